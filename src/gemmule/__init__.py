@@ -1,0 +1,1 @@
+"""Making, running and checking small Gemma 2 models."""

@@ -1,0 +1,117 @@
+"""TOML plus overrides to frozen, validated configs.
+
+A run's settings are one pydantic model; an unknown key is an error that names the nearest right
+one, and the resolved config is written back with the run.
+"""
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+import tomli_w
+
+from gemmule import files
+from gemmule.errors import ConfigError
+
+
+class Config(pydantic.BaseModel):
+    """Base of every config: frozen, and unknown keys are refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str = "config") -> Self:
+        """Validates `values`.
+
+        Args:
+            values: nested mapping of settings.
+            source: where they came from, for the error message.
+
+        Raises:
+            ConfigError: naming every wrong key and value, and the nearest right key.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as e:
+            lines = [_explain(cls, error) for error in e.errors()]
+            raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> Self:
+        """Reads a TOML file (or nothing) and applies `a.b=value` overrides.
+
+        Raises:
+            ConfigError: when the file is missing or no TOML, or a key or value is wrong.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(path.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                raise ConfigError(f"no config file at {path}") from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+                raise ConfigError(f"{path} is not a readable TOML file: {e}") from None
+        for override in overrides:
+            _apply(values, override)
+        return cls.parse(values, source=str(path) if path else "config")
+
+    def save(self, path: Path) -> None:
+        """Writes the resolved config as TOML, atomically; unset (None) fields are left out."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        files.write_text(path, tomli_w.dumps(values))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, eq, text = override.partition("=")
+    if not eq or not key.strip():
+        raise ConfigError(f"cannot read the override {override!r}: write key=value, as in seed=1")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: --set model.preset=1m
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {parent} is a value, not a group of settings")
+    values[last] = value
+
+
+def nearest(word: str, allowed: Sequence[str]) -> str:
+    """A closing hint: the nearest allowed word, or all of them."""
+    match = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"did you mean {match[0]!r}?" if match else f"allowed: {', '.join(allowed)}"
+
+
+def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
+    loc = [str(part) for part in error["loc"]]
+    name = ".".join(loc) or "config"
+    if error["type"] == "extra_forbidden":
+        owner = cls
+        for part in loc[:-1]:
+            field = owner.model_fields.get(part)
+            found = _model_type(field.annotation) if field else None
+            if found is None:
+                break
+            owner = found
+        return f"unknown key {name!r}; {nearest(loc[-1], list(owner.model_fields))}"
+    if error["type"] == "missing":
+        return f"{name!r} is required"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _model_type(annotation: Any) -> type[pydantic.BaseModel] | None:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        options = typing.get_args(annotation)
+    else:
+        options = (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, pydantic.BaseModel):
+            return option
+    return None

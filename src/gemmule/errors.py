@@ -1,0 +1,64 @@
+"""What can go wrong, as types.
+
+GemmuleError                everything raised on purpose
+├── UserError               the user can mend it: one clear message, exit code 2
+│   ├── ConfigError         a setting that does not exist or is out of range
+│   ├── DataError           a corpus that cannot be used as given
+│   ├── TokenizerError      a tokenizer that is broken, or does not match its partner
+│   ├── CheckpointError     a model or training state that cannot be read
+│   ├── OutputError         a place that cannot be written to
+│   └── MissingExtraError   an optional package that is not installed
+├── TrainingError           training cannot go on (NaN or Inf): exit code 1
+└── Interrupted             stopped by Ctrl-C or SIGTERM, with everything saved: exit code 130
+
+A message says what we got, what is allowed, and what to do.
+"""
+
+
+class GemmuleError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class UserError(GemmuleError):
+    """A mistake the user can mend; the command line prints its message without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting that does not exist, or has a value that is not allowed."""
+
+
+class DataError(UserError):
+    """A corpus that cannot be used as given."""
+
+
+class TokenizerError(UserError):
+    """A tokenizer that cannot be read, or does not match the one it must agree with."""
+
+
+class CheckpointError(UserError):
+    """A model or training state that cannot be read."""
+
+
+class OutputError(UserError):
+    """A file or folder that cannot be written to."""
+
+
+class MissingExtraError(UserError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f'{purpose} needs {package}: pip install "gemmule[{extra}]"')
+
+
+class TrainingError(GemmuleError):
+    """Training cannot continue."""
+
+
+class Interrupted(GemmuleError):
+    """A clean stop on request; the message says how to resume."""
+
+    exit_code = 130

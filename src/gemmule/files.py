@@ -1,0 +1,116 @@
+"""Writing files so that nothing is lost: temp file, fsync, rename."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gemmule.errors import OutputError
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write at `path` into one clear OutputError."""
+    try:
+        yield
+    except OSError as e:
+        reasons = {
+            errno.ENOSPC: "the disk is full: free some space or choose another place",
+            errno.EDQUOT: "the disk quota is used up: free some space or choose another place",
+            errno.EACCES: "permission denied: choose a place you may write to",
+            errno.EPERM: "permission denied: choose a place you may write to",
+            errno.EROFS: "the file system is read-only: choose another place",
+            errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place",
+            errno.EEXIST: "a file of that name is in the way: choose another place",
+            errno.EFBIG: "the file would be larger than this file system or limit allows",
+        }
+        if e.errno not in reasons:
+            raise
+        raise OutputError(f"cannot write to {path}: {reasons[e.errno]}") from e
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes renames inside the folder `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced and renamed over `path`.
+
+    On any failure the temporary file is removed and whatever stood at `path` stays as it was.
+    """
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield tmp
+            with tmp.open("rb+") as f:
+                os.fsync(f.fileno())
+            tmp.replace(path)
+            fsync_dir(path.parent)
+        finally:
+            tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success it is synced and renamed to `path`.
+
+    An existing folder at `path` is replaced. On failure the temporary folder is removed.
+    """
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir()
+        try:
+            yield tmp
+            for file in tmp.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as f:
+                        os.fsync(f.fileno())
+                else:
+                    fsync_dir(file)
+            fsync_dir(tmp)
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+                path.rename(old)
+                tmp.rename(path)
+                shutil.rmtree(old)
+            else:
+                tmp.rename(path)
+            fsync_dir(path.parent)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` atomically."""
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically. NaN and Inf are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,324 @@
+"""The whole Gemma 2 forward pass (arXiv 2408.00118, section 2; facts checked against HF's code).
+
+Shapes: B batch, T query, S key, D model, N query heads, K kv heads, G = N/K, H head dim,
+F ffn hidden, V vocabulary. `x_BTD` is a tensor of shape [B, T, D].
+
+Attention is computed in blocks of queries, each against only the keys it may see, so that a
+local layer costs O(T x window) and a global one half of T x T; `attend` is the plain version.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemmule.model.config import GemmaConfig
+from gemmule.model.kv_cache import KVCache
+
+QUERY_BLOCK = 128  # small enough that a block's scores stay in a core's cache
+MAX_UNROLLED_BLOCKS = 8  # bounds the size of the compiled graph
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(x / cap): bounds `x` smoothly to (-cap, cap); None leaves it alone."""
+    return x if cap is None else torch.tanh(x / cap) * cap
+
+
+def rope_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation angles, fp32, [B, T, 1, H/2]; positions are integers."""
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_BT.device)
+    inv_freq = theta ** -(pairs / head_dim)
+    angles = positions_BT.float()[..., None, None] * inv_freq
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BTNH: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Applies rotary positions to pairs (i, i + H/2), in fp32."""
+    cos, sin = rope
+    a, b = x_BTNH.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x_BTNH)
+
+
+def attend(
+    q_BTNH: Tensor,
+    k_BSKH: Tensor,
+    v_BSKH: Tensor,
+    q_index_T: Tensor,
+    k_index_S: Tensor,
+    q_segment_BT: Tensor | None,
+    k_segment_BS: Tensor | None,
+    window: int | None,
+    scale: float,
+    cap: float | None,
+) -> Tensor:
+    """Soft-capped grouped-query attention over explicit indices.
+
+    Query i sees key j when j <= i, i - j < `window` (None: no limit) and both lie in the same
+    segment. The cap comes before the mask; the softmax is fp32. Returns [B, T, N, H].
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    G = N // K
+    q_BKgH = q_BTNH.view(B, T, K, G, H).permute(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    k_BKHS = k_BSKH.permute(0, 2, 3, 1)
+    scores = soft_cap((q_BKgH @ k_BKHS).float() * scale, cap).view(B, K, G, T, S)
+    distance_TS = q_index_T[:, None] - k_index_S[None, :]
+    allowed = distance_TS >= 0
+    if window is not None:
+        allowed = allowed & (distance_TS < window)
+    if q_segment_BT is not None and k_segment_BS is not None:
+        same = q_segment_BT[:, :, None] == k_segment_BS[:, None, :]
+        allowed = (allowed & same)[:, None, None]
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1).type_as(v_BSKH).view(B, K, G * T, S)
+    out_BKGTH = (weights @ v_BSKH.transpose(1, 2)).view(B, K, G, T, H)
+    return out_BKGTH.permute(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def attend_causal_blocks(
+    q_BTNH: Tensor,
+    k_BTKH: Tensor,
+    v_BTKH: Tensor,
+    segment_BT: Tensor | None,
+    window: int | None,
+    scale: float,
+    cap: float | None,
+) -> Tensor:
+    """`attend` over a whole sequence, block by block, skipping keys no query of a block sees."""
+    T = q_BTNH.shape[1]
+    index_T = torch.arange(T, device=q_BTNH.device)
+    block = max(QUERY_BLOCK, math.ceil(T / MAX_UNROLLED_BLOCKS))
+    outs = []
+    for start in range(0, T, block):
+        end = min(start + block, T)
+        # Rounded down to whole cache lines; the mask hides the few extra keys.
+        first = 0 if window is None else max(0, start - window + 1) // 16 * 16
+        q, keys = slice(start, end), slice(first, end)
+        q_segment = None if segment_BT is None else segment_BT[:, q]
+        k_segment = None if segment_BT is None else segment_BT[:, keys]
+        outs.append(
+            attend(
+                q_BTNH[:, q], k_BTKH[:, keys], v_BTKH[:, keys], index_T[q], index_T[keys],
+                q_segment, k_segment, window, scale, cap,
+            )
+        )  # fmt: skip
+    return torch.cat(outs, dim=1)
+
+
+def attend_local_blocks(
+    q_BTNH: Tensor,
+    k_BTKH: Tensor,
+    v_BTKH: Tensor,
+    segment_BT: Tensor | None,
+    window: int,
+    scale: float,
+    cap: float | None,
+) -> Tensor:
+    """`attend` with a window over a long sequence: O(T x window) time and memory.
+
+    Blocks of half a window become batch entries; each sees itself and the two blocks before.
+    """
+    B, T, N, H = q_BTNH.shape
+    block = math.ceil(window / 2)
+    blocks = math.ceil(T / block)
+    tail = blocks * block - T
+    if segment_BT is None:
+        segment_BT = q_BTNH.new_ones((B, T), dtype=torch.long)
+    # Segment -1 marks the places before the start, which no query may see.
+    segment = F.pad(segment_BT, (2 * block, tail), value=-1)
+
+    def with_two_before(x: Tensor) -> Tensor:
+        parts = x.view(B, blocks + 2, block, *x.shape[2:])
+        joined = torch.cat((parts[:, :-2], parts[:, 1:-1], parts[:, 2:]), dim=2)
+        return joined.reshape(B * blocks, 3 * block, *x.shape[2:])
+
+    q = F.pad(q_BTNH, (0, 0, 0, 0, 0, tail)).view(B * blocks, block, N, H)
+    k = with_two_before(F.pad(k_BTKH, (0, 0, 0, 0, 2 * block, tail)))
+    v = with_two_before(F.pad(v_BTKH, (0, 0, 0, 0, 2 * block, tail)))
+    k_index = torch.arange(3 * block, device=q.device)
+    q_segment = segment[:, 2 * block :].reshape(B * blocks, block)
+    out = attend(
+        q, k, v, k_index[2 * block :], k_index, q_segment, with_two_before(segment),
+        window, scale, cap,
+    )  # fmt: skip
+    return out.reshape(B, blocks * block, N, H)[:, :T]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + w), wholly in fp32, cast back at the end; w starts at zero."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Normalises the last dimension."""
+        x = x_BTD.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return (x * (1.0 + self.weight.float())).type_as(x_BTD)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with soft-capped scores; local layers see a sliding window."""
+
+    def __init__(self, config: GemmaConfig, layer: int) -> None:
+        super().__init__()
+        D, H = config.hidden_size, config.head_dim
+        N, K = config.num_attention_heads, config.num_key_value_heads
+        self.layer, self.head_dim = layer, H
+        self.window = config.sliding_window if config.is_local(layer) else None
+        self.scale, self.cap = config.attention_scale, config.attn_logit_softcapping
+        self.q_proj = nn.Linear(D, N * H, bias=False)
+        self.k_proj = nn.Linear(D, K * H, bias=False)
+        self.v_proj = nn.Linear(D, K * H, bias=False)
+        self.o_proj = nn.Linear(N * H, D, bias=False)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        segment_BT: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """Attends within `x_BTD`, and to what `cache` holds when there is one."""
+        B, T, _ = x_BTD.shape
+        q_BTNH = rotate(self.q_proj(x_BTD).view(B, T, -1, self.head_dim), rope)
+        k_BTKH = rotate(self.k_proj(x_BTD).view(B, T, -1, self.head_dim), rope)
+        v_BTKH = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
+        if cache is not None:
+            k_BSKH, v_BSKH, k_index = cache.extend(self.layer, k_BTKH, v_BTKH)
+            q_index = torch.arange(cache.length, cache.length + T, device=x_BTD.device)
+            k_segment = None if segment_BT is None else cache.segment_BS[:, k_index]
+            out = attend(
+                q_BTNH, k_BSKH, v_BSKH, q_index, k_index, segment_BT, k_segment,
+                self.window, self.scale, self.cap,
+            )  # fmt: skip
+        elif self.window is not None and T > 2 * self.window:
+            out = attend_local_blocks(
+                q_BTNH, k_BTKH, v_BTKH, segment_BT, self.window, self.scale, self.cap
+            )
+        else:
+            out = attend_causal_blocks(
+                q_BTNH, k_BTKH, v_BTKH, segment_BT, self.window, self.scale, self.cap
+            )
+        return self.o_proj(out.reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """GeGLU: down(gelu_tanh(gate(x)) * up(x))."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        D, F_ = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(D, F_, bias=False)
+        self.up_proj = nn.Linear(D, F_, bias=False)
+        self.down_proj = nn.Linear(F_, D, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        gate_BTF = F.gelu(self.gate_proj(x_BTD), approximate="tanh")
+        return self.down_proj(gate_BTF * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """One layer: norms before and after attention, and before and after the MLP."""
+
+    def __init__(self, config: GemmaConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        segment_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        attended = self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT, cache)
+        h_BTD = x_BTD + self.post_attention_layernorm(attended)
+        fed = self.mlp(self.pre_feedforward_layernorm(h_BTD))
+        return h_BTD + self.post_feedforward_layernorm(fed)
+
+
+class Gemma(nn.Module):
+    """Token ids to soft-capped logits; the head is the embedding's transpose.
+
+    Parameter names are those of the HF checkpoint without its leading "model.".
+    """
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draws matrices with variance 1/fan_in and embeddings with 1/D; norms start at zero."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.zero_()
+            elif isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.normal_(0.0, module.weight.shape[1] ** -0.5, generator=generator)
+
+    def hidden_states(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """What the head reads, [B, T, D], after the final norm.
+
+        Args:
+            tokens_BT: ids.
+            positions_BT: rotary positions; by default they count on from the cache's length.
+            segments_BT: a token sees only tokens of its own segment (packed documents; padding
+                has a segment of its own, 0). None: each row is one document.
+            cache: what was seen before; it takes in these tokens.
+        """
+        T = tokens_BT.shape[1]
+        start = 0
+        if cache is not None:
+            start = cache.length
+            segments_BT = cache.begin(tokens_BT.shape[1], segments_BT)
+        if positions_BT is None:
+            positions_BT = torch.arange(start, start + T, device=tokens_BT.device)[None]
+        rope = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
+        x_BTD = self.embed_tokens(tokens_BT)
+        # The constant is rounded to the activations' dtype first, as the reference does.
+        x_BTD = x_BTD * torch.tensor(self.config.hidden_size**0.5, dtype=x_BTD.dtype)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, rope, segments_BT, cache)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x_BTD)  # type: ignore[no-any-return]
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Soft-capped logits [..., V] of final hidden states [..., D]."""
+        return soft_cap(F.linear(x_BTD, self.embed_tokens.weight), self.config.final_logit_softcapping)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Soft-capped logits [B, T, V]; arguments as in `hidden_states`."""
+        x_BTD = self.hidden_states(
+            tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache
+        )
+        return self.logits(x_BTD)
