@@ -3,26 +3,18 @@
 Shapes: B batch, T query, S key, D model, N query heads, K kv heads, G = N/K, H head dim,
 F ffn hidden, V vocabulary. `x_BTD` is a tensor of shape [B, T, D].
 
-Attention is computed in blocks of queries, each against only the keys it may see, so that a
-local layer costs O(T x window) and a global one half of T x T; `attend` is the plain version.
+`attend` is attention written plainly, and what cached decoding uses; a whole sequence goes
+through block_attention.py, which gives the same for less work.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemmule.model.block_attention import attend_sequence
 from gemmule.model.config import GemmaConfig
 from gemmule.model.kv_cache import KVCache
-
-QUERY_BLOCK = 128  # small enough that a block's scores stay in a core's cache
-MAX_UNROLLED_BLOCKS = 8  # bounds the size of the compiled graph
-
-
-def soft_cap(x: Tensor, cap: float | None) -> Tensor:
-    """cap * tanh(x / cap): bounds `x` smoothly to (-cap, cap); None leaves it alone."""
-    return x if cap is None else torch.tanh(x / cap) * cap
+from gemmule.model.soft_cap import soft_cap
 
 
 def rope_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -76,75 +68,6 @@ def attend(
     return out_BKGTH.permute(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def attend_causal_blocks(
-    q_BTNH: Tensor,
-    k_BTKH: Tensor,
-    v_BTKH: Tensor,
-    segment_BT: Tensor | None,
-    window: int | None,
-    scale: float,
-    cap: float | None,
-) -> Tensor:
-    """`attend` over a whole sequence, block by block, skipping keys no query of a block sees."""
-    T = q_BTNH.shape[1]
-    index_T = torch.arange(T, device=q_BTNH.device)
-    block = max(QUERY_BLOCK, math.ceil(T / MAX_UNROLLED_BLOCKS))
-    outs = []
-    for start in range(0, T, block):
-        end = min(start + block, T)
-        # Rounded down to whole cache lines; the mask hides the few extra keys.
-        first = 0 if window is None else max(0, start - window + 1) // 16 * 16
-        q, keys = slice(start, end), slice(first, end)
-        q_segment = None if segment_BT is None else segment_BT[:, q]
-        k_segment = None if segment_BT is None else segment_BT[:, keys]
-        outs.append(
-            attend(
-                q_BTNH[:, q], k_BTKH[:, keys], v_BTKH[:, keys], index_T[q], index_T[keys],
-                q_segment, k_segment, window, scale, cap,
-            )
-        )  # fmt: skip
-    return torch.cat(outs, dim=1)
-
-
-def attend_local_blocks(
-    q_BTNH: Tensor,
-    k_BTKH: Tensor,
-    v_BTKH: Tensor,
-    segment_BT: Tensor | None,
-    window: int,
-    scale: float,
-    cap: float | None,
-) -> Tensor:
-    """`attend` with a window over a long sequence: O(T x window) time and memory.
-
-    Blocks of half a window become batch entries; each sees itself and the two blocks before.
-    """
-    B, T, N, H = q_BTNH.shape
-    block = math.ceil(window / 2)
-    blocks = math.ceil(T / block)
-    tail = blocks * block - T
-    if segment_BT is None:
-        segment_BT = q_BTNH.new_ones((B, T), dtype=torch.long)
-    # Segment -1 marks the places before the start, which no query may see.
-    segment = F.pad(segment_BT, (2 * block, tail), value=-1)
-
-    def with_two_before(x: Tensor) -> Tensor:
-        parts = x.view(B, blocks + 2, block, *x.shape[2:])
-        joined = torch.cat((parts[:, :-2], parts[:, 1:-1], parts[:, 2:]), dim=2)
-        return joined.reshape(B * blocks, 3 * block, *x.shape[2:])
-
-    q = F.pad(q_BTNH, (0, 0, 0, 0, 0, tail)).view(B * blocks, block, N, H)
-    k = with_two_before(F.pad(k_BTKH, (0, 0, 0, 0, 2 * block, tail)))
-    v = with_two_before(F.pad(v_BTKH, (0, 0, 0, 0, 2 * block, tail)))
-    k_index = torch.arange(3 * block, device=q.device)
-    q_segment = segment[:, 2 * block :].reshape(B * blocks, block)
-    out = attend(
-        q, k, v, k_index[2 * block :], k_index, q_segment, with_two_before(segment),
-        window, scale, cap,
-    )  # fmt: skip
-    return out.reshape(B, blocks * block, N, H)[:, :T]
-
-
 class RMSNorm(nn.Module):
     """x / rms(x) * (1 + w), wholly in fp32, cast back at the end; w starts at zero."""
 
@@ -195,12 +118,8 @@ class Attention(nn.Module):
                 q_BTNH, k_BSKH, v_BSKH, q_index, k_index, segment_BT, k_segment,
                 self.window, self.scale, self.cap,
             )  # fmt: skip
-        elif self.window is not None and T > 2 * self.window:
-            out = attend_local_blocks(
-                q_BTNH, k_BTKH, v_BTKH, segment_BT, self.window, self.scale, self.cap
-            )
         else:
-            out = attend_causal_blocks(
+            out = attend_sequence(
                 q_BTNH, k_BTKH, v_BTKH, segment_BT, self.window, self.scale, self.cap
             )
         return self.o_proj(out.reshape(B, T, -1))

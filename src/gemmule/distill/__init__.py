@@ -1,0 +1,1 @@
+"""Knowledge distillation at full vocabulary."""

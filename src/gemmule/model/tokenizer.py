@@ -1,0 +1,371 @@
+"""Gemma's tokenizer: text to ids and back, conversations to ids, and training a new one.
+
+Text never turns into control ids unless the caller asks; every string that UTF-8 can write comes
+back exactly.
+"""
+
+import codecs
+import functools
+import hashlib
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+
+from gemmule import files
+from gemmule.errors import TokenizerError
+from gemmule.model import hf_tokenizer, spm_train
+from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID, SPACE
+
+_FILE = "tokenizer.model"
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # ModelProto piece types
+_BPE = 2  # TrainerSpec.ModelType
+_SPACE_UTF8 = SPACE.encode()
+_ROLES = {"user": "user", "assistant": "model", "model": "model"}
+
+
+class Tokenizer:
+    """A SentencePiece model with Gemma's fixed ids.
+
+    Safe to use from several threads at once.
+
+    Attributes:
+        vocab_size: ids are 0 .. vocab_size - 1.
+        stop_ids: ids that end an answer.
+    """
+
+    pad_id: ClassVar[int] = 0
+    eos_id: ClassVar[int] = 1
+    bos_id: ClassVar[int] = 2
+    unk_id: ClassVar[int] = 3
+    start_of_turn_id: ClassVar[int] = spm_train.START_OF_TURN_ID
+    end_of_turn_id: ClassVar[int] = spm_train.END_OF_TURN_ID
+    stop_ids: ClassVar[tuple[int, ...]] = (1, spm_train.END_OF_TURN_ID)
+
+    def __init__(self, model: bytes, source: str = "tokenizer model") -> None:
+        """Reads a serialised SentencePiece ModelProto.
+
+        Args:
+            model: the content of a tokenizer.model file.
+            source: where it came from, for error messages.
+
+        Raises:
+            TokenizerError: when it is no such model, or lacks Gemma's layout.
+        """
+        self._model = model
+        proto = _parse(model, source)
+        self._pieces = [p.piece for p in proto.pieces]
+        self._types = [p.type for p in proto.pieces]
+        self._scores = [p.score for p in proto.pieces]
+        self.vocab_size = len(self._pieces)
+        self._is_control = [
+            i < FIRST_TEXT_ID or t in (_CONTROL, _UNKNOWN) for i, t in enumerate(self._types)
+        ]
+        self._shown = [_piece_bytes(p, t) for p, t in zip(self._pieces, self._types, strict=True)]
+        self._text = [
+            b"" if control else shown
+            for control, shown in zip(self._is_control, self._shown, strict=True)
+        ]
+        # SentencePiece matches user-defined symbols in text, turn markers among them. In the
+        # copy that sees text they are control pieces, which it never matches.
+        for i in range(FIRST_TEXT_ID):
+            if proto.pieces[i].type == _USER_DEFINED:
+                proto.pieces[i].type = _CONTROL
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(
+                model_proto=proto.SerializeToString()
+            )
+        except (RuntimeError, ValueError) as e:
+            raise TokenizerError(f"{source} is not a usable SentencePiece model: {e}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a tokenizer.model file, or the one in the folder `path`.
+
+        Raises:
+            TokenizerError: when there is none, or it is not a Gemma tokenizer.
+        """
+        path = Path(path)
+        file = path / _FILE if path.is_dir() else path
+        try:
+            model = file.read_bytes()
+        except OSError as e:
+            raise TokenizerError(
+                f"cannot read a tokenizer at {file}: {e.strerror}; give a folder that holds "
+                f"{_FILE}, or such a file"
+            ) from None
+        return cls(model, str(file))
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`.
+
+        transformers' AutoTokenizer loads the folder and gives equal ids.
+        """
+        normal = [t == _NORMAL for t in self._types]
+        tokenizer_json = hf_tokenizer.tokenizer_json(self._pieces, self._scores, normal)
+        files.write_text(folder / "tokenizer.json", tokenizer_json)
+        files.write_json(folder / "tokenizer_config.json", hf_tokenizer.tokenizer_config())
+        with files.atomic_path(folder / _FILE) as tmp:
+            tmp.write_bytes(self._model)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the pieces, their types and scores: equal ids, equal text.
+
+        Normalisation needs no part in it: only the identity is accepted.
+        """
+        digest = hashlib.sha256()
+        for piece, kind, score in zip(self._pieces, self._types, self._scores, strict=True):
+            data = piece.encode()
+            digest.update(struct.pack("<IBf", len(data), kind, score + 0.0) + data)
+        return digest.hexdigest()
+
+    def encode(self, text: str, bos: bool = False, control: bool = False) -> list[int]:
+        """The ids of `text`.
+
+        Args:
+            text: any string that UTF-8 can write.
+            bos: put the <bos> id first.
+            control: read `<bos>`, `<start_of_turn>` and the like, spelled out in `text`, as
+                control ids. Never use it on text from a user.
+
+        Raises:
+            TokenizerError: when `text` holds a lone surrogate.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as e:
+            raise TokenizerError(
+                f"the text holds a lone surrogate, {text[e.start]!r} at character {e.start}, "
+                "which UTF-8 cannot write: decode its source with errors='replace'"
+            ) from None
+        ids = [self.bos_id] if bos else []
+        if control:
+            for i, part in enumerate(self._control_pattern.split(text)):
+                if i % 2:
+                    ids.append(self._control_ids[part])
+                elif part:
+                    ids += self._encode_bytes(part.encode())
+        else:
+            ids += self._encode_bytes(data)
+        return ids
+
+    def _encode_bytes(self, data: bytes) -> list[int]:
+        if _SPACE_UTF8 not in data:
+            return self._processor.encode(data)  # type: ignore[no-any-return]
+        # SentencePiece would take a literal U+2581 for a space; in bytes it comes back.
+        ids: list[int] = []
+        for i, part in enumerate(data.split(_SPACE_UTF8)):
+            if i:
+                ids += [FIRST_BYTE_ID + byte for byte in _SPACE_UTF8]
+            if part:
+                ids += self._processor.encode(part)
+        return ids
+
+    @functools.cached_property
+    def _control_ids(self) -> dict[str, int]:
+        return {self._pieces[i]: i for i, control in enumerate(self._is_control) if control}
+
+    @functools.cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._control_ids, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def decode_bytes(self, ids: Iterable[int], control: bool = False) -> bytes:
+        """The UTF-8 bytes that `ids` stand for; cut at a piece, they may end in mid-character.
+
+        Args:
+            ids: token ids (a list, an array or a tensor).
+            control: spell control ids out instead of leaving them out.
+
+        Raises:
+            TokenizerError: for an id outside the vocabulary.
+        """
+        table = self._shown if control else self._text
+        parts = []
+        for i in ids:
+            i = int(i)  # noqa: PLW2901 (a tensor's elements are tensors)
+            if not 0 <= i < self.vocab_size:
+                raise TokenizerError(f"no token has id {i}: ids are 0 to {self.vocab_size - 1}")
+            parts.append(table[i])
+        return b"".join(parts)
+
+    def decode(self, ids: Iterable[int], control: bool = False) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizerError: for an id outside the vocabulary.
+        """
+        return self.decode_bytes(ids, control).decode(errors="replace")
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes each id stands for, shape [vocab_size]; 0 for control ids."""
+        return np.array([len(b) for b in self._text], dtype=np.int64)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], generation_prompt: bool = True
+    ) -> list[int]:
+        r"""The ids of a conversation, <bos> included.
+
+        Each turn is `<start_of_turn>{user|model}\n{content, trimmed}<end_of_turn>\n`. A leading
+        system message is put before the first user message. Whatever a content spells, it
+        cannot end its turn.
+
+        Args:
+            messages: {"role": "system" | "user" | "assistant", "content": text}, roles
+                alternating and starting with user ("model" is read as "assistant").
+            generation_prompt: open the model's turn at the end.
+
+        Raises:
+            TokenizerError: for any other shape of conversation.
+        """
+        turns = _turns(messages)
+        if generation_prompt and turns[-1][0] == "model":
+            raise TokenizerError(
+                "the last message is the assistant's, so there is nothing to answer: end with a "
+                "user message, or pass generation_prompt=False"
+            )
+        newline = self.encode("\n")
+        ids = [self.bos_id]
+        for role, content in turns:
+            ids += [self.start_of_turn_id, *self.encode(f"{role}\n{content}")]
+            ids += [self.end_of_turn_id, *newline]
+        if generation_prompt:
+            ids += [self.start_of_turn_id, *self.encode("model\n")]
+        return ids
+
+
+def _turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Checks a conversation; returns (user or model, trimmed content) of each turn."""
+    turns: list[tuple[str, str]] = []
+    system = ""
+    for n, message in enumerate(messages):
+        role = message.get("role")
+        content = message.get("content")
+        if not isinstance(content, str):
+            raise TokenizerError(
+                f"message {n} has {type(content).__name__} content: give text, as in "
+                '{"role": "user", "content": "Hello"}'
+            )
+        if role == "system" and n == 0:
+            system = content.strip()
+            continue
+        if role not in _ROLES:
+            hint = "only the first message may be a system message" if role == "system" else ""
+            raise TokenizerError(
+                f"message {n} has role {role!r}: " + (hint or "use system, user or assistant")
+            )
+        expected = "model" if len(turns) % 2 else "user"
+        if _ROLES[role] != expected:
+            raise TokenizerError(
+                f"message {n} has role {role!r}: roles must alternate user, assistant, user, …"
+            )
+        content = content.strip()
+        if system and not turns:
+            content = f"{system}\n\n{content}".strip()
+        turns.append((expected, content))
+    if not turns:
+        raise TokenizerError('a conversation needs a user message: {"role": "user", …}')
+    return turns
+
+
+class StreamDecoder:
+    """Turns ids that arrive one by one into text, never showing half a UTF-8 character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """Takes the next id; returns the text that is now complete (often, not always, some)."""
+        return self._decoder.decode(self._tokenizer.decode_bytes((token_id,)))
+
+    def flush(self) -> str:
+        """Ends the text: an unfinished character becomes U+FFFD. Ready for a new text after."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a tokenizer as Gemma's was, with its fixed ids, on an even sample of `texts`.
+
+    The same texts in the same order give the same tokenizer, byte for byte.
+
+    Args:
+        texts: documents; read once, never held together in memory.
+        vocab_size: all pieces, the 473 fixed ones included; at least 512.
+
+    Raises:
+        TokenizerError: when the size is out of range or the text cannot fill it.
+    """
+    return Tokenizer(spm_train.train_model(texts, vocab_size), "the trained tokenizer")
+
+
+def _piece_bytes(piece: str, kind: int) -> bytes:
+    if kind == _BYTE:
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace(SPACE, " ").encode()
+
+
+def _parse(model: bytes, source: str) -> Any:
+    """Reads the ModelProto and checks that it is a BPE with Gemma's layout."""
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(model)
+        pieces = [(p.piece, p.type) for p in proto.pieces]
+        if any(isinstance(piece, bytes) for piece, _ in pieces):
+            raise ValueError("a piece is not UTF-8")  # protobuf hands such a string out as bytes
+    except (DecodeError, ValueError, RuntimeError):
+        raise TokenizerError(
+            f"{source} is not a SentencePiece model ({len(model)} bytes): it may be damaged or "
+            "cut short"
+        ) from None
+    problem = _layout_problem(pieces) or _spec_problem(proto)
+    if problem:
+        raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
+    return proto
+
+
+def _layout_problem(pieces: list[tuple[str, int]]) -> str | None:
+    if len(pieces) < FIRST_LEARNED_ID:
+        return f"it has {len(pieces)} pieces and the fixed ones alone are {FIRST_LEARNED_ID}"
+    fixed = dict(enumerate(spm_train.BASIC_PIECES))
+    fixed |= {spm_train.START_OF_TURN_ID: "<start_of_turn>"}
+    fixed |= {spm_train.END_OF_TURN_ID: "<end_of_turn>"}
+    fixed |= {FIRST_BYTE_ID + i: f"<0x{i:02X}>" for i in range(256)}
+    for i, piece in fixed.items():
+        if pieces[i][0] != piece:
+            return f"id {i} is {pieces[i][0]!r} where {piece!r} belongs"
+        kind = _BYTE if i >= FIRST_BYTE_ID else None
+        if kind is not None and pieces[i][1] != kind:
+            return f"{piece!r} is not marked as a byte"
+    if [kind for _, kind in pieces[:4]] != [_CONTROL, _CONTROL, _CONTROL, _UNKNOWN]:
+        return "its first four pieces are not marked as control pieces"
+    stray = [p for p, kind in pieces[FIRST_LEARNED_ID:] if kind in (_BYTE, _UNKNOWN)]
+    return f"{stray[0]!r} is marked as a byte or as unknown" if stray else None
+
+
+def _spec_problem(proto: Any) -> str | None:
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    if trainer.model_type != _BPE or not trainer.byte_fallback:
+        return "it is not a BPE with byte fallback"
+    if (
+        normalizer.precompiled_charsmap
+        or normalizer.add_dummy_prefix
+        or normalizer.remove_extra_whitespaces
+        or not normalizer.escape_whitespaces
+        or trainer.treat_whitespace_as_suffix
+    ):
+        return "it changes text before encoding it (only identity normalisation is allowed)"
+    if not all(math.isfinite(p.score) for p in proto.pieces):
+        return "it has a score that is not a finite number"
+    return None
