@@ -1,1 +1,61 @@
-"""Making, running and checking small Gemma 2 models."""
+"""Making, running and checking small Gemma 2 models.
+
+    import gemmule
+    lm = gemmule.load("runs/quickstart/student")
+    print(lm.generate("def add(a, b):", max_new_tokens=32, temperature=0.0))
+
+Importing this package is instant: torch is imported by the first call that needs it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from gemmule.infer.language_model import LanguageModel
+    from gemmule.infer.sampling import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LanguageModel", "SamplingParams", "__version__", "load"]
+
+
+def load(
+    path: "str | Path",
+    dtype: "torch.dtype | str | None" = None,
+    device: "torch.device | str" = "cpu",
+    quantize: "str | None" = None,
+) -> "LanguageModel":
+    """Loads a model and its tokenizer.
+
+    Args:
+        path: a run directory, a folder in Hugging Face's layout, or a hub id (downloaded once).
+        dtype: of the weights; None: as stored (float16 becomes float32).
+        device: such as "cpu" or "cuda".
+        quantize: not available yet; must be None.
+
+    Raises:
+        CheckpointError: when there is no readable model at `path`.
+        TokenizerError: when its tokenizer is missing, broken or another model's.
+        ConfigError: for an impossible dtype, device or quantisation.
+    """
+    from gemmule.infer.language_model import load as load_language_model
+
+    return load_language_model(path, dtype=dtype, device=device, quantize=quantize)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LanguageModel":
+        from gemmule.infer.language_model import LanguageModel
+
+        return LanguageModel
+    if name == "SamplingParams":
+        from gemmule.infer.sampling import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,6 +7,7 @@
 
 Whatever cannot be known is None and `Energy.how` says why: a missing counter or package never
 stops a run. Nothing is written, no socket is opened, and codecarbon is imported by `start` only.
+(config is imported for its hint at the nearest allowed word.)
 """
 
 import dataclasses

@@ -110,7 +110,7 @@ class _ChunkedHead(torch.autograd.Function):
         need_x, need_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x_ND) if need_x else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
-        totals: list[Tensor] = []
+        sums: list[Tensor] = []
         for start in range(0, len(x_ND), chunk):
             rows = slice(start, start + chunk)
             loss, grad_CV, *others = step(x_ND[rows] @ weight.T, rows)
@@ -122,14 +122,13 @@ class _ChunkedHead(torch.autograd.Function):
                     grad_weight.addmm_(grad_CV.T, x_ND[rows])
                 else:
                     grad_weight += grad_CV.T @ x_ND[rows]
-            sums = [loss, *others]
             # Sums of chunk sums in float64: no drift however many chunks there are.
-            totals = [s.double() + t for s, t in zip(sums, totals or [0.0] * len(sums), strict=True)]
+            sums.append(torch.stack([loss, *others]).double())
         ctx.grads = (grad_x, grad_weight, weight_VD.dtype)
-        return tuple(t.float() for t in totals)
+        return tuple(torch.stack(sums).sum(0).float().unbind())
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight, weight_dtype = ctx.grads
         return (
@@ -167,8 +166,8 @@ def linear_cross_entropy(
         nll, index, hit = _at_target(raw_CV, target_N[rows], keep_N[rows], log_z_C, cap)
         return nll, grad_CV.scatter_add_(1, index, -hit)
 
-    (loss,) = _ChunkedHead.apply(x_ND, weight_VD, chunk or chunk_size(len(weight_VD)), step)
-    return loss  # type: ignore[no-any-return]
+    (loss,) = _ChunkedHead.apply(x_ND, weight_VD, chunk or chunk_size(len(weight_VD)), step)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def linear_distillation(
@@ -210,5 +209,5 @@ def linear_distillation(
             grad_CV.scatter_add_(1, index, -alpha * hit)
         return soft_C.sum() + alpha * nll, grad_CV, nll
 
-    loss, hard = _ChunkedHead.apply(x_ND, weight_VD, chunk or chunk_size(len(weight_VD)), step)
+    loss, hard = _ChunkedHead.apply(x_ND, weight_VD, chunk or chunk_size(len(weight_VD)), step)  # type: ignore[no-untyped-call]
     return loss, hard.detach()

@@ -59,7 +59,7 @@ class _CappedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, allowed, scores, shift, total, out = ctx.saved_tensors
         B, K, R, _ = q.shape
@@ -93,10 +93,10 @@ def _attend(
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKRH = q_BTNH.view(B, T, K, N // K, H).permute(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    out_BKRH = _CappedAttention.apply(
+    out_BKRH = _CappedAttention.apply(  # type: ignore[no-untyped-call]
         q_BKRH, k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2), allowed_BTS[:, None], scale, cap
     )
-    return out_BKRH.view(B, N, T, H).transpose(1, 2)  # type: ignore[no-any-return]
+    return out_BKRH.view(B, N, T, H).transpose(1, 2)
 
 
 def _allowed(

@@ -222,11 +222,13 @@ class Gemma(nn.Module):
             x_BTD = layer(x_BTD, rope, segments_BT, cache)
         if cache is not None:
             cache.length += T
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+        return self.norm(x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Soft-capped logits [..., V] of final hidden states [..., D]."""
-        return soft_cap(F.linear(x_BTD, self.embed_tokens.weight), self.config.final_logit_softcapping)
+        return soft_cap(
+            F.linear(x_BTD, self.embed_tokens.weight), self.config.final_logit_softcapping
+        )
 
     def forward(
         self,

@@ -10,7 +10,7 @@ def soft_cap(x: Tensor, cap: float | None) -> Tensor:
 
 
 def fast_tanh(y: Tensor) -> Tensor:
-    """tanh within 4e-7 relative error in fp32, a quarter of torch.tanh's time when compiled.
+    """Tanh within 4e-7 relative error in fp32, a quarter of torch.tanh's time when compiled.
 
     Away from zero it is 1 - 2 / (exp(2y) + 1), one vectorised exponential; near zero, where that
     cancels, five terms of the series.

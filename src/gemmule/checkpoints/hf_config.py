@@ -1,0 +1,169 @@
+"""GemmaConfig to and from the config.json of Hugging Face's Gemma2ForCausalLM.
+
+Our field names are theirs, so translating means filling in their defaults and refusing what the
+forward pass here does not do (facts read from transformers' configuration_gemma2.py).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemmule import files
+from gemmule.errors import CheckpointError, ConfigError
+from gemmule.model.config import GemmaConfig
+
+PAD_ID, EOS_ID, BOS_ID, END_OF_TURN_ID = 0, 1, 2, 107
+ACTIVATION = "gelu_pytorch_tanh"
+
+# What their Gemma2Config assumes of a field that config.json leaves out.
+_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+}
+
+
+def _layer_types(config: GemmaConfig) -> list[str]:
+    return [
+        "sliding_attention" if config.is_local(i) else "full_attention"
+        for i in range(config.num_hidden_layers)
+    ]
+
+
+def to_hf(config: GemmaConfig, dtype: str) -> dict[str, Any]:
+    """The config.json that gives `config` the same meaning in transformers 4 and 5.
+
+    Args:
+        config: the model's shape.
+        dtype: name of the weights' dtype, such as "float32".
+    """
+    return {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        **{name: getattr(config, name) for name in _DEFAULTS},
+        "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim,
+        "hidden_activation": ACTIVATION,
+        "layer_types": _layer_types(config),
+        # transformers 5 reads rope_parameters; version 4, vLLM and llama.cpp read rope_theta.
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "pad_token_id": PAD_ID,
+        "eos_token_id": EOS_ID,
+        "bos_token_id": BOS_ID,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+
+
+def generation_config() -> dict[str, Any]:
+    """generation_config.json: generation stops at the end of the text or of a turn."""
+    return {
+        "bos_token_id": BOS_ID,
+        "eos_token_id": [EOS_ID, END_OF_TURN_ID],
+        "pad_token_id": PAD_ID,
+    }
+
+
+def from_hf(values: Mapping[str, Any], source: str = "config.json") -> GemmaConfig:
+    """Reads a config.json's content.
+
+    Args:
+        values: the parsed JSON.
+        source: where it came from, for error messages.
+
+    Raises:
+        CheckpointError: for another architecture, a feature we do not have, or a wrong value.
+    """
+    if values.get("model_type") != "gemma2":
+        raise CheckpointError(
+            f"{source}: model_type is {values.get('model_type')!r}; only 'gemma2' can be loaded"
+        )
+    rope = values.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"{source}: rope_parameters is {rope!r}; expected an object")
+    _refuse_unsupported(values, rope, source)
+    ours = {name: values.get(name, default) for name, default in _DEFAULTS.items()}
+    ours["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 10000.0))
+    if ours["query_pre_attn_scalar"] is None or ours["sliding_window"] is None:
+        raise CheckpointError(
+            f"{source}: query_pre_attn_scalar and sliding_window must be numbers, got "
+            f"{ours['query_pre_attn_scalar']!r} and {ours['sliding_window']!r}"
+        )
+    try:
+        config = GemmaConfig.parse(ours, source=source)
+    except ConfigError as e:
+        raise CheckpointError(str(e)) from None
+    # Compared without building our list first: a hostile layer count would make it enormous.
+    types = values.get("layer_types")
+    if types is not None and (
+        not isinstance(types, list)
+        or len(types) != config.num_hidden_layers
+        or types != _layer_types(config)
+    ):
+        raise CheckpointError(
+            f"{source}: layer_types is {_short(types)}; Gemma 2 alternates 'sliding_attention' "
+            f"and 'full_attention', sliding first, over {config.num_hidden_layers} layers"
+        )
+    return config
+
+
+def _refuse_unsupported(values: Mapping[str, Any], rope: Mapping[str, Any], source: str) -> None:
+    supported: dict[str, tuple[Any, ...]] = {
+        "hidden_activation": (None, ACTIVATION),
+        "attention_bias": (None, False),
+        "attention_dropout": (None, 0),
+        "tie_word_embeddings": (None, True),
+        "use_bidirectional_attention": (None, False),
+        "rope_scaling": (None,),
+        "quantization_config": (None,),
+    }
+    found = {name: values.get(name) for name in supported}
+    found["rope_parameters.rope_type"] = rope.get("rope_type")
+    supported["rope_parameters.rope_type"] = (None, "default")
+    found["rope_parameters.partial_rotary_factor"] = rope.get("partial_rotary_factor")
+    supported["rope_parameters.partial_rotary_factor"] = (None, 1)
+    for name, value in found.items():
+        if value not in supported[name]:
+            allowed = supported[name][-1]
+            raise CheckpointError(
+                f"{source}: {name} is {_short(value)}, which is not supported; only "
+                f"{'models without it' if allowed is None else repr(allowed)} can be loaded"
+            )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file whose content is an object.
+
+    Raises:
+        CheckpointError: when it is missing or something else.
+    """
+    try:
+        value = files.read_json(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"no {path.name} in {path.parent}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        raise CheckpointError(f"{path} is not readable JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value

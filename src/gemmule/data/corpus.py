@@ -1,0 +1,210 @@
+"""A corpus read for the first time: duplicates found, documents assigned to splits.
+
+Only hashes are kept in memory (about 100 bytes a document), never the text.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmule.data.sections import SECTION_CHARS
+from gemmule.data.sources import Source
+from gemmule.errors import DataError
+
+SPLITS = ("train", "validation", "heldout")
+Progress = Callable[[int, int, str], None]
+
+_FEW = 20  # fewer documents than this do not split well
+_DROPPED = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """What the first reading found out.
+
+    Attributes:
+        source: where the documents are.
+        in_sections: whether documents are cut into sections of about 64 kB.
+        split_of: for each document the source streams, its split's index, or 255 when dropped.
+        digests: the first 8 bytes of each one's content hash, to notice a change later.
+        byte_counts: UTF-8 bytes of the kept documents, by split.
+        documents: kept documents, by split.
+        dropped: what was left out, counted by reason.
+        fingerprint: SHA-256 over every kept document's key, content and split.
+    """
+
+    source: Source
+    in_sections: bool
+    split_of: npt.NDArray[np.uint8]
+    digests: npt.NDArray[np.uint64]
+    byte_counts: dict[str, int]
+    documents: dict[str, int]
+    dropped: dict[str, int]
+    fingerprint: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about how the text was used."""
+        if not self.in_sections:
+            return []
+        return [
+            f"fewer than {_FEW} documents: each was cut into sections of about "
+            f"{SECTION_CHARS // 1024} kB, and the sections are the documents that were split"
+        ]
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Streams (split, text) of every kept document, in the source's order.
+
+        Raises:
+            DataError: when the source is not what it was at the first reading.
+        """
+        n = -1
+        for n, document in enumerate(self.source.documents(Counter(), self.in_sections)):
+            if n >= len(self.split_of) or _short(_digest(document.text)) != self.digests[n]:
+                raise self._changed()
+            split = self.split_of[n]
+            if split != _DROPPED:
+                yield SPLITS[split], document.text
+        if n + 1 != len(self.split_of):
+            raise self._changed()
+
+    def _changed(self) -> DataError:
+        return DataError(f"{self.source.location} changed while it was being read: start again")
+
+
+def read_corpus(
+    source: Source,
+    validation: float = 0.05,
+    heldout: float = 0.05,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Reads the source once: drops exact duplicates and assigns each document to a split.
+
+    The split follows from a hash of the content (of the module's name in the embedded corpus), so
+    a document stays in its split when others are added, renamed or reordered.
+
+    Args:
+        source: from `find_source`.
+        validation: share of documents for tuning.
+        heldout: share of documents for the final figures.
+        progress: called with (documents read so far, 0, "documents"): the total is not known.
+
+    Raises:
+        DataError: when nothing usable is found, or too little for three splits.
+    """
+    if not (0 < validation < 1 and 0 < heldout < 1 and validation + heldout < 1):
+        raise DataError(
+            f"validation {validation} and heldout {heldout} are shares of the documents: both "
+            "must be above 0 and together below 1"
+        )
+    scan = _Scan(source, in_sections=False, progress=progress)
+    if len(scan.kept) < _FEW:
+        scan = _Scan(source, in_sections=True, progress=progress)
+    dropped = {**source.left_out, **scan.dropped}
+    if not scan.kept:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+        raise DataError(f"no usable text in {source.location}: {reasons or 'it is empty'}")
+    if len(scan.kept) < len(SPLITS):
+        raise DataError(
+            f"{source.location} holds {sum(scan.sizes)} bytes of text, {len(scan.kept)} document(s)"
+            f" after cutting: train, validation and held-out text need one each, so give at least "
+            f"{len(SPLITS)} files or about {len(SPLITS) * SECTION_CHARS // 1024} kB"
+        )
+    assigned = _assign(np.array(scan.positions), validation, heldout)
+    split_of = np.full(len(scan.digests), _DROPPED, np.uint8)
+    split_of[scan.kept] = assigned
+    sizes = np.array(scan.sizes, np.int64)
+    digest = hashlib.sha256()
+    for key, content, split in zip(scan.keys, scan.contents, assigned, strict=True):
+        digest.update(key + content + bytes([split]))
+    return Corpus(
+        source=source,
+        in_sections=scan.in_sections,
+        split_of=split_of,
+        digests=np.array(scan.digests, np.uint64),
+        byte_counts={name: int(sizes[assigned == i].sum()) for i, name in enumerate(SPLITS)},
+        documents={name: int((assigned == i).sum()) for i, name in enumerate(SPLITS)},
+        dropped=dropped,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+class _Scan:
+    """One pass over a source's documents."""
+
+    def __init__(self, source: Source, in_sections: bool, progress: Progress | None) -> None:
+        self.in_sections = in_sections
+        self.dropped: Counter[str] = Counter()
+        self.digests: list[int] = []  # of every document streamed
+        # Of each kept document: its place in the stream, hashes, size, and place in [0, 1).
+        self.kept: list[int] = []
+        self.keys: list[bytes] = []
+        self.contents: list[bytes] = []
+        self.sizes: list[int] = []
+        self.positions: list[float] = []
+        seen: set[bytes] = set()
+        for n, document in enumerate(source.documents(self.dropped, in_sections)):
+            content = _digest(document.text)
+            self.digests.append(_short(content))
+            if progress and n % 64 == 63:
+                progress(n + 1, 0, "documents")
+            reason = _why_unusable(document.text, content in seen)
+            if reason:
+                self.dropped[reason] += 1
+                continue
+            seen.add(content)
+            decides = content if document.split_key is None else _digest(document.split_key)
+            self.kept.append(n)
+            self.keys.append(_digest(document.key))
+            self.contents.append(content)
+            self.sizes.append(len(document.text.encode()))
+            self.positions.append(_short(decides) / 2**64)
+
+
+def _why_unusable(text: str, seen: bool) -> str | None:
+    if not text.strip():
+        return "empty"
+    if seen:
+        return "duplicate"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate"  # only JSON escapes can write one
+    return None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
+
+
+def _short(digest: bytes) -> int:
+    return int.from_bytes(digest[:8])
+
+
+def _assign(
+    positions: npt.NDArray[np.float64], validation: float, heldout: float
+) -> npt.NDArray[np.uint8]:
+    """Each document's split index: [0, heldout) held out, then validation, then train.
+
+    A split left empty takes the document whose position is nearest to its interval.
+    """
+    train, valid, held = range(3)
+    split = np.full(len(positions), train, np.uint8)
+    split[positions < heldout + validation] = valid
+    split[positions < heldout] = held
+    intervals = {
+        held: (0.0, heldout),
+        valid: (heldout, heldout + validation),
+        train: (heldout + validation, 1.0),
+    }
+    for index, (low, high) in intervals.items():
+        if not (split == index).any():
+            distance = np.maximum(np.maximum(low - positions, positions - high), 0)
+            sizes = np.bincount(split, minlength=3)
+            distance[sizes[split] < 2] = np.inf  # never empty one split to fill another
+            split[distance.argmin()] = index
+    return split

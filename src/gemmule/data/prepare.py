@@ -1,0 +1,251 @@
+"""From a corpus to token shards: resumable, parallel, and the same whatever the workers."""
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemmule import files
+from gemmule.data.corpus import SPLITS, Corpus, Progress, read_corpus
+from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
+from gemmule.data.shards import ShardJob, make_shard
+from gemmule.data.sources import find_source
+from gemmule.errors import DataError, OutputError
+from gemmule.model.tokenizer import Tokenizer
+
+_PLAN = "plan.json"
+# Shards are the unit of parallel work and of resuming: about 32 in all, within these bounds.
+_MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 256 * 1024, 32 * 1024 * 1024
+
+
+def prepare(
+    source: Path | None,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    field: str = "text",
+    name: str | None = None,
+    licence: str | None = None,
+    validation: float = 0.05,
+    heldout: float = 0.05,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Tokenises a corpus once, into memory-mapped shards.
+
+    Stopped at any moment, the same call goes on where it stopped and the result is the same, byte
+    for byte. A finished folder made from the same text with the same tokenizer is returned as is.
+
+    Args:
+        source: a file, folder or glob pattern; None is the embedded corpus.
+        tokenizer: what to encode with; a copy is kept in the folder.
+        out: the folder to write.
+        field: the JSON field or Parquet column that holds the text.
+        name: what a model card calls the corpus; by default the file's or folder's name.
+        licence: the corpus's licence, for the model card.
+        validation: share of documents for tuning.
+        heldout: share of documents for the final figures.
+        workers: threads (SentencePiece lets go of Python's lock); by default one a core.
+        progress: called as progress(done, total, unit): unit "documents" with total 0 while the
+            source is read for the first time, then unit "bytes" of text tokenised.
+
+    Raises:
+        DataError: when the source cannot be used as given.
+        OutputError: when `out` cannot be written, or holds something else.
+    """
+    out = Path(out)
+    if workers is not None and workers < 1:
+        raise DataError(f"workers {workers} is too few: use at least 1")
+    corpus = read_corpus(
+        find_source(source, field, name, licence), validation, heldout, progress=progress
+    )
+    plan: dict[str, Any] = {
+        "format": FORMAT,
+        "source_fingerprint": corpus.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "name": corpus.source.name,
+        "licence": corpus.source.licence,
+        "shard_bytes": _shard_bytes(corpus),
+    }
+    if _claim(out, plan):
+        return Dataset.open(out, tokenizer)
+    tokenizer.save(out / "tokenizer")
+    for unfinished in out.rglob(".*.tmp"):  # left by a run that was killed
+        unfinished.unlink()
+    entries = _make_shards(
+        corpus,
+        tokenizer,
+        out,
+        shard_bytes=plan["shard_bytes"],
+        workers=workers or os.cpu_count() or 1,
+        progress=progress,
+    )
+    files.write_json(out / MANIFEST, _manifest(corpus, tokenizer, plan, entries))
+    return Dataset.open(out, tokenizer)
+
+
+def sample_texts(
+    source: Path | None,
+    max_bytes: int = 64_000_000,
+    *,
+    field: str = "text",
+    validation: float = 0.05,
+    heldout: float = 0.05,
+    progress: Progress | None = None,
+) -> Iterator[str]:
+    """Streams training documents for a tokenizer to learn from, spread evenly over the corpus.
+
+    Validation and held-out documents are never among them: pass the same shares as to `prepare`.
+
+    Args:
+        source: as for `prepare`.
+        max_bytes: about how much text to give at most.
+        field: the JSON field or Parquet column that holds the text.
+        validation: share of documents for tuning.
+        heldout: share of documents for the final figures.
+        progress: called as by `prepare` while the source is read for the first time.
+
+    Raises:
+        DataError: when the source cannot be used as given.
+    """
+    corpus = read_corpus(find_source(source, field), validation, heldout, progress=progress)
+    every = max(1, -(-corpus.byte_counts["train"] // max_bytes))
+    n = 0
+    for split, text in corpus.texts():
+        if split == "train":
+            if n % every == 0:
+                yield text
+            n += 1
+
+
+def _shard_bytes(corpus: Corpus) -> int:
+    share = sum(corpus.byte_counts.values()) // 32
+    return min(max(share, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> bool:
+    """Makes `out` ours; True when it already holds the finished result of this very plan."""
+    with files.writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+        present = {entry.name for entry in out.iterdir()}
+    if _PLAN not in present:
+        if {name for name in present if not name.endswith(".tmp")}:
+            raise OutputError(f"{out} is in use by something else: choose an empty or new folder")
+        files.write_json(out / _PLAN, plan)
+        return False
+    try:
+        found = files.read_json(out / _PLAN)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if found != plan:
+        raise OutputError(
+            f"{out} already holds data made from {_difference(found, plan)}: choose another folder "
+            "or delete it"
+        )
+    return MANIFEST in present
+
+
+def _difference(found: Any, plan: dict[str, Any]) -> str:
+    if not isinstance(found, dict):
+        return "something unknown"
+    if found.get("source_fingerprint") != plan["source_fingerprint"]:
+        return f"other text ({found.get('name')})"
+    if found.get("tokenizer") != plan["tokenizer"]:
+        return "the same text with another tokenizer"
+    return "the same text with other settings"
+
+
+def _make_shards(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    shard_bytes: int,
+    workers: int,
+    progress: Progress | None,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Makes every shard; returns (split, manifest entry) of each in a fixed order."""
+    total = sum(corpus.byte_counts.values())
+    entries: list[tuple[str, dict[str, Any]]] = []
+    waiting: collections.deque[tuple[str, concurrent.futures.Future[dict[str, Any]]]]
+    waiting = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="tokenise")
+    done = 0
+
+    def collect() -> None:
+        nonlocal done
+        split, future = waiting.popleft()
+        entry = future.result()
+        entries.append((split, entry))
+        done += entry["bytes"]
+        if progress:
+            progress(done, total, "bytes")
+
+    try:
+        for job in _jobs(corpus, shard_bytes):
+            waiting.append((job.split, pool.submit(make_shard, job, tokenizer, out)))
+            # The text of a few shards only is in memory at any time.
+            while len(waiting) > 2 * workers:
+                collect()
+        while waiting:
+            collect()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return entries
+
+
+def _jobs(corpus: Corpus, shard_bytes: int) -> Iterator[ShardJob]:
+    """Groups documents into shards; depends on the corpus alone."""
+    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    counts = dict.fromkeys(SPLITS, 0)
+
+    def take(split: str) -> ShardJob:
+        job = ShardJob(split, counts[split], texts[split])
+        texts[split], sizes[split] = [], 0
+        counts[split] += 1
+        return job
+
+    for split, text in corpus.texts():
+        texts[split].append(text)
+        sizes[split] += len(text)
+        if sizes[split] >= shard_bytes:
+            yield take(split)
+    for split in SPLITS:
+        if texts[split]:
+            yield take(split)
+
+
+def _manifest(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    plan: dict[str, Any],
+    entries: list[tuple[str, dict[str, Any]]],
+) -> dict[str, Any]:
+    splits = {}
+    for name in SPLITS:
+        shards = [entry for split, entry in entries if split == name]
+        digest = hashlib.sha256("".join(s["sha256"] for s in shards).encode())
+        splits[name] = {
+            "documents": sum(s["documents"] for s in shards),
+            "tokens": sum(s["tokens"] for s in shards),
+            "bytes": sum(s["bytes"] for s in shards),
+            "sha256": digest.hexdigest(),  # of the shards' checksums in order
+            "shards": shards,
+        }
+    whole = "".join(str(split["sha256"]) for split in splits.values()) + tokenizer.fingerprint
+    return {
+        **plan,
+        "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
+        "source": corpus.source.location,
+        "field": corpus.source.field,
+        "in_sections": corpus.in_sections,
+        "vocab_size": tokenizer.vocab_size,
+        "splits": splits,
+        "dropped": corpus.dropped,
+        "notes": corpus.notes,
+    }

@@ -1,0 +1,160 @@
+"""A model with its tokenizer: what `gemmule.load` returns."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Unpack, overload
+
+import torch
+
+from gemmule.checkpoints.hf import load_model, resolve_model_folder
+from gemmule.errors import ConfigError, TokenizerError
+from gemmule.infer import generate as engine
+from gemmule.infer.sampling import SamplingParams, SamplingSettings
+from gemmule.infer.score import token_log_probs
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+
+
+class LanguageModel:
+    """Generates, chats and scores.
+
+    Keyword settings of `generate`, `stream`, `chat` and `stream_chat` are the fields of
+    `SamplingParams`: max_new_tokens, temperature, top_k, top_p, min_p, seed, stop.
+
+    Attributes:
+        model: the torch module, tokens_BT to logits_BTV.
+        tokenizer: its partner.
+    """
+
+    def __init__(self, model: Gemma, tokenizer: Tokenizer) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+                f"{model.config.vocab_size}: they do not belong together"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def config(self) -> GemmaConfig:
+        """The model's shape."""
+        return self.model.config
+
+    @overload
+    def generate(self, prompt: str, **settings: Unpack[SamplingSettings]) -> str: ...
+
+    @overload
+    def generate(
+        self, prompt: list[str] | tuple[str, ...], **settings: Unpack[SamplingSettings]
+    ) -> list[str]: ...
+
+    def generate(
+        self, prompt: str | list[str] | tuple[str, ...], **settings: Unpack[SamplingSettings]
+    ) -> str | list[str]:
+        """Continues a text, or each of several.
+
+        In a batch, each prompt gets what it would get alone, up to rounding; with a seed, prompt
+        number i draws from seed + i.
+
+        Args:
+            prompt: one text or a sequence of texts.
+            **settings: see the class.
+
+        Returns:
+            The continuation only; a list when `prompt` is one.
+
+        Raises:
+            ConfigError: for a bad setting, or a prompt longer than the context.
+        """
+        params = SamplingParams.of(settings)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = [done.text for done in self.complete([self._encode(p) for p in prompts], params)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(self, prompt: str, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
+        """Like `generate` for one text, piece by piece; the pieces joined are its result."""
+        params = SamplingParams.of(settings)
+        return engine.stream(self.model, self.tokenizer, self._encode(prompt), params)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], **settings: Unpack[SamplingSettings]
+    ) -> str:
+        """Answers a conversation.
+
+        Args:
+            messages: {"role": "user" | "assistant" | "model", "content": text}, alternating and
+                beginning and ending with the user.
+            **settings: see the class.
+
+        Returns:
+            The model's turn, up to <end_of_turn>.
+        """
+        params = SamplingParams.of(settings)
+        return self.complete([self.tokenizer.render_chat(messages)], params)[0].text
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, str]], **settings: Unpack[SamplingSettings]
+    ) -> Iterator[str]:
+        """Like `chat`, piece by piece."""
+        params = SamplingParams.of(settings)
+        ids = self.tokenizer.render_chat(messages)
+        return engine.stream(self.model, self.tokenizer, ids, params)
+
+    def score(self, text: str) -> list[float]:
+        """Log-probability of each token of `text` given all before it, in nats.
+
+        The first is conditioned on <bos>. The tokens are `tokenizer.encode(text)`.
+
+        Raises:
+            ConfigError: when the text does not fit into the context.
+        """
+        ids = self._encode(text)
+        context = self.config.max_position_embeddings
+        # The last token is only predicted, never read.
+        if len(ids) - 1 > context:
+            raise ConfigError(
+                f"the text has {len(ids) - 1} tokens; this model's context is {context}: score "
+                "it in parts"
+            )
+        scores: list[float] = token_log_probs(self.model, ids).tolist()
+        return scores
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams
+    ) -> list[engine.Completion]:
+        """Continues token ids; says also which tokens were drawn and why each row ended."""
+        return engine.complete(self.model, self.tokenizer, prompts, params)
+
+    def _encode(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise ConfigError(f"expected text, got {type(text).__name__}")
+        return self.tokenizer.encode(text, bos=True)
+
+
+def load(
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
+) -> LanguageModel:
+    """Loads a model and its tokenizer.
+
+    Args:
+        path: a run directory, a folder in Hugging Face's layout, or a hub id (downloaded once).
+        dtype: of the weights; None: as stored (float16 becomes float32).
+        device: such as "cpu" or "cuda".
+        quantize: not available yet; must be None.
+
+    Raises:
+        CheckpointError: when there is no readable model at `path`.
+        TokenizerError: when its tokenizer is missing, broken or another model's.
+        ConfigError: for an impossible dtype, device or quantisation.
+    """
+    if quantize is not None:
+        raise ConfigError(
+            f"quantize={quantize!r}: quantised loading is not available yet; use None"
+        )
+    folder = resolve_model_folder(path)
+    tokenizer = Tokenizer.load(folder)
+    return LanguageModel(load_model(folder, dtype=dtype, device=device), tokenizer)

@@ -1,0 +1,177 @@
+"""From logits to the next token: settings, the filtered distribution, and the draw.
+
+Shapes: V vocabulary, K candidates.
+"""
+
+import dataclasses
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from gemmule.config import nearest
+from gemmule.errors import ConfigError
+
+# Below this a division by the temperature leaves fp32; the result is greedy anyway.
+_GREEDY_BELOW = 1e-5
+# A nucleus nearly always lies within this many tokens; sorting a whole vocabulary is slow.
+_NUCLEUS_GUESS = 1024
+_SEEDS = 2**63
+
+
+class SamplingSettings(TypedDict, total=False):
+    """Keyword arguments of everything that generates; see SamplingParams."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen, and when to stop. The filters apply in the order listed.
+
+    Attributes:
+        max_new_tokens: most tokens to generate, at least 1.
+        temperature: logits are divided by it; 0 takes the likeliest token (greedy).
+        top_k: only the k likeliest tokens; None keeps all.
+        top_p: only the fewest likeliest tokens whose probability sums to p, in (0, 1].
+        min_p: only tokens at least min_p times as likely as the likeliest, in [0, 1].
+        seed: of the draws; row i of a batch draws from seed + i. None: different every time.
+        stop: strings that end the text; they are not part of it.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float = 0.95
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _check_int("max_new_tokens", self.max_new_tokens, 1)
+        _check_float("temperature", self.temperature, "0 (greedy) or more", 0.0, math.inf)
+        _check_float("top_p", self.top_p, "above 0 and at most 1 (1 keeps all)", 0.0, 1.0)
+        _check_float("min_p", self.min_p, "from 0 (keeps all) to 1", 0.0, 1.0)
+        if self.top_p == 0:
+            raise ConfigError("top_p is 0; it must be above 0 and at most 1 (1 keeps all)")
+        if self.top_k is not None:
+            _check_int("top_k", self.top_k, 1, " (leave it out to keep all)")
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0)
+            if self.seed >= _SEEDS:
+                raise ConfigError(f"seed is {self.seed}; it must be below 2**63")
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(s, str) and s for s in stops):
+            raise ConfigError(f"stop is {self.stop!r}; it must be one or more non-empty strings")
+        object.__setattr__(self, "stop", stops)
+
+    @classmethod
+    def of(cls, settings: SamplingSettings) -> "SamplingParams":
+        """Checks keyword settings.
+
+        Raises:
+            ConfigError: for an unknown name (the nearest right one is given) or a bad value.
+        """
+        allowed = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in allowed:
+                raise ConfigError(f"unknown setting {name!r}; {nearest(name, allowed)}")
+        return cls(**settings)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < _GREEDY_BELOW or self.top_k == 1
+
+
+def _check_int(name: str, value: Any, least: int, hint: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, {least} or more{hint}")
+
+
+def _check_float(name: str, value: Any, allowed: str, least: float, most: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r}; it must be a number, {allowed}")
+
+
+def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """What may be drawn.
+
+    Args:
+        logits_V: one token's logits.
+        params: with a temperature above 0.
+
+    Returns:
+        Weights [K], zero for what the filters removed and not normalised; and the ids [K] they
+        belong to, likeliest first (None: every id in order).
+    """
+    V = len(logits_V)
+    # The largest becomes 0, so that no temperature can overflow.
+    scaled = (logits_V.float() - logits_V.max()) / params.temperature
+    ids: Tensor | None = None
+    if params.top_k is not None and params.top_k < V:
+        scaled, ids = scaled.topk(params.top_k)
+        weights = scaled.softmax(-1)
+    else:
+        weights = scaled.softmax(-1)
+        if params.top_p < 1:
+            weights, ids = _nucleus_sorted(weights, params.top_p)
+    if params.top_p < 1:
+        # A token stays while those before it sum to less than p: the likeliest always does.
+        before = weights.cumsum(-1, dtype=torch.float64) - weights
+        weights = weights.masked_fill(before >= params.top_p, 0.0)
+    if params.min_p > 0:
+        weights = weights.masked_fill(weights < params.min_p * weights.max(), 0.0)
+    return weights, ids
+
+
+def _nucleus_sorted(weights_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Enough of the likeliest tokens to sum to `top_p`, likeliest first."""
+    if len(weights_V) > 2 * _NUCLEUS_GUESS:
+        weights, ids = weights_V.topk(_NUCLEUS_GUESS)
+        if weights.sum() >= top_p:
+            return weights, ids
+    sorted_weights, ids = weights_V.sort(descending=True, stable=True)
+    return sorted_weights, ids
+
+
+def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
+    """The distribution [V] that `params` draws from: one-hot when greedy, else filtered."""
+    full_V = torch.zeros(len(logits_V), dtype=torch.float32, device=logits_V.device)
+    if params.greedy:
+        full_V[logits_V.argmax()] = 1.0
+        return full_V
+    weights, ids = candidates(logits_V, params)
+    weights = weights / weights.sum()
+    return weights if ids is None else full_V.index_put_((ids,), weights)
+
+
+class Sampler:
+    """Draws one row's tokens; the same seed and logits give the same tokens on any device."""
+
+    def __init__(self, params: SamplingParams, row: int = 0) -> None:
+        self.params = params
+        self._generator = torch.Generator()
+        seed = secrets.randbits(62) if params.seed is None else params.seed
+        self._generator.manual_seed((seed + row) % _SEEDS)
+
+    def __call__(self, logits_V: Tensor) -> int:
+        """The next token's id."""
+        if self.params.greedy:
+            return int(logits_V.argmax())
+        weights, ids = candidates(logits_V.cpu(), self.params)
+        drawn = int(torch.multinomial(weights, 1, generator=self._generator))
+        return drawn if ids is None else int(ids[drawn])

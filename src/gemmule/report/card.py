@@ -1,0 +1,130 @@
+"""`write_card`: README.md for the hub and index.html to look at, from the files of a run."""
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from gemmule import files
+from gemmule.errors import MissingExtraError
+from gemmule.report import page, runs
+from gemmule.report.figures import UNKNOWN, Figure
+from gemmule.report.parts import Page
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_card(run: Path, licence: str | None = None) -> Path:
+    """Writes `card/README.md` and `card/index.html` into a run or quickstart directory.
+
+    Reads the run's files only; the same files give the same card, byte for byte. An existing
+    card is replaced.
+
+    Args:
+        run: a run directory (manifest.json, result.json, metrics.jsonl …) or a quickstart
+            directory (comparison.json, teacher/, scratch/, student/).
+        licence: the licence the weights are published under, as the hub spells it
+            ("apache-2.0"); None says that it is still to be chosen.
+
+    Returns:
+        The card's folder.
+
+    Raises:
+        CheckpointError: naming the file of the run that is missing or broken.
+        MissingExtraError: when jinja2 or matplotlib is not installed.
+        OutputError: when the card cannot be written.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtraError("jinja2", "report", "the model card") from None
+    source = runs.load(run)
+    content = page.build(source, clean(run.resolve().name), clean(page.shown_path(run)))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    environment.filters |= {"md": _markdown, "fenced": _fenced}
+    environment.tests["figure"] = lambda value: isinstance(value, Figure)
+    names: dict[str, Any] = {"page": content, "unknown": UNKNOWN}
+    html = environment.get_template("index.html").render(names)
+    text = environment.get_template("README.md").render(names)
+    card = run / "card"
+    with files.atomic_dir(card) as folder:
+        (folder / "index.html").write_text(html, encoding="utf-8", newline="\n")
+        readme = f"---\n{_front_matter(content, licence)}---\n\n{text}"
+        (folder / "README.md").write_text(readme, encoding="utf-8", newline="\n")
+    return card
+
+
+def clean(text: str) -> str:
+    """Text that every file and browser takes: control characters and half surrogates replaced."""
+
+    def shown(c: str) -> str:
+        bad = unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"
+        return "\N{REPLACEMENT CHARACTER}" if bad else c
+
+    return "".join(map(shown, text))
+
+
+def _front_matter(content: Page, licence: str | None) -> str:
+    """The hub's metadata, with the held-out results as model-index."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    model = content.model
+    data = clean(str(model.manifest.get("data.name") or "unnamed"))
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=_slug(data),
+            dataset_name=data,
+            dataset_split="heldout",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=model.result.get(metric),
+        )
+        for metric, name in (
+            ("nats_per_token", "held-out loss, nats per token"),
+            ("perplexity", "held-out perplexity"),
+            ("bits_per_byte", "held-out bits per byte"),
+        )
+    ]
+    tags = ["gemma2", "small-language-model"] + ["distillation"] * content.distilled
+    languages = model.manifest.get("data.language")
+    teacher = model.manifest.get("parent.path") if content.distilled else None
+    card = ModelCardData(
+        model_name=content.name,
+        license=licence or "other",
+        license_name=None if licence else "to-be-chosen",
+        language=[languages] if isinstance(languages, str) else languages,
+        library_name="gemmule",
+        pipeline_tag="text-generation",
+        tags=tags,
+        datasets=[_slug(data)],
+        base_model=_slug(re.split(r"[/\\]", str(teacher))[-1]) if teacher else None,
+        eval_results=results,
+    )
+    return card.to_yaml(line_break="\n") + "\n"
+
+
+def _slug(text: str) -> str:
+    """A name the hub allows: letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()[:96] or "unnamed"
+
+
+def _markdown(text: object) -> str:
+    """Plain text inside a line of Markdown: nothing in it is markup, nor HTML."""
+    line = " ".join(clean(str(text)).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", line)
+
+
+def _fenced(text: object) -> str:
+    """A Markdown code block that the text cannot close."""
+    body = clean(str(text))
+    ticks = max([2, *(len(run) for run in re.findall("`+", body))]) + 1
+    return f"{'`' * ticks}text\n{body}\n{'`' * ticks}"

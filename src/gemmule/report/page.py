@@ -1,0 +1,178 @@
+"""Puts the card together from the files of a run; the templates turn it into Markdown and HTML."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemmule.report import compare, figures, plots, sections
+from gemmule.report.figures import Ledger
+from gemmule.report.parts import Page, Plot, Tile
+from gemmule.report.runs import Quickstart, Run
+
+
+def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
+    """Puts the page together.
+
+    Args:
+        source: what `runs.load` read.
+        name: the run's name, for titles.
+        shown_path: how the reader would type the run's path.
+
+    Raises:
+        MissingExtraError: when matplotlib is not installed.
+    """
+    ledger = Ledger()
+    model = source.student if isinstance(source, Quickstart) else source
+    home = f"{shown_path}/{model.folder}" if model.folder else shown_path
+    if isinstance(source, Quickstart):
+        headline, lead, groups, rungs = compare.compared(source, ledger)
+        lines = _quickstart_lines(source)
+    else:
+        headline, lead, groups, rungs = compare.alone(source, ledger)
+        role = "distilled" if source.distilled else "scratch"
+        lines = [plots.Line("This model", source, role, "", "o")]
+    # The order of these calls is the order of the table of sources.
+    tiles = _tiles(model, ledger)
+    architecture = sections.architecture(model, ledger)
+    data = sections.data(source, model, ledger)
+    procedure = sections.procedure(model, ledger)
+    energy = sections.energy(source, model, ledger)
+    samples = _samples(source)
+    prompt = samples[0][0] if samples else "The"
+    limitations = sections.limitations(model, ledger)
+    return Page(
+        name=name,
+        headline=headline,
+        lead=lead,
+        tiles=tiles,
+        rungs=rungs,
+        columns=[title for _, title, _ in compare.COLUMNS],
+        groups=groups,
+        lines=lines,
+        pictures=_pictures(lines),
+        samples=samples,
+        python=_python(home, prompt),
+        shell=f"gemmule chat {shlex.quote(home)}",
+        transformers=_transformers(f"{home}/model", prompt),
+        architecture=architecture,
+        data=data,
+        procedure=procedure,
+        energy=energy,
+        limitations=limitations,
+        sources=ledger.figures,
+        distilled=model.distilled,
+        model=model,
+    )
+
+
+def _tiles(model: Run, ledger: Ledger) -> list[Tile]:
+    what = "this model" if not model.folder else "distilled"
+    row = dict(
+        zip(
+            (c[0] for c in compare.COLUMNS),
+            compare.row_of(model.result, "", what, ledger),
+            strict=True,
+        )
+    )
+    watt = ledger.take(
+        model.carbon, "energy_wh", "energy of this model's training", figures.watt_hours
+    )
+    gram = ledger.take(model.carbon, "gco2e", "carbon of this model's training", figures.grams)
+    cpu = model.carbon.get("how.cpu") if model.carbon else None
+    country = model.carbon.get("country") if model.carbon else None
+    known = str(cpu).split(" (")[0].split(":")[0] if cpu and watt.known else ""
+    return [
+        Tile("Held-out loss", row["nats_per_token"], "nats per token"),
+        Tile("Perplexity", row["perplexity"], "held out"),
+        Tile("Bits per byte", row["bits_per_byte"], "held out"),
+        Tile("Parameters", row["parameters"], "embedding counted once"),
+        Tile("Training tokens", row["train_tokens"], "seen in training"),
+        Tile("Training time", row["seconds"], "wall clock"),
+        Tile("Energy", watt, known),
+        Tile("Carbon", gram, f"grid of {country}" if country else "world-average grid")
+        if gram.known
+        else Tile("Carbon", gram, ""),
+    ]
+
+
+def _quickstart_lines(source: Quickstart) -> list[plots.Line]:
+    lines = [
+        plots.Line("Teacher", source.teacher, "teacher", "5 1.6 1.2 1.6", "D"),
+        plots.Line("From scratch", source.scratch, "scratch", "", "s"),
+        plots.Line("Distilled", source.student, "distilled", "", "o"),
+    ]
+    if source.scratch_equal_compute is not None:
+        more = source.scratch_equal_compute
+        line = plots.Line("From scratch, equal compute", more, "scratch", "3.2 1.8", "^")
+        lines.insert(2, line)
+    return lines
+
+
+def _pictures(lines: Sequence[plots.Line]) -> list[Plot]:
+    files = ", ".join(f"{line.run.folder}/metrics.jsonl".lstrip("/") for line in lines)
+    more = ", result.json" if not lines[0].run.folder else " and each run's result.json"
+    faint = "Faint: training loss. " if any(not line.run.distilled for line in lines) else ""
+    if any(line.run.distilled for line in lines):
+        faint += (
+            "A distilled model's training loss is measured against its teacher's distribution, "
+            "another quantity, and is not drawn. "
+        )
+    passes = ""
+    if any(line.run.distilled for line in lines):
+        passes = "The teacher's forward passes count; its own training does not. "
+    pictures = []
+    for against, caption in (
+        ("tokens", f"Validation loss, nats per token, against training tokens. {faint}"),
+        ("compute", f"The same losses against training compute. {passes}"),
+    ):
+        drawn = plots.curves(lines, against)
+        if drawn:
+            source = files if against == "tokens" else files + more
+            pictures.append(Plot(drawn[0], drawn[1], f"{caption}Source: {source}."))
+    return pictures
+
+
+def _samples(
+    source: Run | Quickstart,
+) -> list[tuple[str, Sequence[tuple[str, str, str]]]]:
+    if not isinstance(source, Quickstart):
+        return []
+    order = (("distilled", "Distilled"), ("scratch", "From scratch"), ("teacher", "Teacher"))
+    return [
+        (
+            sample.get("prompt", ""),
+            [(key, name, sample[key]) for key, name in order if key in sample],
+        )
+        for sample in source.samples
+    ]
+
+
+def _python(path: str, prompt: str) -> str:
+    folder, start = (json.dumps(text, ensure_ascii=False) for text in (path, prompt))
+    return (
+        "import gemmule\n\n"
+        f"lm = gemmule.load({folder})\n"
+        f"print(lm.generate({start}, max_new_tokens=32))"
+    )
+
+
+def _transformers(path: str, prompt: str) -> str:
+    folder, start = (json.dumps(text, ensure_ascii=False) for text in (path, prompt))
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"folder = {folder}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(\n"
+        '    folder, attn_implementation="eager"  # others leave out the soft caps\n'
+        ")\n"
+        f'inputs = tokenizer({start}, return_tensors="pt")\n'
+        "tokens = model.generate(**inputs, max_new_tokens=32)[0]\n"
+        "print(tokenizer.decode(tokens))"
+    )
+
+
+def shown_path(run: Path) -> str:
+    """The run's path as a reader would type it: relative as given, else its name only."""
+    name = run.resolve().name
+    return name if run.is_absolute() or not run.name or ".." in run.parts else run.as_posix()

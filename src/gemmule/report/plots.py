@@ -1,0 +1,207 @@
+"""Loss curves as inline SVG that follows the page's colours and is the same every time."""
+
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from gemmule.errors import MissingExtraError
+from gemmule.report.figures import count, flops, tick
+from gemmule.report.runs import Point, Run
+
+# Drawn in these colours, which are then replaced by the page's CSS variables: one picture
+# serves the light and the dark scheme.
+_VARIABLES = {
+    "#010101": "var(--ink-2)",
+    "#020202": "var(--rule)",
+    "#030303": "var(--teacher)",
+    "#040404": "var(--scratch)",
+    "#050505": "var(--distilled)",
+    "#060606": "var(--card)",
+}
+_INK, _RULE, _CARD = "#010101", "#020202", "#060606"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One run in a plot: colour tells the kind, dash pattern and marker tell it without colour.
+
+    Attributes:
+        role: "teacher", "scratch" or "distilled": also the CSS class of the legend's swatch.
+        dash: SVG dash pattern in units of the line's width, "" for a solid line.
+        marker: matplotlib marker of the last point.
+    """
+
+    name: str
+    run: Run
+    role: str
+    dash: str
+    marker: str
+
+    @property
+    def dasharray(self) -> str:
+        """The dash pattern for a legend drawn 2 units wide."""
+        return " ".join(str(2 * float(part)) for part in self.dash.split())
+
+
+def curves(lines: Sequence[Line], against: str) -> tuple[str, str] | None:
+    """Draws validation loss against "tokens" or "compute".
+
+    Training loss lies faint behind for runs that minimise the next-token loss; a distilled
+    run's training loss is another quantity and is left out.
+
+    Returns:
+        The svg element and a description in words, or None when no run has the figures.
+
+    Raises:
+        MissingExtraError: when matplotlib is not installed.
+    """
+    drawn = [(line, scale) for line in lines if (scale := _scale(line.run, against))]
+    drawn = [
+        (line, scale) for line, scale in drawn if any(p.tokens > 0 for p in line.run.evaluations)
+    ]
+    if not drawn:
+        return None
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure as Canvas
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    except ImportError:
+        raise MissingExtraError("matplotlib", "report", "the card's plots") from None
+    settings: dict[str, Any] = {
+        "svg.hashsalt": "gemmule",
+        "svg.fonttype": "none",
+        "font.size": 10.5,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: measured alike everywhere
+        "path.simplify": False,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "text.usetex": False,
+    }
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's own style would change the page
+        params: Any = mpl.rcParams
+        params.update(settings)
+        canvas = Canvas(figsize=(5.4, 3.7))
+        axes = canvas.add_axes((0.1, 0.155, 0.845, 0.82))
+        for line, scale in drawn:
+            _draw(axes, line, scale)
+        low, high = _window([line.run.evaluations for line, _ in drawn])
+        axes.set_ylim(low - 0.06 * (high - low), high)
+        compute = against == "compute"
+        if compute:
+            axes.set_xscale("log")
+            axes.set_xlim(left=0.7 * min(_enters(line.run, high) * scale for line, scale in drawn))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=9))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
+        unit = "training compute, FLOP (log scale)" if compute else "training tokens"
+        axes.set_xlabel(unit, labelpad=6)
+        axes.grid(color=_RULE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(_RULE)
+        axes.tick_params(length=0, which="both", pad=5)
+        out = io.StringIO()
+        nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
+        canvas.savefig(out, format="svg", metadata=nothing, transparent=True)
+    return _inline(out.getvalue(), against), _in_words(drawn, against)
+
+
+def _window(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
+    """The losses worth looking at: the first steep fifth of each run may leave at the top."""
+    low = min(point.loss for curve in curves for point in curve)
+    later = [p.loss for c in curves for p in c if p.tokens >= 0.2 * c[-1].tokens]
+    return low, max(*later, low + 0.1)
+
+
+def _enters(run: Run, high: float) -> float:
+    """Tokens at which a run's curve is first seen below `high`."""
+    points = [point for point in run.evaluations if point.tokens > 0]
+    inside = [point.tokens for point in points if point.loss <= high]
+    return inside[0] if inside else points[-1].tokens
+
+
+def _scale(run: Run, against: str) -> float | None:
+    return 1.0 if against == "tokens" else run.flops_per_token
+
+
+def _draw(axes: Any, line: Line, scale: float) -> None:
+    colour = {"teacher": "#030303", "scratch": "#040404", "distilled": "#050505"}[line.role]
+    dash: Any = "-"
+    if line.dash:
+        dash = (0, tuple(float(part) for part in line.dash.split()))
+    positive = [point for point in line.run.evaluations if point.tokens > 0]
+    if not line.run.distilled:
+        thin = _thinned([point for point in line.run.training if point.tokens > 0])
+        axes.plot(
+            [p.tokens * scale for p in thin],
+            [p.loss for p in thin],
+            color=colour,
+            alpha=0.28,
+            linewidth=0.9,
+        )
+    axes.plot(
+        [p.tokens * scale for p in positive],
+        [p.loss for p in positive],
+        color=colour,
+        linewidth=2.4 if line.role == "distilled" else 1.9,
+        linestyle=dash,
+        solid_capstyle="round",
+    )
+    if positive:
+        axes.plot(
+            [positive[-1].tokens * scale],
+            [positive[-1].loss],
+            color=colour,
+            marker=line.marker,
+            markersize=7.5,
+            markeredgecolor=_CARD,
+            markeredgewidth=1.2,
+            zorder=5,
+        )
+
+
+def _thinned(points: Sequence[Point], most: int = 160) -> list[Point]:
+    """At most `most` points: means over equal runs of neighbours."""
+    size = -(-len(points) // most) if points else 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [
+        Point(sum(p.tokens for p in g) / len(g), sum(p.loss for p in g) / len(g)) for g in groups
+    ]
+
+
+def _in_words(drawn: Sequence[tuple[Line, float]], against: str) -> str:
+    ends = []
+    for line, scale in drawn:
+        last = line.run.evaluations[-1]
+        at = count(last.tokens) + " tokens" if against == "tokens" else flops(last.tokens * scale)
+        ends.append(f"{line.name} ends at {last.loss:.3f} nats per token after {at}")
+    unit = "training tokens" if against == "tokens" else "training compute"
+    return f"Line chart of validation loss against {unit}. " + "; ".join(ends) + "."
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """The bare svg element: scalable, without metadata, ids unique on the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.S)
+    head, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    if box is None:  # matplotlib always writes one
+        raise RuntimeError("matplotlib wrote an svg without a viewBox")
+    svg = f'<svg {box.group()} aria-hidden="true" focusable="false">{rest}'
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg).replace("xlink:href", "href")
+    svg = svg.replace("url(#", f"url(#{prefix}-")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.strip()

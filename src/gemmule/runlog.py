@@ -1,0 +1,233 @@
+"""A run directory: config, manifest, metrics, and progress on the console.
+
+Every file of a run is written whole or not at all; metrics.jsonl grows line by line and is cut
+back to the checkpoint a run resumes from, so that a resumed run's log equals an unbroken one's.
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from gemmule import files
+from gemmule.config import Config
+from gemmule.errors import OutputError
+
+METRICS = "metrics.jsonl"
+console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+class RunDir:
+    """The folder of one run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> Self:
+        """Claims `path` for a new run and saves its config there.
+
+        Raises:
+            OutputError: when the folder is not empty or cannot be written.
+        """
+        with files.writing_to(path):
+            if path.is_dir() and any(path.iterdir()):
+                raise OutputError(
+                    f"{path} is already in use: add --resume to go on with the run there, "
+                    "or choose another folder"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+        config.save(path / "config.toml")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run.
+
+        Raises:
+            OutputError: when there is none at `path`.
+        """
+        if not (path / "config.toml").is_file():
+            raise OutputError(f"{path} holds no run to resume (it has no config.toml)")
+        return cls(path)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl; NaN and Inf become null."""
+        clean = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
+        with (
+            files.writing_to(self.path / METRICS),
+            (self.path / METRICS).open("a", encoding="utf-8") as f,
+        ):
+            f.write(json.dumps(clean) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops metrics after `step`, and a line that was only half written."""
+        path = self.path / METRICS
+        if path.exists():
+            kept = [m for m in read_metrics(self.path) if m["step"] <= step]
+            files.write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Writes manifest.json: what a reader needs to trace and repeat the run."""
+        files.write_json(
+            self.path / "manifest.json",
+            {
+                "gemmule": metadata.version("gemmule"),
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "versions": versions(),
+                "machine": machine(),
+                **manifest,
+            },
+        )
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl, in order."""
+    lines = []
+    for line in (run / METRICS).read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            lines.append(json.loads(line))
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers"):
+        found[name] = metadata.version(name)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is: processor, usable cores, memory (GiB), system."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02} s"
+    return f"{s // 3600} h {s % 3600 // 60:02} min"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_rate_and_left(task.completed, task.total, task.elapsed, task.fields["unit"]))
+
+
+def _rate_and_left(done: float, total: float | None, elapsed: float | None, unit: str) -> str:
+    if not done or not elapsed:
+        return "…"
+    rate = done / elapsed
+    shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    left = f", {duration((total - done) / rate)} left" if total and done < total else ""
+    return f"{shown} {unit}/s{left}"
+
+
+class ProgressBar:
+    """One line of progress with rate and time left; plain lines now and then when not a terminal.
+
+    Args:
+        label: what is being done.
+        total: how much of it there is.
+        unit: what is counted, for the rate.
+        start: how much was done before (a resumed run).
+    """
+
+    PLAIN_SECONDS = 15.0
+
+    def __init__(self, label: str, total: float, unit: str, start: float = 0) -> None:
+        self.label, self.total, self.unit, self.start = label, total, unit, start
+        self._began = self._printed = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                _RateColumn(),
+                TextColumn("{task.fields[note]}", style="dim"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(label, total=total - start, unit=unit, note="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: float, note: str = "") -> None:
+        """Shows that `done` of the total is done, with a short note (a loss, say) beside it."""
+        if self._bar:
+            self._bar.update(self._task, completed=done - self.start, note=note)
+            return
+        now = time.monotonic()
+        if now - self._printed >= self.PLAIN_SECONDS:
+            self._printed = now
+            share = f"{done / self.total:4.0%}" if self.total else ""
+            elapsed = now - self._began
+            rate = _rate_and_left(done - self.start, self.total - self.start, elapsed, self.unit)
+            console.print(f"{self.label} {share} {rate} {note}".rstrip(), markup=False)

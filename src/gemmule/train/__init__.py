@@ -1,0 +1,1 @@
+"""One training loop, its optimisers, schedules and objectives."""

@@ -1,0 +1,136 @@
+"""Settings of a training run; the resolved ones are saved with the run."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from gemmule.config import Config
+
+
+class OptimizerConfig(Config):
+    """How weights move.
+
+    Attributes:
+        name: "muon" (hidden matrices by Muon, embedding and norms by AdamW) or "adamw".
+        learning_rate: of the hidden matrices; Muon's is scaled to AdamW's update size.
+        embedding_learning_rate: of embedding and norms; None means learning_rate.
+        weight_decay: decoupled, on matrices only.
+        clip: largest norm of the whole gradient.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    learning_rate: float = Field(default=0.006, gt=0, allow_inf_nan=False)
+    embedding_learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class ScheduleConfig(Config):
+    """How the learning rate moves: warm-up, then stable and decay ("wsd") or a cosine.
+
+    Attributes:
+        warmup: share of all steps spent rising from zero.
+        decay: share of all steps spent falling at the end ("wsd").
+        final: learning rate at the end, as a share of the peak.
+    """
+
+    name: Literal["wsd", "cosine"] = "wsd"
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    decay: float = Field(default=0.5, ge=0, le=1)
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.name == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"warmup {self.warmup} and decay {self.decay} add up to more than 1")
+        return self
+
+
+class TrainConfig(Config):
+    """One training run.
+
+    Attributes:
+        data: folder made by `gemmule data`.
+        preset: model preset, see gemmule.model.config.
+        model: fields that differ from the preset.
+        init: a model to start from instead of random weights (run or HF-layout folder).
+        steps: optimiser steps.
+        batch_size: sequences per step.
+        micro_batch_size: sequences at once; gradients add up to batch_size. None: all at once.
+        seq_len: tokens per sequence.
+        seed: decides initial weights and batch order.
+        evaluate_every: steps between evaluations on validation text.
+        evaluation_tokens: validation tokens read each time.
+        heldout_tokens: held-out tokens of the final figures; None is all of them.
+        checkpoint_every: steps between training states.
+        checkpoint_minutes: at most so many minutes between them, whatever the steps.
+        keep_checkpoints: how many training states stay.
+        log_every: steps between lines of metrics.jsonl.
+        device: "auto", "cpu", "cuda".
+        dtype: of activations; "auto" takes what multiplies fastest on this machine.
+        compile: torch.compile the block; "auto" does where the run is long enough to earn it.
+        threads: CPU threads; 0 takes the cores there are.
+        country: ISO 3166 three-letter code for the carbon intensity of electricity.
+    """
+
+    data: Path
+    preset: str = "1m"
+    model: dict[str, int | float | None] = Field(default_factory=dict)
+    init: Path | None = None
+    steps: int = Field(gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    seq_len: int = Field(default=256, gt=0)
+    seed: int = Field(default=0, ge=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluate_every: int = Field(default=200, gt=0)
+    evaluation_tokens: int = Field(default=65536, gt=0)
+    heldout_tokens: int | None = Field(default=None, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+    log_every: int = Field(default=10, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    threads: int = Field(default=0, ge=0)
+    country: str | None = None
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences at once."""
+        return self.micro_batch_size or self.batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.batch_size * self.seq_len
+
+    @pydantic.model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+
+class DistillConfig(TrainConfig):
+    """A training run that learns from a teacher's distribution.
+
+    Attributes:
+        teacher: run or HF-layout folder.
+        temperature: of both distributions.
+        alpha: weight of the next-token loss; 0 is the report's pure distillation.
+    """
+
+    teacher: Path
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    alpha: float = Field(default=0.0, ge=0, le=1)

@@ -1,0 +1,226 @@
+"""The one training loop: pretraining, distillation and all that comes after use it."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+
+from gemmule import files
+from gemmule.carbon import EnergyMeter
+from gemmule.checkpoints.training import (
+    load_training_state,
+    save_training_state,
+    training_states,
+)
+from gemmule.data.loader import Batch, Loader
+from gemmule.errors import Interrupted, TrainingError
+from gemmule.model.gemma import Gemma
+from gemmule.runlog import ProgressBar, RunDir
+from gemmule.train.config import TrainConfig
+from gemmule.train.objectives import Objective
+from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
+from gemmule.train.schedule import learning_rate_factor
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What a run has done so far; with the weights and optimisers, all it needs to go on.
+
+    Attributes:
+        step: finished optimiser steps.
+        tokens: input tokens read.
+        seconds: time spent in steps, evaluation left out.
+        loader: the loader's position.
+        carbon: content of carbon.json.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loader: dict[str, int] = dataclasses.field(default_factory=dict)
+    carbon: dict[str, Any] | None = None
+
+
+def train(
+    run: RunDir,
+    config: TrainConfig,
+    model: Gemma,
+    objective: Objective,
+    loader: Loader,
+    evaluate: Callable[[], Mapping[str, float]],
+    label: str,
+) -> TrainState:
+    """Trains `model` for config.steps steps, going on from the run's newest checkpoint if any.
+
+    On CPU a resumed run ends in the same weights, byte for byte, as one never stopped.
+
+    Args:
+        run: where metrics and checkpoints go.
+        config: resolved settings (no "auto" left).
+        model: trained in place.
+        objective: what a step minimises.
+        loader: batches of config.micro_batch sequences.
+        evaluate: figures on validation text.
+        label: for the progress bar.
+
+    Raises:
+        TrainingError: when loss or gradient is NaN or Inf; the weights are left as they were.
+        Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    optimizers = build_optimizers(model, config.optimizer)
+    state = _resume(run, model, optimizers, loader)
+    micro_batches = config.batch_size // config.micro_batch
+    meter = EnergyMeter(config.country, state.carbon)
+    saved = time.monotonic()
+    model.train()
+    with (
+        _stop_signals() as stop,
+        SummaryWriter(str(run.path / "tensorboard"), purge_step=state.step + 1) as board,
+        meter,
+        ProgressBar(label, config.steps * config.tokens_per_step, "tok", state.tokens) as bar,
+    ):
+        while state.step < config.steps and not stop.requested:
+            began = time.perf_counter()
+            factor = learning_rate_factor(state.step, config.steps, config.schedule)
+            set_learning_rate(optimizers, factor)
+            batches = [loader.next() for _ in range(micro_batches)]
+            sums = _accumulate(model, objective, batches, config)
+            norm = clip_gradients(model, config.optimizer.clip).item()
+            if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
+                raise TrainingError(_diverged(run, state.step + 1, sums["loss"], norm))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            state.step += 1
+            state.tokens += config.tokens_per_step
+            elapsed = time.perf_counter() - began
+            state.seconds += elapsed
+            state.loader = loader.state()
+
+            last = state.step == config.steps
+            note = f"loss {sums['loss']:.3f}"
+            bar.update(state.tokens, note)
+            if last or state.step % config.log_every == 0 or state.step == 1:
+                figures = {
+                    **sums,
+                    "learning_rate": config.optimizer.learning_rate * factor,
+                    "gradient_norm": norm,
+                    "tokens_per_second": config.tokens_per_step / elapsed,
+                }
+                _log(run, board, state, figures)
+            if last or state.step % config.evaluate_every == 0:
+                model.eval()
+                _log(run, board, state, {"split": "validation", **evaluate()})
+                model.train()
+            overdue = time.monotonic() - saved > config.checkpoint_minutes * 60
+            if last or stop.requested or overdue or state.step % config.checkpoint_every == 0:
+                state.carbon = meter.reading().to_json()
+                _save(run, model, optimizers, state, config.keep_checkpoints)
+                saved = time.monotonic()
+    if state.step < config.steps:
+        raise Interrupted(
+            f"stopped after step {state.step} of {config.steps}, everything is saved in "
+            f"{run.path}: the same command with --resume goes on from there"
+        )
+    return state
+
+
+def _accumulate(
+    model: Gemma, objective: Objective, batches: list[Batch], config: TrainConfig
+) -> dict[str, float]:
+    """Adds up gradients; every target of the step weighs the same, whatever its micro-batch."""
+    targets = max(1, sum(int((b.targets_BT >= 0).sum()) for b in batches))
+    sums: dict[str, float] = {}
+    half = config.dtype == "bfloat16"
+    for batch in batches:
+        with torch.autocast(config.device, torch.bfloat16, enabled=half):
+            loss, others = objective(model, _to(batch, config.device))
+        (loss / targets).backward()
+        for name, value in {"loss": loss, **others}.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / targets
+    return sums
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    if device == "cpu":
+        return batch
+    return Batch(*(getattr(batch, f.name).to(device) for f in dataclasses.fields(batch)))
+
+
+def _resume(
+    run: RunDir, model: Gemma, optimizers: list[torch.optim.Optimizer], loader: Loader
+) -> TrainState:
+    found = training_states(run.path / "checkpoints")
+    if not found:
+        run.cut_metrics(0)
+        return TrainState()
+    state = TrainState(**load_training_state(found[-1], model, optimizers))
+    loader.load_state(state.loader)
+    run.cut_metrics(state.step)
+    return state
+
+
+def _save(
+    run: RunDir,
+    model: Gemma,
+    optimizers: list[torch.optim.Optimizer],
+    state: TrainState,
+    keep: int,
+) -> None:
+    values = dataclasses.asdict(state)
+    step = values.pop("step")
+    save_training_state(run.path / "checkpoints", step, model, optimizers, values, keep)
+    files.write_json(run.path / "carbon.json", state.carbon)
+
+
+def _log(
+    run: RunDir, board: SummaryWriter, state: TrainState, figures: Mapping[str, float | str]
+) -> None:
+    seconds = round(state.seconds, 3)
+    run.log({"step": state.step, "tokens": state.tokens, "seconds": seconds, **figures})
+    group = figures.get("split", "train")
+    for name, value in figures.items():
+        if isinstance(value, float):
+            board.add_scalar(f"{group}/{name}", value, state.step)
+
+
+def _diverged(run: RunDir, step: int, loss: float, norm: float) -> str:
+    found = training_states(run.path / "checkpoints")
+    kept = f"the last good state is {found[-1].name}" if found else "no state was saved yet"
+    return (
+        f"training diverged at step {step}: loss {loss}, gradient norm {norm}; {kept}. Lower "
+        "optimizer.learning_rate or optimizer.clip, or raise schedule.warmup, and start again"
+    )
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step."""
+    stop = _Stop()
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        stop.requested = True
+
+    try:
+        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's business
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,96 @@
+"""Fitting a run to the machine: threads, dtype, memory, torch.compile."""
+
+import ctypes
+import time
+import warnings
+
+import torch
+
+from gemmule import runlog
+from gemmule.errors import ConfigError
+from gemmule.model.gemma import Gemma
+from gemmule.runlog import console
+from gemmule.train.config import TrainConfig
+
+COMPILE_EARNS_ITS_TIME = 1.5e13  # floating-point operations: about two minutes on two cores
+
+
+def resolve(config: TrainConfig, flops: float) -> TrainConfig:
+    """Replaces every "auto" by what this machine is best at, so that a resumed run repeats it.
+
+    Args:
+        config: as the user wrote it.
+        flops: what the whole run will take.
+
+    Raises:
+        ConfigError: for a device that is not there.
+    """
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda': torch finds no CUDA device here; use device = 'cpu'")
+    threads = config.threads or runlog.usable_cores()
+    torch.set_num_threads(threads)
+    dtype = config.dtype if config.dtype != "auto" else fastest_dtype(device)
+    compiled = config.compile
+    if compiled == "auto":
+        compiled = flops >= COMPILE_EARNS_ITS_TIME and can_compile()
+    elif compiled and not can_compile():
+        raise ConfigError("compile = true: torch.compile finds no working C++ compiler here")
+    return config.model_copy(
+        update={"device": device, "threads": threads, "dtype": dtype, "compile": compiled}
+    )
+
+
+def fastest_dtype(device: str) -> str:
+    """bfloat16 where it multiplies matrices clearly faster than float32, else float32."""
+    size = 1024 if device == "cpu" else 4096
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            (a @ a)[0, 0].item()
+            times.append(time.perf_counter() - began)
+        seconds[dtype] = min(times)
+    return "bfloat16" if seconds[torch.bfloat16] < seconds[torch.float32] / 1.5 else "float32"
+
+
+def can_compile() -> bool:
+    """Whether torch.compile works here; tried for real, once, on a function of one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x + 1)(torch.zeros(16))
+    except Exception as e:  # whatever is missing, eager mode does the same job
+        console.print(
+            f"torch.compile does not work here ({type(e).__name__}): running without it, slower. "
+            "A C++ compiler (g++ or clang++) is what it needs."
+        )
+        return False
+    return True
+
+
+def compile_blocks(model: Gemma) -> None:
+    """Compiles each layer on its own: layers of one kind share one graph, so it is quick."""
+    # One function serves every size and mode in the process; the default of 8 would stop short.
+    torch._dynamo.config.recompile_limit = 64
+    for layer in model.layers:
+        layer.compile(dynamic=False)
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc to keep freed memory for the next step instead of returning it each time.
+
+    Training frees and asks for the same large buffers every step; without this a good part of
+    a step goes to page faults. Does nothing where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    mallopt(trim_threshold, -1)
+    mallopt(mmap_max, 0)

@@ -1,0 +1,52 @@
+"""AdamW, and Muon for hidden matrices (both torch's own)."""
+
+import torch
+from torch import Tensor, nn
+
+from gemmule.train.config import OptimizerConfig
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """One optimiser, or two with "muon".
+
+    Every group carries its peak in "peak_lr"; the loop sets "lr" from it at each step. Weight
+    decay is for matrices of the hidden layers only.
+    """
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        (hidden if p.ndim == 2 and "embed" not in name else rest).append(p)
+    outer = config.embedding_learning_rate or config.learning_rate
+    groups = [{"params": rest, "lr": outer, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.name == "muon":
+        optimizers.append(
+            torch.optim.Muon(
+                hidden,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    else:
+        groups.append(
+            {"params": hidden, "lr": config.learning_rate, "weight_decay": config.weight_decay}
+        )
+    optimizers.append(torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), fused=True))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Sets every group to its share of the peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scales the whole gradient down to norm `largest`; returns the norm it had."""
+    return nn.utils.clip_grad_norm_(model.parameters(), largest)

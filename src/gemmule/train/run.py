@@ -1,0 +1,224 @@
+"""A whole training run: from a config to a run directory with a model and its figures."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemmule import files
+from gemmule.checkpoints.hf import load_model, save_model, weights_fingerprint
+from gemmule.checkpoints.locate import resolve_model_folder
+from gemmule.data.dataset import Dataset
+from gemmule.data.loader import Loader
+from gemmule.errors import ConfigError, TokenizerError
+from gemmule.model.config import GemmaConfig, preset
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.runlog import RunDir
+from gemmule.train import machine
+from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.evaluate import evaluate
+from gemmule.train.loop import train
+from gemmule.train.objectives import Distillation, NextToken, Objective
+
+RESULT = "result.json"
+
+
+def run_training(
+    config: TrainConfig, out: Path, *, resume: bool = False, label: str | None = None
+) -> dict[str, Any]:
+    """Trains, or distils when `config` is a DistillConfig, into the run directory `out`.
+
+    Args:
+        config: settings; of a resumed run the saved ones count.
+        out: a new folder, or with `resume` one that a run was stopped in.
+        resume: go on from the newest checkpoint; a finished run is left as it is.
+        label: for the progress bar.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        UserError: when a setting, the data, the teacher or the folder cannot be used.
+        TrainingError: when training diverges.
+        Interrupted: when stopped; run again with `resume`.
+    """
+    if resume:
+        run = RunDir.open(out)
+        if (out / RESULT).is_file():
+            return dict(files.read_json(out / RESULT))
+        config = type(config).load(out / "config.toml")
+    machine.keep_freed_memory()
+    dataset = Dataset.open(config.data)
+    model, parent = _build(config, dataset)
+    teacher = _load_teacher(config, dataset)
+    train_split = dataset.split("train")
+    loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed)
+    objective = _objective(config, teacher, compiled=False)
+    flops_per_token = objective.flops_per_token(model, config.seq_len)
+    train_flops = flops_per_token * config.steps * config.tokens_per_step
+    if not resume:
+        config = machine.resolve(config, train_flops)
+        run = RunDir.create(out, config)
+        run.write_manifest(_manifest(config, model, teacher, parent, dataset))
+    else:
+        machine.resolve(config, train_flops)
+    model.to(config.device)
+    if teacher is not None:
+        teacher.to(config.device)
+    if config.compile:
+        machine.compile_blocks(model)
+        if teacher is not None:
+            machine.compile_blocks(teacher)
+    objective = _objective(config, teacher, compiled=bool(config.compile))
+
+    def validate() -> dict[str, float]:
+        figures = _figures(model, dataset, "validation", config, config.evaluation_tokens)
+        return {k: figures[k] for k in ("nats_per_token", "perplexity", "bits_per_byte")}
+
+    state = train(run, config, model, objective, loader, validate, label or out.name)
+    model.eval()
+    heldout = _figures(model, dataset, "heldout", config, config.heldout_tokens)
+    save_model(model, dataset.tokenizer, out / "model")
+    carbon = state.carbon or {}
+    result = {
+        "split": "heldout",
+        "nats_per_token": heldout["nats_per_token"],
+        "perplexity": heldout["perplexity"],
+        "bits_per_byte": heldout["bits_per_byte"],
+        "heldout_tokens": heldout["tokens"],
+        "parameters": model.config.parameters,
+        "train_tokens": state.tokens,
+        "train_flops": train_flops,
+        "seconds": round(state.seconds, 3),
+        "energy_wh": carbon.get("energy_wh"),
+        "gco2e": carbon.get("gco2e"),
+        "seed": config.seed,
+    }
+    files.write_json(out / RESULT, result)
+    return result
+
+
+def _figures(
+    model: Gemma, dataset: Dataset, split: str, config: TrainConfig, max_tokens: int | None
+) -> dict[str, float]:
+    return evaluate(
+        model,
+        dataset.split(split),
+        dataset.tokenizer,
+        seq_len=config.seq_len,
+        batch_size=config.micro_batch,
+        max_tokens=max_tokens,
+    )
+
+
+def _build(config: TrainConfig, dataset: Dataset) -> tuple[Gemma, Gemma | None]:
+    """The model to train, and the one it starts from if any."""
+    tokenizer = dataset.tokenizer
+    if config.init is not None:
+        model = load_model(resolve_model_folder(config.init), dtype=torch.float32)
+        _same_tokenizer(config.init, tokenizer, "the model to start from", config.data)
+        shape = model.config
+    else:
+        shape = preset(config.preset, **{"vocab_size": tokenizer.vocab_size, **config.model})
+        if shape.vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's "
+                f"{tokenizer.vocab_size} pieces: leave it out, or make it at least that"
+            )
+    _check_context(config, shape)
+    if config.init is not None:
+        return model, model
+    torch.manual_seed(config.seed)
+    return Gemma(shape), None
+
+
+def _check_context(config: TrainConfig, shape: GemmaConfig) -> None:
+    if config.seq_len > shape.max_position_embeddings:
+        raise ConfigError(
+            f"seq_len = {config.seq_len} is longer than the model's context of "
+            f"{shape.max_position_embeddings} tokens: shorten it, or set "
+            "model.max_position_embeddings"
+        )
+
+
+def _same_tokenizer(model: Path, tokenizer: Tokenizer, what: str, data: Path) -> None:
+    """Compares by content: ids that mean different pieces would train on nonsense."""
+    theirs = Tokenizer.load(resolve_model_folder(model))
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise TokenizerError(
+            f"{what}, {model}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
+            f"{theirs.fingerprint[:12]}) than the data in {data} ({tokenizer.vocab_size} pieces, "
+            f"{tokenizer.fingerprint[:12]}): prepare the data with {model}'s tokenizer"
+        )
+
+
+def _load_teacher(config: TrainConfig, dataset: Dataset) -> Gemma | None:
+    if not isinstance(config, DistillConfig):
+        return None
+    folder = resolve_model_folder(config.teacher)
+    _same_tokenizer(config.teacher, dataset.tokenizer, "the teacher", config.data)
+    teacher = load_model(folder, dtype=torch.float32)
+    _check_context(config, teacher.config)
+    return teacher.requires_grad_(False).eval()
+
+
+def _objective(config: TrainConfig, teacher: Gemma | None, compiled: bool) -> Objective:
+    if isinstance(config, DistillConfig) and teacher is not None:
+        return Distillation(teacher, config.temperature, config.alpha, compiled)
+    return NextToken(compiled)
+
+
+def _manifest(
+    config: TrainConfig,
+    model: Gemma,
+    teacher: Gemma | None,
+    parent: Gemma | None,
+    dataset: Dataset,
+) -> dict[str, Any]:
+    source = None
+    if isinstance(config, DistillConfig) and teacher is not None:
+        source = _parent(config.teacher, teacher)
+    elif config.init is not None and parent is not None:
+        source = _parent(config.init, parent)
+    objective: dict[str, Any] = {"name": "next-token prediction"}
+    if isinstance(config, DistillConfig):
+        objective = {
+            "name": "distillation",
+            "temperature": config.temperature,
+            "alpha": config.alpha,
+        }
+    about = dataset.manifest
+    splits = about["splits"]
+    return {
+        "kind": "distill" if teacher is not None else "train",
+        "seed": config.seed,
+        "data": {
+            **{k: about[k] for k in ("name", "licence", "language") if k in about},
+            "fingerprint": dataset.fingerprint,
+            "documents": sum(s["documents"] for s in splits.values()),
+            **{f"{name}_tokens": s["tokens"] for name, s in splits.items()},
+        },
+        "tokenizer": dataset.tokenizer.fingerprint,
+        "parent": source,
+        "model": model.config.model_dump(mode="json"),
+        "parameters": model.config.parameters,
+        "non_embedding_parameters": model.config.non_embedding_parameters,
+        "objective": objective,
+    }
+
+
+def _parent(path: Path, model: Gemma) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "fingerprint": weights_fingerprint(model),
+        "parameters": model.config.parameters,
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line on a finished run."""
+    return (
+        f"{result['nats_per_token']:.4f} nats/token, perplexity {result['perplexity']:.2f}, "
+        f"{result['bits_per_byte']:.4f} bits/byte on {result['heldout_tokens']:,} held-out tokens"
+    )

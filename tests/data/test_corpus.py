@@ -1,0 +1,112 @@
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+
+from gemmule.data.corpus import SPLITS, _assign, read_corpus
+from gemmule.data.sources import find_source
+from gemmule.errors import DataError
+
+
+def write(folder, texts):
+    folder.mkdir(exist_ok=True)
+    for n, text in enumerate(texts):
+        (folder / f"{n:04}.txt").write_text(text)
+    return folder
+
+
+def splits_of(folder):
+    return {text: split for split, text in read_corpus(find_source(folder)).texts()}
+
+
+def test_duplicates_and_empty_documents_are_dropped_and_counted(tmp_path):
+    folder = write(tmp_path / "c", [f"text {n % 30}" for n in range(60)] + [" \n", ""])
+    (folder / "x.png").write_text("x")
+    corpus = read_corpus(find_source(folder))
+    assert corpus.dropped == {"duplicate": 30, "empty": 2, "files of another type": 1}
+    assert sum(corpus.documents.values()) == 30
+    texts = [text for _, text in corpus.texts()]
+    assert sorted(texts) == sorted(f"text {n}" for n in range(30))
+    assert sum(corpus.byte_counts.values()) == sum(map(len, texts))
+
+
+def test_lone_surrogates_from_json_are_dropped(tmp_path):
+    rows = [f'{{"text": "row {n}"}}' for n in range(30)] + ['{"text": "\\ud800"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    assert read_corpus(find_source(tmp_path)).dropped == {"holds a lone surrogate": 1}
+
+
+def test_a_document_stays_in_its_split_when_others_come_and_files_are_renamed(tmp_path):
+    before = splits_of(write(tmp_path / "a", [f"text {n}" for n in range(200)]))
+    after = splits_of(write(tmp_path / "b", [f"text {n}" for n in reversed(range(300))]))
+    assert set(before.values()) == set(SPLITS)
+    assert all(after[text] == split for text, split in before.items())
+
+
+def test_shares_are_about_as_asked(tmp_path):
+    folder = write(tmp_path / "a", [f"text {n}" for n in range(2000)])
+    counts = read_corpus(find_source(folder), validation=0.1, heldout=0.2).documents
+    assert counts["validation"] == pytest.approx(200, abs=50)
+    assert counts["heldout"] == pytest.approx(400, abs=70)
+
+
+@given(
+    hnp.arrays(np.float64, st.integers(3, 40), elements=st.floats(0, 1, exclude_max=True)),
+    st.floats(0.001, 0.4),
+)
+def test_no_split_is_empty_from_three_documents_on(positions, share):
+    split = _assign(positions, share, share)
+    assert set(split) == {0, 1, 2}
+
+
+def test_few_documents_are_cut_into_sections_and_it_says_so(tmp_path):
+    book = "".join(f"Line {n} of a book.\n\n" for n in range(30_000))
+    corpus = read_corpus(find_source(write(tmp_path / "a", [book])))
+    assert corpus.in_sections
+    assert "cut into sections of about 64 kB" in corpus.notes[0]
+    assert min(corpus.documents.values()) >= 1
+    assert "".join(text for _, text in corpus.texts()) == book
+
+
+def test_enough_documents_are_not_cut(tmp_path):
+    corpus = read_corpus(find_source(write(tmp_path / "a", [f"text {n}" for n in range(20)])))
+    assert (corpus.in_sections, corpus.notes) == (False, [])
+
+
+def test_too_little_text_says_how_much_is_needed(tmp_path):
+    with pytest.raises(DataError, match=r"11 bytes of text, 1 document.*about 192 kB"):
+        read_corpus(find_source(write(tmp_path / "a", ["hello world"])))
+
+
+def test_nothing_usable_is_an_error_with_the_reasons(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\0")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"no usable text in .*1 binary \(NUL bytes\), 1 not UTF-8"):
+        read_corpus(find_source(tmp_path))
+
+
+@pytest.mark.parametrize("shares", [(0, 0.1), (0.5, 0.5), (-1, 0.1), (0.1, 1)])
+def test_impossible_shares_are_refused(tmp_path, shares):
+    folder = write(tmp_path / "a", ["text"])
+    with pytest.raises(DataError, match="shares of the documents"):
+        read_corpus(find_source(folder), *shares)
+
+
+@pytest.mark.parametrize("change", ["edit", "add", "remove"])
+def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path, change):
+    folder = write(tmp_path / "a", [f"text {n}" for n in range(30)])
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    corpus = read_corpus(find_source(folder))
+    rows = {"edit": "ac", "add": "abc", "remove": "a"}[change]
+    (folder / "rows.jsonl").write_text("".join(f'{{"text": "{row}"}}\n' for row in rows))
+    with pytest.raises(DataError, match="changed while it was being read"):
+        list(corpus.texts())
+
+
+def test_a_file_that_disappears_is_a_clear_error(tmp_path):
+    folder = write(tmp_path / "a", [f"text {n}" for n in range(30)])
+    corpus = read_corpus(find_source(folder))
+    (folder / "0003.txt").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*0003\.txt: No such file"):
+        list(corpus.texts())

@@ -1,0 +1,175 @@
+import gzip
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gemmule.data import sources, stdlib
+from gemmule.data.sources import find_source
+from gemmule.errors import DataError, MissingExtraError
+
+
+def read(path, **options):
+    dropped = Counter()
+    texts = [d.text for d in find_source(path, **options).documents(dropped)]
+    return texts, dict(dropped)
+
+
+def test_folder_is_read_in_order_with_other_types_left_out_and_counted(tmp_path):
+    (tmp_path / "b.md").write_text("two")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.py").write_bytes(b"one\r\n")
+    (tmp_path / "c.TXT").write_text("three")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.txt").write_text("no")
+    assert read(tmp_path) == (["one\r\n", "two", "three"], {})
+    source = find_source(tmp_path)
+    assert source.left_out == {"files of another type": 1}
+    assert [key for key, _ in source.files] == ["a/x.py", "b.md", "c.TXT"]
+    assert source.name == tmp_path.name
+
+
+def test_file_and_glob(tmp_path):
+    (tmp_path / "one").write_text("no suffix, but named by hand")
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    assert read(tmp_path / "one")[0] == ["no suffix, but named by hand"]
+    assert read(tmp_path / "*.txt")[0] == ["a", "b"]
+    assert read(tmp_path / "**" / "b.*")[0] == ["b"]
+
+
+def test_binary_and_invalid_utf8_are_left_out_with_a_reason(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine \xc3\xa9")
+    (tmp_path / "b.txt").write_bytes(b"latin \xe9 one")
+    (tmp_path / "c.txt").write_bytes(b"cut \xc3")
+    (tmp_path / "d.txt").write_bytes(b"\x00\x01")
+    (tmp_path / "e.txt").write_bytes(b"\xef\xbb\xbfmark")
+    texts, dropped = read(tmp_path)
+    assert texts == ["fine é", "mark"]
+    assert dropped == {"not UTF-8": 2, "binary (NUL bytes)": 1}
+
+
+def test_a_huge_file_is_cut_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100_000)
+    text = "é line of text\n" * 20_000
+    (tmp_path / "a.txt").write_text(text)
+    texts, _ = read(tmp_path)
+    assert len(texts) > 3
+    assert "".join(texts) == text
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "x.png").write_bytes(b"x")])
+def test_nothing_to_read_is_a_clear_error(tmp_path, make):
+    make(tmp_path)
+    with pytest.raises(DataError, match=r"no text in .*use text or source files"):
+        find_source(tmp_path)
+
+
+def test_missing_path_is_a_clear_error(tmp_path):
+    with pytest.raises(DataError, match="no file or folder at"):
+        find_source(tmp_path / "absent")
+    with pytest.raises(DataError, match="no text in"):
+        find_source(tmp_path / "*.txt")
+
+
+ROWS = [{"text": "one", "id": 1}, {"text": "two\n"}, {"id": 3}, {"text": None}]
+
+
+def write_rows(path, rows, extra=b""):
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode() + extra
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    elif path.suffix == ".zst":
+        zstandard = pytest.importorskip("zstandard")
+        half = len(data) // 2
+        compress = zstandard.ZstdCompressor().compress
+        data = compress(data[:half]) + compress(data[half:])  # two frames, cut in a line
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.ndjson"])
+def test_json_lines(tmp_path, name):
+    path = write_rows(tmp_path / name, ROWS, b'{"text": \n[1]\n\n\xff\n')
+    assert read(path) == (
+        ["one", "two\n"],
+        {
+            "no field 'text'": 1,
+            "field 'text' is not text": 1,
+            "malformed JSON line": 2,
+            "JSON line that is not an object": 1,
+        },
+    )
+
+
+def test_another_field_and_the_error_that_names_the_fields(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"chosen": "x", "rejected": "y"}])
+    assert read(path, field="rejected")[0] == ["y"]
+    with pytest.raises(DataError, match=r"no field 'text'; its fields are chosen, rejected"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_download_cut_short_is_a_clear_error(tmp_path, name):
+    path = write_rows(tmp_path / name, [{"text": "x" * 1000, "n": n} for n in range(100)])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"damaged or cut short.*fetch it again"):
+        read(path)
+    path.write_bytes(b"not compressed at all")
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read(path)
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), path)
+    assert read(path) == (["one", "two"], {"field 'text' is not text": 1})
+    with pytest.raises(DataError, match=r"no field 'body'; its fields are text, n"):
+        read(path, field="body")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("a.parquet", "pyarrow.lib"), ("a.jsonl.zst", "zstandard")]
+)
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, name, package):
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r'pip install "gemmule\[data\]"'):
+        read(tmp_path / name)
+
+
+def test_the_embedded_corpus_is_this_pythons_library():
+    source = find_source(None)
+    documents = list(source.documents(Counter()))
+    keys = [d.key for d in documents]
+    assert source.licence == "PSF-2.0"
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in source.name
+    assert {"argparse.py", "json/decoder.py"} <= set(keys)
+    assert len(keys) == len(set(keys))
+    assert not [k for k in keys if {"test", "tests", "site-packages"} & set(Path(k).parts)]
+    assert 8e6 < sum(len(d.text) for d in documents) < 16e6
+    assert all(d.split_key == d.key for d in documents)
+
+
+def test_pydocs_topics_share_no_paragraph():
+    text = "# head\ntopics = {'b': 'Same\\n  text\\n\\nOnly b\\n', 'a': 'Same text\\n\\nOnly a\\n'}"
+    assert dict(stdlib.read_module("pydoc_data/topics.py", text)) == {
+        "pydoc_data/topics.py:a": "Same text\n\nOnly a\n",
+        "pydoc_data/topics.py:b": "Only b\n",
+    }
+    assert list(stdlib.read_module("abc.py", text)) == [("abc.py", text)]
+
+
+def test_a_python_without_its_source_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(DataError, match="give a corpus of your own"):
+        find_source(None)

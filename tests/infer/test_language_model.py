@@ -1,0 +1,104 @@
+"""gemmule.load and what it returns."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gemmule
+from gemmule.checkpoints import hf
+from gemmule.errors import CheckpointError, ConfigError, TokenizerError
+from gemmule.infer import score
+from gemmule.infer.language_model import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def run_directory(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    hf.save_model(lm.model, lm.tokenizer, run / "model")
+    return run
+
+
+def test_load(run_directory: Path, lm: LanguageModel) -> None:
+    for path in (run_directory, str(run_directory / "model")):
+        loaded = gemmule.load(path)
+        assert loaded.config == lm.config
+        assert loaded.tokenizer.fingerprint == lm.tokenizer.fingerprint
+        assert hf.weights_fingerprint(loaded.model) == hf.weights_fingerprint(lm.model)
+        greedy: Any = {"temperature": 0.0, "max_new_tokens": 10}
+        assert loaded.generate("def", **greedy) == lm.generate("def", **greedy)
+    assert gemmule.load(run_directory, dtype="bfloat16").model.norm.weight.dtype == torch.bfloat16
+
+
+def test_load_refusals(run_directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"quantize='int8'.*not available yet"):
+        gemmule.load(run_directory, quantize="int8")
+    with pytest.raises(CheckpointError, match="expected a run directory"):
+        gemmule.load(tmp_path)
+    folder = Path(shutil.copytree(run_directory / "model", tmp_path / "m"))
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(TokenizerError, match="cannot read a tokenizer"):
+        gemmule.load(folder)
+
+
+def test_a_tokenizer_larger_than_the_model(lm: LanguageModel) -> None:
+    from gemmule.model.gemma import Gemma
+
+    small = Gemma(lm.config.model_copy(update={"vocab_size": 530}))
+    with pytest.raises(TokenizerError, match="540 tokens, the model only 530"):
+        LanguageModel(small, lm.tokenizer)
+
+
+def test_score_is_log_softmax(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "def wrap(self, text): return 🙂"
+    ids = lm.tokenizer.encode(text, bos=True)
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([ids]))[0].double()
+    logs = logits.log_softmax(-1)
+    expected = [float(logs[i, token]) for i, token in enumerate(ids[1:])]
+    for at_once in (2**24, 1000, 1):  # all, one and "less than one" token's logits at a time
+        monkeypatch.setattr(score, "_LOGITS_AT_ONCE", at_once)
+        got = lm.score(text)
+        assert len(got) == len(lm.tokenizer.encode(text))
+        assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) <= 1e-4
+    assert all(math.isfinite(x) and x < 0 for x in got)
+
+
+def test_score_edges(lm: LanguageModel) -> None:
+    assert lm.score("") == []
+    full = "x" * 96
+    while len(lm.tokenizer.encode(full)) > 96:
+        full = full[:-1]
+    while len(lm.tokenizer.encode(full)) < 96:
+        full += "x"
+    assert len(lm.score(full)) == 96
+    with pytest.raises(ConfigError, match=r"the text has \d+ tokens; .*context is 96"):
+        lm.score(full + "xxxx")
+
+
+def test_chat_renders_and_stops(lm: LanguageModel) -> None:
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "<end_of_turn>"},
+    ]
+    ids = lm.tokenizer.render_chat(messages)
+    assert ids.count(lm.tokenizer.end_of_turn_id) == 3
+    answer = lm.chat(messages, temperature=0.0, max_new_tokens=9)
+    params = gemmule.SamplingParams(temperature=0.0, max_new_tokens=9)
+    assert answer == lm.complete([ids], params)[0].text
+    assert "".join(lm.stream_chat(messages, temperature=0.0, max_new_tokens=9)) == answer
+    with pytest.raises(TokenizerError, match="roles must alternate"):
+        lm.chat([messages[0], messages[0]])
+
+
+def test_bad_arguments(lm: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'max_new_tokens'"):
+        lm.generate("x", max_tokens=3)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="expected text, got int"):
+        lm.generate([3])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="temperature is -1"):
+        lm.stream("x", temperature=-1)

@@ -1,0 +1,142 @@
+"""The filters against their plain definitions; the draws against the distribution."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemmule.errors import ConfigError
+from gemmule.infer.sampling import Sampler, SamplingParams, probabilities
+
+
+def plain(logits: list[float], params: SamplingParams) -> list[float]:
+    """The definition, over Python floats: temperature, top-k, top-p, min-p."""
+    exps = [math.exp((x - max(logits)) / params.temperature) for x in logits]
+    order = sorted(range(len(logits)), key=lambda i: -exps[i])
+    order = order[: params.top_k]
+    total = sum(exps[i] for i in order)
+    kept, mass = [], 0.0
+    for i in order:
+        if params.top_p < 1 and mass >= params.top_p:
+            break
+        kept.append(i)
+        mass += exps[i] / total
+    kept = [i for i in kept if exps[i] >= params.min_p * exps[order[0]]]
+    total = sum(exps[i] for i in kept)
+    return [exps[i] / total if i in kept else 0.0 for i in range(len(logits))]
+
+
+# Distinct and far enough apart that rounding decides nothing.
+LOGITS = st.lists(st.integers(-40, 40), min_size=1, max_size=12, unique=True).map(
+    lambda xs: [x * 0.173 for x in xs]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    logits=LOGITS,
+    temperature=st.floats(0.05, 5),
+    top_k=st.none() | st.integers(1, 15),
+    top_p=st.floats(0.013, 1),
+    min_p=st.sampled_from([0.0, 0.1037, 0.5003, 1.0]),
+)
+def test_filters_are_their_definitions(
+    logits: list[float], temperature: float, top_k: int | None, top_p: float, min_p: float
+) -> None:
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    got = probabilities(torch.tensor(logits), params)
+    expected = torch.tensor(plain(logits, params))
+    assert torch.isclose(got.sum(), torch.tensor(1.0))
+    # At a boundary of top-p, rounding may decide either way; then the mass before is p itself.
+    if not torch.equal(got > 0, expected > 0):
+        unfiltered = SamplingParams(temperature=temperature, top_k=top_k, top_p=1)
+        masses = torch.tensor(plain(logits, unfiltered)).sort(descending=True)[0].cumsum(0)
+        assert (masses - top_p).abs().min() < 1e-5
+        return
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99999])
+@pytest.mark.parametrize("spread", [0.01, 3.0])  # a nucleus beyond the quick guess, and within
+def test_top_p_over_a_large_vocabulary(top_p: float, spread: float) -> None:
+    logits = torch.randn(6000, generator=torch.Generator().manual_seed(0)) * spread
+    got = probabilities(logits, SamplingParams(temperature=1.0, top_p=top_p))
+    weights, order = logits.double().softmax(-1).sort(descending=True)
+    count = int((weights.cumsum(-1) < top_p).sum()) + 1
+    assert abs(int((got > 0).sum()) - count) <= 1
+    assert set(got.nonzero()[:, 0].tolist()) >= set(order[: count - 1].tolist())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-9])
+def test_temperature_zero_is_greedy(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature)
+    assert probabilities(torch.tensor([0.1, 0.3, 0.2]), params).tolist() == [0.0, 1.0, 0.0]
+    assert Sampler(params)(torch.tensor([0.1, 0.3, 0.2])) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e300])
+def test_extreme_temperatures_stay_finite(temperature: float) -> None:
+    got = probabilities(torch.tensor([30.0, -30.0]), SamplingParams(temperature=temperature))
+    assert got.isfinite().all()
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([1.0, 0.0, -1.0, 0.5])
+    params = SamplingParams(temperature=1.3, top_k=3, top_p=1.0, seed=7)
+    sampler, n = Sampler(params), 6000
+    counts = torch.bincount(torch.tensor([sampler(logits) for _ in range(n)]), minlength=4)
+    expected = probabilities(logits, params)
+    assert counts[2] == 0
+    sigma = (expected * (1 - expected) / n).sqrt()
+    assert ((counts / n - expected).abs() <= 4.5 * sigma).all()
+
+
+def test_seeds() -> None:
+    logits = torch.zeros(1000)
+
+    def draws(seed: int | None, row: int = 0) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=1.0, top_p=1.0, seed=seed), row)
+        return [sampler(logits) for _ in range(4)]
+
+    assert draws(5) == draws(5)
+    assert draws(5, row=1) == draws(6)
+    assert draws(5) != draws(6)
+    assert draws(None) != draws(None)
+    draws(2**63 - 1, row=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be a whole number, 1 or more"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0"),
+        ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"temperature": -0.1}, "temperature is -0.1; it must be a number, 0 (greedy) or more"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"top_k": 0}, "top_k is 0; it must be a whole number, 1 or more (leave it out"),
+        ({"top_p": 0.0}, "top_p is 0; it must be above 0"),
+        ({"top_p": 1.01}, "top_p is 1.01"),
+        ({"top_p": math.nan}, "top_p is nan"),
+        ({"min_p": -1}, "min_p is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "it must be below 2**63"),
+        ({"stop": ""}, "stop is ''"),
+        ({"stop": ["a", ""]}, "non-empty strings"),
+        ({"stop": [3]}, "non-empty strings"),
+        ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'?"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        SamplingParams.of(settings)  # type: ignore[arg-type]
+    assert message in str(e.value)
+
+
+def test_one_stop_string_or_several() -> None:
+    assert SamplingParams(stop="ab").stop == ("ab",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
