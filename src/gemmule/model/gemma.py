@@ -7,6 +7,8 @@ F ffn hidden, V vocabulary. `x_BTD` is a tensor of shape [B, T, D].
 through block_attention.py, which gives the same for less work.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -125,6 +127,13 @@ class Attention(nn.Module):
         return self.o_proj(out.reshape(B, T, -1))
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    if torch.compiler.is_compiling():  # (1 + tanh(u)) / 2 = sigmoid(2u): an exponential, no tanh
+        return x * torch.sigmoid(2 * (2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
+    return F.gelu(x, approximate="tanh")
+
+
 class MLP(nn.Module):
     """GeGLU: down(gelu_tanh(gate(x)) * up(x))."""
 
@@ -137,8 +146,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        gate_BTF = F.gelu(self.gate_proj(x_BTD), approximate="tanh")
-        return self.down_proj(gate_BTF * self.up_proj(x_BTD))
+        return self.down_proj(gelu_tanh(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
 
 
 class Block(nn.Module):

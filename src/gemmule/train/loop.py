@@ -74,7 +74,7 @@ def train(
         TrainingError: when loss or gradient is NaN or Inf; the weights are left as they were.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    optimizers = build_optimizers(model, config.optimizer)
+    optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.dtype))
     state = _resume(run, model, optimizers, loader)
     micro_batches = config.batch_size // config.micro_batch
     meter = EnergyMeter(config.country, state.carbon)

@@ -1,12 +1,15 @@
-"""AdamW, and Muon for hidden matrices (both torch's own)."""
+"""AdamW, and Muon for hidden matrices."""
 
 import torch
 from torch import Tensor, nn
 
 from gemmule.train.config import OptimizerConfig
+from gemmule.train.muon import Muon
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """One optimiser, or two with "muon".
 
     Every group carries its peak in "peak_lr"; the loop sets "lr" from it at each step. Weight
@@ -21,12 +24,12 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     optimizers: list[torch.optim.Optimizer] = []
     if config.name == "muon":
         optimizers.append(
-            torch.optim.Muon(
+            Muon(
                 hidden,
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.momentum,
-                adjust_lr_fn="match_rms_adamw",
+                dtype=muon_dtype,
             )
         )
     else:
