@@ -11,14 +11,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 from gemmule import files
@@ -46,13 +49,7 @@ class RunDir:
         Raises:
             OutputError: when the folder is not empty or cannot be written.
         """
-        with files.writing_to(path):
-            if path.is_dir() and any(path.iterdir()):
-                raise OutputError(
-                    f"{path} is already in use: add --resume to go on with the run there, "
-                    "or choose another folder"
-                )
-            path.mkdir(parents=True, exist_ok=True)
+        claim(path, "add --resume to go on with the run there, or ")
         config.save(path / "config.toml")
         return cls(path)
 
@@ -98,6 +95,18 @@ class RunDir:
                 **manifest,
             },
         )
+
+
+def claim(path: Path, otherwise: str = "") -> None:
+    """Makes the folder `path`, which must not hold anything yet.
+
+    Raises:
+        OutputError: when it does, or cannot be made.
+    """
+    with files.writing_to(path):
+        if path.is_dir() and any(path.iterdir()):
+            raise OutputError(f"{path} is already in use: {otherwise}choose another folder")
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -231,3 +240,28 @@ class ProgressBar:
             elapsed = now - self._began
             rate = _rate_and_left(done - self.start, self.total - self.start, elapsed, self.unit)
             console.print(f"{self.label} {share} {rate} {note}".rstrip(), markup=False)
+
+
+@contextmanager
+def counting(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A callback (done, total, unit) that draws a progress bar as its first total arrives."""
+    bars: dict[str, ProgressBar] = {}
+    with ExitStack() as stack:
+
+        def progress(done: int, total: int, unit: str) -> None:
+            if total and unit not in bars:
+                bars[unit] = stack.enter_context(ProgressBar(label, total, unit, done))
+            if total:
+                bars[unit].update(done)
+
+        yield progress
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Prints a table whose first column is text and whose others are figures."""
+    shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, header in enumerate(headers):
+        shown.add_column(header, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown)

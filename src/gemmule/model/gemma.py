@@ -128,7 +128,7 @@ class Attention(nn.Module):
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    """X (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     if torch.compiler.is_compiling():  # (1 + tanh(u)) / 2 = sigmoid(2u): an exponential, no tanh
         return x * torch.sigmoid(2 * (2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
     return F.gelu(x, approximate="tanh")

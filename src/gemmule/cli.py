@@ -1,0 +1,313 @@
+"""The command line: one lazy verb per thing a user does; nothing heavy is imported for --help."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gemmule.errors import ConfigError, GemmuleError
+
+if TYPE_CHECKING:
+    from gemmule.infer.sampling import SamplingSettings
+    from gemmule.train.config import TrainConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Make, distil, run, check and publish small Gemma 2 models on the machine you have.",
+)
+tokenizer_app = typer.Typer(no_args_is_help=True, help="Train tokenizers.")
+app.add_typer(tokenizer_app, name="tokenizer")
+
+Source = Annotated[
+    Path | None,
+    typer.Argument(help="File, folder or glob of text; left out: Python's own standard library."),
+]
+Model = Annotated[str, typer.Argument(help="A run, a folder in HF layout, or a hub id.")]
+Field = Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was saved.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file of settings.")]
+
+
+@app.command()
+def quickstart(
+    minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 10.0,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/quickstart"),
+    data: Annotated[Path | None, typer.Option(help="Your own text: file, folder, glob.")] = None,
+    field: Field = "text",
+    seed: Annotated[int, typer.Option(help="Decides weights, batches and samples.")] = 0,
+    teacher: Annotated[str | None, typer.Option(help="Model preset of the teacher.")] = None,
+    student: Annotated[str | None, typer.Option(help="Model preset of the student.")] = None,
+    country: Annotated[
+        str | None, typer.Option(help="ISO 3166 code (DEU, USA, …) for the carbon intensity.")
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Distils a small model of your own: corpus, tokenizer, teacher, student, comparison, card.
+
+    Example: gemmule quickstart --minutes 10 --data ~/notes
+    """
+    from gemmule.quickstart import QuickstartConfig, run_quickstart
+
+    values = {
+        "minutes": minutes, "data": data, "field": field, "seed": seed, "teacher": teacher,
+        "student": student, "country": country,
+    }  # fmt: skip
+    config = QuickstartConfig.parse({k: v for k, v in values.items() if v is not None})
+    run_quickstart(config, out, resume=resume)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    out: Out,
+    source: Source = None,
+    vocab_size: Annotated[int, typer.Option(help="Pieces, the 473 fixed ones included.")] = 4096,
+    field: Field = "text",
+) -> None:
+    """Trains a SentencePiece tokenizer as Gemma's is trained.
+
+    Example: gemmule tokenizer train ~/notes --vocab-size 8192 --out runs/tokenizer
+    """
+    from gemmule.data.prepare import sample_texts
+    from gemmule.model.tokenizer import train_tokenizer
+    from gemmule.runlog import claim, console
+
+    claim(out)
+    trained = train_tokenizer(sample_texts(source, field=field), vocab_size)
+    trained.save(out)
+    console.print(f"{trained.vocab_size:,} pieces in {out}")
+
+
+@app.command()
+def data(
+    tokenizer: Annotated[Path, typer.Option(help="Folder or .model file of the tokenizer.")],
+    out: Out,
+    source: Source = None,
+    field: Field = "text",
+    name: Annotated[str | None, typer.Option(help="What a card calls the corpus.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The corpus's licence.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenises text once, split into train, validation and held-out documents.
+
+    Stopped at any moment, the same command goes on where it stopped.
+
+    Example: gemmule data ~/notes --tokenizer runs/tokenizer --out runs/data
+    """
+    from gemmule.data.prepare import prepare
+    from gemmule.model.tokenizer import Tokenizer
+    from gemmule.runlog import counting, table
+
+    with counting("tokenising") as progress:
+        dataset = prepare(
+            source, Tokenizer.load(tokenizer), out, field=field, name=name, licence=licence,
+            progress=progress,
+        )  # fmt: skip
+    splits = dataset.manifest["splits"]
+    counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}
+    if as_json:
+        about = {k: dataset.manifest[k] for k in ("name", "licence", "dropped", "notes")}
+        print(json.dumps({**about, "fingerprint": dataset.fingerprint, "splits": counts}))
+        return
+    rows = [[k, *(f"{n:,}" for n in c.values())] for k, c in counts.items()]
+    table(["split", "documents", "tokens", "bytes"], rows, title=dataset.name)
+    for note in [*dataset.manifest["notes"], *_dropped(dataset.manifest["dropped"])]:
+        print(note)
+
+
+def _dropped(reasons: dict[str, int]) -> list[str]:
+    return [f"left out, {reason}: {count:,}" for reason, count in reasons.items()]
+
+
+@app.command()
+def train(
+    out: Out,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Trains a model on next-token prediction.
+
+    Example: gemmule train configs/train-1m.toml --set data=runs/data --out runs/mine
+    """
+    from gemmule.train.config import TrainConfig
+
+    _train(TrainConfig, out, config, overrides, resume, as_json)
+
+
+@app.command()
+def distill(
+    out: Out,
+    config: ConfigFile = None,
+    teacher: Annotated[str | None, typer.Option(help="The teacher: run or HF folder.")] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Trains a student on its teacher's distribution.
+
+    Example: gemmule distill configs/distill-1m.toml --teacher runs/big --set data=runs/data
+    --out runs/small
+    """
+    from gemmule.train.config import DistillConfig
+
+    values = [*(overrides or []), *([f"teacher={json.dumps(teacher)}"] if teacher else [])]
+    _train(DistillConfig, out, config, values, resume, as_json)
+
+
+def _train(
+    kind: "type[TrainConfig]",
+    out: Path,
+    config: Path | None,
+    overrides: list[str] | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    from gemmule.runlog import RunDir, console
+
+    if resume:
+        if config or overrides:
+            raise ConfigError("--resume goes on with the run's saved settings: give only --out")
+        settings = kind.load(RunDir.open(out).path / "config.toml")
+    else:
+        settings = kind.load(config, overrides or [])
+    from gemmule.train.run import describe, run_training
+
+    result = run_training(settings, out, resume=resume)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        console.print(describe(result))
+        console.print(f"next: gemmule generate {out} 'Once'   gemmule card {out}")
+
+
+MaxNew = Annotated[int, typer.Option(help="Longest answer, tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens of this mass.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens.")]
+Seed = Annotated[int | None, typer.Option(help="Repeats the same draws.")]
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; - reads standard input.")],
+    max_new_tokens: MaxNew = 256,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.95,
+    top_k: TopK = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continues a text.
+
+    Example: gemmule generate runs/quickstart/student "def add(a, b):" --temperature 0
+    """
+    from gemmule import load
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    lm = load(model)
+    settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    if as_json:
+        print(json.dumps({"prompt": text, "text": lm.generate(text, **settings)}))
+        return
+    sys.stdout.write(text)
+    for piece in lm.stream(text, **settings):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str, typer.Option(help="Put before the first message.")] = "",
+    max_new_tokens: MaxNew = 256,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.95,
+    top_k: TopK = None,
+    seed: Seed = None,
+) -> None:
+    """Talks to a model in the terminal; /help lists what can be typed.
+
+    Example: gemmule chat runs/quickstart/student
+    """
+    from gemmule import load
+    from gemmule.infer.terminal_chat import chat as terminal_chat
+
+    settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    terminal_chat(load(model), settings, system=system, name=Path(model).name)
+
+
+def _sampling(
+    max_new_tokens: int, temperature: float, top_p: float, top_k: int | None, seed: int | None
+) -> "SamplingSettings":
+    settings: SamplingSettings = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
+        "top_k": top_k, "seed": seed,
+    }  # fmt: skip
+    return settings
+
+
+@app.command()
+def card(
+    run: Annotated[Path, typer.Argument(help="A run or quickstart directory.")],
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the weights, as the hub spells it.")
+    ] = None,
+) -> None:
+    """Writes the model card: README.md for the hub and index.html to look at.
+
+    Example: gemmule card runs/quickstart
+    """
+    from gemmule.report.card import write_card
+
+    print(write_card(run, licence) / "index.html")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gemmule import __version__
+
+        print(f"gemmule {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; exits with 0, 2 (the user's mistake), 1 (ours) or 130 (stopped)."""
+    try:
+        result: Any = app(arguments, standalone_mode=True)
+    except GemmuleError as e:
+        print(f"gemmule: {e}", file=sys.stderr)
+        raise SystemExit(e.exit_code) from None
+    except KeyboardInterrupt:
+        print("gemmule: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader (head, say) has seen enough
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    raise SystemExit(result or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""`gemmule quickstart`: from text to a distilled model of your own, compared and described.
+
+Stages, each left as it is once finished, so that --resume goes on with the first unfinished one:
+plan.json, tokenizer/, data/, teacher/, scratch/, student/, scratch_equal_compute/,
+comparison.json, samples.json, card/.
+
+The two students start from the same weights and see the same batches in the same order; the third
+trains from scratch for as much compute as distilling took, the teacher's forward passes counted.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from gemmule import files, runlog
+from gemmule.carbon import EnergyMeter
+from gemmule.config import Config
+from gemmule.data.dataset import Dataset
+from gemmule.data.prepare import prepare, sample_texts
+from gemmule.errors import ConfigError
+from gemmule.infer.language_model import load
+from gemmule.model.config import preset
+from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+from gemmule.report.card import write_card
+from gemmule.runlog import RunDir, console, counting, duration
+from gemmule.train import machine
+from gemmule.train.config import DistillConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gemmule.train.run import run_training
+
+SEQ_LEN = 256
+BATCH_SIZE = 8
+TEACHER_STEPS, STUDENT_STEPS = 540, 280  # per ten minutes on the reference machine
+REFERENCE_GFLOPS = 300.0  # fp32 matrix product of two AVX-512 cores
+PROMPTS = 3
+
+
+class QuickstartConfig(Config):
+    """Settings of a quickstart.
+
+    Attributes:
+        minutes: about how long it may take, on a machine of two current cores.
+        data: the user's own text; None is Python's standard library.
+        field: JSON field or Parquet column that holds the text.
+        seed: decides weights, batches and samples.
+        vocab_size: pieces of the tokenizer.
+        teacher: preset of the teacher; None chooses by `minutes`.
+        student: preset of the student; None chooses by `minutes`.
+        country: ISO 3166 three-letter code for the carbon intensity of electricity.
+    """
+
+    minutes: float = Field(default=10.0, gt=0, le=100_000, allow_inf_nan=False)
+    data: Path | None = None
+    field: str = "text"
+    seed: int = Field(default=0, ge=0)
+    vocab_size: int = Field(default=4096, ge=512)
+    teacher: str | None = None
+    student: str | None = None
+    country: str | None = None
+
+
+class Plan(Config):
+    """What `minutes` buys on this machine; saved, so that a resumed quickstart keeps to it."""
+
+    teacher: str
+    student: str
+    teacher_steps: int
+    student_steps: int
+    matmul_gflops: float
+    speed: float
+
+
+def run_quickstart(config: QuickstartConfig, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Runs every stage that is not finished yet.
+
+    Returns:
+        The content of comparison.json.
+
+    Raises:
+        UserError: when the folder, text or a setting cannot be used.
+        Interrupted: when stopped; run again with `resume`.
+    """
+    began = time.monotonic()
+    if resume:
+        given = config
+        config = QuickstartConfig.load(RunDir.open(out).path / "config.toml")
+        _same(given, config)
+    else:
+        # A wrong country or preset is to be found now, not after the first training.
+        EnergyMeter(config.country)
+        for name in (config.teacher, config.student):
+            if name is not None:
+                preset(name, vocab_size=config.vocab_size)
+        RunDir.create(out, config)
+    console.rule(f"gemmule quickstart, about {config.minutes:g} minutes", align="left")
+
+    with _stage("1/7 text"):
+        dataset = _prepare(config, out)
+    plan = _plan(config, out, dataset)
+    teacher = _train(config, plan, out, dataset, "2/7", "teacher")
+    scratch = _train(config, plan, out, dataset, "3/7", "scratch")
+    student = _train(config, plan, out, dataset, "4/7", "student")
+    ratio = student["train_flops"] / scratch["train_flops"]
+    steps = round(plan.student_steps * ratio)
+    longer = _train(config, plan, out, dataset, "5/7", "scratch_equal_compute", steps)
+    heldout = dataset.manifest["splits"]["heldout"]
+    comparison = {
+        "equal_tokens": {"scratch": scratch, "distilled": student},
+        "equal_compute": {"scratch": longer, "distilled": student},
+        "heldout": {
+            "name": dataset.name,
+            "documents": heldout["documents"],
+            "tokens": heldout["tokens"],
+            "bytes": heldout["bytes"],
+        },
+        "teacher": teacher,
+        "seed": config.seed,
+    }
+    files.write_json(out / "comparison.json", comparison)
+    with _stage("6/7 samples"):
+        files.write_json(out / "samples.json", _samples(config, out, dataset))
+    with _stage("7/7 card"):
+        write_card(out)
+    _conclude(out, comparison, time.monotonic() - began)
+    return comparison
+
+
+def _same(given: QuickstartConfig, saved: QuickstartConfig) -> None:
+    for name in given.model_fields_set:
+        default = QuickstartConfig.model_fields[name].default
+        asked, was = getattr(given, name), getattr(saved, name)
+        if asked not in (default, was):
+            raise ConfigError(
+                f"--resume goes on with the saved settings, where {name} = {was}; got {asked}: "
+                "leave it out, or begin anew in another folder"
+            )
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    console.print(f"{name:<28} {duration(time.monotonic() - began)}", markup=False)
+
+
+def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
+    folder = out / "tokenizer"
+    if not (folder / "tokenizer_config.json").is_file():
+        texts = sample_texts(config.data, field=config.field)
+        tokenizer = train_tokenizer(texts, config.vocab_size)
+        with files.atomic_dir(folder) as tmp:
+            tokenizer.save(tmp)
+    with counting("tokenising") as progress:
+        dataset = prepare(
+            config.data, Tokenizer.load(folder), out / "data", field=config.field,
+            progress=progress,
+        )  # fmt: skip
+    splits = dataset.manifest["splits"]
+    sizes = ", ".join(f"{s['tokens']:,} {name}" for name, s in splits.items())
+    console.print(f"{dataset.name} ({dataset.licence}): {sizes} tokens", markup=False)
+    for note in dataset.manifest["notes"]:
+        console.print(note, markup=False)
+    return dataset
+
+
+def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Plan:
+    """Turns minutes into steps: the default models' measured need, scaled by arithmetic."""
+    path = out / "plan.json"
+    if path.is_file():
+        return Plan.parse(files.read_json(path), str(path))
+    defaults = [(30, "3m", "1m"), (180, "10m", "3m"), (float("inf"), "30m", "10m")]
+    big, small = next((t, s) for limit, t, s in defaults if config.minutes <= limit)
+    big, small = config.teacher or big, config.student or small
+    gflops = machine.matmul_gflops()
+    # In steps of a quarter, so that noise does not change the plan; a faster machine just ends
+    # sooner. Without a compiler a step takes about twice as long.
+    speed = min(1.0, max(1, round(4 * gflops / REFERENCE_GFLOPS)) / 4)
+    if not machine.can_compile():
+        speed /= 2
+
+    def steps(share: int, reference: str, chosen: str) -> int:
+        need = _flops(config, chosen) / _flops(config, reference)
+        return max(20, round(share * config.minutes / 10 * speed / need))
+
+    plan = Plan(
+        teacher=big,
+        student=small,
+        teacher_steps=steps(TEACHER_STEPS, "3m", big),
+        student_steps=steps(STUDENT_STEPS, "1m", small),
+        matmul_gflops=round(gflops, 1),
+        speed=speed,
+    )
+    files.write_json(path, plan.model_dump())
+    return plan
+
+
+def _flops(config: QuickstartConfig, name: str) -> float:
+    return preset(name, vocab_size=config.vocab_size).forward_flops_per_token(SEQ_LEN)
+
+
+def _train(
+    config: QuickstartConfig,
+    plan: Plan,
+    out: Path,
+    dataset: Dataset,
+    number: str,
+    stage: str,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    steps = steps or (plan.teacher_steps if stage == "teacher" else plan.student_steps)
+    settings: dict[str, Any] = {
+        "data": out / "data",
+        "preset": plan.teacher if stage == "teacher" else plan.student,
+        "steps": steps,
+        "batch_size": BATCH_SIZE,
+        "seq_len": min(SEQ_LEN, dataset.split("train").token_count // 2),
+        # The teacher's own seed, so that no student shares its batches by construction.
+        "seed": config.seed + 1_000_003 if stage == "teacher" else config.seed,
+        "optimizer": OptimizerConfig(learning_rate=0.012),
+        "schedule": ScheduleConfig(),
+        "evaluate_every": max(1, steps // 5),
+        "evaluation_tokens": 32768,
+        "checkpoint_every": max(100, steps // 4),
+        "checkpoint_minutes": 1.0,
+        "keep_checkpoints": 1,
+        "compile": "auto" if config.minutes < 3 else plan.speed > 0 and machine.can_compile(),
+        "country": config.country,
+    }
+    run = out / stage
+    labels = {"scratch": "from scratch", "student": "distilled"}
+    label = labels.get(stage, stage.replace("_", " ").replace("equal", "at equal"))
+    if stage == "student":
+        chosen: TrainConfig = DistillConfig(**settings, teacher=out / "teacher")
+    else:
+        chosen = TrainConfig(**settings)
+    began = time.monotonic()
+    resumable = (run / "manifest.json").is_file()
+    if run.exists() and not resumable:
+        shutil.rmtree(run)  # killed before it had begun
+    result = run_training(chosen, run, resume=resumable, label=f"{number} {label}")
+    console.print(
+        f"{number} {label:<24} {duration(time.monotonic() - began):>12}   "
+        f"{result['parameters'] / 1e6:.1f}M parameters, {result['train_tokens']:,} tokens, "
+        f"held out {result['nats_per_token']:.3f} nats/token",
+        markup=False,
+    )
+    return result
+
+
+def _samples(config: QuickstartConfig, out: Path, dataset: Dataset) -> list[dict[str, str]]:
+    """Continuations of the openings of held-out documents, by all three models."""
+    split = dataset.split("heldout")
+    documents = [split.document(i) for i in range(split.document_count)]
+    openings = [d[:33] for d in documents if len(d) >= 96][:PROMPTS] or [d[:33] for d in documents]
+    prompts = [dataset.tokenizer.decode(ids) for ids in openings[:PROMPTS]]
+    columns = {"teacher": "teacher", "scratch": "scratch", "distilled": "student"}
+    texts: dict[str, list[str]] = {"prompt": prompts}
+    for name, stage in columns.items():
+        lm = load(out / stage)
+        texts[name] = lm.generate(
+            prompts, max_new_tokens=64, temperature=0.8, top_p=0.95, seed=config.seed
+        )
+    return [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
+
+
+def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
+    equal, compute = comparison["equal_tokens"], comparison["equal_compute"]
+    rows = [
+        ("teacher", comparison["teacher"]),
+        ("from scratch, equal tokens", equal["scratch"]),
+        ("from scratch, equal compute", compute["scratch"]),
+        ("distilled", equal["distilled"]),
+    ]
+    headers = ["held-out text", "nats/token", "perplexity", "bits/byte", "tokens", "PFLOP", "Wh"]
+    runlog.table(
+        headers,
+        [
+            [
+                name,
+                f"{r['nats_per_token']:.4f}",
+                f"{r['perplexity']:.1f}",
+                f"{r['bits_per_byte']:.3f}",
+                f"{r['train_tokens']:,}",
+                f"{r['train_flops'] / 1e15:.3f}",
+                "?" if r["energy_wh"] is None else f"{r['energy_wh']:.2f}",
+            ]
+            for name, r in rows
+        ],
+    )
+    distilled = equal["distilled"]["nats_per_token"]
+    console.print(_verdict("tokens", equal["scratch"]["nats_per_token"] - distilled))
+    console.print(_verdict("compute", compute["scratch"]["nats_per_token"] - distilled))
+    console.print(f"done in {duration(seconds)}; the page: {out / 'card' / 'index.html'}")
+    console.print(
+        f'next:\n  gemmule generate {out}/student "def "\n  gemmule chat {out}/student\n'
+        f"  gemmule card {out} --licence apache-2.0",
+        markup=False,
+    )
+
+
+def _verdict(what: str, gap: float) -> str:
+    which = "ahead of" if gap > 0 else "behind"
+    return f"at equal {what} the distilled student is {abs(gap):.4f} nats/token {which} scratch"
