@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -267,6 +267,39 @@ def _grid(country: str | None) -> tuple[float | None, str]:
     )
 
 
+class _Ticker:
+    """Calls a function every so many seconds, from one thread that is started once.
+
+    Takes the place of codecarbon's scheduler, which starts a thread for every tick: where the
+    system refuses a single one (seen on a machine short of memory), stopping it waits for ever.
+    """
+
+    def __init__(self, interval: float, function: Callable[[], object]) -> None:
+        self.interval, self.function = interval, function
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def _stopped(self) -> bool:  # read by codecarbon
+        return self._thread is None
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._stop = threading.Event()  # its own: an earlier thread may still see the last one
+            self._thread = threading.Thread(
+                target=self._run, args=(self._stop,), name="energy", daemon=True
+            )
+            self._thread.start()
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.wait(self.interval):
+            self.function()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread = None
+
+
 def _start_tracker(grid: float | None, folder: str) -> Any:
     """A running codecarbon tracker that stays silent, offline and without files.
 
@@ -287,6 +320,12 @@ def _start_tracker(grid: float | None, folder: str) -> Any:
         def __init__(self, **settings: Any) -> None:
             self._one_at_a_time = threading.RLock()
             super().__init__(**settings)
+
+        def _initialize_scheduler_state(self) -> None:
+            super()._initialize_scheduler_state()
+            for name in ("_scheduler", "_scheduler_monitor_power"):
+                theirs = getattr(self, name)
+                setattr(self, name, _Ticker(theirs.interval, theirs.function))
 
         def _measure_power_and_energy(self) -> None:
             with self._one_at_a_time:

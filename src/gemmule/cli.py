@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gemmule.errors import ConfigError, GemmuleError
+from gemmule.errors import ConfigError, GemmuleError, Interrupted
 
 if TYPE_CHECKING:
     from gemmule.infer.sampling import SamplingSettings
@@ -39,6 +41,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file of settings.")]
 
 
+@contextmanager
+def _stoppable(how: str) -> Iterator[None]:
+    """Turns a Ctrl-C that nothing further down took care of into a message how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {how}") from None
+
+
 @app.command()
 def quickstart(
     minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 10.0,
@@ -48,6 +59,9 @@ def quickstart(
     seed: Annotated[int, typer.Option(help="Decides weights, batches and samples.")] = 0,
     teacher: Annotated[str | None, typer.Option(help="Model preset of the teacher.")] = None,
     student: Annotated[str | None, typer.Option(help="Model preset of the student.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Pieces of the tokenizer; fewer for a small text.")
+    ] = None,
     country: Annotated[
         str | None, typer.Option(help="ISO 3166 code (DEU, USA, …) for the carbon intensity.")
     ] = None,
@@ -61,10 +75,11 @@ def quickstart(
 
     values = {
         "minutes": minutes, "data": data, "field": field, "seed": seed, "teacher": teacher,
-        "student": student, "country": country,
+        "student": student, "vocab_size": vocab_size, "country": country,
     }  # fmt: skip
     config = QuickstartConfig.parse({k: v for k, v in values.items() if v is not None})
-    run_quickstart(config, out, resume=resume)
+    with _stoppable("the same command with --resume goes on from there"):
+        run_quickstart(config, out, resume=resume)
 
 
 @tokenizer_app.command("train")
@@ -108,7 +123,8 @@ def data(
     from gemmule.model.tokenizer import Tokenizer
     from gemmule.runlog import counting, table
 
-    with counting("tokenising") as progress:
+    again = _stoppable("the same command goes on where this one stopped")
+    with again, counting("tokenising") as progress:
         dataset = prepare(
             source, Tokenizer.load(tokenizer), out, field=field, name=name, licence=licence,
             progress=progress,
@@ -179,17 +195,26 @@ def _train(
     if resume:
         if config or overrides:
             raise ConfigError("--resume goes on with the run's saved settings: give only --out")
-        settings = kind.load(RunDir.open(out).path / "config.toml")
+        settings = _saved(RunDir.open(out).path / "config.toml")
     else:
         settings = kind.load(config, overrides or [])
-    from gemmule.train.run import describe, run_training
+    with _stoppable("the same command with --resume goes on from the last saved step"):
+        from gemmule.train.run import describe, run_training
 
-    result = run_training(settings, out, resume=resume)
+        result = run_training(settings, out, resume=resume)
     if as_json:
         print(json.dumps(result))
     else:
         console.print(describe(result))
         console.print(f"next: gemmule generate {out} 'Once'   gemmule card {out}")
+
+
+def _saved(path: Path) -> "TrainConfig":
+    """A run's settings; either verb goes on with whatever the run was."""
+    from gemmule.train.config import DistillConfig, TrainConfig
+
+    distilling = any(line.startswith("teacher =") for line in path.read_text().splitlines())
+    return (DistillConfig if distilling else TrainConfig).load(path)
 
 
 MaxNew = Annotated[int, typer.Option(help="Longest answer, tokens.")]
@@ -222,8 +247,9 @@ def generate(
     if as_json:
         print(json.dumps({"prompt": text, "text": lm.generate(text, **settings)}))
         return
+    pieces = lm.stream(text, **settings)  # a wrong setting is found before anything is printed
     sys.stdout.write(text)
-    for piece in lm.stream(text, **settings):
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -300,12 +326,12 @@ def main(arguments: list[str] | None = None) -> None:
     except GemmuleError as e:
         print(f"gemmule: {e}", file=sys.stderr)
         raise SystemExit(e.exit_code) from None
-    except KeyboardInterrupt:
-        print("gemmule: stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader (head, say) has seen enough
-        sys.stderr.close()
-        raise SystemExit(0) from None
+    except SystemExit as e:  # by typer, which takes these two upon itself
+        if e.code == Interrupted.exit_code:  # Ctrl-C
+            print("gemmule: stopped", file=sys.stderr)
+        elif isinstance(e.__context__, BrokenPipeError):  # the reader (head, say) has seen enough
+            raise SystemExit(0) from None
+        raise
     raise SystemExit(result or 0)
 
 

@@ -8,7 +8,7 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,11 +99,32 @@ def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
             if found is None:
                 break
             owner = found
-        return f"unknown key {name!r}; {nearest(loc[-1], list(owner.model_fields))}"
+        return f"unknown key {name!r}; {_nearest_key(loc[-1], owner, cls)}"
     if error["type"] == "missing":
         return f"{name!r} is required"
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+    message = f"{message[0].lower()}{message[1:]}"
+    if isinstance(error["input"], Mapping):  # a check of several settings, which it names itself
+        return f"{name}: {message}" if loc else message
+    return f"{name} = {error['input']!r}: {message}"
+
+
+def _nearest_key(word: str, owner: type[pydantic.BaseModel], root: type[pydantic.BaseModel]) -> str:
+    """A hint at the nearest key of the same group, or else of any group, by its full name."""
+    beside = list(owner.model_fields)
+    if difflib.get_close_matches(word, beside, n=1, cutoff=0.5):
+        return nearest(word, beside)
+    elsewhere = {full.rpartition(".")[2]: full for full in _keys(root)}
+    match = difflib.get_close_matches(word, list(elsewhere), n=1, cutoff=0.5)
+    return f"did you mean {elsewhere[match[0]]!r}?" if match else nearest(word, beside)
+
+
+def _keys(cls: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        group = _model_type(field.annotation)
+        if group is not None:
+            yield from _keys(group, f"{prefix}{name}.")
 
 
 def _model_type(annotation: Any) -> type[pydantic.BaseModel] | None:

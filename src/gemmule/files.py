@@ -94,6 +94,19 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(tmp, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what atomic_path and atomic_dir of a killed process left in `folder`.
+
+    Only for a folder that no other process is writing to.
+    """
+    for left in folder.glob(".*.tmp"):
+        with writing_to(left):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` atomically."""
     with atomic_path(path) as tmp:

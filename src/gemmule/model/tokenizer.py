@@ -160,7 +160,7 @@ class Tokenizer:
 
     def _encode_bytes(self, data: bytes) -> list[int]:
         if _SPACE_UTF8 not in data:
-            return self._processor.encode(data)  # type: ignore[no-any-return]
+            return self._processor.encode(data)
         # SentencePiece would take a literal U+2581 for a space; in bytes it comes back.
         ids: list[int] = []
         for i, part in enumerate(data.split(_SPACE_UTF8)):

@@ -86,7 +86,7 @@ class TrainConfig(Config):
     batch_size: int = Field(default=16, gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
     seq_len: int = Field(default=256, gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluate_every: int = Field(default=200, gt=0)
@@ -99,7 +99,7 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     country: str | None = None
 
     @property

@@ -40,7 +40,7 @@ def evaluate(
             x_BTD = model.hidden_states(batch.tokens_BT.to(device), segments_BT=segments)
             nats += linear_cross_entropy(
                 x_BTD.flatten(0, 1),
-                model.embed_tokens.weight,
+                model.embed_tokens.weight.detach(),  # else its gradient would be formed
                 target.flatten(),
                 cap=model.config.final_logit_softcapping,
             ).item()

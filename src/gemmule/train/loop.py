@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tensorboardX import SummaryWriter
 
 from gemmule import files
 from gemmule.carbon import EnergyMeter
@@ -24,6 +23,7 @@ from gemmule.errors import Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
 from gemmule.runlog import ProgressBar, RunDir
 from gemmule.train.config import TrainConfig
+from gemmule.train.event_file import EventFile
 from gemmule.train.objectives import Objective
 from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
 from gemmule.train.schedule import learning_rate_factor
@@ -79,14 +79,15 @@ def train(
     micro_batches = config.batch_size // config.micro_batch
     meter = EnergyMeter(config.country, state.carbon)
     saved = time.monotonic()
+    stopping = False
     model.train()
     with (
         _stop_signals() as stop,
-        SummaryWriter(str(run.path / "tensorboard"), purge_step=state.step + 1) as board,
+        EventFile(run.path / "tensorboard", state.step + 1) as board,
         meter,
         ProgressBar(label, config.steps * config.tokens_per_step, "tok", state.tokens) as bar,
     ):
-        while state.step < config.steps and not stop.requested:
+        while state.step < config.steps and not stopping:
             began = time.perf_counter()
             factor = learning_rate_factor(state.step, config.steps, config.schedule)
             set_learning_rate(optimizers, factor)
@@ -120,7 +121,8 @@ def train(
                 _log(run, board, state, {"split": "validation", **evaluate()})
                 model.train()
             overdue = time.monotonic() - saved > config.checkpoint_minutes * 60
-            if last or stop.requested or overdue or state.step % config.checkpoint_every == 0:
+            stopping = stop.requested  # read once: what stops the loop has been saved
+            if last or stopping or overdue or state.step % config.checkpoint_every == 0:
                 state.carbon = meter.reading().to_json()
                 _save(run, model, optimizers, state, config.keep_checkpoints)
                 saved = time.monotonic()
@@ -157,6 +159,8 @@ def _to(batch: Batch, device: str) -> Batch:
 def _resume(
     run: RunDir, model: Gemma, optimizers: list[torch.optim.Optimizer], loader: Loader
 ) -> TrainState:
+    files.remove_leftovers(run.path)
+    files.remove_leftovers(run.path / "checkpoints")
     found = training_states(run.path / "checkpoints")
     if not found:
         run.cut_metrics(0)
@@ -164,6 +168,7 @@ def _resume(
     state = TrainState(**load_training_state(found[-1], model, optimizers))
     loader.load_state(state.loader)
     run.cut_metrics(state.step)
+    files.write_json(run.path / "carbon.json", state.carbon)  # a kill may have come before it
     return state
 
 
@@ -181,14 +186,16 @@ def _save(
 
 
 def _log(
-    run: RunDir, board: SummaryWriter, state: TrainState, figures: Mapping[str, float | str]
+    run: RunDir, board: EventFile, state: TrainState, figures: Mapping[str, float | str]
 ) -> None:
     seconds = round(state.seconds, 3)
     run.log({"step": state.step, "tokens": state.tokens, "seconds": seconds, **figures})
     group = figures.get("split", "train")
     for name, value in figures.items():
         if isinstance(value, float):
-            board.add_scalar(f"{group}/{name}", value, state.step)
+            board.add(f"{group}/{name}", value, state.step)
+    if "split" in figures:
+        board.flush()
 
 
 def _diverged(run: RunDir, step: int, loss: float, norm: float) -> str:

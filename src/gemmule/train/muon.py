@@ -65,6 +65,7 @@ class Muon(torch.optim.Optimizer):
         directions = []
         for p in params:
             grad, state = p.grad, self.state[p]
+            assert grad is not None  # step() took only such
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
             buffer = state["momentum_buffer"]

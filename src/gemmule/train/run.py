@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from gemmule import files
+from gemmule.carbon import EnergyMeter
 from gemmule.checkpoints.hf import load_model, save_model, weights_fingerprint
 from gemmule.checkpoints.locate import resolve_model_folder
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Loader
-from gemmule.errors import ConfigError, TokenizerError
+from gemmule.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ from gemmule.train.loop import train
 from gemmule.train.objectives import Distillation, NextToken, Objective
 
 RESULT = "result.json"
+MANIFEST = "manifest.json"
 
 
 def run_training(
@@ -51,18 +53,21 @@ def run_training(
     machine.keep_freed_memory()
     dataset = Dataset.open(config.data)
     model, parent = _build(config, dataset)
-    teacher = _load_teacher(config, dataset)
+    teacher = _load_teacher(config, model, dataset)
     train_split = dataset.split("train")
     loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed)
     objective = _objective(config, teacher, compiled=False)
     flops_per_token = objective.flops_per_token(model, config.seq_len)
     train_flops = flops_per_token * config.steps * config.tokens_per_step
+    EnergyMeter(config.country)  # a wrong country is to be found before anything is written
+    manifest = _manifest(config, model, teacher, parent, dataset)
+    config = machine.resolve(config, train_flops)
     if not resume:
-        config = machine.resolve(config, train_flops)
         run = RunDir.create(out, config)
-        run.write_manifest(_manifest(config, model, teacher, parent, dataset))
+    if (out / MANIFEST).is_file():
+        _same_inputs(files.read_json(out / MANIFEST), manifest, out)
     else:
-        machine.resolve(config, train_flops)
+        run.write_manifest(manifest)
     model.to(config.device)
     if teacher is not None:
         teacher.to(config.device)
@@ -129,6 +134,7 @@ def _build(config: TrainConfig, dataset: Dataset) -> tuple[Gemma, Gemma | None]:
     _check_context(config, shape)
     if config.init is not None:
         return model, model
+    machine.check_memory(config, shape)
     torch.manual_seed(config.seed)
     return Gemma(shape), None
 
@@ -153,12 +159,18 @@ def _same_tokenizer(model: Path, tokenizer: Tokenizer, what: str, data: Path) ->
         )
 
 
-def _load_teacher(config: TrainConfig, dataset: Dataset) -> Gemma | None:
+def _load_teacher(config: TrainConfig, student: Gemma, dataset: Dataset) -> Gemma | None:
     if not isinstance(config, DistillConfig):
         return None
     folder = resolve_model_folder(config.teacher)
     _same_tokenizer(config.teacher, dataset.tokenizer, "the teacher", config.data)
     teacher = load_model(folder, dtype=torch.float32)
+    if teacher.config.vocab_size != student.config.vocab_size:
+        raise ConfigError(
+            f"the teacher, {config.teacher}, has {teacher.config.vocab_size} rows in its "
+            f"vocabulary and the student {student.config.vocab_size}: set "
+            f"model.vocab_size = {teacher.config.vocab_size}"
+        )
     _check_context(config, teacher.config)
     return teacher.requires_grad_(False).eval()
 
@@ -206,6 +218,21 @@ def _manifest(
         "non_embedding_parameters": model.config.non_embedding_parameters,
         "objective": objective,
     }
+
+
+def _same_inputs(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """A run goes on with the very text and parent it began with, or not at all."""
+    was, found = before["data"]["fingerprint"], now["data"]["fingerprint"]
+    if was != found:
+        raise DataError(
+            f"{out} was started with other data (fingerprint {was[:12]}, now {found[:12]}): "
+            "bring that data back, or start a new run"
+        )
+    if before["parent"] and before["parent"]["fingerprint"] != now["parent"]["fingerprint"]:
+        raise CheckpointError(
+            f"{before['parent']['path']} has other weights than when {out} was started: bring "
+            "those back, or start a new run"
+        )
 
 
 def _parent(path: Path, model: Gemma) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""The benchmarks run at toy size, agree with their peers, and write what they promise.
+
+Times are never judged here: other work on the machine decides them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+TRAIN_MODES = ["gemmule-eager", "transformers-eager"]  # compiling would take a minute
+ATTENTION_MODES = ["gemmule-windowed-eager", "plain-windowed"]
+
+
+def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(BENCH / script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Both benchmarks' JSON and what they printed; they run side by side."""
+    folder = tmp_path_factory.mktemp("bench")
+    running = {
+        script: start(
+            script, "--toy", "--rounds=2", "--steps=1", f"--modes={','.join(modes)}",
+            f"--json={folder / script}.json",
+        )
+        for script, modes in (("train.py", TRAIN_MODES), ("attention.py", ATTENTION_MODES))
+    }  # fmt: skip
+    found = {}
+    for script, process in running.items():
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        found[script] = json.loads((folder / f"{script}.json").read_text()) | {"said": said}
+    return found
+
+
+@pytest.mark.parametrize("script", ["train.py", "attention.py"])
+def test_every_report_says_where_and_how(reports: dict[str, Any], script: str) -> None:
+    report = reports[script]
+    assert report["machine"].keys() == {"processor", "cores", "memory_gib", "system"}
+    assert {"python", "torch", "transformers"} <= report["versions"].keys()
+    settings = report["settings"]
+    assert settings["toy"] is True
+    assert (settings["rounds"], settings["steps_per_repetition"]) == (2, 1)
+    assert settings["threads"] == report["machine"]["cores"]
+    assert all(r > 0 for r in report["ratios"].values())
+    for mode, figures in report["modes"].items():
+        assert len(figures["repetitions"]) == 2
+        assert all(r > 0 for r in figures["repetitions"])
+        assert figures["peak_rss_mb"] >= figures["imports_rss_mb"] > 0
+        assert mode in report["said"]  # the table
+
+
+def test_training_contestants_do_the_same_work(reports: dict[str, Any]) -> None:
+    report = reports["train.py"]
+    assert list(report["modes"]) == TRAIN_MODES
+    assert report["agreement"]["agrees"] is True
+    ours, theirs = report["modes"].values()
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    assert 3 < ours["loss"] < 9  # ln(256) = 5.5, and random weights know less than nothing
+
+
+def test_training_report_relates_speed_to_peers_and_to_matmul(reports: dict[str, Any]) -> None:
+    report = reports["train.py"]
+    ours, theirs = report["modes"].values()
+    speed = ours["tokens_per_second"] / theirs["tokens_per_second"]
+    memory = ours["peak_memory_mb"] / theirs["peak_memory_mb"]
+    assert report["ratios"]["vs_transformers_eager"] == pytest.approx(speed, rel=1e-4)
+    assert report["ratios"]["vs_transformers_best"] == pytest.approx(speed, rel=1e-4)
+    assert report["ratios"]["memory_vs_transformers_best"] == pytest.approx(memory, rel=1e-4)
+    flops = report["settings"]["training_flops_per_token"]
+    share = ours["tokens_per_second"] * flops / (report["matmul_gflops"]["median"] * 1e9)
+    assert ours["matmul_share"] == pytest.approx(share, rel=1e-4)
+    assert len(report["matmul_gflops"]["repetitions"]) == 2
+
+
+def test_attention_contestants_agree_and_sweep_over_lengths(reports: dict[str, Any]) -> None:
+    report = reports["attention.py"]
+    assert list(report["modes"]) == list(report["sweep"]) == ATTENTION_MODES
+    assert report["agreement"]["agrees"] is True
+    assert 0 < report["modes"]["gemmule-windowed-eager"]["difference_from_plain"] < 1e-4
+    for mode, rows in report["sweep"].items():
+        assert [r["seq_len"] for r in rows] == report["settings"]["sweep"]
+        assert [r["growth"] is None for r in rows] == [True, False, False]
+        main = next(r for r in rows if r["seq_len"] == report["settings"]["seq_len"])
+        assert main["seconds"] == report["modes"][mode]["seconds"]
+
+
+def test_a_user_s_mistake_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    unknown = start("train.py", "--modes=gemma")
+    blocked = start("train.py", "--toy", f"--json={tmp_path / 'file' / 'x.json'}")
+    _, said = unknown.communicate(timeout=60)
+    assert unknown.returncode == 2
+    assert "no contestant 'gemma'; there are: gemmule, " in said
+    _, said = blocked.communicate(timeout=60)
+    assert blocked.returncode == 2
+    assert said.startswith("cannot write to")
+    assert "Traceback" not in said

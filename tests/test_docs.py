@@ -1,0 +1,261 @@
+"""What the documentation says can be typed, opened and imported."""
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
+
+import gemmule
+from gemmule.cli import app
+from gemmule.config import Config
+from gemmule.infer.sampling import SamplingParams
+from gemmule.model.config import PRESETS, preset
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.train.config import DistillConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND: Any = typer.main.get_command(app)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [b for kind, b in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+def lines(script: str) -> Iterator[list[str]]:
+    """The simple commands of a shell script, comments and pipes taken apart."""
+    for line in script.replace("\\\n", " ").splitlines():
+        command: list[str] = []
+        for word in [*shlex.split(line, comments=True), "|"]:
+            if word == "|":
+                if command:
+                    yield command
+                command = []
+            else:
+                command.append(word)
+
+
+def commands() -> list[list[str]]:
+    found = [c for page in PAGES for block in blocks(page, "sh") for c in lines(block)]
+    for config in CONFIGS:
+        said = re.findall(r"^#   (.*)$", config.read_text(encoding="utf-8"), re.MULTILINE)
+        found += lines("\n".join(said))
+    return found
+
+
+def gemmule_commands() -> list[list[str]]:
+    return [c[1:] for c in commands() if Path(c[0]).name == "gemmule"]
+
+
+def verb_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that `words` name, and what is left of them."""
+    node, rest = COMMAND, list(words)
+    while hasattr(node, "commands"):
+        assert rest[0] in node.commands, f"gemmule has no verb {' '.join(words)}"
+        node = node.commands[rest.pop(0)]
+    return node, rest
+
+
+def verbs(node: Any = COMMAND, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, child in node.commands.items():
+        if hasattr(child, "commands"):
+            yield from verbs(child, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("words", gemmule_commands(), ids=" ".join)
+def test_documented_commands_parse(words: list[str]) -> None:
+    verb, rest = verb_of(words)
+    verb.make_context("gemmule", rest)  # an unknown option or a missing argument raises
+
+
+@pytest.mark.parametrize("words", gemmule_commands(), ids=" ".join)
+def test_documented_settings_exist(words: list[str]) -> None:
+    kind = {"train": TrainConfig, "distill": DistillConfig}.get(words[0])
+    if kind is None or "--resume" in words:
+        return
+    given = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    given += [f"teacher={words[i + 1]}" for i, word in enumerate(words) if word == "--teacher"]
+    config = ROOT / words[1] if words[1].startswith("configs/") else None
+    if not words[1].endswith(".toml") or config:  # a run's own config.toml is not at hand
+        kind.load(config, given)
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    with pytest.raises(Exception, match="--loud"):
+        test_documented_commands_parse(["card", "runs/x", "--loud"])
+    with pytest.raises(AssertionError, match="no verb"):
+        test_documented_commands_parse(["fly"])
+
+
+@pytest.mark.parametrize("verb", list(verbs()), ids=" ".join)
+def test_every_verb_is_documented_and_helps(verb: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [*verb, "--help"])
+    assert done.exit_code == 0
+    assert "Example: gemmule " in done.output
+    assert any(tuple(words[: len(verb)]) == verb for words in gemmule_commands())
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    said = [c[c.index("make") + 1] for c in commands() if "make" in c]
+    assert said
+    assert set(said) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_resolve(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name).resolve() if name else page
+        assert linked.is_relative_to(ROOT), target
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors as GitHub makes them: lower case, punctuation dropped, spaces to dashes."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_recipes_load(path: Path) -> None:
+    distils = path.name.startswith("distill")
+    if distils:
+        config: TrainConfig = DistillConfig.load(path, ["data=x", "teacher=x"])
+    else:
+        config = TrainConfig.load(path, ["data=x"])
+    shape = preset(config.preset, vocab_size=4096)
+    assert config.seq_len <= shape.max_position_embeddings
+    assert config.preset in path.stem
+
+
+def test_distilled_and_scratch_recipes_differ_in_the_objective_alone() -> None:
+    scratch = TrainConfig.load(ROOT / "configs/train-1m.toml", ["data=x"]).model_dump()
+    distilled = DistillConfig.load(ROOT / "configs/distill-1m.toml", ["data=x", "teacher=x"])
+    shared = {k: v for k, v in distilled.model_dump().items() if k in scratch}
+    assert shared == scratch
+
+
+def table(title: str) -> dict[str, list[str]]:
+    """The first table after the heading or line `title` in the guide, by first column."""
+    found = re.search(r"^\|.*?(?=\n\n|\Z)", GUIDE[GUIDE.index(title) :], re.MULTILINE | re.DOTALL)
+    assert found is not None
+    rows = [row.strip("|").split("|") for row in found[0].splitlines()[2:]]
+    return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def written(default: Any) -> str:
+    if default is PydanticUndefined:
+        return "required"
+    return "none" if default in (None, (), {}) else str(default)
+
+
+@pytest.mark.parametrize(
+    ("title", "kind", "elsewhere"),
+    [
+        ("## Training", TrainConfig, {"optimizer", "schedule"}),
+        ("The group `optimizer`", OptimizerConfig, set()),
+        ("The group `schedule`", ScheduleConfig, set()),
+        ("## Distilling", DistillConfig, set(TrainConfig.model_fields)),
+    ],
+    ids=["train", "optimizer", "schedule", "distill"],
+)
+def test_every_setting_is_in_the_guide(title: str, kind: type[Config], elsewhere: set[str]) -> None:
+    fields = {k: f for k, f in kind.model_fields.items() if k not in elsewhere}
+    defaults = {
+        name: written({} if field.default_factory else field.default)
+        for name, field in fields.items()
+    }
+    assert {name: cells[0] for name, cells in table(title).items()} == defaults
+
+
+def test_sampling_settings_are_in_the_guide() -> None:
+    parameters = inspect.signature(SamplingParams).parameters
+    defaults = {name: written(p.default) for name, p in parameters.items()}
+    assert {name: cells[0] for name, cells in table("### Sampling").items()} == defaults
+
+
+def test_presets_are_in_the_guide() -> None:
+    shown = table("### Presets")
+    assert list(shown) == list(PRESETS)
+    for name, cells in shown.items():
+        c = preset(name, vocab_size=4096)
+        heads = f"{c.num_attention_heads} / {c.num_key_value_heads}"
+        sizes = [c.hidden_size, c.num_hidden_layers, heads, c.head_dim, c.intermediate_size]
+        sizes += [c.sliding_window, c.max_position_embeddings]
+        assert cells == [f"{c.non_embedding_parameters:,}", *map(str, sizes)], name
+
+
+PYTHON = [(page.name, code) for page in PAGES for code in blocks(page, "python")]
+INSTANCES = {
+    "gemmule": gemmule,
+    "lm": gemmule.LanguageModel,
+    "lm.tokenizer": Tokenizer,
+    "lm.model": Gemma,
+}
+GIVEN = {"lm.model", "lm.tokenizer"}  # set by LanguageModel's constructor
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
+def test_python_snippets_use_names_that_exist(page: str, code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            owner, name = ast.unparse(node.value), ast.unparse(node)
+            if owner in INSTANCES and name not in GIVEN:
+                assert hasattr(INSTANCES[owner], node.attr), name
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("lm.generate", "lm.stream", "lm.chat", "lm.stream_chat"):
+                allowed = set(inspect.signature(SamplingParams).parameters)
+                assert {str(k.arg) for k in node.keywords} <= allowed
+
+
+def test_the_source_tree_in_the_readme_exists() -> None:
+    trees = blocks(ROOT / "README.md", "text")
+    assert len(trees) == 1
+    names = re.findall(r"^  ([\w/]+(?:\.py)?)  ", trees[0], re.MULTILINE)
+    source = ROOT / "src/gemmule"
+    assert all((source / name).exists() for name in names)
+    shown = {name.rstrip("/") for name in names}
+    there = {p.name for p in source.iterdir() if (p / "__init__.py").exists() or p.suffix == ".py"}
+    assert there - {"__init__.py"} == shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_options_named_in_prose_exist(page: Path) -> None:
+    known = {option for verb in verbs() for option in options(verb)} | {"--help", "--version"}
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for option in re.findall(r"`(?:gemmule [^`]*?)?(--[a-z][a-z-]*)", text):
+        assert option in known, option
+
+
+def options(verb: tuple[str, ...]) -> set[str]:
+    command, _ = verb_of(list(verb))
+    return {option for parameter in command.params for option in parameter.opts}
