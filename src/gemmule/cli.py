@@ -56,6 +56,8 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/quickstart"),
     data: Annotated[Path | None, typer.Option(help="Your own text: file, folder, glob.")] = None,
     field: Field = "text",
+    name: Annotated[str | None, typer.Option(help="What the card calls your text.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of your text, for the card.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, batches and samples.")] = 0,
     teacher: Annotated[str | None, typer.Option(help="Model preset of the teacher.")] = None,
     student: Annotated[str | None, typer.Option(help="Model preset of the student.")] = None,
@@ -74,8 +76,9 @@ def quickstart(
     from gemmule.quickstart import QuickstartConfig, run_quickstart
 
     values = {
-        "minutes": minutes, "data": data, "field": field, "seed": seed, "teacher": teacher,
-        "student": student, "vocab_size": vocab_size, "country": country,
+        "minutes": minutes, "data": data, "field": field, "name": name, "licence": licence,
+        "seed": seed, "teacher": teacher, "student": student, "vocab_size": vocab_size,
+        "country": country,
     }  # fmt: skip
     config = QuickstartConfig.parse({k: v for k, v in values.items() if v is not None})
     with _stoppable("the same command with --resume goes on from there"):
@@ -206,7 +209,7 @@ def _train(
         print(json.dumps(result))
     else:
         console.print(describe(result))
-        console.print(f"next: gemmule generate {out} 'Once'   gemmule card {out}")
+        console.print(f"next: gemmule generate {out} 'The'   gemmule card {out}")
 
 
 def _saved(path: Path) -> "TrainConfig":

@@ -101,7 +101,7 @@ def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
             owner = found
         return f"unknown key {name!r}; {_nearest_key(loc[-1], owner, cls)}"
     if error["type"] == "missing":
-        return f"{name!r} is required"
+        return f"{name!r} is required: set it in the file, or with --set {name}=…"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = f"{message[0].lower()}{message[1:]}"
     if isinstance(error["input"], Mapping):  # a check of several settings, which it names itself

@@ -12,6 +12,8 @@ from typing import Any
 
 from gemmule.errors import OutputError
 
+_LEFTOVER = ".*.[0-9]*.tmp"
+
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
@@ -26,7 +28,7 @@ def writing_to(path: Path) -> Iterator[None]:
             errno.EPERM: "permission denied: choose a place you may write to",
             errno.EROFS: "the file system is read-only: choose another place",
             errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place",
-            errno.EEXIST: "a file of that name is in the way: choose another place",
+            errno.EEXIST: "a file of that name, or of its folder's, is in the way: choose another",
             errno.EFBIG: "the file would be larger than this file system or limit allows",
         }
         if e.errno not in reasons:
@@ -94,12 +96,17 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(tmp, ignore_errors=True)
 
 
+def holds_only_leftovers(folder: Path) -> bool:
+    """Whether `folder` is empty but for what a killed process was about to write."""
+    return all(entry.match(_LEFTOVER) for entry in folder.iterdir())
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what atomic_path and atomic_dir of a killed process left in `folder`.
 
     Only for a folder that no other process is writing to.
     """
-    for left in folder.glob(".*.tmp"):
+    for left in folder.glob(_LEFTOVER):
         with writing_to(left):
             if left.is_dir():
                 shutil.rmtree(left)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,20 @@ from gemmule.carbon import EnergyMeter
 from gemmule.config import Config
 from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare, sample_texts
-from gemmule.errors import ConfigError, DataError, TokenizerError
+from gemmule.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    OutputError,
+    TokenizerError,
+)
 from gemmule.infer.language_model import load
 from gemmule.model.config import preset
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.report.card import write_card
 from gemmule.runlog import RunDir, console, counting, duration
 from gemmule.train import machine
-from gemmule.train.config import DistillConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gemmule.train.config import DistillConfig, TrainConfig
 from gemmule.train.run import run_training
 
 SEQ_LEN = 256
@@ -47,6 +54,8 @@ class QuickstartConfig(Config):
         data: the user's own text; None is Python's standard library.
         field: JSON field or Parquet column that holds the text.
         seed: decides weights, batches and samples.
+        name: what the card calls the user's text.
+        licence: of the user's text, for the card.
         vocab_size: pieces of the tokenizer.
         teacher: preset of the teacher; None chooses by `minutes`.
         student: preset of the student; None chooses by `minutes`.
@@ -56,6 +65,8 @@ class QuickstartConfig(Config):
     minutes: float = Field(default=10.0, gt=0, le=100_000, allow_inf_nan=False)
     data: Path | None = None
     field: str = "text"
+    name: str | None = None
+    licence: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**62)
     vocab_size: int = Field(default=4096, ge=512)
     teacher: str | None = None
@@ -91,11 +102,7 @@ def run_quickstart(config: QuickstartConfig, out: Path, *, resume: bool = False)
         _same(given, config)
         files.remove_leftovers(out)
     else:
-        # A wrong country or preset is to be found now, not after the first training.
-        EnergyMeter(config.country)
-        for name in (config.teacher, config.student):
-            if name is not None:
-                preset(name, vocab_size=config.vocab_size)
+        _check(config, out)
         RunDir.create(out, config)
     console.rule(f"gemmule quickstart, about {config.minutes:g} minutes", align="left")
 
@@ -136,6 +143,27 @@ def run_quickstart(config: QuickstartConfig, out: Path, *, resume: bool = False)
     return comparison
 
 
+def _check(config: QuickstartConfig, out: Path) -> None:
+    """Finds now what would otherwise stop the last stage, or the first after minutes of work."""
+    if (out / "comparison.json").is_file():
+        raise OutputError(
+            f"{out} holds a finished quickstart, see {out / 'card' / 'index.html'}: choose another "
+            "folder with --out (make quickstart ARGS='--out runs/second')"
+        )
+    if (out / "config.toml").is_file():
+        raise OutputError(
+            f"{out} holds an unfinished quickstart: go on with --resume (make quickstart "
+            "ARGS=--resume), or choose another folder with --out"
+        )
+    EnergyMeter(config.country)
+    for name in (config.teacher, config.student):
+        if name is not None:
+            preset(name, vocab_size=config.vocab_size)
+    for package in ("jinja2", "matplotlib"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "report", "the model card")
+
+
 def _same(given: QuickstartConfig, saved: QuickstartConfig) -> None:
     for name in given.model_fields_set:
         default = QuickstartConfig.model_fields[name].default
@@ -164,7 +192,7 @@ def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
     with counting("tokenising") as progress:
         dataset = prepare(
             config.data, Tokenizer.load(folder), out / "data", field=config.field,
-            progress=progress,
+            name=config.name, licence=config.licence, progress=progress,
         )  # fmt: skip
     splits = dataset.manifest["splits"]
     sizes = ", ".join(f"{s['tokens']:,} {name}" for name, s in splits.items())
@@ -227,8 +255,6 @@ def _train(
         "seq_len": min(SEQ_LEN, dataset.split("train").token_count // 2),
         # The teacher's own seed, so that no student shares its batches by construction.
         "seed": config.seed + 1_000_003 if stage == "teacher" else config.seed,
-        "optimizer": OptimizerConfig(learning_rate=0.012, embedding_learning_rate=0.024),
-        "schedule": ScheduleConfig(),
         "evaluate_every": max(1, steps // 5),
         "evaluation_tokens": 32768,
         "checkpoint_every": max(100, steps // 4),
@@ -241,7 +267,7 @@ def _train(
     labels = {"scratch": "from scratch", "student": "distilled"}
     label = labels.get(stage, stage.replace("_", " ").replace("equal", "at equal"))
     if stage == "student":
-        chosen: TrainConfig = DistillConfig(**settings, teacher=out / "teacher")
+        chosen: TrainConfig = DistillConfig(**settings, teacher=str(out / "teacher"))
     else:
         chosen = TrainConfig(**settings)
     began = time.monotonic()
@@ -278,11 +304,11 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
     equal, compute = comparison["equal_tokens"], comparison["equal_compute"]
     rows = [
         ("teacher", comparison["teacher"]),
-        ("from scratch, equal tokens", equal["scratch"]),
-        ("from scratch, equal compute", compute["scratch"]),
+        ("scratch, equal tokens", equal["scratch"]),
+        ("scratch, equal compute", compute["scratch"]),
         ("distilled", equal["distilled"]),
     ]
-    headers = ["held-out text", "nats/token", "perplexity", "bits/byte", "tokens", "PFLOP", "Wh"]
+    headers = ["held-out text", "nats/token", "perplexity", "bits/byte", "tokens", "TFLOP", "Wh"]
     runlog.table(
         headers,
         [
@@ -291,8 +317,8 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
                 f"{r['nats_per_token']:.4f}",
                 f"{r['perplexity']:.1f}",
                 f"{r['bits_per_byte']:.3f}",
-                f"{r['train_tokens']:,}",
-                f"{r['train_flops'] / 1e15:.3f}",
+                f"{r['train_tokens'] / 1e6:.2f}M",
+                f"{r['train_flops'] / 1e12:.1f}",
                 "?" if r["energy_wh"] is None else f"{r['energy_wh']:.2f}",
             ]
             for name, r in rows
@@ -303,7 +329,8 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
     console.print(_verdict("compute", compute["scratch"]["nats_per_token"] - distilled))
     console.print(f"done in {duration(seconds)}; the page: {out / 'card' / 'index.html'}")
     console.print(
-        f'next:\n  gemmule generate {out}/student "def "\n  gemmule chat {out}/student\n'
+        f'next:\n  gemmule generate {out}/student "def "\n'
+        f"  gemmule chat {out}/student    (a base model: it goes on with what you say)\n"
         f"  gemmule card {out} --licence apache-2.0",
         markup=False,
     )

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
@@ -104,9 +105,10 @@ def claim(path: Path, otherwise: str = "") -> None:
         OutputError: when it does, or cannot be made.
     """
     with files.writing_to(path):
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and not files.holds_only_leftovers(path):
             raise OutputError(f"{path} is already in use: {otherwise}choose another folder")
         path.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(path)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -174,16 +176,7 @@ def duration(seconds: float) -> str:
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(_rate_and_left(task.completed, task.total, task.elapsed, task.fields["unit"]))
-
-
-def _rate_and_left(done: float, total: float | None, elapsed: float | None, unit: str) -> str:
-    if not done or not elapsed:
-        return "…"
-    rate = done / elapsed
-    shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-    left = f", {duration((total - done) / rate)} left" if total and done < total else ""
-    return f"{shown} {unit}/s{left}"
+        return Text(task.fields["rate"])
 
 
 class ProgressBar:
@@ -197,10 +190,12 @@ class ProgressBar:
     """
 
     PLAIN_SECONDS = 15.0
+    RATE_SECONDS = 20.0  # the rate is that of the last so many seconds: compiling is left behind
 
     def __init__(self, label: str, total: float, unit: str, start: float = 0) -> None:
-        self.label, self.total, self.unit, self.start = label, total, unit, start
-        self._began = self._printed = time.monotonic()
+        self.label, self.total, self.unit = label, total, unit
+        self._seen = deque([(time.monotonic(), start)])
+        self._printed = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -212,7 +207,8 @@ class ProgressBar:
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task(label, total=total - start, unit=unit, note="")
+            self._task = self._bar.add_task(label, total=total, rate="…", note="")
+            self._bar.update(self._task, completed=start)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -230,16 +226,25 @@ class ProgressBar:
 
     def update(self, done: float, note: str = "") -> None:
         """Shows that `done` of the total is done, with a short note (a loss, say) beside it."""
-        if self._bar:
-            self._bar.update(self._task, completed=done - self.start, note=note)
-            return
         now = time.monotonic()
-        if now - self._printed >= self.PLAIN_SECONDS:
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > self.RATE_SECONDS:
+            self._seen.popleft()
+        if self._bar:
+            self._bar.update(self._task, completed=done, rate=self._rate(), note=note)
+        elif now - self._printed >= self.PLAIN_SECONDS:
             self._printed = now
             share = f"{done / self.total:4.0%}" if self.total else ""
-            elapsed = now - self._began
-            rate = _rate_and_left(done - self.start, self.total - self.start, elapsed, self.unit)
-            console.print(f"{self.label} {share} {rate} {note}".rstrip(), markup=False)
+            console.print(f"{self.label} {share} {self._rate()} {note}".rstrip(), markup=False)
+
+    def _rate(self) -> str:
+        (began, before), (now, done) = self._seen[0], self._seen[-1]
+        if done <= before or now <= began:
+            return "…"
+        rate = (done - before) / (now - began)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        left = f", {duration((self.total - done) / rate)} left" if done < self.total else ""
+        return f"{shown} {self.unit}/s{left}"
 
 
 @contextmanager
@@ -259,7 +264,9 @@ def counting(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Prints a table whose first column is text and whose others are figures."""
-    shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    shown = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+    )
     for i, header in enumerate(headers):
         shown.add_column(header, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:

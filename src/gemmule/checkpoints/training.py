@@ -54,8 +54,7 @@ def save_training_state(
         _save_tensors(tensors, tmp / "state.safetensors")
         text = json.dumps({"step": step, **state, "scalars": scalars}, indent=2)
         (tmp / "state.json").write_text(text, encoding="utf-8")
-    for old in training_states(folder)[:-keep]:
-        shutil.rmtree(old)
+    drop_old_states(folder, keep)
     return target
 
 
@@ -65,6 +64,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     except SafetensorError as e:  # safetensors wraps the system's refusal; find which it was
         match = re.search(r"os error (\d+)", str(e))
         raise OSError(int(match[1]) if match else 5, str(e)) from e
+
+
+def drop_old_states(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` step-N folders."""
+    for old in training_states(folder)[:-keep]:
+        with files.writing_to(old):
+            shutil.rmtree(old)
 
 
 def training_states(folder: Path) -> list[Path]:

@@ -15,14 +15,14 @@ class OptimizerConfig(Config):
     Attributes:
         name: "muon" (hidden matrices by Muon, embedding and norms by AdamW) or "adamw".
         learning_rate: of the hidden matrices; Muon's is scaled to AdamW's update size.
-        embedding_learning_rate: of embedding and norms; None means learning_rate.
+        embedding_learning_rate: of embedding and norms.
         weight_decay: decoupled, on matrices only.
         clip: largest norm of the whole gradient.
     """
 
     name: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = Field(default=0.006, gt=0, allow_inf_nan=False)
-    embedding_learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=0.012, gt=0, allow_inf_nan=False)
+    embedding_learning_rate: float = Field(default=0.024, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -58,7 +58,7 @@ class TrainConfig(Config):
         data: folder made by `gemmule data`.
         preset: model preset, see gemmule.model.config.
         model: fields that differ from the preset.
-        init: a model to start from instead of random weights (run or HF-layout folder).
+        init: a model to start from instead of random weights (run, HF-layout folder, hub id).
         steps: optimiser steps.
         batch_size: sequences per step.
         micro_batch_size: sequences at once; gradients add up to batch_size. None: all at once.
@@ -80,10 +80,10 @@ class TrainConfig(Config):
 
     data: Path
     preset: str = "1m"
-    model: dict[str, int | float | None] = Field(default_factory=dict)
-    init: Path | None = None
+    model: dict[str, int | float] = Field(default_factory=dict)
+    init: str | None = None
     steps: int = Field(gt=0)
-    batch_size: int = Field(default=16, gt=0)
+    batch_size: int = Field(default=8, gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
     seq_len: int = Field(default=256, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -126,11 +126,11 @@ class DistillConfig(TrainConfig):
     """A training run that learns from a teacher's distribution.
 
     Attributes:
-        teacher: run or HF-layout folder.
+        teacher: run, HF-layout folder or hub id.
         temperature: of both distributions.
         alpha: weight of the next-token loss; 0 is the report's pure distillation.
     """
 
-    teacher: Path
+    teacher: str
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.0, ge=0, le=1)

@@ -14,6 +14,7 @@ import torch
 from gemmule import files
 from gemmule.carbon import EnergyMeter
 from gemmule.checkpoints.training import (
+    drop_old_states,
     load_training_state,
     save_training_state,
     training_states,
@@ -76,6 +77,7 @@ def train(
     """
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.dtype))
     state = _resume(run, model, optimizers, loader)
+    drop_old_states(run.path / "checkpoints", config.keep_checkpoints)
     micro_batches = config.batch_size // config.micro_batch
     meter = EnergyMeter(config.country, state.carbon)
     saved = time.monotonic()

@@ -19,8 +19,7 @@ def build_optimizers(
     rest: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         (hidden if p.ndim == 2 and "embed" not in name else rest).append(p)
-    outer = config.embedding_learning_rate or config.learning_rate
-    groups = [{"params": rest, "lr": outer, "weight_decay": 0.0}]
+    groups = [{"params": rest, "lr": config.embedding_learning_rate, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = []
     if config.name == "muon":
         optimizers.append(

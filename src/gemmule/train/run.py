@@ -148,7 +148,7 @@ def _check_context(config: TrainConfig, shape: GemmaConfig) -> None:
         )
 
 
-def _same_tokenizer(model: Path, tokenizer: Tokenizer, what: str, data: Path) -> None:
+def _same_tokenizer(model: str, tokenizer: Tokenizer, what: str, data: Path) -> None:
     """Compares by content: ids that mean different pieces would train on nonsense."""
     theirs = Tokenizer.load(resolve_model_folder(model))
     if theirs.fingerprint != tokenizer.fingerprint:
@@ -235,9 +235,9 @@ def _same_inputs(before: dict[str, Any], now: dict[str, Any], out: Path) -> None
         )
 
 
-def _parent(path: Path, model: Gemma) -> dict[str, Any]:
+def _parent(path: str, model: Gemma) -> dict[str, Any]:
     return {
-        "path": str(path),
+        "path": path,
         "fingerprint": weights_fingerprint(model),
         "parameters": model.config.parameters,
     }

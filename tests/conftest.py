@@ -1,0 +1,94 @@
+"""A small text, its tokenizer and prepared data, and settings of runs that take under a second."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+
+TEXT = "the a sea ship captain said never wind old and of to under red sail harbour"
+WORDS = TEXT.split()
+
+TINY_MODEL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "sliding_window": 8,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for seed in range(120):
+        pick = random.Random(seed)
+        # Documents of all lengths, so that rows hold one and rows hold many.
+        words = [pick.choice(WORDS) for _ in range(pick.choice([3, 12, 40, 300]))]
+        (folder / f"{seed}.txt").write_text(" ".join(words) + f" {seed}.\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pieces(text_folder: Path) -> Tokenizer:
+    return train_tokenizer([p.read_text() for p in sorted(text_folder.iterdir())], 512)
+
+
+@pytest.fixture(scope="session")
+def other_pieces() -> Tokenizer:
+    """As many pieces, of other text."""
+    text = ["pack my box with five dozen liquor jugs, quick brown fox over lazy dogs " * 9] * 20
+    found = train_tokenizer(text, 512)
+    assert found.vocab_size == 512
+    return found
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    text_folder: Path, pieces: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    from gemmule.data.prepare import prepare
+
+    return prepare(text_folder, pieces, tmp_path_factory.mktemp("prepared") / "data").path
+
+
+@pytest.fixture(scope="session")
+def tiny(prepared: Path) -> Callable[..., dict[str, Any]]:
+    """tiny(**changes): settings of a run."""
+
+    def settings(**changes: Any) -> dict[str, Any]:
+        return {
+            "data": str(prepared),
+            "model": TINY_MODEL,
+            "steps": 12,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "seq_len": 24,
+            "evaluate_every": 5,
+            "evaluation_tokens": 96,
+            "heldout_tokens": 480,
+            "checkpoint_every": 4,
+            "log_every": 1,
+            "compile": False,
+            "dtype": "float32",
+            "threads": 1,
+            **changes,
+        }
+
+    return settings
+
+
+@pytest.fixture
+def no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without codecarbon, whose start takes a second."""
+
+    def start(*_: object) -> None:
+        raise RuntimeError("left out by the test")
+
+    monkeypatch.setattr("gemmule.carbon._start_tracker", start)

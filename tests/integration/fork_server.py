@@ -1,0 +1,157 @@
+"""Runs trainings in forked children and kills them at named moments; driven by test_kill.py.
+
+One JSON request a line on standard input, one JSON answer a line on standard output. The server
+itself never trains: autograd does not survive a fork.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # seconds; every child would pay them again
+
+import gemmule.carbon
+import gemmule.data.prepare as preparing
+import gemmule.train.run as running
+from gemmule import files
+from gemmule.checkpoints import training
+from gemmule.errors import GemmuleError
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.runlog import RunDir
+from gemmule.train import loop
+from gemmule.train.config import DistillConfig, TrainConfig
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_tracker(*_: object) -> None:
+    raise RuntimeError("left out by the test")
+
+
+def replace(owner: Any, name: str, at: int, *, before: Any = None, after: Any = None) -> None:
+    """Makes the at-th call of owner.name end in a kill, before or after its work."""
+    plain, calls = getattr(owner, name), 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at and before:
+            before(*args)
+            die()
+        result = plain(*args, **kwargs)
+        if calls == at and after:
+            after(*args)
+            die()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
+def half_a_file(tensors: Any, path: Path) -> None:
+    path.write_bytes(b"\x10\x00\x00\x00")
+
+
+def half_a_line(run: RunDir, values: Any) -> None:
+    with (run.path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 7, "tok')
+
+
+def half_a_folder(path: Path) -> None:
+    (path / "state.safetensors").unlink()
+
+
+MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "config": (Path, "replace", {"before": nothing}),
+    "manifest": (RunDir, "write_manifest", {"before": nothing}),
+    "step": (loop, "learning_rate_factor", {"before": nothing}),
+    "metrics": (RunDir, "log", {"before": half_a_line}),
+    "writing tensors": (training, "save_file", {"before": half_a_file}),
+    "before the rename": (Path, "rename", {"before": nothing}),
+    "after the rename": (Path, "rename", {"after": nothing}),
+    "dropping old ones": (shutil, "rmtree", {"before": half_a_folder}),
+    "carbon": (files, "write_json", {"before": nothing}),
+    "model": (running, "save_model", {"before": nothing}),
+    "result": (running, "save_model", {"after": nothing}),
+    "tokenising": (preparing, "make_shard", {"before": nothing}),
+}
+
+
+def arrange(where: str, at: int) -> None:
+    """Sets up the kill."""
+    # A copy of the name that this module uses, so that atomic_dir's rmtree stays as it is.
+    training.shutil = types.SimpleNamespace(rmtree=shutil.rmtree)  # type: ignore[assignment]
+    owner, name, hooks = MOMENTS[where]
+    replace(training.shutil if owner is shutil else owner, name, at, **hooks)
+
+
+def child(request: dict[str, Any]) -> int:
+    if "where" in request:
+        arrange(request["where"], request["at"])
+    if request.get("sigterm_at"):
+        # A real signal, delivered in the middle of a step.
+        count = 0
+        plain = loop.clip_gradients
+
+        def clip(*args: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == request["sigterm_at"]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(*args)
+
+        loop.clip_gradients = clip  # type: ignore[assignment]
+    out = Path(request["out"])
+    if "source" in request:
+        preparing.prepare(
+            Path(request["source"]), Tokenizer.load(Path(request["tokenizer"])), out, workers=1
+        )
+        return 0
+    kind = DistillConfig if "teacher" in request["settings"] else TrainConfig
+    try:
+        running.run_training(kind.parse(request["settings"]), out, resume=request["resume"])
+    except GemmuleError as e:
+        sys.stderr.write(f"{e}\n")
+        return e.exit_code
+    return 0
+
+
+def serve() -> None:
+    torch.set_num_threads(1)
+    gemmule.carbon._start_tracker = no_tracker
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.dup2(2, 1)  # standard output is for answers only
+                code = child(request)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        if "kill_after" in request:
+            time.sleep(request["kill_after"])
+            os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(json.dumps({"code": code}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

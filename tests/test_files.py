@@ -1,0 +1,111 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from gemmule import files
+from gemmule.errors import OutputError
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    files.write_text(path, "one")
+    with pytest.raises(ZeroDivisionError), files.atomic_path(path) as tmp:
+        tmp.write_text("half of tw")
+        raise ZeroDivisionError
+    assert path.read_text() == "one"
+    files.write_text(path, "two")
+    assert path.read_text() == "two"
+    assert left(path.parent) == ["a.txt"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+
+    def write(name: str) -> None:
+        with files.atomic_dir(path) as tmp:
+            (tmp / "deep").mkdir()
+            (tmp / "deep" / name).write_text(name)
+            if name == "bad":
+                raise ZeroDivisionError
+
+    write("one")
+    with pytest.raises(ZeroDivisionError):
+        write("bad")
+    assert left(path / "deep") == ["one"]
+    write("two")
+    assert left(path / "deep") == ["two"]
+    assert left(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EACCES, "permission denied"),
+        (errno.EPERM, "permission denied"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EFBIG, "larger than this file system or limit allows"),
+    ],
+)
+def test_refusals_are_one_clear_error(
+    number: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_text(tmp_path / "a", "old")
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OutputError, match=f"^cannot write to .*/a: .*{reason}"):
+        files.write_text(tmp_path / "a", "new")
+    with pytest.raises(OutputError, match=reason), files.atomic_dir(tmp_path / "b") as tmp:
+        (tmp / "c").write_text("new")
+    assert left(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="a file of that name, or of its folder's, is in the way"):
+        files.write_text(tmp_path / "file" / "a", "")
+    with (
+        pytest.raises(OutputError, match="a part of the path is a file"),
+        files.atomic_dir(tmp_path / "file" / "deep" / "a"),
+    ):
+        pass
+
+
+def test_our_own_bugs_are_not_dressed_up(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="bad descriptor"), files.writing_to(tmp_path):
+        raise OSError(errno.EBADF, "bad descriptor")
+
+
+def test_json(tmp_path: Path) -> None:
+    value = {"text": "naïve 🌱", "none": None, "list": [1, 2.5]}
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
+    assert "🌱" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert files.read_json(tmp_path / "a.json") == value
+
+
+def test_leftovers(tmp_path: Path) -> None:
+    (tmp_path / ".a.json.123.tmp").touch()
+    (tmp_path / ".step-4.123.tmp").mkdir()
+    (tmp_path / ".step-4.123.tmp" / "half").touch()
+    (tmp_path / ".b.123.old.tmp").mkdir()
+    assert files.holds_only_leftovers(tmp_path)
+    for mine in ("notes.tmp", ".hidden", ".mine.tmp", "a.json"):
+        (tmp_path / mine).touch()
+        assert not files.holds_only_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path)
+    assert left(tmp_path) == [".hidden", ".mine.tmp", "a.json", "notes.tmp"]
+    files.remove_leftovers(tmp_path / "missing")

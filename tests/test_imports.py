@@ -1,0 +1,137 @@
+"""The import rule of the design, and that optional packages are optional."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gemmule
+
+ROOT = Path(gemmule.__file__).parent
+LEVELS = [
+    {"errors", "config", "files", "runlog", "carbon", "distributed"},
+    {"model", "quant", "report"},
+    {"data", "checkpoints", "distill"},
+    {"train", "infer"},
+    {"posttrain", "evals", "serve", "plan", "quickstart"},
+    {"cli"},
+]
+# Within the lowest level, as the modules' docstrings say; nothing may lead back.
+WITHIN = {
+    ("files", "errors"), ("config", "errors"), ("config", "files"), ("carbon", "errors"),
+    ("carbon", "config"), ("runlog", "errors"), ("runlog", "config"), ("runlog", "files"),
+}  # fmt: skip
+# The package itself offers load() and two names, imported when first used.
+LAZY = {("__init__", "infer")}
+
+
+def level(part: str) -> int:
+    return next(i for i, parts in enumerate(LEVELS) if part in parts)
+
+
+def part_of(module: str) -> str:
+    """gemmule.train.loop -> train."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Names of our modules that a file imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "gemmule")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name comes from"
+            if node.module == "gemmule":
+                yield from (f"gemmule.{a.name}" for a in node.names)
+            elif node.module and node.module.startswith("gemmule."):
+                yield node.module
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path.relative_to(ROOT).parts[0].removesuffix(".py"), ast.parse(path.read_text())
+
+
+def is_lazy_name(part: str) -> bool:
+    return part in {"load", "LanguageModel", "SamplingParams", "__version__"}
+
+
+def test_imports_go_down_only() -> None:
+    wrong, seen = [], set()
+    for owner, tree in sources():
+        seen.add(owner)
+        for module in imported(tree):
+            part = part_of(module)
+            if part == owner or (owner, part) in LAZY | WITHIN:
+                continue
+            if is_lazy_name(part):  # `from gemmule import load` is for the command line only
+                part = "infer"
+            if owner == "__init__" or level(part) >= level(owner):
+                wrong.append(f"{owner} imports {module}")
+    assert wrong == []
+    known = set().union(*LEVELS)
+    assert seen - {"__init__"} <= known, "a new module needs a level in the design"
+
+
+def test_the_rule_can_fail() -> None:
+    tree = ast.parse("def f():\n    from gemmule.train.loop import train\n    import gemmule.cli")
+    assert [part_of(m) for m in imported(tree)] == ["train", "cli"]
+    assert level("train") >= level("data")
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", code],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_imports_on_the_minimal_install() -> None:
+    code = """
+import importlib, pkgutil, sys
+OPTIONAL = {"pyarrow", "zstandard", "matplotlib", "jinja2", "codecarbon", "transformers",
+            "datasets", "pandas", "tensorboard", "psutil", "pytest", "hypothesis"}
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in OPTIONAL:
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+sys.meta_path.insert(0, Block())
+import gemmule
+names = [m.name for m in pkgutil.walk_packages(gemmule.__path__, "gemmule.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+    assert int(run(code)) > 40
+
+
+def test_reports_read_files_without_torch() -> None:
+    code = "import sys, gemmule.report, gemmule.report.card; print('torch' in sys.modules)"
+    assert run(code).strip() == "False"
+
+
+def test_help_is_light() -> None:
+    """Each help text in one process: none of them may pull in anything heavy."""
+    code = """
+import sys, typer
+from gemmule.cli import app, main
+group = typer.main.get_command(app)
+paths = [[]]
+for name, command in group.commands.items():
+    paths += [[name]] + [[name, sub] for sub in getattr(command, "commands", ())]
+for path in paths:
+    try:
+        main([*path, "--help"])
+    except SystemExit as e:
+        assert e.code == 0, (path, e.code)
+heavy = {"torch", "numpy", "transformers", "matplotlib", "huggingface_hub",
+         "sentencepiece", "tokenizers", "codecarbon", "tensorboardX"}
+print("HEAVY", sorted(heavy & set(sys.modules)), len(paths))
+"""
+    found = run(code)
+    assert "HEAVY [] " in found
+    for command in ("quickstart", "tokenizer", "data", "train", "distill", "generate", "card"):
+        assert command in found

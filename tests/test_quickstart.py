@@ -1,0 +1,257 @@
+"""The whole quickstart with models of two tiny layers, stopped anywhere and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmule import files, quickstart, runlog
+from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
+from gemmule.model.config import PRESETS
+from gemmule.quickstart import Plan, QuickstartConfig, run_quickstart
+from gemmule.runlog import RunDir, read_metrics
+from gemmule.train import loop, machine, run
+
+STAGES = ("teacher", "scratch", "student", "scratch_equal_compute")
+FIGURES = {
+    "nats_per_token", "perplexity", "bits_per_byte", "parameters", "train_tokens", "train_flops",
+    "seconds", "energy_wh", "gco2e", "seed",
+}  # fmt: skip
+
+
+def tiny_shape(width: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+        "sliding_window": 8, "max_position_embeddings": 128,
+    }  # fmt: skip
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(PRESETS, "big", tiny_shape(48))  # type: ignore[arg-type]
+    patch.setitem(PRESETS, "small", tiny_shape(32))  # type: ignore[arg-type]
+    patch.setattr(quickstart, "SEQ_LEN", 24)
+    patch.setattr(quickstart, "BATCH_SIZE", 4)
+    patch.setattr(runlog, "usable_cores", lambda: 1)
+    patch.setattr(machine, "fastest_dtype", lambda device: "float32")
+    patch.setattr(machine, "can_compile", lambda: True)
+    patch.setattr("gemmule.carbon._start_tracker", lambda *_: 1 / 0)
+
+    def plan(config: QuickstartConfig, out: Path, dataset: object) -> Plan:
+        found = Plan(
+            teacher="big", student="small", teacher_steps=12, student_steps=6,
+            matmul_gflops=1.0, speed=1.0,
+        )  # fmt: skip
+        files.write_json(out / "plan.json", found.model_dump())
+        return found
+
+    patch.setattr(quickstart, "_plan", plan)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def config(text_folder: Path) -> QuickstartConfig:
+    return QuickstartConfig(minutes=1, data=text_folder, vocab_size=512, seed=3)
+
+
+@pytest.fixture(scope="module")
+def finished(config: QuickstartConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    out = tmp_path_factory.mktemp("quickstart") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        run_quickstart(config, out)
+    yield out
+
+
+def figures(comparison: Any) -> Any:
+    """Without what differs from run to run."""
+    if not isinstance(comparison, dict):
+        return comparison
+    dropped = ("seconds", "energy_wh", "gco2e")
+    return {k: figures(v) for k, v in comparison.items() if k not in dropped}
+
+
+def test_leaves_every_file(finished: Path) -> None:
+    expected = {"config.toml", "plan.json", "tokenizer", "data", "comparison.json", "samples.json",
+                "card", *STAGES}  # fmt: skip
+    assert {p.name for p in finished.iterdir()} == expected
+    for stage in STAGES:
+        assert (finished / stage / "model" / "model.safetensors").is_file()
+        assert (finished / stage / "result.json").is_file()
+    assert {"README.md", "index.html"} <= {p.name for p in (finished / "card").iterdir()}
+    samples = files.read_json(finished / "samples.json")
+    assert {frozenset(s) for s in samples} == {
+        frozenset({"prompt", "scratch", "distilled", "teacher"})
+    }
+
+
+def test_comparison_has_the_agreed_keys(finished: Path) -> None:
+    found = files.read_json(finished / "comparison.json")
+    assert set(found) == {"equal_tokens", "equal_compute", "heldout", "teacher", "seed"}
+    for pair in ("equal_tokens", "equal_compute"):
+        assert set(found[pair]) == {"scratch", "distilled"}
+        assert all(set(model) >= FIGURES for model in found[pair].values())
+    assert set(found["heldout"]) == {"name", "documents", "tokens", "bytes"}
+    scratch, student = (found["equal_tokens"][k] for k in ("scratch", "distilled"))
+    longer = found["equal_compute"]["scratch"]
+    assert found["equal_compute"]["distilled"] == student
+    assert scratch["train_tokens"] == student["train_tokens"] == 6 * 4 * 24
+    assert scratch["parameters"] == student["parameters"] == longer["parameters"]
+    # To the nearest step.
+    assert longer["train_flops"] == pytest.approx(student["train_flops"], abs=0.5 * scratch[
+        "train_flops"] / 6)  # fmt: skip
+    assert longer["train_tokens"] > scratch["train_tokens"]
+    # Nothing that was held out is trained or tuned on.
+    splits = files.read_json(finished / "data" / "manifest.json")["splits"]
+    assert found["heldout"]["tokens"] == splits["heldout"]["tokens"]
+
+
+def test_students_share_weights_and_batches(finished: Path) -> None:
+    first = {stage: read_metrics(finished / stage)[0] for stage in STAGES}
+    assert first["scratch"]["loss"] == first["scratch_equal_compute"]["loss"]
+    assert first["student"]["next_token_loss"] == pytest.approx(first["scratch"]["loss"], rel=1e-5)
+    assert first["teacher"]["loss"] != first["scratch"]["loss"]
+    seeds = {stage: files.read_json(finished / stage / "result.json")["seed"] for stage in STAGES}
+    assert seeds["scratch"] == seeds["student"] == seeds["scratch_equal_compute"] == 3
+    assert seeds["teacher"] != 3
+    parent = files.read_json(finished / "student" / "manifest.json")["parent"]
+    assert parent["path"] == str(finished / "teacher")
+
+
+class Killed(BaseException):
+    """Nothing in gemmule may catch it."""
+
+
+def after(count: int, plain: Callable[..., Any]) -> Callable[..., Any]:
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise Killed
+        return plain(*args, **kwargs)
+
+    return wrapped
+
+
+MOMENTS = [
+    pytest.param(quickstart, "train_tokenizer", 1, id="tokenizer"),
+    pytest.param(quickstart, "prepare", 1, id="data"),
+    pytest.param(RunDir, "write_manifest", 1, id="teacher claimed but not begun"),
+    pytest.param(run, "save_model", 1, id="teacher's last step done"),
+    pytest.param(loop, "clip_gradients", 15, id="scratch at step 3"),
+    pytest.param(RunDir, "write_manifest", 3, id="student claimed but not begun"),
+    pytest.param(run, "save_model", 4, id="equal compute's last step done"),
+    pytest.param(quickstart, "_samples", 1, id="samples"),
+    pytest.param(quickstart, "write_card", 1, id="card"),
+]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("owner", "name", "count"), MOMENTS)
+def test_resumed_it_ends_in_the_same_figures(
+    owner: Any, name: str, count: int, config: QuickstartConfig, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, after(count, getattr(owner, name)))
+        with pytest.raises(Killed):
+            run_quickstart(config, out)
+    before = {s: (out / s / "result.json") for s in STAGES}
+    done = {s: p.stat().st_mtime_ns for s, p in before.items() if p.is_file()}
+    run_quickstart(QuickstartConfig(), out, resume=True)
+    assert {s: before[s].stat().st_mtime_ns for s in done} == done  # finished stages are left
+    for file in ("comparison.json", "samples.json"):
+        got, expected = (files.read_json(folder / file) for folder in (out, finished))
+        assert figures(got) == figures(expected)
+    for stage in STAGES:
+        weights = "model/model.safetensors"
+        assert (out / stage / weights).read_bytes() == (finished / stage / weights).read_bytes()
+
+
+@pytest.mark.usefixtures("small")
+def test_resuming_with_other_settings_is_refused(finished: Path, tmp_path: Path) -> None:
+    for changed in ({"seed": 4}, {"minutes": 2.0}, {"data": tmp_path}, {"vocab_size": 600}):
+        with pytest.raises(ConfigError, match=r"--resume goes on with the saved settings"):
+            run_quickstart(QuickstartConfig.parse(changed), finished, resume=True)
+    again = run_quickstart(QuickstartConfig(seed=3), finished, resume=True)
+    assert figures(again) == figures(files.read_json(finished / "comparison.json"))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_folder_in_use_is_refused(
+    config: QuickstartConfig, finished: Path, tmp_path: Path
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    with pytest.raises(OutputError, match="choose another folder"):
+        run_quickstart(config, finished)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+    (tmp_path / "mine").touch()
+    with pytest.raises(OutputError, match="already in use"):
+        run_quickstart(config, tmp_path)
+
+
+@pytest.mark.usefixtures("small")
+def test_text_that_cannot_be_used_leaves_the_folder_free(text_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    wrong: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"data": tmp_path / "empty"}, DataError),
+        ({"data": text_folder, "vocab_size": 90_000}, TokenizerError),
+    ]
+    for settings, error in wrong:
+        with pytest.raises(error):
+            run_quickstart(QuickstartConfig.parse(settings), out)
+        assert not any(out.iterdir())
+
+
+@pytest.mark.parametrize("gflops", [20.0, 260.0, 5000.0])
+def test_the_plan_follows_minutes_and_machine(
+    gflops: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "matmul_gflops", lambda *_: gflops)
+    monkeypatch.setattr(machine, "can_compile", lambda: True)
+    plans = {}
+    dataset: Any = None
+    for minutes in (0.01, 5.0, 10.0, 20.0, 60.0):
+        out = tmp_path / str(minutes)
+        plans[minutes] = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
+        monkeypatch.setattr(machine, "matmul_gflops", lambda *_: 1.0)
+        # A resumed quickstart keeps to its plan, however busy the machine is now.
+        again = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
+        assert again == plans[minutes]
+        monkeypatch.setattr(machine, "matmul_gflops", lambda *_: gflops)
+    assert plans[0.01].teacher_steps == plans[0.01].student_steps == 20
+    assert plans[20.0].teacher_steps == pytest.approx(2 * plans[10.0].teacher_steps, abs=1)
+    assert plans[60.0].teacher != plans[10.0].teacher
+    monkeypatch.setattr(machine, "can_compile", lambda: False)
+    slower = quickstart._plan(QuickstartConfig(minutes=10.0), tmp_path / "eager", dataset)
+    assert slower.teacher_steps == pytest.approx(plans[10.0].teacher_steps / 2, abs=1)
+
+
+@pytest.mark.slow
+def test_one_minute_on_the_standard_library(tmp_path: Path) -> None:
+    """The real thing, killed once on its way."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "gemmule.cli", "quickstart", "--out", str(out)]
+    with subprocess.Popen([*command, "--minutes", "1"]) as process:
+        while not (out / "scratch" / "metrics.jsonl").is_file():
+            assert process.poll() is None
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "comparison.json").exists()
+    subprocess.run([*command, "--resume"], check=True)
+    found = files.read_json(out / "comparison.json")
+    for model in (found["teacher"], *found["equal_tokens"].values()):
+        assert 2 < model["nats_per_token"] < 7
+    assert (out / "card" / "index.html").is_file()

@@ -1,0 +1,94 @@
+"""Micro-batches give the loss and gradients of the whole batch, whatever their targets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from gemmule.data.loader import Batch
+from gemmule.model.config import preset
+from gemmule.model.gemma import Gemma
+from gemmule.train.config import TrainConfig
+from gemmule.train.loop import _accumulate
+from gemmule.train.objectives import Distillation, NextToken, Objective
+
+VOCAB = 60
+
+
+def build(seed: int, **changes: Any) -> Gemma:
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 5,
+        **changes,
+    }  # fmt: skip
+    return Gemma(preset("1m", **shape))
+
+
+def batch() -> Batch:
+    """Rows with 12, 1, 7, 0, 3 and 11 targets, of one or more documents."""
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(4, VOCAB, (6, 12), generator=g)
+    targets = torch.randint(4, VOCAB, (6, 12), generator=g)
+    segments = torch.ones(6, 12, dtype=torch.long)
+    for row, kept in enumerate([12, 1, 7, 0, 3, 11]):
+        targets[row, kept:] = -100
+        segments[row, 6:] = row % 2 + 1
+    return Batch(tokens, targets, segments)
+
+
+def rows(whole: Batch, size: int) -> list[Batch]:
+    return [
+        Batch(
+            whole.tokens_BT[i : i + size],
+            whole.targets_BT[i : i + size],
+            whole.segments_BT[i : i + size],
+        )
+        for i in range(0, 6, size)
+    ]
+
+
+def step(
+    objective: Objective, size: int, config: TrainConfig
+) -> tuple[dict[str, float], list[torch.Tensor]]:
+    model = build(1)
+    sums = _accumulate(model, objective, rows(batch(), size), config)
+    grads = [p.grad for p in model.parameters()]
+    return sums, [g for g in grads if g is not None]
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "next token": lambda: NextToken(compiled=False),
+    "distillation": lambda: Distillation(build(2, hidden_size=48), 2.0, 0.3, compiled=False),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_equals_one_big_batch(name: str, size: int, tiny: Callable[..., dict[str, Any]]) -> None:
+    config = TrainConfig.parse(tiny(device="cpu"))
+    objective = OBJECTIVES[name]()
+    sums, grads = step(objective, 6, config)
+    small_sums, small_grads = step(objective, size, config)
+    assert small_sums == pytest.approx(sums, rel=1e-5)
+    for got, expected in zip(small_grads, grads, strict=True):
+        assert (got - expected).norm() <= 2e-5 * expected.norm() + 1e-8
+
+
+def test_a_batch_without_targets_gives_zero(tiny: Callable[..., dict[str, Any]]) -> None:
+    config = TrainConfig.parse(tiny(device="cpu"))
+    whole = batch()
+    nothing = Batch(whole.tokens_BT, torch.full_like(whole.targets_BT, -100), whole.segments_BT)
+    model = build(1)
+    assert _accumulate(model, NextToken(compiled=False), [nothing], config) == {"loss": 0.0}
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_loss_is_the_mean_over_targets(tiny: Callable[..., dict[str, Any]]) -> None:
+    config = TrainConfig.parse(tiny(device="cpu"))
+    sums, _ = step(NextToken(compiled=False), 2, config)
+    whole, model = batch(), build(1).double()
+    logits = model(whole.tokens_BT, segments_BT=whole.segments_BT)
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.targets_BT.flatten())
+    assert sums["loss"] == pytest.approx(plain.item(), rel=1e-5)
