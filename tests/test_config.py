@@ -124,7 +124,7 @@ def test_what_is_saved_loads_again(tmp_path: Path) -> None:
 
 def test_configs_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Outer().name = "y"  # type: ignore[misc]
+        Outer().name = "y"
 
 
 def test_nearest() -> None:

@@ -92,7 +92,7 @@ MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 def arrange(where: str, at: int) -> None:
     """Sets up the kill."""
     # A copy of the name that this module uses, so that atomic_dir's rmtree stays as it is.
-    training.shutil = types.SimpleNamespace(rmtree=shutil.rmtree)  # type: ignore[assignment]
+    training.shutil = types.SimpleNamespace(rmtree=shutil.rmtree)  # type: ignore[attr-defined]
     owner, name, hooks = MOMENTS[where]
     replace(training.shutil if owner is shutil else owner, name, at, **hooks)
 
@@ -112,7 +112,7 @@ def child(request: dict[str, Any]) -> int:
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(*args)
 
-        loop.clip_gradients = clip  # type: ignore[assignment]
+        loop.clip_gradients = clip  # type: ignore[attr-defined]
     out = Path(request["out"])
     if "source" in request:
         preparing.prepare(

@@ -1,5 +1,6 @@
 """Whole runs, in this process."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,6 @@ def test_carbon_adds_up(tiny: Settings, tmp_path: Path, monkeypatch: pytest.Monk
         nonlocal calls
         calls += 1
         if calls in (3, 6):
-            import signal
-
             signal.raise_signal(signal.SIGINT)
         return plain(*args)
 
@@ -304,3 +303,29 @@ def test_the_loader_is_not_read_ahead(prepared: Path) -> None:
         a.next()
     b.load_state(a.state())
     assert torch.equal(a.next().tokens_BT, b.next().tokens_BT)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # from the compiler itself
+def test_compiled_runs_resume_bit_for_bit(
+    tiny: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DistillConfig.parse(tiny(compile=True, seq_len=20, teacher=str(teacher)))
+    run_training(config, tmp_path / "unbroken")
+    plain = loop.clip_gradients
+    calls = 0
+
+    def clip(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(*args)
+
+    monkeypatch.setattr(loop, "clip_gradients", clip)
+    with pytest.raises(Interrupted):
+        run_training(config, tmp_path / "run")
+    torch.compiler.reset()
+    run_training(config, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "unbroken")
