@@ -76,8 +76,8 @@ def quickstart(
     from gemmule.quickstart import QuickstartConfig, run_quickstart
 
     values = {
-        "minutes": minutes, "data": data, "field": field, "name": name, "licence": licence,
-        "seed": seed, "teacher": teacher, "student": student, "vocab_size": vocab_size,
+        "minutes": minutes, "data": data and data.absolute(), "field": field, "name": name,
+        "licence": licence, "seed": seed, "teacher": teacher, "student": student, "vocab_size": vocab_size,
         "country": country,
     }  # fmt: skip
     config = QuickstartConfig.parse({k: v for k, v in values.items() if v is not None})
