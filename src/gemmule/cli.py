@@ -77,8 +77,8 @@ def quickstart(
 
     values = {
         "minutes": minutes, "data": data and data.absolute(), "field": field, "name": name,
-        "licence": licence, "seed": seed, "teacher": teacher, "student": student, "vocab_size": vocab_size,
-        "country": country,
+        "licence": licence, "seed": seed, "teacher": teacher, "student": student,
+        "vocab_size": vocab_size, "country": country,
     }  # fmt: skip
     config = QuickstartConfig.parse({k: v for k, v in values.items() if v is not None})
     with _stoppable("the same command with --resume goes on from there"):
