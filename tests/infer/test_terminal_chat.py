@@ -199,7 +199,11 @@ def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
     parent, child = pty.openpty()
     # A new session with the terminal as its own, so that typed keys become signals; and a model
     # slow enough to be stopped.
-    program = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{SLOW}{PROGRAM}"
+    # A suite started in the background hands down an ignored SIGINT; a terminal's shell does not.
+    program = (
+        "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        f"signal.signal(signal.SIGINT, signal.default_int_handler)\n{SLOW}{PROGRAM}"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(folder), "80"],
         stdin=child,
