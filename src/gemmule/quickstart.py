@@ -256,7 +256,7 @@ def _train(
         # The teacher's own seed, so that no student shares its batches by construction.
         "seed": config.seed + 1_000_003 if stage == "teacher" else config.seed,
         "evaluate_every": max(1, steps // 5),
-        "evaluation_tokens": 32768,
+        "evaluation_tokens": 16384,
         "checkpoint_every": max(100, steps // 4),
         "checkpoint_minutes": 1.0,
         "keep_checkpoints": 1,

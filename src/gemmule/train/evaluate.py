@@ -20,6 +20,7 @@ def evaluate(
     seq_len: int,
     batch_size: int = 16,
     max_tokens: int | None = None,
+    compiled: bool = False,
 ) -> dict[str, float]:
     """Measures `model` on a split.
 
@@ -32,8 +33,8 @@ def evaluate(
     nats, count, size = 0.0, 0, 0
     device = model.embed_tokens.weight.device
     byte_length_V = torch.from_numpy(tokenizer.token_bytes()).to(device)
-    # Eager: compiling once more for a forward pass would cost more than it saves.
-    with torch.compiler.set_stance("force_eager"):
+    # What training compiled is used; compiling more for a forward pass would not pay.
+    with torch.compiler.set_stance("eager_on_recompile"):
         for batch in eval_batches(split, batch_size, seq_len, max_tokens):
             target = batch.targets_BT.to(device)
             segments = batch.segments_BT.to(device)
@@ -43,6 +44,7 @@ def evaluate(
                 model.embed_tokens.weight.detach(),  # else its gradient would be formed
                 target.flatten(),
                 cap=model.config.final_logit_softcapping,
+                compiled=compiled,
             ).item()
             real = target[target >= 0]
             count += real.numel()

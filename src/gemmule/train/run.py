@@ -114,6 +114,7 @@ def _figures(
         seq_len=config.seq_len,
         batch_size=config.micro_batch,
         max_tokens=max_tokens,
+        compiled=bool(config.compile),
     )
 
 
