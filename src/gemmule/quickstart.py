@@ -212,7 +212,7 @@ def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Plan:
     big, small = config.teacher or big, config.student or small
     gflops = machine.matmul_gflops()
     # In steps of a quarter, so that noise does not change the plan; a faster machine just ends
-    # sooner. Without a compiler a step takes about twice as long.
+    # sooner. Without a compiler a step takes 1.6 times as long or more.
     speed = min(1.0, max(1, round(4 * gflops / REFERENCE_GFLOPS)) / 4)
     if not machine.can_compile():
         speed /= 2
