@@ -221,18 +221,18 @@ def test_text_that_cannot_be_used_leaves_the_folder_free(text_folder: Path, tmp_
 def test_the_plan_follows_minutes_and_machine(
     gflops: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "matmul_gflops", lambda *_: gflops)
+    monkeypatch.setattr(machine, "matmul_gflops", lambda **_: gflops)
     monkeypatch.setattr(machine, "can_compile", lambda: True)
     plans = {}
     dataset: Any = None
     for minutes in (0.01, 5.0, 10.0, 20.0, 60.0):
         out = tmp_path / str(minutes)
         plans[minutes] = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
-        monkeypatch.setattr(machine, "matmul_gflops", lambda *_: 1.0)
+        monkeypatch.setattr(machine, "matmul_gflops", lambda **_: 1.0)
         # A resumed quickstart keeps to its plan, however busy the machine is now.
         again = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
         assert again == plans[minutes]
-        monkeypatch.setattr(machine, "matmul_gflops", lambda *_: gflops)
+        monkeypatch.setattr(machine, "matmul_gflops", lambda **_: gflops)
     assert plans[0.01].teacher_steps == plans[0.01].student_steps == 20
     assert plans[20.0].teacher_steps == pytest.approx(2 * plans[10.0].teacher_steps, abs=1)
     assert plans[60.0].teacher != plans[10.0].teacher

@@ -210,7 +210,7 @@ def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Plan:
     defaults = [(30, "3m", "1m"), (180, "10m", "3m"), (float("inf"), "30m", "10m")]
     big, small = next((t, s) for limit, t, s in defaults if config.minutes <= limit)
     big, small = config.teacher or big, config.student or small
-    gflops = machine.matmul_gflops()
+    gflops = machine.matmul_gflops(seconds=2.0)
     # In steps of a quarter, so that noise does not change the plan; a faster machine just ends
     # sooner. Without a compiler a step takes 1.6 times as long or more.
     speed = min(1.0, max(1, round(4 * gflops / REFERENCE_GFLOPS)) / 4)

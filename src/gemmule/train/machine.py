@@ -51,12 +51,21 @@ def fastest_dtype(device: str) -> str:
     return "bfloat16" if half > 1.5 * full else "float32"
 
 
-def matmul_gflops(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Best rate of a square matrix product, in 1e9 operations a second."""
+def matmul_gflops(
+    device: str = "cpu", dtype: torch.dtype = torch.float32, seconds: float = 0.0
+) -> float:
+    """Best rate of a square matrix product, in 1e9 operations a second.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        seconds: go on for so long, to see past a moment's other work; six products at least.
+    """
     size = 1024 if device == "cpu" else 4096
     a = torch.ones(size, size, dtype=dtype, device=device)
-    best = 0.0
-    for _ in range(6):
+    best, tries, end = 0.0, 0, time.monotonic() + seconds
+    while tries < 6 or time.monotonic() < end:
+        tries += 1
         began = time.perf_counter()
         (a @ a)[0, 0].item()  # reading a value waits for an asynchronous device
         best = max(best, 2e-9 * size**3 / (time.perf_counter() - began))
