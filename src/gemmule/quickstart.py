@@ -44,6 +44,12 @@ BATCH_SIZE = 8
 TEACHER_STEPS, STUDENT_STEPS = 540, 280  # per ten minutes on the reference machine
 REFERENCE_GFLOPS = 260.0  # fp32 matrix product of two AVX-512 cores
 PROMPTS = 3
+LABELS = {
+    "teacher": "teacher",
+    "scratch": "from scratch",
+    "student": "distilled",
+    "scratch_equal_compute": "scratch at equal compute",
+}
 
 
 class QuickstartConfig(Config):
@@ -260,12 +266,11 @@ def _train(
         "checkpoint_every": max(100, steps // 4),
         "checkpoint_minutes": 1.0,
         "keep_checkpoints": 1,
-        "compile": "auto" if config.minutes < 3 else plan.speed > 0 and machine.can_compile(),
+        "compile": "auto" if config.minutes < 3 else machine.can_compile(),
         "country": config.country,
     }
     run = out / stage
-    labels = {"scratch": "from scratch", "student": "distilled"}
-    label = labels.get(stage, stage.replace("_", " ").replace("equal", "at equal"))
+    label = LABELS[stage]
     if stage == "student":
         chosen: TrainConfig = DistillConfig(**settings, teacher=str(out / "teacher"))
     else:

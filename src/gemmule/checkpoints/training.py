@@ -103,10 +103,10 @@ def load_training_state(
     for key, value in {**tensors, **state.pop("scalars")}.items():
         kind, _, rest = key.partition(".")
         if kind == "model":
-            # A copy in memory of torch's own alignment, so that arithmetic repeats bit for bit.
-            weights[rest] = value.clone()
+            weights[rest] = value  # copied into the model's own memory
         else:
             i, j, name = rest.split(".")
+            # A copy in memory of torch's own alignment, so that arithmetic repeats bit for bit.
             copied = value.clone() if isinstance(value, Tensor) else value
             slots[int(i)].setdefault(int(j), {})[name] = copied
     try:

@@ -4,12 +4,11 @@ import collections
 import concurrent.futures
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gemmule import files
+from gemmule import files, runlog
 from gemmule.data.corpus import SPLITS, Corpus, Progress, read_corpus
 from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
 from gemmule.data.shards import ShardJob, make_shard
@@ -81,7 +80,7 @@ def prepare(
         tokenizer,
         out,
         shard_bytes=plan["shard_bytes"],
-        workers=workers or os.cpu_count() or 1,
+        workers=workers or runlog.usable_cores(),
         progress=progress,
     )
     files.write_json(out / MANIFEST, _manifest(corpus, tokenizer, plan, entries))

@@ -52,7 +52,7 @@ def run_training(
         config = type(config).load(out / "config.toml")
     machine.keep_freed_memory()
     dataset = Dataset.open(config.data)
-    model, parent = _build(config, dataset)
+    model = _build(config, dataset)
     teacher = _load_teacher(config, model, dataset)
     train_split = dataset.split("train")
     loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed)
@@ -60,7 +60,7 @@ def run_training(
     flops_per_token = objective.flops_per_token(model, config.seq_len)
     train_flops = flops_per_token * config.steps * config.tokens_per_step
     EnergyMeter(config.country)  # a wrong country is to be found before anything is written
-    manifest = _manifest(config, model, teacher, parent, dataset)
+    manifest = _manifest(config, model, teacher, dataset)
     config = machine.resolve(config, train_flops)
     if not resume:
         run = RunDir.create(out, config)
@@ -118,26 +118,36 @@ def _figures(
     )
 
 
-def _build(config: TrainConfig, dataset: Dataset) -> tuple[Gemma, Gemma | None]:
-    """The model to train, and the one it starts from if any."""
+def _build(config: TrainConfig, dataset: Dataset) -> Gemma:
+    """The model to train, as it is before the first step."""
+    if config.init is not None:
+        return _load_partner(config.init, "the model to start from", config, dataset)
     tokenizer = dataset.tokenizer
-    if config.init is not None:
-        model = load_model(resolve_model_folder(config.init), dtype=torch.float32)
-        _same_tokenizer(config.init, tokenizer, "the model to start from", config.data)
-        shape = model.config
-    else:
-        shape = preset(config.preset, **{"vocab_size": tokenizer.vocab_size, **config.model})
-        if shape.vocab_size < tokenizer.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's "
-                f"{tokenizer.vocab_size} pieces: leave it out, or make it at least that"
-            )
+    shape = preset(config.preset, **{"vocab_size": tokenizer.vocab_size, **config.model})
+    if shape.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's "
+            f"{tokenizer.vocab_size} pieces: leave it out, or make it at least that"
+        )
     _check_context(config, shape)
-    if config.init is not None:
-        return model, model
     machine.check_memory(config, shape)
     torch.manual_seed(config.seed)
-    return Gemma(shape), None
+    return Gemma(shape)
+
+
+def _load_partner(name: str, what: str, config: TrainConfig, dataset: Dataset) -> Gemma:
+    """A model that must share the data's tokenizer, compared by content, and fit seq_len."""
+    folder = resolve_model_folder(name)
+    tokenizer, theirs = dataset.tokenizer, Tokenizer.load(folder)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise TokenizerError(
+            f"{what}, {name}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
+            f"{theirs.fingerprint[:12]}) than the data in {config.data} ({tokenizer.vocab_size} "
+            f"pieces, {tokenizer.fingerprint[:12]}): prepare the data with {name}'s tokenizer"
+        )
+    model = load_model(folder, dtype=torch.float32)
+    _check_context(config, model.config)
+    return model
 
 
 def _check_context(config: TrainConfig, shape: GemmaConfig) -> None:
@@ -149,30 +159,16 @@ def _check_context(config: TrainConfig, shape: GemmaConfig) -> None:
         )
 
 
-def _same_tokenizer(model: str, tokenizer: Tokenizer, what: str, data: Path) -> None:
-    """Compares by content: ids that mean different pieces would train on nonsense."""
-    theirs = Tokenizer.load(resolve_model_folder(model))
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise TokenizerError(
-            f"{what}, {model}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
-            f"{theirs.fingerprint[:12]}) than the data in {data} ({tokenizer.vocab_size} pieces, "
-            f"{tokenizer.fingerprint[:12]}): prepare the data with {model}'s tokenizer"
-        )
-
-
 def _load_teacher(config: TrainConfig, student: Gemma, dataset: Dataset) -> Gemma | None:
     if not isinstance(config, DistillConfig):
         return None
-    folder = resolve_model_folder(config.teacher)
-    _same_tokenizer(config.teacher, dataset.tokenizer, "the teacher", config.data)
-    teacher = load_model(folder, dtype=torch.float32)
+    teacher = _load_partner(config.teacher, "the teacher", config, dataset)
     if teacher.config.vocab_size != student.config.vocab_size:
         raise ConfigError(
             f"the teacher, {config.teacher}, has {teacher.config.vocab_size} rows in its "
             f"vocabulary and the student {student.config.vocab_size}: set "
             f"model.vocab_size = {teacher.config.vocab_size}"
         )
-    _check_context(config, teacher.config)
     return teacher.requires_grad_(False).eval()
 
 
@@ -183,17 +179,13 @@ def _objective(config: TrainConfig, teacher: Gemma | None, compiled: bool) -> Ob
 
 
 def _manifest(
-    config: TrainConfig,
-    model: Gemma,
-    teacher: Gemma | None,
-    parent: Gemma | None,
-    dataset: Dataset,
+    config: TrainConfig, model: Gemma, teacher: Gemma | None, dataset: Dataset
 ) -> dict[str, Any]:
     source = None
     if isinstance(config, DistillConfig) and teacher is not None:
         source = _parent(config.teacher, teacher)
-    elif config.init is not None and parent is not None:
-        source = _parent(config.init, parent)
+    elif config.init is not None:
+        source = _parent(config.init, model)
     objective: dict[str, Any] = {"name": "next-token prediction"}
     if isinstance(config, DistillConfig):
         objective = {
