@@ -30,8 +30,9 @@ def load(
     """Loads a model and its tokenizer.
 
     Args:
-        path: a run directory, a folder in Hugging Face's layout, or a hub id (downloaded once).
-        dtype: of the weights; None: as stored (float16 becomes float32).
+        path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
+            orbax checkpoint, or a hub id (downloaded once).
+        dtype: of the weights; None: as stored (float16 and quantised become float32).
         device: such as "cpu" or "cuda".
         quantize: not available yet; must be None.
 

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from gemmule.checkpoints import hf
+from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.checkpoints.hf import open_hf
 from gemmule.checkpoints.hf_config import from_hf, to_hf
+from gemmule.checkpoints.hf_writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, OutputError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.gemma import Gemma
@@ -39,6 +41,11 @@ CONFIG = GemmaConfig(
 TOKENS = torch.randint(0, 512, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
+def load(folder: Path, dtype: torch.dtype | str | None = None, device: str = "cpu") -> Gemma:
+    with open_hf(folder) as checkpoint:
+        return checkpoint.load(dtype, device)
+
+
 def random_model(config: GemmaConfig = CONFIG, seed: int = 0) -> Gemma:
     """Weights large enough that caps, windows and norms all matter."""
     model = Gemma(config)
@@ -58,7 +65,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
-    hf.save_model(random_model(), tokenizer, folder)
+    save_model(random_model(), tokenizer, folder)
     return folder
 
 
@@ -118,19 +125,19 @@ def test_what_transformers_saves_loads_here(tmp_path: Path, shard_size: str) -> 
     theirs = transformers.Gemma2ForCausalLM(config)
     theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (tmp_path / "model.safetensors").exists() == (shard_size == "1GB")
-    model = hf.load_model(tmp_path)
+    model = load(tmp_path)
     assert model.config == CONFIG
     assert (our_logits(model) - their_logits(tmp_path)).abs().max() <= 3e-5
 
 
 def test_round_trip_is_bit_identical_aligned_and_independent(saved: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(saved, tmp_path / "model"))
-    loaded, original = hf.load_model(copy), random_model()
+    loaded, original = load(copy), random_model()
     with (copy / "model.safetensors").open("r+b") as f:  # scribble over the file in place
         f.seek(-5000, 2)
         f.write(b"\0" * 5000)
     assert loaded.config == CONFIG
-    assert hf.weights_fingerprint(loaded) == hf.weights_fingerprint(original)
+    assert weights_fingerprint(loaded) == weights_fingerprint(original)
     for name, p in loaded.named_parameters():
         assert torch.equal(p, original.get_parameter(name)), name
         assert p.data_ptr() % 64 == 0
@@ -140,24 +147,24 @@ def test_round_trip_is_bit_identical_aligned_and_independent(saved: Path, tmp_pa
 
 def test_training_continues_bit_identically(saved: Path) -> None:
     results = []
-    for model in (hf.load_model(saved), random_model()):
+    for model in (load(saved), random_model()):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for _ in range(2):
             loss = torch.nn.functional.cross_entropy(model(TOKENS[:, :-1]).mT, TOKENS[:, 1:])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        results.append(hf.weights_fingerprint(model))
+        results.append(weights_fingerprint(model))
     assert results[0] == results[1]
 
 
 def test_fingerprint_sees_values_dtype_and_names() -> None:
-    base = hf.weights_fingerprint(random_model())
+    base = weights_fingerprint(random_model())
     other = random_model()
     with torch.no_grad():
         other.norm.weight[0] = torch.nextafter(other.norm.weight[0], torch.tensor(9.0))
-    bfloat16 = hf.weights_fingerprint(random_model().bfloat16())
-    assert len({base, hf.weights_fingerprint(other), bfloat16}) == 3
+    bfloat16 = weights_fingerprint(random_model().bfloat16())
+    assert len({base, weights_fingerprint(other), bfloat16}) == 3
 
 
 @pytest.mark.parametrize(
@@ -177,8 +184,8 @@ def test_dtypes(
     asked: torch.dtype | str | None,
     got: torch.dtype,
 ) -> None:
-    hf.save_model(random_model(), tokenizer, tmp_path / "m", dtype=stored)
-    model = hf.load_model(tmp_path / "m", dtype=asked)
+    save_model(random_model(), tokenizer, tmp_path / "m", dtype=stored)
+    model = load(tmp_path / "m", dtype=asked)
     assert {p.dtype for p in model.parameters()} == {got}
     assert json.loads((tmp_path / "m/config.json").read_text())["dtype"] == str(stored)[6:]
     assert torch.equal(model.norm.weight, random_model().norm.weight.to(stored).to(got))
@@ -186,20 +193,20 @@ def test_dtypes(
 
 def test_wrong_dtype_and_device_are_settings_errors(saved: Path) -> None:
     with pytest.raises(ConfigError, match="dtype 'int4' is not one of float64, float32"):
-        hf.load_model(saved, dtype="int4")
+        load(saved, dtype="int4")
     with pytest.raises(ConfigError, match="device 'gpu' cannot be used here"):
-        hf.load_model(saved, device="gpu")
+        load(saved, device="gpu")
 
 
 def test_a_tied_copy_of_the_head_is_accepted_another_is_not(broken: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, broken / "model.safetensors")
-    hf.load_model(broken)
+    load(broken)
     weights["lm_head.weight"][0, 0] += 1
     save_file(weights, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from the embedding"):
-        hf.load_model(broken)
+        load(broken)
 
 
 # --- configs ------------------------------------------------------------------------------------
@@ -253,7 +260,7 @@ def test_configs_we_cannot_honour(broken: Path, change: dict[str, object], messa
     path = broken / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError) as e:
-        hf.load_model(broken)
+        load(broken)
     assert message in str(e.value)
     assert str(path) in str(e.value)
 
@@ -262,15 +269,15 @@ def test_configs_we_cannot_honour(broken: Path, change: dict[str, object], messa
 def test_config_that_is_no_json_object(broken: Path, content: str) -> None:
     (broken / "config.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"config\.json (is not readable|holds a list)"):
-        hf.load_model(broken)
+        load(broken)
 
 
 def test_folder_without_config_or_weights(tmp_path: Path, broken: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json in "):
-        hf.load_model(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
     (broken / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no weights in .*expected model\.safetensors or"):
-        hf.load_model(broken)
+        load(broken)
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -297,7 +304,7 @@ def test_wrong_tensors(broken: Path, name: str, value: torch.Tensor | None, mess
         weights[name] = value
     save_file(weights, broken / "model.safetensors")
     with pytest.raises(CheckpointError) as e:
-        hf.load_model(broken)
+        load(broken)
     assert message in str(e.value)
 
 
@@ -306,7 +313,7 @@ def test_values_that_do_not_fit_the_dtype(broken: Path) -> None:
     weights[Q][0, 0] = 1e6
     save_file(weights, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"q_proj\.weight does not fit in torch\.float16"):
-        hf.load_model(broken, dtype="float16")
+        load(broken, dtype="float16")
 
 
 def test_an_impossible_size_is_refused_before_memory_is_taken(broken: Path) -> None:
@@ -315,7 +322,7 @@ def test_an_impossible_size_is_refused_before_memory_is_taken(broken: Path) -> N
     for size in (10**12, 10**7):
         path.write_text(json.dumps(config | {"hidden_size": size, "intermediate_size": size}))
         with pytest.raises(CheckpointError, match=r"impossible model|shapes differ"):
-            hf.load_model(broken)
+            load(broken)
 
 
 @settings(max_examples=60, deadline=None)
@@ -334,7 +341,7 @@ def test_damaged_files_never_raise_anything_else(saved: Path, data: st.DataObjec
     shutil.copy(saved / "config.json", folder)
     (folder / "model.safetensors").write_bytes(damage)
     try:
-        hf.load_model(folder)
+        load(folder)
     except CheckpointError:
         return
     assert len(damage) == len(whole)  # a cut file never loads
@@ -364,11 +371,11 @@ def test_sharded_index(broken: Path, where: str, message: str) -> None:
     index = {"metadata": {}, "weight_map": shard(broken, where)}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
     if not message:
-        loaded = hf.load_model(broken)
-        assert hf.weights_fingerprint(loaded) == hf.weights_fingerprint(random_model())
+        loaded = load(broken)
+        assert weights_fingerprint(loaded) == weights_fingerprint(random_model())
         return
     with pytest.raises(CheckpointError) as e:
-        hf.load_model(broken)
+        load(broken)
     assert message in str(e.value)
 
 
@@ -383,14 +390,14 @@ def test_a_failed_save_leaves_the_old_model(
 
     monkeypatch.setattr(Tokenizer, "save", full)
     with pytest.raises(OutputError, match="the disk is full"):
-        hf.save_model(random_model(seed=5), tokenizer, broken)
+        save_model(random_model(seed=5), tokenizer, broken)
     monkeypatch.undo()
-    loaded = hf.load_model(broken)
-    assert hf.weights_fingerprint(loaded) == hf.weights_fingerprint(random_model())
+    loaded = load(broken)
+    assert weights_fingerprint(loaded) == weights_fingerprint(random_model())
     assert [p.name for p in broken.parent.iterdir()] == ["model"]
-    hf.save_model(random_model(seed=5), tokenizer, broken)
-    loaded = hf.load_model(broken)
-    assert hf.weights_fingerprint(loaded) == hf.weights_fingerprint(random_model(seed=5))
+    save_model(random_model(seed=5), tokenizer, broken)
+    loaded = load(broken)
+    assert weights_fingerprint(loaded) == weights_fingerprint(random_model(seed=5))
 
 
 def test_a_disk_filled_by_the_weights_is_one_clear_error(
@@ -404,7 +411,7 @@ def test_a_disk_filled_by_the_weights_is_one_clear_error(
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old_limit[1]))
     try:
         with pytest.raises(OutputError, match="larger than this file system or limit allows"):
-            hf.save_model(random_model(), tokenizer, tmp_path / "m")
+            save_model(random_model(), tokenizer, tmp_path / "m")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
         signal.signal(signal.SIGXFSZ, old_handler)

@@ -13,7 +13,7 @@ import pytest
 import tqdm
 from huggingface_hub import errors as hub
 
-from gemmule.checkpoints.hf import resolve_model_folder
+from gemmule.checkpoints.locate import Located, locate
 from gemmule.errors import CheckpointError, Interrupted
 
 REAL_DOWNLOAD = huggingface_hub.snapshot_download
@@ -35,15 +35,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def message(path: str | Path) -> str:
     with pytest.raises(CheckpointError) as e:
-        resolve_model_folder(path)
+        locate(path)
     return str(e.value)
 
 
 def test_finds_layout_folders_and_runs(tmp_path: Path) -> None:
     flat, run = model_at(tmp_path / "flat"), tmp_path / "run"
     model_at(run / "model")
-    assert resolve_model_folder(flat) == flat
-    assert resolve_model_folder(str(run)) == run / "model"
+    assert locate(flat) == Located("hf", flat)
+    assert locate(str(run)) == Located("hf", run / "model")
 
 
 def test_a_quickstart_suggests_its_student(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_quickstart_suggests_its_student(tmp_path: Path) -> None:
     model_at(tmp_path / "quick" / "student" / "model")
     said = message(tmp_path / "quick")
     assert f"such as {tmp_path}/quick/student (also {tmp_path}/quick/teacher)" in said
-    found = resolve_model_folder(tmp_path / "quick/student")
+    found = locate(tmp_path / "quick/student").path
     assert found == tmp_path / "quick/student/model"
 
 
@@ -64,13 +64,38 @@ def test_says_what_is_there_instead(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     assert "it holds data/, notes.txt" in message(tmp_path)
     assert f"nothing at {tmp_path}/dta ({tmp_path} holds data)" in message(tmp_path / "dta")
-    (tmp_path / "model.gguf").write_text("x")
-    assert "holds model.gguf, a format that cannot be loaded yet" in message(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     assert "is a run that has not finished" in message(tmp_path)
     assert "a file of a kind that cannot be loaded" in message(tmp_path / "notes.txt")
     flat = model_at(tmp_path / "flat")
     assert f"give its folder, {flat}" in message(flat / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("m.gguf", "gguf"), ("model.ckpt", "gemma_pytorch"), ("params.npz", "npz")],
+)
+def test_finds_other_formats(tmp_path: Path, name: str, format: str) -> None:
+    file = tmp_path / "x" / name
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    assert locate(file) == locate(file.parent) == Located(format, file)
+    (file.parent / "config.json").write_text("{}")  # beside the weights: no folder of HF's
+    assert locate(file.parent) == Located(format, file)
+    (file.parent / "other.ckpt").write_bytes(b"")
+    assert "holds several models: name one, such as " in message(file.parent)
+
+
+def test_finds_folders_of_other_formats(tmp_path: Path) -> None:
+    for name, format in (
+        ("pytorch_model.bin.index.json", "gemma_pytorch"),
+        ("_METADATA", "orbax"),
+        ("manifest.ocdbt", "orbax"),
+    ):
+        folder = tmp_path / format / name.strip("_.")
+        folder.mkdir(parents=True)
+        (folder / name).write_text("{}")
+        assert locate(folder) == Located(format, folder)
 
 
 def test_odd_paths() -> None:
@@ -120,7 +145,7 @@ def test_a_download_stopped_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", stop)
     with pytest.raises(Interrupted, match="files that came whole are kept"):
-        resolve_model_folder("org/name")
+        locate("org/name")
 
 
 # --- against a hub on this machine --------------------------------------------------------------
@@ -216,10 +241,10 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[F
 
 
 def test_downloads_once(fake_hub: type[FakeHub]) -> None:
-    folder = resolve_model_folder("org/name")
+    folder = locate("org/name").path
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     fake_hub.status = 500  # the hub goes down: the cache serves
-    assert resolve_model_folder("org/name") == folder
+    assert locate("org/name").path == folder
 
 
 @pytest.mark.parametrize(
@@ -247,7 +272,7 @@ def test_a_broken_off_download_continues(
     assert fake_hub.sent.count("config.json") == 1
     assert fake_hub.sent.count("model.safetensors") > 1  # the client tried again by itself
     fake_hub.break_off_after = None
-    folder = resolve_model_folder("org/name")
+    folder = locate("org/name").path
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "config.json").read_bytes() == b"{}"
     assert fake_hub.sent.count("config.json") == 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import gemmule
-from gemmule.checkpoints import hf
+from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.checkpoints.hf_writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError
 from gemmule.infer import score
 from gemmule.infer.language_model import LanguageModel
@@ -18,7 +19,7 @@ from gemmule.infer.language_model import LanguageModel
 @pytest.fixture(scope="module")
 def run_directory(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    hf.save_model(lm.model, lm.tokenizer, run / "model")
+    save_model(lm.model, lm.tokenizer, run / "model")
     return run
 
 
@@ -27,7 +28,7 @@ def test_load(run_directory: Path, lm: LanguageModel) -> None:
         loaded = gemmule.load(path)
         assert loaded.config == lm.config
         assert loaded.tokenizer.fingerprint == lm.tokenizer.fingerprint
-        assert hf.weights_fingerprint(loaded.model) == hf.weights_fingerprint(lm.model)
+        assert weights_fingerprint(loaded.model) == weights_fingerprint(lm.model)
         greedy: Any = {"temperature": 0.0, "max_new_tokens": 10}
         assert loaded.generate("def", **greedy) == lm.generate("def", **greedy)
     assert gemmule.load(run_directory, dtype="bfloat16").model.norm.weight.dtype == torch.bfloat16

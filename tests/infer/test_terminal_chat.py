@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gemmule.checkpoints import hf
+from gemmule.checkpoints.hf_writer import save_model
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.terminal_chat import Conversation, TerminalChat
@@ -173,7 +173,7 @@ Gemma.logits = lambda *args: (time.sleep(0.1), fast(*args))[1]
 @pytest.fixture(scope="module")
 def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat") / "model"
-    hf.save_model(lm.model, lm.tokenizer, folder)
+    save_model(lm.model, lm.tokenizer, folder)
     return folder
 
 

@@ -1,7 +1,8 @@
-"""From what a user types (a run, a folder, a hub id) to the folder that holds the model."""
+"""From what a user types (a run, a folder, a file, a hub id) to the checkpoint it means."""
 
 import errno
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from gemmule import files
@@ -11,16 +12,30 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_PREFIX = "hf://"
 _EXPECTED = (
     "expected a run directory (with model/ in it), a folder in Hugging Face's layout (with "
-    "config.json and model.safetensors), or a hub id such as google/gemma-2-2b"
+    "config.json and model.safetensors), a .gguf, .ckpt or .npz file or a folder with one, an "
+    "orbax checkpoint, or a hub id such as google/gemma-2-2b"
 )
 # The hub's client keeps whole files; one that was cut starts over.
 _AGAIN = "run the same command again: files that came whole are kept"
 # In the order in which to suggest them.
 _STAGES = ("student", "scratch", "scratch_equal_compute", "teacher")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SUFFIXES = {".gguf": "gguf", ".ckpt": "gemma_pytorch", ".npz": "npz"}
+_SHARDED_CKPT = "pytorch_model.bin.index.json"
+# Any of these makes a folder one that orbax wrote.
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 
-def resolve_model_folder(path: str | Path) -> Path:
-    """Finds the HF-layout folder that `path` means.
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint found: its format ("hf", "gguf", "gemma_pytorch", "npz", "orbax") and place."""
+
+    format: str
+    path: Path
+
+
+def locate(path: str | Path) -> Located:
+    """Finds the checkpoint that `path` means.
 
     A local path always wins. What is none, looks like `org/name` and has no local folder `org`
     is taken as a hub id and downloaded into the hub's own cache; `hf://org/name` is always one.
@@ -32,7 +47,7 @@ def resolve_model_folder(path: str | Path) -> Path:
     """
     text = str(path)
     if text.startswith(_HUB_PREFIX):
-        return _download(text.removeprefix(_HUB_PREFIX))
+        return _within(_download(text.removeprefix(_HUB_PREFIX)))
     path = Path(path).expanduser()
     try:
         if path.is_dir():
@@ -41,18 +56,17 @@ def resolve_model_folder(path: str | Path) -> Path:
     except (OSError, ValueError) as e:
         raise CheckpointError(f"cannot read {text!r}: {e}; {_EXPECTED}") from None
     if exists:
-        raise CheckpointError(_explain_file(path))
+        return _file(path)
     if _HUB_ID.fullmatch(text) and not path.parent.is_dir():
-        return _download(text)
+        return _within(_download(text))
     raise CheckpointError(f"nothing at {path}{_neighbours(path)}; {_EXPECTED}")
 
 
-def _within(folder: Path) -> Path:
-    if (folder / "config.json").is_file():
-        return folder
-    if (folder / "model" / "config.json").is_file():
-        return folder / "model"
-    stages = [name for name in _STAGES if (folder / name / "model" / "config.json").is_file()]
+def _within(folder: Path) -> Located:
+    found = _directly_in(folder) or _directly_in(folder / "model")
+    if found:
+        return found
+    stages = [name for name in _STAGES if _directly_in(folder / name / "model")]
     if stages:
         others = ", ".join(str(folder / name) for name in stages[1:])
         raise CheckpointError(
@@ -69,19 +83,40 @@ def _within(folder: Path) -> Path:
             "continue it with --resume"
         )
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    other = [n for n in names if n.endswith((".gguf", ".ckpt", ".bin", ".pt", ".pth"))]
-    if other:
+    found_names = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+    raise CheckpointError(
+        f"no model in {folder} (it holds {found_names or 'nothing'}); {_EXPECTED}"
+    )
+
+
+def _directly_in(folder: Path) -> Located | None:
+    """The checkpoint whose files lie in `folder` itself."""
+    if not folder.is_dir():
+        return None
+    if any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        return Located("hf", folder)
+    if (folder / _SHARDED_CKPT).is_file():
+        return Located("gemma_pytorch", folder)
+    if any((folder / name).exists() for name in _ORBAX):
+        return Located("orbax", folder)
+    single = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    if len(single) > 1:
         raise CheckpointError(
-            f"{folder} holds {other[0]}, a format that cannot be loaded yet; {_EXPECTED}"
+            f"{folder} holds several models: name one, such as {single[0]} (also "
+            f"{', '.join(p.name for p in single[1:5])}{', …' if len(single) > 5 else ''})"
         )
-    found = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-    raise CheckpointError(f"no model in {folder} (it holds {found or 'nothing'}); {_EXPECTED}")
+    if single:
+        return _file(single[0])
+    # A config alone is a model whose weights are missing: the reader says so.
+    return Located("hf", folder) if (folder / "config.json").is_file() else None
 
 
-def _explain_file(path: Path) -> str:
-    if path.name in {"config.json", "model.safetensors", "model.safetensors.index.json"}:
-        return f"{path} is one file of a model: give its folder, {path.parent}"
-    return f"{path} is a file of a kind that cannot be loaded; {_EXPECTED}"
+def _file(path: Path) -> Located:
+    if path.suffix in _SUFFIXES:
+        return Located(_SUFFIXES[path.suffix], path)
+    if path.name in {"config.json", SINGLE, INDEX, _SHARDED_CKPT}:
+        raise CheckpointError(f"{path} is one file of a model: give its folder, {path.parent}")
+    raise CheckpointError(f"{path} is a file of a kind that cannot be loaded; {_EXPECTED}")
 
 
 def _neighbours(path: Path) -> str:
@@ -100,7 +135,7 @@ def _download(repo: str) -> Path:
     try:
         found = huggingface_hub.snapshot_download(
             repo,
-            allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "*.jinja"],
+            allow_patterns=["*.json", "*.safetensors", "*.ckpt", "tokenizer.model", "*.jinja"],
             ignore_patterns=["*/*"],
         )
     except KeyboardInterrupt:
@@ -133,8 +168,8 @@ def _download(repo: str) -> Path:
                 raise
         raise CheckpointError(f"the download of {repo} broke off ({_first(e)}); {_AGAIN}") from e
     folder = Path(found)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{repo} has no config.json: it is no model in Hugging Face's layout")
+    if _directly_in(folder) is None:
+        raise CheckpointError(f"{repo} holds no model: neither config.json nor a .ckpt file")
     return folder
 
 

@@ -6,7 +6,7 @@ from typing import Unpack, overload
 
 import torch
 
-from gemmule.checkpoints.hf import load_model, resolve_model_folder
+from gemmule.checkpoints.load import load_model
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.infer import generate as engine
 from gemmule.infer.sampling import SamplingParams, SamplingSettings
@@ -141,8 +141,9 @@ def load(
     """Loads a model and its tokenizer.
 
     Args:
-        path: a run directory, a folder in Hugging Face's layout, or a hub id (downloaded once).
-        dtype: of the weights; None: as stored (float16 becomes float32).
+        path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
+            orbax checkpoint, or a hub id (downloaded once).
+        dtype: of the weights; None: as stored (float16 and quantised become float32).
         device: such as "cpu" or "cuda".
         quantize: not available yet; must be None.
 
@@ -155,6 +156,4 @@ def load(
         raise ConfigError(
             f"quantize={quantize!r}: quantised loading is not available yet; use None"
         )
-    folder = resolve_model_folder(path)
-    tokenizer = Tokenizer.load(folder)
-    return LanguageModel(load_model(folder, dtype=dtype, device=device), tokenizer)
+    return LanguageModel(*load_model(path, dtype=dtype, device=device))

@@ -7,14 +7,14 @@ import torch
 
 from gemmule import files
 from gemmule.carbon import EnergyMeter
-from gemmule.checkpoints.hf import load_model, save_model, weights_fingerprint
-from gemmule.checkpoints.locate import resolve_model_folder
+from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Loader
 from gemmule.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
-from gemmule.model.tokenizer import Tokenizer
 from gemmule.runlog import RunDir
 from gemmule.train import machine
 from gemmule.train.config import DistillConfig, TrainConfig
@@ -137,15 +137,16 @@ def _build(config: TrainConfig, dataset: Dataset) -> Gemma:
 
 def _load_partner(name: str, what: str, config: TrainConfig, dataset: Dataset) -> Gemma:
     """A model that must share the data's tokenizer, compared by content, and fit seq_len."""
-    folder = resolve_model_folder(name)
-    tokenizer, theirs = dataset.tokenizer, Tokenizer.load(folder)
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise TokenizerError(
-            f"{what}, {name}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
-            f"{theirs.fingerprint[:12]}) than the data in {config.data} ({tokenizer.vocab_size} "
-            f"pieces, {tokenizer.fingerprint[:12]}): prepare the data with {name}'s tokenizer"
-        )
-    model = load_model(folder, dtype=torch.float32)
+    with open_checkpoint(name) as checkpoint:
+        tokenizer, theirs = dataset.tokenizer, checkpoint.tokenizer
+        if theirs.fingerprint != tokenizer.fingerprint:
+            raise TokenizerError(
+                f"{what}, {name}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
+                f"{theirs.fingerprint[:12]}) than the data in {config.data} "
+                f"({tokenizer.vocab_size} pieces, {tokenizer.fingerprint[:12]}): prepare the data "
+                f"with {name}'s tokenizer"
+            )
+        model = checkpoint.load(torch.float32)
     _check_context(config, model.config)
     return model
 

@@ -1,0 +1,188 @@
+"""A checkpoint of any format, opened: its shape, its tensors still on the disk, its tokenizer."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+
+from gemmule.checkpoints.stored import (
+    HeldTensor,
+    StoredTensor,
+    few,
+    parse_dtype,
+    tensor_bytes,
+)
+from gemmule.errors import CheckpointError, ConfigError
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+
+HEAD = "lm_head.weight"
+
+
+@dataclass
+class Checkpoint:
+    """Use it in a with statement: leaving it closes the files.
+
+    Attributes:
+        path: the folder or file it was read from.
+        format: "hf", "gguf", "gemma_pytorch", "npz" or "orbax".
+        config: the model's shape.
+        tensors: by our parameters' names; may also hold an untied `lm_head.weight`.
+        read_tokenizer: reads the tokenizer that goes with it; raises TokenizerError.
+        files: what it is stored in.
+        notes: what a user should know of how it was read.
+    """
+
+    path: Path
+    format: str
+    config: GemmaConfig
+    tensors: Mapping[str, StoredTensor]
+    read_tokenizer: Callable[[], Tokenizer]
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read once."""
+        return self.read_tokenizer()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What holds every stored matrix exactly; GGUF keeps norms wider than matrices."""
+        matrices = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) > 1}
+        return reduce(torch.promote_types, matrices or {torch.float32})
+
+    @property
+    def stored_as(self) -> dict[str, int]:
+        """How many weights are stored in each form, the commonest first."""
+        forms: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            forms[tensor.stored_as] = forms.get(tensor.stored_as, 0) + tensor.numel
+        return dict(sorted(forms.items(), key=lambda item: -item[1]))
+
+    def weights(self) -> Iterator[StoredTensor]:
+        """The parameters' tensors in the model's own order, checked against `config`.
+
+        Raises:
+            CheckpointError: when one is missing, unexpected or of another shape.
+        """
+        return (self.tensors[name] for name in self._empty_model().state_dict())
+
+    def load(
+        self, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+    ) -> Gemma:
+        """Reads the weights, each straight into its final dtype and place.
+
+        Args:
+            dtype: of the weights in memory. None: as stored, except that float16 becomes float32
+                (Gemma 2's activations overflow float16); quantised weights become float32.
+            device: where they go.
+
+        Raises:
+            CheckpointError: for tensors that are missing, unexpected, of another shape than the
+                config asks for, or hold NaN or Inf.
+            ConfigError: for an impossible dtype or device.
+        """
+        dtype, device = parse_dtype(dtype), parse_device(device)
+        if dtype is None:
+            dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+        model = self._empty_model()
+        for name in model.state_dict():
+            owner, _, attribute = name.rpartition(".")
+            fresh = nn.Parameter(self.tensors[name].copy(dtype, device))
+            setattr(model.get_submodule(owner), attribute, fresh)
+        self._check_head(model)
+        return model
+
+    def _empty_model(self) -> Gemma:
+        """The model on the meta device, once the tensors are seen to fit it."""
+        layers = {name.split(".")[1] for name in self.tensors if name.startswith("layers.")}
+        if len(layers) != self.config.num_hidden_layers:  # before an absurd number is built
+            raise CheckpointError(
+                f"{self.path}: the config says {self.config.num_hidden_layers} layers, the "
+                f"weights hold {len(layers)}"
+            )
+        try:
+            with torch.device("meta"):
+                model = Gemma(self.config)
+        except (RuntimeError, OverflowError, TypeError) as e:
+            raise CheckpointError(
+                f"{self.path}: the config describes an impossible model: {str(e).splitlines()[0]}"
+            ) from None
+        self._check_names(model.state_dict())
+        return model
+
+    def _check_names(self, wanted: Mapping[str, torch.Tensor]) -> None:
+        missing = [name for name in wanted if name not in self.tensors]
+        unexpected = [name for name in self.tensors if name not in wanted and name != HEAD]
+        if missing or unexpected:
+            parts = [f"lack {few(missing)}"] if missing else []
+            parts += [f"hold unexpected {few(unexpected)}"] if unexpected else []
+            raise CheckpointError(f"{self.path}: the weights {' and '.join(parts)}")
+        wrong = [
+            f"{name} {list(self.tensors[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if self.tensors[name].shape != tuple(tensor.shape)
+        ]
+        if wrong:
+            raise CheckpointError(f"{self.path}: shapes differ from the config: {few(wrong)}")
+
+    def _check_head(self, model: Gemma) -> None:
+        head = self.tensors.get(HEAD)
+        if head is None:
+            return
+        embedding, at = model.embed_tokens.weight, 0
+        same = head.shape == tuple(embedding.shape)
+        for rows in head.chunks() if same else ():
+            part = embedding[at : at + len(rows)]
+            same = same and torch.equal(rows.to(part), part)
+            at += len(rows)
+        if not same:
+            raise CheckpointError(
+                f"{self.path}: lm_head.weight differs from the embedding; only a tied head "
+                "is supported"
+            )
+
+
+def of_model(model: Gemma, tokenizer: Tokenizer) -> Checkpoint:
+    """A checkpoint that is a model in memory."""
+    held = {name: HeldTensor(name, tensor) for name, tensor in model.state_dict().items()}
+    return Checkpoint(Path(), "memory", model.config, held, lambda: tokenizer)
+
+
+def parse_device(device: torch.device | str) -> torch.device:
+    """A device that this machine has.
+
+    Raises:
+        ConfigError: for an unknown name, or a device this machine or torch build lacks.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        reason = str(e).splitlines()[0]
+        raise ConfigError(f"device {str(device)!r} cannot be used here: {reason}") from None
+    return found
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the sorted names, shapes, dtypes and bytes of `model`'s weights, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()

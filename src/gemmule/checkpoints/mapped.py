@@ -1,0 +1,66 @@
+"""A file seen as one long row of bytes, read only where it is looked at."""
+
+import mmap
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from gemmule.errors import CheckpointError
+
+
+class MappedFile:
+    """A memory-mapped file that does not stay in this process's memory once read.
+
+    Attributes:
+        path: the file.
+        size: bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Maps the file.
+
+        Raises:
+            CheckpointError: when it is missing, empty or cannot be read.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as f:
+                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise CheckpointError(f"no {path.name} in {path.parent}; download it again") from None
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{path} cannot be read, or was cut short: {e}") from None
+        self.size = len(self._map)
+        with suppress(AttributeError, OSError):  # not every system takes advice
+            self._map.madvise(mmap.MADV_SEQUENTIAL)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._bytes  # tensors that still look at the file keep it mapped
+
+    def raw(self, start: int, stop: int) -> Tensor:
+        """Bytes [start, stop) as they lie in the file; must not be written to."""
+        assert 0 <= start <= stop <= self.size
+        return self._bytes[start:stop]
+
+    def view(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Bytes [start, stop) as a flat tensor; a copy only where the file is not aligned."""
+        raw = self.raw(start, stop)
+        return (raw if start % dtype.itemsize == 0 else raw.clone()).view(dtype)
+
+    def release(self, start: int, stop: int) -> None:
+        """Gives the pages of [start, stop) back to the system's cache: they were looked at."""
+        page = mmap.PAGESIZE
+        first = start // page * page
+        with suppress(AttributeError, OSError):
+            if stop > first:
+                self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
