@@ -19,7 +19,7 @@ from gemmule.model.tokenizer import Tokenizer
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["data"], ["train"],
-         ["distill"], ["generate"], ["chat"], ["card"]]  # fmt: skip
+         ["distill"], ["generate"], ["chat"], ["doctor"], ["card"]]  # fmt: skip
 
 
 def gemmule(*arguments: object, code: int = 0, stdin: str | None = None) -> str:

@@ -14,7 +14,7 @@ LEVELS = [
     {"model", "quant", "report"},
     {"data", "checkpoints", "distill"},
     {"train", "infer"},
-    {"posttrain", "evals", "serve", "plan", "quickstart"},
+    {"posttrain", "evals", "serve", "plan", "quickstart", "doctor"},
     {"cli"},
 ]
 # Within the lowest level, as the modules' docstrings say; nothing may lead back.

@@ -29,7 +29,9 @@ Source = Annotated[
     Path | None,
     typer.Argument(help="File, folder or glob of text; left out: Python's own standard library."),
 ]
-Model = Annotated[str, typer.Argument(help="A run, a folder in HF layout, or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(help="A run, an HF folder, a hub id, a .gguf, .ckpt or .npz file.")
+]
 Field = Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was saved.")]
@@ -287,6 +289,92 @@ def _sampling(
         "top_k": top_k, "seed": seed,
     }  # fmt: skip
     return settings
+
+
+@app.command()
+def doctor(
+    model: Model,
+    backend: Annotated[
+        str, typer.Option(help="Who runs the model: gemmule, transformers or openai.")
+    ] = "gemmule",
+    url: Annotated[
+        str | None, typer.Option(help="Base address of an OpenAI-compatible server.")
+    ] = None,
+    served: Annotated[
+        str | None, typer.Option("--model", help="The server's name for it; default: its first.")
+    ] = None,
+    attn: Annotated[str, typer.Option(help="transformers' attn_implementation.")] = "eager",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Looks for the bugs that ports of Gemma 2 have had; exits with 1 when it finds one.
+
+    Example: gemmule doctor google/gemma-2-2b --backend transformers
+    """
+    from gemmule.doctor.run import run_doctor
+
+    with _stoppable("nothing was written"):
+        report = run_doctor(model, backend, url, served, attn, dtype)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        report.show()
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(model: Model, as_json: AsJson = False) -> None:
+    """Shows what a checkpoint is without loading it: shape, sizes, dtype, tokenizer.
+
+    Example: gemmule info google/gemma-2-2b
+    """
+    from gemmule.checkpoints.describe import describe, lines
+    from gemmule.runlog import facts
+
+    found = describe(model)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        facts(lines(found), title=found["path"])
+
+
+@app.command()
+def convert(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    to: Annotated[str, typer.Option(help="hf, gguf or gemma_pytorch.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the matrices: float32, bfloat16, float16; GGUF also Q8_0, Q4_0."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="What to compare on; else a module of Python's own.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare before calling it done.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Writes a model for other programs, and has them read it before it is called done.
+
+    Stopped at any moment, the same command goes on where it stopped. The figures of the comparison
+    are in the folder's export.json.
+
+    Example: gemmule convert runs/quickstart/student exports/student-gguf --to gguf --dtype Q8_0
+    """
+    from gemmule.checkpoints.convert import convert as run
+    from gemmule.checkpoints.convert import summary
+    from gemmule.runlog import facts, staged
+
+    with _stoppable("the same command goes on where this one stopped"), staged() as progress:
+        report = run(model, out, to, dtype, verify=verify, text=text, progress=progress)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        facts(summary(report), title=str(out))
 
 
 @app.command()

@@ -1,0 +1,359 @@
+"""An OpenAI-compatible completions endpoint, examined as far as it allows.
+
+Only log-probabilities come back, and only on the weights that are served: of the whole text when
+the server supports `echo`, else of the likeliest tokens after a number of prefixes.
+"""
+
+import json
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmule.doctor import reference
+from gemmule.doctor.bugs import known_bugs
+from gemmule.doctor.findings import Finding, logit_rows, property_row
+from gemmule.doctor.local import GemmuleText, weights_of
+from gemmule.doctor.probe import MARGIN, Probe, distance
+from gemmule.doctor.reference import Numerics, Variant
+from gemmule.doctor.report import CANNOT_TELL, FAIL, NOT_TESTED, PASS, Row, number
+from gemmule.doctor.text_checks import BOS, PROSE, ids_row, published_row
+from gemmule.errors import ConfigError
+from gemmule.infer.language_model import LanguageModel
+from gemmule.runlog import ProgressBar
+
+TIMEOUT_SECONDS = 120.0
+_EXACT_PARAMETERS = 30_000_000
+_FLOPS = 1.5e11  # of one reference pass; every known bug costs one
+_DECODED = 12
+_PREFIXES = (3, 9, 17, 29)  # tokens, where echo is not supported
+_TOP = 5
+
+
+class Client:
+    """Asks one server.
+
+    Attributes:
+        url: its base address, ending in /v1.
+        model: the name it serves the model under.
+    """
+
+    def __init__(self, url: str, model: str | None = None) -> None:
+        """Finds the server.
+
+        Raises:
+            ConfigError: when it cannot be reached, wants a key, or does not list `model`.
+        """
+        self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"{url!r} is no address: use one such as http://127.0.0.1:8000/v1")
+        self.model = model or self._first_model()
+
+    def _first_model(self) -> str:
+        listed = self._ask("/models", None).get("data")
+        if not isinstance(listed, list) or not listed or "id" not in listed[0]:
+            raise ConfigError(f"{self.url}/models lists no model: name it with --model")
+        return str(listed[0]["id"])
+
+    def complete(self, prompt: str | list[str], **settings: Any) -> list[dict[str, Any]] | None:
+        """The choices of one completion; None when the server refuses these settings.
+
+        Raises:
+            ConfigError: when it cannot be asked at all.
+        """
+        body = {"model": self.model, "prompt": prompt, "temperature": 0, **settings}
+        answer = self._ask("/completions", body, may_refuse=True)
+        if not answer:
+            return None
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{self.url}/completions answered without choices")
+        return sorted(choices, key=lambda choice: choice.get("index", 0))
+
+    def _ask(
+        self, path: str, body: dict[str, Any] | None, may_refuse: bool = False
+    ) -> dict[str, Any]:
+        url = self.url + path
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+                text = response.read().decode(errors="replace")
+        except urllib.error.HTTPError as e:
+            with e:
+                said = e.read().decode(errors="replace")
+            if may_refuse and e.code in (400, 422, 501):
+                return {}
+            raise ConfigError(_explain(url, e.code, said, self)) from None
+        except TimeoutError:
+            raise ConfigError(f"{url} did not answer in {TIMEOUT_SECONDS:.0f} s") from None
+        except (OSError, ValueError) as e:
+            reason = getattr(e, "reason", e)
+            raise ConfigError(
+                f"cannot reach {url} ({reason}): is the server running, and is this its address?"
+            ) from None
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise ConfigError(f"{url} did not answer with JSON but {text[:60]!r}: is it the API?")
+        return answer
+
+
+def _explain(url: str, code: int, said: str, client: Client) -> str:
+    if code in (401, 403):
+        return f"{url} wants a key (HTTP {code}): examine a server that asks for none"
+    if code == 404:
+        name = getattr(client, "model", None)
+        return (
+            f"{url} is not there (HTTP 404): --url is the base address, usually ending in /v1"
+            + (f", and --model the name it serves ({name!r} was asked for)" if name else "")
+        )
+    return f"{url} answered HTTP {code}: {' '.join(said.split())[:160]}"
+
+
+class _Measured:
+    """Log-probabilities an endpoint gave, and how to read the same from logits.
+
+    Attributes:
+        values: [n, 1].
+        ids: the tokens they belong to, without <bos>.
+        select: from the logits of [<bos>] * k + ids to [n, 1], given k.
+    """
+
+    def __init__(self, values: Tensor, ids: list[int], select: Callable[[Tensor, int], Tensor]):
+        self.values, self.ids, self.select = values, ids, select
+
+
+def examine(client: Client, lm: LanguageModel, dtype: torch.dtype) -> list[Row]:
+    """Every check that an endpoint allows.
+
+    Args:
+        client: the server.
+        lm: the same checkpoint, here; the reference computes with its weights.
+        dtype: what the server is taken to compute in.
+
+    Raises:
+        ConfigError: when the server gives no log-probabilities.
+    """
+    config = lm.config
+    with ProgressBar("examining", 6, "steps") as bar:
+        bar.update(0, "log-probabilities")
+        ids = _prompt_ids(lm)
+        text = lm.tokenizer.decode(ids)
+        measured = _echoed(client, lm, text) or _after_prefixes(client, lm, ids)
+        bar.update(1, "reference")
+        probes = {k: _probe(lm, measured, k, dtype) for k in (1, 0, 2)}
+        count = _bos_count(probes)
+        probe = probes[count]
+        bar.update(2, "known bugs")
+        rows = logit_rows([probe])
+        bar.update(3, "decoding")
+        rows_after = [_batch_row(client, lm, text, probe), _decode_row(client, lm, dtype, count)]
+        bar.update(5, "text")
+        bos = _bos_row(probes, count)
+    untestable = [
+        Row(check, NOT_TESTED, "", f"an endpoint offers no way to test it: {what}")
+        for check, what in {
+            "tied head": "the head is the embedding",
+            "left padding": "padding on the left changes nothing",
+            "right padding": "padding on the right changes nothing",
+            "markers in user text": "a user cannot forge a turn",
+        }.items()
+    ]
+    finite = Row(
+        "finite logits", PASS, f"{measured.values.numel()} finite", "of those it gave, none is NaN"
+    )
+    if not bool(measured.values.isfinite().all()):
+        finite = Row("finite logits", FAIL, "", "it answers with NaN or Inf")
+    return [
+        *rows[:-1], untestable[0], *untestable[1:3], *rows_after, finite,
+        published_row(config), bos, ids_row(GemmuleText(lm)), untestable[3], rows[-1],
+    ]  # fmt: skip
+
+
+def _prompt_ids(lm: LanguageModel) -> list[int]:
+    """A text of a length that the reference can afford, past the window if it can."""
+    config = lm.config
+    afford = int(_FLOPS / (2 * config.parameters))
+    wanted = min(config.sliding_window + 40, 512)
+    room = config.max_position_embeddings - _DECODED - 4
+    length = max(min(wanted, afford, room), min(24, room))
+    prose = lm.tokenizer.encode(PROSE)
+    # Some pieces do not come back as they were cut; the text's own ids are what counts.
+    text = lm.tokenizer.decode((prose * (length // len(prose) + 1))[:length])
+    return lm.tokenizer.encode(text)
+
+
+def _echoed(client: Client, lm: LanguageModel, text: str) -> _Measured | None:
+    """The log-probability of every token of a text, if the server supports echo."""
+    for most in (0, 1):
+        choices = client.complete(text, echo=True, logprobs=1, max_tokens=most)
+        if choices and choices[0].get("logprobs"):
+            break
+    else:
+        return None
+    given = choices[0]["logprobs"].get("token_logprobs") or []
+    ids = lm.tokenizer.encode(text)
+    # Markers of the beginning come first, and with max_tokens=1 one generated token last.
+    pieces = choices[0]["logprobs"].get("tokens") or []
+    while len(pieces) == len(given) and len(given) > most and _is_bos(pieces[0]):
+        pieces, given = pieces[1:], given[1:]
+    given = given[: len(given) - most] if len(given) == len(ids) + most else given
+    if len(given) != len(ids):
+        return None
+    values = torch.tensor([math.nan if x is None else float(x) for x in given[1:]])
+
+    def select(logits_TV: Tensor, bos: int) -> Tensor:
+        log_probs = logits_TV[bos : bos + len(ids) - 1].log_softmax(-1)
+        return log_probs.gather(1, torch.tensor(ids[1:])[:, None])
+
+    return _Measured(values[:, None].double(), ids, select)
+
+
+def _is_bos(piece: str) -> bool:
+    return piece in ("<bos>", f"token_id:{BOS}")
+
+
+def _after_prefixes(client: Client, lm: LanguageModel, ids: list[int]) -> _Measured:
+    """The log-probabilities of the likeliest tokens after several prefixes."""
+    values, places = [], []
+    for length in (*_PREFIXES, len(ids)):
+        prefix = ids[:length]
+        text = lm.tokenizer.decode(prefix)
+        if length > len(ids) or lm.tokenizer.encode(text) != prefix:
+            continue
+        for piece, value in _top(client, text).items():
+            token = _id_of(lm, piece)
+            if token is not None:
+                values.append(value)
+                places.append((length - 1, token))
+    if not values:
+        raise ConfigError(
+            f"{client.url}/completions gives no log-probabilities of tokens that the model at "
+            "hand has: is it the same model, and does the server support logprobs?"
+        )
+
+    def select(logits_TV: Tensor, bos: int) -> Tensor:
+        log_probs = logits_TV.log_softmax(-1)
+        return torch.stack([log_probs[bos + at, token] for at, token in places])[:, None]
+
+    return _Measured(torch.tensor(values).double()[:, None], ids, select)
+
+
+def _top(client: Client, text: str) -> dict[str, float]:
+    choices = client.complete(text, logprobs=_TOP, max_tokens=1)
+    found = (choices or [{}])[0].get("logprobs") or {}
+    top = found.get("top_logprobs") or [{}]
+    return {str(piece): float(value) for piece, value in (top[0] or {}).items()}
+
+
+def _id_of(lm: LanguageModel, piece: str) -> int | None:
+    """The only token that shows as `piece`, or None."""
+    if piece.startswith("token_id:"):
+        return int(piece.removeprefix("token_id:"))
+    ids = lm.tokenizer.encode(piece.replace("\u2581", " "))
+    return ids[0] if len(ids) == 1 else None
+
+
+def _probe(lm: LanguageModel, measured: _Measured, bos: int, dtype: torch.dtype) -> Probe:
+    weights = weights_of(lm)
+    ids = [BOS] * bos + measured.ids
+    known = measured.values.isfinite()[:, 0]
+
+    def expect(variants: Sequence[Variant], numerics: Numerics) -> list[Tensor]:
+        found = reference.logits(weights, lm.config, ids, variants, numerics)
+        return [measured.select(logits, bos)[known] for logits in found]
+
+    exact = lm.config.parameters <= _EXACT_PARAMETERS
+    numerics = Numerics(torch.float64 if exact else torch.float32, dtype)
+    return Probe(
+        "the served weights",
+        measured.values[known],
+        expect,
+        numerics,
+        known_bugs(lm.config),
+        pairs=exact,
+    )
+
+
+def _bos_count(probes: dict[int, Probe]) -> int:
+    """How many <bos> explain the answers: one unless another number does clearly better."""
+    if probes[1].error <= probes[1].tolerance:
+        return 1
+    return next((k for k in (0, 2) if probes[k].error <= probes[k].tolerance), 1)
+
+
+def _bos_row(probes: dict[int, Probe], count: int) -> Row:
+    check = "one <bos>"
+    figure = ", ".join(number(probes[k].error) for k in (0, 1, 2))
+    tolerance = probes[count].tolerance
+    if count != 1:
+        how = {0: "without <bos>", 2: "with two <bos>"}[count]
+        return Row(
+            check, FAIL, figure,
+            f"its answers are those of the text {how}. Let the server add exactly one "
+            "(distance with none, one, two).",
+        )  # fmt: skip
+    gap = min(distance(probes[k].healthy, probes[1].healthy) for k in (0, 2))
+    unexplained = probes[1].error > tolerance and probes[1].causes is None
+    if gap <= MARGIN * tolerance or unexplained:
+        return Row(check, CANNOT_TELL, figure, "another number of <bos> would not show")
+    return Row(check, PASS, figure, "a text is read with exactly one (distance with 0, 1, 2)")
+
+
+def _batch_row(client: Client, lm: LanguageModel, text: str, probe: Probe) -> Row:
+    good = "a prompt in a batch gets what it gets alone"
+    other = lm.tokenizer.decode(lm.tokenizer.encode(text)[::-1])[: len(text) // 2]
+    settings = {"logprobs": 1, "max_tokens": 4}
+    alone = client.complete(text, **settings)
+    beside = client.complete(other, **settings)
+    batch = client.complete([text, other], **settings)
+    if not alone or not beside or not batch or len(batch) != 2:
+        return property_row("batch invariance", [], good, "")
+    rows = [_token_logprobs(c) for c in (alone[0], beside[0], *batch)]
+    if len({len(row) for row in rows}) != 1 or not rows[0]:
+        return property_row("batch invariance", [], good, "")
+    first, second, *both = (torch.tensor(row)[:, None] for row in rows)
+    error = max(distance(both[0], first), distance(both[1], second))
+    finding = Finding("the served weights", error, probe.tolerance, distance(first, second))
+    bad = "a prompt's log-probabilities depend on the prompts beside it"
+    return property_row("batch invariance", [finding], good, bad)
+
+
+def _token_logprobs(choice: dict[str, Any]) -> list[float]:
+    return [float(x) for x in (choice.get("logprobs") or {}).get("token_logprobs") or []]
+
+
+def _decode_row(client: Client, lm: LanguageModel, dtype: torch.dtype, bos: int) -> Row:
+    """What is said while generating, against one pass over prompt and answer."""
+    check, good = "prefill = decode", "generated tokens have the log-probabilities of one pass"
+    prompt = _prompt_ids(lm)
+    text = lm.tokenizer.decode(prompt)
+    choices = client.complete(text, logprobs=1, max_tokens=_DECODED)
+    given = (choices or [{}])[0].get("logprobs") or {}
+    pieces = [_id_of(lm, str(p)) for p in given.get("tokens") or []]
+    if None in pieces or len(pieces) < 2:
+        return property_row(check, [], good, "")
+    ids = [*prompt, *(p for p in pieces if p is not None)]
+    values = torch.tensor([float(x) for x in given["token_logprobs"]]).double()[:, None]
+    start = len(prompt) - 1
+
+    def select(logits_TV: Tensor, bos: int) -> Tensor:
+        log_probs = logits_TV[bos + start : -1].log_softmax(-1)
+        return log_probs.gather(1, torch.tensor(ids[start + 1 :])[:, None])
+
+    probe = _probe(lm, _Measured(values, ids, select), bos, dtype)
+    cut = reference.logits(weights_of(lm), lm.config, ids[start:])[0]
+    effect = distance(select(torch.cat((cut.new_zeros(bos + start, cut.shape[1]), cut)), bos),
+                      probe.healthy)  # fmt: skip
+    # An answer that has a known bug throughout is not this row's business.
+    error = probe.error if probe.causes is None else probe.unexplained
+    finding = Finding("the served weights", error, probe.tolerance, effect)
+    return property_row(check, [finding], good, "decoding gives other log-probabilities than one "
+                        "pass over the text")  # fmt: skip

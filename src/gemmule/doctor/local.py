@@ -1,0 +1,140 @@
+"""A model that runs in this process, as the checks see it, and ours."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from gemmule.errors import CheckpointError
+from gemmule.infer.generate import next_ids
+from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.sampling import Sampler, SamplingParams
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+from gemmule.model.kv_cache import KVCache
+
+
+class LocalModel(Protocol):
+    """What the checks ask of a model.
+
+    `mask_BT` is 1 on tokens and 0 on padding; positions then count a row's tokens only.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+
+    def logits(self, tokens_BT: Tensor, mask_BT: Tensor | None = None, start: int = 0) -> Tensor:
+        """Logits [B, T, V] of whole rows without a cache; positions count from `start`."""
+
+    def decode(self, tokens_BT: Tensor, chunks: Sequence[int]) -> Tensor:
+        """The same through a cache, so many tokens at a time."""
+
+    def complete(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """The next `count` likeliest tokens of each prompt, generated in one batch."""
+
+    def sibling(self, config: GemmaConfig, weights: Mapping[str, Tensor]) -> Self:
+        """A model of the same code, options and dtype with another shape and other weights."""
+
+    def untied_head(self) -> str | None:
+        """What is wrong with the head, if a look at it shows that it is not the embedding."""
+
+
+class Text(Protocol):
+    """How a stack turns text into ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """What it feeds the model for a text."""
+
+    def encode_chat(self, text: str) -> list[int]:
+        """What it feeds the model for a conversation of one user message."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text and nothing around them."""
+
+    def piece(self, token: int) -> bytes:
+        """What an id stands for; control tokens spelled out."""
+
+
+def positions(mask_BT: Tensor) -> Tensor:
+    """Rotary positions of padded rows: tokens count from 0, wherever the padding is."""
+    return (mask_BT.cumsum(-1) - 1).clamp(min=0)
+
+
+class GemmuleModel:
+    """Our own forward pass, cache and generation."""
+
+    def __init__(self, model: Gemma) -> None:
+        self._model = model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the activations."""
+        return self._model.embed_tokens.weight.dtype
+
+    @torch.inference_mode()
+    def logits(self, tokens_BT: Tensor, mask_BT: Tensor | None = None, start: int = 0) -> Tensor:
+        """See `LocalModel`."""
+        if mask_BT is not None:
+            places = positions(mask_BT)
+        else:
+            places = torch.arange(start, start + tokens_BT.shape[1])[None]
+        return self._model(tokens_BT, positions_BT=places, segments_BT=mask_BT)
+
+    @torch.inference_mode()
+    def decode(self, tokens_BT: Tensor, chunks: Sequence[int]) -> Tensor:
+        """See `LocalModel`."""
+        B, T = tokens_BT.shape
+        cache = KVCache(self._model.config, B, T, dtype=self.dtype)
+        parts = [self._model(part, cache=cache) for part in tokens_BT.split(list(chunks), dim=1)]
+        return torch.cat(parts, dim=1)
+
+    def complete(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """See `LocalModel`."""
+        greedy = SamplingParams(temperature=0.0)
+        samplers = [Sampler(greedy, i) for i in range(len(prompts))]
+        vocab_size = self._model.config.vocab_size
+        steps = list(next_ids(self._model, prompts, samplers, count, vocab_size))
+        return [list(row) for row in zip(*steps, strict=True)]
+
+    def sibling(self, config: GemmaConfig, weights: Mapping[str, Tensor]) -> "GemmuleModel":
+        """See `LocalModel`."""
+        model = Gemma(config).to(weights["embed_tokens.weight"].dtype)
+        model.load_state_dict(dict(weights))
+        return GemmuleModel(model.eval())
+
+    def untied_head(self) -> str | None:
+        """See `LocalModel`; there is no head here that could differ."""
+        return None
+
+
+class GemmuleText:
+    """Our own tokenizer, through the calls that generation and chat use."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._tokenizer = lm.tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """See `Text`."""
+        return self._tokenizer.encode(text, bos=True)
+
+    def encode_chat(self, text: str) -> list[int]:
+        """See `Text`."""
+        return self._tokenizer.render_chat([{"role": "user", "content": text}])
+
+    def encode_plain(self, text: str) -> list[int]:
+        """See `Text`."""
+        return self._tokenizer.encode(text)
+
+    def piece(self, token: int) -> bytes:
+        """See `Text`."""
+        return self._tokenizer.decode_bytes([token], control=True)
+
+
+def weights_of(lm: LanguageModel) -> dict[str, Tensor]:
+    """The weights by name, shared with the model."""
+    weights = {name: p.detach() for name, p in lm.model.named_parameters()}
+    if not all(p.is_floating_point() for p in weights.values()):
+        raise CheckpointError("the doctor examines unquantised models: load one without quantize")
+    return weights

@@ -1,0 +1,175 @@
+"""A transformers Gemma 2 model, as the checks see it."""
+
+import copy
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmule.doctor.local import positions
+from gemmule.errors import CheckpointError, ConfigError, MissingExtraError
+from gemmule.model.config import GemmaConfig
+
+
+def import_transformers() -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: when it is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise MissingExtraError("transformers", "dev", "--backend transformers") from None
+
+
+def load(
+    path: str, attention: str, dtype: torch.dtype
+) -> "tuple[TransformersModel, TransformersText]":
+    """Loads a model and its tokenizer as a user of transformers would.
+
+    Args:
+        path: a run with model/ in it, a folder in HF layout, or a hub id.
+        attention: attn_implementation.
+        dtype: of weights and activations.
+
+    Raises:
+        MissingExtraError: when transformers is not installed.
+        CheckpointError: when it cannot load the model, or loads another architecture.
+        ConfigError: when it refuses the attention.
+    """
+    transformers = import_transformers()
+    transformers.utils.logging.disable_progress_bar()
+    inner = Path(path).expanduser() / "model"
+    folder = str(inner if (inner / "config.json").is_file() else Path(path).expanduser())
+    if not Path(folder).exists():
+        folder = path.removeprefix("hf://")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=attention, dtype=dtype
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except (ValueError, ImportError) as e:
+        message = " ".join(str(e).split())
+        if "attention implementation" in message or "attn_implementation" in message:
+            raise ConfigError(
+                f"this transformers refuses attn_implementation={attention!r} for Gemma 2 "
+                f"({message[:160]}): use eager"
+            ) from None
+        raise CheckpointError(f"transformers cannot load {folder}: {message}") from None
+    except OSError as e:
+        raise CheckpointError(f"transformers cannot load {folder}: {e}") from None
+    if model.config.model_type != "gemma2":
+        raise CheckpointError(f"{folder} is a {model.config.model_type} model, not a gemma2 one")
+    return TransformersModel(model), TransformersText(tokenizer)
+
+
+class TransformersModel:
+    """Wraps a Gemma2ForCausalLM."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the activations."""
+        return self._model.get_input_embeddings().weight.dtype
+
+    @torch.inference_mode()
+    def logits(self, tokens_BT: Tensor, mask_BT: Tensor | None = None, start: int = 0) -> Tensor:
+        """See `LocalModel`."""
+        if mask_BT is not None:
+            places = positions(mask_BT)
+        else:
+            places = torch.arange(start, start + tokens_BT.shape[1])[None].expand_as(tokens_BT)
+        out = self._model(tokens_BT, attention_mask=mask_BT, position_ids=places, use_cache=False)
+        return out.logits
+
+    @torch.inference_mode()
+    def decode(self, tokens_BT: Tensor, chunks: Sequence[int]) -> Tensor:
+        """See `LocalModel`."""
+        cache, parts = None, []
+        for part in tokens_BT.split(list(chunks), dim=1):
+            out = self._model(part, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+        return torch.cat(parts, dim=1)
+
+    @torch.inference_mode()
+    def complete(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """See `LocalModel`; padded on the left, as the library asks for."""
+        transformers = import_transformers()
+        longest = max(map(len, prompts))
+        pads = [longest - len(prompt) for prompt in prompts]
+        tokens = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+        mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
+        settings = transformers.GenerationConfig(
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=self._model.config.vocab_size,  # none of its tokens: never stop
+        )
+        out = self._model.generate(
+            torch.tensor(tokens), attention_mask=torch.tensor(mask), generation_config=settings
+        )
+        return out[:, longest:].tolist()
+
+    def sibling(self, config: GemmaConfig, weights: Mapping[str, Tensor]) -> "TransformersModel":
+        """See `LocalModel`; everything that is not shape stays as the user's config has it."""
+        theirs = copy.deepcopy(self._model.config)
+        shape = config.model_dump()
+        theta = shape.pop("rope_theta")
+        for name, value in shape.items():
+            setattr(theirs, name, value)
+        layers = config.num_hidden_layers
+        theirs.layer_types = (list(theirs.layer_types) * layers)[:layers]
+        theirs.rope_parameters = {**theirs.rope_parameters, "rope_theta": theta}
+        attention = self._model.config._attn_implementation
+        dtype = weights["embed_tokens.weight"].dtype
+        model = type(self._model)._from_config(theirs, attn_implementation=attention, dtype=dtype)
+        model.model.load_state_dict(dict(weights))
+        return TransformersModel(model)
+
+    def untied_head(self) -> str | None:
+        """See `LocalModel`."""
+        head = self._model.get_output_embeddings().weight
+        embedding = self._model.get_input_embeddings().weight
+        if head is embedding or head.data_ptr() == embedding.data_ptr():
+            return None
+        different = not torch.equal(head, embedding)
+        return "lm_head differs from embed_tokens" if different else None
+
+
+class TransformersText:
+    """A transformers tokenizer, called in the usual ways."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """See `Text`."""
+        return list(self._tokenizer(text).input_ids)
+
+    def encode_chat(self, text: str) -> list[int]:
+        """See `Text`."""
+        message = [{"role": "user", "content": text}]
+        return list(
+            self._tokenizer.apply_chat_template(
+                message, add_generation_prompt=True, return_dict=False
+            )
+        )
+
+    def encode_plain(self, text: str) -> list[int]:
+        """See `Text`."""
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def piece(self, token: int) -> bytes:
+        """See `Text`."""
+        piece = str(self._tokenizer.convert_ids_to_tokens(token))
+        if len(piece) == 6 and piece.startswith("<0x"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()
