@@ -262,6 +262,38 @@ def counting(label: str) -> Iterator[Callable[[int, int, str], None]]:
         yield progress
 
 
+@contextmanager
+def staged() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (what, bytes done, bytes in all): a bar, or a line where there is no total."""
+    bar: ProgressBar | None = None
+    with ExitStack() as stack:
+
+        def progress(what: str, done: int, total: int) -> None:
+            nonlocal bar
+            if not total:
+                stack.close()
+                console.print(what, style="dim", markup=False)
+            elif bar is None:
+                bar = stack.enter_context(ProgressBar(what, total / 1e6, "MB", done / 1e6))
+            if bar and total:
+                bar.update(done / 1e6)
+
+        yield progress
+
+
+def facts(rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Prints what is known of one thing, a line each: the name, then the fact."""
+    shown = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE, padding=0, pad_edge=False,
+        show_header=False,
+    )  # fmt: skip
+    shown.add_column(no_wrap=True, style="dim")
+    shown.add_column(overflow="fold")
+    for name, fact in rows:
+        shown.add_row(Text(name), Text(fact))
+    console.print(shown)
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Prints a table whose first column is text and whose others are figures."""
     shown = Table(

@@ -67,6 +67,11 @@ class Checkpoint:
         return reduce(torch.promote_types, matrices or {torch.float32})
 
     @property
+    def load_dtype(self) -> torch.dtype:
+        """What it loads as unless told otherwise: Gemma 2's activations overflow float16."""
+        return torch.float32 if self.dtype == torch.float16 else self.dtype
+
+    @property
     def stored_as(self) -> dict[str, int]:
         """How many weights are stored in each form, the commonest first."""
         forms: dict[str, int] = {}
@@ -88,8 +93,8 @@ class Checkpoint:
         """Reads the weights, each straight into its final dtype and place.
 
         Args:
-            dtype: of the weights in memory. None: as stored, except that float16 becomes float32
-                (Gemma 2's activations overflow float16); quantised weights become float32.
+            dtype: of the weights in memory. None: as stored, except that float16 and quantised
+                weights become float32.
             device: where they go.
 
         Raises:
@@ -98,8 +103,7 @@ class Checkpoint:
             ConfigError: for an impossible dtype or device.
         """
         dtype, device = parse_dtype(dtype), parse_device(device)
-        if dtype is None:
-            dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+        dtype = dtype or self.load_dtype
         model = self._empty_model()
         for name in model.state_dict():
             owner, _, attribute = name.rpartition(".")

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from gemmule import files
 from gemmule.errors import CheckpointError
@@ -53,33 +54,36 @@ class FileLayout:
     places: Sequence[Place]
 
 
-def write(layouts: Sequence[FileLayout], folder: Path, advance: Advance = lambda _: None) -> None:
+def write(
+    layouts: Sequence[FileLayout],
+    folder: Path,
+    advance: Advance = lambda _: None,
+    note: Path | None = None,
+) -> None:
     """Writes the files into `folder`, going on where an earlier call was cut off.
-
-    The caller must make sure that an earlier call wrote the same layouts of the same weights.
 
     Args:
         layouts: the files.
-        folder: exists; holds progress.json until the files are complete.
-        advance: told of every byte, those found already written included.
+        folder: exists.
+        advance: told of every byte of a tensor, those found already written included.
+        note: where to keep how far it is; None: always from the beginning. The caller must make
+            sure that it is of the same layouts and the same weights, and removes it in the end.
 
     Raises:
         OutputError: when the disk refuses.
         CheckpointError: when the source does.
     """
-    note = folder / "progress.json"
-    done = _read_note(note)
+    done = _read_note(note) if note else {}
     with files.writing_to(folder):
         for layout in layouts:
             _write_file(layout, folder, done, note, advance)
-        note.unlink(missing_ok=True)
 
 
 def _write_file(
-    layout: FileLayout, folder: Path, done: dict[str, int], note: Path, advance: Advance
+    layout: FileLayout, folder: Path, done: dict[str, int], note: Path | None, advance: Advance
 ) -> None:
     path, finished = folder / layout.name, done.get(layout.name, 0)
-    with path.open("r+b" if path.exists() else "w+b") as f:
+    with path.open("r+b" if finished else "w+b") as f:
         f.truncate(layout.size)
         unsynced = 0
         for i, place in enumerate(layout.places):
@@ -91,16 +95,17 @@ def _write_file(
                 f.write(piece)
                 advance(len(piece))
             unsynced += place.nbytes
-            if unsynced >= SYNC_BYTES:
-                _sync(f.fileno(), f.flush)
+            if note and unsynced >= SYNC_BYTES:
+                _sync(f)
                 done[layout.name], unsynced = i + 1, 0
                 files.write_json(note, done)
         for offset, part in layout.parts:
             f.seek(offset)
             f.write(part)
-        _sync(f.fileno(), f.flush)
-    done[layout.name] = len(layout.places)
-    files.write_json(note, done)
+        _sync(f)
+    if note:
+        done[layout.name] = len(layout.places)
+        files.write_json(note, done)
 
 
 def _exactly(place: Place, name: str) -> Iterator[Bytes]:
@@ -113,9 +118,9 @@ def _exactly(place: Place, name: str) -> Iterator[Bytes]:
     assert total == place.nbytes, f"{name}: a tensor is smaller than its place"
 
 
-def _sync(fd: int, flush: Callable[[], None]) -> None:
-    flush()
-    os.fsync(fd)
+def _sync(f: BinaryIO) -> None:
+    f.flush()
+    os.fsync(f.fileno())
 
 
 def _read_note(note: Path) -> dict[str, int]:

@@ -1,0 +1,225 @@
+"""From any checkpoint to any format: streamed, resumable, and checked before it is called done."""
+
+import datetime
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gemmule import files
+from gemmule.checkpoints import hf_writer
+from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.load import open_checkpoint
+from gemmule.checkpoints.places import FileLayout, write
+from gemmule.checkpoints.stored import dtype_name, parse_dtype
+from gemmule.checkpoints.verify import check_export
+from gemmule.config import nearest
+from gemmule.errors import ConfigError, OutputError
+
+REPORT = "export.json"
+_BEGUN, _WRITTEN = "begun.json", "written.json"  # an unfinished conversion's own notes
+_GGUF_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+GGUF_KINDS = (*_GGUF_NAMES.values(), "Q8_0", "Q4_0")
+FORMATS = {"hf": tuple(_GGUF_NAMES), "gguf": GGUF_KINDS, "gemma_pytorch": tuple(_GGUF_NAMES)}
+
+Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
+
+
+def convert(
+    path: str | Path,
+    out: Path,
+    to: str,
+    dtype: str | None = None,
+    *,
+    verify: bool = True,
+    text: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Writes the checkpoint at `path` into the folder `out` in another format.
+
+    Tensors are streamed: memory does not grow with the model. Killed or stopped, the same call
+    goes on where it was cut off; `out` appears when everything is written and checked.
+
+    Args:
+        path: as for open_checkpoint.
+        out: a folder that does not exist yet, or is empty.
+        to: "hf", "gguf" or "gemma_pytorch".
+        dtype: of the matrices, as FORMATS lists them; None keeps the source's (GGUF: F16 for
+            float16 and so on).
+        verify: compare with the source and, where it is installed, with the reader of the format.
+        text: what the comparison reads; None: a module of Python's standard library.
+        progress: told how far it is.
+
+    Returns:
+        The content of the export's export.json.
+
+    Raises:
+        ConfigError: for an unknown format or dtype.
+        CheckpointError: when the source cannot be read.
+        OutputError: when `out` is in use or cannot be written.
+        VerificationError: when the result is not what it should be; nothing is left behind.
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"unknown format {to!r}; {nearest(to, list(FORMATS))}")
+    sample, out = _sample(text), out.expanduser().resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} is already in use: choose another folder")
+    with open_checkpoint(path) as source:
+        kind = _kind(source, to, dtype)
+        source.tokenizer  # noqa: B018 (a broken one is found before gigabytes are written)
+        partial = _begin(source, out, to, kind)
+        layouts, notes = _layouts(source, to, kind)
+        total = sum(layout.size for layout in layouts)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress("writing", done, total)
+
+        write(layouts, partial, advance, partial / _WRITTEN)
+        _write_companions(source, partial, to, kind)
+        report: dict[str, Any] = {
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "gemmule": metadata.version("gemmule"),
+            "source": {
+                "path": str(path),
+                "format": source.format,
+                "files": _described(source.files),
+            },
+            "format": to,
+            "dtype": kind,
+            "notes": [*source.notes, *notes],
+            "files": _described(_written(partial)),
+        }
+        try:
+            report["verified"] = _verified(source, partial, sample, progress) if verify else None
+        except BaseException as e:
+            if not isinstance(e, KeyboardInterrupt):
+                shutil.rmtree(partial)
+            raise
+    _finish(partial, out, report)
+    return report
+
+
+def _kind(source: Checkpoint, to: str, dtype: str | None) -> str:
+    """The name of what matrices are stored in, as the target format spells it."""
+    allowed = FORMATS[to]
+    if dtype is None:
+        dtype = dtype_name(source.dtype).replace("float64", "float32")
+        return _GGUF_NAMES[dtype] if to == "gguf" else dtype
+    found = next((name for name in allowed if name.lower() == dtype.lower()), None)
+    if found is None:
+        raise ConfigError(f"{to} cannot be written as {dtype!r}; {nearest(dtype, list(allowed))}")
+    return found
+
+
+def _begin(source: Checkpoint, out: Path, to: str, kind: str) -> Path:
+    """The folder to write in: what an earlier call left of the same conversion, or a new one."""
+    partial = out.with_name(f".{out.name}.partial")
+    begun = {
+        "gemmule": metadata.version("gemmule"),
+        "source": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in source.files],
+        "to": to,
+        "dtype": kind,
+    }
+    with files.writing_to(out):
+        try:
+            same = files.read_json(partial / _BEGUN) == begun
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            files.write_json(partial / _BEGUN, begun)
+        files.remove_leftovers(partial)
+    return partial
+
+
+def _layouts(source: Checkpoint, to: str, kind: str) -> tuple[list[FileLayout], Sequence[str]]:
+    if to == "gguf":
+        from gemmule.checkpoints import gguf_writer
+
+        return gguf_writer.layouts(source, kind)
+    if to == "gemma_pytorch":
+        from gemmule.checkpoints import gemma_pytorch_writer
+
+        return gemma_pytorch_writer.layouts(source, parse_dtype(kind)), ()
+    return hf_writer.layouts(source, parse_dtype(kind)), ()
+
+
+def _write_companions(source: Checkpoint, folder: Path, to: str, kind: str) -> None:
+    if to != "gguf":  # which has everything in its one file
+        hf_writer.write_companions(source, folder, parse_dtype(kind))
+
+
+def _verified(source: Checkpoint, partial: Path, text: str, progress: Progress) -> dict[str, Any]:
+    with open_checkpoint(partial) as export:
+        return check_export(source, export, text, lambda what: progress(what, 0, 0))
+
+
+def _finish(partial: Path, out: Path, report: dict[str, Any]) -> None:
+    with files.writing_to(out):
+        files.write_json(partial / REPORT, report)
+        (partial / _BEGUN).unlink()
+        (partial / _WRITTEN).unlink()
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+        files.fsync_dir(out.parent)
+
+
+def _sample(text: Path | None) -> str:
+    """Text to compare on, a few hundred tokens or more."""
+    if text is None:
+        return Path(json.__file__).with_name("decoder.py").read_text(encoding="utf-8")
+    try:
+        sample = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"cannot read {text} as text ({e}): give a file of UTF-8 text") from None
+    if not sample.strip():
+        raise ConfigError(f"{text} is empty: give a file with a page of text or more")
+    return sample
+
+
+def _written(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.name not in {_BEGUN, _WRITTEN, REPORT})
+
+
+def _described(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    return [
+        {"name": p.name, "bytes": p.stat().st_size, "sha256": files.sha256_file(p)} for p in paths
+    ]
+
+
+def summary(report: dict[str, Any]) -> list[list[str]]:
+    """`convert`'s result as rows of a table: what, and how it came out."""
+    size = sum(file["bytes"] for file in report["files"])
+    rows = [
+        ["format", f"{report['format']}, {report['dtype']}"],
+        ["size", f"{size / 1e6:,.1f} MB in {len(report['files'])} file(s)"],
+        *(["note", note] for note in report["notes"]),
+    ]
+    checked = report["verified"]
+    if checked is None:
+        return [*rows, ["compared", "no (--no-verify)"]]
+    weights = checked["weights"]
+    same = "equal to the source's, every bit of them"
+    rows.append(
+        ["weights", same if weights["equal"] else f"error {weights['relative_error']:.2e} (RMS)"]
+    )
+    if "against_source" in checked:
+        rows.append(["against the source", _figures(checked["against_source"])])
+    reader = checked["reader"]
+    if "skipped" in reader:
+        return [*rows, ["other reader", f"not asked: {reader['skipped']}"]]
+    return [*rows, [reader["program"], _figures(reader)]]
+
+
+def _figures(compared: dict[str, Any]) -> str:
+    return (
+        f"top-1 agreement {compared['top1_agreement']:.1%}, KL {compared['kl_nats']:.1e} nats, "
+        f"logits within {compared['max_logit_difference']:.1e}"
+    )

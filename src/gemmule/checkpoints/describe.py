@@ -1,0 +1,140 @@
+"""What a checkpoint is, told from its headers alone."""
+
+from pathlib import Path
+from typing import Any
+
+from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.load import open_checkpoint
+from gemmule.checkpoints.shapes import PUBLISHED
+from gemmule.errors import TokenizerError
+from gemmule.model.config import PRESETS, GemmaConfig
+
+# Report, table 2: parameters without the embedding, and of the embedding with its 256,128 rows.
+REPORTED = {
+    "2b": {"non_embedding": 2_024_517_888, "embedding": 590_118_912},
+    "9b": {"non_embedding": 8_324_201_984, "embedding": 917_962_752},
+    "27b": {"non_embedding": 26_047_480_320, "embedding": 1_180_237_824},
+}
+_SIZE_FIELDS = set(PRESETS["2b"]) - {"vocab_size"}
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Reads headers and the tokenizer; no weights.
+
+    Args:
+        path: as for open_checkpoint.
+
+    Returns:
+        JSON-able: path, format, files (bytes), config, published (the size it has the shape of,
+        or None), parameters (non_embedding, embedding, total, counted from the tensors; reported:
+        the report's figures for that size), stored_as (weights by form), dtype (what it loads as),
+        bytes (in memory then, and of the cache at full context), tokenizer, notes.
+
+    Raises:
+        CheckpointError: when there is no readable checkpoint, or tensors are missing or of
+            another shape than the config asks for.
+    """
+    with open_checkpoint(path) as checkpoint:
+        sizes = {tensor.name: tensor.numel for tensor in checkpoint.weights()}
+        embedding = sizes["embed_tokens.weight"]
+        total, published = sum(sizes.values()), _published(checkpoint.config)
+        return {
+            "path": str(checkpoint.path),
+            "format": checkpoint.format,
+            "files": {file.name: file.stat().st_size for file in checkpoint.files},
+            "config": checkpoint.config.model_dump(),
+            "published": published,
+            "parameters": {
+                "non_embedding": total - embedding,
+                "embedding": embedding,
+                "total": total,
+                "reported": REPORTED.get(published or ""),
+            },
+            "stored_as": checkpoint.stored_as,
+            "dtype": str(checkpoint.load_dtype).removeprefix("torch."),
+            "bytes": {
+                "weights": total * checkpoint.load_dtype.itemsize,
+                "cache": _cache_values(checkpoint.config) * checkpoint.load_dtype.itemsize,
+            },
+            "tokenizer": _tokenizer(checkpoint),
+            "notes": list(checkpoint.notes),
+        }
+
+
+def _published(config: GemmaConfig) -> str | None:
+    values = config.model_dump()
+    for name in PUBLISHED:
+        if all(values[field] == PRESETS[name][field] for field in _SIZE_FIELDS):
+            return name
+    return None
+
+
+def _cache_values(config: GemmaConfig) -> int:
+    """Numbers a KV cache holds at full context: local layers keep no more than their window."""
+    context = config.max_position_embeddings
+    tokens = sum(
+        min(config.sliding_window, context) if config.is_local(i) else context
+        for i in range(config.num_hidden_layers)
+    )
+    return tokens * 2 * config.num_key_value_heads * config.head_dim
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
+    try:
+        tokenizer = checkpoint.tokenizer
+    except TokenizerError as e:
+        return {"problem": str(e)}
+    return {"pieces": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
+
+
+def lines(found: dict[str, Any]) -> list[list[str]]:
+    """`describe`'s result as rows of a table: what, and how much."""
+    config, parameters = found["config"], found["parameters"]
+    layers, window = config["num_hidden_layers"], config["sliding_window"]
+    counts = [f"{name} {count:,}" for name, count in found["stored_as"].items()]
+    size = sum(found["files"].values())
+    tokenizer = found["tokenizer"]
+    return [
+        ["format", found["format"]],
+        ["on disk", f"{_bytes(size)} in {len(found['files'])} file(s)"],
+        ["stored as", ", ".join(counts)],
+        ["loads as", f"{found['dtype']}, {_bytes(found['bytes']['weights'])}"],
+        ["size", f"Gemma 2 {found['published'].upper()}" if found["published"] else "its own"],
+        ["parameters", f"{parameters['total']:,}"],
+        ["  without embedding", _counted(parameters, "non_embedding", "")],
+        ["  embedding", _counted(parameters, "embedding", " for 256,128 rows")],
+        ["layers", f"{layers}, of which {(layers + 1) // 2} local (window {window:,})"],
+        ["width, ffn", f"{config['hidden_size']:,}, {config['intermediate_size']:,}"],
+        [
+            "heads / kv, width",
+            f"{config['num_attention_heads']} / {config['num_key_value_heads']}, "
+            f"{config['head_dim']}",
+        ],
+        ["scores divided by", f"sqrt({config['query_pre_attn_scalar'] or config['head_dim']})"],
+        [
+            "caps",
+            f"attention {config['attn_logit_softcapping']}, final "
+            f"{config['final_logit_softcapping']}",
+        ],
+        ["context", f"{config['max_position_embeddings']:,}"],
+        ["cache, full context", _bytes(found["bytes"]["cache"])],
+        ["vocabulary", f"{config['vocab_size']:,} rows"],
+        [
+            "tokenizer",
+            tokenizer.get("problem")
+            or f"{tokenizer['pieces']:,} pieces, {tokenizer['fingerprint'][:12]}",
+        ],
+        *(["note", note] for note in found["notes"]),
+    ]
+
+
+def _counted(parameters: dict[str, Any], kind: str, of: str) -> str:
+    counted, reported = parameters[kind], parameters["reported"]
+    if reported is None:
+        return f"{counted:,}"
+    said = "the same" if counted == reported[kind] else f"{reported[kind]:,}{of}"
+    return f"{counted:,} (the report: {said})"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

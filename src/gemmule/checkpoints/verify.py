@@ -1,0 +1,166 @@
+"""Whether an export is what it should be: against its source, and in its other program's hands."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmule.checkpoints import peers
+from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.stored import StoredTensor
+from gemmule.checkpoints.streamed import streamed_logits
+from gemmule.errors import GemmuleError
+from gemmule.model.spm_train import SPACE
+from gemmule.model.tokenizer import Tokenizer
+
+POSITIONS = 256
+# Readers must agree with our own reading of the same file. transformers computes in fp32 as we do
+# and may differ by rounding only; llama.cpp rounds activations to 16 bits, or to 8 where weights
+# are quantised. A wrong scale, cap, norm or window costs tenths of a nat.
+LARGEST_KL = {"hf": 1e-5, "gguf": 2e-2}  # nats a token
+LEAST_TOP1 = {"hf": 0.99, "gguf": 0.95}
+
+Say = Callable[[str], None]
+
+
+class VerificationError(GemmuleError):
+    """An export does not hold what it should; it was removed."""
+
+
+def check_export(
+    source: Checkpoint, export: Checkpoint, text: str, say: Say = lambda _: None
+) -> dict[str, Any]:
+    """Compares an export with its source, and with what its reader makes of it.
+
+    Args:
+        source: what was exported.
+        export: the export, reopened.
+        text: real text; its first POSITIONS tokens are used.
+        say: told what is being done.
+
+    Returns:
+        "weights" (see compare_weights), "against_source" (see compare_logits; only where weights
+        differ), "reader" (program, figures, tokenizer; or why there are none).
+
+    Raises:
+        VerificationError: when the reader cannot read it or disagrees about what it holds.
+    """
+    tokenizer = source.tokenizer
+    if export.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise VerificationError(f"{export.path}: the tokenizer did not survive")
+    tokens = tokenizer.encode(text, bos=True)[:POSITIONS]
+    say("comparing weights with the source")
+    weights = compare_weights(source, export)
+    found: dict[str, Any] = {"positions": len(tokens), "weights": weights}
+    reader = peers.installed(export.format)
+    if weights["equal"] and reader is None:
+        return found | {"reader": {"skipped": _why_not(export.format)}}
+    say("computing logits")
+    ours = streamed_logits(export, tokens)
+    if not weights["equal"]:
+        theirs = streamed_logits(source, tokens)
+        found["against_source"] = compare_logits(theirs, ours)
+        del theirs
+    if reader is None:
+        return found | {"reader": {"skipped": _why_not(export.format)}}
+    say(f"asking {reader}")
+    return found | {"reader": _ask_reader(export, reader, tokens, text, ours)}
+
+
+def _ask_reader(
+    export: Checkpoint, reader: str, tokens: list[int], text: str, ours: Tensor
+) -> dict[str, Any]:
+    folder = export.path if export.path.is_dir() else export.path.parent
+    texts = [line for line in text.splitlines() if _plain(line, export.tokenizer)][:200]
+    try:
+        answer = peers.ask(export.format, folder, tokens, texts)
+    except peers.PeerError as e:
+        raise VerificationError(str(e)) from None
+    figures = compare_logits(ours, answer.logits_TV)
+    expected = [export.tokenizer.encode(t, bos=True) for t in texts]
+    equal = sum(a == b for a, b in zip(expected, answer.ids, strict=True))
+    if equal < len(texts):
+        n = next(i for i, (a, b) in enumerate(zip(expected, answer.ids, strict=True)) if a != b)
+        raise VerificationError(
+            f"{reader} reads {texts[n]!r} as tokens {answer.ids[n][:12]}, we as "
+            f"{expected[n][:12]} ({len(texts) - equal} of {len(texts)} texts differ)"
+        )
+    if (
+        figures["kl_nats"] > LARGEST_KL[export.format]
+        or figures["top1_agreement"] < LEAST_TOP1[export.format]
+    ):
+        raise VerificationError(
+            f"{reader} makes other logits of {export.path} than we do: KL "
+            f"{figures['kl_nats']:.2e} nats (at most {LARGEST_KL[export.format]:g}), top-1 "
+            f"agreement {figures['top1_agreement']:.1%} (at least "
+            f"{LEAST_TOP1[export.format]:.0%})"
+        )
+    return {"program": reader, **figures, "texts_tokenized_alike": len(texts)}
+
+
+def _plain(line: str, tokenizer: Tokenizer) -> bool:
+    """Whether other tokenizers read a line as text alone, as ours reads every line."""
+    return SPACE not in line and tokenizer.encode(line) == tokenizer.encode(line, control=True)
+
+
+def _why_not(format: str) -> str:
+    if format not in peers.READERS:
+        return f"no other program that reads {format} can be installed from the package index"
+    return f"{peers.READERS[format][0]} is not installed"
+
+
+def compare_weights(source: Checkpoint, export: Checkpoint) -> dict[str, Any]:
+    """How far the export's values are from the source's.
+
+    Returns:
+        equal: whether every value is the same; largest_difference; relative_error: the root of
+        the squared differences' sum over that of the squared values.
+    """
+    largest = squares = total = 0.0
+    for tensor in source.weights():
+        for ours, theirs in _side_by_side(tensor, export.tensors[tensor.name]):
+            common = torch.promote_types(ours.dtype, theirs.dtype)
+            a, b = ours.to(common), theirs.to(common)
+            total += float(a.float().square().sum())
+            if not torch.equal(a, b):
+                difference = (a - b).float()
+                largest = max(largest, float(difference.abs().max()))
+                squares += float(difference.square().sum())
+    error = (squares / total) ** 0.5 if total else 0.0
+    return {"equal": largest == 0.0, "largest_difference": largest, "relative_error": error}
+
+
+def _side_by_side(a: StoredTensor, b: StoredTensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same rows of two tensors of one shape, whose chunks may end at different rows."""
+    chunks_a, chunks_b = a.chunks(), b.chunks()
+    rows_a = rows_b = torch.empty(0)
+    for _ in range(a.shape[0]):
+        rows_a = rows_a if len(rows_a) else next(chunks_a, rows_a)
+        rows_b = rows_b if len(rows_b) else next(chunks_b, rows_b)
+        count = min(len(rows_a), len(rows_b))
+        if count == 0:
+            return
+        yield rows_a[:count], rows_b[:count]
+        rows_a, rows_b = rows_a[count:], rows_b[count:]
+
+
+def compare_logits(expected_TV: Tensor, got_TV: Tensor) -> dict[str, float]:
+    """How far two models' answers for the same tokens are apart.
+
+    Returns:
+        max_logit_difference; top1_agreement, a share; kl_nats: the mean over positions of
+        KL(expected || got).
+    """
+    largest = agreed = kl = 0.0
+    for a_V, b_V in zip(expected_TV, got_TV, strict=True):
+        largest = max(largest, float((a_V - b_V).abs().max()))
+        agreed += float(a_V.argmax() == b_V.argmax())
+        p_V, q_V = a_V.double().log_softmax(-1), b_V.double().log_softmax(-1)
+        kl += float((p_V.exp() * (p_V - q_V)).sum())
+    T = len(expected_TV)
+    return {
+        "max_logit_difference": largest,
+        "top1_agreement": agreed / T,
+        "kl_nats": max(0.0, kl / T),
+    }
