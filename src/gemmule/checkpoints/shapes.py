@@ -1,4 +1,4 @@
-"""A model's config for formats that hold weights and nothing else.
+"""A model's config and tokenizer for formats that hold weights and nothing else.
 
 gemma_pytorch's files and JAX parameter trees leave the config to the program that reads them. A
 config.json beside the weights always decides. Without one the shapes must be those of a published
@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemmule.checkpoints.hf_config import from_hf, read_object
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
+from gemmule.model.tokenizer import Tokenizer
 
 PUBLISHED = ("2b", "9b", "27b")
 # Rows of Google's JAX embeddings: the 256,000 pieces and 128 that stand for nothing.
@@ -25,6 +26,19 @@ def config_beside(path: Path) -> GemmaConfig | None:
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     return from_hf(read_object(file), str(file)) if file.is_file() else None
+
+
+def tokenizer_beside(path: Path) -> Tokenizer:
+    """The tokenizer.model in a checkpoint's folder, or next to that folder.
+
+    Raises:
+        TokenizerError: when there is none, or it is not a Gemma tokenizer.
+    """
+    for folder in (path, path.parent) if path.is_dir() else (path.parent,):
+        if (folder / "tokenizer.model").is_file():
+            return Tokenizer.load(folder)
+    where = path if path.is_dir() else path.parent
+    raise TokenizerError(f"{path} holds no tokenizer: put its tokenizer.model into {where}")
 
 
 def published_config(known: Mapping[str, int], source: str) -> GemmaConfig:
