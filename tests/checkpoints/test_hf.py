@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import CONFIG, TOKENS, random_model
 from safetensors.torch import load_file, save_file
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
@@ -20,53 +20,12 @@ from gemmule.checkpoints.hf_writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, OutputError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.gemma import Gemma
-from gemmule.model.tokenizer import Tokenizer, train_tokenizer
-
-CONFIG = GemmaConfig(
-    vocab_size=520,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    query_pre_attn_scalar=24,
-    sliding_window=6,
-    max_position_embeddings=64,
-    rope_theta=5000.0,
-    rms_norm_eps=1e-5,
-    attn_logit_softcapping=20.0,
-    final_logit_softcapping=15.0,
-)
-TOKENS = torch.randint(0, 512, (2, 20), generator=torch.Generator().manual_seed(1))
+from gemmule.model.tokenizer import Tokenizer
 
 
 def load(folder: Path, dtype: torch.dtype | str | None = None, device: str = "cpu") -> Gemma:
     with open_hf(folder) as checkpoint:
         return checkpoint.load(dtype, device)
-
-
-def random_model(config: GemmaConfig = CONFIG, seed: int = 0) -> Gemma:
-    """Weights large enough that caps, windows and norms all matter."""
-    model = Gemma(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            std = 0.3 if "norm" in name else 1.0 if "embed" in name else 0.5
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
-    return model
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer([Path(textwrap.__file__).read_text()], 512)
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    save_model(random_model(), tokenizer, folder)
-    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+"""`gemmule info`: from headers alone, so full sizes are described without their bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from random_models import random_model
+
+from gemmule.checkpoints import hf_writer
+from gemmule.checkpoints.checkpoint import of_model
+from gemmule.checkpoints.describe import REPORTED, describe, lines
+from gemmule.errors import CheckpointError
+from gemmule.model.config import preset
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+
+
+def test_a_small_model(saved: Path) -> None:
+    found = describe(saved)
+    model = random_model()
+    assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert found["published"] is None
+    assert found["parameters"]["reported"] is None
+    assert found["stored_as"] == {"F32": found["parameters"]["total"]}
+    assert found["bytes"]["weights"] == 4 * found["parameters"]["total"]
+    # Two local layers of 6 tokens and a global one of 64; K and V; 2 heads of 16; fp32.
+    assert found["bytes"]["cache"] == (6 + 64 + 6) * 2 * 2 * 16 * 4
+    shown = dict(lines(found))
+    assert shown["layers"] == "3, of which 2 local (window 6)"
+    assert shown["scores divided by"] == "sqrt(24)"
+    assert shown["tokenizer"].startswith("512 pieces")
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_full_sizes_against_the_report(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """The header of a full-size checkpoint, over a file that is all hole."""
+    with torch.device("meta"):
+        model = Gemma(preset(name)).bfloat16()
+    checkpoint = of_model(model, tokenizer)
+    for layout in hf_writer.layouts(checkpoint):
+        with (tmp_path / layout.name).open("wb") as f:
+            for offset, part in layout.parts:
+                f.seek(offset)
+                f.write(part)
+            f.truncate(layout.size)
+    hf_writer.write_companions(checkpoint, tmp_path, None)
+    found = describe(tmp_path)
+    assert found["published"] == name
+    assert found["parameters"]["non_embedding"] == REPORTED[name]["non_embedding"]
+    rows = preset(name).vocab_size
+    assert found["parameters"]["embedding"] * 256_128 == REPORTED[name]["embedding"] * rows
+    assert "the report: the same" in dict(lines(found))["  without embedding"]
+    assert "for 256,128 rows" in dict(lines(found))["  embedding"]
+
+
+def test_a_missing_tokenizer_is_told_and_not_fatal(saved: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((saved / name).read_bytes())
+    found = describe(tmp_path)
+    assert "cannot read a tokenizer" in found["tokenizer"]["problem"]
+    assert "cannot read a tokenizer" in dict(lines(found))["tokenizer"]
+
+
+def test_a_model_that_lacks_weights_is_refused(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((saved / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="no weights in"):
+        describe(tmp_path)
