@@ -93,7 +93,8 @@ def test_every_module_imports_on_the_minimal_install() -> None:
     code = """
 import importlib, pkgutil, sys
 OPTIONAL = {"pyarrow", "zstandard", "matplotlib", "jinja2", "codecarbon", "transformers",
-            "datasets", "pandas", "tensorboard", "psutil", "pytest", "hypothesis"}
+            "datasets", "pandas", "tensorboard", "psutil", "pytest", "hypothesis",
+            "gguf", "llama_cpp"}
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in OPTIONAL:

@@ -23,11 +23,19 @@ from sentencepiece import sentencepiece_model_pb2
 from gemmule import files
 from gemmule.errors import TokenizerError
 from gemmule.model import hf_tokenizer, spm_train
+from gemmule.model.spm_model import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Piece,
+    build_model,
+)
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID, SPACE
 
 _FILE = "tokenizer.model"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # ModelProto piece types
-_BPE = 2  # TrainerSpec.ModelType
 _SPACE_UTF8 = SPACE.encode()
 _ROLES = {"user": "user", "assistant": "model", "model": "model"}
 
@@ -67,7 +75,7 @@ class Tokenizer:
         self._scores = [p.score for p in proto.pieces]
         self.vocab_size = len(self._pieces)
         self._is_control = [
-            i < FIRST_TEXT_ID or t in (_CONTROL, _UNKNOWN) for i, t in enumerate(self._types)
+            i < FIRST_TEXT_ID or t in (CONTROL, UNKNOWN) for i, t in enumerate(self._types)
         ]
         self._shown = [_piece_bytes(p, t) for p, t in zip(self._pieces, self._types, strict=True)]
         self._text = [
@@ -77,8 +85,8 @@ class Tokenizer:
         # SentencePiece matches user-defined symbols in text, turn markers among them. In the
         # copy that sees text they are control pieces, which it never matches.
         for i in range(FIRST_TEXT_ID):
-            if proto.pieces[i].type == _USER_DEFINED:
-                proto.pieces[i].type = _CONTROL
+            if proto.pieces[i].type == USER_DEFINED:
+                proto.pieces[i].type = CONTROL
         try:
             self._processor = sentencepiece.SentencePieceProcessor(
                 model_proto=proto.SerializeToString()
@@ -104,12 +112,34 @@ class Tokenizer:
             ) from None
         return cls(model, str(file))
 
+    @classmethod
+    def from_pieces(cls, pieces: Iterable[Piece], source: str) -> Self:
+        """A tokenizer of these pieces, by id; the same ones have the same `fingerprint`.
+
+        Args:
+            pieces: all of them, Gemma's fixed ones included.
+            source: where they came from, for error messages.
+
+        Raises:
+            TokenizerError: when they lack Gemma's layout.
+        """
+        try:
+            model = build_model(pieces)
+        except (ValueError, TypeError) as e:  # as protobuf refuses a value
+            raise TokenizerError(f"{source} holds an impossible piece: {e}") from None
+        return cls(model, source)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Every piece, by id."""
+        return list(map(Piece, self._pieces, self._scores, self._types))
+
     def save(self, folder: Path) -> None:
         """Writes tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`.
 
         transformers' AutoTokenizer loads the folder and gives equal ids.
         """
-        normal = [t == _NORMAL for t in self._types]
+        normal = [t == NORMAL for t in self._types]
         tokenizer_json = hf_tokenizer.tokenizer_json(self._pieces, self._scores, normal)
         files.write_text(folder / "tokenizer.json", tokenizer_json)
         files.write_json(folder / "tokenizer_config.json", hf_tokenizer.tokenizer_config())
@@ -311,7 +341,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _piece_bytes(piece: str, kind: int) -> bytes:
-    if kind == _BYTE:
+    if kind == BYTE:
         return bytes([int(piece[3:5], 16)])
     return piece.replace(SPACE, " ").encode()
 
@@ -345,18 +375,18 @@ def _layout_problem(pieces: list[tuple[str, int]]) -> str | None:
     for i, piece in fixed.items():
         if pieces[i][0] != piece:
             return f"id {i} is {pieces[i][0]!r} where {piece!r} belongs"
-        kind = _BYTE if i >= FIRST_BYTE_ID else None
+        kind = BYTE if i >= FIRST_BYTE_ID else None
         if kind is not None and pieces[i][1] != kind:
             return f"{piece!r} is not marked as a byte"
-    if [kind for _, kind in pieces[:4]] != [_CONTROL, _CONTROL, _CONTROL, _UNKNOWN]:
+    if [kind for _, kind in pieces[:4]] != [CONTROL, CONTROL, CONTROL, UNKNOWN]:
         return "its first four pieces are not marked as control pieces"
-    stray = [p for p, kind in pieces[FIRST_LEARNED_ID:] if kind in (_BYTE, _UNKNOWN)]
+    stray = [p for p, kind in pieces[FIRST_LEARNED_ID:] if kind in (BYTE, UNKNOWN)]
     return f"{stray[0]!r} is marked as a byte or as unknown" if stray else None
 
 
 def _spec_problem(proto: Any) -> str | None:
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    if trainer.model_type != _BPE or not trainer.byte_fallback:
+    if trainer.model_type != BPE or not trainer.byte_fallback:
         return "it is not a BPE with byte fallback"
     if (
         normalizer.precompiled_charsmap

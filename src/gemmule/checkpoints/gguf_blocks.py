@@ -1,0 +1,63 @@
+"""ggml's Q8_0 and Q4_0: blocks of 32 numbers that share a scale.
+
+The gguf package quantises on one core and a few rows at a time; this does the same arithmetic on
+many, and gives the same bytes (tests/checkpoints/test_gguf.py compares them).
+"""
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+_AT_ONCE = 2**18  # numbers: their temporaries stay in a core's cache
+# Added before cutting the fraction off, it rounds halves up and what is just below them down:
+# in fp32 0.5 itself would carry 0.49999997 over.
+_BELOW_HALF = torch.tensor(0.5).nextafter(torch.tensor(0.0))
+
+
+def quantise(rows: Tensor, kind: str) -> Tensor:
+    """The blocks of fp32 `rows`, uint8, [blocks, bytes of a block].
+
+    Args:
+        rows: any number of values that BLOCK divides, all finite.
+        kind: "Q8_0" or "Q4_0".
+    """
+    function = {"Q8_0": _q8_0, "Q4_0": _q4_0}[kind]
+    return torch.cat([function(part) for part in rows.view(-1, BLOCK).split(_AT_ONCE // BLOCK)])
+
+
+def scales(blocks: Tensor) -> Tensor:
+    """The scale of each block; infinite where float16 cannot hold it."""
+    return blocks[:, :2].contiguous().view(torch.float16)
+
+
+def _q8_0(x_NB: Tensor) -> Tensor:
+    """A float16 scale, then 32 int8: x / scale, halves rounded away from zero."""
+    largest, smallest = x_NB.amax(1, keepdim=True), x_NB.amin(1, keepdim=True)
+    scale_N1 = torch.maximum(largest, -smallest).abs() / 127
+    scaled = x_NB * _inverse(scale_N1)
+    numbers = scaled.add_(torch.copysign(_BELOW_HALF, scaled)).to(torch.int8)
+    return torch.cat((scale_N1.half().view(torch.uint8), numbers.view(torch.uint8)), 1)
+
+
+def _q4_0(x_NB: Tensor) -> Tensor:
+    """A float16 scale, then 16 bytes with two numbers each: x / scale + 8.
+
+    The number farthest from zero, the first of several, becomes -8, so that the scale may be
+    negative. A byte holds a number of the block's first half below one of the second half.
+    """
+    largest, smallest = x_NB.amax(1, keepdim=True), x_NB.amin(1, keepdim=True)
+    farthest = torch.where(largest > -smallest, largest, smallest)
+    tied = (largest == -smallest)[:, 0].nonzero()[:, 0]
+    rows = x_NB[tied]
+    farthest[tied] = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    scale_N1 = farthest / -8
+    shifted = (x_NB * _inverse(scale_N1)).add_(8.5)
+    numbers = shifted.clamp_(max=15).to(torch.uint8)
+    low, high = numbers.chunk(2, 1)
+    return torch.cat((scale_N1.half().view(torch.uint8), low | high << 4), 1)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 where there is none: then every number of the block is as good as 0."""
+    inverse = 1 / scale
+    return torch.where(inverse.isfinite(), inverse, 0.0)

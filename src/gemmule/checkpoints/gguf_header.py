@@ -1,0 +1,293 @@
+"""The header of a GGUF file: its key/values, and where each tensor lies.
+
+Format: the GGUF specification of the ggml project (docs/gguf.md), versions 2 and 3, little-endian.
+A file may claim any count and any length, and readers that loop over what it claims hang or run
+out of memory. Here nothing is looped over or allocated before the bytes left in the file allow
+it, and the header as a whole is bounded.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmule.errors import CheckpointError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+# A vocabulary of 256,000 pieces takes 7 MB; more than this is no header.
+LARGEST_HEADER = 2**26
+_LONGEST_NAME = 2**16 - 1  # of keys and tensors, bytes; the specification's limit for keys
+_MOST_DIMS = 4
+_LARGEST_COUNT = 2**63 - 1
+
+Value = bool | int | float | str | list[bytes] | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A way of storing numbers: `nbytes` bytes hold `block` numbers that follow each other."""
+
+    name: str
+    block: int
+    nbytes: int
+
+
+# By ggml's number for it (ggml.h, enum ggml_type). Those with blocks are quantised.
+ENCODINGS = {
+    0: Encoding("F32", 1, 4),
+    1: Encoding("F16", 1, 2),
+    2: Encoding("Q4_0", 32, 18),
+    3: Encoding("Q4_1", 32, 20),
+    6: Encoding("Q5_0", 32, 22),
+    7: Encoding("Q5_1", 32, 24),
+    8: Encoding("Q8_0", 32, 34),
+    10: Encoding("Q2_K", 256, 84),
+    11: Encoding("Q3_K", 256, 110),
+    12: Encoding("Q4_K", 256, 144),
+    13: Encoding("Q5_K", 256, 176),
+    14: Encoding("Q6_K", 256, 210),
+    30: Encoding("BF16", 1, 2),
+}
+
+# Types of values by their number in the format.
+_STRING, _ARRAY = 8, 9
+_SCALARS: dict[int, np.dtype[Any]] = {
+    0: np.dtype("<u1"),
+    1: np.dtype("<i1"),
+    2: np.dtype("<u2"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<u4"),
+    5: np.dtype("<i4"),
+    6: np.dtype("<f4"),
+    7: np.dtype("?"),
+    10: np.dtype("<u8"),
+    11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the file.
+
+    Attributes:
+        name: as stored.
+        shape: slowest dimension first, the other way round than in the file.
+        encoding: how its numbers are stored.
+        start: of its bytes, from the file's start.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the file."""
+        return math.prod(self.shape) // self.encoding.block * self.encoding.nbytes
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says of itself.
+
+    Attributes:
+        metadata: by key; an array of strings as bytes, any other array as numpy has it.
+        tensors: in the file's order.
+        nbytes: where the header ends.
+    """
+
+    metadata: dict[str, Value]
+    tensors: list[TensorInfo]
+    nbytes: int
+
+
+def parse_header(data: memoryview, source: str) -> Header:
+    """Reads and checks the header of a GGUF file.
+
+    Args:
+        data: the whole file; what lies behind the header is not looked at.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: for anything that is not a sound GGUF of versions 2 or 3.
+    """
+    reader = _Reader(data, source)
+    _check_version(reader)
+    tensor_count, key_count = reader.integer("<Q"), reader.integer("<Q")
+    # The shortest key/value takes 13 bytes, the shortest tensor 32.
+    reader.expect(key_count * 13 + tensor_count * 32, f"{key_count} keys, {tensor_count} tensors")
+    metadata: dict[str, Value] = {}
+    for _ in range(key_count):
+        key = reader.name("key")
+        if key in metadata:
+            raise reader.error(f"key {key!r} stands twice")
+        metadata[key] = reader.value(reader.integer("<I"), key)
+    entries = [_read_entry(reader) for _ in range(tensor_count)]
+    data_start = _align(reader.at, _alignment(metadata, reader))
+    tensors = [
+        TensorInfo(name, shape, encoding, data_start + offset)
+        for name, shape, encoding, offset in entries
+    ]
+    _check_places(tensors, _alignment(metadata, reader), len(data), reader)
+    return Header(metadata, tensors, reader.at)
+
+
+class _Reader:
+    """Takes values off the front of a file, never past its end or the largest header."""
+
+    def __init__(self, data: memoryview, source: str) -> None:
+        self._data, self._source = data, source
+        self._end = min(len(data), LARGEST_HEADER)
+        self.at = 0
+
+    def error(self, reason: str) -> CheckpointError:
+        """For what no writer of GGUF would have written."""
+        return CheckpointError(
+            f"{self._source} is no sound GGUF file: {reason} (header, byte {self.at}); "
+            "download or convert it again"
+        )
+
+    def refusal(self, reason: str) -> CheckpointError:
+        """For what is sound and yet cannot be read here."""
+        return CheckpointError(f"{self._source}: {reason}")
+
+    def expect(self, nbytes: int, what: str) -> None:
+        """Makes sure that the header can hold `nbytes` more."""
+        if nbytes <= self._end - self.at:
+            return
+        if self._end < len(self._data):
+            raise self.error(f"{what} would make the header longer than {LARGEST_HEADER} bytes")
+        raise self.error(f"{what} cannot fit in the {self._end - self.at} bytes that are left")
+
+    def integer(self, form: str) -> int:
+        """A little-endian integer, as struct spells its size."""
+        size = struct.calcsize(form)
+        self.expect(size, "a number")
+        (value,) = struct.unpack_from(form, self._data, self.at)
+        self.at += size
+        return int(value)
+
+    def string(self, longest: int = LARGEST_HEADER) -> bytes:
+        length = self.integer("<Q")
+        self.expect(length, f"a string of {length} bytes")
+        if length > longest:
+            raise self.error(f"a name of {length} bytes is longer than {longest}")
+        self.at += length
+        return bytes(self._data[self.at - length : self.at])
+
+    def name(self, what: str) -> str:
+        """The name of a key or tensor."""
+        return self.text(self.string(_LONGEST_NAME), f"a {what}'s name")
+
+    def text(self, data: bytes, what: str) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise self.error(f"{what} is not UTF-8") from None
+
+    def value(self, kind: int, key: str) -> Value:
+        """The value of a key/value pair."""
+        if kind == _STRING:
+            return self.text(self.string(), f"the value of {key}")
+        if kind == _ARRAY:
+            return self._array(key)
+        number = self._numbers(kind, 1, key)[0]
+        if isinstance(number, np.float32):
+            return float(str(number))  # as it was meant: 1e-06, not 9.999999974752427e-07
+        scalar: bool | int | float = number.item()
+        return scalar
+
+    def _array(self, key: str) -> list[bytes] | npt.NDArray[Any]:
+        kind, count = self.integer("<I"), self.integer("<Q")
+        if kind == _ARRAY:
+            raise self.error(f"{key} is an array of arrays, which no Gemma 2 has")
+        if kind != _STRING:
+            return self._numbers(kind, count, key)
+        self.expect(8 * count, f"{key}, an array of {count} strings,")
+        return [self.string() for _ in range(count)]
+
+    def _numbers(self, kind: int, count: int, key: str) -> npt.NDArray[Any]:
+        dtype = _SCALARS.get(kind)
+        if dtype is None:
+            raise self.error(f"{key} has values of an unknown type, {kind}")
+        self.expect(dtype.itemsize * count, f"{key}, {count} numbers,")
+        start, self.at = self.at, self.at + dtype.itemsize * count
+        return np.frombuffer(self._data[start : self.at], dtype).copy()
+
+
+def _check_version(reader: _Reader) -> None:
+    reader.expect(8, "the file's first eight bytes")
+    magic, version = reader.integer("<I").to_bytes(4, "little"), reader.integer("<I")
+    if magic != MAGIC:
+        raise reader.error(f"it begins with {magic!r} instead of {MAGIC!r}")
+    if version in VERSIONS:
+        return
+    if version and version % 2**16 == 0:
+        raise reader.refusal("the file is big-endian; only little-endian ones can be read")
+    raise reader.refusal(
+        f"the file has version {version}; versions {' and '.join(map(str, VERSIONS))} can be read, "
+        "which llama.cpp has written since August 2023: convert the model again"
+    )
+
+
+def _read_entry(reader: _Reader) -> tuple[str, tuple[int, ...], Encoding, int]:
+    """Name, shape, encoding and offset of a tensor."""
+    name, dims = reader.name("tensor"), reader.integer("<I")
+    if not 1 <= dims <= _MOST_DIMS:
+        raise reader.error(f"{name} has {dims} dimensions; 1 to {_MOST_DIMS} are possible")
+    shape = tuple(reader.integer("<Q") for _ in range(dims))[::-1]
+    kind, offset = reader.integer("<I"), reader.integer("<Q")
+    if not 0 < math.prod(shape) <= _LARGEST_COUNT:
+        raise reader.error(f"{name} has the impossible shape {list(shape)}")
+    encoding = ENCODINGS.get(kind)
+    if encoding is None:
+        supported = ", ".join(e.name for e in ENCODINGS.values())
+        raise reader.refusal(f"{name} is stored as {_kind_name(kind)}; supported are {supported}")
+    if shape[-1] % encoding.block:
+        raise reader.error(
+            f"{name} has rows of {shape[-1]}, no multiple of {encoding.name}'s {encoding.block}"
+        )
+    return name, shape, encoding, offset
+
+
+def _kind_name(kind: int) -> str:
+    from gguf import GGMLQuantizationType  # names more than can be read here
+
+    try:
+        return GGMLQuantizationType(kind).name
+    except ValueError:
+        return f"an unknown type, {kind}"
+
+
+def _alignment(metadata: dict[str, Value], reader: _Reader) -> int:
+    value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if type(value) is not int or value < 1 or value & (value - 1):
+        raise reader.error(f"general.alignment is {value!r}, not a power of two")
+    return value
+
+
+def _align(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
+def _check_places(tensors: list[TensorInfo], alignment: int, size: int, reader: _Reader) -> None:
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise reader.error("a tensor's name stands twice")
+    end = 0
+    for tensor in sorted(tensors, key=lambda t: t.start):
+        if tensor.start % alignment:
+            raise reader.error(f"{tensor.name} does not begin at a multiple of {alignment}")
+        if tensor.start < end:
+            raise reader.error(f"{tensor.name} overlaps another tensor")
+        end = tensor.start + tensor.nbytes
+        if end > size:
+            raise reader.error(
+                f"{tensor.name} ends at byte {end} of a file of {size}: it was cut short"
+            )

@@ -1,0 +1,60 @@
+"""What GGUF and llama.cpp call Gemma 2's tensors, and what they fix by rule.
+
+Facts read from llama.cpp's src/models/gemma2.cpp and the tables of its gguf package.
+"""
+
+import re
+
+ARCHITECTURE = "gemma2"
+# llama.cpp's scale of the queries depends on the number of layers: see `query_scalar`.
+LAYERS_OF_27B = 46
+NORM_OFFSET = 1.0  # GGUF keeps 1 + w where our norms keep w
+
+_TOP = {
+    "embed_tokens.weight": "token_embd.weight",
+    "norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_IN_BLOCK = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "post_attention_layernorm.weight": "post_attention_norm.weight",
+    "pre_feedforward_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+    "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
+}
+_OURS = {theirs: ours for ours, theirs in (_TOP | _IN_BLOCK).items()}
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,8})\.(.+)")
+
+
+def to_gguf(name: str) -> str:
+    """GGUF's name of the parameter `name` of ours."""
+    match = _LAYER.fullmatch(name)
+    return f"blk.{match[1]}.{_IN_BLOCK[match[2]]}" if match else _TOP[name]
+
+
+def from_gguf(name: str) -> str:
+    """Our parameter's name; a name that Gemma 2 does not have comes back in quotes."""
+    match = _BLOCK.fullmatch(name)
+    if match and match[2] in _IN_BLOCK.values():
+        return f"layers.{match[1]}.{_OURS[match[2]]}"
+    return _OURS[name] if name in _TOP.values() else repr(name[:80])
+
+
+def is_norm(name: str) -> bool:
+    """Whether our parameter `name` is a norm's, and so stored with 1 added."""
+    return name.endswith("norm.weight")
+
+
+def query_scalar(layers: int, hidden_size: int, heads: int, head_dim: int) -> int:
+    """llama.cpp's query_pre_attn_scalar, which no GGUF file stores.
+
+    It takes whatever has the 27B's number of layers for the 27B.
+    """
+    return hidden_size // heads if layers == LAYERS_OF_27B else head_dim
