@@ -33,6 +33,7 @@ format: install
 bench: install
 	$(BIN)/python bench/train.py --json bench/results/train.json
 	$(BIN)/python bench/attention.py --json bench/results/attention.json
+	$(BIN)/python bench/checkpoints.py --json bench/results/checkpoints.json
 
 clean:
 	rm -rf .venv build dist

@@ -96,6 +96,24 @@ def test_attention_contestants_agree_and_sweep_over_lengths(reports: dict[str, A
         assert main["seconds"] == report["modes"][mode]["seconds"]
 
 
+def test_checkpoints_are_read_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    running = start(
+        "checkpoints.py", "--toy", "--rounds=2", "--modes=gemmule,read", f"--json={out}"
+    )
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    report = json.loads(out.read_text())
+    for figures in report["modes"].values():
+        assert len(figures["repetitions"]) == 2
+        assert figures["peak_over_model"] > 0
+    assert report["ratios"].keys() == {"warm_vs_read", "cold_vs_read", "peak_vs_read"}
+    assert report["generated"]["generate_seconds"] > 0
+    assert 0 < report["export"]["weights"]["relative_error"] < 0.01  # eight bits
+    assert report["export"]["against_source"]["top1_agreement"] > 0.9
+    assert "GGUF Q8_0" in said
+
+
 def test_a_user_s_mistake_is_one_line_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     unknown = start("train.py", "--modes=gemma")

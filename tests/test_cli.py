@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+import torch
 from typer.testing import CliRunner
 
 from gemmule import __version__, cli
@@ -19,7 +20,8 @@ from gemmule.model.tokenizer import Tokenizer
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["data"], ["train"],
-         ["distill"], ["generate"], ["chat"], ["doctor"], ["card"]]  # fmt: skip
+         ["distill"], ["generate"], ["chat"], ["doctor"], ["info"],
+         ["convert"], ["card"]]  # fmt: skip
 
 
 def gemmule(*arguments: object, code: int = 0, stdin: str | None = None) -> str:
@@ -46,6 +48,30 @@ def test_every_verb_is_tested_here() -> None:
     found = [[]] + [[name] for name in group.commands]
     found += [[n, s] for n, c in group.commands.items() for s in getattr(c, "commands", ())]
     assert sorted(found) == sorted(VERBS)
+
+
+def test_info_and_convert(pieces: Tokenizer, tmp_path: Path) -> None:
+    from gemmule.checkpoints.hf_writer import save_model
+    from gemmule.model.config import preset
+    from gemmule.model.gemma import Gemma
+
+    torch.manual_seed(0)
+    save_model(Gemma(preset("1m", vocab_size=512)), pieces, tmp_path / "model")
+    found = json.loads(gemmule("info", tmp_path / "model", "--json"))
+    assert (
+        found["parameters"]["non_embedding"]
+        == preset("1m", vocab_size=512).non_embedding_parameters
+    )
+    out = tmp_path / "ckpt"
+    report = json.loads(
+        gemmule("convert", tmp_path / "model", out, "--to", "gemma_pytorch", "--json")
+    )
+    assert report == json.loads((out / "export.json").read_text())
+    assert report["verified"]["weights"]["equal"]
+    again = json.loads(gemmule("info", out / "model.ckpt", "--json"))
+    same = ("config", "parameters", "stored_as", "tokenizer")
+    assert {k: again[k] for k in same} == {k: found[k] for k in same}
+    assert gemmule("generate", out, "a", "--max-new-tokens", 2, "--temperature", 0)
 
 
 def test_version() -> None:
