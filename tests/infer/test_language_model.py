@@ -94,6 +94,10 @@ def test_chat_renders_and_stops(lm: LanguageModel) -> None:
     assert "".join(lm.stream_chat(messages, temperature=0.0, max_new_tokens=9)) == answer
     with pytest.raises(TokenizerError, match="roles must alternate"):
         lm.chat([messages[0], messages[0]])
+    system = [{"role": "system", "content": "Be brief."}, *messages]
+    for chat in (lm.chat, lm.stream_chat):
+        with pytest.raises(TokenizerError, match="no system role"):
+            chat(system, strict=True)
 
 
 def test_bad_arguments(lm: LanguageModel) -> None:

@@ -368,6 +368,13 @@ def test_wrong_conversations_are_clear_errors(tokenizer, messages, message):
         tokenizer.render_chat(messages)
 
 
+def test_strict_refuses_a_system_message(tokenizer):
+    system = {"role": "system", "content": "Be brief."}
+    with pytest.raises(TokenizerError, match=r"no system role.*first user message"):
+        tokenizer.render_chat([system, USER], strict=True)
+    assert tokenizer.render_chat([USER], strict=True) == tokenizer.render_chat([USER])
+
+
 # The same through transformers
 
 

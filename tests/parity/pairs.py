@@ -111,7 +111,7 @@ def size_weights(theirs: transformers.Gemma2ForCausalLM, config: GemmaConfig) ->
 
 
 def _spread(cap: float | None) -> float:
-    return 1.5 if cap is None else min(cap, 2.5)
+    return 1.0 if cap is None else min(cap, 1.5)
 
 
 def weights(theirs: transformers.Gemma2ForCausalLM) -> dict[str, Tensor]:

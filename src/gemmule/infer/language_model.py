@@ -78,27 +78,38 @@ class LanguageModel:
         return engine.stream(self.model, self.tokenizer, self._encode(prompt), params)
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], **settings: Unpack[SamplingSettings]
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        strict: bool = False,
+        **settings: Unpack[SamplingSettings],
     ) -> str:
         """Answers a conversation.
 
         Args:
             messages: {"role": "user" | "assistant" | "model", "content": text}, alternating and
-                beginning and ending with the user.
+                beginning and ending with the user. A system message may come first; it opens the
+                first user turn.
+            strict: refuse a system message, as Gemma's own template does.
             **settings: see the class.
 
         Returns:
             The model's turn, up to <end_of_turn>.
         """
         params = SamplingParams.of(settings)
-        return self.complete([self.tokenizer.render_chat(messages)], params)[0].text
+        ids = self.tokenizer.render_chat(messages, strict=strict)
+        return self.complete([ids], params)[0].text
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, str]], **settings: Unpack[SamplingSettings]
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        strict: bool = False,
+        **settings: Unpack[SamplingSettings],
     ) -> Iterator[str]:
         """Like `chat`, piece by piece."""
         params = SamplingParams.of(settings)
-        ids = self.tokenizer.render_chat(messages)
+        ids = self.tokenizer.render_chat(messages, strict=strict)
         return engine.stream(self.model, self.tokenizer, ids, params)
 
     def score(self, text: str) -> list[float]:

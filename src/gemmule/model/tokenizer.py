@@ -241,7 +241,11 @@ class Tokenizer:
         return np.array([len(b) for b in self._text], dtype=np.int64)
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, str]], generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        generation_prompt: bool = True,
+        *,
+        strict: bool = False,
     ) -> list[int]:
         r"""The ids of a conversation, <bos> included.
 
@@ -253,11 +257,12 @@ class Tokenizer:
             messages: {"role": "system" | "user" | "assistant", "content": text}, roles
                 alternating and starting with user ("model" is read as "assistant").
             generation_prompt: open the model's turn at the end.
+            strict: refuse a system message, as Gemma's own template does.
 
         Raises:
             TokenizerError: for any other shape of conversation.
         """
-        turns = _turns(messages)
+        turns = _turns(messages, strict)
         if generation_prompt and turns[-1][0] == "model":
             raise TokenizerError(
                 "the last message is the assistant's, so there is nothing to answer: end with a "
@@ -273,7 +278,7 @@ class Tokenizer:
         return ids
 
 
-def _turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+def _turns(messages: Sequence[Mapping[str, str]], strict: bool) -> list[tuple[str, str]]:
     """Checks a conversation; returns (user or model, trimmed content) of each turn."""
     turns: list[tuple[str, str]] = []
     system = ""
@@ -286,6 +291,11 @@ def _turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
                 '{"role": "user", "content": "Hello"}'
             )
         if role == "system" and n == 0:
+            if strict:
+                raise TokenizerError(
+                    "Gemma 2 has no system role, and strict refuses one: put the instruction into "
+                    "the first user message, or leave strict out to have that done"
+                )
             system = content.strip()
             continue
         if role not in _ROLES:
