@@ -47,7 +47,12 @@ def open_gguf(path: Path) -> Checkpoint:
         tensor = _GgufTensor(file, info)
         tensors[tensor.name] = tensor
     found = Checkpoint(
-        path, "gguf", config, tensors, lambda: _tokenizer(header.metadata, path), (path,)
+        path,
+        "gguf",
+        config,
+        tensors,
+        lambda: _tokenizer(header.metadata, path, config.vocab_size),
+        (path,),
     )
     found.stack.enter_context(file)
     return found
@@ -87,7 +92,7 @@ class _GgufTensor(StoredTensor):
             count = min(at_once, rows - first)
             start = self._info.start + first * nbytes
             decoded = self._decode(start, start + count * nbytes, count)
-            yield decoded.view(count, *self.shape[1:]) if rows > 1 else decoded.view(self.shape)
+            yield decoded.view(-1, *self.shape[1:])
             self._file.release(start, start + count * nbytes)
 
     def _decode(self, start: int, stop: int, rows: int) -> Tensor:
@@ -103,11 +108,11 @@ class _GgufTensor(StoredTensor):
         return decoded.float() - self._offset if self._offset else decoded
 
 
-def _tokenizer(metadata: Mapping[str, Value], path: Path) -> Tokenizer:
+def _tokenizer(metadata: Mapping[str, Value], path: Path, rows: int) -> Tokenizer:
     beside = path.parent / "tokenizer.model"
     if not gguf_tokenizer.has_tokenizer(metadata) and beside.is_file():
         return Tokenizer.load(beside)
-    return gguf_tokenizer.from_metadata(metadata, str(path))
+    return gguf_tokenizer.from_metadata(metadata, rows, str(path))
 
 
 class _Facts:
@@ -165,8 +170,8 @@ def _config(header: Header, source: str) -> GemmaConfig:
         )
     facts = _Facts(metadata, source)
     hidden, layers = facts.integer("embedding_length"), facts.integer("block_count")
-    heads = max(1, facts.integer("attention.head_count"))
-    head_dim = facts.integer("attention.key_length", hidden // heads)
+    heads = facts.integer("attention.head_count")
+    head_dim = facts.integer("attention.key_length", hidden // max(1, heads))
     theta = facts.number("rope.freq_base", 10000.0)
     _refuse_unsupported(facts, head_dim, theta)
     try:
@@ -179,7 +184,7 @@ def _config(header: Header, source: str) -> GemmaConfig:
                 "num_attention_heads": heads,
                 "num_key_value_heads": facts.integer("attention.head_count_kv", heads),
                 "head_dim": head_dim,
-                "query_pre_attn_scalar": query_scalar(layers, hidden, heads, head_dim),
+                "query_pre_attn_scalar": query_scalar(layers, hidden, max(1, heads), head_dim),
                 "sliding_window": facts.integer("attention.sliding_window", 4096),
                 "attn_logit_softcapping": facts.number("attn_logit_softcapping", 50.0),
                 "final_logit_softcapping": facts.number("final_logit_softcapping", 30.0),

@@ -89,8 +89,13 @@ def has_tokenizer(metadata: Mapping[str, Value]) -> bool:
     return _TOKENS in metadata
 
 
-def from_metadata(metadata: Mapping[str, Value], source: str) -> Tokenizer:
+def from_metadata(metadata: Mapping[str, Value], rows: int, source: str) -> Tokenizer:
     """The tokenizer a GGUF file holds, with the `fingerprint` of the one it was made from.
+
+    Args:
+        metadata: the file's.
+        rows: of its embedding; there can be no more tokens.
+        source: the file, for messages.
 
     Raises:
         TokenizerError: when keys are missing or wrong, or it is not Gemma's.
@@ -103,6 +108,8 @@ def from_metadata(metadata: Mapping[str, Value], source: str) -> Tokenizer:
     scores, kinds = metadata.get(_SCORES), metadata.get(_TYPES)
     if not isinstance(tokens, list):
         raise TokenizerError(f"{source}: {_TOKENS} is missing or not an array of strings")
+    if len(tokens) > rows:
+        raise TokenizerError(f"{source} has {len(tokens)} tokens and {rows} embedding rows")
     for key, values in ((_SCORES, scores), (_TYPES, kinds)):
         if not isinstance(values, np.ndarray) or len(values) != len(tokens):
             raise TokenizerError(f"{source}: {key} is missing or not {len(tokens)} numbers")

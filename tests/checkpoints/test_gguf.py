@@ -1,0 +1,879 @@
+"""GGUF: what is written comes back, what others write is read, and what is broken says so."""
+
+import struct
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemmule.checkpoints import places, stored
+from gemmule.checkpoints.checkpoint import Checkpoint, of_model
+from gemmule.checkpoints.gguf_blocks import quantise
+from gemmule.checkpoints.gguf_header import ENCODINGS, parse_header
+from gemmule.checkpoints.gguf_names import from_gguf, is_norm, query_scalar, to_gguf
+from gemmule.checkpoints.gguf_reader import open_gguf
+from gemmule.checkpoints.gguf_writer import FILE_TYPES, layouts
+from gemmule.checkpoints.load import open_checkpoint
+from gemmule.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingExtraError,
+    TokenizerError,
+)
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+from gemmule.model.hf_tokenizer import CHAT_TEMPLATE
+from gemmule.model.spm_model import CONTROL, NORMAL, UNUSED, USER_DEFINED, Piece
+from gemmule.model.tokenizer import Tokenizer
+
+CONFIG = GemmaConfig(
+    vocab_size=520,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    query_pre_attn_scalar=32,
+    sliding_window=6,
+    max_position_embeddings=64,
+    rope_theta=5000.0,
+    rms_norm_eps=1e-5,
+    attn_logit_softcapping=20.0,
+    final_logit_softcapping=15.0,
+)
+PLAIN = ("F32", "F16", "BF16")
+BLOCKS = ("Q8_0", "Q4_0")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def random_model(config: GemmaConfig = CONFIG, seed: int = 0) -> Gemma:
+    """Weights large enough that caps, windows and norms all matter."""
+    model = Gemma(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            std = 0.3 if "norm" in name else 1.0 if "embed" in name else 0.5
+            p.copy_(torch.randn(p.shape, generator=generator) * std)
+    return model
+
+
+def export(model: Gemma, tokenizer: Tokenizer, path: Path, kind: str = "F32") -> Path:
+    files, notes = layouts(of_model(model, tokenizer), kind, path.name)
+    assert notes == []
+    places.write(files, path.parent)
+    return path
+
+
+def everything(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.cat([rows.clone() for rows in tensor.chunks()])
+        for name, tensor in checkpoint.tensors.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, pieces: Tokenizer) -> Path:
+    """A sound F32 file."""
+    return export(random_model(), pieces, tmp_path_factory.mktemp("gguf") / "whole.gguf")
+
+
+# --- round trips --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_plain_matrices_come_back_bit_for_bit(
+    tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "CHUNK_BYTES", 3000)  # many chunks, the last one shorter
+    model = random_model()
+    with open_checkpoint(export(model, pieces, tmp_path / "m.gguf", kind)) as checkpoint:
+        assert checkpoint.format == "gguf"
+        assert checkpoint.dtype == DTYPES[kind]
+        found = everything(checkpoint)
+        for name, p in model.named_parameters():
+            if is_norm(name):
+                assert found[name].dtype == torch.float32
+                assert (found[name] - p).abs().max() <= 6e-8 * max(1, (1 + p.abs().max()).item())
+            else:
+                assert torch.equal(found[name], p.to(DTYPES[kind])), name
+
+
+def test_bfloat16_norms_come_back_bit_for_bit(tmp_path: Path, pieces: Tokenizer) -> None:
+    model = random_model().bfloat16()
+    with open_gguf(export(model, pieces, tmp_path / "m.gguf", "BF16")) as checkpoint:
+        loaded = checkpoint.load()
+    for name, p in model.named_parameters():
+        assert loaded.get_parameter(name).dtype == torch.bfloat16
+        assert torch.equal(loaded.get_parameter(name), p), name
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_quantised_matrices_are_what_the_library_makes_of_them(
+    tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "CHUNK_BYTES", 3000)
+    model, code = random_model(), GGMLQuantizationType[kind]
+    with open_gguf(export(model, pieces, tmp_path / "m.gguf", kind)) as checkpoint:
+        assert set(checkpoint.stored_as) == {kind, "F32"}
+        found = everything(checkpoint)
+    for name, p in model.named_parameters():
+        if not is_norm(name):
+            there = gguf.quants.quantize(p.detach().numpy(), code)
+            back = torch.from_numpy(gguf.quants.dequantize(there, code))
+            assert torch.equal(found[name], back), name
+            assert (back - p).abs().max() > 0
+
+
+def awkward_rows() -> dict[str, torch.Tensor]:
+    halves = torch.arange(-254, 255) / 2
+    below, above = halves.nextafter(torch.zeros(())), halves.nextafter(halves * 9)
+    values = torch.cat((halves, below, above)).clamp(-127, 127)
+    values = values[: len(values) // 31 * 31].view(-1, 31)
+    largest = torch.full((len(values), 1), 127.0)  # so that the scale is 1
+    random = torch.randn(300, 32, generator=torch.Generator().manual_seed(2))
+    ties = random.bfloat16().float()
+    ties[:, 5], ties[:, 9] = ties.abs().amax(1), -ties.abs().amax(1)
+    ties[::2] *= -1
+    return {
+        "halves": torch.cat((largest, values), 1),
+        "other scales": torch.cat((largest, values), 1) * 0.3,
+        "ties": ties,
+        "zeros": torch.zeros(3, 32),
+        "negative zeros": -torch.zeros(3, 32),
+        "small": random * 1e-6,
+        "tiny": random * 1e-30,
+        "large": random * 1e5,
+    }
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("case", awkward_rows())
+def test_blocks_equal_the_library_s_byte_for_byte(kind: str, case: str) -> None:
+    rows = awkward_rows()[case]
+    theirs = gguf.quants.quantize(rows.numpy(), GGMLQuantizationType[kind])
+    assert quantise(rows, kind).numpy().tobytes() == theirs.tobytes()
+
+
+def test_many_blocks_equal_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemmule.checkpoints.gguf_blocks._AT_ONCE", 3 * 32)
+    rows = torch.randn(7, 96, generator=torch.Generator().manual_seed(3))
+    for kind in BLOCKS:
+        theirs = gguf.quants.quantize(rows.numpy(), GGMLQuantizationType[kind])
+        assert quantise(rows, kind).numpy().tobytes() == theirs.tobytes()
+
+
+def test_config_and_tokenizer_come_back(whole: Path, pieces: Tokenizer) -> None:
+    with open_checkpoint(whole) as checkpoint:
+        assert checkpoint.config == CONFIG
+        tokenizer = checkpoint.tokenizer
+    assert tokenizer.fingerprint == pieces.fingerprint
+    assert tokenizer.vocab_size == 512  # the embedding's 8 other rows have no pieces
+    for text in ("the sea  captain\n\n said <b>é\u2581</b> 42", "<start_of_turn>", ""):
+        assert tokenizer.encode(text, bos=True) == pieces.encode(text, bos=True)
+
+
+def test_the_folder_of_a_file_is_enough(whole: Path) -> None:
+    with open_checkpoint(whole.parent) as checkpoint:
+        assert checkpoint.path == whole
+
+
+def test_what_was_read_can_be_written_again(tmp_path: Path, whole: Path, pieces: Tokenizer) -> None:
+    with open_gguf(whole) as checkpoint:
+        again = export(checkpoint.load(), checkpoint.tokenizer, tmp_path / "again.gguf")
+    assert again.read_bytes() == whole.read_bytes()
+
+
+def field(reader: Any, key: str) -> Any:
+    return reader.fields[key].contents()
+
+
+def test_the_library_reads_what_llama_cpp_needs(whole: Path) -> None:
+    reader = gguf.GGUFReader(whole)
+    expected = {
+        "general.architecture": "gemma2",
+        "general.file_type": 0,
+        "general.quantization_version": 2,
+        "gemma2.context_length": 64,
+        "gemma2.embedding_length": 64,
+        "gemma2.block_count": 3,
+        "gemma2.feed_forward_length": 96,
+        "gemma2.attention.head_count": 4,
+        "gemma2.attention.head_count_kv": 2,
+        "gemma2.attention.key_length": 32,
+        "gemma2.attention.value_length": 32,
+        "gemma2.attention.sliding_window": 6,
+        "gemma2.attention.layer_norm_rms_epsilon": np.float32(1e-5),
+        "gemma2.rope.freq_base": 5000.0,
+        "gemma2.rope.dimension_count": 32,
+        "gemma2.attn_logit_softcapping": 20.0,
+        "gemma2.final_logit_softcapping": 15.0,
+        "gemma2.vocab_size": 520,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.eot_token_id": 107,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+    }
+    assert {key: field(reader, key) for key in expected} == expected
+    tokens = field(reader, "tokenizer.ggml.tokens")
+    assert (len(tokens), tokens[-1], tokens[139], tokens[109]) == (520, "[PAD519]", "  ", "\n\n")
+    assert [field(reader, "tokenizer.ggml.token_type")[i] for i in (0, 3, 107, 108, 519)] == [
+        CONTROL, 2, CONTROL, USER_DEFINED, UNUSED,
+    ]  # fmt: skip
+    by_name = {tensor.name: tensor for tensor in reader.tensors}
+    up = random_model().layers[1].mlp.up_proj.weight
+    assert np.array_equal(by_name["blk.1.ffn_up.weight"].data, up.detach().numpy())
+
+
+def test_names_are_the_library_s() -> None:
+    theirs = {
+        f"{gguf.TENSOR_NAMES[t].format(bid=1)}.weight"
+        for t in gguf.MODEL_TENSORS[gguf.MODEL_ARCH.GEMMA2]
+    }
+    ours = {to_gguf(n) for n, _ in random_model().named_parameters() if "layers.1." in n}
+    ours |= {to_gguf("embed_tokens.weight"), to_gguf("norm.weight")}
+    assert ours == theirs
+    assert {to_gguf(from_gguf(name)) for name in theirs} == theirs
+    assert from_gguf("norm.weight") == "'norm.weight'"  # ours, and so none of theirs
+    assert from_gguf("blk.01.ffn_up.weight") == "'blk.01.ffn_up.weight'"
+
+
+def test_encodings_are_the_library_s() -> None:
+    for code, encoding in ENCODINGS.items():
+        assert GGMLQuantizationType[encoding.name] == code
+        assert gguf.GGML_QUANT_SIZES[GGMLQuantizationType(code)] == (
+            encoding.block, encoding.nbytes,
+        )  # fmt: skip
+    for kind, number in FILE_TYPES.items():
+        prefix = "ALL" if kind == "F32" else "MOSTLY"
+        assert gguf.LlamaFileType[f"{prefix}_{kind}"] == number
+
+
+# --- exports with notes, and those that cannot be -----------------------------------------------
+
+
+def test_another_query_scale_goes_into_the_projection(tmp_path: Path, pieces: Tokenizer) -> None:
+    model = random_model(CONFIG.model_copy(update={"query_pre_attn_scalar": 18}))
+    files, notes = layouts(of_model(model, pieces), "F32")
+    assert len(notes) == 1
+    assert "attn_q is multiplied by 1.33333" in notes[0]
+    places.write(files, tmp_path)
+    tokens = torch.randint(0, 512, (1, 20), generator=torch.Generator().manual_seed(1))
+    with open_gguf(tmp_path / "model.gguf") as checkpoint, torch.no_grad():
+        assert checkpoint.config.query_pre_attn_scalar == 32
+        assert (checkpoint.load()(tokens) - model(tokens)).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize(("layers", "scalar"), [(26, 32), (42, 32), (46, 16)])
+def test_the_scale_that_llama_cpp_fixes(layers: int, scalar: int) -> None:
+    assert query_scalar(layers, 64, 4, 32) == scalar
+
+
+def test_the_27b_s_scale_needs_no_change() -> None:
+    assert query_scalar(46, 4608, 32, 128) == 144
+
+
+def test_rows_that_blocks_do_not_divide(tmp_path: Path, pieces: Tokenizer) -> None:
+    model = random_model(CONFIG.model_copy(update={"intermediate_size": 80}))
+    files, notes = layouts(of_model(model, pieces), "Q8_0")
+    assert notes == [
+        "3 matrices are stored as F16, since 32 does not divide their rows, the first of them "
+        "blk.0.ffn_down.weight"
+    ]
+    places.write(files, tmp_path)
+    with open_gguf(tmp_path / "model.gguf") as checkpoint:
+        assert checkpoint.tensors["layers.0.mlp.down_proj.weight"].stored_as == "F16"
+        checkpoint.load()
+
+
+@pytest.mark.parametrize("field", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_a_model_without_caps_is_refused(pieces: Tokenizer, field: str) -> None:
+    model = random_model(CONFIG.model_copy(update={field: None}))
+    with pytest.raises(CheckpointError, match=f"no {field}, and llama.cpp always caps"):
+        layouts(of_model(model, pieces), "F32")
+
+
+def test_an_unknown_kind_is_a_settings_error(pieces: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="'Q5_K' is not one of F32, F16, BF16, Q8_0, Q4_0"):
+        layouts(of_model(random_model(), pieces), "Q5_K")
+
+
+def test_more_pieces_than_rows(pieces: Tokenizer) -> None:
+    model = random_model(CONFIG.model_copy(update={"vocab_size": 500}))
+    with pytest.raises(TokenizerError, match="512 pieces and the embedding only 500 rows"):
+        layouts(of_model(model, pieces), "F32")
+
+
+@pytest.mark.parametrize(("kind", "value"), [("F16", 1e5), ("Q8_0", 1e9), ("Q4_0", 1e9)])
+def test_values_too_large_for_a_kind(
+    tmp_path: Path, pieces: Tokenizer, kind: str, value: float
+) -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight[3, 3] = value
+    files, _ = layouts(of_model(model, pieces), kind)
+    with pytest.raises(CheckpointError, match=rf"up_proj.weight has values too large for {kind}"):
+        places.write(files, tmp_path)
+
+
+def test_a_tokenizer_gguf_cannot_keep_is_noted(pieces: Tokenizer) -> None:
+    changed = pieces.pieces
+    changed[200] = changed[200]._replace(score=-3.0)
+    other = Tokenizer.from_pieces(changed, "test")
+    _, notes = layouts(of_model(random_model(), other), "F32")
+    assert ["fixed symbols have other scores" in note for note in notes] == [True]
+
+
+def test_the_missing_package_is_named(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingExtraError, match=r'reading .* pip install "gemmule\[gguf\]"'):
+        open_gguf(whole)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q4_0"])
+def test_a_killed_export_goes_on_to_the_same_bytes(
+    tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "SYNC_BYTES", 20_000)
+    model = random_model()
+    unbroken = export(model, pieces, tmp_path / "m.gguf", kind).read_bytes()
+    for die_at in (0, 7, 20):
+        folder = tmp_path / str(die_at)
+        folder.mkdir()
+        note = folder / "note.json"
+        (layout,), _ = layouts(of_model(model, pieces), kind, "m.gguf")
+        broken = list(layout.places)
+        broken[die_at] = replace(broken[die_at], data=dies)
+        with pytest.raises(KeyboardInterrupt):
+            places.write([replace(layout, places=broken)], folder, note=note)
+        made: list[int] = []
+        counted = [
+            replace(place, data=partial(count, made, i, place.data))
+            for i, place in enumerate(layout.places)
+        ]
+        places.write([replace(layout, places=counted)], folder, note=note)
+        assert (folder / "m.gguf").read_bytes() == unbroken
+        assert made == list(range(made[0], len(layout.places)))
+        assert (made[0] > 0) == (die_at > 0)  # what was synced is not made again
+
+
+def dies() -> Iterator[bytes]:
+    yield b"half"
+    raise KeyboardInterrupt
+
+
+def count(made: list[int], i: int, data: Callable[[], Any]) -> Any:
+    made.append(i)
+    return data()
+
+
+# --- files of other programs --------------------------------------------------------------------
+
+WIDE = CONFIG.model_copy(
+    update={
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 128,
+    }
+)
+# Where a block keeps float16 numbers, which random bytes would make NaN now and then.
+HALVES = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82),
+    "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
+
+
+def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> Any:
+    block, nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    data = rng.integers(0, 256, (rows * columns // block, nbytes), dtype=np.uint8)
+    for at in HALVES[kind]:
+        numbers = rng.normal(0, 0.02, len(data)).astype(np.float16)
+        data[:, at : at + 2] = numbers[:, None].view(np.uint8)
+    return data.reshape(rows, -1)
+
+
+def converted(
+    path: Path,
+    pieces: Tokenizer,
+    kind: str = "F32",
+    change: Callable[[GGUFWriter], None] = lambda _: None,
+    tokens: bool = True,
+) -> dict[str, Any]:
+    """A file with the keys that llama.cpp's own converter writes; returns the raw matrices."""
+    writer, rng, raw = GGUFWriter(path, "gemma2"), np.random.default_rng(0), {}
+    writer.add_context_length(WIDE.max_position_embeddings)
+    writer.add_embedding_length(WIDE.hidden_size)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(WIDE.intermediate_size)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(WIDE.rms_norm_eps)
+    writer.add_key_length(128)
+    writer.add_value_length(128)
+    writer.add_rope_freq_base(WIDE.rope_theta)
+    writer.add_attn_logit_softcapping(20.0)
+    writer.add_final_logit_softcapping(15.0)
+    writer.add_sliding_window(WIDE.sliding_window)
+    if tokens:
+        entries = pieces.pieces
+        # Added tokens get this score; the converter makes the first 108 ids control tokens.
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(
+            [p.text.replace("▁", " ") if p.kind == 4 else p.text for p in entries]
+        )
+        writer.add_token_scores([-1000.0 if i < 217 else p.score for i, p in enumerate(entries)])
+        writer.add_token_types([CONTROL if i < 108 else p.kind for i, p in enumerate(entries)])
+    for name, p in random_model(WIDE).named_parameters():
+        numbers = p.detach().numpy()
+        if is_norm(name):
+            writer.add_tensor(to_gguf(name), numbers + 1)
+        elif kind in PLAIN:
+            raw[name] = gguf.quants.quantize(numbers, GGMLQuantizationType[kind])
+            writer.add_tensor(to_gguf(name), raw[name], raw_dtype=GGMLQuantizationType[kind])
+        else:
+            raw[name] = random_blocks(kind, *numbers.shape, rng)
+            writer.add_tensor(to_gguf(name), raw[name], raw_dtype=GGMLQuantizationType[kind])
+    change(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return raw
+
+
+@pytest.mark.parametrize("kind", [e.name for e in ENCODINGS.values()])
+def test_every_encoding_is_read_as_the_library_reads_it(
+    tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "CHUNK_BYTES", 50_000)  # 48 rows of 256 in fp32
+    raw = converted(tmp_path / "m.gguf", pieces, kind)
+    with open_gguf(tmp_path / "m.gguf") as checkpoint:
+        assert checkpoint.config == WIDE
+        assert checkpoint.tokenizer.fingerprint == pieces.fingerprint
+        found, loaded = everything(checkpoint), checkpoint.load("float32")
+    for name, data in raw.items():
+        wanted = torch.from_numpy(gguf.quants.dequantize(data, GGMLQuantizationType[kind]))
+        assert torch.equal(found[name].float(), wanted), name
+        assert torch.equal(loaded.get_parameter(name), wanted), name
+        assert wanted.std() > 0.01
+
+
+def test_quantised_models_load_as_float32(tmp_path: Path, pieces: Tokenizer) -> None:
+    converted(tmp_path / "m.gguf", pieces, "Q4_K")
+    with open_gguf(tmp_path / "m.gguf") as checkpoint:
+        assert {p.dtype for p in checkpoint.load().parameters()} == {torch.float32}
+
+
+def test_a_broken_scale_is_found_when_loading(tmp_path: Path, pieces: Tokenizer) -> None:
+    def spoil(writer: GGUFWriter) -> None:
+        tensor = writer.tensors[0]["blk.0.ffn_up.weight"].tensor
+        assert tensor is not None
+        tensor[5, 0:2] = np.array([np.inf], np.float16).view(np.uint8)
+
+    converted(tmp_path / "m.gguf", pieces, "Q4_K", spoil)
+    with (
+        open_gguf(tmp_path / "m.gguf") as checkpoint,
+        pytest.raises(CheckpointError, match=r"m\.gguf: blk\.0\.ffn_up\.weight holds NaN or Inf"),
+    ):
+        checkpoint.load()
+
+
+def test_defaults_are_llama_cpp_s(tmp_path: Path, pieces: Tokenizer) -> None:
+    def strip(writer: GGUFWriter) -> None:
+        for key in list(writer.kv_data[0]):
+            if "softcapping" in key or "freq_base" in key or "sliding_window" in key:
+                del writer.kv_data[0][key]
+
+    converted(tmp_path / "m.gguf", pieces, change=strip)
+    with open_gguf(tmp_path / "m.gguf") as checkpoint:
+        config = checkpoint.config
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50.0, 30.0)
+    assert (config.rope_theta, config.sliding_window) == (10000.0, 4096)
+
+
+def test_a_tied_copy_of_the_head_is_accepted_another_is_not(
+    tmp_path: Path, pieces: Tokenizer
+) -> None:
+    def add_head(writer: GGUFWriter, more: float = 0.0) -> None:
+        tensor = writer.tensors[0]["token_embd.weight"].tensor
+        assert tensor is not None
+        writer.add_tensor("output.weight", tensor + np.float32(more))
+
+    converted(tmp_path / "m.gguf", pieces, change=add_head)
+    with open_gguf(tmp_path / "m.gguf") as checkpoint:
+        checkpoint.load()
+    converted(tmp_path / "n.gguf", pieces, change=lambda w: add_head(w, 1.0))
+    with (
+        open_gguf(tmp_path / "n.gguf") as checkpoint,
+        pytest.raises(CheckpointError, match="differs from the embedding"),
+    ):
+        checkpoint.load()
+
+
+def test_the_tokenizer_s_file_beside_stands_in(tmp_path: Path, pieces: Tokenizer) -> None:
+    converted(tmp_path / "m.gguf", pieces, tokens=False)
+    with open_gguf(tmp_path / "m.gguf") as checkpoint:
+        with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.model is None; Gemma 2's is"):
+            _ = checkpoint.tokenizer
+        pieces.save(tmp_path)
+        assert checkpoint.tokenizer.fingerprint == pieces.fingerprint
+
+
+def drop(*keys: str) -> Callable[[GGUFWriter], None]:
+    def change(writer: GGUFWriter) -> None:
+        for key in keys:
+            del writer.kv_data[0][key]
+
+    return change
+
+
+def put(key: str, value: Any, kind: Any = None) -> Callable[[GGUFWriter], None]:
+    def change(writer: GGUFWriter) -> None:
+        writer.kv_data[0].pop(key, None)
+        writer.add_key_value(key, value, kind or gguf.GGUFValueType.get_type(value))
+
+    return change
+
+
+U32, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("general.architecture", "llama"), "architecture is 'llama'; only 'gemma2' can be"),
+        (put("general.architecture", 3), "architecture is 3; only 'gemma2'"),
+        (drop("general.architecture"), "architecture is 'missing'"),
+        (put("split.count", 3), "is one of 3 parts of a model: put them together"),
+        (drop("gemma2.block_count"), "lacks the key gemma2.block_count"),
+        (put("gemma2.block_count", [1, 2]), "gemma2.block_count is an array; expected one integer"),
+        (put("gemma2.block_count", 1.0), "gemma2.block_count is 1.0; expected one integer"),
+        (put("gemma2.block_count", True), "gemma2.block_count is True; expected one integer"),
+        (put("gemma2.block_count", 2**31, U32), "says 2147483648 layers, the weights hold 1"),
+        (put("gemma2.attention.head_count", 0, U32), "num_attention_heads = 0"),
+        (put("gemma2.feed_forward_length", "wide"), "'wide'; expected one integer"),
+        (put("gemma2.feed_forward_length", 2**32 - 1, U32), "shapes differ|impossible model"),
+        (put("gemma2.attn_logit_softcapping", 0.0), "attn_logit_softcapping = 0.0"),
+        (put("gemma2.final_logit_softcapping", float("nan")), "final_logit_softcapping = nan"),
+        (put("gemma2.attention.layer_norm_rms_epsilon", float("inf")), "rms_norm_eps = inf"),
+        (put("gemma2.rope.scaling.type", "yarn"), "rope.scaling.type is 'yarn', which is not"),
+        (put("gemma2.rope.scaling.factor", 8.0), "rope.scaling.factor is 8.0"),
+        (put("gemma2.rope.dimension_count", 64), "rope.dimension_count is 64"),
+        (put("gemma2.rope.freq_base_swa", 1e6), "rope.freq_base_swa is 1000000.0"),
+        (put("gemma2.attention.value_length", 64), "attention.value_length is 64"),
+        (put("gemma2.attention.sliding_window_pattern", [True]), "pattern is an array"),
+        (put("gemma2.expert_count", 8), "expert_count is 8"),
+    ],
+)
+def test_metadata_that_cannot_be_honoured(
+    tmp_path: Path, pieces: Tokenizer, change: Any, message: str
+) -> None:
+    converted(tmp_path / "m.gguf", pieces, change=change)
+    with pytest.raises(CheckpointError, match=message), open_gguf(tmp_path / "m.gguf") as found:
+        found.load()
+
+
+def test_no_rope_scaling_may_be_spelled_out(tmp_path: Path, pieces: Tokenizer) -> None:
+    def change(writer: GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(1.0)
+
+    converted(tmp_path / "m.gguf", pieces, change=change)
+    with open_gguf(tmp_path / "m.gguf") as checkpoint:
+        assert checkpoint.config == WIDE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("tokenizer.ggml.model", "gpt2"), "is 'gpt2'; Gemma 2's is 'llama'"),
+        (put("tokenizer.ggml.tokens", ["a", "b"]), "scores is missing or not 2 numbers"),
+        (put("tokenizer.ggml.tokens", "a"), "tokens is missing or not an array of strings"),
+        (put("tokenizer.ggml.tokens", [b"\xff"] * 512), "a token is not UTF-8"),
+        (put("tokenizer.ggml.tokens", ["a"] * 513), "has 513 tokens and 512 embedding rows"),
+        (put("tokenizer.ggml.tokens", ["a"] * 512), "not a Gemma tokenizer: id 0 is 'a'"),
+        (drop("tokenizer.ggml.scores"), "scores is missing"),
+        (drop("tokenizer.ggml.token_type"), "token_type is missing"),
+        (put("tokenizer.ggml.token_type", [77] * 512), "impossible piece|not a Gemma|not marked"),
+        (put("tokenizer.ggml.token_type", [0.5] * 512), "impossible piece"),
+        (put("tokenizer.ggml.scores", [float("nan")] * 512), "a score that is not a finite"),
+    ],
+)
+def test_tokenizers_that_cannot_be_read(
+    tmp_path: Path, pieces: Tokenizer, change: Any, message: str
+) -> None:
+    converted(tmp_path / "m.gguf", pieces, change=change)
+    with (
+        open_gguf(tmp_path / "m.gguf") as checkpoint,
+        pytest.raises(TokenizerError, match=message),
+    ):
+        _ = checkpoint.tokenizer
+
+
+def test_symbols_behind_the_fixed_ones_come_back(tmp_path: Path, pieces: Tokenizer) -> None:
+    entries = pieces.pieces
+    entries[500] = Piece("<unused99>", 0.0, USER_DEFINED)
+    entries[501] = Piece("▁▁x", 0.0, USER_DEFINED)
+    entries[502] = Piece("<x>", 0.0, CONTROL)
+    entries[503] = Piece("[PAD503]", -9.0, UNUSED)  # not at the end, and so a piece
+    more = Tokenizer.from_pieces(entries, "test")
+    with open_gguf(export(random_model(), more, tmp_path / "m.gguf")) as checkpoint:
+        assert checkpoint.tokenizer.fingerprint == more.fingerprint
+    assert entries[504].kind == NORMAL
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("blk.0.ffn_up.weight", None, "lack layers.0.mlp.up_proj.weight"),
+        ("token_embd.weight", None, "lacks token_embd.weight, the embedding"),
+        ("rope_freqs.weight", np.ones(4, np.float32), "hold unexpected 'rope_freqs.weight'"),
+        ("norm.weight", np.ones(4, np.float32), "hold unexpected 'norm.weight'"),
+        ("blk.7.ffn_up.weight", np.ones(4, np.float32), "says 1 layers, the weights hold 2"),
+        ("blk.0.ffn_up.weight", np.ones((256, 128), np.float32), r"\[256, 128\] instead of"),
+        ("blk.0.attn_q.weight", np.ones((8, 8), np.int8), "stored as I8; supported are F32, F16"),
+    ],
+)
+def test_wrong_tensors(
+    tmp_path: Path, pieces: Tokenizer, name: str, value: Any, message: str
+) -> None:
+    def change(writer: GGUFWriter) -> None:
+        writer.tensors[0].pop(name, None)
+        if value is not None:
+            writer.add_tensor(name, value)
+
+    converted(tmp_path / "m.gguf", pieces, change=change)
+    with pytest.raises(CheckpointError, match=message), open_gguf(tmp_path / "m.gguf") as found:
+        found.load()
+
+
+# --- hostile headers ----------------------------------------------------------------------------
+
+HUGE = 2**62
+
+
+def text(value: str | bytes) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(data)) + data
+
+
+def key(name: str, kind: int, value: bytes) -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def tensor(name: str = "t", dims: tuple[int, ...] = (32,), kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+def file(
+    keys: tuple[bytes, ...] = (),
+    tensors: tuple[bytes, ...] = (),
+    *,
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    counts: tuple[int, int] | None = None,
+    data: int = 128,
+) -> bytes:
+    """A file with whatever is claimed."""
+    counts = counts or (len(tensors), len(keys))
+    head = magic + struct.pack("<IQQ", version, *counts) + b"".join(keys + tensors)
+    return head + b"\0" * (-len(head) % 32 + data)
+
+
+ALIGN = "general.alignment"
+HOSTILE = {
+    "empty of meaning": (b"GG", "cannot fit in the 2 bytes"),
+    "other magic": (file(magic=b"GGML"), r"begins with b'GGML' instead of b'GGUF'"),
+    "version 1": (file(version=1), "version 1; versions 2 and 3"),
+    "version 4": (file(version=4), "version 4"),
+    "version 0": (file(version=0), "version 0"),
+    "big-endian": (file(version=3 << 24), "big-endian; only little-endian"),
+    "keys": (file(counts=(0, HUGE)), f"claims {HUGE} keys and 0 tensors"),
+    "tensors": (file(counts=(HUGE, 0)), f"claims 0 keys and {HUGE} tensors"),
+    "some keys": (file(counts=(0, 9000)), "key '' stands twice|unknown type|cannot fit"),
+    "key's length": (file((struct.pack("<Q", HUGE),)), f"string of {HUGE} bytes cannot fit"),
+    "key's size": (file((key("k" * 70_000, 0, b"\1"),)), "70000 bytes is longer than 65535"),
+    "key's bytes": (file((text(b"\xff") + b"\0" * 5,)), "a key's name is not UTF-8"),
+    "string's length": (file((key("k", 8, struct.pack("<Q", HUGE)),)), "cannot fit"),
+    "string's bytes": (file((key("k", 8, text(b"\xff")),)), "the value of k is not UTF-8"),
+    "type": (file((key("k", 13, b"\1"),)), "unknown type, 13"),
+    "strings": (file((key("k", 9, struct.pack("<IQ", 8, HUGE)),)), f"array of {HUGE} strings"),
+    "some strings": (
+        file((key("k", 9, struct.pack("<IQ", 8, 3) + text("a") + struct.pack("<Q", HUGE)),)),
+        "an array of 3 strings, is longer than what is left",
+    ),
+    "numbers": (file((key("k", 9, struct.pack("<IQ", 10, HUGE)),)), f"k, {HUGE} numbers, cannot"),
+    "nested": (file((key("k", 9, struct.pack("<IQIQ", 9, 1, 9, 1)),)), "an array of arrays"),
+    "element type": (file((key("k", 9, struct.pack("<IQ", 99, 1)),)), "unknown type, 99"),
+    "key twice": (file((key("k", 0, b"\1"), key("k", 0, b"\1"))), "key 'k' stands twice"),
+    "alignment 0": (file((key(ALIGN, 4, struct.pack("<I", 0)),)), "alignment is 0, not a power"),
+    "alignment 24": (file((key(ALIGN, 4, struct.pack("<I", 24)),)), "alignment is 24, not"),
+    "alignment -8": (file((key(ALIGN, 5, struct.pack("<i", -8)),)), "alignment is -8, not"),
+    "alignment 8.0": (file((key(ALIGN, 6, struct.pack("<f", 8)),)), "alignment is 8.0, not"),
+    "alignment 2^31": (
+        file((key(ALIGN, 4, struct.pack("<I", 2**31)),), (tensor(),)),
+        "ends at byte 2147483776 of a file of",
+    ),
+    "no dims": (file((), (tensor(dims=()),)), "t has 0 dimensions"),
+    "five dims": (file((), (tensor(dims=(1,) * 5),)), "t has 5 dimensions; 1 to 4"),
+    "dims": (file((), (text("t") + struct.pack("<I", 2**31),)), "has 2147483648 dimensions"),
+    "a zero": (file((), (tensor(dims=(8, 0)),)), r"impossible shape \[0, 8\]"),
+    "product": (file((), (tensor(dims=(2**32,) * 3),)), "impossible shape"),
+    "size": (file((), (tensor(dims=(2**40,)),)), "was cut short"),
+    "unknown encoding": (file((), (tensor(kind=999),)), "t is stored as an unknown type, 999"),
+    "unsupported": (file((), (tensor(kind=16),)), "stored as IQ2_XXS; supported are F32, F16,"),
+    "rows": (file((), (tensor(dims=(40, 2), kind=8),)), "rows of 40, no multiple of Q8_0's 32"),
+    "offset": (file((), (tensor(offset=HUGE),)), "was cut short"),
+    "unaligned": (file((), (tensor(dims=(4,), offset=8),)), "begin at a multiple of 32"),
+    "overlap": (file((), (tensor("a"), tensor("b", (8,), offset=96))), "b overlaps another"),
+    "same place": (file((), (tensor("a"), tensor("b"))), "overlaps another tensor"),
+    "tensor twice": (
+        file((), (tensor("a", (8,)), tensor("a", (8,), offset=32))), "a tensor's name stands twice",
+    ),
+    "tensor's name": (file((), (text(b"\xff\xff") + b"\0" * 40,)), "tensor's name is not UTF-8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_headers(tmp_path: Path, case: str) -> None:
+    data, message = HOSTILE[case]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        start = time.process_time()
+        with pytest.raises(CheckpointError, match=message) as e:
+            open_gguf(path)
+        assert time.process_time() - start < 1
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert str(path) in str(e.value)
+
+
+def test_a_sound_header_of_this_form_is_read() -> None:
+    data = file((key(ALIGN, 4, struct.pack("<I", 64)),), (tensor(dims=(4, 8)),), data=200)
+    header = parse_header(memoryview(data), "test")
+    assert header.metadata == {ALIGN: 64}
+    assert header.tensors[0].shape == (8, 4)
+    assert header.tensors[0].start % 64 == 0
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_values_of_every_type(version: int) -> None:
+    forms = {
+        0: "B",
+        1: "b",
+        2: "H",
+        3: "h",
+        4: "I",
+        5: "i",
+        6: "f",
+        7: "?",
+        10: "Q",
+        11: "q",
+        12: "d",
+    }
+    values = {k: 0.1 if k in (6, 12) else True if k == 7 else k + 1 for k in forms}
+    keys = [key(f"k{k}", k, struct.pack("<" + f, values[k])) for k, f in forms.items()]
+    keys += [
+        key(f"a{k}", 9, struct.pack("<IQ3" + f, k, 3, *[values[k]] * 3)) for k, f in forms.items()
+    ]
+    keys += [key("s", 8, text("é")), key("l", 9, struct.pack("<IQ", 8, 2) + text("a") + text(""))]
+    metadata = parse_header(memoryview(file(tuple(keys), version=version)), "test").metadata
+    for k, value in values.items():
+        assert metadata[f"k{k}"] == value  # 0.1 too: a float32 means its shortest decimal
+        array = metadata[f"a{k}"]
+        assert isinstance(array, np.ndarray)
+        assert array.tolist() == pytest.approx([value] * 3)
+    assert metadata["s"] == "é"
+    assert metadata["l"] == [b"a", b""]
+
+
+def test_a_header_that_never_ends() -> None:
+    data = file((key("k", 9, struct.pack("<IQ", 8, HUGE)),), data=2**25)
+    with pytest.raises(CheckpointError, match="would make the header longer than 33554432 bytes"):
+        parse_header(memoryview(data), "test")
+
+
+def test_the_worst_header_ends_soon() -> None:
+    """As many empty strings as fit below the limit."""
+    count = 2**22 - 100
+    data = file((key("k", 9, struct.pack("<IQ", 8, count) + bytes(8 * count)),))
+    start = time.process_time()
+    assert parse_header(memoryview(data), "test").metadata["k"] == [b""] * count
+    assert time.process_time() - start < 8
+
+
+def test_a_full_vocabulary_is_read_quickly() -> None:
+    tokens = b"".join(text(f"piece{i}") for i in range(256_000))
+    data = file((
+        key("tokens", 9, struct.pack("<IQ", 8, 256_000) + tokens),
+        key("scores", 9, struct.pack("<IQ", 6, 256_000) + bytes(4 * 256_000)),
+    ))  # fmt: skip
+    start = time.process_time()
+    metadata = parse_header(memoryview(data), "test").metadata
+    assert time.process_time() - start < 1.5
+    tokens_read = metadata["tokens"]
+    assert isinstance(tokens_read, list)
+    assert tokens_read[255_999] == b"piece255999"
+
+
+def test_a_file_cut_anywhere_is_refused(whole: Path) -> None:
+    data = memoryview(whole.read_bytes())
+    end = parse_header(data, "whole").nbytes
+    cuts = [*range(0, end, 7), *range(end, len(data), 50_021), len(data) - 1]
+    assert len(cuts) > 1000
+    for cut in cuts:
+        with pytest.raises(CheckpointError):
+            parse_header(data[:cut], "cut")
+
+
+def test_an_empty_file_and_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    for name in ("m.gguf", "n.gguf"):
+        with pytest.raises(CheckpointError, match=name):
+            open_gguf(tmp_path / name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_headers_never_raise_anything_else(whole: Path, data: st.DataObject) -> None:
+    damage = bytearray(whole.read_bytes())
+    end = parse_header(memoryview(bytes(damage)), "whole").nbytes
+    for at in data.draw(st.lists(st.integers(0, end - 1), min_size=1, max_size=6)):
+        damage[at] = data.draw(st.integers(0, 255))
+    path = whole.parent / "damaged" / "m.gguf"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(damage)
+    start = time.process_time()
+    try:
+        with open_gguf(path) as checkpoint:
+            assert checkpoint.tokenizer.vocab_size <= checkpoint.config.vocab_size
+            checkpoint.load()
+    except (CheckpointError, TokenizerError):
+        pass
+    assert time.process_time() - start < 5
