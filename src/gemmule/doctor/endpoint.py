@@ -321,7 +321,7 @@ def _batch_row(client: Client, lm: LanguageModel, text: str, probe: Probe) -> Ro
         return property_row("batch invariance", [], good, "")
     first, second, *both = (torch.tensor(row)[:, None] for row in rows)
     error = max(distance(both[0], first), distance(both[1], second))
-    finding = Finding("the served weights", error, probe.tolerance, distance(first, second))
+    finding = Finding("the served weights", error, probe.own_tolerance, distance(first, second))
     bad = "a prompt's log-probabilities depend on the prompts beside it"
     return property_row("batch invariance", [finding], good, bad)
 
@@ -354,6 +354,6 @@ def _decode_row(client: Client, lm: LanguageModel, dtype: torch.dtype, bos: int)
                       probe.healthy)  # fmt: skip
     # An answer that has a known bug throughout is not this row's business.
     error = probe.error if probe.causes is None else probe.unexplained
-    finding = Finding("the served weights", error, probe.tolerance, effect)
+    finding = Finding("the served weights", error, probe.own_tolerance, effect)
     return property_row(check, [finding], good, "decoding gives other log-probabilities than one "
                         "pass over the text")  # fmt: skip

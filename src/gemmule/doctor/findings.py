@@ -57,6 +57,8 @@ def logit_rows(probes: Sequence[Probe], head_is_wrong: bool = False) -> list[Row
         probes: what was measured, the sharpest first.
         head_is_wrong: the head is known not to be the embedding, which no variant can compute.
     """
+    if probes[0].measures_effects:  # all in one walk over the layers
+        probes[0].expected([bug.variant for bug in probes[0].bugs])
     rows = [_logit_row(check, good, probes) for check, good in LOGIT_CHECKS.items()]
     return [*rows, _rest_row(probes, head_is_wrong)]
 
@@ -78,9 +80,11 @@ def _logit_row(check: str, good: str, probes: Sequence[Probe]) -> Row:
         if probe.causes is None or not probe.measures_effects:
             continue
         for bug in probe.bugs:
+            if bug.check != check or bug.name in seen:
+                continue
             effect = probe.effect(bug)
-            if bug.check == check and effect > MARGIN * probe.tolerance:
-                seen.setdefault(bug.name, (probe.unexplained, effect))
+            if effect > MARGIN * probe.tolerance:
+                seen[bug.name] = (probe.unexplained, effect)
     if names - set(seen):
         if any(probe.causes is None for probe in probes):
             return Row(check, CANNOT_TELL, "", "the logits are wrong as a whole: see the last row")

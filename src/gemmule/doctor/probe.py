@@ -47,6 +47,7 @@ class Probe:
         measures_effects: computing what each bug would do is cheap enough to do it always; if
             not, the probe can find a bug and never rule one out.
         pairs: two bugs at once may be tried; there are over a hundred pairs.
+        suspects: bugs found elsewhere in the stack, tried together before any other.
     """
 
     def __init__(
@@ -58,15 +59,17 @@ class Probe:
         bugs: Sequence[Bug],
         measures_effects: bool = True,
         pairs: bool = True,
+        suspects: Sequence[Bug] = (),
     ) -> None:
         self.name, self.values, self.bugs = name, values, tuple(bugs)
         self.measures_effects, self.pairs = measures_effects, pairs
+        self.suspects = tuple(suspects)
         self._expect, self._numerics = expect, numerics
         self._cache: dict[Variant, Tensor] = {}
 
     def with_values(self, values: Tensor) -> "Probe":
         """The same question, answered by another part of the stack."""
-        return Probe(self.name, values, self._expect, self._numerics, self.bugs, pairs=self.pairs)
+        return Probe(self.name, values, self._expect, self._numerics, self.bugs, pairs=False)
 
     def expected(self, variants: Sequence[Variant]) -> list[Tensor]:
         """What a stack of each variant would have said, in exact arithmetic."""
@@ -113,18 +116,24 @@ class Probe:
             return ()  # the usual case, found before any variant is computed
         if math.isinf(self.error):
             return None
+        groups = [[self.suspects]] if self.suspects else []
         for size in (1, 2) if self.pairs else (1,):
-            sets = list(itertools.combinations(self.bugs, size))
+            groups.append(list(itertools.combinations(self.bugs, size)))
+        for sets in groups:
             variants = [_together(bugs) for bugs in sets]
             errors = [distance(self.values, e) for e in self.expected(variants)]
             nearest = min(range(len(sets)), key=errors.__getitem__)
-            # A bug may let rounding grow: uncapped scores are larger.
-            if errors[nearest] <= min(
-                max(self.tolerance, NOISE_FACTOR * self._noise(variants[nearest])),
-                self.error / MARGIN,
-            ):
+            allowed = max(self.tolerance, NOISE_FACTOR * self._noise(variants[nearest]))
+            if errors[nearest] <= min(allowed, self.error / MARGIN):
                 return sets[nearest]
         return None
+
+    @property
+    def own_tolerance(self) -> float:
+        """How far two passes of this very stack may be apart; a bug may let rounding grow."""
+        if not self.causes:
+            return self.tolerance
+        return max(self.tolerance, NOISE_FACTOR * self._noise(_together(self.causes)))
 
     @property
     def unexplained(self) -> float:

@@ -1,6 +1,6 @@
 """A second Gemma 2 forward pass, written plainly, and the ways in which ports go wrong.
 
-It shares no code with model/gemma.py: one row of tokens, no cache, no blocks, one head at a time.
+It shares no code with model/gemma.py: one row of tokens, no cache, no blocks, whole masks.
 What a bug of a port would compute is computed by the same lines under a `Variant`. Several
 variants share one walk over the layers, so that a large model's weights are converted once.
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from gemmule.model.config import GemmaConfig
 
 Weights = Mapping[str, Tensor]
-_VOCABULARY_BLOCK = 16384  # rows of the embedding converted at a time
+_VOCABULARY_BLOCK = 8192  # rows of the embedding converted at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +115,11 @@ def logits(
     ids_T = torch.tensor(list(ids), device=weights["embed_tokens.weight"].device)
     embedded = weights["embed_tokens.weight"][ids_T].to(n.compute)
     streams = [n.round(embedded * _embedding_scale(config, v, n)) for v in variants]
+    convert = _Converter(n.compute)
     for layer in range(config.num_hidden_layers):
         prefix = f"layers.{layer}."
-        w = {k.removeprefix(prefix): t for k, t in weights.items() if k.startswith(prefix)}
-        w = {k: t.to(n.compute) for k, t in w.items()}
+        names = [k.removeprefix(prefix) for k in weights if k.startswith(prefix)]
+        w = {name: convert(name, weights[prefix + name]) for name in names}
         streams = [
             _layer(w, config, layer, x, v, n, start) for x, v in zip(streams, variants, strict=True)
         ]
@@ -127,11 +128,27 @@ def logits(
     normed = [_norm(x, w_D, config, v, n) for x, v in zip(streams, variants, strict=True)]
     parts: list[list[Tensor]] = [[] for _ in variants]
     for rows_VD in weights["embed_tokens.weight"].split(_VOCABULARY_BLOCK):
-        rows = rows_VD.to(n.compute)
+        rows = convert(f"{len(rows_VD)} rows", rows_VD)
         for part, x_TD, v in zip(parts, normed, variants, strict=True):
             part.append(_final_cap(n.round(x_TD @ rows.T), config, v, n))
     tick()
     return [torch.cat(part, dim=-1) for part in parts]
+
+
+class _Converter:
+    """Weights in another dtype, in memory that the next layer's use again: fresh pages are slow."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._held: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        if weight.dtype == self._dtype:
+            return weight
+        if name not in self._held:
+            self._held[name] = weight.to(self._dtype)
+            return self._held[name]
+        return self._held[name].copy_(weight)
 
 
 def _embedding_scale(config: GemmaConfig, v: Variant, n: Numerics) -> float:
@@ -164,7 +181,7 @@ def _layer(
     def norm(name: str, y_TD: Tensor) -> Tensor:
         return _norm(y_TD, w[f"{name}.weight"], config, v, n)
 
-    local = config.is_local(layer) != v.exchanged
+    local = (layer % 2 == 0) != v.exchanged
     attended = _attention(w, config, local, norm("input_layernorm", x_TD), v, n, start)
     if v.post_norms:
         attended = norm("post_attention_layernorm", attended)
@@ -197,16 +214,14 @@ def _attention(
     q_TNH, k_TKH = _rotate(q_TNH, cos, sin, v, n), _rotate(k_TKH, cos, sin, v, n)
     hidden_TT = _hidden(config, T, local, v, x_TD.device)
     scalar = v.query_scalar or config.query_pre_attn_scalar or config.head_dim
-    out = torch.empty_like(q_TNH)
-    for head in range(N):
-        kv = head % K if v.grouping == "modulo" else head // (N // K)
-        scores_TT = n.round(q_TNH[:, head] @ k_TKH[:, kv].T) / math.sqrt(scalar)
-        weights_TT = _softmax(scores_TT, hidden_TT, config, v)
-        out[:, head] = n.round(n.round(weights_TT) @ v_TKH[:, kv])
-    return n.round(out.reshape(T, N * H) @ w["self_attn.o_proj.weight"].T)
+    kv = [head % K if v.grouping == "modulo" else head // (N // K) for head in range(N)]
+    scores_NTT = n.round(q_TNH.transpose(0, 1) @ k_TKH[:, kv].permute(1, 2, 0)) / math.sqrt(scalar)
+    weights_NTT = n.round(_softmax(scores_NTT, hidden_TT, config, v))
+    out_TNH = n.round(weights_NTT @ v_TKH[:, kv].transpose(0, 1)).transpose(0, 1)
+    return n.round(out_TNH.reshape(T, N * H) @ w["self_attn.o_proj.weight"].T)
 
 
-def _softmax(scores_TT: Tensor, hidden_TT: Tensor, config: GemmaConfig, v: Variant) -> Tensor:
+def _softmax(scores_NTT: Tensor, hidden_TT: Tensor, config: GemmaConfig, v: Variant) -> Tensor:
     caps = {
         "on": config.attn_logit_softcapping,
         "after the mask": config.attn_logit_softcapping,
@@ -215,12 +230,12 @@ def _softmax(scores_TT: Tensor, hidden_TT: Tensor, config: GemmaConfig, v: Varia
     }
     cap = caps[v.attention_cap]
     if v.attention_cap == "after the mask":
-        scores_TT = scores_TT.masked_fill(hidden_TT, -1e30)
+        scores_NTT = scores_NTT.masked_fill(hidden_TT, -1e30)
     if cap is not None:
-        scores_TT = cap * torch.tanh(scores_TT / cap)
+        scores_NTT = cap * torch.tanh(scores_NTT / cap)
     if v.attention_cap != "after the mask":
-        scores_TT = scores_TT.masked_fill(hidden_TT, -math.inf)
-    return scores_TT.softmax(-1)
+        scores_NTT = scores_NTT.masked_fill(hidden_TT, -math.inf)
+    return scores_NTT.softmax(-1)
 
 
 def _hidden(config: GemmaConfig, T: int, local: bool, v: Variant, device: torch.device) -> Tensor:

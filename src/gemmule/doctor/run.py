@@ -1,12 +1,13 @@
 """The doctor's visit: what is examined, in which order."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gemmule.doctor import endpoint, local_checks, stress, text_checks, transformers_model
+from gemmule.doctor.bugs import Bug
 from gemmule.doctor.findings import logit_rows
 from gemmule.doctor.local import GemmuleModel, GemmuleText, LocalModel, Text, weights_of
 from gemmule.doctor.local_checks import Subject
@@ -17,8 +18,8 @@ from gemmule.runlog import ProgressBar
 
 BACKENDS = ("gemmule", "transformers", "openai")
 DTYPES = ("float32", "bfloat16", "float16")
-_REAL_FLOPS = 4e11  # of one pass over the user's own weights
-_SHORTEST, _LONGEST = 48, 320
+_FLOPS = 1e11  # of one pass over the user's own weights; there are about ten
+_SHORTEST, _LONGEST = 24, 320  # tokens
 
 
 def run_doctor(
@@ -91,14 +92,16 @@ def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: b
 
         tick("stressed weights")
         near = local_checks.stressed_subject(model, config, torch.float32)
-        subjects = [near, local_checks.stressed_subject(model, config, torch.float32, stress.FAR)]
-        if model.dtype != torch.float32:
-            subjects += [
-                local_checks.stressed_subject(model, config, model.dtype, start)
-                for start in (0, stress.FAR)
-            ]
+        found = near.probe.causes or ()
+        subjects = [near]
+        for dtype in dict.fromkeys((torch.float32, model.dtype)):
+            for start in (0, stress.FAR):
+                if dtype != torch.float32 or start:
+                    subjects.append(
+                        local_checks.stressed_subject(model, config, dtype, start, found)
+                    )
         tick("own weights")
-        own = _own_subject(model, text, lm, weights, tick)
+        own = _own_subject(model, text, lm, weights, found, tick)
         subjects.append(own)
         loud = local_checks.loud_logits(model, config, model.dtype)
         finite = local_checks.finite_row(subjects, loud)
@@ -123,23 +126,25 @@ def _own_subject(
     text: Text,
     lm: LanguageModel,
     weights: dict[str, Tensor],
+    suspects: Sequence[Bug],
     tick: Callable[[], None],
 ) -> Subject:
     config = lm.config
     prose = text.encode_plain(text_checks.PROSE)
-    afford = int(_REAL_FLOPS / (2 * config.parameters))
+    afford = int(_FLOPS / (2 * config.parameters))
     length = min(max(afford, _SHORTEST), _LONGEST, config.max_position_embeddings)
     ids = [text_checks.BOS, *(prose * (length // len(prose) + 1))][:length]
-    if model.dtype != weights["embed_tokens.weight"].dtype:
+    stored = weights["embed_tokens.weight"].dtype
+    if torch.promote_types(stored, model.dtype) != model.dtype:  # the model has rounded them
         weights = {name: w.to(model.dtype) for name, w in weights.items()}
     return local_checks.subject(
-        "your weights", model, weights, config, ids, stressed=False, tick=tick
+        "your weights", model, weights, config, ids, stressed=False, suspects=suspects, tick=tick
     )
 
 
 def _bos_losses(model: LocalModel, text: Text, own: Subject) -> dict[int, float]:
     """Nats a token of the same text under none, one and two <bos>."""
-    ids = text.encode_plain(text_checks.PROSE)[: len(own.ids) - 2]
+    ids = text.encode_plain(text_checks.PROSE)[: len(own.ids) // 2]
     losses = {}
     for count in (0, 1, 2):
         row = torch.tensor([text_checks.BOS] * count + ids)
