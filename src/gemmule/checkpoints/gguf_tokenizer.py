@@ -8,7 +8,7 @@ tokenizer needs (facts read from its convert_hf_to_gguf.py):
 - every row of the embedding has a token: those past the vocabulary are called [PADn].
 
 Known differences in llama.cpp: it takes a literal U+2581 in a text for a space, and `</s>`, here
-an HTML tag, for a control token.
+an HTML tag, for a control token that ends an answer.
 """
 
 import re
