@@ -4,15 +4,10 @@ Facts read from gemma_pytorch's gemma/model.py: what torch.save wrote of `{"mode
 ...}`, or shards with plain state dicts; q, k and v are one matrix, its rows in that order; an
 int8 weight means its numbers times `weight_scaler`, one a row.
 
-Such a file is a zip archive of a pickle, which could hold code, and of raw storages. Of the pickle
-only what weights need is let through to torch's weights-only reader, which sees it in an archive
-made here, with empty storages. The storages are read from the file itself, where they lie.
+Such a file is a zip archive of a pickle (see weights_pickle.py) and of raw storages, which are read
+from the file itself, where they lie.
 """
 
-import io
-import pickletools
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +25,7 @@ from gemmule.checkpoints.hf_config import from_hf, read_object
 from gemmule.checkpoints.mapped import MappedFile
 from gemmule.checkpoints.shapes import config_beside, published_config, tokenizer_beside
 from gemmule.checkpoints.stored import FLOATS, StoredTensor, few
+from gemmule.checkpoints.weights_pickle import unpickle
 from gemmule.checkpoints.zipped import (
     READ_BYTES,
     checked_members,
@@ -46,13 +42,6 @@ FUSED = "self_attn.qkv_proj.weight"
 SCALER = "_scaler"
 _DROPPED = {"freqs_cis"}  # rotary angles, which follow from the config
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
-
-# What the pickle of a state dict names, as pickletools spells it.
-_HARMLESS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size)"
-)
-# Other ways to name an object, or to build one. torch.save does not use them by default.
-_FOREIGN = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 
 
 def open_gemma_pytorch(path: Path) -> Checkpoint:
@@ -236,13 +225,12 @@ def _read(file: MappedFile) -> tuple[dict[str, _Raw], object]:
         if order not in {b"", b"little"}:
             raise CheckpointError(f"{path} was written on a machine of another byte order")
         pickled = _content(archive, records["data.pkl"], path)
-        _refuse_code(pickled, path)
         storages = {
             name: (data_start(archive, member, path), member.file_size)
             for name, member in records.items()
             if name.startswith("data/")
         }
-    value, keys = _unpickle(pickled, list(storages), path)
+    value, starts = unpickle(pickled, storages, path)
     outer: dict[Any, Any] = value if isinstance(value, dict) else {}
     weights = outer.get("model_state_dict", outer)
     if not isinstance(weights, dict) or not weights:
@@ -257,8 +245,8 @@ def _read(file: MappedFile) -> tuple[dict[str, _Raw], object]:
                 f"{path}: {name!r} is of type {type(tensor).__name__}; expected tensors by name"
             )
         if name not in _DROPPED:
-            key = keys.get(getattr(tensor.untyped_storage(), "_checkpoint_offset", -1), "")
-            found[name] = _raw(file, name, tensor, *storages.get(key, (0, 0)))
+            storage = starts.get(getattr(tensor.untyped_storage(), "_checkpoint_offset", -1), "")
+            found[name] = _raw(file, name, tensor, *storages.get(storage, (0, 0)))
     return found, outer.get("config")
 
 
@@ -271,13 +259,8 @@ def _raw(file: MappedFile, name: str, tensor: Tensor, start: int, size: int) -> 
         )
     first = int(tensor.storage_offset()) * tensor.dtype.itemsize
     last = first + tensor.numel() * tensor.dtype.itemsize
-    # A repeated or flipped view would be more than, or not, what lies in the storage.
-    if (
-        not tensor.is_contiguous()
-        or tensor.is_neg()
-        or tensor.ndim not in {1, 2}
-        or not 0 <= first < last <= size
-    ):
+    # A repeated view would be more than what lies in the storage.
+    if not tensor.is_contiguous() or tensor.ndim not in {1, 2} or not 0 <= first < last <= size:
         raise CheckpointError(
             f"{file.path}: {name} {list(tensor.shape)} is no plain matrix or vector in its storage "
             f"of {size} bytes; save it anew with .contiguous(), or download it again"
@@ -302,42 +285,3 @@ def _content(archive: ZipFile, member: ZipInfo | None, path: Path) -> bytes:
         return archive.read(member)
     except Exception as e:  # as when opening: a damaged archive breaks zipfile in many ways
         raise CheckpointError(f"{path} is damaged ({first_line(e)}); download it again") from None
-
-
-def _refuse_code(pickled: bytes, path: Path) -> None:
-    """Raises unless the pickle names nothing but what tensors are made of."""
-    try:
-        for op, argument, _ in pickletools.genops(pickled):
-            named = op.name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument))
-            if named or op.name in _FOREIGN:
-                what = op.name if argument is None else str(argument).replace(" ", ".")
-                raise CheckpointError(
-                    f"{path} holds code besides weights (it asks for {what}); nothing of it was "
-                    "run. Use a file that torch.save made, with its own pickle protocol, of "
-                    "tensors alone, or safetensors"
-                )
-    except CheckpointError:
-        raise
-    except Exception as e:  # pickletools raises whatever its parts do on a broken pickle
-        raise CheckpointError(f"{path}: its pickle is damaged ({first_line(e)})") from None
-
-
-def _unpickle(pickled: bytes, storages: list[str], path: Path) -> tuple[object, dict[int, str]]:
-    """What the pickle holds, its tensors without data, and which offset means which storage."""
-    slim, keys = io.BytesIO(), {}
-    with ZipFile(slim, "w") as archive:
-        archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/version", "3")
-        for name in storages:
-            archive.writestr(ZipInfo(f"archive/{name}"), b"")
-            member = archive.getinfo(f"archive/{name}")
-            keys[member.header_offset + len(member.FileHeader())] = name
-    slim.seek(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an odd pickle; errors say what matters
-            return torch.load(slim, map_location="meta", weights_only=True), keys
-    except Exception as e:  # torch's reader raises whatever its parts do on a broken pickle
-        raise CheckpointError(
-            f"{path} cannot be read as weights ({first_line(e)}); download it again"
-        ) from None

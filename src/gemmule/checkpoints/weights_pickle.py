@@ -1,0 +1,180 @@
+"""The pickle in a .ckpt file, read without running any of it.
+
+torch's weights-only reader runs no code of a pickle, but can still be made to fill the memory
+(bytearray is among what it may call), to hang or to crash (a dictionary's key can be tuples of
+tuples that take forever to hash). So a pickle is first walked through without making anything:
+it passes when it holds nothing but what torch.save writes of tensors and plain values by name.
+"""
+
+import io
+import pickletools
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from zipfile import ZipFile, ZipInfo
+
+import torch
+
+from gemmule.checkpoints.zipped import first_line
+from gemmule.errors import CheckpointError
+
+# What a value on the pickle machine's stack is known to be; a tuple's is the tuple of its parts'.
+_Kind = str | tuple[str, ...]
+_PLAIN = {
+    "EMPTY_DICT": "dict",
+    "EMPTY_LIST": "list",
+    "BINUNICODE": "text",
+    "BININT": "int",
+    "BININT1": "int",
+    "BININT2": "int",
+    "LONG1": "int",
+    "BINFLOAT": "value",
+    "NONE": "value",
+    "NEWTRUE": "value",
+    "NEWFALSE": "value",
+}
+_KEYS = ("text", "int")  # hashed in no time; compared one by one, since a kind may be a tuple
+_ENDED_BY_MARK = {"TUPLE", "SETITEMS", "APPENDS"}
+_LONGEST = 16  # items in a tuple; a tensor's are described by six
+_STORAGE_CLASS = re.compile(r"torch \w+Storage")
+_PERSISTENT = ("text", "storage class", "text", "text", "int")
+# What may be called, of which arguments, and what it makes. Spelled as pickletools does.
+_CALLS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "collections OrderedDict": ((), "dict"),
+    "torch._utils _rebuild_tensor_v2": (
+        ("storage", "int", "ints", "ints", "value", "dict"),
+        "tensor",
+    ),
+    "torch._utils _rebuild_parameter": (("tensor", "value", "dict"), "tensor"),
+}
+
+
+class _Refused(Exception):
+    """What the pickle holds that it should not."""
+
+
+def unpickle(
+    pickled: bytes, storages: Iterable[str], path: Path
+) -> tuple[object, Mapping[int, str]]:
+    """What the pickle holds, its tensors without data.
+
+    torch reads it out of an archive made here, with empty storages: so it never reads the file
+    itself, and where an empty storage begins tells which one a tensor has.
+
+    Args:
+        pickled: the content of data.pkl.
+        storages: names of the file's storages, such as "data/0".
+        path: the file, for messages.
+
+    Returns:
+        The value, and storages' names by their tensors' `untyped_storage()._checkpoint_offset`.
+
+    Raises:
+        CheckpointError: when it holds code, or anything but tensors and plain values by name.
+    """
+    try:
+        _walk(pickled)
+    except _Refused as e:
+        raise CheckpointError(
+            f"{path} holds {e}; nothing of it was run. Use safetensors, or a file that torch.save "
+            "made, with its own pickle protocol, of tensors by name"
+        ) from None
+    except Exception as e:  # pickletools raises whatever its parts do on a broken pickle
+        raise CheckpointError(
+            f"{path}: its pickle is damaged ({first_line(e)}); download it again"
+        ) from None
+    slim, starts = io.BytesIO(), {}
+    with ZipFile(slim, "w") as archive:
+        archive.writestr(ZipInfo("archive/version"), "3")
+        archive.writestr(ZipInfo("archive/data.pkl"), pickled)
+        for name in storages:
+            member = ZipInfo(f"archive/{name}")
+            archive.writestr(member, b"")
+            starts[member.header_offset + len(member.FileHeader())] = name
+    slim.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # errors say what matters
+            return torch.load(slim, map_location="meta", weights_only=True), starts
+    except Exception as e:  # as above
+        raise CheckpointError(
+            f"{path} cannot be read as weights ({first_line(e)}); download it again"
+        ) from None
+
+
+def _walk(pickled: bytes) -> None:  # noqa: PLR0912 (one case an operation)
+    """Follows the values through the pickle, as its machine would make them, by kind alone."""
+    stack: list[_Kind] = []
+    outer: list[list[_Kind]] = []  # stacks left at a mark
+    memo: dict[object, _Kind] = {}
+    for op, argument, _ in pickletools.genops(pickled):
+        items: list[_Kind] = []
+        if op.name in _ENDED_BY_MARK:
+            items, stack = stack, outer.pop()
+        match op.name:
+            case "PROTO":
+                _expect(argument == 2, f"a pickle of protocol {argument}")
+            case "STOP":
+                pass
+            case "MARK":
+                outer.append(stack)
+                stack = []
+            case name if name in _PLAIN:
+                if isinstance(argument, int) and argument.bit_length() > 63:
+                    raise _Refused("a number of absurd size")
+                stack.append(_PLAIN[name])
+            case "GLOBAL":
+                stack.append(_global(str(argument)))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                _expect(argument in memo, "a reference to nothing")
+                stack.append(memo[argument])
+            case "EMPTY_TUPLE" | "TUPLE":
+                stack.append(_tuple(items))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack[-int(op.name[-1]) :] = [_tuple(stack[-int(op.name[-1]) :])]
+            case "BINPERSID":
+                _expect(stack.pop() == _PERSISTENT, "a reference to something outside")
+                stack.append("storage")
+            case "REDUCE":
+                arguments, called = stack.pop(), str(stack.pop())
+                wanted, made = _CALLS.get(called, (None, ""))
+                _expect(arguments == wanted, "a call of other arguments than a tensor's")
+                stack.append(made)
+            case "BUILD":  # of what a module's state dict knows besides: its versions
+                _expect((stack.pop(), stack[-1]) == ("dict", "dict"), "an object with a state")
+            case "SETITEM" | "SETITEMS":
+                items = items or [stack.pop(-2), stack.pop()]
+                named = all(key in _KEYS for key in items[::2])
+                _expect(named and stack[-1] == "dict", "values under something else than names")
+            case "APPEND" | "APPENDS":
+                items = items or [stack.pop()]
+                _expect(stack[-1] == "list", "values put into something else than a list")
+            case _:
+                what = "" if argument is None else f" of {str(argument).replace(' ', '.'):.80}"
+                raise _Refused(f"more than weights (its pickle has {op.name}{what})")
+
+
+def _global(name: str) -> str:
+    if _STORAGE_CLASS.fullmatch(name):
+        return "storage class"
+    if name not in _CALLS:
+        raise _Refused(f"code besides weights (it asks for {name.replace(' ', '.'):.80})")
+    return name
+
+
+def _tuple(items: Iterable[_Kind]) -> tuple[str, ...]:
+    """A tuple's kind. Tuples in it are told apart no further, lest a page become a library."""
+    items = list(items)
+    _expect(len(items) <= _LONGEST, "a tuple of absurd length")
+    return tuple(
+        item if isinstance(item, str) else "ints" if all(x == "int" for x in item) else "tuple"
+        for item in items
+    )
+
+
+def _expect(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise _Refused(otherwise)
