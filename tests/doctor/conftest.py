@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_server import Server
+from fake_server import Server, felt_model
 
 from gemmule.checkpoints.hf_writer import save_model
 from gemmule.infer.language_model import LanguageModel, load
-from gemmule.model.config import GemmaConfig
-from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -28,23 +26,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return train_tokenizer([Path(textwrap.__file__).read_text()], 540)
-
-
-def felt_model() -> Gemma:
-    """Weights under which caps, window and scale are all felt on the served weights too."""
-    model = Gemma(
-        GemmaConfig(
-            vocab_size=544, hidden_size=48, intermediate_size=96, num_hidden_layers=4,
-            num_attention_heads=8, num_key_value_heads=4, head_dim=16, query_pre_attn_scalar=12,
-            sliding_window=9, max_position_embeddings=128,
-        )
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            std = 0.3 if "norm" in name else 1.0
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
-    return model
 
 
 @pytest.fixture(scope="session")

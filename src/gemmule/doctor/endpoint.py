@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gemmule.doctor import reference
 from gemmule.doctor.bugs import known_bugs
-from gemmule.doctor.findings import Finding, logit_rows, property_row
+from gemmule.doctor.findings import Finding, logit_rows, property_row, unless
 from gemmule.doctor.local import GemmuleText, weights_of
 from gemmule.doctor.probe import MARGIN, Probe, distance
 from gemmule.doctor.reference import Numerics, Variant
@@ -154,7 +154,9 @@ def examine(client: Client, lm: LanguageModel, dtype: torch.dtype) -> list[Row]:
         bar.update(2, "known bugs")
         rows = logit_rows([probe])
         bar.update(3, "decoding")
-        rows_after = [_batch_row(client, lm, text, probe), _decode_row(client, lm, dtype, count)]
+        wrong = [rows[-1].check] if rows[-1].result == FAIL else []
+        decode = unless(_decode_row(client, lm, dtype, count), wrong)
+        rows_after = [_batch_row(client, lm, text, probe), decode]
         bar.update(5, "text")
         bos = _bos_row(probes, count)
     untestable = [

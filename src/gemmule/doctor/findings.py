@@ -50,6 +50,13 @@ def _figure(error: float, effect: float) -> str:
     return f"{number(error)}; bug {number(effect)}"
 
 
+def unless(row: Row, broken: Sequence[str]) -> Row:
+    """`row`, or that its failure says nothing while the checks it builds on fail."""
+    if row.result == FAIL and broken:
+        return Row(row.check, CANNOT_TELL, row.figure, f"mend this first: {broken[0]}")
+    return row
+
+
 def logit_rows(probes: Sequence[Probe], head_is_wrong: bool = False) -> list[Row]:
     """The rows that comparing logits decides, and one for whatever has no name.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gemmule.doctor import reference, stress
 from gemmule.doctor.bugs import Bug, known_bugs
-from gemmule.doctor.findings import Finding, property_row
+from gemmule.doctor.findings import Finding, property_row, unless
 from gemmule.doctor.local import LocalModel
 from gemmule.doctor.probe import Probe, distance
 from gemmule.doctor.reference import Numerics, Variant
@@ -213,7 +213,7 @@ def batch_finding(s: Subject) -> Finding:
     alone = [s.logits, *(s.model.logits(tokens[i : i + 1])[0] for i in range(1, len(rows)))]
     pairs = list(zip(s.model.logits(tokens), alone, strict=True))
     if s.stressed:
-        chunks = _chunks(s, len(s.ids) // 2)
+        chunks = _chunks(s, len(s.ids) - 8)
         together = s.model.decode(tokens, chunks)
         pairs += [
             (together[i], s.model.decode(tokens[i : i + 1], chunks)[0]) for i in range(len(rows))
@@ -235,7 +235,7 @@ def decode_findings(s: Subject) -> tuple[list[Finding], list[Finding]]:
     T, W = len(s.ids), s.config.sliding_window
     plans = [_chunks(s, T - 5)]
     if s.stressed:
-        plans = [_chunks(s, stress.PREFILL), _chunks(s, T // 2), [7, 13, 1, 1, T - 22]]
+        plans = [_chunks(s, stress.PREFILL), [7, 13, 1, 1, T - 22]]
     within: list[Finding] = []
     beyond: list[Finding] = []
     tokens = torch.tensor([s.ids])
@@ -339,7 +339,7 @@ def invariance_rows(subjects: Sequence[Subject], tick: Callable[[str], None]) ->
         "with a cache, logits are wrong once the window is full: look at which keys local layers "
         "keep, and at their mask",
     )
-    rows.append(_unless(past, ["prefill = decode"] if rows[-1].result == FAIL else []))
+    rows.append(unless(past, ["prefill = decode"] if rows[-1].result == FAIL else []))
     tick("generation")
     generation = property_row(
         "batched generation",
@@ -348,13 +348,6 @@ def invariance_rows(subjects: Sequence[Subject], tick: Callable[[str], None]) ->
         "generating several prompts at once takes tokens that are not the likeliest: look at "
         "padding and positions during decoding",
     )
-    rows.append(_unless(generation, [row.check for row in rows if row.result == FAIL]))
+    rows.append(unless(generation, [row.check for row in rows if row.result == FAIL]))
     leaking = [bug.check for s in subjects for bug in s.probe.causes or () if bug.leaks]
-    return [_unless(row, leaking) for row in rows]
-
-
-def _unless(row: Row, broken: Sequence[str]) -> Row:
-    """`row`, or that its failure says nothing while the checks it builds on fail."""
-    if row.result == FAIL and broken:
-        return Row(row.check, CANNOT_TELL, row.figure, f"mend this first: {broken[0]}")
-    return row
+    return [unless(row, leaking) for row in rows]
