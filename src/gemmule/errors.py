@@ -14,6 +14,8 @@ GemmuleError                everything raised on purpose
 A message says what we got, what is allowed, and what to do.
 """
 
+_LONGEST = 1500  # characters of a message
+
 
 class GemmuleError(Exception):
     """Base of every error raised on purpose."""
@@ -25,6 +27,9 @@ class UserError(GemmuleError):
     """A mistake the user can mend; the command line prints its message without a traceback."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_readable(message))
 
 
 class ConfigError(UserError):
@@ -62,3 +67,12 @@ class Interrupted(GemmuleError):
     """A clean stop on request; the message says how to resume."""
 
     exit_code = 130
+
+
+def _readable(message: str) -> str:
+    """`message` as a terminal can show it: what it quotes may come from a hostile file."""
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST * 2 // 3]} … {message[-_LONGEST // 3 :]}"
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message
+    )

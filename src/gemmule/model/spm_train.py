@@ -72,14 +72,16 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
     chunks = _even_sample(texts)
     if not chunks:
         raise TokenizerError("no text to train a tokenizer on: pass at least a few kilobytes")
-    out = io.BytesIO()
+    common, out = _without_rare(chunks, vocab_size), io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_without_rare(chunks, vocab_size)),
+            sentence_iterator=iter(common),
             model_writer=out,
             model_type="bpe",
             vocab_size=vocab_size,
             character_coverage=1.0,
+            # Without a piece of its own a space would come back as U+2581.
+            required_chars="" if any(" " in chunk for chunk in common) else SPACE,
             byte_fallback=True,
             split_digits=True,
             split_by_unicode_script=True,
@@ -173,7 +175,7 @@ def _without_rare(chunks: list[str], vocab_size: int) -> list[str]:
     taken = 0
     # Ties in code point order, so that the choice does not depend on the order of the text.
     for n, (char, count) in enumerate(sorted(counts.items(), key=lambda c: (-c[1], c[0]))):
-        if n >= limit or taken > _COVERAGE * total:
+        if char != " " and (n >= limit or taken > _COVERAGE * total):
             rare.append(re.escape(char))
         taken += count
     if not rare:

@@ -390,8 +390,13 @@ def _layout_problem(pieces: list[tuple[str, int]]) -> str | None:
             return f"{piece!r} is not marked as a byte"
     if [kind for _, kind in pieces[:4]] != [CONTROL, CONTROL, CONTROL, UNKNOWN]:
         return "its first four pieces are not marked as control pieces"
-    stray = [p for p, kind in pieces[FIRST_LEARNED_ID:] if kind in (BYTE, UNKNOWN)]
-    return f"{stray[0]!r} is marked as a byte or as unknown" if stray else None
+    others = pieces[4:FIRST_BYTE_ID] + pieces[FIRST_LEARNED_ID:]
+    stray = [piece for piece, kind in others if kind in (BYTE, UNKNOWN)]
+    if stray:
+        return f"{stray[0]!r} is marked as a byte or as unknown"
+    # Spelled in bytes a space would come back as U+2581.
+    spaces = {(SPACE, NORMAL), (SPACE, USER_DEFINED)}
+    return None if spaces.intersection(pieces) else "no piece of it stands for a single space"
 
 
 def _spec_problem(proto: Any) -> str | None:
