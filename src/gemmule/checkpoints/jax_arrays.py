@@ -1,5 +1,6 @@
 """Arrays of a JAX parameter tree, still in their file, whatever keeps them."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ DTYPES = {
     "|V2": torch.bfloat16,
     "bfloat16": torch.bfloat16,
 }
+_LARGEST_DIM = 2**60  # and elements: torch counts in 64 bits
 
 
 class StoredArray(ABC):
@@ -53,7 +55,13 @@ def parse_array(shape: object, dtype: str, where: str) -> tuple[tuple[int, ...],
             f"{where} is stored as {dtype}; supported are little-endian float16, float32, float64 "
             "and bfloat16"
         )
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
+    possible = isinstance(shape, tuple) and all(
+        isinstance(n, int) and 0 < n <= _LARGEST_DIM for n in shape
+    )
+    if not possible:  # which may be a number that Python refuses to print
+        raise CheckpointError(f"{where} has an impossible shape")
+    assert isinstance(shape, tuple)
+    if math.prod(shape) > _LARGEST_DIM:
         raise CheckpointError(f"{where} has the impossible shape {shape!r:.80}")
     return shape, DTYPES[dtype]
 
