@@ -443,6 +443,9 @@ NEST = b"\x80\x02})" + b"\x85" * 300_000
         (b"\x80\x02(" + b"K\1" * 17 + b"t.", "a tuple of absurd length"),
         (b"\x80\x02X\1\0\0\0aQ.", "a reference to something outside"),
         (b"\x80\x02}]K\1a" + b"K\1s.", "values under something else than names"),
+        (b"\x80\x02}X\1\0\0\0a}(us.", "'a' is of type dict"),  # nothing set in it
+        (b"\x80\x02}X\1\0\0\0a](es.", "'a' is of type list"),
+        (b"\x80\x02}X\1\0\0\0a)(uK\1s.", "values under something else than names"),
         (b"\x80\x02}K\1a.", "values put into something else than a list"),
         (b"\x80\x02K\1)R.", "a call of other arguments"),
         (b"\x80\x02(K\1.", "cannot be read as weights|no state dict"),

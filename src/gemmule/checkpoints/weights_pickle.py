@@ -113,16 +113,14 @@ def _walk(pickled: bytes) -> None:  # noqa: PLR0912 (one case an operation)
         if op.name in _ENDED_BY_MARK:
             items, stack = stack, outer.pop()
         match op.name:
-            case "PROTO":
-                _expect(argument == 2, f"a pickle of protocol {argument}")
-            case "STOP":
-                pass
+            case "PROTO" | "STOP":
+                _expect(argument in {2, None}, f"a pickle of protocol {argument}")
             case "MARK":
                 outer.append(stack)
                 stack = []
             case name if name in _PLAIN:
-                if isinstance(argument, int) and argument.bit_length() > 63:
-                    raise _Refused("a number of absurd size")
+                small = not isinstance(argument, int) or argument.bit_length() < 64
+                _expect(small, "a number of absurd size")
                 stack.append(_PLAIN[name])
             case "GLOBAL":
                 stack.append(_global(str(argument)))
@@ -146,15 +144,16 @@ def _walk(pickled: bytes) -> None:  # noqa: PLR0912 (one case an operation)
             case "BUILD":  # of what a module's state dict knows besides: its versions
                 _expect((stack.pop(), stack[-1]) == ("dict", "dict"), "an object with a state")
             case "SETITEM" | "SETITEMS":
-                items = items or [stack.pop(-2), stack.pop()]
-                named = all(key in _KEYS for key in items[::2])
-                _expect(named and stack[-1] == "dict", "values under something else than names")
+                if op.name == "SETITEM":
+                    items = [stack.pop(-2), stack.pop()]
+                fits = stack[-1] == "dict" and all(key in _KEYS for key in items[::2])
+                _expect(fits, "values under something else than names")
             case "APPEND" | "APPENDS":
-                items = items or [stack.pop()]
+                del stack[len(stack) - (op.name == "APPEND") :]
                 _expect(stack[-1] == "list", "values put into something else than a list")
             case _:
-                what = "" if argument is None else f" of {str(argument).replace(' ', '.'):.80}"
-                raise _Refused(f"more than weights (its pickle has {op.name}{what})")
+                of = "" if argument is None else f" of {str(argument).replace(' ', '.'):.80}"
+                raise _Refused(f"more than weights (its pickle has {op.name}{of})")
 
 
 def _global(name: str) -> str:
