@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 from torch import Tensor
 from torch.nn import functional as F
 
 from gemmule.checkpoints import places
 from gemmule.checkpoints.checkpoint import of_model
+from gemmule.checkpoints.gguf_blocks import quantise
 from gemmule.checkpoints.gguf_reader import open_gguf
 from gemmule.checkpoints.gguf_writer import layouts
 from gemmule.model import gemma
@@ -44,6 +47,7 @@ CONFIG = GemmaConfig(
     final_logit_softcapping=15.0,
 )
 IDS = [2, *torch.randint(3, 512, (39,), generator=torch.Generator().manual_seed(1)).tolist()]
+UP = "layers.1.mlp.up_proj.weight"
 OF_27B = {"num_hidden_layers": 46, "hidden_size": 96, "query_pre_attn_scalar": 24}
 
 
@@ -162,6 +166,32 @@ def test_each_fact_of_the_config_is_felt(export: Any, wrong: dict[str, Any]) -> 
     other = Gemma(CONFIG.model_copy(update=wrong))
     other.load_state_dict(model.state_dict())
     assert difference(our_logits(other), their_logits(path)) > 2e-2
+
+
+@pytest.mark.usefixtures("table_gelu")
+@pytest.mark.parametrize("name", ["Q4_K_M", "Q6_K", "Q8_0", "Q4_0"])
+def test_what_llama_cpp_quantises_is_read(export: Any, name: str, capsys: Any) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    wide = {"hidden_size": 256, "intermediate_size": 512}  # K blocks hold 256 numbers
+    model, path = export("F32", **wide)
+    theirs = path.with_name("theirs.gguf")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}"), 1
+    failed = llama_cpp.llama_model_quantize(str(path).encode(), str(theirs).encode(), params)
+    assert not failed
+    with open_gguf(theirs) as checkpoint:
+        assert checkpoint.config == model.config
+        read, forms = our_logits(checkpoint.load()), checkpoint.stored_as
+        matrix = torch.cat([c.clone() for c in checkpoint.tensors[UP].chunks()])
+    apart = difference(read, their_logits(theirs))
+    with capsys.disabled():
+        print(f"\n  quantised by llama.cpp as {name} ({', '.join(forms)}): {apart:.2g}")
+    assert name.removesuffix("_M") in forms
+    assert apart < 1
+    if name in {"Q8_0", "Q4_0"}:
+        blocks = quantise(model.get_parameter(UP).detach(), name).numpy()
+        again = dequantize(blocks, GGMLQuantizationType[name])
+        assert torch.equal(torch.from_numpy(again).view(matrix.shape), matrix)
 
 
 @pytest.fixture

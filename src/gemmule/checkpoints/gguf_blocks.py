@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 32
-_AT_ONCE = 2**18  # numbers: their temporaries stay in a core's cache
+_AT_ONCE = 2**20  # numbers: enough for every core, with temporaries of a few megabytes
 # Added before cutting the fraction off, it rounds halves up and what is just below them down:
 # in fp32 0.5 itself would carry 0.49999997 over.
 _BELOW_HALF = torch.tensor(0.5).nextafter(torch.tensor(0.0))
