@@ -36,7 +36,8 @@ def change(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
     return plant
 
 
-def test_sdpa_ignores_the_cap(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sdpa_ignores_the_cap(folder: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As older releases passed Gemma 2 to sdpa; this one refuses, so that it is rebuilt here."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -50,7 +51,7 @@ def test_sdpa_ignores_the_cap(folder: str, monkeypatch: pytest.MonkeyPatch) -> N
         (transformers.AttentionMaskInterface, sdpa_mask),
     ):
         monkeypatch.setitem(registry._global_mapping, name, function)
-    found = failures(folder, attention=name)
+    found = failures(folder, attention=name, dtype=dtype)
     assert list(found) == ["attention soft cap"], found
     assert "attention cap is missing" in found["attention soft cap"]
     assert "never sdpa" in found["attention soft cap"]

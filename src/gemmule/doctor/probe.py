@@ -124,7 +124,9 @@ class Probe:
             errors = [distance(self.values, e) for e in self.expected(variants)]
             nearest = min(range(len(sets)), key=errors.__getitem__)
             allowed = max(self.tolerance, NOISE_FACTOR * self._noise(variants[nearest]))
-            if errors[nearest] <= min(allowed, self.error / MARGIN):
+            # What was established on sharper weights needs no clear lead here.
+            lead = 1.0 if sets[nearest] == self.suspects else MARGIN
+            if errors[nearest] <= min(allowed, self.error / lead):
                 return sets[nearest]
         return None
 
