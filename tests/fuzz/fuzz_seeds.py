@@ -1,0 +1,239 @@
+"""The sound inputs that damage begins with: tiny models in every form there is a reader for."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mutate import pack
+from mutate_gguf import Gguf, parse
+from mutate_proto import packed, varint
+from safetensors.torch import save, save_file
+
+from gemmule.checkpoints import gemma_pytorch_writer, gguf_writer
+from gemmule.checkpoints.checkpoint import of_model
+from gemmule.checkpoints.gguf_header import ENCODINGS
+from gemmule.checkpoints.hf_config import to_hf
+from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.places import FileLayout, write
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+
+Weights = dict[str, torch.Tensor]
+
+_CONFIG = GemmaConfig(
+    vocab_size=512,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    query_pre_attn_scalar=4,
+    sliding_window=6,
+    max_position_embeddings=64,
+)
+# ggml's blocks hold 32 numbers of a row, its k-quants 256.
+_BLOCKS = _CONFIG.model_copy(update={"hidden_size": 32, "intermediate_size": 32})
+_WIDE = _CONFIG.model_copy(
+    update={"hidden_size": 256, "intermediate_size": 32, "num_attention_heads": 1, "head_dim": 2}
+)
+
+
+def _model(config: GemmaConfig) -> Gemma:
+    model = Gemma(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+class Maker:
+    """Makes the seeds of each target, in a folder of its own."""
+
+    def __init__(self, work: Path, tokenizer: Tokenizer) -> None:
+        self.work, self.tokenizer = work, tokenizer
+        self.model = _model(_CONFIG)
+        self.names = {f"model.{k}": v.detach() for k, v in self.model.state_dict().items()}
+        save_model(self.model, tokenizer, work / "hf")
+        self.config_json = (work / "hf/config.json").read_bytes()
+        self.tokenizer_model = (work / "hf/tokenizer.model").read_bytes()
+        self.weights = (work / "hf/model.safetensors").read_bytes()
+
+    def safetensors(self) -> list[bytes]:
+        half = {name: tensor.bfloat16() for name, tensor in self.names.items()}
+        tied = self.names | {"lm_head.weight": self.names["model.embed_tokens.weight"].clone()}
+        return [pack([self.weights]), pack([save(half)]), pack([save(tied, {"format": "pt"})])]
+
+    def safetensors_sharded(self, index: str, shards: Sequence[str]) -> list[bytes]:
+        parts = self._halves()
+        for part, name in zip(parts, shards, strict=True):
+            save_file(part, self.work / name)
+        return [self._sharded(shards, parts, [(self.work / name).read_bytes() for name in shards])]
+
+    def _halves(self) -> list[Weights]:
+        names = list(self.names)
+        return [{name: self.names[name] for name in part} for part in (names[:5], names[5:])]
+
+    @staticmethod
+    def _sharded(shards: Sequence[str], parts: list[Weights], data: list[bytes]) -> bytes:
+        where = {n: shard for part, shard in zip(parts, shards, strict=True) for n in part}
+        text = json.dumps({"metadata": {"total_size": 1}, "weight_map": where}).encode()
+        return pack([text, *data])
+
+    def configs(self) -> list[bytes]:
+        small = {k: v for k, v in to_hf(_CONFIG, "float32").items() if k != "layer_types"}
+        small["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
+        return [pack([self.config_json]), pack([json.dumps(small).encode()])]
+
+    # --- gemma_pytorch ---
+
+    def ckpt(self) -> list[bytes]:
+        (layout,) = gemma_pytorch_writer.layouts(of_model(self.model, self.tokenizer))
+        fused = self._fused(self.names)
+        return [
+            pack([self._written(layout), None]),
+            pack([_saved({"model_state_dict": fused}), self.config_json]),
+            pack([_saved(_int8(fused)), self.config_json]),
+        ]
+
+    def ckpt_sharded(self, index: str, shards: Sequence[str]) -> list[bytes]:
+        fused = self._fused(self.names)
+        names = list(fused)
+        parts = [{n: fused[n] for n in part} for part in (names[:4], names[4:])]
+        return [self._sharded(shards, parts, [_saved(part) for part in parts])]
+
+    @staticmethod
+    def _fused(names: Weights) -> Weights:
+        """The weights under gemma_pytorch's names."""
+        found = {n: t for n, t in names.items() if "embed" not in n and "self_attn." not in n}
+        layer = "model.layers.0.self_attn."
+        found["embedder.weight"] = names["model.embed_tokens.weight"]
+        found[f"{layer}o_proj.weight"] = names[f"{layer}o_proj.weight"]
+        found[f"{layer}qkv_proj.weight"] = torch.cat(
+            [names[f"{layer}{part}_proj.weight"] for part in "qkv"]
+        )
+        return found
+
+    def _written(self, layout: FileLayout) -> bytes:
+        write([layout], self.work)
+        return (self.work / layout.name).read_bytes()
+
+    # --- JAX ---
+
+    def npz(self) -> list[bytes]:
+        arrays = self._tree()
+        flat = {f"transformer/{name}": array for name, array in arrays.items()}
+        stacked = {
+            name.replace("layer_0", "params/stacked_layers/attention_type_0"): array[None]
+            if "layer_0" in name
+            else array
+            for name, array in arrays.items()
+        }
+        bfloat16 = {
+            name: torch.from_numpy(array).bfloat16().view(torch.int16).numpy().view("V2")
+            for name, array in arrays.items()
+        }
+        columns = {name: np.asfortranarray(array) for name, array in arrays.items()}
+        return [
+            pack([_npz(arrays)]),
+            pack([_npz(flat, packed=True)]),
+            pack([_npz(stacked)]),
+            pack([_npz(bfloat16)]),
+            pack([_npz(columns, packed=True)]),
+        ]
+
+    @staticmethod
+    def _tree() -> dict[str, np.ndarray]:
+        D, F, H = _CONFIG.hidden_size, _CONFIG.intermediate_size, _CONFIG.head_dim
+        N, K = _CONFIG.num_attention_heads, _CONFIG.num_key_value_heads
+        norms = ("pre_attention_norm", "post_attention_norm", "pre_ffw_norm", "post_ffw_norm")
+        shapes = {
+            "embedder/input_embedding": (_CONFIG.vocab_size, D),
+            "final_norm/scale": (D,),
+            "layer_0/attn/q_einsum/w": (N, D, H),
+            "layer_0/attn/kv_einsum/w": (2, K, D, H),
+            "layer_0/attn/attn_vec_einsum/w": (N, H, D),
+            "layer_0/mlp/gating_einsum": (2, D, F),
+            "layer_0/mlp/linear": (F, D),
+            **{f"layer_0/{norm}/scale": (D,) for norm in norms},
+        }
+        rng = np.random.default_rng(0)
+        return {n: rng.standard_normal(shape, dtype=np.float32) for n, shape in shapes.items()}
+
+    # --- GGUF ---
+
+    def gguf(self) -> list[bytes]:
+        kinds = {"F32": _CONFIG, "F16": _CONFIG, "BF16": _CONFIG, "Q8_0": _BLOCKS, "Q4_0": _BLOCKS}
+        found = []
+        for kind, config in kinds.items():
+            checkpoint = of_model(_model(config), self.tokenizer)
+            (layout,), _ = gguf_writer.layouts(checkpoint, kind)
+            found.append(self._written(layout))
+        wide = of_model(_model(_WIDE), self.tokenizer)
+        (layout,), _ = gguf_writer.layouts(wide, "F16")
+        for turn in range(2):
+            found.append(_requantised(parse(self._written(layout)), turn))
+        return [pack([data]) for data in found]
+
+    # --- tokenizers ---
+
+    def tokenizers(self) -> list[bytes]:
+        # A second one: more pieces, and a long one among them.
+        piece = packed([(1, 2, "\u2581the\u2581sea".encode()), (2, 5, b"\0\0\0\xc2")])
+        symbol = packed([(1, 2, b"<sea>"), (3, 0, varint(4))])
+        more = self.tokenizer_model + packed([(1, 2, piece), (1, 2, symbol)])
+        return [pack([self.tokenizer_model]), pack([more])]
+
+
+def _saved(value: object) -> bytes:
+    out = io.BytesIO()
+    torch.save(value, out)
+    return out.getvalue()
+
+
+def _int8(weights: Weights) -> Weights:
+    """gemma_pytorch's int8 form: matrices with a scaler for each row."""
+    found: Weights = {}
+    for name, tensor in weights.items():
+        if tensor.ndim == 1:
+            found[name] = tensor
+            continue
+        scaler = tensor.abs().amax(1) / 127
+        found[name] = (tensor / scaler[:, None]).round().to(torch.int8)
+        found[f"{name}_scaler"] = scaler
+    return found
+
+
+def _npz(arrays: dict[str, np.ndarray], packed: bool = False) -> bytes:
+    out = io.BytesIO()
+    (np.savez_compressed if packed else np.savez)(out, **arrays)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def _requantised(file: Gguf, turn: int) -> bytes:
+    """The same tensors in every kind of block, filled with numbers whose scales are finite."""
+    by_block: dict[int, list[int]] = {}
+    for code, encoding in ENCODINGS.items():
+        by_block.setdefault(encoding.block, []).append(code)
+    rng = np.random.default_rng(turn)
+    data = b""
+    for i, tensor in enumerate(file.tensors):
+        if tensor.kind != 0:  # norms stay F32
+            width = tensor.dims[0]
+            block = next(b for b in (256, 32, 1) if width % b == 0)
+            tensor.kind = by_block[block][(i + turn * 3) % len(by_block[block])]
+        encoding = ENCODINGS[tensor.kind]
+        size = int(np.prod(tensor.dims)) // encoding.block * encoding.nbytes
+        tensor.offset = len(data)
+        # No byte above 0x6f: whatever is read as a float16 or float32 is finite.
+        filler = rng.integers(0, 0x60, size, dtype=np.uint8)
+        if tensor.kind in {0, 30}:
+            filler %= 0x3F
+        data += filler.tobytes() + bytes(-size % 32)
+    file.data = data
+    return file.packed()
