@@ -191,7 +191,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def send_file(self, name: str) -> None:
-        body, start = self.files[name], 0
+        body, start = next(b for n, b in self.files.items() if n.endswith(name)), 0
         headers = {"ETag": f'"{name}-etag"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
         asked = self.headers.get("Range")
         if self.command == "GET":
@@ -245,6 +245,17 @@ def test_downloads_once(fake_hub: type[FakeHub]) -> None:
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     fake_hub.status = 500  # the hub goes down: the cache serves
     assert locate("org/name").path == folder
+
+
+def test_one_file_of_a_repository(fake_hub: type[FakeHub]) -> None:
+    fake_hub.files = {"q/m-Q8_0.gguf": b"GGUF", "q/m-Q4_0.gguf": b"x" * 9, "README.md": b"hello"}
+    said = message("org/name")
+    assert "if it has GGUF files, name one: hf://org/name/FILE.gguf" in said
+    found = locate("hf://org/name/q/m-Q8_0.gguf")
+    assert found.format == "gguf"
+    assert found.path.read_bytes() == b"GGUF"
+    assert fake_hub.sent == ["m-Q8_0.gguf"]
+    assert "org/name on the hub has no file q/other.gguf" in message("hf://org/name/q/other.gguf")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ _AGAIN = "run the same command again: files that came whole are kept"
 # In the order in which to suggest them.
 _STAGES = ("student", "scratch", "scratch_equal_compute", "teacher")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_HUB_FILES = ["*.json", "*.safetensors", "*.ckpt", "*.jinja", "tokenizer.model"]
 _SUFFIXES = {".gguf": "gguf", ".ckpt": "gemma_pytorch", ".npz": "npz"}
 _SHARDED_CKPT = "pytorch_model.bin.index.json"
 # Any of these makes a folder one that orbax wrote.
@@ -38,7 +39,8 @@ def locate(path: str | Path) -> Located:
     """Finds the checkpoint that `path` means.
 
     A local path always wins. What is none, looks like `org/name` and has no local folder `org`
-    is taken as a hub id and downloaded into the hub's own cache; `hf://org/name` is always one.
+    is taken as a hub id and downloaded into the hub's own cache; `hf://org/name` is always one,
+    and `hf://org/name/model-Q8_0.gguf` is one file of it.
 
     Raises:
         CheckpointError: saying what was found there and what is expected, or why a download
@@ -47,7 +49,7 @@ def locate(path: str | Path) -> Located:
     """
     text = str(path)
     if text.startswith(_HUB_PREFIX):
-        return _within(_download(text.removeprefix(_HUB_PREFIX)))
+        return _on_hub(text.removeprefix(_HUB_PREFIX))
     path = Path(path).expanduser()
     try:
         if path.is_dir():
@@ -58,7 +60,7 @@ def locate(path: str | Path) -> Located:
     if exists:
         return _file(path)
     if _HUB_ID.fullmatch(text) and not path.parent.is_dir():
-        return _within(_download(text))
+        return _on_hub(text)
     raise CheckpointError(f"nothing at {path}{_neighbours(path)}; {_EXPECTED}")
 
 
@@ -128,15 +130,31 @@ def _neighbours(path: Path) -> str:
     return f" ({path.parent} holds {', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
 
 
-def _download(repo: str) -> Path:
+def _on_hub(name: str) -> Located:
+    """A model, or one file of it, from the hub."""
+    repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if file:
+        folder = _download(repo, [file, "config.json", "tokenizer.model"])
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{repo} on the hub has no file {file}")
+        return _file(folder / file)
+    folder = _download(repo, _HUB_FILES, ignore=["*/*"])
+    found = _directly_in(folder)
+    if found is None:
+        raise CheckpointError(
+            f"{repo} holds no model in Hugging Face's layout and no .ckpt file; if it has GGUF "
+            f"files, name one: {_HUB_PREFIX}{repo}/FILE.gguf"
+        )
+    return found
+
+
+def _download(repo: str, allow: list[str], ignore: list[str] | None = None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors as hub
 
     try:
         found = huggingface_hub.snapshot_download(
-            repo,
-            allow_patterns=["*.json", "*.safetensors", "*.ckpt", "tokenizer.model", "*.jinja"],
-            ignore_patterns=["*/*"],
+            repo, allow_patterns=allow, ignore_patterns=ignore
         )
     except KeyboardInterrupt:
         raise Interrupted(f"stopped downloading {repo}: {_AGAIN}") from None
@@ -167,10 +185,7 @@ def _download(repo: str) -> Path:
             with files.writing_to(Path(e.filename or "the hub's cache")):
                 raise
         raise CheckpointError(f"the download of {repo} broke off ({_first(e)}); {_AGAIN}") from e
-    folder = Path(found)
-    if _directly_in(folder) is None:
-        raise CheckpointError(f"{repo} holds no model: neither config.json nor a .ckpt file")
-    return folder
+    return Path(found)
 
 
 def _explain_refusal(repo: str) -> str:
