@@ -39,6 +39,7 @@ def read(data: bytes) -> list[Member]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         found = []
         for m in archive.infolist():
+            m.CRC = None  # type: ignore[assignment] (gemmule's own writer leaves them at zero)
             with archive.open(m) as f:  # a bomb is cut short here
                 found.append(Member(m.filename.encode(), f.read(2**20), m.compress_type))
         return found
