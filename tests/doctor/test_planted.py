@@ -344,7 +344,6 @@ def test_two_bugs_at_once(folder: str, monkeypatch: Patch) -> None:
 def test_a_bug_in_bfloat16(folder: str, monkeypatch: Patch) -> None:
     """A port that rounds positions only when its activations are bf16."""
     original = gemma.rope_tables
-    monkeypatch.setattr(gemma, "rope_tables", original)
     forward = Gemma.hidden_states
 
     def hidden_states(self: Gemma, tokens: torch.Tensor, **more: Any) -> torch.Tensor:
