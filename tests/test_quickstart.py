@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gemmule import files, quickstart, runlog
+from gemmule.checkpoints.convert import convert
 from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
 from gemmule.model.config import PRESETS
 from gemmule.quickstart import Plan, QuickstartConfig, run_quickstart
@@ -257,3 +258,7 @@ def test_one_minute_on_the_standard_library(tmp_path: Path) -> None:
     for model in (found["teacher"], *found["equal_tokens"].values()):
         assert 2 < model["nats_per_token"] < 7
     assert (out / "card" / "index.html").is_file()
+    verified = convert(out / "student", tmp_path / "exported", "hf")["verified"]
+    assert verified["weights"]["equal"]
+    assert verified["reader"]["max_logit_difference"] <= 1e-4  # transformers, on the export
+    assert verified["reader"]["texts_tokenized_alike"] == 200

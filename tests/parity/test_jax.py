@@ -3,7 +3,8 @@
 Its own classes of the three published sizes are shrunk by replacing dimensions only: caps, query
 scale, order of local and global layers, and the layout of the gating weights stay theirs.
 
-Needs the extra `jax`; run with: pytest -m slow tests/parity/test_jax.py
+Needs the extra `gemma` in an environment of its own; run with: pytest -m slow
+tests/parity/test_jax.py
 """
 
 import dataclasses
