@@ -258,4 +258,4 @@ def test_options_named_in_prose_exist(page: Path) -> None:
 
 def options(verb: tuple[str, ...]) -> set[str]:
     command, _ = verb_of(list(verb))
-    return {option for parameter in command.params for option in parameter.opts}
+    return {option for p in command.params for option in (*p.opts, *p.secondary_opts)}

@@ -137,6 +137,19 @@ def test_scores_at_the_cap(cap: float | None) -> None:
         assert all(torch.isfinite(x).all() for x in got)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_dtypes_at_the_cap(dtype: torch.dtype) -> None:
+    """exp(50) does not fit into float16, in which only the plain version's weights would."""
+    q, k, v, _ = (x.to(dtype) for x in inputs(1, 64, 4, 2, 16, seed=3, spread=6.0))
+    index = torch.arange(64)
+    expected = attend64(q.double(), k.double(), v.double(), index, None, 16, 50.0)
+    got = attend_sequence(q, k, v, None, 16, SCALE, 50.0)
+    assert got.dtype == dtype
+    plain = attend(q, k, v, index, index, None, None, 16, SCALE, 50.0)
+    allowed = 2 * (plain.double() - expected).abs().max()  # rounded scores pick other keys
+    assert (got.double() - expected).abs().max() <= allowed
+
+
 @pytest.mark.parametrize("window", [None, 5, 30])
 def test_rows_of_padding_stay_finite(window: int | None) -> None:
     q, k, v, grad = inputs(2, 70, 2, 1, 8, 0)

@@ -93,10 +93,12 @@ def _attend(
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKRH = q_BTNH.view(B, T, K, N // K, H).permute(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+    # The exponential of a capped score does not fit into float16, nor may a sum of values.
+    v_BKSH = (v_BSKH.float() if v_BSKH.dtype == torch.float16 else v_BSKH).transpose(1, 2)
     out_BKRH = _CappedAttention.apply(  # type: ignore[no-untyped-call]
-        q_BKRH, k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2), allowed_BTS[:, None], scale, cap
+        q_BKRH, k_BSKH.transpose(1, 2), v_BKSH, allowed_BTS[:, None], scale, cap
     )
-    return out_BKRH.view(B, N, T, H).transpose(1, 2)
+    return out_BKRH.type_as(q_BTNH).view(B, N, T, H).transpose(1, 2)
 
 
 def _allowed(
