@@ -27,6 +27,7 @@ def writing_to(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied: choose a place you may write to",
             errno.EPERM: "permission denied: choose a place you may write to",
             errno.EROFS: "the file system is read-only: choose another place",
+            errno.ENOENT: "its folder is not there and cannot be made: choose another place",
             errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place",
             errno.EEXIST: "a file of that name, or of its folder's, is in the way: choose another",
             errno.EFBIG: "the file would be larger than this file system or limit allows",
