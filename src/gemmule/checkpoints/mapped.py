@@ -1,6 +1,7 @@
 """A file seen as one long row of bytes, read only where it is looked at."""
 
 import mmap
+import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor
 
 from gemmule.errors import CheckpointError
+
+_DONT_NEED = getattr(mmap, "MADV_DONTNEED", -1)
+# All pages at once instead of a fault for every few; Linux 5.14, which Python has no name for.
+_POPULATE_READ = 22 if sys.platform == "linux" else -1
 
 
 class MappedFile:
@@ -35,8 +40,6 @@ class MappedFile:
         except (OSError, ValueError) as e:
             raise CheckpointError(f"{path} cannot be read, or was cut short: {e}") from None
         self.size = len(self._map)
-        with suppress(AttributeError, OSError):  # not every system takes advice
-            self._map.madvise(mmap.MADV_SEQUENTIAL)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
@@ -50,6 +53,8 @@ class MappedFile:
     def raw(self, start: int, stop: int) -> Tensor:
         """Bytes [start, stop) as they lie in the file; must not be written to."""
         assert 0 <= start <= stop <= self.size
+        if stop - start > mmap.PAGESIZE:
+            self._advise(_POPULATE_READ, start, stop)
         return self._bytes[start:stop]
 
     def view(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -59,8 +64,10 @@ class MappedFile:
 
     def release(self, start: int, stop: int) -> None:
         """Gives the pages of [start, stop) back to the system's cache: they were looked at."""
-        page = mmap.PAGESIZE
-        first = start // page * page
-        with suppress(AttributeError, OSError):
+        self._advise(_DONT_NEED, start, stop)
+
+    def _advise(self, advice: int, start: int, stop: int) -> None:
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        with suppress(AttributeError, OSError):  # not every system takes advice
             if stop > first:
-                self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
+                self._map.madvise(advice, first, stop - first)

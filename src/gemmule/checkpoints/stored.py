@@ -5,14 +5,17 @@ orientation; loading, converting and comparing work on these alone, so that no m
 rows is ever held besides what is being made.
 """
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from gemmule.errors import CheckpointError, ConfigError
 
+_HUGE = 2**22  # from here on huge pages are worth a mapping of their own
 CHUNK_BYTES = 2**24  # of rows handed out at once: large enough to keep all cores busy
 
 FLOATS = {  # safetensors' names of the dtypes weights may have
@@ -86,7 +89,7 @@ class StoredTensor(ABC):
         Raises:
             CheckpointError: when it holds NaN or Inf, or a value that `dtype` cannot.
         """
-        fresh = torch.empty(self.shape, dtype=dtype, device=device)
+        fresh = empty(self.shape, dtype, device)
         at = 0
         for rows in self.chunks():
             part = fresh[at : at + len(rows)]
@@ -122,6 +125,21 @@ class HeldTensor(StoredTensor):
         """See StoredTensor."""
         for rows in self._tensor.split(self.rows_at_once):
             yield rows.cpu()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Like torch.empty, in huge pages where the system has them.
+
+    Filling memory that was just asked for is mostly page faults: four times as fast in pages of
+    2 MiB as in pages of 4 KiB.
+    """
+    nbytes = torch.Size(shape).numel() * dtype.itemsize
+    if device.type != "cpu" or nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # not built into every kernel
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def is_finite(x: Tensor) -> bool:
