@@ -425,7 +425,7 @@ def test_other_pickle_protocols_are_refused(tmp_path: Path) -> None:
             open_gemma_pytorch(path)
 
 
-NEST = b"\x80\x02})" + b"\x85" * 300_000
+NEST = b"\x80\x02})" + b"\x85" * 90_000
 
 
 @pytest.mark.parametrize(

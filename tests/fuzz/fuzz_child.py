@@ -37,7 +37,7 @@ class Shared:
         done: inputs read to their end; -1 until the child is ready.
         reading: 1 while an input is read, 0 while the next one is made.
         loaded, refused, crashes, executed, memory: how these ended.
-        slowest: seconds.
+        slowest: seconds of processor time; the machine may be busy with other things.
         base: resident memory that the sound inputs need, MB.
         growth: most resident memory above that, MB.
     """
@@ -140,7 +140,7 @@ class Child:
         if used:
             resource.setrlimit(resource.RLIMIT_AS, (used + SPACE_BYTES, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends even native code
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends even native code
         shared.done = 0
         shared.save()
 
@@ -149,15 +149,18 @@ class Child:
         shared, problem, loaded = self._shared, "", False
         shared.input, shared.reading = data, 1
         shared.save()
-        began = time.perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, self._hang_seconds)
+        began = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, self._hang_seconds)
         try:
             with self._watch:
                 loaded = self._target.run(self._folder, data)
         except BaseException as e:  # Rust panics and SystemExit are no Exceptions
             problem = describe_error(e)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        shared.slowest = max(shared.slowest, time.perf_counter() - began)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        took = time.process_time() - began
+        if took > shared.slowest:
+            shared.slowest = took
+            (self._work / f"slowest-{self._target.name}.input").write_bytes(data)
         shared.growth = max(shared.growth, resident_mb() - shared.base)
         deeds, grown = self._watch.deeds(), shared.growth > GROWTH_MB
         if deeds:
@@ -231,13 +234,18 @@ def guided(feed: Feed, target: Target, seed: int, first: int, corpus: Path) -> N
         if rng.random() < 0.1:
             return atheris.Mutate(data, max_size)
         # Back to the sound ones now and then: damage upon damage is refused at the first look.
-        start = rng.choice(target.seeds) if rng.random() < 0.3 else data
+        start = rng.choice(target.seeds) if rng.random() < 0.5 else data
         return mutated(rng, start, rng.choice(target.seeds), target.mutations)[:max_size]
 
-    options = {"seed": seed * 100_003 + first + 1, "max_len": LARGEST, "len_control": 0}
-    options |= {"timeout": 0, "rss_limit_mb": 0, "malloc_limit_mb": 0, "reload": 0, "verbosity": 0}
+    options: dict[str, int | str] = {
+        "seed": seed * 100_003 + first + 1,
+        "max_len": LARGEST,
+        "len_control": 0,
+    }
+    options |= {"timeout": 0, "rss_limit_mb": 0, "malloc_limit_mb": 0, "reload": 0}
     handlers = ("abrt", "bus", "fpe", "ill", "int", "segv", "term", "xfsz", "usr1", "usr2")
     options |= {f"handle_{name}": 0 for name in handlers}
+    options |= {"verbosity": 0, "artifact_prefix": f"{corpus.parent}/"}
     arguments = [f"-{name}={value}" for name, value in options.items()]
     atheris.Setup(["fuzz", *arguments, str(corpus)], feed, custom_mutator=mutator)
     atheris.Fuzz()

@@ -32,7 +32,8 @@ class Plan:
         engine: "atheris" or "random".
         seed: of everything.
         work: folder for the inputs being read, corpora and findings; in memory where possible.
-        hang_seconds: longer than this on one input is a hang.
+        hang_seconds: of processor time on one input are a hang; of the clock's, six times as
+            many, since the machine may be busy with other things.
         progress: told of the inputs read so far of the target.
     """
 
@@ -146,8 +147,8 @@ def _wait(pid: int, shared: Shared, plan: Plan, tally: Tally) -> tuple[str, str]
         if last >= 0 and growth > fuzz_child.GROWTH_MB:
             kind = "memory" if shared.reading else _OURS
             reason = kind, f"grew by {growth:.0f} MB"
-        elif last >= 0 and time.monotonic() - since > 3 * plan.hang_seconds:
-            reason = "hang", "not even an alarm ends it"
+        elif last >= 0 and time.monotonic() - since > 6 * plan.hang_seconds:
+            reason = "hang", "it waits, or no alarm ends it"
         if reason:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -155,9 +156,12 @@ def _wait(pid: int, shared: Shared, plan: Plan, tally: Tally) -> tuple[str, str]
     code = os.waitstatus_to_exitcode(status)
     if code == _OUR_CODE:
         return _OURS, "an error outside of any input"
-    if code == -signal.SIGALRM:
-        return "hang", f"longer than {plan.hang_seconds:g} s"
+    if code == -signal.SIGPROF:
+        return "hang", f"longer than {plan.hang_seconds:g} s of work"
     if code < 0:
         said = (plan.work / "log").read_text(errors="replace")[-1500:]
         return "crash", f"{signal.Signals(-code).name} {said}"
-    return ("crash", f"it ended the process with {code}") if code else None
+    shared.refresh()
+    if code or shared.reading:
+        return "crash", f"it ended the process with {code}"
+    return None

@@ -22,6 +22,7 @@ from mutate_proto import PROTO
 from mutate_text import TEXT
 from mutate_zip import ZIP
 
+import gemmule.checkpoints.jax_tree  # noqa: F401 (readers are imported late, and here in time)
 from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.errors import TokenizerError, UserError

@@ -37,6 +37,7 @@ _PLAIN = {
 _KEYS = ("text", "int")  # hashed in no time; compared one by one, since a kind may be a tuple
 _ENDED_BY_MARK = {"TUPLE", "SETITEMS", "APPENDS"}
 _LONGEST = 16  # items in a tuple; a tensor's are described by six
+_MOST_STEPS = 100_000  # of the pickle machine; the 27B's int8 file takes twenty thousand
 _STORAGE_CLASS = re.compile(r"torch \w+Storage")
 _PERSISTENT = ("text", "storage class", "text", "text", "int")
 # What may be called, of which arguments, and what it makes. Spelled as pickletools does.
@@ -108,7 +109,8 @@ def _walk(pickled: bytes) -> None:  # noqa: PLR0912 (one case an operation)
     stack: list[_Kind] = []
     outer: list[list[_Kind]] = []  # stacks left at a mark
     memo: dict[object, _Kind] = {}
-    for op, argument, _ in pickletools.genops(pickled):
+    for step, (op, argument, _) in enumerate(pickletools.genops(pickled)):
+        _expect(step < _MOST_STEPS, "a pickle far longer than weights need")
         items: list[_Kind] = []
         if op.name in _ENDED_BY_MARK:
             items, stack = stack, outer.pop()
