@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gemmule.checkpoints import places, stored
 from gemmule.checkpoints.checkpoint import Checkpoint, of_model
-from gemmule.checkpoints.gguf_blocks import quantise
+from gemmule.checkpoints.gguf_blocks import dequantise, quantise
 from gemmule.checkpoints.gguf_header import ENCODINGS, parse_header
 from gemmule.checkpoints.gguf_names import from_gguf, is_norm, query_scalar, to_gguf
 from gemmule.checkpoints.gguf_reader import open_gguf
@@ -171,6 +171,22 @@ def test_many_blocks_equal_the_library_s(monkeypatch: pytest.MonkeyPatch) -> Non
     for kind in BLOCKS:
         theirs = gguf.quants.quantize(rows.numpy(), GGMLQuantizationType[kind])
         assert quantise(rows, kind).numpy().tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_any_blocks_are_read_as_the_library_does(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random bytes, so that scales are of any size, infinite and NaN too."""
+    monkeypatch.setattr("gemmule.checkpoints.gguf_blocks._AT_ONCE", 100 * 32)
+    nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
+    blocks = torch.randint(0, 256, (70_000, nbytes), generator=torch.Generator().manual_seed(4))
+    blocks = blocks.to(torch.uint8)
+    with np.errstate(all="ignore"):
+        theirs = gguf.quants.dequantize(blocks.numpy(), GGMLQuantizationType[kind])
+    got = dequantise(blocks, kind).numpy()
+    assert np.isnan(theirs).any()
+    np.testing.assert_array_equal(got, theirs)
 
 
 def test_config_and_tokenizer_come_back(whole: Path, pieces: Tokenizer) -> None:

@@ -1,13 +1,14 @@
 """ggml's Q8_0 and Q4_0: blocks of 32 numbers that share a scale.
 
-The gguf package quantises on one core and a few rows at a time; this does the same arithmetic on
-many, and gives the same bytes (tests/checkpoints/test_gguf.py compares them).
+The gguf package works on one core, and for quantising on a few rows at a time; this does the same
+arithmetic on many, and gives the same bytes (tests/checkpoints/test_gguf.py compares them).
 """
 
 import torch
 from torch import Tensor
 
 BLOCK = 32
+OURS = ("Q8_0", "Q4_0")  # what is quantised and dequantised here
 _AT_ONCE = 2**20  # numbers: enough for every core, with temporaries of a few megabytes
 # Added before cutting the fraction off, it rounds halves up and what is just below them down:
 # in fp32 0.5 itself would carry 0.49999997 over.
@@ -23,6 +24,24 @@ def quantise(rows: Tensor, kind: str) -> Tensor:
     """
     function = {"Q8_0": _q8_0, "Q4_0": _q4_0}[kind]
     return torch.cat([function(part) for part in rows.view(-1, BLOCK).split(_AT_ONCE // BLOCK)])
+
+
+def dequantise(blocks: Tensor, kind: str) -> Tensor:
+    """The numbers that `blocks` [blocks, bytes of a block] stand for, fp32, [blocks, BLOCK]."""
+    numbers_of = {"Q8_0": _int8, "Q4_0": _int4}[kind]
+    out = torch.empty(len(blocks), BLOCK)
+    at_once = _AT_ONCE // BLOCK
+    for part, filled in zip(blocks.split(at_once), out.split(at_once), strict=True):
+        torch.mul(numbers_of(part[:, 2:]), scales(part).float(), out=filled)
+    return out
+
+
+def _int8(packed_NB: Tensor) -> Tensor:
+    return packed_NB.view(torch.int8)
+
+
+def _int4(packed_NB: Tensor) -> Tensor:
+    return torch.cat((packed_NB & 15, packed_NB >> 4), 1).view(torch.int8) - 8
 
 
 def scales(blocks: Tensor) -> Tensor:

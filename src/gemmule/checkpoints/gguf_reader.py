@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gemmule.checkpoints import gguf_tokenizer
 from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.gguf_blocks import OURS, dequantise
 from gemmule.checkpoints.gguf_header import Header, TensorInfo, Value, parse_header
 from gemmule.checkpoints.gguf_names import (
     ARCHITECTURE,
@@ -98,6 +99,9 @@ class _GgufTensor(StoredTensor):
     def _decode(self, start: int, stop: int, rows: int) -> Tensor:
         if self._plain is not None:
             decoded = self._file.view(start, stop, self._plain)
+        elif self.stored_as in OURS:
+            blocks = self._file.raw(start, stop).view(-1, self._info.encoding.nbytes)
+            decoded = dequantise(blocks, self.stored_as).view(rows, -1)
         else:
             import gguf
 

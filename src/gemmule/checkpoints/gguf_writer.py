@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gemmule.checkpoints import gguf_tokenizer
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.gguf_blocks import BLOCK, quantise, scales
+from gemmule.checkpoints.gguf_blocks import BLOCK, OURS, quantise, scales
 from gemmule.checkpoints.gguf_header import DEFAULT_ALIGNMENT, ENCODINGS
 from gemmule.checkpoints.gguf_names import (
     ARCHITECTURE,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 # What matrices can be written as, and llama.cpp's number for such a file (llama.h, llama_ftype).
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}
-_BLOCKS = ("Q8_0", "Q4_0")
 _FALLBACK = "F16"  # llama.cpp's too, for rows that blocks do not divide
 _CODES = {encoding.name: code for code, encoding in ENCODINGS.items()}
 
@@ -65,7 +64,7 @@ def layouts(
     factor, notes = _query_factor(config)
     tensors = list(checkpoint.weights())
     kinds = [_kind(tensor, kind) for tensor in tensors]
-    if _FALLBACK in kinds and kind in _BLOCKS:
+    if _FALLBACK in kinds and kind in OURS:
         wide = [to_gguf(t.name) for t, k in zip(tensors, kinds, strict=True) if k == _FALLBACK]
         notes.append(
             f"{len(wide)} matrices are stored as {_FALLBACK}, since {BLOCK} does not divide their "
@@ -121,7 +120,7 @@ def _query_factor(config: GemmaConfig) -> tuple[float, list[str]]:
 def _kind(tensor: StoredTensor, kind: str) -> str:
     if is_norm(tensor.name):
         return "F32"
-    return _FALLBACK if kind in _BLOCKS and tensor.shape[-1] % BLOCK else kind
+    return _FALLBACK if kind in OURS and tensor.shape[-1] % BLOCK else kind
 
 
 def _nbytes(tensor: StoredTensor, kind: str) -> int:
@@ -143,7 +142,7 @@ def _bytes(tensor: StoredTensor, kind: str, factor: float) -> Iterator[Bytes]:
 
 
 def _encode(rows: Tensor, kind: str, where: str) -> Tensor:
-    if kind in _BLOCKS:
+    if kind in OURS:
         stored = quantise(rows, kind)
         fits = is_finite(scales(stored))
     else:
