@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,37 @@ def test_two_thousand_hostile_inputs(tmp_path: Path) -> None:
     check_report(fuzz(tmp_path, "--inputs=2000", "--engine=random"), 2000)
 
 
+@pytest.mark.skipif(find_spec("atheris") is None, reason="needs the atheris package")
+def test_inputs_chosen_by_coverage(tmp_path: Path) -> None:
+    chosen = ("--target=safetensors", "--target=gguf", "--engine=atheris")
+    check_report(fuzz(tmp_path, "--inputs=600", *chosen), 600)
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_hostile_inputs(tmp_path: Path) -> None:
     check_report(fuzz(tmp_path, "--inputs=100000", "--seed=1"), 100_000)
+
+
+def test_a_kept_input_can_be_read_again(
+    everything: dict[str, targets.Target], tmp_path: Path
+) -> None:
+    for data, said in ((everything["config"].seeds[0], "loaded"), (b"", "refused: no config.json")):
+        (tmp_path / "kept.input").write_bytes(data)
+        done = subprocess.run(
+            [sys.executable, str(HERE / "run.py"), "--target=config", "--engine=random",
+             f"--replay={tmp_path / 'kept.input'}"],
+            capture_output=True, text=True, env=ENVIRONMENT, check=True,
+        )  # fmt: skip
+        assert done.stdout.startswith(said)
+
+
+def test_a_target_that_does_not_exist() -> None:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "run.py"), "--target=nothing", "--engine=random"],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no target nothing; there are safetensors, " in done.stdout
 
 
 # --- that it would notice -----------------------------------------------------------------------
