@@ -33,6 +33,7 @@ format: install
 bench: install
 	$(BIN)/python bench/train.py --json bench/results/train.json
 	$(BIN)/python bench/attention.py --json bench/results/attention.json
+	$(BIN)/python bench/distill_loss.py --rounds 2 --steps 1 --json bench/results/distill_loss.json
 
 clean:
 	rm -rf .venv build dist

@@ -18,12 +18,13 @@ liger-kernel accelerate datasets multiprocess dill xxhash`, and DIR on PYTHONPAT
 report says that they are not installed.
 
 Whole logits of all tokens do not fit most machines, so all are compared at `compare_tokens`;
-gemmule then also runs at `tokens`. `ratios.time_vs_*` are gemmule's time over the other's,
-`ratios.memory_vs_*` likewise of `peak_extra_mb`: the resident peak above inputs and gradients.
-The top-level `peak_extra_mb` is gemmule's at `tokens`, `plain_peak_extra_mb` what the plain
-version would take there, from its growth between half of `compare_tokens` and all of them.
-Nobody has the allocator setting that gemmule's training uses. Large heads are a
-random block repeated at other scales: quick to make, and no two rows are equal.
+gemmule (or the first of its that takes part) then also runs at `tokens`. `ratios.time_vs_*` are
+gemmule's time over the other's, `ratios.memory_vs_*` likewise of `peak_extra_mb`: the resident
+peak above inputs and gradients. The top-level `peak_extra_mb` is gemmule's at `tokens`,
+`plain_peak_extra_mb` what the plain version would take there, from its growth between half of
+`compare_tokens` and all of them.
+Nobody has the allocator setting that gemmule's training uses. Large heads are a random block
+repeated at other scales: quick to make, and no two rows are equal.
 """
 
 import argparse
@@ -290,9 +291,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         replies, seconds = harness.take_turns(
             workers, args.rounds, tokens=compare, steps=args.steps
         )
-        if "gemmule" in names:
-            harness.say(f"gemmule: {settings['tokens']} tokens")
-            ours = workers[names.index("gemmule")]
+        if ours := next((w for w in workers if w.mode.startswith("gemmule")), None):
+            harness.say(f"{ours.mode}: {settings['tokens']} tokens")
             full = ours.ask(tokens=settings["tokens"], steps=1, describe=True)
         idle_cpu = {w.mode: harness.rounded(w.idle_cpu_seconds) for w in workers}
     modes = {}
@@ -339,14 +339,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The first contestant of each group over the others of it, in time and in memory."""
     found: dict[str, float] = {}
-    for ours, *others in SAME:
-        for other in others:
-            if ours in modes and other in modes:
-                label = other.replace("-", "_")
-                for kind, key in (("time", "seconds"), ("memory", "peak_extra_mb")):
-                    a, b = modes[ours][key], modes[other][key]
-                    if a > 0 and b > 0:
-                        found[f"{kind}_vs_{label}"] = harness.rounded(a / b)
+    for group in SAME:
+        ours, *others = [m for m in group if m in modes] or [""]
+        for other in others if ours.startswith("gemmule") else []:
+            for kind, key in (("time", "seconds"), ("memory", "peak_extra_mb")):
+                a, b = modes[ours][key], modes[other][key]
+                if a > 0 and b > 0:
+                    found[f"{kind}_vs_{other.replace('-', '_')}"] = harness.rounded(a / b)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from gemmule.distill import chunked
 from gemmule.distill.chunked import chunk_size
 from gemmule.distill.divergences import KINDS, Divergence, Kind
 from gemmule.distill.losses import linear_cross_entropy, linear_distillation
@@ -66,11 +68,13 @@ def test_cross_entropy(n: int, v: int, cap: float | None, chunk: int, seed: int)
     n=st.integers(1, 40), v=st.integers(2, 70), cap=CAPS, teacher_cap=CAPS,
     temperature=st.sampled_from([0.5, 1.0, 3.0]), alpha=st.sampled_from([0.0, 0.3, 1.0]),
     kind=st.sampled_from(KINDS), mix=st.sampled_from([0.1, 0.5, 0.8]), padding=st.integers(0, 5),
-    weighted=st.booleans(), chunk=st.integers(1, 50), seed=st.integers(0, 999),
+    weighted=st.booleans(), tile=st.integers(1, 9), chunk=st.integers(1, 50),
+    seed=st.integers(0, 999),
 )  # fmt: skip
 def test_distillation(
     n: int, v: int, cap: float | None, teacher_cap: float | None, temperature: float,
-    alpha: float, kind: Kind, mix: float, padding: int, weighted: bool, chunk: int, seed: int,
+    alpha: float, kind: Kind, mix: float, padding: int, weighted: bool, tile: int, chunk: int,
+    seed: int,
 ) -> None:  # fmt: skip
     p = problem(n, 7, v, seed, padding)
     divergence = Divergence(kind, beta=mix, skew=mix)
@@ -80,7 +84,8 @@ def test_distillation(
         "token_weight_N": p["token_weight"] if weighted else None,
     }  # fmt: skip
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
-    loss, hard = linear_distillation(x, w, p["tx"], p["tw"], p["target"], **common, chunk=chunk)
+    with mock.patch.object(chunked, "TILE_BYTES", 4 * v * tile):
+        loss, hard = linear_distillation(x, w, p["tx"], p["tw"], p["target"], **common, chunk=chunk)
     x64, w64, tx64, tw64 = (p[k].double().requires_grad_() for k in ("x", "w", "tx", "tw"))
     plain, plain_hard = plain_distillation(x64, w64, tx64, tw64, p["target"], **common)
     close(loss.detach(), plain.detach())
@@ -173,7 +178,8 @@ def test_half_precision_inputs_are_summed_in_fp32(dtype: torch.dtype) -> None:
     x.requires_grad_()
     w = p["w"].clone().requires_grad_()
     common: dict[str, Any] = {"cap": 30.0, "teacher_cap": 30.0, "divergence": Divergence("jsd")}
-    loss, _ = linear_distillation(x, w, tx, p["tw"], p["target"], **common, chunk=8)
+    with mock.patch.object(chunked, "BLOCK", 70 * 16):  # the head's gradient in five blocks
+        loss, _ = linear_distillation(x, w, tx, p["tw"], p["target"], **common, chunk=8)
     x64 = x.detach().double().requires_grad_()
     w64, tw64 = (p[k].to(dtype).double() for k in ("w", "tw"))
     w64.requires_grad_()
@@ -228,7 +234,11 @@ def test_compiled_kernels_equal_plain_ones() -> None:
             x, w, p["tx"], p["tw"], p["target"], cap=30.0, teacher_cap=30.0, chunk=32,
             compiled=compiled,
         )  # fmt: skip
-        results = [ce.detach(), kd.detach(), *grads(ce + kd, x, w)]
+        jsd, _ = linear_distillation(
+            x, w, p["tx"], p["tw"], p["target"], cap=30.0, teacher_cap=30.0, chunk=32,
+            temperature=2.0, alpha=0.3, divergence=Divergence("jsd"), compiled=compiled,
+        )  # fmt: skip
+        results = [ce.detach(), kd.detach(), jsd.detach(), *grads(ce + kd + jsd, x, w)]
         if not compiled:
             expected = results
     for got, plain in zip(results, expected, strict=True):

@@ -1,6 +1,7 @@
 """Sparse targets: what is kept, and losses on it, against plain float64."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gemmule.distill import chunked
 from gemmule.distill.divergences import Divergence, Kind
 from gemmule.distill.losses import linear_distillation, linear_sparse_distillation
 from gemmule.distill.plain import plain_sparse_distillation
@@ -77,12 +79,12 @@ def close(got: Tensor, expected: Tensor) -> None:
     n=st.integers(1, 30), v=st.integers(2, 70), cap=CAPS, choice=st.sampled_from(sorted(CHOICES)),
     kind=st.sampled_from(["cross_entropy", "forward_kl"]),
     temperature=st.sampled_from([0.5, 1.0, 3.0]), alpha=st.sampled_from([0.0, 0.3, 1.0]),
-    spare=st.integers(0, 3), weighted=st.booleans(), chunk=st.integers(1, 40),
-    seed=st.integers(0, 999),
+    spare=st.integers(0, 3), weighted=st.booleans(), tile=st.integers(1, 9),
+    chunk=st.integers(1, 40), seed=st.integers(0, 999),
 )  # fmt: skip
 def test_losses(
     n: int, v: int, cap: float | None, choice: str, kind: Kind, temperature: float, alpha: float,
-    spare: int, weighted: bool, chunk: int, seed: int,
+    spare: int, weighted: bool, tile: int, chunk: int, seed: int,
 ) -> None:  # fmt: skip
     p = problem(n, v + spare, seed)
     p["target"].clamp_(max=v - 1)
@@ -94,7 +96,8 @@ def test_losses(
         "token_weight_N": p["token_weight"] if weighted else None,
     }  # fmt: skip
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
-    loss, hard = linear_sparse_distillation(x, w, targets, p["target"], **common, chunk=chunk)
+    with mock.patch.object(chunked, "TILE_BYTES", 4 * v * tile):
+        loss, hard = linear_sparse_distillation(x, w, targets, p["target"], **common, chunk=chunk)
     x64, w64 = (p[k].double().requires_grad_() for k in ("x", "w"))
     plain, plain_hard = plain_sparse_distillation(x64, w64, targets, p["target"], **common)
     close(loss.detach(), plain.detach())
