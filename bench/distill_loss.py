@@ -278,14 +278,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if mode in missing:
             harness.say(f"{mode}: {missing[mode]} is not installed")
     compare, first = settings["compare_tokens"], {}
-    half = {}
+    half: harness.Reply = {}
     full: harness.Reply = {}
     with ExitStack() as stack:
         workers = []
         for mode in names:
             harness.say(f"{mode}: warming up")
             worker = stack.enter_context(harness.Worker(__file__, mode, settings))
-            half[mode] = worker.ask(tokens=compare // 2, steps=1, describe=True)
+            if mode == "plain":
+                half = worker.ask(tokens=compare // 2, steps=1, describe=True)
             first[mode] = worker.ask(tokens=compare, steps=1, describe=True)
             workers.append(worker)
         replies, seconds = harness.take_turns(
@@ -330,7 +331,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         report["peak_extra_mb"] = round(full["peak_extra_mb"], 1)
         report["seconds"] = harness.rounded(full["seconds"])
     if "plain" in names:
-        growth = (first["plain"]["peak_extra_mb"] - half["plain"]["peak_extra_mb"]) / (compare / 2)
+        growth = (first["plain"]["peak_extra_mb"] - half["peak_extra_mb"]) / (compare / 2)
         more = (settings["tokens"] - compare) * growth
         report["plain_peak_extra_mb"] = round(first["plain"]["peak_extra_mb"] + more, 1)
     return report

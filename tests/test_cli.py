@@ -97,8 +97,8 @@ def test_distilling_by_another_divergence(tiny: Settings, tmp_path: Path) -> Non
     }  # fmt: skip
     assert objectives["cross_entropy"]["loss"] == "cross_entropy"
     # One gradient, two values of the loss; the others train other students.
-    assert results["forward_kl"] == pytest.approx(results["cross_entropy"], rel=1e-6)
-    assert len({round(r, 6) for r in results.values()}) == 4
+    assert results.pop("forward_kl") == pytest.approx(results["cross_entropy"], rel=1e-5)
+    assert len({round(r, 6) for r in results.values()}) == len(results)
     for setting, message in (("loss=kl", r"loss = 'kl': .*'jsd'"), ("beta=1", "beta = 1: ")):
         with pytest.raises(ConfigError, match=message):
             DistillConfig.load(recipe, [f"teacher={big}", setting])

@@ -16,6 +16,7 @@ without importing torch.
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -103,17 +104,23 @@ def divergence_and_gradient(
         return total.squeeze(-1), part - p * total
     student_share = mix if kind == "skew_reverse_kl" else 1.0 - mix
     m = student_share * p + (1.0 - student_share) * q
-    m = m.clamp(min=SMALLEST)  # where both are too small for fp32, 0 x log must be 0
-    log_m = m.log()
-    if kind == "jsd":
-        part = p * (log_p - log_m)
-        total = part.sum(-1, keepdim=True)
-        other = (q * (log_q - log_m)).sum(-1)
-        return mix * other + (1.0 - mix) * total.squeeze(-1), (1.0 - mix) * (part - p * total)
+    m = m.clamp(min=SMALLEST)  # both may be too small for fp32
     if kind == "skew_kl":
-        loss = (q * (log_q - log_m)).sum(-1)
         part = -(1.0 - mix) * (q / m) * p
-    else:
-        loss = (p * (log_p - log_m)).sum(-1)
-        part = p * (log_p - log_m - mix * (p / m))
-    return loss, part - p * part.sum(-1, keepdim=True)
+        return (q * _log(q / m)).sum(-1), part - p * part.sum(-1, keepdim=True)
+    # Logarithms of ratios, not differences of logarithms: m is never far below p, and where it is
+    # nearly p the difference would be mostly rounding.
+    log_ratio = _log(p / m)
+    part = p * log_ratio
+    total = part.sum(-1, keepdim=True)
+    if kind == "jsd":
+        other = (q * _log(q / m)).sum(-1)
+        return mix * other + (1.0 - mix) * total.squeeze(-1), (1.0 - mix) * (part - p * total)
+    # log(p / m) - mix p / m, but for a constant that makes it vanish where q does.
+    part = p * (log_ratio + (math.log(mix) + 1.0) - mix * (p / m))
+    return total.squeeze(-1), part - p * part.sum(-1, keepdim=True)
+
+
+def _log(ratio: Tensor) -> Tensor:
+    """Finite at 0, so that 0 log 0 is 0."""
+    return ratio.clamp(min=SMALLEST).log()

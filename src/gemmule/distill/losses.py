@@ -228,16 +228,16 @@ def _distillation_kernel(
     """Log-sum-exp at temperature 1, and soft loss; the gradient but for its part at the target."""
     logits, slope = capped(raw_CV, cap)
     teacher_logits, _ = capped(teacher_raw_CV, teacher_cap)
-    hot, hot_cap = logits / temperature, cap and cap / temperature
-    p, log_z_C1 = softmax(hot, hot_cap)
-    teacher_hot = teacher_logits / temperature
-    q, teacher_log_z_C1 = softmax(teacher_hot, teacher_cap and teacher_cap / temperature)
-    soft_C, soft_grad_CV = divergence_and_gradient(
-        kind, mix, Distribution(hot, log_z_C1, p), Distribution(teacher_hot, teacher_log_z_C1, q)
+    centred = kind != "cross_entropy"
+    student, log_z_C1 = _distribution(logits / temperature, cap and cap / temperature, centred)
+    teacher, _ = _distribution(
+        teacher_logits / temperature, teacher_cap and teacher_cap / temperature, centred
     )
+    soft_C, soft_grad_CV = divergence_and_gradient(kind, mix, student, teacher)
     # Temperature squared keeps the gradient's size, as Hinton et al. (arXiv 1503.02531) do; one
     # of the two factors cancels against d(logit / temperature).
     grad_CV = (1.0 - alpha) * temperature * soft_grad_CV
+    p = student.p_CV
     if temperature != 1.0:
         p, log_z_C1 = softmax(logits, cap)
     if alpha:
@@ -245,6 +245,22 @@ def _distillation_kernel(
     loss_C = (1.0 - alpha) * temperature**2 * soft_C
     raw_CV.copy_(grad_CV * slope * keep_C[:, None])
     return log_z_C1.squeeze(-1), loss_C * keep_C
+
+
+def _distribution(
+    logits_CV: Tensor, bound: float | None, centred: bool
+) -> tuple[Distribution, Tensor]:
+    """The softmax, and beside it the log-sum-exp [C, 1] of the logits as they came.
+
+    Centred, the largest logit is taken off, and log-probabilities near 0 keep their digits.
+    """
+    if not centred:
+        p_CV, log_z_C1 = softmax(logits_CV, bound)
+        return Distribution(logits_CV, log_z_C1, p_CV), log_z_C1
+    top_C1 = logits_CV.amax(-1, keepdim=True)
+    logits_CV = logits_CV - top_C1
+    p_CV, log_z_C1 = softmax(logits_CV, 0.0)
+    return Distribution(logits_CV, log_z_C1, p_CV), log_z_C1 + top_C1
 
 
 def _sparse_kernel(
