@@ -206,6 +206,14 @@ def test_wrong_divergences_are_refused(arguments: dict[str, Any], message: str) 
         Divergence(**arguments)
 
 
+def test_unlike_heads_need_a_vocabulary() -> None:
+    p = problem(12, 7, 20, 0, padding=2)
+    with pytest.raises(ConfigError, match="head has 22 rows and the teacher's 24: give vocab"):
+        linear_distillation(
+            p["x"], p["w"], p["tx"], p["tw"], p["target"], cap=None, teacher_cap=None
+        )
+
+
 def test_gradients_are_handed_over_once() -> None:
     p = problem(12, 7, 20, 0)
     x = p["x"].requires_grad_()

@@ -266,6 +266,14 @@ def test_other_divergences_are_refused(kind: Kind) -> None:
         )
 
 
+def test_targets_of_other_tokens_are_refused() -> None:
+    p = problem(3, 5, 0)
+    with pytest.raises(ConfigError, match="targets of 4 tokens and 3 tokens"):
+        linear_sparse_distillation(
+            p["x"], p["w"], top_k(probabilities(4, 5), 2), p["target"], cap=None
+        )
+
+
 @pytest.mark.parametrize(
     ("choose", "message"),
     [

@@ -100,7 +100,16 @@ def linear_distillation(
 
     Returns:
         The loss, and beside it the next-token loss of the student (not trained on unless alpha).
+
+    Raises:
+        ConfigError: when the heads have unlike numbers of rows and no `vocab` says which are real.
     """
+    rows_of_heads = len(weight_VD[:vocab]), len(teacher_weight_VD[:vocab])
+    if rows_of_heads[0] != rows_of_heads[1]:
+        raise ConfigError(
+            f"the student's head has {rows_of_heads[0]} rows and the teacher's {rows_of_heads[1]}: "
+            "give vocab, the number of real ones"
+        )
     kernel = maybe_compiled(_distillation_kernel, compiled)
     keep_N = _keep(target_N, token_weight_N)
     teacher_x_ND = teacher_x_ND.detach()
@@ -163,8 +172,11 @@ def linear_sparse_distillation(
         The loss, and beside it the next-token loss of the student (not trained on unless alpha).
 
     Raises:
-        ConfigError: for a divergence other than cross-entropy and forward KL.
+        ConfigError: for a divergence other than cross-entropy and forward KL, and for targets of
+            another number of tokens.
     """
+    if len(targets) != len(x_ND):
+        raise ConfigError(f"there are targets of {len(targets)} tokens and {len(x_ND)} tokens")
     if divergence.kind not in SPARSE_KINDS:
         raise ConfigError(
             f"{divergence.kind} needs the teacher's whole distribution; with sparse targets there "
