@@ -34,6 +34,7 @@ bench: install
 	$(BIN)/python bench/train.py --json bench/results/train.json
 	$(BIN)/python bench/attention.py --json bench/results/attention.json
 	$(BIN)/python bench/checkpoints.py --json bench/results/checkpoints.json
+	$(BIN)/python bench/distill_loss.py --rounds 2 --steps 1 --json bench/results/distill_loss.json
 
 clean:
 	rm -rf .venv build dist

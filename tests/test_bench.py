@@ -14,6 +14,12 @@ import pytest
 BENCH = Path(__file__).parent.parent / "bench"
 TRAIN_MODES = ["gemmule-eager", "transformers-eager"]  # compiling would take a minute
 ATTENTION_MODES = ["gemmule-windowed-eager", "plain-windowed"]
+LOSS_MODES = ["gemmule-eager", "plain", "products"]
+SCRIPTS = {
+    "train.py": TRAIN_MODES,
+    "attention.py": ATTENTION_MODES,
+    "distill_loss.py": LOSS_MODES,
+}
 
 
 def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
@@ -27,14 +33,14 @@ def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Both benchmarks' JSON and what they printed; they run side by side."""
+    """The benchmarks' JSON and what they printed; they run side by side."""
     folder = tmp_path_factory.mktemp("bench")
     running = {
         script: start(
             script, "--toy", "--rounds=2", "--steps=1", f"--modes={','.join(modes)}",
             f"--json={folder / script}.json",
         )
-        for script, modes in (("train.py", TRAIN_MODES), ("attention.py", ATTENTION_MODES))
+        for script, modes in SCRIPTS.items()
     }  # fmt: skip
     found = {}
     for script, process in running.items():
@@ -44,7 +50,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return found
 
 
-@pytest.mark.parametrize("script", ["train.py", "attention.py"])
+@pytest.mark.parametrize("script", list(SCRIPTS))
 def test_every_report_says_where_and_how(reports: dict[str, Any], script: str) -> None:
     report = reports[script]
     assert report["machine"].keys() == {"processor", "cores", "memory_gib", "system"}
@@ -112,6 +118,21 @@ def test_checkpoints_are_read_and_written(tmp_path: Path) -> None:
     assert 0 < report["export"]["weights"]["relative_error"] < 0.01  # eight bits
     assert report["export"]["against_source"]["top1_agreement"] > 0.9
     assert "GGUF Q8_0" in said
+
+
+def test_distillation_losses_agree_and_say_what_they_hold(reports: dict[str, Any]) -> None:
+    report = reports["distill_loss.py"]
+    assert list(report["modes"]) == LOSS_MODES
+    assert report["agreement"]["agrees"] is True
+    ours, plain, _ = report["modes"].values()
+    assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert 1 < ours["loss"] < 30
+    assert ours["gradient_norms"] == pytest.approx(plain["gradient_norms"], rel=1e-4)
+    speed = ours["seconds"] / plain["seconds"]
+    assert report["ratios"]["time_vs_plain"] == pytest.approx(speed, rel=1e-4)
+    assert isinstance(report["peak_extra_mb"], float)
+    assert isinstance(report["plain_peak_extra_mb"], float)
+    assert set(report["peers"]) == {"trl", "liger-kernel"}
 
 
 def test_a_user_s_mistake_is_one_line_and_exit_2(tmp_path: Path) -> None:

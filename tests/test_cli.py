@@ -14,8 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from gemmule import __version__, cli
-from gemmule.errors import GemmuleError, TrainingError, UserError
+from gemmule.errors import ConfigError, GemmuleError, TrainingError, UserError
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.train.config import DistillConfig
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
@@ -104,6 +105,29 @@ def test_from_text_to_a_student(
     piped = gemmule("generate", "small", "-", "--temperature", 0, stdin="the wind")
     assert piped.startswith("the wind")
     assert piped.endswith("\n")
+
+
+def test_distilling_by_another_divergence(tiny: Settings, tmp_path: Path) -> None:
+    recipe, big = tmp_path / "tiny.toml", tmp_path / "big"
+    recipe.write_text(tomli_w.dumps({**tiny(), "steps": 2}))
+    gemmule("train", recipe, "--out", big)
+    results, objectives = {}, {}
+    for loss in ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl"):
+        out = tmp_path / loss
+        command = ["distill", recipe, "--teacher", big, "--set", "seed=3", "--json", "--out", out]
+        settings = [] if loss == "cross_entropy" else ["--set", f"loss={loss}", "--set", "beta=0.3"]
+        results[loss] = json.loads(gemmule(*command, *settings))["nats_per_token"]
+        objectives[loss] = json.loads((out / "manifest.json").read_text())["objective"]
+    assert objectives["jsd"] == {
+        "name": "distillation", "loss": "jsd", "beta": 0.3, "temperature": 1.0, "alpha": 0.0,
+    }  # fmt: skip
+    assert objectives["cross_entropy"]["loss"] == "cross_entropy"
+    # One gradient, two values of the loss; the others train other students.
+    assert results.pop("forward_kl") == pytest.approx(results["cross_entropy"], rel=1e-5)
+    assert len({round(r, 6) for r in results.values()}) == len(results)
+    for setting, message in (("loss=kl", r"loss = 'kl': .*'jsd'"), ("beta=1", "beta = 1: ")):
+        with pytest.raises(ConfigError, match=message):
+            DistillConfig.load(recipe, [f"teacher={big}", setting])
 
 
 class Odd(GemmuleError):

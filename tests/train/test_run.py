@@ -90,7 +90,9 @@ def test_distilling_leaves_the_teacher_as_it_was(
     assert weights(teacher) == before
     manifest = files.read_json(tmp_path / "student" / "manifest.json")
     assert manifest["kind"] == "distill"
-    assert manifest["objective"] == {"name": "distillation", "temperature": 1.0, "alpha": 0.0}
+    assert manifest["objective"] == {
+        "name": "distillation", "loss": "cross_entropy", "temperature": 1.0, "alpha": 0.0,
+    }  # fmt: skip
     parent = manifest["parent"]
     assert parent["path"] == str(teacher)
     # The teacher's forward passes are counted; it has the student's size here.

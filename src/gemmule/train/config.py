@@ -7,6 +7,7 @@ import pydantic
 from pydantic import Field
 
 from gemmule.config import Config
+from gemmule.distill.divergences import CROSS_ENTROPY, Divergence, Kind
 
 
 class OptimizerConfig(Config):
@@ -127,10 +128,21 @@ class DistillConfig(TrainConfig):
 
     Attributes:
         teacher: run, HF-layout folder or hub id.
+        loss: how far the student is from the teacher, see gemmule.distill.divergences.
+        beta: the teacher's share in the mixture of "jsd".
+        skew: of "skew_kl" the teacher's, of "skew_reverse_kl" the student's share in the mixture.
         temperature: of both distributions.
         alpha: weight of the next-token loss; 0 is the report's pure distillation.
     """
 
     teacher: str
+    loss: Kind = CROSS_ENTROPY.kind
+    beta: float = Field(default=CROSS_ENTROPY.beta, gt=0, lt=1)
+    skew: float = Field(default=CROSS_ENTROPY.skew, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def divergence(self) -> Divergence:
+        """`loss` with its parameter."""
+        return Divergence(self.loss, self.beta, self.skew)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gemmule.data.loader import Batch
+from gemmule.distill.divergences import CROSS_ENTROPY, Divergence
 from gemmule.distill.losses import linear_cross_entropy, linear_distillation
 from gemmule.model.gemma import Gemma
 
@@ -53,8 +54,15 @@ class NextToken:
 class Distillation:
     """Learning from a teacher's distribution (report, section 3)."""
 
-    def __init__(self, teacher: Gemma, temperature: float, alpha: float, compiled: bool) -> None:
-        self.teacher, self.compiled = teacher, compiled
+    def __init__(
+        self,
+        teacher: Gemma,
+        temperature: float,
+        alpha: float,
+        compiled: bool,
+        divergence: Divergence = CROSS_ENTROPY,
+    ) -> None:
+        self.teacher, self.compiled, self.divergence = teacher, compiled, divergence
         self.temperature, self.alpha = temperature, alpha
 
     def __call__(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,6 +82,7 @@ class Distillation:
             teacher_cap=self.teacher.config.final_logit_softcapping,
             temperature=self.temperature,
             alpha=self.alpha,
+            divergence=self.divergence,
             compiled=self.compiled,
         )
         return loss, {"next_token_loss": hard}

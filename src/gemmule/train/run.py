@@ -175,7 +175,7 @@ def _load_teacher(config: TrainConfig, student: Gemma, dataset: Dataset) -> Gemm
 
 def _objective(config: TrainConfig, teacher: Gemma | None, compiled: bool) -> Objective:
     if isinstance(config, DistillConfig) and teacher is not None:
-        return Distillation(teacher, config.temperature, config.alpha, compiled)
+        return Distillation(teacher, config.temperature, config.alpha, compiled, config.divergence)
     return NextToken(compiled)
 
 
@@ -191,6 +191,8 @@ def _manifest(
     if isinstance(config, DistillConfig):
         objective = {
             "name": "distillation",
+            "loss": config.loss,
+            **config.divergence.parameter(),
             "temperature": config.temperature,
             "alpha": config.alpha,
         }
