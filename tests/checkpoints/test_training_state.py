@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gemmule.checkpoints import training
@@ -97,6 +98,35 @@ def test_damage_is_named(file: str, damage: str, tmp_path: Path) -> None:
         kept = {"empty": b"", "cut": content[: len(content) // 2], "noise": b"\xff" * 100}
         (path / file).write_bytes(kept[damage])
     with pytest.raises(CheckpointError, match=r"cannot read the training state .*step-3.*delete"):
+        load_training_state(path, *build(0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}", "[]", '"scalars"', '{"scalars": 3}', '{"scalars": {"x": 1}}', "[" * 100_000,
+        '{"scalars": {"optimizer.9.0.step": 1}}', '{"scalars": {"optimizer.a.0.step": 1}}',
+        '{"step": ' + "9" * 5000 + "}",
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_state_of_another_form_is_named(text: str, tmp_path: Path) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    (path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"cannot read the training state .*step-3.*delete"):
+        load_training_state(path, *build(0))
+
+
+def test_an_optimizer_state_of_another_shape_is_named(tmp_path: Path) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    tensors = load_file(path / "state.safetensors")
+    tensors["optimizer.1.0.exp_avg"] = torch.zeros(7)
+    save_file(tensors, path / "state.safetensors")
+    with pytest.raises(CheckpointError, match=r"exp_avg of shape \[7\] for \[6\]"):
         load_training_state(path, *build(0))
 
 

@@ -16,6 +16,8 @@ from gemmule import files
 from gemmule.errors import CheckpointError
 
 _STEP = re.compile(r"step-(\d+)")
+# What reading a damaged state can come to, besides what the file system and safetensors say.
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 def save_training_state(
@@ -90,31 +92,42 @@ def load_training_state(
     Raises:
         CheckpointError: when it is damaged or belongs to another model or optimiser.
     """
+    weights: dict[str, Tensor] = {}
+    slots: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
     try:
         tensors = load_file(folder / "state.safetensors")
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, ValueError) as e:
+        for key, value in {**tensors, **state.pop("scalars")}.items():
+            kind, _, rest = key.partition(".")
+            if kind == "model":
+                weights[rest] = value  # copied into the model's own memory
+            else:
+                i, j, name = rest.split(".")
+                # A copy in memory of torch's own alignment, so that arithmetic repeats bit for bit.
+                copied = value.clone() if isinstance(value, Tensor) else value
+                slots[int(i)].setdefault(int(j), {})[name] = copied
+    except (OSError, SafetensorError, *_BROKEN) as e:
         raise CheckpointError(
             f"cannot read the training state {folder} ({e}): delete that folder to go on from "
             "the one before, or start the run again"
         ) from None
-    slots: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
-    weights: dict[str, Tensor] = {}
-    for key, value in {**tensors, **state.pop("scalars")}.items():
-        kind, _, rest = key.partition(".")
-        if kind == "model":
-            weights[rest] = value  # copied into the model's own memory
-        else:
-            i, j, name = rest.split(".")
-            # A copy in memory of torch's own alignment, so that arithmetic repeats bit for bit.
-            copied = value.clone() if isinstance(value, Tensor) else value
-            slots[int(i)].setdefault(int(j), {})[name] = copied
     try:
         model.load_state_dict(weights)
         for optimizer, filled in zip(optimizers, slots, strict=True):
+            _check_shapes(optimizer, filled)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
-    except (RuntimeError, ValueError, KeyError) as e:
+    except _BROKEN as e:
         raise CheckpointError(
             f"the training state {folder} does not fit this run's model: {e}"
         ) from None
     return state
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer, slots: Mapping[int, Mapping[str, Any]]) -> None:
+    """Makes sure of what torch would only notice in the next step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, filled in slots.items():
+        for name, value in filled.items():
+            of = parameters[i].shape
+            if isinstance(value, Tensor) and value.ndim and value.shape != of:
+                raise ValueError(f"{name} of shape {list(value.shape)} for {list(of)}")
