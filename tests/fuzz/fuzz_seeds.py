@@ -11,6 +11,7 @@ from mutate import pack
 from mutate_gguf import Gguf, parse
 from mutate_proto import packed, varint
 from safetensors.torch import save, save_file
+from torch import nn
 
 from gemmule.checkpoints import gemma_pytorch_writer, gguf_writer
 from gemmule.checkpoints.checkpoint import of_model
@@ -18,9 +19,11 @@ from gemmule.checkpoints.gguf_header import ENCODINGS
 from gemmule.checkpoints.hf_config import to_hf
 from gemmule.checkpoints.hf_writer import save_model
 from gemmule.checkpoints.places import FileLayout, write
+from gemmule.checkpoints.training import save_training_state
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.train.muon import Muon
 
 Weights = dict[str, torch.Tensor]
 
@@ -180,6 +183,16 @@ class Maker:
             found.append(_requantised(parse(self._written(layout)), turn))
         return [pack([data]) for data in found]
 
+    # --- training states ---
+
+    def training_state(self) -> list[bytes]:
+        model, optimizers = small_training()
+        model(torch.ones(1, 3)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        path = save_training_state(self.work / "states", 3, model, optimizers, {"tokens": 5}, 1)
+        return [pack([(path / n).read_bytes() for n in ("state.safetensors", "state.json")])]
+
     # --- tokenizers ---
 
     def tokenizers(self) -> list[bytes]:
@@ -188,6 +201,15 @@ class Maker:
         symbol = packed([(1, 2, b"<sea>"), (3, 0, varint(4))])
         more = self.tokenizer_model + packed([(1, 2, piece), (1, 2, symbol)])
         return [pack([self.tokenizer_model]), pack([more])]
+
+
+def small_training() -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+    """A model and an optimiser of each kind, as a training has them."""
+    model = nn.Linear(3, 2)
+    return model, [
+        Muon([model.weight], lr=0.1, momentum=0.9, weight_decay=0.1),
+        torch.optim.AdamW([model.bias], lr=0.1, fused=True),
+    ]
 
 
 def _saved(value: object) -> bytes:

@@ -25,6 +25,7 @@ from mutate_zip import ZIP
 import gemmule.checkpoints.jax_tree  # noqa: F401 (readers are imported late, and here in time)
 from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.load import open_checkpoint
+from gemmule.checkpoints.training import load_training_state
 from gemmule.errors import TokenizerError, UserError
 from gemmule.model.spm_train import FIRST_TEXT_ID
 from gemmule.model.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
@@ -119,6 +120,15 @@ def use_tokenizer(tokenizer: Tokenizer) -> None:
     tokenizer.render_chat([{"role": "user", "content": _SAMPLE}])
 
 
+def check_training_state(folder: Path) -> None:
+    """A state that loads is one that a training can go on from."""
+    model, optimizers = fuzz_seeds.small_training()
+    load_training_state(folder, model, optimizers)
+    model(torch.ones(1, 3)).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def check_tokenizer(folder: Path) -> None:
     """A tokenizer.model is read, used, and saved in the form of Hugging Face's libraries."""
     tokenizer = Tokenizer.load(folder)
@@ -203,6 +213,10 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
         ),
         Target("npz", ("model.npz",), (NPZ * 2 + ZIP,), make.npz(), check_model, beside | config),
         Target("gguf", ("model.gguf",), (GGUF,), make.gguf(), check_model_and_tokenizer),
+        Target(
+            "training_state", ("state.safetensors", "state.json"), (SAFETENSORS, JSON),
+            make.training_state(), check_training_state,
+        ),
         Target("tokenizer", ("tokenizer.model",), (PROTO,), make.tokenizers(), check_tokenizer),
         Target(
             "text", ("text", "chat"), (TEXT, TEXT),
