@@ -58,7 +58,7 @@ SAME = (  # contestants that must agree; the first is what the others are compar
     ("gemmule-jsd-uncapped", "liger-jsd"),
 )
 OTHER_FUNCTION = ("products", "gemmule-sampled")
-TOLERANCE = 1e-4  # of loss and of both gradients' norms, relative
+TOLERANCE = 1e-3  # of loss and of both gradients' norms, relative: log_softmax itself is 5e-5 off
 BLOCK = 8000  # rows of a head that are drawn; the rest repeats them
 
 
@@ -278,15 +278,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if mode in missing:
             harness.say(f"{mode}: {missing[mode]} is not installed")
     compare, first = settings["compare_tokens"], {}
-    half: harness.Reply = {}
+    half: dict[str, harness.Reply] = {}
     full: harness.Reply = {}
     with ExitStack() as stack:
         workers = []
         for mode in names:
             harness.say(f"{mode}: warming up")
             worker = stack.enter_context(harness.Worker(__file__, mode, settings))
-            if mode == "plain":
-                half = worker.ask(tokens=compare // 2, steps=1, describe=True)
+            half[mode] = worker.ask(tokens=compare // 2, steps=1, describe=True)  # compiles
             first[mode] = worker.ask(tokens=compare, steps=1, describe=True)
             workers.append(worker)
         replies, seconds = harness.take_turns(
@@ -331,7 +330,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         report["peak_extra_mb"] = round(full["peak_extra_mb"], 1)
         report["seconds"] = harness.rounded(full["seconds"])
     if "plain" in names:
-        growth = (first["plain"]["peak_extra_mb"] - half["peak_extra_mb"]) / (compare / 2)
+        growth = (first["plain"]["peak_extra_mb"] - half["plain"]["peak_extra_mb"]) / (compare / 2)
         more = (settings["tokens"] - compare) * growth
         report["plain_peak_extra_mb"] = round(first["plain"]["peak_extra_mb"] + more, 1)
     return report

@@ -253,6 +253,24 @@ def test_compiled_kernels_equal_plain_ones() -> None:
         close(got, plain.double())
 
 
+@pytest.mark.parametrize("cap", [30.0, None])
+def test_compiled_sums_over_a_large_vocabulary_keep_small_terms(cap: float | None) -> None:
+    """The likeliest words first and a quarter of a million unlikely ones after them."""
+    g = torch.Generator().manual_seed(0)
+    n, v = 4, 250_100
+    x, tx = torch.randn(2, n, 16, generator=g)
+    scale = 1.2 * torch.linspace(1, 0.7, v)[:, None]
+    w, tw = scale * torch.randn(2, v, 16, generator=g)
+    target = torch.randint(v, (n,), generator=g)
+    common: dict[str, Any] = {"cap": cap, "teacher_cap": cap, "divergence": Divergence("jsd")}
+    x.requires_grad_()
+    loss, _ = linear_distillation(x, w, tx, tw, target, **common, compiled=True)
+    x64 = x.detach().double().requires_grad_()
+    plain, _ = plain_distillation(x64, w.double(), tx.double(), tw.double(), target, **common)
+    close(loss.detach(), plain.detach())
+    close(*grads(loss, x), *grads(plain, x64))
+
+
 def test_never_holds_the_whole_batch_of_logits() -> None:
     """Every tensor the loss makes is counted; none is larger than a chunk or a gradient."""
     n, d, v, chunk = 512, 8, 300, 64

@@ -22,6 +22,7 @@ MIN_CHUNK, MAX_CHUNK = 128, 4096  # fewer rows waste the matrix product
 TILE_BYTES = 8 * 2**20  # fp32 logits of one tile
 BLOCK = 2**22  # elements of a head's gradient that are converted at once
 
+LONG_SUM, SUM_BLOCK = 16384, 512  # words from which compiled sums go by blocks, and their size
 LARGEST_SAFE_LOGIT = 60.0  # exp(60) times a million words is far below fp32's largest number
 
 Kernel = Callable[..., Any]
@@ -56,11 +57,30 @@ def capped(raw: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
 def softmax(logits_CV: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:
     """Probabilities [C, V] and log-sum-exp [C, 1] of logits within (-bound, bound)."""
     if bound is None or bound > LARGEST_SAFE_LOGIT:
-        log_z_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
+        if torch.compiler.is_compiling():
+            top_C1 = logits_CV.amax(-1, keepdim=True)
+            log_z_C1 = total((logits_CV - top_C1).exp())[:, None].log() + top_C1
+        else:
+            log_z_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
         return (logits_CV - log_z_C1).exp(), log_z_C1
     e_CV = logits_CV.exp()  # cannot overflow: no pass for the maximum
-    z_C1 = e_CV.sum(-1, keepdim=True)
+    z_C1 = total(e_CV)[:, None]
     return e_CV * (1.0 / z_C1), z_C1.log()
+
+
+def total(x_CV: Tensor) -> Tensor:
+    """Sum over the vocabulary [C].
+
+    Compiled code adds up one term after the other, and in fp32 a large vocabulary's many small
+    terms are lost beside a sum that is already large: there, sums of blocks are added up. Eager
+    sums are pairwise as they are.
+    """
+    vocab = x_CV.shape[1]
+    if vocab <= LONG_SUM or not torch.compiler.is_compiling():
+        return x_CV.sum(-1)
+    whole = vocab // SUM_BLOCK * SUM_BLOCK
+    blocks = x_CV[:, :whole].unflatten(1, (-1, SUM_BLOCK)).sum(-1).sum(-1)
+    return blocks + x_CV[:, whole:].sum(-1)
 
 
 @functools.cache

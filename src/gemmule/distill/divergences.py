@@ -1,4 +1,4 @@
-"""How far a student's distribution is from its teacher's, and the gradient of that.
+"""Which measure of how far a student's distribution is from its teacher's.
 
 | kind | value, with p the student's and q the teacher's probabilities |
 |---|---|
@@ -10,25 +10,18 @@
 | skew_reverse_kl | sum p log(p / m), m = skew p + (1 - skew) q |
 
 jsd is the generalised Jensen-Shannon divergence of arXiv 2306.13649, the skewed ones are those of
-DistiLLM (arXiv 2402.03898). All are in nats. Settings are checked with this module, so it does
-without importing torch.
+DistiLLM (arXiv 2402.03898). All are in nats; formulas.py computes them. Settings are checked with
+this module, so it does without torch.
 """
 
-from __future__ import annotations
-
-import math
 import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal
 
 from gemmule.errors import ConfigError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Kind = Literal["cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
-SMALLEST = 2.0**-126  # positive fp32 number with all its digits
 
 
 @dataclass(frozen=True)
@@ -71,56 +64,3 @@ class Divergence:
 
 
 CROSS_ENTROPY = Divergence()
-
-
-class Distribution(NamedTuple):
-    """A softmax: logits [C, V], their log-sum-exp [C, 1], probabilities [C, V]."""
-
-    logits_CV: Tensor
-    log_z_C1: Tensor
-    p_CV: Tensor
-
-    def log_p(self) -> Tensor:
-        """Log-probabilities [C, V]: finite even where a probability is too small for fp32."""
-        return self.logits_CV - self.log_z_C1
-
-
-def divergence_and_gradient(
-    kind: Kind, mix: float, student: Distribution, teacher: Distribution
-) -> tuple[Tensor, Tensor]:
-    """Divergence of each token [C], and its gradient with respect to the student's logits [C, V].
-
-    With u = dL/dp, the gradient is p (u - sum p u); a constant added to u changes nothing.
-    """
-    p, q = student.p_CV, teacher.p_CV
-    if kind == "cross_entropy":
-        return student.log_z_C1.squeeze(-1) - (q * student.logits_CV).sum(-1), p - q
-    log_p, log_q = student.log_p(), teacher.log_p()
-    if kind == "forward_kl":
-        return (q * (log_q - log_p)).sum(-1), p - q
-    if kind == "reverse_kl":
-        part = p * (log_p - log_q)
-        total = part.sum(-1, keepdim=True)
-        return total.squeeze(-1), part - p * total
-    student_share = mix if kind == "skew_reverse_kl" else 1.0 - mix
-    m = student_share * p + (1.0 - student_share) * q
-    m = m.clamp(min=SMALLEST)  # both may be too small for fp32
-    if kind == "skew_kl":
-        part = -(1.0 - mix) * (q / m) * p
-        return (q * _log(q / m)).sum(-1), part - p * part.sum(-1, keepdim=True)
-    # Logarithms of ratios, not differences of logarithms: m is never far below p, and where it is
-    # nearly p the difference would be mostly rounding.
-    log_ratio = _log(p / m)
-    part = p * log_ratio
-    total = part.sum(-1, keepdim=True)
-    if kind == "jsd":
-        other = (q * _log(q / m)).sum(-1)
-        return mix * other + (1.0 - mix) * total.squeeze(-1), (1.0 - mix) * (part - p * total)
-    # log(p / m) - mix p / m, but for a constant that makes it vanish where q does.
-    part = p * (log_ratio + (math.log(mix) + 1.0) - mix * (p / m))
-    return total.squeeze(-1), part - p * part.sum(-1, keepdim=True)
-
-
-def _log(ratio: Tensor) -> Tensor:
-    """Finite at 0, so that 0 log 0 is 0."""
-    return ratio.clamp(min=SMALLEST).log()

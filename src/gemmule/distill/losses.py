@@ -27,15 +27,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gemmule.distill.chunked import ChunkedHead, capped, maybe_compiled, softmax, tiles
-from gemmule.distill.divergences import (
-    CROSS_ENTROPY,
-    SMALLEST,
-    Distribution,
-    Divergence,
-    Kind,
-    divergence_and_gradient,
-)
+from gemmule.distill.chunked import ChunkedHead, capped, maybe_compiled, softmax, tiles, total
+from gemmule.distill.divergences import CROSS_ENTROPY, Divergence, Kind
+from gemmule.distill.formulas import SMALLEST, Distribution, divergence_and_gradient
 from gemmule.distill.targets import SparseTargets
 from gemmule.errors import ConfigError
 
@@ -298,7 +292,7 @@ def _sparse_kernel(
     else:
         # Summed on its own: one minus the kept ids' mass would lose a small tail's digits.
         outside_CV = p.scatter(1, ids_CK, 0.0)
-        tail_p_C1 = outside_CV.sum(-1, keepdim=True).clamp(min=SMALLEST)
+        tail_p_C1 = total(outside_CV)[:, None].clamp(min=SMALLEST)
         tail_C1 = tail_C[:, None]
         grad_CV = (total_C1 + tail_C1) * p - tail_C1 / tail_p_C1 * outside_CV
         grad_CV = (1.0 - alpha) * temperature * grad_CV
