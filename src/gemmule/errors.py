@@ -71,8 +71,14 @@ class Interrupted(GemmuleError):
 
 def _readable(message: str) -> str:
     """`message` as a terminal can show it: what it quotes may come from a hostile file."""
-    if len(message) > _LONGEST:
-        message = f"{message[: _LONGEST * 2 // 3]} … {message[-_LONGEST // 3 :]}"
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message
+    shown = "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
+        for c in _shortened(message)
     )
+    return _shortened(shown)  # what could not be shown takes up to ten characters now
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST * 2 // 3]} … {text[-_LONGEST // 3 :]}"

@@ -207,10 +207,11 @@ def test_messages_hold_what_a_terminal_can_show() -> None:
     """What they quote may come from a hostile file."""
     said = str(CheckpointError("a \x1b[2J b \u202e c \ud800 d\nsea, é 😈"))
     assert said == "a \\x1b[2J b \\u202e c \\ud800 d\nsea, é 😈"
-    long = str(TokenizerError("begin " + "x" * 10**6 + " end"))
-    assert len(long) < 1600
-    assert long.startswith("begin ")
-    assert long.endswith(" end")
+    for character in "x\0\u202e":
+        long = str(TokenizerError("begin " + character * 10**6 + " end"))
+        assert len(long) < 1600
+        assert long.startswith("begin ")
+        assert long.endswith(" end")
 
 
 def edited(tokenizer: Tokenizer, i: int, **fields: Any) -> bytes:
