@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gemmule.checkpoints.stored import (
     HeldTensor,
@@ -105,10 +107,12 @@ class Checkpoint:
         dtype, device = parse_dtype(dtype), parse_device(device)
         dtype = dtype or self.load_dtype
         model = self._empty_model()
-        for name in model.state_dict():
-            owner, _, attribute = name.rpartition(".")
-            fresh = nn.Parameter(self.tensors[name].copy(dtype, device))
-            setattr(model.get_submodule(owner), attribute, fresh)
+        names = list(model.state_dict())
+        with _thread_pool() as pool:
+            copied = pool.map(lambda name: self.tensors[name].copy(dtype, device), names)
+            for name, fresh in zip(names, copied, strict=True):
+                owner, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(owner), attribute, nn.Parameter(fresh))
         self._check_head(model)
         return model
 
@@ -121,7 +125,7 @@ class Checkpoint:
                 f"weights hold {len(layers)}"
             )
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Undrawn():
                 model = Gemma(self.config)
         except (RuntimeError, OverflowError, TypeError) as e:
             raise CheckpointError(
@@ -160,6 +164,37 @@ class Checkpoint:
                 f"{self.path}: lm_head.weight differs from the embedding; only a tied head "
                 "is supported"
             )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules are made without drawing weights: on the meta device too that takes seconds."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in (nn.init.kaiming_uniform_, nn.init.normal_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _thread_pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch would use, and torch confined to one in each.
+
+    Threads that share each operation wait for one another at its end: where another program has
+    one of the cores, that makes loading slower than a single thread would be.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def of_model(model: Gemma, tokenizer: Tokenizer) -> Checkpoint:

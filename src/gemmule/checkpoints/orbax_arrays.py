@@ -1,6 +1,7 @@
 """Arrays in an orbax checkpoint, each restored when it is asked for."""
 
 import importlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from gemmule.errors import CheckpointError, MissingExtraError
 
 # Where managers of several items, and Kauldron's trainer, put the parameters.
 _ITEMS = ("default", "params")
+_ONE_AT_A_TIME = threading.Lock()  # a checkpointer is not made for several threads
 
 
 def read_orbax(path: Path, stack: ExitStack) -> dict[str, StoredArray]:
@@ -83,7 +85,8 @@ class _OrbaxArray(StoredArray):
             item, how = {key: item}, {key: how}
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         try:
-            array = self._checkpointer.restore(self._folder.absolute(), args=args)
+            with _ONE_AT_A_TIME:
+                array = self._checkpointer.restore(self._folder.absolute(), args=args)
             for key in self._keys:
                 array = array[key]
         except Exception as e:  # as above

@@ -16,6 +16,8 @@ from gemmule import files
 from gemmule.errors import CheckpointError
 
 _STEP = re.compile(r"step-(\d+)")
+# What these optimisers keep of each parameter from their first step on.
+_SLOTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 # What reading a damaged state can come to, besides what the file system and safetensors say.
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
@@ -114,7 +116,7 @@ def load_training_state(
     try:
         model.load_state_dict(weights)
         for optimizer, filled in zip(optimizers, slots, strict=True):
-            _check_shapes(optimizer, filled)
+            _check_slots(optimizer, filled)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
     except _BROKEN as e:
         raise CheckpointError(
@@ -123,10 +125,13 @@ def load_training_state(
     return state
 
 
-def _check_shapes(optimizer: torch.optim.Optimizer, slots: Mapping[int, Mapping[str, Any]]) -> None:
+def _check_slots(optimizer: torch.optim.Optimizer, slots: Mapping[int, Mapping[str, Any]]) -> None:
     """Makes sure of what torch would only notice in the next step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, filled in slots.items():
+        names = _SLOTS.get(type(optimizer).__name__, set(filled))
+        if set(filled) != names:
+            raise ValueError(f"it holds {sorted(filled)} where {sorted(names)} belong")
         for name, value in filled.items():
             of = parameters[i].shape
             if isinstance(value, Tensor) and value.ndim and value.shape != of:
