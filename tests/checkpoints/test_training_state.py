@@ -130,6 +130,18 @@ def test_an_optimizer_state_of_another_shape_is_named(tmp_path: Path) -> None:
         load_training_state(path, *build(0))
 
 
+@pytest.mark.parametrize("lost", ["optimizer.1.0.exp_avg", "optimizer.1.0.step"])
+def test_an_optimizer_state_with_a_hole_is_named(tmp_path: Path, lost: str) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    tensors = load_file(path / "state.safetensors")
+    del tensors[lost]
+    save_file(tensors, path / "state.safetensors")
+    with pytest.raises(CheckpointError, match=r"it holds \[.*\] where \['exp_avg', .* belong"):
+        load_training_state(path, *build(0))
+
+
 def test_another_model_is_named(tmp_path: Path) -> None:
     pair = build(0)
     work(*pair, 1)

@@ -15,7 +15,7 @@ from mutate_pickle import CALLS, MARK, STRUCTURES
 from sentencepiece import sentencepiece_model_pb2
 
 from gemmule.errors import CheckpointError, TokenizerError, UserError
-from gemmule.model.spm_model import BYTE, CONTROL, UNUSED
+from gemmule.model.spm_model import BYTE, CONTROL, NORMAL, UNUSED
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -230,6 +230,12 @@ def tokenizer() -> Tokenizer:
 def test_a_symbol_that_is_marked_as_a_byte(tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match="is marked as a byte or as unknown"):
         Tokenizer(edited(tokenizer, 139, type=BYTE))
+
+
+@pytest.mark.parametrize(("i", "piece"), [(14, "q"), (106, "<start_of_turn>")])
+def test_a_control_piece_that_text_could_make(tokenizer: Tokenizer, i: int, piece: str) -> None:
+    with pytest.raises(TokenizerError, match=f"'{piece}', id {i}, is not marked as a symbol"):
+        Tokenizer(edited(tokenizer, i, piece=piece, type=NORMAL))
 
 
 @pytest.mark.parametrize("kind", [UNUSED, CONTROL])

@@ -369,7 +369,7 @@ def _parse(model: bytes, source: str) -> Any:
             f"{source} is not a SentencePiece model ({len(model)} bytes): it may be damaged or "
             "cut short"
         ) from None
-    problem = _layout_problem(pieces) or _spec_problem(proto)
+    problem = _layout_problem(pieces) or _kind_problem(pieces) or _spec_problem(proto)
     if problem:
         raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
     return proto
@@ -388,8 +388,15 @@ def _layout_problem(pieces: list[tuple[str, int]]) -> str | None:
         kind = BYTE if i >= FIRST_BYTE_ID else None
         if kind is not None and pieces[i][1] != kind:
             return f"{piece!r} is not marked as a byte"
+    return None
+
+
+def _kind_problem(pieces: list[tuple[str, int]]) -> str | None:
     if [kind for _, kind in pieces[:4]] != [CONTROL, CONTROL, CONTROL, UNKNOWN]:
         return "its first four pieces are not marked as control pieces"
+    for i, (piece, kind) in enumerate(pieces[4:FIRST_TEXT_ID], 4):
+        if kind not in (CONTROL, USER_DEFINED):  # any other could be made out of text
+            return f"{piece!r}, id {i}, is not marked as a symbol or control piece"
     others = pieces[4:FIRST_BYTE_ID] + pieces[FIRST_LEARNED_ID:]
     stray = [piece for piece, kind in others if kind in (BYTE, UNKNOWN)]
     if stray:
