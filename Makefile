@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install quickstart test check bench format clean
+.PHONY: install quickstart test check bench fuzz format clean
 
 install: $(STAMP)
 
@@ -35,6 +35,9 @@ bench: install
 	$(BIN)/python bench/attention.py --json bench/results/attention.json
 	$(BIN)/python bench/checkpoints.py --json bench/results/checkpoints.json
 	$(BIN)/python bench/distill_loss.py --rounds 2 --steps 1 --json bench/results/distill_loss.json
+
+fuzz: install
+	$(BIN)/python tests/fuzz/run.py --inputs 100000 $(ARGS)
 
 clean:
 	rm -rf .venv build dist

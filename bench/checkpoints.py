@@ -3,7 +3,8 @@
 A random Gemma 2 2B in bf16 (5.2 GB) is written in Hugging Face's layout and read by
 
 - gemmule: gemmule's reader, each weight straight into its place, checked for NaN and Inf;
-- transformers: AutoModelForCausalLM.from_pretrained in bf16, which checks nothing;
+- transformers: AutoModelForCausalLM.from_pretrained in bf16, which maps the files and reads (and
+  checks) nothing until a weight is used: no like with like;
 - read: the files' bytes into memory that was just asked for: what any reader must do at least.
 
 "warm" is with the files in the system's cache, "cold" after they were dropped from it. Ratios are
