@@ -18,13 +18,13 @@ liger-kernel accelerate datasets multiprocess dill xxhash`, and DIR on PYTHONPAT
 report says that they are not installed.
 
 Whole logits of all tokens do not fit most machines, so all are compared at `compare_tokens`;
-gemmule (or the first of its that takes part) then also runs at `tokens`. `ratios.time_vs_*` are
-gemmule's time over the other's, `ratios.memory_vs_*` likewise of `peak_extra_mb`: the resident
-peak above inputs and gradients. The top-level `peak_extra_mb` is gemmule's at `tokens`,
-`plain_peak_extra_mb` what the plain version would take there, from its growth between half of
-`compare_tokens` and all of them.
-Nobody has the allocator setting that gemmule's training uses. Large heads are a random block
-repeated at other scales: quick to make, and no two rows are equal.
+gemmule (or gemmule-eager, where only that takes part) then also runs at `tokens`.
+`ratios.time_vs_*` are gemmule's time over the other's, `ratios.memory_vs_*` likewise of
+`peak_extra_mb`: the resident peak above inputs and gradients. The top-level `peak_extra_mb` is
+gemmule's at `tokens`, `plain_peak_extra_mb` what the plain version would take there, from its
+growth between half of `compare_tokens` and all of them. Nobody has the allocator setting that
+gemmule's training uses. Large heads are a random block repeated at other scales: quick to make,
+and no two rows are equal.
 """
 
 import argparse
@@ -57,6 +57,7 @@ SAME = (  # contestants that must agree; the first is what the others are compar
     ("gemmule-jsd", "plain-jsd", "trl-jsd"),
     ("gemmule-jsd-uncapped", "liger-jsd"),
 )
+FULL = ("gemmule", "gemmule-eager")  # the first of these also runs at all tokens
 OTHER_FUNCTION = ("products", "gemmule-sampled")
 TOLERANCE = 1e-3  # of loss and of both gradients' norms, relative: log_softmax itself is 5e-5 off
 BLOCK = 8000  # rows of a head that are drawn; the rest repeats them
@@ -291,7 +292,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         replies, seconds = harness.take_turns(
             workers, args.rounds, tokens=compare, steps=args.steps
         )
-        if ours := next((w for w in workers if w.mode.startswith("gemmule")), None):
+        if ours := next((w for w in workers if w.mode in FULL), None):
             harness.say(f"{ours.mode}: {settings['tokens']} tokens")
             full = ours.ask(tokens=settings["tokens"], steps=1, describe=True)
         idle_cpu = {w.mode: harness.rounded(w.idle_cpu_seconds) for w in workers}
