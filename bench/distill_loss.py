@@ -22,7 +22,9 @@ gemmule (or gemmule-eager, where only that takes part) then also runs at `tokens
 `ratios.time_vs_*` are gemmule's time over the other's, `ratios.memory_vs_*` likewise of
 `peak_extra_mb`: the resident peak above inputs and gradients. The top-level `peak_extra_mb` is
 gemmule's at `tokens`, `plain_peak_extra_mb` what the plain version would take there, from its
-growth between half of `compare_tokens` and all of them. Nobody has the allocator setting that
+growth between the two sizes of `plain_peaks_mb`. (Smaller ones would not do: the peak of few tokens
+is in the backward pass, whose share are the gradients; that of many is in the forward pass.)
+Nobody has the allocator setting that
 gemmule's training uses. Large heads are a random block repeated at other scales: quick to make,
 and no two rows are equal.
 """
@@ -279,14 +281,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if mode in missing:
             harness.say(f"{mode}: {missing[mode]} is not installed")
     compare, first = settings["compare_tokens"], {}
-    half: dict[str, harness.Reply] = {}
     full: harness.Reply = {}
     with ExitStack() as stack:
         workers = []
         for mode in names:
             harness.say(f"{mode}: warming up")
             worker = stack.enter_context(harness.Worker(__file__, mode, settings))
-            half[mode] = worker.ask(tokens=compare // 2, steps=1, describe=True)  # compiles
+            worker.ask(tokens=compare // 2, steps=1)  # compiles
             first[mode] = worker.ask(tokens=compare, steps=1, describe=True)
             workers.append(worker)
         replies, seconds = harness.take_turns(
@@ -295,6 +296,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if ours := next((w for w in workers if w.mode in FULL), None):
             harness.say(f"{ours.mode}: {settings['tokens']} tokens")
             full = ours.ask(tokens=settings["tokens"], steps=1, describe=True)
+        peaks = {
+            n: w.ask(tokens=n, steps=1, describe=True)["peak_extra_mb"]
+            for w in workers
+            if w.mode == "plain"
+            for n in (2 * compare, 3 * compare)
+        }
         idle_cpu = {w.mode: harness.rounded(w.idle_cpu_seconds) for w in workers}
     modes = {}
     for mode in names:
@@ -330,10 +337,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if full:
         report["peak_extra_mb"] = round(full["peak_extra_mb"], 1)
         report["seconds"] = harness.rounded(full["seconds"])
-    if "plain" in names:
-        growth = (first["plain"]["peak_extra_mb"] - half["plain"]["peak_extra_mb"]) / (compare / 2)
-        more = (settings["tokens"] - compare) * growth
-        report["plain_peak_extra_mb"] = round(first["plain"]["peak_extra_mb"] + more, 1)
+    if peaks:
+        (a, low), (b, high) = peaks.items()
+        more = (settings["tokens"] - b) * (high - low) / (b - a)
+        report["plain_peaks_mb"] = {str(n): round(peak, 1) for n, peak in peaks.items()}
+        report["plain_peak_extra_mb"] = round(high + more, 1)
     return report
 
 
