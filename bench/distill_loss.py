@@ -18,13 +18,15 @@ liger-kernel accelerate datasets multiprocess dill xxhash`, and DIR on PYTHONPAT
 report says that they are not installed.
 
 Whole logits of all tokens do not fit most machines, so all are compared at `compare_tokens`;
-gemmule (or the first of its that takes part) then also runs at `tokens`. `ratios.time_vs_*` are
-gemmule's time over the other's, `ratios.memory_vs_*` likewise of `peak_extra_mb`: the resident
-peak above inputs and gradients. The top-level `peak_extra_mb` is gemmule's at `tokens`,
-`plain_peak_extra_mb` what the plain version would take there, from its growth between half of
-`compare_tokens` and all of them.
-Nobody has the allocator setting that gemmule's training uses. Large heads are a random block
-repeated at other scales: quick to make, and no two rows are equal.
+gemmule (or gemmule-eager, where only that takes part) then also runs at `tokens`.
+`ratios.time_vs_*` are gemmule's time over the other's, `ratios.memory_vs_*` likewise of
+`peak_extra_mb`: the resident peak above inputs and gradients. The top-level `peak_extra_mb` is
+gemmule's at `tokens`, `plain_peak_extra_mb` what the plain version would take there, from its
+growth between the two sizes of `plain_peaks_mb`. (Smaller ones would not do: the peak of few tokens
+is in the backward pass, whose share are the gradients; that of many is in the forward pass.)
+Nobody has the allocator setting that
+gemmule's training uses. Large heads are a random block repeated at other scales: quick to make,
+and no two rows are equal.
 """
 
 import argparse
@@ -57,6 +59,7 @@ SAME = (  # contestants that must agree; the first is what the others are compar
     ("gemmule-jsd", "plain-jsd", "trl-jsd"),
     ("gemmule-jsd-uncapped", "liger-jsd"),
 )
+FULL = ("gemmule", "gemmule-eager")  # the first of these also runs at all tokens
 OTHER_FUNCTION = ("products", "gemmule-sampled")
 TOLERANCE = 1e-3  # of loss and of both gradients' norms, relative: log_softmax itself is 5e-5 off
 BLOCK = 8000  # rows of a head that are drawn; the rest repeats them
@@ -278,22 +281,27 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if mode in missing:
             harness.say(f"{mode}: {missing[mode]} is not installed")
     compare, first = settings["compare_tokens"], {}
-    half: dict[str, harness.Reply] = {}
     full: harness.Reply = {}
     with ExitStack() as stack:
         workers = []
         for mode in names:
             harness.say(f"{mode}: warming up")
             worker = stack.enter_context(harness.Worker(__file__, mode, settings))
-            half[mode] = worker.ask(tokens=compare // 2, steps=1, describe=True)  # compiles
+            worker.ask(tokens=compare // 2, steps=1)  # compiles
             first[mode] = worker.ask(tokens=compare, steps=1, describe=True)
             workers.append(worker)
         replies, seconds = harness.take_turns(
             workers, args.rounds, tokens=compare, steps=args.steps
         )
-        if ours := next((w for w in workers if w.mode.startswith("gemmule")), None):
+        if ours := next((w for w in workers if w.mode in FULL), None):
             harness.say(f"{ours.mode}: {settings['tokens']} tokens")
             full = ours.ask(tokens=settings["tokens"], steps=1, describe=True)
+        peaks = {
+            n: w.ask(tokens=n, steps=1, describe=True)["peak_extra_mb"]
+            for w in workers
+            if w.mode == "plain"
+            for n in (2 * compare, 3 * compare)
+        }
         idle_cpu = {w.mode: harness.rounded(w.idle_cpu_seconds) for w in workers}
     modes = {}
     for mode in names:
@@ -329,10 +337,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if full:
         report["peak_extra_mb"] = round(full["peak_extra_mb"], 1)
         report["seconds"] = harness.rounded(full["seconds"])
-    if "plain" in names:
-        growth = (first["plain"]["peak_extra_mb"] - half["plain"]["peak_extra_mb"]) / (compare / 2)
-        more = (settings["tokens"] - compare) * growth
-        report["plain_peak_extra_mb"] = round(first["plain"]["peak_extra_mb"] + more, 1)
+    if peaks:
+        (a, low), (b, high) = peaks.items()
+        more = (settings["tokens"] - b) * (high - low) / (b - a)
+        report["plain_peaks_mb"] = {str(n): round(peak, 1) for n, peak in peaks.items()}
+        report["plain_peak_extra_mb"] = round(high + more, 1)
     return report
 
 

@@ -131,6 +131,7 @@ def test_distillation_losses_agree_and_say_what_they_hold(reports: dict[str, Any
     speed = ours["seconds"] / plain["seconds"]
     assert report["ratios"]["time_vs_plain"] == pytest.approx(speed, rel=1e-4)
     assert isinstance(report["peak_extra_mb"], float)
+    assert list(report["plain_peaks_mb"]) == ["256", "384"]
     assert isinstance(report["plain_peak_extra_mb"], float)
     assert set(report["peers"]) == {"trl", "liger-kernel"}
 

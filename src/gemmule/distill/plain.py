@@ -30,9 +30,9 @@ def plain_distillation(
     vocab: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As linear_distillation."""
-    logits_NV = soft_cap(x_ND @ weight_VD[:vocab].T, cap)
+    logits_NV = soft_cap(x_ND @ _real(weight_VD, vocab).T, cap)
     with torch.no_grad():
-        teacher_NV = soft_cap(teacher_x_ND @ teacher_weight_VD[:vocab].T, teacher_cap)
+        teacher_NV = soft_cap(teacher_x_ND @ _real(teacher_weight_VD, vocab).T, teacher_cap)
         log_q_NV = (teacher_NV / temperature).log_softmax(-1)
     soft_N = _divergence(divergence, (logits_NV / temperature).log_softmax(-1), log_q_NV)
     return _mixed(logits_NV, soft_N, target_N, token_weight_N, temperature, alpha)
@@ -51,7 +51,7 @@ def plain_sparse_distillation(
     vocab: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As linear_sparse_distillation."""
-    logits_NV = soft_cap(x_ND @ weight_VD[:vocab].T, cap)
+    logits_NV = soft_cap(x_ND @ _real(weight_VD, vocab).T, cap)
     log_p_NV = (logits_NV / targets.temperature).log_softmax(-1)
     weight_NK = targets.weight_NK.to(x_ND.dtype)
     soft_N = -(weight_NK * log_p_NV.gather(1, targets.ids_NK)).sum(-1)
@@ -65,6 +65,11 @@ def plain_sparse_distillation(
     if divergence.kind == "forward_kl":
         soft_N = soft_N - targets.entropy_N
     return _mixed(logits_NV, soft_N, target_N, token_weight_N, targets.temperature, alpha)
+
+
+def _real(weight_VD: Tensor, vocab: int | None) -> Tensor:
+    """Without padding; not even sliced where there is none, for that copies the gradient."""
+    return weight_VD if vocab is None else weight_VD[:vocab]
 
 
 def _divergence(divergence: Divergence, log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
