@@ -69,6 +69,11 @@ class Interrupted(GemmuleError):
     exit_code = 130
 
 
+def first_line(e: BaseException) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    return (str(e) or type(e).__name__).strip().splitlines()[0]
+
+
 def _readable(message: str) -> str:
     """`message` as a terminal can show it: what it quotes may come from a hostile file."""
     shown = "".join(

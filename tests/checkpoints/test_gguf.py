@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import random_models
 import torch
 from gguf import GGMLQuantizationType
 from hypothesis import given, settings
@@ -57,15 +58,8 @@ BLOCKS = ("Q8_0", "Q4_0")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def random_model(config: GemmaConfig = CONFIG, seed: int = 0) -> Gemma:
-    """Weights large enough that caps, windows and norms all matter."""
-    model = Gemma(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            std = 0.3 if "norm" in name else 1.0 if "embed" in name else 0.5
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
-    return model
+def random_model(config: GemmaConfig = CONFIG) -> Gemma:
+    return random_models.random_model(config)
 
 
 def export(model: Gemma, tokenizer: Tokenizer, path: Path, kind: str = "F32") -> Path:

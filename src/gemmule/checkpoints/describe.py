@@ -6,6 +6,7 @@ from typing import Any
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.shapes import PUBLISHED
+from gemmule.checkpoints.stored import dtype_name
 from gemmule.errors import TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig
 
@@ -51,7 +52,7 @@ def describe(path: str | Path) -> dict[str, Any]:
                 "reported": REPORTED.get(published or ""),
             },
             "stored_as": checkpoint.stored_as,
-            "dtype": str(checkpoint.load_dtype).removeprefix("torch."),
+            "dtype": dtype_name(checkpoint.load_dtype),
             "bytes": {
                 "weights": total * checkpoint.load_dtype.itemsize,
                 "cache": _cache_values(checkpoint.config) * checkpoint.load_dtype.itemsize,

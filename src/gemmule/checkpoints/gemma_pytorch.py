@@ -24,16 +24,15 @@ from gemmule.checkpoints.hf import PREFIX, shard_names
 from gemmule.checkpoints.hf_config import from_hf, read_object
 from gemmule.checkpoints.mapped import MappedFile
 from gemmule.checkpoints.shapes import config_beside, published_config, tokenizer_beside
-from gemmule.checkpoints.stored import FLOATS, StoredTensor, few
+from gemmule.checkpoints.stored import FLOATS, StoredTensor, dtype_name, few
 from gemmule.checkpoints.weights_pickle import unpickle
 from gemmule.checkpoints.zipped import (
     READ_BYTES,
     checked_members,
     data_start,
-    first_line,
     opened_zip,
 )
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, first_line
 from gemmule.model.config import GemmaConfig
 
 INDEX = "pytorch_model.bin.index.json"
@@ -145,13 +144,13 @@ def _parameters(
         rows, scaler = tensor.shape[0], raw.get(name + SCALER)
         if (tensor.dtype == torch.int8) != (scaler is not None):
             raise CheckpointError(
-                f"{tensor.where} is {_spelled(tensor.dtype)} "
+                f"{tensor.where} is {dtype_name(tensor.dtype)} "
                 f"{'with' if scaler else 'without'} a {name.rpartition('.')[2]}{SCALER}; int8 "
                 "weights have one, others none"
             )
         if scaler and (scaler.dtype not in _CODES or scaler.shape != (rows,)):
             raise CheckpointError(
-                f"{scaler.where} is {_spelled(scaler.dtype)} {list(scaler.shape)}; expected one "
+                f"{scaler.where} is {dtype_name(scaler.dtype)} {list(scaler.shape)}; expected one "
                 f"float for each of {rows} rows"
             )
         ours = "embed_tokens.weight" if name == EMBEDDING else name.removeprefix(PREFIX)
@@ -254,8 +253,8 @@ def _raw(file: MappedFile, name: str, tensor: Tensor, start: int, size: int) -> 
     """Checks a tensor without data against the storage it claims."""
     if tensor.dtype not in _CODES and tensor.dtype != torch.int8:
         raise CheckpointError(
-            f"{file.path}: {name} is stored as {_spelled(tensor.dtype)}; supported are int8 and "
-            f"{', '.join(map(_spelled, _CODES))}"
+            f"{file.path}: {name} is stored as {dtype_name(tensor.dtype)}; supported are int8 and "
+            f"{', '.join(map(dtype_name, _CODES))}"
         )
     first = int(tensor.storage_offset()) * tensor.dtype.itemsize
     last = first + tensor.numel() * tensor.dtype.itemsize
@@ -266,10 +265,6 @@ def _raw(file: MappedFile, name: str, tensor: Tensor, start: int, size: int) -> 
             f"of {size} bytes; save it anew with .contiguous(), or download it again"
         )
     return _Raw(file, name, start + first, tuple(tensor.shape), tensor.dtype)
-
-
-def _spelled(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _content(archive: ZipFile, member: ZipInfo | None, path: Path) -> bytes:

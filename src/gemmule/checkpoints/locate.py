@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemmule import files
-from gemmule.errors import CheckpointError, Interrupted
+from gemmule.errors import CheckpointError, Interrupted, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_PREFIX = "hf://"
@@ -169,14 +169,16 @@ def _download(repo: str, allow: list[str], ignore: list[str] | None = None) -> P
         cause = e.__cause__ or e
         offline = isinstance(cause, hub.OfflineModeIsEnabled) or "HF_HUB_OFFLINE" in str(e)
         reason = (
-            "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_first(cause)})"
+            "HF_HUB_OFFLINE is set"
+            if offline
+            else f"the hub cannot be reached ({first_line(cause)})"
         )
         raise CheckpointError(
             f"there is no folder {repo} here, and as a hub id it is not in the cache and {reason}; "
             "with a network the same command downloads what is missing"
         ) from None
     except hub.HFValidationError as e:
-        raise CheckpointError(f"{repo!r} is no hub id: {_first(e)}; {_EXPECTED}") from None
+        raise CheckpointError(f"{repo!r} is no hub id: {first_line(e)}; {_EXPECTED}") from None
     except Exception as e:
         # Whatever else a transfer can die of: the HTTP library differs between hub versions.
         if isinstance(e, hub.HfHubHTTPError) and e.response.status_code in {401, 403, 404}:
@@ -184,7 +186,9 @@ def _download(repo: str, allow: list[str], ignore: list[str] | None = None) -> P
         if isinstance(e, OSError) and e.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES}:
             with files.writing_to(Path(e.filename or "the hub's cache")):
                 raise
-        raise CheckpointError(f"the download of {repo} broke off ({_first(e)}); {_AGAIN}") from e
+        raise CheckpointError(
+            f"the download of {repo} broke off ({first_line(e)}); {_AGAIN}"
+        ) from e
     return Path(found)
 
 
@@ -193,7 +197,3 @@ def _explain_refusal(repo: str) -> str:
         f"there is no folder {repo} here and no model {repo} on the hub that you may read; "
         "check the name, and for a private model log in with `hf auth login`"
     )
-
-
-def _first(e: BaseException) -> str:
-    return (str(e) or type(e).__name__).strip().splitlines()[0]

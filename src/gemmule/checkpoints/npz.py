@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gemmule.checkpoints.jax_arrays import StoredArray, most_unpacked, parse_array
 from gemmule.checkpoints.stored import tensor_bytes
-from gemmule.checkpoints.zipped import READ_BYTES, checked_members, first_line
-from gemmule.errors import CheckpointError
+from gemmule.checkpoints.zipped import READ_BYTES, checked_members
+from gemmule.errors import CheckpointError, first_line
 
 _HEADER_BYTES = 2**14  # numpy itself reads at most 10,000 of a header
 _SUFFIX = ".npy"

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from gemmule.checkpoints.jax_arrays import StoredArray, parse_array, refuse_bombs
-from gemmule.checkpoints.zipped import first_line
-from gemmule.errors import CheckpointError, MissingExtraError
+from gemmule.errors import CheckpointError, MissingExtraError, first_line
 
 # Where managers of several items, and Kauldron's trainer, put the parameters.
 _ITEMS = ("default", "params")

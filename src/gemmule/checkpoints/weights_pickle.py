@@ -16,8 +16,7 @@ from zipfile import ZipFile, ZipInfo
 
 import torch
 
-from gemmule.checkpoints.zipped import first_line
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, first_line
 
 # What a value on the pickle machine's stack is known to be; a tuple's is the tuple of its parts'.
 _Kind = str | tuple[str, ...]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, first_line
 
 # zipfile reads a directory at once: this is some ten thousand members, and all that is ever read
 # in one piece.
@@ -104,8 +104,3 @@ def data_start(archive: ZipFile, member: ZipInfo, path: Path) -> int:
         if header[:4] == b"PK\3\4" and start + member.file_size <= size:
             return start
     raise CheckpointError(f"{path}: {member.filename!r} lies outside the file; download it again")
-
-
-def first_line(e: BaseException) -> str:
-    """The first line of an error's message, or its type where there is none."""
-    return (str(e) or type(e).__name__).strip().splitlines()[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gemmule.checkpoints.stored import dtype_name
 from gemmule.doctor import endpoint, local_checks, stress, text_checks, transformers_model
 from gemmule.doctor.bugs import Bug
 from gemmule.doctor.findings import logit_rows
@@ -66,9 +67,7 @@ def run_doctor(
             chosen = wanted
         rows = examine(model, text, lm, library_default=backend == "transformers")
     name = f"{backend} at {url}" if url else backend
-    return Report(
-        str(path), name, str(chosen).removeprefix("torch."), tuple(rows), time.monotonic() - began
-    )
+    return Report(str(path), name, dtype_name(chosen), tuple(rows), time.monotonic() - began)
 
 
 def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: bool) -> list[Row]:
