@@ -13,8 +13,9 @@ LEVELS = [
     {"errors", "config", "files", "runlog", "carbon", "distributed"},
     {"model", "quant", "report"},
     {"data", "checkpoints", "distill"},
-    {"train", "infer"},
-    {"posttrain", "evals", "serve", "plan", "quickstart", "doctor"},
+    {"teachers", "infer"},
+    {"train"},
+    {"posttrain", "evals", "serve", "plan", "ablate", "quickstart", "doctor"},
     {"cli"},
 ]
 # Within the lowest level, as the modules' docstrings say; nothing may lead back.
