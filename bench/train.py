@@ -165,7 +165,7 @@ def gemmule_step(settings: Mapping[str, Any], *, compiled: bool) -> Step:
     machine.keep_freed_memory()
     model, tokens = start(settings)
     targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], 1)
-    batch = Batch(tokens, targets, torch.ones_like(tokens))
+    batch = Batch(tokens, targets, torch.ones_like(tokens), torch.arange(len(tokens)))
     if compiled:
         machine.compile_blocks(model)
     objective = NextToken(compiled)

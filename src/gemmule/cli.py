@@ -218,7 +218,8 @@ def _saved(path: Path) -> "TrainConfig":
     """A run's settings; either verb goes on with whatever the run was."""
     from gemmule.train.config import DistillConfig, TrainConfig
 
-    distilling = any(line.startswith("teacher =") for line in path.read_text().splitlines())
+    lines = path.read_text().splitlines()
+    distilling = any(line.startswith(("teacher =", "targets =")) for line in lines)
     return (DistillConfig if distilling else TrainConfig).load(path)
 
 

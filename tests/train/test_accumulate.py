@@ -1,5 +1,6 @@
 """Micro-batches give the loss and gradients of the whole batch, whatever their targets."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from gemmule.data.loader import Batch
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
+from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.config import TrainConfig
 from gemmule.train.loop import _accumulate
 from gemmule.train.objectives import Distillation, NextToken, Objective
@@ -35,7 +37,7 @@ def batch() -> Batch:
     for row, kept in enumerate([12, 1, 7, 0, 3, 11]):
         targets[row, kept:] = -100
         segments[row, 6:] = row % 2 + 1
-    return Batch(tokens, targets, segments)
+    return Batch(tokens, targets, segments, torch.arange(6))
 
 
 def rows(whole: Batch, size: int) -> list[Batch]:
@@ -44,6 +46,7 @@ def rows(whole: Batch, size: int) -> list[Batch]:
             whole.tokens_BT[i : i + size],
             whole.targets_BT[i : i + size],
             whole.segments_BT[i : i + size],
+            whole.windows_B[i : i + size],
         )
         for i in range(0, 6, size)
     ]
@@ -60,7 +63,9 @@ def step(
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "next token": lambda: NextToken(compiled=False),
-    "distillation": lambda: Distillation(build(2, hidden_size=48), 2.0, 0.3, compiled=False),
+    "distillation": lambda: Distillation(
+        GemmaTeacher("", build(2, hidden_size=48)), 2.0, 0.3, compiled=False
+    ),
 }
 
 
@@ -79,7 +84,7 @@ def test_equals_one_big_batch(name: str, size: int, tiny: Callable[..., dict[str
 def test_a_batch_without_targets_gives_zero(tiny: Callable[..., dict[str, Any]]) -> None:
     config = TrainConfig.parse(tiny(device="cpu"))
     whole = batch()
-    nothing = Batch(whole.tokens_BT, torch.full_like(whole.targets_BT, -100), whole.segments_BT)
+    nothing = dataclasses.replace(whole, targets_BT=torch.full_like(whole.targets_BT, -100))
     model = build(1)
     assert _accumulate(model, NextToken(compiled=False), [nothing], config) == {"loss": 0.0}
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gemmule.data.loader import Batch
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
+from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.objectives import Distillation, NextToken, Objective
 
 VOCAB = 80
@@ -26,11 +27,15 @@ def build(seed: int, hidden: int = 32, vocab: int = VOCAB) -> Gemma:
     )  # fmt: skip
 
 
+def taught_by(model: Gemma) -> GemmaTeacher:
+    return GemmaTeacher("", model)
+
+
 def batch(rows: int = 3, length: int = 10, vocab: int = VOCAB) -> Batch:
     g = torch.Generator().manual_seed(0)
     tokens, targets = torch.randint(4, vocab, (2, rows, length), generator=g)
     targets[0, 4:6] = -100
-    return Batch(tokens, targets, torch.ones_like(tokens))
+    return Batch(tokens, targets, torch.ones_like(tokens), torch.arange(len(tokens)))
 
 
 def gradients(objective: Objective, model: Gemma) -> tuple[float, Tensor]:
@@ -45,7 +50,7 @@ def gradients(objective: Objective, model: Gemma) -> tuple[float, Tensor]:
 def test_nothing_to_learn_from_oneself(temperature: float) -> None:
     student = build(0)
     _, plain = gradients(NextToken(compiled=False), student)
-    own = Distillation(copy.deepcopy(student), temperature, 0.0, compiled=False)
+    own = Distillation(taught_by(copy.deepcopy(student)), temperature, 0.0, compiled=False)
     _, none = gradients(own, student)
     assert none.norm() <= 1e-5 * plain.norm()
 
@@ -53,21 +58,23 @@ def test_nothing_to_learn_from_oneself(temperature: float) -> None:
 def test_alpha_one_is_plain_training() -> None:
     student, teacher = build(0), build(1, hidden=48)
     loss, plain = gradients(NextToken(compiled=False), student)
-    mixed_loss, mixed = gradients(Distillation(teacher, 1.0, 1.0, compiled=False), student)
+    mixed_loss, mixed = gradients(
+        Distillation(taught_by(teacher), 1.0, 1.0, compiled=False), student
+    )
     assert mixed_loss == pytest.approx(loss, rel=1e-6)
     assert (mixed - plain).norm() <= 1e-6 * plain.norm()
 
 
 def test_reports_the_next_token_loss() -> None:
     student, teacher = build(0), build(1, hidden=48)
-    _, figures = Distillation(teacher, 2.0, 0.0, compiled=False)(student, batch())
+    _, figures = Distillation(taught_by(teacher), 2.0, 0.0, compiled=False)(student, batch())
     loss, _ = NextToken(compiled=False)(student, batch())
     assert figures["next_token_loss"].item() == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_the_teacher_gets_no_gradient() -> None:
     student, teacher = build(0), build(1, hidden=48)
-    gradients(Distillation(teacher, 1.0, 0.5, compiled=False), student)
+    gradients(Distillation(taught_by(teacher), 1.0, 0.5, compiled=False), student)
     assert all(p.grad is None for p in teacher.parameters())
 
 
@@ -75,7 +82,9 @@ def test_flops() -> None:
     student, teacher = build(0), build(1, hidden=48)
     forward, teaching = (m.config.forward_flops_per_token(16) for m in (student, teacher))
     assert NextToken(compiled=False).flops_per_token(student, 16) == 3 * forward
-    distilled = Distillation(teacher, 1.0, 0.0, compiled=False).flops_per_token(student, 16)
+    distilled = Distillation(taught_by(teacher), 1.0, 0.0, compiled=False).flops_per_token(
+        student, 16
+    )
     assert distilled == 3 * forward + teaching
 
 
@@ -84,7 +93,7 @@ def test_never_holds_the_logits_of_the_batch(distil: bool) -> None:
     """Over the whole step, backward included, of both models."""
     vocab, rows, length = 20_000, 8, 64
     student, teacher = build(0, 8, vocab), build(1, 16, vocab)
-    objective = Distillation(teacher, 1.0, 0.5, False) if distil else NextToken(False)
+    objective = Distillation(taught_by(teacher), 1.0, 0.5, False) if distil else NextToken(False)
     inputs = batch(rows, length, vocab)
     largest = 0
 

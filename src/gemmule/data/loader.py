@@ -18,17 +18,19 @@ IGNORED = -100  # torch's default ignore_index
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some rows of packed documents, each int64 of shape [B, T].
+    """Some rows of packed documents, int64, of shape [B, T] but for the last.
 
     Attributes:
         tokens_BT: inputs.
         targets_BT: the token after each input; -100 where that is another document or padding.
         segments_BT: 1, 2, … numbers the documents within a row; 0 is padding.
+        windows_B: which window of the split each row is, counted from 0.
     """
 
     tokens_BT: torch.Tensor
     targets_BT: torch.Tensor
     segments_BT: torch.Tensor
+    windows_B: torch.Tensor
 
 
 class Loader:
@@ -43,12 +45,15 @@ class Loader:
         batch_size: rows a batch, B.
         seq_len: tokens a row, T.
         seed: decides the order.
+        windows: use only so many, the first ones; None: all.
 
     Raises:
         DataError: when the split is shorter than one window.
     """
 
-    def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, seq_len: int, seed: int, windows: int | None = None
+    ) -> None:
         if batch_size < 1 or seq_len < 1 or seed < 0:
             raise DataError(
                 f"batch_size {batch_size} and seq_len {seq_len} must be at least 1, and seed {seed}"
@@ -60,7 +65,9 @@ class Loader:
         self._seed = seed
         self._epoch = 0
         self._position = 0
-        self._windows = (split.token_count - 1) // seq_len
+        self._windows = whole_windows(split, seq_len)
+        if windows is not None:
+            self._windows = min(windows, self._windows)
         if self._windows < 1:
             raise DataError(
                 f"seq_len {seq_len} is longer than the data: {split.name} has "
@@ -80,15 +87,14 @@ class Loader:
 
     def next(self) -> Batch:
         """The next batch."""
-        rows = np.empty((self._batch_size, self._seq_len + 1), np.int64)
-        for row in rows:
+        chosen = np.empty(self._batch_size, np.int64)
+        for i in range(self._batch_size):
             if self._position == self._windows:
                 self._epoch, self._position = self._epoch + 1, 0
                 self._order = self._shuffled()
-            start = int(self._order[self._position]) * self._seq_len
-            row[:] = self._split.read(start, start + self._seq_len + 1)
+            chosen[i] = self._order[self._position]
             self._position += 1
-        return _batch(rows, self._split, np.full(self._batch_size, self._seq_len + 1))
+        return batch_of(self._split, chosen, self._seq_len)
 
     def state(self) -> dict[str, int]:
         """The position: what `load_state` needs to go on with the very next batch."""
@@ -117,6 +123,23 @@ class Loader:
         return np.random.default_rng([self._seed, self._epoch]).permutation(self._windows)
 
 
+def whole_windows(split: Split, seq_len: int) -> int:
+    """Windows of seq_len tokens that a split has, each with the token after its last."""
+    return (split.token_count - 1) // seq_len
+
+
+def batch_of(split: Split, windows: npt.NDArray[np.int64], seq_len: int) -> Batch:
+    """The named windows, in that order; the split's last may be shorter and is padded."""
+    rows = np.full((len(windows), seq_len + 1), split.pad_id, np.int64)
+    lengths = np.empty(len(windows), np.int64)
+    for i, window in enumerate(windows):
+        start = int(window) * seq_len
+        part = split.read(start, start + seq_len + 1)
+        rows[i, : len(part)] = part
+        lengths[i] = len(part)
+    return _batch(rows, split, lengths, windows)
+
+
 def eval_batches(
     split: Split, batch_size: int, seq_len: int, max_tokens: int | None = None
 ) -> Iterator[Batch]:
@@ -139,17 +162,15 @@ def eval_batches(
         count = max(1, max_tokens // seq_len)
         chosen = np.arange(count) * windows // count
     for first in range(0, len(chosen), batch_size):
-        starts = chosen[first : first + batch_size] * seq_len
-        rows = np.full((len(starts), seq_len + 1), split.pad_id, np.int64)
-        lengths = np.empty(len(starts), np.int64)
-        for row, start in enumerate(starts):
-            part = split.read(int(start), int(start) + seq_len + 1)
-            rows[row, : len(part)] = part
-            lengths[row] = len(part)
-        yield _batch(rows, split, lengths)
+        yield batch_of(split, chosen[first : first + batch_size], seq_len)
 
 
-def _batch(rows: npt.NDArray[np.int64], split: Split, lengths: npt.NDArray[np.int64]) -> Batch:
+def _batch(
+    rows: npt.NDArray[np.int64],
+    split: Split,
+    lengths: npt.NDArray[np.int64],
+    windows: npt.NDArray[np.int64],
+) -> Batch:
     """Rows of T + 1 tokens, of which `lengths` are real, as a batch of T."""
     tokens = rows[:, :-1]
     starts = tokens == split.bos_id
@@ -164,4 +185,5 @@ def _batch(rows: npt.NDArray[np.int64], split: Split, lengths: npt.NDArray[np.in
         torch.from_numpy(np.ascontiguousarray(tokens)),
         torch.from_numpy(targets),
         torch.from_numpy(segments),
+        torch.from_numpy(windows),
     )

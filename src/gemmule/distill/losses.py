@@ -171,11 +171,7 @@ def linear_sparse_distillation(
     """
     if len(targets) != len(x_ND):
         raise ConfigError(f"there are targets of {len(targets)} tokens and {len(x_ND)} tokens")
-    if divergence.kind not in SPARSE_KINDS:
-        raise ConfigError(
-            f"{divergence.kind} needs the teacher's whole distribution; with sparse targets there "
-            f"are: {', '.join(SPARSE_KINDS)}"
-        )
+    check_sparse(divergence)
     kernel = maybe_compiled(_sparse_kernel, compiled)
     keep_N = _keep(target_N, token_weight_N)
     temperature = targets.temperature
@@ -206,6 +202,19 @@ def linear_sparse_distillation(
 
     loss, hard = ChunkedHead.apply(x_ND, weight_VD, vocab, chunk, step)  # type: ignore[no-untyped-call]
     return loss, hard.detach()
+
+
+def check_sparse(divergence: Divergence) -> None:
+    """Refuses a divergence that sparse targets do not allow.
+
+    Raises:
+        ConfigError: for all but cross-entropy and forward KL.
+    """
+    if divergence.kind not in SPARSE_KINDS:
+        raise ConfigError(
+            f"{divergence.kind} needs the teacher's whole distribution; with sparse targets there "
+            f"are: {', '.join(SPARSE_KINDS)}"
+        )
 
 
 # Kernels: element-wise work and sums over the vocabulary. Each leaves the gradient with respect

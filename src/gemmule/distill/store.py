@@ -205,6 +205,18 @@ class Store:
         tokens = self.recorded * self.seq_len
         return sum(s.byte_count for s in self.shards) / tokens if tokens else 0.0
 
+    def summary(self) -> dict[str, Any]:
+        """What the manifest of a run that learns from it says."""
+        return {
+            "path": str(self.path),
+            "identity": self.identity,
+            "label": self.spec.label,
+            **self.spec.settings(),
+            "biased": self.spec.biased,
+            "bytes_per_token": round(self.bytes_per_token, 2),
+            "tokens": self.windows * self.seq_len,
+        }
+
     def gaps(self) -> list[tuple[int, int]]:
         """Ranges of windows that are still to be recorded."""
         ends = [0, *(s.stop for s in self.shards)]

@@ -46,6 +46,17 @@ class SparseTargets:
     def __len__(self) -> int:
         return len(self.ids_NK)
 
+    def to(self, device: torch.device | str) -> "SparseTargets":
+        """The same on another device."""
+        tail_N = None if self.tail_N is None else self.tail_N.to(device)
+        return SparseTargets(
+            self.ids_NK.to(device),
+            self.weight_NK.to(device),
+            self.entropy_N.to(device),
+            tail_N,
+            self.temperature,
+        )
+
     def rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Ids, weights, tail and entropy of some tokens; padding points at the first id."""
         ids_CK, weight_CK = self.ids_NK[rows].long(), self.weight_NK[rows].float()

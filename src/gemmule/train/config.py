@@ -52,7 +52,25 @@ class ScheduleConfig(Config):
         return self
 
 
-class TrainConfig(Config):
+class MachineConfig(Config):
+    """How the machine is used; "auto" is settled at the start and saved (train/machine.py).
+
+    Attributes:
+        device: "auto", "cpu", "cuda".
+        dtype: of activations; "auto" takes what multiplies fastest on this machine.
+        compile: torch.compile the block; "auto" does where the run is long enough to earn it.
+        threads: CPU threads; 0 takes the cores there are.
+        country: ISO 3166 three-letter code for the carbon intensity of electricity.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    threads: int = Field(default=0, ge=0, le=1024)
+    country: str | None = None
+
+
+class TrainConfig(MachineConfig):
     """One training run.
 
     Attributes:
@@ -72,11 +90,6 @@ class TrainConfig(Config):
         checkpoint_minutes: at most so many minutes between them, whatever the steps.
         keep_checkpoints: how many training states stay.
         log_every: steps between lines of metrics.jsonl.
-        device: "auto", "cpu", "cuda".
-        dtype: of activations; "auto" takes what multiplies fastest on this machine.
-        compile: torch.compile the block; "auto" does where the run is long enough to earn it.
-        threads: CPU threads; 0 takes the cores there are.
-        country: ISO 3166 three-letter code for the carbon intensity of electricity.
     """
 
     data: Path
@@ -97,11 +110,6 @@ class TrainConfig(Config):
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
     log_every: int = Field(default=10, gt=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    threads: int = Field(default=0, ge=0, le=1024)
-    country: str | None = None
 
     @property
     def micro_batch(self) -> int:
@@ -127,7 +135,8 @@ class DistillConfig(TrainConfig):
     """A training run that learns from a teacher's distribution.
 
     Attributes:
-        teacher: run, HF-layout folder or hub id.
+        teacher: run, HF-layout folder or hub id; or instead of it
+        targets: a logit store, made by `gemmule record`; no teacher is loaded.
         loss: how far the student is from the teacher, see gemmule.distill.divergences.
         beta: the teacher's share in the mixture of "jsd".
         skew: of "skew_kl" the teacher's, of "skew_reverse_kl" the student's share in the mixture.
@@ -135,12 +144,21 @@ class DistillConfig(TrainConfig):
         alpha: weight of the next-token loss; 0 is the report's pure distillation.
     """
 
-    teacher: str
+    teacher: str | None = None
+    targets: Path | None = None
     loss: Kind = CROSS_ENTROPY.kind
     beta: float = Field(default=CROSS_ENTROPY.beta, gt=0, lt=1)
     skew: float = Field(default=CROSS_ENTROPY.skew, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.0, ge=0, le=1)
+
+    @pydantic.model_validator(mode="after")
+    def _learns_from_one(self) -> Self:
+        if (self.teacher is None) == (self.targets is None):
+            raise ValueError(
+                "set either teacher (a model) or targets (a logit store made by gemmule record)"
+            )
+        return self
 
     @property
     def divergence(self) -> Divergence:

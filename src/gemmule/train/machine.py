@@ -4,6 +4,7 @@ import ctypes
 import functools
 import time
 import warnings
+from typing import TypeVar
 
 import torch
 
@@ -12,12 +13,14 @@ from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.runlog import console
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import MachineConfig, TrainConfig
+
+C = TypeVar("C", bound=MachineConfig)
 
 COMPILE_EARNS_ITS_TIME = 1.5e13  # floating-point operations: about two minutes on two cores
 
 
-def resolve(config: TrainConfig, flops: float) -> TrainConfig:
+def resolve(config: C, flops: float) -> C:
     """Replaces every "auto" by what this machine is best at, so that a resumed run repeats it.
 
     Args:

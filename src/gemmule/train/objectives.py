@@ -7,8 +7,15 @@ from torch import Tensor
 
 from gemmule.data.loader import Batch
 from gemmule.distill.divergences import CROSS_ENTROPY, Divergence
-from gemmule.distill.losses import linear_cross_entropy, linear_distillation
+from gemmule.distill.losses import (
+    check_sparse,
+    linear_cross_entropy,
+    linear_distillation,
+    linear_sparse_distillation,
+)
+from gemmule.distill.store import Store, at_temperature, check_temperature
 from gemmule.model.gemma import Gemma
+from gemmule.teachers.teacher import LocalTeacher
 
 
 class Objective(Protocol):
@@ -56,7 +63,7 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: Gemma,
+        teacher: LocalTeacher,
         temperature: float,
         alpha: float,
         compiled: bool,
@@ -68,18 +75,16 @@ class Distillation:
     def __call__(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed distillation loss; beside it the student's next-token loss."""
         with torch.no_grad():
-            teacher_x_BTD = self.teacher.hidden_states(
-                batch.tokens_BT, segments_BT=batch.segments_BT
-            )
+            teacher_x_BTD = self.teacher.hidden_states(batch)
         x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
         loss, hard = linear_distillation(
             x_BTD.flatten(0, 1),
             model.embed_tokens.weight,
             teacher_x_BTD.flatten(0, 1),
-            self.teacher.embed_tokens.weight,
+            self.teacher.head,
             batch.targets_BT.flatten(),
             cap=model.config.final_logit_softcapping,
-            teacher_cap=self.teacher.config.final_logit_softcapping,
+            teacher_cap=self.teacher.cap,
             temperature=self.temperature,
             alpha=self.alpha,
             divergence=self.divergence,
@@ -89,5 +94,50 @@ class Distillation:
 
     def flops_per_token(self, model: Gemma, seq_len: int) -> float:
         """Of the student, and of the teacher's forward pass."""
-        teacher = self.teacher.config.forward_flops_per_token(seq_len)
-        return student_flops(model, seq_len) + teacher
+        return student_flops(model, seq_len) + self.teacher.forward_flops_per_token(seq_len)
+
+
+class StoredDistillation:
+    """Learning from what was recorded of a teacher's distribution; the teacher is not needed.
+
+    Args:
+        store: of the very windows that the loader cuts.
+        temperature: of both distributions; one that the stored targets can be brought to.
+        alpha: weight of the next-token loss.
+        compiled: see gemmule.distill.losses.
+        divergence: cross-entropy or forward KL.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        temperature: float,
+        alpha: float,
+        compiled: bool,
+        divergence: Divergence = CROSS_ENTROPY,
+    ) -> None:
+        check_temperature(store.spec, temperature)
+        check_sparse(divergence)
+        self.store, self.compiled, self.divergence = store, compiled, divergence
+        self.temperature, self.alpha = temperature, alpha
+
+    def __call__(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed distillation loss; beside it the student's next-token loss."""
+        stored = self.store.targets(batch.windows_B.tolist())
+        targets = at_temperature(stored, self.temperature, self.store.spec)
+        x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
+        loss, hard = linear_sparse_distillation(
+            x_BTD.flatten(0, 1),
+            model.embed_tokens.weight,
+            targets.to(x_BTD.device),
+            batch.targets_BT.flatten(),
+            cap=model.config.final_logit_softcapping,
+            alpha=self.alpha,
+            divergence=self.divergence,
+            compiled=self.compiled,
+        )
+        return loss, {"next_token_loss": hard}
+
+    def flops_per_token(self, model: Gemma, seq_len: int) -> float:
+        """Of the student alone: recording was paid for before."""
+        return student_flops(model, seq_len)

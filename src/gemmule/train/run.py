@@ -9,18 +9,20 @@ from gemmule import files
 from gemmule.carbon import EnergyMeter
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf_writer import save_model
-from gemmule.checkpoints.load import open_checkpoint
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Loader
-from gemmule.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from gemmule.distill.store import Store
+from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.runlog import RunDir
+from gemmule.teachers.gemma import GemmaTeacher, load_partner
+from gemmule.teachers.teacher import LocalTeacher
 from gemmule.train import machine
 from gemmule.train.config import DistillConfig, TrainConfig
 from gemmule.train.evaluate import evaluate
 from gemmule.train.loop import train
-from gemmule.train.objectives import Distillation, NextToken, Objective
+from gemmule.train.objectives import Distillation, NextToken, Objective, StoredDistillation
 
 RESULT = "result.json"
 MANIFEST = "manifest.json"
@@ -53,9 +55,10 @@ def run_training(
     machine.keep_freed_memory()
     dataset = Dataset.open(config.data)
     model = _build(config, dataset)
-    teacher = _load_teacher(config, model, dataset)
+    teacher = _open_teacher(config, model, dataset)
+    windows = teacher.windows if isinstance(teacher, Store) else None
     train_split = dataset.split("train")
-    loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed)
+    loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed, windows)
     objective = _objective(config, teacher, compiled=False)
     flops_per_token = objective.flops_per_token(model, config.seq_len)
     train_flops = flops_per_token * config.steps * config.tokens_per_step
@@ -69,12 +72,12 @@ def run_training(
     else:
         run.write_manifest(manifest)
     model.to(config.device)
-    if teacher is not None:
-        teacher.to(config.device)
+    if isinstance(teacher, LocalTeacher):
+        teacher.module.to(config.device)
     if config.compile:
         machine.compile_blocks(model)
-        if teacher is not None:
-            machine.compile_blocks(teacher)
+        if isinstance(teacher, GemmaTeacher):
+            machine.compile_blocks(teacher.model)
     objective = _objective(config, teacher, compiled=bool(config.compile))
 
     def validate() -> dict[str, float]:
@@ -121,7 +124,9 @@ def _figures(
 def _build(config: TrainConfig, dataset: Dataset) -> Gemma:
     """The model to train, as it is before the first step."""
     if config.init is not None:
-        return _load_partner(config.init, "the model to start from", config, dataset)
+        model = load_partner(config.init, "the model to start from", dataset)
+        _check_context(config, model.config)
+        return model
     tokenizer = dataset.tokenizer
     shape = preset(config.preset, **{"vocab_size": tokenizer.vocab_size, **config.model})
     if shape.vocab_size < tokenizer.vocab_size:
@@ -135,22 +140,6 @@ def _build(config: TrainConfig, dataset: Dataset) -> Gemma:
     return Gemma(shape)
 
 
-def _load_partner(name: str, what: str, config: TrainConfig, dataset: Dataset) -> Gemma:
-    """A model that must share the data's tokenizer, compared by content, and fit seq_len."""
-    with open_checkpoint(name) as checkpoint:
-        tokenizer, theirs = dataset.tokenizer, checkpoint.tokenizer
-        if theirs.fingerprint != tokenizer.fingerprint:
-            raise TokenizerError(
-                f"{what}, {name}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
-                f"{theirs.fingerprint[:12]}) than the data in {config.data} "
-                f"({tokenizer.vocab_size} pieces, {tokenizer.fingerprint[:12]}): prepare the data "
-                f"with {name}'s tokenizer"
-            )
-        model = checkpoint.load(torch.float32)
-    _check_context(config, model.config)
-    return model
-
-
 def _check_context(config: TrainConfig, shape: GemmaConfig) -> None:
     if config.seq_len > shape.max_position_embeddings:
         raise ConfigError(
@@ -160,31 +149,73 @@ def _check_context(config: TrainConfig, shape: GemmaConfig) -> None:
         )
 
 
-def _load_teacher(config: TrainConfig, student: Gemma, dataset: Dataset) -> Gemma | None:
+def _open_teacher(
+    config: TrainConfig, student: Gemma, dataset: Dataset
+) -> LocalTeacher | Store | None:
+    """The teacher of a distillation, or what was recorded of one."""
     if not isinstance(config, DistillConfig):
         return None
-    teacher = _load_partner(config.teacher, "the teacher", config, dataset)
-    if teacher.config.vocab_size != student.config.vocab_size:
-        raise ConfigError(
-            f"the teacher, {config.teacher}, has {teacher.config.vocab_size} rows in its "
-            f"vocabulary and the student {student.config.vocab_size}: set "
-            f"model.vocab_size = {teacher.config.vocab_size}"
+    if config.targets is not None:
+        return _open_store(config, config.targets, student, dataset)
+    assert config.teacher is not None
+    teacher = GemmaTeacher.open(config.teacher, dataset)
+    _check_context(config, teacher.model.config)
+    _check_vocabulary(f"the teacher, {config.teacher},", teacher.vocab_size, student)
+    return teacher
+
+
+def _open_store(config: TrainConfig, path: Path, student: Gemma, dataset: Dataset) -> Store:
+    store = Store.open(path)
+    corpus, tokenizer = store.manifest["corpus"], store.manifest["tokenizer"]
+    if corpus["fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"{path} was recorded on other data ({corpus['name']}, fingerprint "
+            f"{corpus['fingerprint'][:12]}) than {config.data} ({dataset.name}, "
+            f"{dataset.fingerprint[:12]}): train on the data it was recorded on, or record these"
         )
-    return teacher.requires_grad_(False).eval()
+    if tokenizer != dataset.tokenizer.fingerprint:
+        raise DataError(
+            f"{path} was recorded with another tokenizer (fingerprint {tokenizer[:12]}) than that "
+            f"of {config.data} ({dataset.tokenizer.fingerprint[:12]}): record these data"
+        )
+    if store.seq_len != config.seq_len:
+        raise ConfigError(
+            f"seq_len = {config.seq_len}: {path} was recorded in windows of {store.seq_len} "
+            f"tokens, and the teacher's words belong to them: set seq_len = {store.seq_len}, or "
+            f"record anew with --seq-len {config.seq_len}"
+        )
+    _check_vocabulary(f"the teacher of {path}", store.vocab_size, student)
+    store.check_whole()
+    return store
 
 
-def _objective(config: TrainConfig, teacher: Gemma | None, compiled: bool) -> Objective:
-    if isinstance(config, DistillConfig) and teacher is not None:
-        return Distillation(teacher, config.temperature, config.alpha, compiled, config.divergence)
-    return NextToken(compiled)
+def _check_vocabulary(whose: str, size: int, student: Gemma) -> None:
+    if size != student.config.vocab_size:
+        raise ConfigError(
+            f"{whose} has {size} rows in its vocabulary and the student "
+            f"{student.config.vocab_size}: set model.vocab_size = {size}"
+        )
+
+
+def _objective(
+    config: TrainConfig, teacher: LocalTeacher | Store | None, compiled: bool
+) -> Objective:
+    if not isinstance(config, DistillConfig) or teacher is None:
+        return NextToken(compiled)
+    settings = (config.temperature, config.alpha, compiled, config.divergence)
+    if isinstance(teacher, Store):
+        return StoredDistillation(teacher, *settings)
+    return Distillation(teacher, *settings)
 
 
 def _manifest(
-    config: TrainConfig, model: Gemma, teacher: Gemma | None, dataset: Dataset
+    config: TrainConfig, model: Gemma, teacher: LocalTeacher | Store | None, dataset: Dataset
 ) -> dict[str, Any]:
     source = None
-    if isinstance(config, DistillConfig) and teacher is not None:
-        source = _parent(config.teacher, teacher)
+    if isinstance(teacher, Store):
+        source = teacher.manifest["teacher"]
+    elif teacher is not None:
+        source = teacher.describe()
     elif config.init is not None:
         source = _parent(config.init, model)
     objective: dict[str, Any] = {"name": "next-token prediction"}
@@ -209,6 +240,7 @@ def _manifest(
         },
         "tokenizer": dataset.tokenizer.fingerprint,
         "parent": source,
+        **({"targets": teacher.summary()} if isinstance(teacher, Store) else {}),
         "model": model.config.model_dump(mode="json"),
         "parameters": model.config.parameters,
         "non_embedding_parameters": model.config.non_embedding_parameters,
@@ -228,6 +260,12 @@ def _same_inputs(before: dict[str, Any], now: dict[str, Any], out: Path) -> None
         raise CheckpointError(
             f"{before['parent']['path']} has other weights than when {out} was started: bring "
             "those back, or start a new run"
+        )
+    was, found = (m.get("targets", {}).get("identity") for m in (before, now))
+    if was != found:
+        raise DataError(
+            f"{out} was started with another logit store (identity {str(was)[:12]}, now "
+            f"{str(found)[:12]}): bring that one back, or start a new run"
         )
 
 

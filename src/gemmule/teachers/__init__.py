@@ -1,0 +1,1 @@
+"""Whom a student can learn from: models at hand, of whatever kind."""

@@ -1,0 +1,88 @@
+"""Teachers that gemmule loads itself: runs, and any Gemma 2 checkpoint."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.checkpoints.load import open_checkpoint
+from gemmule.data.dataset import Dataset
+from gemmule.data.loader import Batch
+from gemmule.errors import TokenizerError
+from gemmule.model.gemma import Gemma
+from gemmule.teachers.teacher import LocalTeacher
+
+
+def load_partner(name: str, what: str, dataset: Dataset) -> Gemma:
+    """A model that shares the data's tokenizer, compared by content; in fp32.
+
+    Args:
+        name: run, folder, file or hub id.
+        what: how an error calls it.
+        dataset: the data.
+
+    Raises:
+        TokenizerError: when the tokenizers differ.
+        CheckpointError: when there is no readable model.
+    """
+    with open_checkpoint(name) as checkpoint:
+        ours, theirs = dataset.tokenizer, checkpoint.tokenizer
+        if theirs.fingerprint != ours.fingerprint:
+            raise TokenizerError(
+                f"{what}, {name}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
+                f"{theirs.fingerprint[:12]}) than the data in {dataset.path} "
+                f"({ours.vocab_size} pieces, {ours.fingerprint[:12]}): prepare the data "
+                f"with {name}'s tokenizer"
+            )
+        return checkpoint.load(torch.float32)
+
+
+class GemmaTeacher(LocalTeacher):
+    """A Gemma 2 of any size.
+
+    Args:
+        path: where it was found.
+        model: the network.
+    """
+
+    def __init__(self, path: str, model: Gemma) -> None:
+        self.path, self.module = path, model.requires_grad_(False).eval()
+        self.model = model
+        self.cap = model.config.final_logit_softcapping
+        self._fingerprint = weights_fingerprint(model)
+
+    @classmethod
+    def open(cls, path: str, dataset: Dataset) -> "GemmaTeacher":
+        """Loads it; see `load_partner`."""
+        return cls(path, load_partner(path, "the teacher", dataset))
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of its head."""
+        return self.model.config.vocab_size
+
+    @property
+    def head(self) -> Tensor:
+        """The tied embedding."""
+        return self.model.embed_tokens.weight
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Final hidden states [B, T, D]."""
+        return self.model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
+
+    def describe(self) -> dict[str, Any]:
+        """Path, weights' fingerprint, parameters and caps."""
+        config = self.model.config
+        return {
+            "path": self.path,
+            "backend": "gemmule",
+            "fingerprint": self._fingerprint,
+            "parameters": config.parameters,
+            "final_logit_softcapping": config.final_logit_softcapping,
+            "attn_logit_softcapping": config.attn_logit_softcapping,
+        }
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Of the model."""
+        return self.model.config.forward_flops_per_token(seq_len)
