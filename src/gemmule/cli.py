@@ -168,22 +168,82 @@ def train(
 
 
 @app.command()
+def record(
+    teacher: Annotated[str, typer.Argument(help="The teacher: run, HF folder or hub id.")],
+    data: Annotated[Path, typer.Option(help="Folder made by gemmule data.")],
+    out: Out,
+    kind: Annotated[
+        str, typer.Option(help="What is kept: sample, top_k, top_k_tail or top_p.")
+    ] = "sample",
+    draws: Annotated[int | None, typer.Option(help="Draws a token, of sample (50).")] = None,
+    k: Annotated[
+        int | None, typer.Option(help="Ids a token, of top_k and top_k_tail (32).")
+    ] = None,
+    p: Annotated[float | None, typer.Option(help="Mass to reach, of top_p (0.95).")] = None,
+    proposal: Annotated[
+        float | None, typer.Option(help="Power of the probabilities drawn from, of sample (1).")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the teacher's softmax (1).")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Record so many; more later appends.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens seen together (256).")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Which of how many parts, as in 2/4: run each somewhere.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Records what a teacher says about a corpus, once, for any number of students.
+
+    Stopped at any moment, the same command goes on where it stopped. With a larger --tokens it
+    appends. Several processes or machines can record into one folder, each its --part.
+
+    Example: gemmule record runs/big --data runs/data --out runs/targets
+    """
+    from gemmule.config import assign
+    from gemmule.runlog import facts
+    from gemmule.train.record import RecordConfig, describe
+    from gemmule.train.record import record as run
+
+    own = {
+        "kind": kind, "draws": draws, "k": k, "p": p, "proposal": proposal,
+        "temperature": temperature,
+    }  # fmt: skip
+    values: dict[str, Any] = {
+        "teacher": teacher, "data": data, "tokens": tokens, "seq_len": seq_len, "part": part,
+        "targets": {key: value for key, value in own.items() if value is not None},
+    }  # fmt: skip
+    values = {key: value for key, value in values.items() if value is not None}
+    config = RecordConfig.parse(assign(values, overrides or []))
+    with _stoppable("the same command goes on where this one stopped"):
+        result = run(config, out)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        facts(describe(result), title=str(out))
+
+
+@app.command()
 def distill(
     out: Out,
     config: ConfigFile = None,
     teacher: Annotated[str | None, typer.Option(help="The teacher: run or HF folder.")] = None,
+    targets: Annotated[
+        Path | None, typer.Option(help="What gemmule record kept of it, instead of a teacher.")
+    ] = None,
     overrides: Overrides = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Trains a student on its teacher's distribution.
+    """Trains a student on its teacher's distribution, or on a record of it.
 
     Example: gemmule distill configs/distill-1m.toml --teacher runs/big --set data=runs/data
     --out runs/small
     """
     from gemmule.train.config import DistillConfig
 
-    values = [*(overrides or []), *([f"teacher={json.dumps(teacher)}"] if teacher else [])]
+    given = {"teacher": teacher, "targets": targets}
+    chosen = [f"{name}={json.dumps(str(path))}" for name, path in given.items() if path]
+    values = [*(overrides or []), *chosen]
     _train(DistillConfig, out, config, values, resume, as_json)
 
 
@@ -376,6 +436,81 @@ def convert(
         print(json.dumps(report))
     else:
         facts(summary(report), title=str(out))
+
+
+@app.command()
+def ablate(
+    ablation: Annotated[
+        str, typer.Argument(metavar="NAME", help="Which one; list shows them, as below.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Folder made by gemmule data.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write, or to go on in.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher; left out, one is trained first.")
+    ] = None,
+    teacher_size: Annotated[
+        str | None, typer.Option(help="Model size of a teacher that is trained.")
+    ] = None,
+    teacher_tokens: Annotated[int | None, typer.Option(help="What it is trained on.")] = None,
+    student: Annotated[str | None, typer.Option(help="Model size of the student.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each kind.")] = 3,
+    tokens: Annotated[int, typer.Option(help="What each student is trained on.")] = 300_000,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Repeats an ablation of the report at your scale: several seeds, means with intervals.
+
+    The same command goes on with a stopped sweep and tries failed runs again. Table, plot and
+    page are in the folder; exits with 1 when runs failed.
+
+    Example: gemmule ablate size --data runs/data --out runs/ablate-size
+
+    distilled  distilled against from scratch (report, table 6)
+    size       the gap by student size (table 7)
+    heads      grouped-query against multi-head attention (table 8)
+    depth      deep against wide (table 9)
+    window     the sliding window shrunk at inference (table 10)
+    loss       divergences, temperature, share of the next token
+    teacher    how large a teacher
+    """
+    from gemmule.ablate.catalogue import find, listing
+    from gemmule.runlog import console, facts, table
+
+    if ablation == "list":
+        rows = listing()
+        if as_json:
+            print(json.dumps([dict(zip(("name", "title", "table"), r, strict=True)) for r in rows]))
+        else:
+            facts([(name, f"{title} ({where})") for name, title, where in rows])
+        return
+    find(ablation)
+    if data is None or out is None:
+        raise ConfigError(
+            f"gemmule ablate {ablation} needs --data, a folder made by gemmule data, and --out, a "
+            "folder to write"
+        )
+    from gemmule.ablate.config import SweepConfig, given_settings
+
+    values = {
+        "ablation": ablation, "data": data, "teacher": teacher, "teacher_size": teacher_size,
+        "teacher_tokens": teacher_tokens, "student": student, "seeds": seeds, "tokens": tokens,
+        "settings": given_settings(overrides or [], data),
+    }  # fmt: skip
+    config = SweepConfig.parse({k: v for k, v in values.items() if v is not None}, "ablate")
+    with _stoppable("the same command goes on from there"):
+        from gemmule.ablate.page import failures, summary_table, verdicts
+        from gemmule.ablate.run import run_ablation
+
+        results = run_ablation(config, out)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        table(*summary_table(results), title=results["title"])
+        for line in [*verdicts(results), *(f"failed: {f}" for f in failures(results))]:
+            console.print(line, markup=False)
+        console.print(f"the page: {out / 'README.md'}", markup=False)
+    if results["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -56,14 +56,23 @@ class Config(pydantic.BaseModel):
                 raise ConfigError(f"no config file at {path}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
                 raise ConfigError(f"{path} is not a readable TOML file: {e}") from None
-        for override in overrides:
-            _apply(values, override)
-        return cls.parse(values, source=str(path) if path else "config")
+        return cls.parse(assign(values, overrides), source=str(path) if path else "config")
 
     def save(self, path: Path) -> None:
         """Writes the resolved config as TOML, atomically; unset (None) fields are left out."""
         values = self.model_dump(mode="json", exclude_none=True)
         files.write_text(path, tomli_w.dumps(values))
+
+
+def assign(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Nested settings with `a.b=value` overrides put in.
+
+    Raises:
+        ConfigError: for an override that is none.
+    """
+    for override in overrides:
+        _apply(values, override)
+    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -32,6 +32,10 @@ class Batch:
     segments_BT: torch.Tensor
     windows_B: torch.Tensor
 
+    def to(self, device: str) -> "Batch":
+        """The same on another device."""
+        return Batch(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+
 
 class Loader:
     """An endless, seeded stream of batches over a split.

@@ -2,11 +2,8 @@
 
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from gemmule.train.event_file import EventFile
 from gemmule.train.objectives import Objective
 from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
 from gemmule.train.schedule import learning_rate_factor
+from gemmule.train.signals import stop_signals
 
 
 @dataclasses.dataclass
@@ -84,7 +82,7 @@ def train(
     stopping = False
     model.train()
     with (
-        _stop_signals() as stop,
+        stop_signals() as stop,
         EventFile(run.path / "tensorboard", state.step + 1) as board,
         meter,
         ProgressBar(label, config.steps * config.tokens_per_step, "tok", state.tokens) as bar,
@@ -145,17 +143,11 @@ def _accumulate(
     half = config.dtype == "bfloat16"
     for batch in batches:
         with torch.autocast(config.device, torch.bfloat16, enabled=half):
-            loss, others = objective(model, _to(batch, config.device))
+            loss, others = objective(model, batch.to(config.device))
         (loss / targets).backward()
         for name, value in {"loss": loss, **others}.items():
             sums[name] = sums.get(name, 0.0) + value.item() / targets
     return sums
-
-
-def _to(batch: Batch, device: str) -> Batch:
-    if device == "cpu":
-        return batch
-    return Batch(*(getattr(batch, f.name).to(device) for f in dataclasses.fields(batch)))
 
 
 def _resume(
@@ -207,29 +199,3 @@ def _diverged(run: RunDir, step: int, loss: float, norm: float) -> str:
         f"training diverged at step {step}: loss {loss}, gradient norm {norm}; {kept}. Lower "
         "optimizer.learning_rate or optimizer.clip, or raise schedule.warmup, and start again"
     )
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step."""
-    stop = _Stop()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
-        stop.requested = True
-
-    try:
-        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's business
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
