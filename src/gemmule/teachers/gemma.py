@@ -83,6 +83,11 @@ class GemmaTeacher(LocalTeacher):
             "attn_logit_softcapping": config.attn_logit_softcapping,
         }
 
+    @property
+    def context(self) -> int:
+        """As its config says."""
+        return self.model.config.max_position_embeddings
+
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Of the model."""
         return self.model.config.forward_flops_per_token(seq_len)

@@ -66,6 +66,11 @@ class LocalTeacher(ABC):
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
 
+    @property
+    @abstractmethod
+    def context(self) -> int | None:
+        """Tokens that it can see together; None where its config does not say."""
+
     @abstractmethod
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Of one token's forward pass, head included."""

@@ -88,6 +88,7 @@ class Distillation:
             temperature=self.temperature,
             alpha=self.alpha,
             divergence=self.divergence,
+            vocab=self.teacher.vocab_size,
             compiled=self.compiled,
         )
         return loss, {"next_token_loss": hard}

@@ -27,9 +27,10 @@ from gemmule.data.loader import batch_of, whole_windows
 from gemmule.distill import store as stores
 from gemmule.distill.spec import TargetSpec
 from gemmule.distill.store import Store
-from gemmule.errors import ConfigError, DataError, Interrupted, OutputError
+from gemmule.errors import DataError, Interrupted, OutputError
 from gemmule.runlog import ProgressBar
 from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.teachers.open import open_teacher
 from gemmule.teachers.teacher import LocalTeacher, Teacher
 from gemmule.train import machine
 from gemmule.train.config import MachineConfig
@@ -101,7 +102,7 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
             f"seq_len {config.seq_len} is longer than the data: {SPLIT} has "
             f"{split.token_count} tokens; use a shorter one"
         )
-    teacher = _open_teacher(config, dataset)
+    teacher = open_teacher(config.teacher, dataset, config.seq_len)
     machine.keep_freed_memory()
     there = (out / stores.MANIFEST).is_file()
     if there and config.dtype == "auto":  # on another machine, too, the teacher stays what it was
@@ -127,17 +128,6 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     return summary(done, session)
 
 
-def _open_teacher(config: RecordConfig, dataset: Dataset) -> LocalTeacher:
-    teacher = GemmaTeacher.open(config.teacher, dataset)
-    context = teacher.model.config.max_position_embeddings
-    if config.seq_len > context:
-        raise ConfigError(
-            f"seq_len = {config.seq_len} is longer than the teacher's context of {context} "
-            "tokens: shorten it"
-        )
-    return teacher
-
-
 def _manifest(
     config: RecordConfig, teacher: LocalTeacher, dataset: Dataset, windows: int
 ) -> dict[str, Any]:
@@ -154,6 +144,7 @@ def _manifest(
         "teacher": {**teacher.describe(), "precision": config.dtype},
         "tokenizer": dataset.tokenizer.fingerprint,
         "corpus": {
+            "path": str(dataset.path),
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
             "split": SPLIT,

@@ -17,6 +17,7 @@ from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.runlog import RunDir
 from gemmule.teachers.gemma import GemmaTeacher, load_partner
+from gemmule.teachers.open import open_teacher
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.train import machine
 from gemmule.train.config import DistillConfig, TrainConfig
@@ -158,8 +159,7 @@ def _open_teacher(
     if config.targets is not None:
         return _open_store(config, config.targets, student, dataset)
     assert config.teacher is not None
-    teacher = GemmaTeacher.open(config.teacher, dataset)
-    _check_context(config, teacher.model.config)
+    teacher = open_teacher(config.teacher, dataset, config.seq_len)
     _check_vocabulary(f"the teacher, {config.teacher},", teacher.vocab_size, student)
     return teacher
 

@@ -1,0 +1,178 @@
+"""Teachers that transformers runs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gemmule.data.dataset import Dataset
+from gemmule.data.loader import Batch, eval_batches
+from gemmule.distill.store import Store
+from gemmule.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError
+from gemmule.model.soft_cap import soft_cap
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.teachers.open import open_teacher
+from gemmule.teachers.same_tokenizer import probe_texts
+from gemmule.teachers.transformers_model import TransformersTeacher
+from gemmule.train.config import DistillConfig
+from gemmule.train.record import RecordConfig, record
+from gemmule.train.run import run_training
+
+Foreign = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def dataset(prepared: Path) -> Dataset:
+    return Dataset.open(prepared)
+
+
+def packed(dataset: Dataset) -> Batch:
+    """Rows with one document and with many, and a padded one."""
+    batches = list(eval_batches(dataset.split("train"), 4, 40))
+    found = next(b for b in batches if b.segments_BT.max() >= 3)
+    last = batches[-1]
+    return Batch(*(torch.cat([getattr(found, n), getattr(last, n)]) for n in (
+        "tokens_BT", "targets_BT", "segments_BT", "windows_B"
+    )))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
+def test_documents_are_as_if_alone(kind: str, foreign: Foreign, dataset: Dataset) -> None:
+    teacher = TransformersTeacher.open("x", foreign(kind), dataset.tokenizer.vocab_size)
+    batch = packed(dataset)
+    x_BTD = teacher.hidden_states(batch)
+    logits_BTV = soft_cap(x_BTD @ teacher.head.T, teacher.cap)
+    documents = 0
+    for row, segments in enumerate(batch.segments_BT):
+        for segment in segments.unique().tolist():
+            where = segments == segment
+            if segment == 0:
+                assert not x_BTD[row, where].any()
+                continue
+            documents += 1
+            alone = teacher.module(batch.tokens_BT[row, where][None]).logits[0]
+            torch.testing.assert_close(logits_BTV[row, where], alone, rtol=1e-4, atol=1e-4)
+    assert documents > len(batch.segments_BT)
+    assert (batch.segments_BT == 0).any()
+
+
+def test_a_gemma_is_the_same_to_both(foreign: Foreign, dataset: Dataset, tmp_path: Path) -> None:
+    folder = shutil.copytree(foreign("gemma2"), tmp_path / "m")
+    dataset.tokenizer.save(folder)
+    theirs = TransformersTeacher.open("x", folder, dataset.tokenizer.vocab_size)
+    ours = open_teacher(str(folder), dataset, 40)
+    assert isinstance(ours, GemmaTeacher)
+    batch = packed(dataset)
+    real = batch.segments_BT > 0
+    logits = [soft_cap(t.hidden_states(batch)[real] @ t.head.T, t.cap) for t in (ours, theirs)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_open_finds_the_kind_and_the_padding(foreign: Foreign, dataset: Dataset) -> None:
+    teacher = open_teacher(str(foreign("llama")), dataset, 40)
+    assert isinstance(teacher, TransformersTeacher)
+    assert teacher.vocab_size == 512
+    assert len(teacher.head) == 528
+    said = teacher.describe()
+    assert said["backend"] == "transformers"
+    assert said["architecture"] == "LlamaForCausalLM"
+    assert teacher.forward_flops_per_token(40) > 2 * 3 * 3 * 32 * 48
+    assert teacher.context == 128
+
+
+def test_a_short_context_is_refused(foreign: Foreign, dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match="longer than the teacher's context of 128"):
+        open_teacher(str(foreign("llama")), dataset, 129)
+
+
+def test_another_tokenizer_is_refused(
+    foreign: Foreign, dataset: Dataset, other_pieces: Tokenizer
+) -> None:
+    folder = foreign("llama", tokenizer=other_pieces)
+    with pytest.raises(TokenizerError, match=r"encodes .* as \[.*--cross-tokenizer"):
+        open_teacher(str(folder), dataset, 40)
+
+
+def test_equal_ids_of_these_texts_are_not_enough(
+    foreign: Foreign, dataset: Dataset, tmp_path: Path
+) -> None:
+    """A piece that no probe uses, under another name."""
+    folder = shutil.copytree(foreign("llama"), tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    used = {i for text in probe_texts(dataset) for i in dataset.tokenizer.encode(text)}
+    merged = {piece for pair in tokenizer["model"]["merges"] for piece in (*pair, "".join(pair))}
+    piece = next(p for p, i in vocab.items() if i not in used and p not in merged and i >= 217)
+    vocab[piece + "Q"] = vocab.pop(piece)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerError, match=r"is '.*Q' to it"):
+        open_teacher(str(folder), dataset, 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "match"),
+    [
+        ("cohere", {"logit_scale": 0.25}, r"scales the logits \(logit_scale\)"),
+        ("granite", {"logits_scaling": 4.0}, r"scales the logits \(logits_scaling\)"),
+        ("phi", {}, "its head has a bias"),
+    ],
+)
+def test_other_heads_are_refused(
+    kind: str, changes: dict[str, Any], match: str, foreign: Foreign, dataset: Dataset
+) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        open_teacher(str(foreign(kind, **changes)), dataset, 40)
+
+
+def test_pickled_weights_and_foreign_code_are_refused(
+    foreign: Foreign, dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(foreign("llama"), tmp_path / "m")
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="transformers cannot load"):
+        open_teacher(str(folder), dataset, 40)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "mine"
+    config["auto_map"] = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(CheckpointError):
+        open_teacher(str(folder), dataset, 40)
+
+
+def test_without_transformers(
+    foreign: Foreign, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"gemmule\[teachers\]"):
+        open_teacher(str(foreign("llama")), dataset, 40)
+
+
+@pytest.mark.usefixtures("no_meter")
+def test_recorded_and_learnt_from(
+    foreign: Foreign, prepared: Path, tiny: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = foreign("llama")
+    settings = RecordConfig.parse(
+        {"teacher": str(folder), "data": prepared, "seq_len": 24, "tokens": 240, "compile": False,
+         "dtype": "float32", "threads": 1, "targets": {"kind": "top_k_tail", "k": 9}}
+    )  # fmt: skip
+    record(settings, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert store.manifest["teacher"]["backend"] == "transformers"
+    assert store.vocab_size == 512
+    config = DistillConfig.parse(tiny(teacher=str(folder), steps=2))
+    result = run_training(config, tmp_path / "run")
+    assert result["nats_per_token"] > 0
+    with pytest.raises(ConfigError, match="record it first"):
+        run_training(
+            DistillConfig.parse(tiny(teacher="http://127.0.0.1:1/v1", steps=2)), tmp_path / "no"
+        )
