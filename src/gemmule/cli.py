@@ -505,7 +505,7 @@ def ablate(
     if as_json:
         print(json.dumps(results))
     else:
-        table(*summary_table(results), title=results["title"])
+        table(*summary_table(results, brief=True), title=results["title"])
         for line in [*verdicts(results), *(f"failed: {f}" for f in failures(results))]:
             console.print(line, markup=False)
         console.print(f"the page: {out / 'README.md'}", markup=False)

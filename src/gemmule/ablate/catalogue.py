@@ -1,0 +1,96 @@
+"""The ablations by name, as data: light, so that the command line can list them at once."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from gemmule.config import nearest
+from gemmule.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """One question, and what the report found.
+
+    Attributes:
+        title: what is compared, in a line.
+        table: of the report, or None where the question is ours.
+        report: the report's own figures, a row each; the first row is the heading.
+        differs: how ours is not the report's.
+        student: preset of the student unless the user says otherwise.
+        metric: key of the figure that is compared.
+        teaches: whether any cell learns from a teacher.
+    """
+
+    title: str
+    table: str | None = None
+    report: tuple[tuple[str, ...], ...] = ()
+    differs: str = ""
+    student: str = "1m"
+    metric: str = "nats_per_token"
+    teaches: bool = True
+
+
+REPORT = "Gemma 2 report, arXiv 2408.00118"
+
+CATALOGUE: Mapping[str, Ablation] = {
+    "distilled": Ablation(
+        "distilled against from scratch, at equal tokens",
+        "T6",
+        (("", "mean of 3 benchmarks"), ("from scratch", "60.3"), ("distilled", "67.7")),
+        "There: 2B trained on 500B tokens, 7B teacher, benchmarks. Here: loss on held-out text.",
+    ),
+    "size": Ablation(
+        "the gap between distilled and scratch, by student size",
+        "T7",
+        (
+            ("perplexity", "200M", "400M", "1B"),
+            ("from scratch", "23", "19", "17"),
+            ("distilled (7B teacher)", "21", "17", "15"),
+        ),
+        "There: 200M to 1B, 7B teacher. Here: about a thousand times smaller, own text.",
+    ),
+    "heads": Ablation(
+        "grouped-query against multi-head attention",
+        "T8",
+        (("9B", "mean of 4 benchmarks"), ("MHA", "50.3"), ("GQA", "50.8")),
+        "Grouping the key and value heads saves parameters: GQA is trained both as it comes out "
+        "and with the feed-forward layer widened until the counts are equal.",
+        teaches=False,
+    ),
+    "depth": Ablation(
+        "deep against wide, at equal non-embedding parameters",
+        "T9",
+        (("9B", "mean of 4 benchmarks"), ("wide", "50.8"), ("deep", "52.0")),
+        "Wide has twice as wide an embedding as deep: with a small model that is a good part of "
+        "all parameters, which the table shows.",
+        teaches=False,
+    ),
+    "window": Ablation(
+        "the sliding window shrunk at inference",
+        "T10",
+        (("window at inference", "4096", "2048", "1024"), ("perplexity", "1.63", "1.63", "1.64")),
+        "The window is a quarter of the sequence in training, then a half and a quarter of that.",
+        teaches=False,
+    ),
+    "loss": Ablation("which divergence from the teacher, temperature, share of the next token"),
+    "teacher": Ablation("how large a teacher", student="0.25m"),
+}
+
+
+def find(name: str) -> Ablation:
+    """The ablation called `name`.
+
+    Raises:
+        ConfigError: naming the nearest, when there is none.
+    """
+    if name not in CATALOGUE:
+        raise ConfigError(f"no ablation {name!r}; {nearest(name, list(CATALOGUE))}")
+    return CATALOGUE[name]
+
+
+def listing() -> list[list[str]]:
+    """A row each: name, what is compared, the report's table."""
+    return [
+        [name, a.title, f"report, table {a.table[1:]}" if a.table else "ours"]
+        for name, a in CATALOGUE.items()
+    ]

@@ -1,0 +1,125 @@
+"""Settings of a sweep; saved with it, so that going on means going on with the same ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+from pydantic import Field
+
+from gemmule.ablate.catalogue import find
+from gemmule.config import Config
+from gemmule.errors import ConfigError
+from gemmule.train.config import DistillConfig, TrainConfig
+
+# What a sweep decides itself, and the option that does.
+DECIDED = {
+    "data": "--data",
+    "preset": "--student",
+    "steps": "--tokens",
+    "seed": "--seeds",
+    "teacher": "--teacher",
+    "targets": "--teacher",
+}
+
+
+class SweepConfig(Config):
+    """One ablation at one scale.
+
+    Attributes:
+        ablation: a name of the catalogue.
+        data: folder made by `gemmule data`.
+        teacher: run, HF-layout folder or hub id; None trains one as part of the sweep.
+        teacher_size: preset of a teacher that is trained.
+        teacher_tokens: what such a teacher is trained on.
+        student: rung of the ladder or preset; None is the ablation's own choice.
+        seeds: runs of each kind, with seeds 0, 1, …
+        tokens: what each student is trained on, rounded up to whole steps.
+        settings: of every student's training, and of a trained teacher's but for its shape.
+        data_fingerprint: of the data the sweep began with.
+        teacher_fingerprint: of the weights of `teacher`.
+    """
+
+    ablation: str
+    data: Path
+    teacher: str | None = None
+    teacher_size: str = "3m"
+    teacher_tokens: int = Field(default=900_000, gt=0)
+    student: str | None = None
+    seeds: int = Field(default=3, gt=0, le=1000)
+    tokens: int = Field(default=300_000, gt=0)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    data_fingerprint: str | None = None
+    teacher_fingerprint: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _teacher_is_wanted(self) -> Self:
+        if self.teacher is None:
+            return self
+        if not find(self.ablation).teaches:
+            raise ValueError(f"{self.ablation} has no teacher: leave --teacher out")
+        if self.ablation == "teacher":
+            raise ValueError("this ablation trains teachers of several sizes: leave --teacher out")
+        return self
+
+
+def given_settings(overrides: Sequence[str], data: Path) -> dict[str, Any]:
+    """What --set asks for, as nested settings.
+
+    Raises:
+        ConfigError: for a setting that does not exist, or that the sweep decides itself.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in DECIDED:
+            raise ConfigError(f"--set {key}: a sweep takes {DECIDED[key]} for it")
+    values = [f"data={str(data)!r}", "steps=1", "teacher=x", *overrides]
+    parsed = DistillConfig.load(None, values).model_dump(mode="json", exclude_unset=True)
+    return {k: v for k, v in parsed.items() if k not in DECIDED}
+
+
+def save_or_compare(config: SweepConfig, path: Path) -> None:
+    """Saves the settings of a new sweep at `path`, or checks that a begun one had the same.
+
+    Where data and teacher lie may change; what they are may not.
+
+    Raises:
+        ConfigError: naming every setting that differs.
+    """
+    if not path.is_file():
+        config.save(path)
+        return
+    saved = SweepConfig.load(path)
+    differences = [
+        f"{name} was {_shown(was)} and is {_shown(now)}"
+        for name, was, now in _unlike(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+    ]
+    if differences:
+        raise ConfigError(
+            f"{path.parent} holds a sweep with other settings: {'; '.join(differences)}. Give the "
+            "same ones to go on with it, or choose another folder with --out"
+        )
+
+
+def _unlike(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    moved = {"data", "teacher"} if was["teacher"] and now["teacher"] else {"data"}
+    return [(k, was[k], now[k]) for k in now if k not in moved and was[k] != now[k]]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value in (None, {}) else str(value)
+
+
+def distills(settings: Mapping[str, Any]) -> bool:
+    """Whether settings of a run are those of a distilled one."""
+    return bool({"teacher", "targets"} & set(settings))
+
+
+def parsed(settings: Mapping[str, Any], cell: str) -> TrainConfig:
+    """The checked settings of one run.
+
+    Raises:
+        ConfigError: naming the cell and what is wrong with its settings.
+    """
+    kind = DistillConfig if distills(settings) else TrainConfig
+    return kind.parse(settings, source=cell)

@@ -1,0 +1,49 @@
+"""Measurements of a trained run that need no training of their own."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemmule.checkpoints.load import load_model
+from gemmule.data.dataset import Dataset
+from gemmule.model.gemma import Gemma
+from gemmule.train.config import TrainConfig
+from gemmule.train.evaluate import evaluate
+
+
+def with_window(model: Gemma, window: int) -> Gemma:
+    """The same weights with another sliding window; only local layers (the even ones) have one."""
+    with torch.device("meta"):
+        changed = Gemma(model.config.model_copy(update={"sliding_window": window}))
+    changed.load_state_dict(model.state_dict(), assign=True)
+    return changed
+
+
+def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Held-out loss with the window that `settings` names, all else as the run had it."""
+    config = TrainConfig.load(run / "config.toml")
+    model, _ = load_model(run, torch.float32)
+    changed = with_window(model, settings["sliding_window"]).eval()
+    found = evaluate(
+        changed,
+        dataset.split("heldout"),
+        dataset.tokenizer,
+        seq_len=config.seq_len,
+        batch_size=config.micro_batch,
+        max_tokens=config.heldout_tokens,
+    )
+    return {
+        "split": "heldout",
+        **{k: found[k] for k in ("nats_per_token", "perplexity", "bits_per_byte")},
+        "heldout_tokens": found["tokens"],
+        "parameters": model.config.parameters,
+        "non_embedding_parameters": model.config.non_embedding_parameters,
+        **settings,
+    }
+
+
+MEASURES: Mapping[str, Callable[[Path, Dataset, Mapping[str, Any]], dict[str, Any]]] = {
+    "window": _window
+}

@@ -1,0 +1,157 @@
+"""A sweep's table, verdicts, plot, and the page that puts them beside the report's figures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gemmule import files
+from gemmule.ablate.plots import draw
+from gemmule.ablate.results import METRICS
+
+TABLE, PLOT, PAGE = "table.md", "plot.svg", "README.md"
+Row = Sequence[str]
+_LONG = ("bits/byte", "parameters", "non-embedding", "tokens", "TFLOP", "seconds")
+
+
+def write_page(results: Mapping[str, Any], out: Path) -> None:
+    """Writes table.md, plot.svg and README.md into the sweep's folder.
+
+    Raises:
+        MissingExtraError: when matplotlib is not installed.
+    """
+    files.write_text(out / TABLE, markdown(*summary_table(results)) + "\n")
+    picture = draw(results)
+    if picture is not None:
+        files.write_text(out / PLOT, picture)
+    files.write_text(out / PAGE, _page(results, with_plot=picture is not None))
+
+
+def summary_table(results: Mapping[str, Any], *, brief: bool = False) -> tuple[Row, list[Row]]:
+    """Headings, and a row for each group and arm: means ± half of the 95% interval.
+
+    A brief one fits a terminal: the figures compared, without sizes and costs.
+    """
+    metric = results["metric"]
+    headings = ["", "seeds", "nats/token", "perplexity", "bits/byte"]
+    if metric == "induction":
+        headings = ["", "seeds", "induction score", "copied"]
+    headings += [f"better by, {METRICS[metric][2]}", "parameters", "non-embedding", "tokens"]
+    headings += ["TFLOP", "seconds"]
+    rows = [_row(row, results, metric) for row in results["summary"]]
+    if brief:
+        kept = [i for i, name in enumerate(headings) if name not in _LONG]
+        return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    return headings, rows
+
+
+def _row(row: Mapping[str, Any], results: Mapping[str, Any], metric: str) -> Row:
+    cells = [title(row), _seeds(row)]
+    if metric == "induction":
+        cells += [interval(row.get("induction"), 4), interval(row.get("copied"), 4)]
+    else:
+        cells += [
+            interval(row.get("nats_per_token"), 4),
+            interval(row.get("perplexity"), 2),
+            interval(row.get("bits_per_byte"), 4),
+        ]
+    gain = next(
+        (d for d in results["differences"] if (d["group"], d["arm"]) == (row["group"], row["arm"])),
+        None,
+    )
+    flops = row["train_flops"]
+    return [
+        *cells,
+        "" if gain is None else interval(gain, 4, signed=True),
+        _count(row["parameters"]),
+        _count(row["non_embedding_parameters"]),
+        _count(row["train_tokens"]),
+        "" if flops is None else f"{flops / 1e12:.2f}",
+        "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+    ]
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """What a row is called."""
+    return " ".join(part for part in (row["group"], row["arm"]) if part)
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    text = str(row["done"])
+    missing = row["seeds"] - row["done"] - row["failed"]
+    if row["failed"]:
+        text += f", {row['failed']} failed"
+    return f"{text}, {missing} not run" if missing else text
+
+
+def interval(figure: Mapping[str, Any] | None, digits: int, *, signed: bool = False) -> str:
+    """Mean ± half width; the mean alone where one seed gives no interval."""
+    if figure is None or figure["mean"] is None:
+        return "-"
+    mean = f"{figure['mean']:{'+' if signed else ''}.{digits}f}"
+    half = figure["half_width"]
+    return mean if half is None else f"{mean} ± {half:.{digits}f}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def markdown(headings: Row, rows: Sequence[Row]) -> str:
+    """A table whose columns line up: the first to the left, figures to the right."""
+    widths = [max(3, *(len(r[i]) for r in (headings, *rows))) for i in range(len(headings))]
+
+    def line(cells: Row) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(_zip(cells))]
+        return f"| {' | '.join(padded)} |"
+
+    def _zip(cells: Row) -> list[tuple[str, int]]:
+        return list(zip(cells, widths, strict=True))
+
+    rule = [f"{'-' * (w - 1)}{'-' if i == 0 else ':'}" for i, w in enumerate(widths)]
+    return "\n".join([line(headings), line(rule), *(line(row) for row in rows)])
+
+
+def verdicts(results: Mapping[str, Any]) -> list[str]:
+    """What is found, in words."""
+    found = [
+        f"{d['group']}: {d['verdict']}" if d["group"] else d["verdict"]
+        for d in results["differences"]
+    ]
+    if results["trend"] is not None:
+        found.append(results["trend"]["verdict"])
+    return found
+
+
+def failures(results: Mapping[str, Any]) -> list[str]:
+    """A line for each failed cell, with its reason."""
+    return [f"{c['name']}: {c['reason']}" for c in results["cells"] if c["status"] == "failed"]
+
+
+def _page(results: Mapping[str, Any], *, with_plot: bool) -> str:
+    settings, report = results["settings"], results["report"]
+    percent = f"{100 * results['confidence']:.0f}%"
+    parts = [
+        f"# {results['title'][0].upper()}{results['title'][1:]}",
+        f"{settings['tokens']:,} tokens a student, {settings['seeds']} seeds each. Means over "
+        f"seeds, ± half of the {percent} interval (Student's t). *Better by* is the mean of "
+        "differences within a seed: same batches, and same initial weights where the shapes agree.",
+        markdown(*summary_table(results)),
+        "\n".join(f"- {line}" for line in verdicts(results)),
+    ]
+    if failed := failures(results):
+        parts += ["Failed:", "\n".join(f"- {line}" for line in failed)]
+    if with_plot:
+        parts.append(f"![{results['title']}]({PLOT})")
+    if report["table"]:
+        heading, *rows = report["figures"]
+        parts += [
+            f"## The report's table {report['table'][1:]}",
+            markdown(heading, rows),
+            f"Source: {report['source']}. {report['differs']}".strip(),
+        ]
+    parts += [
+        "## Where the figures are",
+        "Every cell of [results.json](results.json) names the file its figures were read from; "
+        "[sweep.toml](sweep.toml) holds the settings.",
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,245 @@
+"""From an ablation's name to its cells: which runs, with which settings, compared with which.
+
+Pure data: nothing is trained or read here. Cells that are compared share seed, and with it
+initial weights (where the shapes agree) and batches.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemmule.ablate import shapes
+from gemmule.ablate.catalogue import CATALOGUE
+from gemmule.ablate.config import SweepConfig
+from gemmule.errors import ConfigError
+from gemmule.model.config import GemmaConfig
+from gemmule.train.config import DistillConfig, TrainConfig
+
+SCRATCH, DISTILLED = "from scratch", "distilled"
+TEACHER_SEED = 1_000_003  # a teacher's own, so that no student shares its batches by construction
+ONLY_DISTILLED = set(DistillConfig.model_fields) - set(TrainConfig.model_fields)
+Key = tuple[str, str]  # group, arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run, or one measurement of a run.
+
+    Attributes:
+        name: of its folder.
+        group: what it shares with the cells it is compared with, a size say; "" for none.
+        arm: what tells it from those.
+        seed: of the student.
+        settings: of the training run, or of the measurement.
+        x: where it stands on the plot's axis; None where the arms have no order.
+        needs: name of the cell that it learns from or measures.
+        measure: "window" or "induction" for a measurement; None trains.
+        shown: whether it is a result, and not only a means.
+    """
+
+    name: str
+    group: str
+    arm: str
+    seed: int
+    settings: Mapping[str, Any]
+    x: float | None = None
+    needs: str | None = None
+    measure: str | None = None
+    shown: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep's cells, in an order in which each comes after what it needs.
+
+    Attributes:
+        comparisons: pairs of (group, arm), each with what it is compared with.
+        axis: what x means, with its unit; "" where cells have none.
+    """
+
+    cells: tuple[Cell, ...]
+    comparisons: tuple[tuple[Key, Key], ...]
+    axis: str = ""
+
+
+def make_plan(config: SweepConfig, out: Path, vocab_size: int) -> Plan:
+    """The cells of `config`, to be run in the folder `out`, all with so many vocabulary rows.
+
+    Raises:
+        ConfigError: when the student or a setting does not suit the ablation.
+    """
+    return _Planner(config, out, vocab_size).plan()
+
+
+class _Planner:
+    def __init__(self, config: SweepConfig, out: Path, vocab_size: int) -> None:
+        self.config, self.out, self.vocab_size = config, out, vocab_size
+        self.student = config.student or CATALOGUE[config.ablation].student
+        self.given = {k: v for k, v in config.settings.items() if k not in ONLY_DISTILLED}
+        self.given_distilled = {k: v for k, v in config.settings.items() if k in ONLY_DISTILLED}
+        self.cells: list[Cell] = []
+
+    def plan(self) -> Plan:
+        make: Callable[[], Plan] = getattr(self, f"_{self.config.ablation}")
+        return make()
+
+    # The ablations, one function each.
+
+    def _distilled(self) -> Plan:
+        return self._scratch_and_distilled([self.student])
+
+    def _size(self) -> Plan:
+        if self.config.student is not None:
+            raise ConfigError("size compares students of several sizes: leave --student out")
+        sizes = [(name, self._base(name)) for name in shapes.STUDENTS]
+        return self._scratch_and_distilled(
+            [name for name, _ in sizes],
+            {name: float(shape.non_embedding_parameters) for name, shape in sizes},
+        )
+
+    def _heads(self) -> Plan:
+        base = self._base(self.student)
+        mha = shapes.multi_head(base)
+        gqa = shapes.grouped(base)
+        filled = shapes.filled(gqa, mha.non_embedding_parameters)
+        arms = {"MHA": mha, "GQA": gqa, "GQA, equal parameters": filled}
+        return self._by_shape(arms)
+
+    def _depth(self) -> Plan:
+        base = self._base(self.student)
+        layers = base.num_hidden_layers
+        arms = {
+            "wide": shapes.stretched(base, max(1, layers // 2)),
+            "deep": shapes.stretched(base, 2 * layers),
+        }
+        return self._by_shape(arms)
+
+    def _window(self) -> Plan:
+        trained = self._common()["seq_len"] // 4
+        if trained < 4:
+            raise ConfigError(f"seq_len {4 * trained} leaves no window to shrink: use 16 or more")
+        windows = [trained, trained // 2, trained // 4]
+        base = self._base(self.student, sliding_window=trained)
+        for seed in range(self.config.seeds):
+            run = self._run("", "trained", seed, base, shown=False)
+            for window in windows:
+                arm = f"window {window}"
+                self._add(
+                    "", arm, seed, {"sliding_window": window}, x=float(window), needs=run.name,
+                    measure="window",
+                )  # fmt: skip
+        return self._plan(f"window {trained}", axis="sliding window at inference, tokens")
+
+    def _loss(self) -> Plan:
+        arms: dict[str, dict[str, Any]] = {
+            kind: {"loss": kind}
+            for kind in ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl",
+                         "skew_reverse_kl")
+        }  # fmt: skip
+        arms["temperature 2"] = {"temperature": 2.0}
+        arms["alpha 0.5"] = {"alpha": 0.5}
+        varied = {"loss", "temperature", "alpha"} & set(self.given_distilled)
+        if varied:
+            raise ConfigError(f"loss varies {', '.join(sorted(varied))}: leave --set of it out")
+        base, teacher = self._base(self.student), self._teacher()
+        for seed in range(self.config.seeds):
+            for arm, settings in arms.items():
+                self._run("", arm, seed, base, teacher=teacher, distilled=settings)
+        return self._plan("cross_entropy")
+
+    def _teacher_sizes(self) -> list[str]:
+        size = self.config.teacher_size
+        return [*(s for s in shapes.TEACHERS if s != size), size]
+
+    def _scratch_and_distilled(
+        self, sizes: list[str], x: Mapping[str, float] | None = None
+    ) -> Plan:
+        teacher = self._teacher()
+        for seed in range(self.config.seeds):
+            for size in sizes:
+                base, at = self._base(size), (x or {}).get(size)
+                self._run(size, SCRATCH, seed, base, x=at)
+                self._run(size, DISTILLED, seed, base, x=at, teacher=teacher)
+        pairs = tuple(((size, DISTILLED), (size, SCRATCH)) for size in sizes)
+        axis = "non-embedding parameters of the student" if x else ""
+        return Plan(tuple(self.cells), pairs, axis)
+
+    def _by_shape(self, arms: Mapping[str, GemmaConfig]) -> Plan:
+        for seed in range(self.config.seeds):
+            for arm, shape in arms.items():
+                self._run("", arm, seed, shape)
+        return self._plan(next(iter(arms)))
+
+    # What they are made of.
+
+    def _plan(self, baseline: str, axis: str = "") -> Plan:
+        """All shown cells against the one arm `baseline`."""
+        keys = dict.fromkeys((c.group, c.arm) for c in self.cells if c.shown)
+        pairs = tuple((key, ("", baseline)) for key in keys if key[1] != baseline)
+        return Plan(tuple(self.cells), pairs, axis)
+
+    def _base(self, size: str, **changes: int) -> GemmaConfig:
+        given = self.given.get("model", {})
+        return shapes.shape(size, self.vocab_size, **{**given, **changes})
+
+    def _common(self) -> dict[str, Any]:
+        batch_size = self.given.get("batch_size", TrainConfig.model_fields["batch_size"].default)
+        seq_len = self.given.get("seq_len", TrainConfig.model_fields["seq_len"].default)
+        return {"batch_size": batch_size, "seq_len": seq_len}
+
+    def _training(self, shape: GemmaConfig, tokens: int, seed: int) -> dict[str, Any]:
+        common = self._common()
+        steps = -(-tokens // (common["batch_size"] * common["seq_len"]))
+        return {
+            "evaluate_every": max(1, steps // 4),
+            "evaluation_tokens": 16384,
+            "checkpoint_every": max(100, steps),
+            "checkpoint_minutes": 1.0,
+            "keep_checkpoints": 1,
+            **self.given,
+            **common,
+            "data": str(self.config.data),
+            "steps": steps,
+            "seed": seed,
+            "model": shape.model_dump(exclude_none=True),
+        }
+
+    def _teacher(self, size: str | None = None) -> str | None:
+        """The name of a cell that trains one, or None where the user has one."""
+        if self.config.teacher is not None:
+            return None
+        size = size or self.config.teacher_size
+        shape = shapes.shape(size, self.vocab_size)
+        settings = self._training(shape, self.config.teacher_tokens, TEACHER_SEED)
+        return self._add(f"teacher {size}", "", TEACHER_SEED, settings, shown=False).name
+
+    def _run(
+        self,
+        group: str,
+        arm: str,
+        seed: int,
+        shape: GemmaConfig,
+        *,
+        x: float | None = None,
+        teacher: str | None = "",
+        distilled: Mapping[str, Any] | None = None,
+        shown: bool = True,
+    ) -> Cell:
+        """A training run; `teacher` is a cell's name, None for the user's own, "" for none."""
+        settings = self._training(shape, self.config.tokens, seed)
+        if teacher != "":
+            path = self.config.teacher if teacher is None else str(self.out / "cells" / teacher)
+            settings |= {"teacher": path, **self.given_distilled, **(distilled or {})}
+        return self._add(group, arm, seed, settings, x=x, needs=teacher or None, shown=shown)
+
+    def _add(
+        self, group: str, arm: str, seed: int, settings: Mapping[str, Any], **more: Any
+    ) -> Cell:
+        words = [w for w in (group, arm) if w]
+        name = "-".join(words).replace(",", "").replace(" ", "-")
+        if seed != TEACHER_SEED:
+            name += f"-seed{seed}"
+        cell = Cell(name, group, arm, seed, settings, **more)
+        self.cells.append(cell)
+        return cell

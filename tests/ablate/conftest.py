@@ -1,0 +1,43 @@
+"""A trained teacher of under a second, and sweeps of a few steps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmule.ablate.config import SweepConfig
+from gemmule.train.config import TrainConfig
+from gemmule.train.run import run_training
+
+Settings = Callable[..., dict[str, Any]]
+QUICK = {"batch_size": 2, "seq_len": 16, "evaluation_tokens": 32, "heldout_tokens": 64,
+         "compile": False, "dtype": "float32", "threads": 1}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_meter(no_meter: None) -> None:
+    """Every sweep here does without codecarbon, whose start takes a second."""
+
+
+@pytest.fixture(scope="session")
+def teacher(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    run_training(TrainConfig.parse(tiny(steps=4)), out)
+    return out
+
+
+@pytest.fixture
+def sweep(prepared: Path, teacher: Path) -> Callable[..., SweepConfig]:
+    """sweep(ablation, **changes): settings of a sweep of three steps a run."""
+
+    def settings(ablation: str, **changes: Any) -> SweepConfig:
+        values = {
+            "ablation": ablation, "data": prepared, "teacher": str(teacher), "seeds": 2,
+            "tokens": 90, "settings": QUICK,
+        }  # fmt: skip
+        if ablation in ("heads", "depth", "window", "teacher"):
+            del values["teacher"]
+        return SweepConfig.parse({**values, **changes})
+
+    return settings
