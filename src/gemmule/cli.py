@@ -223,6 +223,40 @@ def record(
 
 
 @app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="Folder made by gemmule record.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Its teacher; default: where it was recorded from.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Its data; default: as recorded.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Take the gaps at this model; default: at the teacher.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="How many the teacher says again.")] = 8192,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Checks a logit store: damage, faithfulness, truncation; exits with 1 if it is unfaithful.
+
+    Example: gemmule verify runs/targets
+    """
+    from gemmule.runlog import facts
+    from gemmule.train.verify import describe
+    from gemmule.train.verify import verify as run
+
+    with _stoppable("nothing was changed"):
+        report = run(
+            store, teacher=teacher, data=data, student=student, tokens=tokens, seed=seed
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+    else:
+        facts(describe(report), title=str(store))
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def distill(
     out: Out,
     config: ConfigFile = None,

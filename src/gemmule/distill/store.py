@@ -53,10 +53,11 @@ _GROWS = ("windows", "created", "gemmule", "versions", "machine")
 def identity(manifest: dict[str, Any]) -> str:
     """SHA-256 of what a store is of: targets, teacher, tokenizer, corpus, packing, seed.
 
-    How much of the corpus is recorded, and where the teacher was found, do not count.
+    How much of the corpus is recorded, and where teacher and corpus were found, do not count.
     """
     fixed = {k: v for k, v in manifest.items() if k not in _GROWS}
-    fixed["teacher"] = {k: v for k, v in manifest["teacher"].items() if k != "path"}
+    for part in ("teacher", "corpus"):
+        fixed[part] = {k: v for k, v in manifest[part].items() if k != "path"}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -88,7 +89,7 @@ class Shard:
             raise DataError(f"{path} belongs to another logit store: take it out of the folder")
         self.first = int(header["first"])
         self.stop = self.first + count
-        self._ends = np.concatenate([[0], data[size : size + 8 * count].view("<u8")])
+        self._ends = np.concatenate([[0], data[size : size + 8 * count].view("<i8")])
         self._checksums = data[size + 8 * count : index].view("<u4")
         self._data = data[index + 4 :]
         if count == 0 or self._ends[-1] != len(self._data) or (np.diff(self._ends) < 0).any():
@@ -258,9 +259,7 @@ class Store:
         first, last = start // self.seq_len, (stop - 1) // self.seq_len
         found = self.targets(range(first, last + 1))
         rows = slice(start - first * self.seq_len, stop - first * self.seq_len)
-        tail_N = None if found.tail_N is None else found.tail_N[rows]
-        ids_NK, weight_NK = found.ids_NK[rows], found.weight_NK[rows]
-        return SparseTargets(ids_NK, weight_NK, found.entropy_N[rows], tail_N, found.temperature)
+        return found.part(rows)
 
     @cached_property
     def _firsts(self) -> npt.NDArray[np.int64]:

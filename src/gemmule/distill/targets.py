@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gemmule.distill.chunked import capped, chunk_size, softmax, tiles
+from gemmule.distill.chunked import chunk_size, softmax, tiles
 from gemmule.errors import ConfigError
 
 
@@ -54,6 +54,16 @@ class SparseTargets:
             self.weight_NK.to(device),
             self.entropy_N.to(device),
             tail_N,
+            self.temperature,
+        )
+
+    def part(self, rows: slice) -> "SparseTargets":
+        """The targets of some tokens."""
+        return SparseTargets(
+            self.ids_NK[rows],
+            self.weight_NK[rows],
+            self.entropy_N[rows],
+            None if self.tail_N is None else self.tail_N[rows],
             self.temperature,
         )
 
@@ -94,7 +104,9 @@ def sample(
         raise ConfigError(
             f"cannot sample {draws} draws from p^{proposal}: at least one, and a power above 0"
         )
-    weight_CV = p_CV.double() ** proposal
+    weight_CV = p_CV.double()
+    if proposal != 1.0:
+        weight_CV = weight_CV**proposal
     cdf_CV = weight_CV.cumsum(-1)  # float64: many small terms
     total_C1 = cdf_CV[:, -1:].clone()
     u_CK = torch.rand(
@@ -195,7 +207,9 @@ def sparse_targets(
         rows = slice(start, min(start + chunk, len(teacher_x_ND)))
         raw_CV = torch.mm(teacher_x_ND[rows], weight_VD.T, out=buffer_CV[: rows.stop - rows.start])
         for part, _ in tiles(rows, len(weight_VD)):
-            logits_CV, _ = capped(raw_CV[part], cap)
+            logits_CV = raw_CV[part].float()
+            if cap is not None:
+                logits_CV.div_(cap).tanh_().mul_(cap)  # in place: nobody needs the raw ones
             p_CV, _ = softmax(logits_CV / temperature, cap and cap / temperature)
             found.append(choose(p_CV))
     return dataclasses.replace(joined(found), temperature=temperature)
