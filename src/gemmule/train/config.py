@@ -77,6 +77,7 @@ class TrainConfig(MachineConfig):
         data: folder made by `gemmule data`.
         preset: model preset, see gemmule.model.config.
         model: fields that differ from the preset.
+        corpus_tokens: read only the corpus's first so many tokens; None: all.
         init: a model to start from instead of random weights (run, HF-layout folder, hub id).
         steps: optimiser steps.
         batch_size: sequences per step.
@@ -95,6 +96,7 @@ class TrainConfig(MachineConfig):
     data: Path
     preset: str = "1m"
     model: dict[str, int | float] = Field(default_factory=dict)
+    corpus_tokens: int | None = Field(default=None, gt=0)
     init: str | None = None
     steps: int = Field(gt=0)
     batch_size: int = Field(default=8, gt=0)

@@ -27,10 +27,12 @@ from gemmule.data.loader import batch_of, whole_windows
 from gemmule.distill import store as stores
 from gemmule.distill.spec import TargetSpec
 from gemmule.distill.store import Store
-from gemmule.errors import DataError, Interrupted, OutputError
+from gemmule.errors import DataError, Interrupted, OutputError, UserError
 from gemmule.runlog import ProgressBar
+from gemmule.teachers.completions import CompletionServer
+from gemmule.teachers.endpoint import REQUESTS, EndpointTeacher, check_spec
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.teachers.open import open_teacher
+from gemmule.teachers.open import is_address, open_teacher
 from gemmule.teachers.teacher import LocalTeacher, Teacher
 from gemmule.train import machine
 from gemmule.train.config import MachineConfig
@@ -44,7 +46,7 @@ class RecordConfig(MachineConfig):
     """What is recorded, of whom, on what.
 
     Attributes:
-        teacher: run, HF-layout folder or hub id.
+        teacher: run, HF-layout folder, hub id, or an OpenAI-compatible server's base address.
         data: folder made by `gemmule data`.
         targets: what is kept of each distribution.
         seq_len: tokens that the teacher sees together; students train with the same.
@@ -53,6 +55,8 @@ class RecordConfig(MachineConfig):
         seed: decides the draws.
         shard_minutes: a shard is written at least so often.
         part: of how many parts, and which: "2/4" is the second of four.
+        served: the server's name for the model; None: the first it lists.
+        requests: to the server, in flight at once.
     """
 
     teacher: str
@@ -64,6 +68,8 @@ class RecordConfig(MachineConfig):
     seed: int = Field(default=0, ge=0, lt=2**20)
     shard_minutes: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     part: str = "1/1"
+    served: str | None = None
+    requests: int = Field(default=REQUESTS, ge=1, le=256)
 
     @pydantic.model_validator(mode="after")
     def _part_is_one_of(self) -> Self:
@@ -102,19 +108,22 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
             f"seq_len {config.seq_len} is longer than the data: {SPLIT} has "
             f"{split.token_count} tokens; use a shorter one"
         )
-    teacher = open_teacher(config.teacher, dataset, config.seq_len)
+    teacher = _open_teacher(config, dataset)
     machine.keep_freed_memory()
     there = (out / stores.MANIFEST).is_file()
     if there and config.dtype == "auto":  # on another machine, too, the teacher stays what it was
         saved = stores.read_manifest(out)["teacher"].get("precision", "float32")
         config = config.model_copy(update={"dtype": saved})
-    flops = teacher.forward_flops_per_token(config.seq_len) * windows * config.seq_len
+    flops = 0.0
+    if isinstance(teacher, LocalTeacher):
+        flops = teacher.forward_flops_per_token(config.seq_len) * windows * config.seq_len
     EnergyMeter(config.country)  # a wrong country is to be found before anything is written
     config = machine.resolve(config, flops)
     manifest = _manifest(config, teacher, dataset, windows)
     _claim(out, manifest, there)
     store = Store.open(out)
-    teacher.module.to(config.device)
+    if isinstance(teacher, LocalTeacher):
+        teacher.module.to(config.device)
     if config.compile and isinstance(teacher, GemmaTeacher):
         machine.compile_blocks(teacher.model)
     session = _Session(config, out, store, teacher, split)
@@ -128,10 +137,21 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     return summary(done, session)
 
 
+def _open_teacher(config: RecordConfig, dataset: Dataset) -> Teacher:
+    if is_address(config.teacher):
+        check_spec(config.targets)  # before anybody is asked anything
+        server = CompletionServer(config.teacher, config.served)
+        return EndpointTeacher(server, dataset, config.targets, config.requests)
+    return open_teacher(config.teacher, dataset, config.seq_len)
+
+
 def _manifest(
-    config: RecordConfig, teacher: LocalTeacher, dataset: Dataset, windows: int
+    config: RecordConfig, teacher: Teacher, dataset: Dataset, windows: int
 ) -> dict[str, Any]:
     spec = config.targets.for_vocabulary(teacher.vocab_size)
+    about = teacher.describe()
+    if isinstance(teacher, LocalTeacher):
+        about["precision"] = config.dtype
     return {
         "kind": stores.KIND,
         "format": stores.FORMAT,
@@ -141,7 +161,7 @@ def _manifest(
         "machine": runlog.machine(),
         "targets": spec.settings(),
         "vocab_size": teacher.vocab_size,
-        "teacher": {**teacher.describe(), "precision": config.dtype},
+        "teacher": about,
         "tokenizer": dataset.tokenizer.fingerprint,
         "corpus": {
             "path": str(dataset.path),
@@ -224,7 +244,13 @@ class _Session:
         written = time.monotonic()
         for start in range(first, end, self.config.batch_size):
             began = time.perf_counter()
-            done += self._windows(range(start, min(start + self.config.batch_size, end)))
+            try:
+                done += self._windows(range(start, min(start + self.config.batch_size, end)))
+            except UserError:  # a server went away: what it said before is kept
+                if done:
+                    stores.write_shard(self.out, self.store.identity, first, done)
+                    self.tokens += len(done) * self.store.seq_len
+                raise
             self.seconds += time.perf_counter() - began
             bar.update(self.tokens + len(done) * self.store.seq_len)
             overdue = time.monotonic() - written > self.config.shard_minutes * 60

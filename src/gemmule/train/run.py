@@ -57,7 +57,7 @@ def run_training(
     dataset = Dataset.open(config.data)
     model = _build(config, dataset)
     teacher = _open_teacher(config, model, dataset)
-    windows = teacher.windows if isinstance(teacher, Store) else None
+    windows = _windows(config, teacher)
     train_split = dataset.split("train")
     loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed, windows)
     objective = _objective(config, teacher, compiled=False)
@@ -187,6 +187,13 @@ def _open_store(config: TrainConfig, path: Path, student: Gemma, dataset: Datase
     _check_vocabulary(f"the teacher of {path}", store.vocab_size, student)
     store.check_whole()
     return store
+
+
+def _windows(config: TrainConfig, teacher: LocalTeacher | Store | None) -> int | None:
+    """How many of the corpus's windows are read; None is all."""
+    limits = [-(-config.corpus_tokens // config.seq_len)] if config.corpus_tokens else []
+    limits += [teacher.windows] if isinstance(teacher, Store) else []
+    return min(limits, default=None)
 
 
 def _check_vocabulary(whose: str, size: int, student: Gemma) -> None:
