@@ -1,0 +1,206 @@
+"""`gemmule plan`: puts measurement, counting and the scaling law together."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from gemmule import runlog
+from gemmule.carbon import EnergyMeter
+from gemmule.data.dataset import Dataset
+from gemmule.errors import ConfigError
+from gemmule.plan.calibrate import Asked, Calibration, calibrate
+from gemmule.plan.law import Law
+from gemmule.plan.measure import storage_specs
+from gemmule.plan.memory import (
+    Shape,
+    counted_bytes,
+    largest_rows,
+    predict_peak,
+    usable_memory,
+)
+from gemmule.plan.models import Planned, find_both
+from gemmule.plan.request import PlanRequest
+from gemmule.plan.routes import STORED_OVER_SCRATCH, Clock, Corpus, Route
+from gemmule.plan.runs import read_runs
+from gemmule.plan.storage import estimated_bytes
+from gemmule.train import machine
+from gemmule.train.config import TrainConfig
+
+
+def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Measures for up to a minute and says what would happen.
+
+    Args:
+        request: about what.
+        say: called with what is being done.
+
+    Returns:
+        JSON-able: teacher, student, run, machine, calibration, memory, disk, routes, scaling and
+        notes; see docs/plan.md.
+
+    Raises:
+        UserError: when a model, the corpus, a run or a setting cannot be used.
+        CalibrationError: when nothing could be measured.
+    """
+    dataset = Dataset.open(request.data) if request.data is not None else None
+    teacher, student = find_both(request.teacher, request.student, dataset, request.vocab_size)
+    config = request.train_config(student.config)
+    _check_context(config, teacher, student)
+    runs, notes = read_runs(request.runs, dataset.fingerprint if dataset else None)
+    EnergyMeter(config.country)  # a wrong country is to be found before a minute is spent
+    corpus = _corpus(dataset)
+    tokens = config.steps * config.tokens_per_step
+    student_flops, teacher_flops = (
+        m.config.forward_flops_per_token(config.seq_len) for m in (student, teacher)
+    )
+    flops = {"scratch": 3 * student_flops * tokens}
+    flops["distill"] = flops["scratch"] + teacher_flops * tokens
+    asked = Asked(
+        student.config, teacher.config, teacher.path, str(request.data) if dataset else None,
+        _settings(config), flops,
+    )  # fmt: skip
+    found = calibrate(asked, machine.matmul_gflops(), request.calibration_seconds, say)
+    clock = Clock(found, config, corpus, student_flops, teacher_flops)
+    routes = _routes(clock, tokens, request.students)
+    law = Law(request, teacher, student, found.teacher, dataset, runs).predict(routes)
+    notes += _warnings(corpus, tokens)
+    return {
+        "teacher": _about(teacher),
+        "student": _about(student),
+        "run": {
+            "tokens": tokens, "steps": config.steps, "batch_size": config.batch_size,
+            "micro_batch_size": config.micro_batch, "seq_len": config.seq_len,
+            "compiled": dict(zip(("scratch", "distill"), found.compiled, strict=True)),
+            "corpus_tokens": corpus.train or None, "students": request.students,
+        },
+        "machine": runlog.machine(),
+        "calibration": {
+            "seconds": round(found.seconds, 1), "start": found.start, "teacher": found.teacher,
+            "scratch": found.scratch, "distill": found.distill,
+        },
+        "memory": _memory(found, config, teacher, student),
+        "disk": _disk(found, teacher, student, corpus, tokens, law["teacher_loss"]["median"]),
+        "routes": {route.name: route.to_json() for route in routes},
+        "energy_how": (found.scratch or {}).get("how", {}),
+        "scaling": law,
+        "notes": [*found.notes, *notes],
+    }  # fmt: skip
+
+
+def _about(model: Planned) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "parameters": model.config.parameters,
+        "non_embedding_parameters": model.config.non_embedding_parameters,
+        "vocab_size": model.config.vocab_size,
+        "has_weights": model.path is not None,
+    }
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings for the child, which measures few steps whatever the run's length."""
+    values = config.model_dump(mode="json", exclude={"data", "preset", "model", "init"})
+    return {**values, "steps": 1}
+
+
+def _check_context(config: TrainConfig, *models: Planned) -> None:
+    for model in models:
+        longest = model.config.max_position_embeddings
+        if config.seq_len > longest:
+            raise ConfigError(
+                f"seq_len = {config.seq_len} is longer than the context of {model.name}, "
+                f"{longest} tokens: shorten it"
+            )
+
+
+def _corpus(dataset: Dataset | None) -> Corpus:
+    if dataset is None:
+        return Corpus(0, 0, 0)
+    sizes = {name: s["tokens"] for name, s in dataset.manifest["splits"].items()}
+    return Corpus(sizes["train"], sizes["validation"], sizes["heldout"])
+
+
+def _warnings(corpus: Corpus, tokens: int) -> list[str]:
+    notes = []
+    if not corpus.train:
+        notes.append("there is no corpus yet: evaluation and the final figures cost extra time")
+    elif tokens > 4 * corpus.train:
+        notes.append(
+            f"{tokens:,} tokens are {tokens / corpus.train:.0f} passes over the corpus: the "
+            "scaling law knows nothing of repeated text and promises too much"
+        )
+    return notes
+
+
+def _routes(clock: Clock, tokens: float, students: int) -> list[Route]:
+    """Equal tokens first, then plain training for as much compute as each way to distil takes."""
+    recorded = min(tokens, clock.corpus.train or tokens)
+    scratch = clock.train("scratch", tokens)
+    online = clock.train("online", tokens, online=True)
+    record = clock.record("record", recorded)
+    stored = clock.train("stored", tokens, factor=STORED_OVER_SCRATCH)
+    share = record.flops / students
+    return [
+        scratch, online, record, stored,
+        clock.train("scratch_equal_online", online.flops / clock.step_flops),
+        clock.train("scratch_equal_stored", (stored.flops + share) / clock.step_flops),
+    ]  # fmt: skip
+
+
+def _memory(
+    found: Calibration, config: TrainConfig, teacher: Planned, student: Planned
+) -> dict[str, Any]:
+    """Peaks of the training processes, and the most sequences at once that fit."""
+    limit = usable_memory()
+
+    def shape(rows: int, online: bool) -> Shape:
+        return Shape(
+            student.config, rows, config.seq_len, found.compiled[online], found.half,
+            teacher.config if online else None,
+        )  # fmt: skip
+
+    def peak(rows: int, online: bool) -> float:
+        measured = found.distill if online else found.scratch
+        if measured is not None and online:
+            at = shape(found.rows, online)
+            return predict_peak(measured["peak_bytes"], at, shape(rows, online))
+        at = Shape(found.student, found.rows, config.seq_len, found.compiled[False], found.half)
+        if found.scratch is not None:
+            return predict_peak(found.scratch["peak_bytes"], at, shape(rows, online))
+        return found.start["peak_bytes"] + counted_bytes(shape(rows, online))
+
+    result: dict[str, Any] = {"limit_bytes": limit}
+    for name, online in (("scratch", False), ("online", True)):
+        fitting = functools.partial(peak, online=online)
+        rows = None if limit is None else largest_rows(fitting, limit)
+        result[name] = {
+            "peak_bytes": round(peak(config.micro_batch, online)),
+            "largest_micro_batch": rows,
+        }
+    return result
+
+
+def _disk(
+    found: Calibration, teacher: Planned, student: Planned, corpus: Corpus, tokens: int,
+    entropy: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Bytes of a logit store for each kind of target, and of whole fp16 logits beside them."""
+    words = student.config.vocab_size
+    measured = (found.teacher or {}).get("bytes_per_token")
+    each = measured or estimated_bytes(storage_specs(words), words, entropy)
+    how = (
+        f"measured on {(found.teacher or {})['tokens']:,} tokens of {teacher.name}"
+        if measured
+        else f"estimated: every token's distribution falls as a power of rank (Zipf), with an "
+        f"entropy of {entropy:.2f} nats, the teacher's expected loss"
+    )
+    recorded = min(tokens, corpus.train or tokens)
+    each = {**each, "whole fp16 logits": 2.0 * words}
+    return {
+        "tokens": recorded,
+        "how": how,
+        "targets": {
+            name: {"bytes_per_token": round(size, 2), "bytes": round(size * recorded)}
+            for name, size in each.items()
+        },
+    }

@@ -1,0 +1,87 @@
+"""Which models a plan is about: presets, or folders whose headers are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemmule.checkpoints.load import open_checkpoint
+from gemmule.config import nearest
+from gemmule.data.dataset import Dataset
+from gemmule.errors import CheckpointError, ConfigError, TokenizerError
+from gemmule.model.config import PRESETS, GemmaConfig, preset
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model of a plan.
+
+    Attributes:
+        name: as the user gave it.
+        config: its shape.
+        path: where its weights are; None for a preset, which has none yet.
+        tokenizer: its tokenizer's fingerprint; None for a preset.
+    """
+
+    name: str
+    config: GemmaConfig
+    path: str | None = None
+    tokenizer: str | None = None
+
+
+def find(what: str, name: str, vocab_size: int | None) -> Planned:
+    """The model `name` means; no weights are read.
+
+    Args:
+        what: how an error calls it.
+        name: a preset, or a run or model folder.
+        vocab_size: of presets; None where it is not known.
+
+    Raises:
+        ConfigError: when it is neither.
+        CheckpointError: when the folder holds no readable model.
+    """
+    if name in PRESETS:
+        if vocab_size is None and "vocab_size" not in PRESETS[name]:
+            raise ConfigError(
+                f"preset {name} has no vocabulary of its own: give --data, or --vocab-size where "
+                "there is no corpus yet"
+            )
+        sized = {} if vocab_size is None else {"vocab_size": vocab_size}
+        return Planned(name, preset(name, **sized))
+    if not Path(name).exists():
+        if Path(name).name != name:
+            raise CheckpointError(f"no folder {name} for the {what}: give a run or model folder")
+        raise ConfigError(
+            f"the {what} {name!r} is neither a preset nor a folder; {nearest(name, list(PRESETS))}"
+        )
+    with open_checkpoint(name) as checkpoint:
+        return Planned(name, checkpoint.config, name, checkpoint.tokenizer.fingerprint)
+
+
+def find_both(
+    teacher: str, student: str, dataset: Dataset | None, vocab_size: int | None
+) -> tuple[Planned, Planned]:
+    """Teacher and student, which share one vocabulary, the corpus's where there is one.
+
+    Raises:
+        ConfigError: when their vocabularies differ, or none is known.
+        TokenizerError: when a folder's tokenizer is not the corpus's.
+    """
+    words = dataset.tokenizer.vocab_size if dataset is not None else vocab_size
+    first = find("teacher", teacher, words)
+    # A teacher's head may be padded, and its student's then is, too.
+    second = find("student", student, first.config.vocab_size if first.path else words)
+    if dataset is not None:
+        for what, model in (("teacher", first), ("student", second)):
+            if model.tokenizer not in (None, dataset.tokenizer.fingerprint):
+                raise TokenizerError(
+                    f"the {what}, {model.name}, has another tokenizer (fingerprint "
+                    f"{str(model.tokenizer)[:12]}) than the data in {dataset.path} "
+                    f"({dataset.tokenizer.fingerprint[:12]}): prepare the data with "
+                    f"{model.name}'s tokenizer, or choose another {what}"
+                )
+    if first.config.vocab_size != second.config.vocab_size:
+        raise ConfigError(
+            f"the teacher has a vocabulary of {first.config.vocab_size:,} and the student of "
+            f"{second.config.vocab_size:,}: a student learns from a teacher of its own vocabulary"
+        )
+    return first, second

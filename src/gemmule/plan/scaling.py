@@ -1,0 +1,192 @@
+"""The distillation scaling law, as a prior that measured runs correct.
+
+Busbridge et al., "Distillation Scaling Laws" (arXiv 2502.08606), in nats per token:
+
+    scratch    L(N, D)        = E + (A / N^alpha + B / D^beta)^gamma
+    distilled  L(N, D, L_T)   = L_T + L_T^-c0 (1 + (L_T / (L(N, D) d1))^(1/f1))^(-c1 f1)
+                                      (A' / N^alpha' + B' / D^beta')^gamma'
+
+N is parameters without the embedding, D tokens, L_T the teacher's own loss. The paper fitted both
+to models of 143M to 12.6B parameters on C4 with one tokenizer. Here the text, the tokenizer and
+the size are others, so every coefficient is given a broad distribution around the paper's value,
+and measured runs narrow it (Bayes' rule, by an ensemble of walkers).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# Published value, and how far from it the coefficient may be here: the standard deviation of its
+# logarithm. The widths are ours: a factor of about 3 for the amplitudes, 15% for the exponents.
+COEFFICIENTS: dict[str, tuple[float, float]] = {
+    "E": (1.220, 0.3),
+    "A": (3355.0, 1.0),
+    "B": (18186.0, 1.0),
+    "alpha": (0.408, 0.15),
+    "beta": (0.431, 0.15),
+    "gamma": (0.452, 0.15),
+    "c0": (2.549, 0.3),
+    "c1": (522.61, 0.3),
+    "d1": (1.315, 0.1),
+    "f1": (0.090, 0.2),
+    "A'": (2243.0, 1.0),
+    "B'": (24181.0, 1.0),
+    "alpha'": (0.321, 0.15),
+    "beta'": (0.637, 0.15),
+    "gamma'": (0.764, 0.15),
+}
+_CENTRE = np.log([value for value, _ in COEFFICIENTS.values()])
+_WIDTH = np.array([width for _, width in COEFFICIENTS.values()])
+
+RUN_ERROR = 0.05  # nats: how far a run may be from a law that is right; seeds alone make 0.02
+WALKERS, ROUNDS, BURN_IN, THIN = 96, 3000, 1500, 50
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run to predict, or one that was measured.
+
+    Attributes:
+        parameters: without the embedding.
+        tokens: trained on.
+        teacher_loss: nats per token of the teacher on the same text, or one for each draw of the
+            coefficients; None for training alone.
+    """
+
+    parameters: float
+    tokens: float
+    teacher_loss: float | Floats | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The middle 90% of a distribution, and its median."""
+
+    low: float
+    median: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """Rounded to what may be read from it."""
+        return {k: round(float(getattr(self, k)), 4) for k in ("low", "median", "high")}
+
+
+def published() -> Floats:
+    """The paper's coefficients as one draw, [1, coefficients], logarithms."""
+    return _CENTRE[None].copy()
+
+
+def loss(log_theta: Floats, point: Point) -> Floats:
+    """The law at `point`.
+
+    Args:
+        log_theta: logarithms of the coefficients in the order of COEFFICIENTS, [draws, 15].
+        point: what is trained, on how much.
+
+    Returns:
+        Nats per token of each draw, [draws].
+    """
+    theta = np.exp(log_theta).T
+    e, a, b, alpha, beta, gamma, c0, c1, d1, f1, a2, b2, alpha2, beta2, gamma2 = theta
+    n, d = point.parameters, point.tokens
+    scratch = e + (a / n**alpha + b / d**beta) ** gamma
+    if point.teacher_loss is None:
+        return np.asarray(scratch)
+    teacher = point.teacher_loss
+    # log(1 + ratio^(1/f1)), which would overflow for a teacher much worse than the student.
+    gap = np.logaddexp(0.0, np.log(teacher / (scratch * d1)) / f1)
+    reach = (a2 / n**alpha2 + b2 / d**beta2) ** gamma2
+    return np.asarray(teacher + teacher**-c0 * np.exp(-c1 * f1 * gap) * reach)
+
+
+def prior_draws(count: int, seed: int = 0) -> Floats:
+    """Coefficients as they may be before anything was measured, [count, 15], logarithms."""
+    noise = np.random.default_rng(seed).standard_normal((count, len(_CENTRE)))
+    return np.asarray(_CENTRE + _WIDTH * noise)
+
+
+def posterior_draws(runs: Sequence[tuple[Point, float]], seed: int = 0) -> Floats:
+    """Coefficients as they may be given measured runs; without any, draws from the prior.
+
+    An ensemble sampler (stretch moves, Goodman and Weare 2010): it needs no gradients and no
+    tuning, and fifteen coefficients that a few runs tie together are no trouble to it.
+
+    Args:
+        runs: each with its loss, nats per token.
+        seed: decides the draws.
+    """
+    count = WALKERS * ((ROUNDS - BURN_IN) // THIN)
+    if not runs:
+        return prior_draws(count, seed)
+    rng = np.random.default_rng(seed)
+    walkers = prior_draws(WALKERS, seed)
+    heights = _log_posterior(walkers, runs)
+    half, kept = WALKERS // 2, []
+    for step in range(ROUNDS):
+        for moving in (slice(0, half), slice(half, None)):
+            others = walkers[half:] if moving.start == 0 else walkers[:half]
+            partners = others[rng.integers(0, half, half)]
+            stretch = (1 + rng.random(half)) ** 2 / 2  # density 1 / sqrt(z) on [1/2, 2]
+            proposed = partners + stretch[:, None] * (walkers[moving] - partners)
+            risen = _log_posterior(proposed, runs)
+            odds = (len(_CENTRE) - 1) * np.log(stretch) + risen - heights[moving]
+            taken = np.log(rng.random(half)) < odds
+            walkers[moving] = np.where(taken[:, None], proposed, walkers[moving])
+            heights[moving] = np.where(taken, risen, heights[moving])
+        if step >= BURN_IN and step % THIN == 0:
+            kept.append(walkers.copy())
+    return np.concatenate(kept)
+
+
+def _log_posterior(log_theta: Floats, runs: Sequence[tuple[Point, float]]) -> Floats:
+    height = -0.5 * (((log_theta - _CENTRE) / _WIDTH) ** 2).sum(1)
+    with np.errstate(all="ignore"):
+        for point, measured in runs:
+            off = (loss(log_theta, point) - measured) / RUN_ERROR
+            height = height - 2.5 * np.log1p(off**2 / 4)  # Student's t: one odd run is no tyrant
+    return np.where(np.isfinite(height), height, -np.inf)
+
+
+def predict(draws: Floats, point: Point, vocab_size: int, seed: int = 0) -> Floats:
+    """Losses that a run at `point` may end with, one a draw, RUN_ERROR added.
+
+    Nothing that was trained is worse than giving all words the same probability, which bounds
+    what the law says far below the sizes that it was made for.
+    """
+    noise = np.random.default_rng(seed).standard_normal(len(draws))
+    law = np.minimum(loss(draws, point), np.log(vocab_size))
+    return np.asarray(law + RUN_ERROR * noise)
+
+
+def interval(values: Floats) -> Interval:
+    """The middle 90%."""
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return Interval(float(low), float(median), float(high))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Distilling against training alone at equal compute.
+
+    Attributes:
+        scratch: its loss.
+        distilled: its loss.
+        gap: how much lower the distilled one is.
+        probability: that it is lower at all.
+    """
+
+    scratch: Interval
+    distilled: Interval
+    gap: Interval
+    probability: float
+
+
+def compare(draws: Floats, scratch: Point, distilled: Point, vocab_size: int) -> Comparison:
+    """Both predictions draw by draw, so that what they share cancels in the gap."""
+    a = predict(draws, scratch, vocab_size, seed=1)
+    b = predict(draws, distilled, vocab_size, seed=2)
+    return Comparison(interval(a), interval(b), interval(a - b), float((b < a).mean()))
