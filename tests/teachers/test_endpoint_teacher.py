@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_completions import FakeServer
 
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Batch, batch_of, whole_windows
@@ -22,7 +23,6 @@ from gemmule.teachers.completions import CompletionServer
 from gemmule.teachers.endpoint import EndpointTeacher
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.record import RecordConfig, record
-from fake_completions import FakeServer
 
 NO_PAUSES = (0.0, 0.0, 0.0)
 
@@ -112,7 +112,7 @@ def test_says_what_the_model_says(
 def test_needs_the_whole_distribution(
     fake: FakeServer, dataset: Dataset, spec: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match="whole distribution.*top_k_tail"):
+    with pytest.raises(ConfigError, match=r"whole distribution.*top_k_tail"):
         EndpointTeacher(CompletionServer(fake.url, None), dataset, TargetSpec(**spec))
 
 
@@ -123,7 +123,7 @@ def test_a_tail_has_one_temperature(fake: FakeServer, dataset: Dataset) -> None:
 
 def test_no_more_than_it_gives(fake: FakeServer, dataset: Dataset) -> None:
     fake.most = 5
-    with pytest.raises(ConfigError, match="greater than max allowed: 5.*Lower --k"):
+    with pytest.raises(ConfigError, match=r"greater than max allowed: 5.*Lower --k"):
         opened(fake, dataset)
 
 
@@ -214,6 +214,6 @@ def test_nobody_there(prepared: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         {"teacher": "http://127.0.0.1:9/v1", "data": prepared, "seq_len": 24,
          "targets": {"kind": "top_k", "k": 5}}
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="does not answer.*is the server running"):
+    with pytest.raises(ConfigError, match=r"does not answer.*is the server running"):
         record(config, tmp_path / "a")
     assert not (tmp_path / "a").exists()
