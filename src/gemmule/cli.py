@@ -506,6 +506,7 @@ def ablate(
     window     the sliding window shrunk at inference (table 10)
     loss       divergences, temperature, share of the next token
     teacher    how large a teacher
+    induction  does the model copy what it saw before
     """
     from gemmule.ablate.catalogue import find, listing
     from gemmule.runlog import console, facts, table

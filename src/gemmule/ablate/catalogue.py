@@ -74,6 +74,9 @@ CATALOGUE: Mapping[str, Ablation] = {
     ),
     "loss": Ablation("which divergence from the teacher, temperature, share of the next token"),
     "teacher": Ablation("how large a teacher", student="0.25m"),
+    "induction": Ablation(
+        "does the model copy what it saw before (in-context learning)", metric="induction"
+    ),
 }
 
 

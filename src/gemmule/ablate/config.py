@@ -1,5 +1,6 @@
 """Settings of a sweep; saved with it, so that going on means going on with the same ones."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -115,11 +116,16 @@ def distills(settings: Mapping[str, Any]) -> bool:
     return bool({"teacher", "targets"} & set(settings))
 
 
-def parsed(settings: Mapping[str, Any], cell: str) -> TrainConfig:
+def parsed(settings: Mapping[str, Any], source: str) -> TrainConfig:
     """The checked settings of one run.
 
     Raises:
-        ConfigError: naming the cell and what is wrong with its settings.
+        ConfigError: naming where they are from and what is wrong with them.
     """
     kind = DistillConfig if distills(settings) else TrainConfig
-    return kind.parse(settings, source=cell)
+    return kind.parse(settings, source=source)
+
+
+def saved(path: Path) -> TrainConfig:
+    """The resolved settings of a run that is there."""
+    return parsed(tomllib.loads(path.read_text(encoding="utf-8")), str(path))

@@ -1,15 +1,18 @@
 """Measurements of a trained run that need no training of their own."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gemmule.ablate.config import saved
+from gemmule.ablate.induction import LENGTH, induction
 from gemmule.checkpoints.load import load_model
 from gemmule.data.dataset import Dataset
 from gemmule.model.gemma import Gemma
-from gemmule.train.config import TrainConfig
+from gemmule.model.spm_train import FIRST_LEARNED_ID
 from gemmule.train.evaluate import evaluate
 
 
@@ -23,7 +26,7 @@ def with_window(model: Gemma, window: int) -> Gemma:
 
 def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Held-out loss with the window that `settings` names, all else as the run had it."""
-    config = TrainConfig.load(run / "config.toml")
+    config = saved(run / "config.toml")
     model, _ = load_model(run, torch.float32)
     changed = with_window(model, settings["sliding_window"]).eval()
     found = evaluate(
@@ -44,6 +47,23 @@ def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[st
     }
 
 
+def _induction(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The probe of induction.py with sequences that fit the run's own."""
+    config = saved(run / "config.toml")
+    model, tokenizer = load_model(run, torch.float32)
+    ids = torch.arange(FIRST_LEARNED_ID, tokenizer.vocab_size)
+    found = induction(
+        model.eval(), ids, length=min(LENGTH, config.seq_len // 2), bos=tokenizer.bos_id
+    )
+    return {
+        **dataclasses.asdict(found),
+        "parameters": model.config.parameters,
+        "non_embedding_parameters": model.config.non_embedding_parameters,
+        **settings,
+    }
+
+
 MEASURES: Mapping[str, Callable[[Path, Dataset, Mapping[str, Any]], dict[str, Any]]] = {
-    "window": _window
+    "window": _window,
+    "induction": _induction,
 }

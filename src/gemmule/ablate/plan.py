@@ -81,15 +81,17 @@ class _Planner:
         self.cells: list[Cell] = []
 
     def plan(self) -> Plan:
-        make: Callable[[], Plan] = getattr(self, f"_{self.config.ablation}")
+        make: Callable[[], Plan] = getattr(self, f"plan_{self.config.ablation}")
         return make()
 
     # The ablations, one function each.
 
-    def _distilled(self) -> Plan:
+    def plan_distilled(self) -> Plan:
+        """Table 6."""
         return self._scratch_and_distilled([self.student])
 
-    def _size(self) -> Plan:
+    def plan_size(self) -> Plan:
+        """Table 7."""
         if self.config.student is not None:
             raise ConfigError("size compares students of several sizes: leave --student out")
         sizes = [(name, self._base(name)) for name in shapes.STUDENTS]
@@ -98,7 +100,8 @@ class _Planner:
             {name: float(shape.non_embedding_parameters) for name, shape in sizes},
         )
 
-    def _heads(self) -> Plan:
+    def plan_heads(self) -> Plan:
+        """Table 8."""
         base = self._base(self.student)
         mha = shapes.multi_head(base)
         gqa = shapes.grouped(base)
@@ -106,7 +109,8 @@ class _Planner:
         arms = {"MHA": mha, "GQA": gqa, "GQA, equal parameters": filled}
         return self._by_shape(arms)
 
-    def _depth(self) -> Plan:
+    def plan_depth(self) -> Plan:
+        """Table 9."""
         base = self._base(self.student)
         layers = base.num_hidden_layers
         arms = {
@@ -115,7 +119,8 @@ class _Planner:
         }
         return self._by_shape(arms)
 
-    def _window(self) -> Plan:
+    def plan_window(self) -> Plan:
+        """Table 10: one model a seed, measured with each window."""
         trained = self._common()["seq_len"] // 4
         if trained < 4:
             raise ConfigError(f"seq_len {4 * trained} leaves no window to shrink: use 16 or more")
@@ -131,7 +136,8 @@ class _Planner:
                 )  # fmt: skip
         return self._plan(f"window {trained}", axis="sliding window at inference, tokens")
 
-    def _loss(self) -> Plan:
+    def plan_loss(self) -> Plan:
+        """Divergences at their default parameters, temperature, alpha."""
         arms: dict[str, dict[str, Any]] = {
             kind: {"loss": kind}
             for kind in ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl",
@@ -148,9 +154,26 @@ class _Planner:
                 self._run("", arm, seed, base, teacher=teacher, distilled=settings)
         return self._plan("cross_entropy")
 
-    def _teacher_sizes(self) -> list[str]:
+    def plan_teacher(self) -> Plan:
+        """Teachers of several sizes, all trained alike, against none."""
         size = self.config.teacher_size
-        return [*(s for s in shapes.TEACHERS if s != size), size]
+        sizes = [*(s for s in shapes.TEACHERS if s != size), size]
+        teachers = {s: self._teacher(s) for s in sizes}
+        base = self._base(self.student)
+        for seed in range(self.config.seeds):
+            self._run("", SCRATCH, seed, base)
+            for name, cell in teachers.items():
+                self._run("", f"{name} teacher", seed, base, teacher=cell)
+        return self._plan(SCRATCH)
+
+    def plan_induction(self) -> Plan:
+        """The same students as of table 6, probed for copying."""
+        base, teacher = self._base(self.student), self._teacher()
+        for seed in range(self.config.seeds):
+            for arm, cell in ((SCRATCH, ""), (DISTILLED, teacher)):
+                run = self._run("", f"{arm} run", seed, base, teacher=cell, shown=False)
+                self._add("", arm, seed, {}, needs=run.name, measure="induction")
+        return self._plan(SCRATCH)
 
     def _scratch_and_distilled(
         self, sizes: list[str], x: Mapping[str, float] | None = None

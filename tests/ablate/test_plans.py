@@ -1,0 +1,126 @@
+"""Every ablation, planned and run for a few steps."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gemmule.ablate.catalogue import CATALOGUE
+from gemmule.ablate.config import SweepConfig
+from gemmule.ablate.measure import with_window
+from gemmule.ablate.plan import make_plan
+from gemmule.ablate.run import run_ablation
+from gemmule.checkpoints.load import load_model
+from gemmule.errors import ConfigError
+
+Sweep = Callable[..., SweepConfig]
+SMALL = {"student": "0.1m", "seeds": 1}
+
+
+def run(sweep: Sweep, out: Path, name: str, **changes: Any) -> dict[str, Any]:
+    results = run_ablation(sweep(name, **{**SMALL, **changes}), out)
+    assert (results["failed"], results["pending"]) == (0, 0)
+    assert (out / "plot.svg").is_file()
+    return results
+
+
+def manifests(out: Path, results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        c["name"]: json.loads((out / "cells" / c["name"] / "manifest.json").read_text())
+        for c in results["cells"]
+    }
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_cells_are_named_once_and_come_after_what_they_need(name: str, sweep: Sweep) -> None:
+    changes = {} if name == "size" else {"student": "1m"}
+    plan = make_plan(sweep(name, seeds=3, **changes), Path("out"), 512)
+    names = [cell.name for cell in plan.cells]
+    assert len(set(names)) == len(names)
+    keys = {(cell.group, cell.arm) for cell in plan.cells if cell.shown}
+    for key in keys:
+        seeds = [c.seed for c in plan.cells if (c.group, c.arm) == key]
+        assert seeds == [0, 1, 2], key
+    for pair in plan.comparisons:
+        assert set(pair) <= keys
+    for i, cell in enumerate(plan.cells):
+        assert cell.needs is None or cell.needs in names[:i]
+
+
+def test_heads(sweep: Sweep, tmp_path: Path) -> None:
+    results = run(sweep, tmp_path / "out", "heads")
+    found = manifests(tmp_path / "out", results)
+    mha, gqa, filled = (found[f"{arm}-seed0"] for arm in ("MHA", "GQA", "GQA-equal-parameters"))
+    assert mha["model"]["num_key_value_heads"] == 2 * gqa["model"]["num_key_value_heads"]
+    counts = [m["non_embedding_parameters"] for m in (mha, gqa, filled)]
+    assert counts[1] < counts[0]
+    assert counts[2] == pytest.approx(counts[0], rel=0.02)
+
+
+def test_depth(sweep: Sweep, tmp_path: Path) -> None:
+    results = run(sweep, tmp_path / "out", "depth")
+    found = manifests(tmp_path / "out", results)
+    wide, deep = found["wide-seed0"], found["deep-seed0"]
+    assert deep["model"]["num_hidden_layers"] > wide["model"]["num_hidden_layers"]
+    counts = [m["non_embedding_parameters"] for m in (wide, deep)]
+    assert counts[0] == pytest.approx(counts[1], rel=0.02)
+    assert [d["baseline"][1] for d in results["differences"]] == ["wide"]
+
+
+def test_window(sweep: Sweep, tmp_path: Path) -> None:
+    results = run(sweep, tmp_path / "out", "window")
+    assert [row["arm"] for row in results["summary"]] == ["window 4", "window 2", "window 1"]
+    cells = {c["name"]: c["figures"] for c in results["cells"]}
+    trained = cells.pop("trained-seed0")
+    same = cells["window-4-seed0"]["nats_per_token"]
+    assert same == pytest.approx(trained["nats_per_token"], rel=1e-6)
+    assert len({figures["nats_per_token"] for figures in cells.values()}) == 3
+
+
+def test_a_smaller_window_hides_what_lies_outside(teacher: Path) -> None:
+    """A token just outside the window does not reach a model of one local layer."""
+    model, _ = load_model(teacher, torch.float32)
+    one = model.config.model_copy(update={"num_hidden_layers": 1})
+    small = with_window(type(model)(one), 3)
+    tokens = torch.randint(4, 500, (1, 12), generator=torch.Generator().manual_seed(0))
+    other = tokens.clone()
+    other[0, 5] = 3
+    reached = (small(tokens) - small(other)).abs().amax(-1)[0] > 0
+    assert reached.nonzero().flatten().tolist() == [5, 6, 7]
+
+
+def test_loss(sweep: Sweep, tmp_path: Path) -> None:
+    results = run(sweep, tmp_path / "out", "loss")
+    found = {m: v["objective"] for m, v in manifests(tmp_path / "out", results).items()}
+    assert {o["loss"] for o in found.values()} == {
+        "cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl",
+    }  # fmt: skip
+    assert found["temperature-2-seed0"]["temperature"] == 2.0
+    assert found["alpha-0.5-seed0"]["alpha"] == 0.5
+    with pytest.raises(ConfigError, match="loss varies alpha: leave --set of it out"):
+        run(sweep, tmp_path / "other", "loss", settings={**sweep("loss").settings, "alpha": 0.1})
+
+
+def test_teacher_sizes(sweep: Sweep, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results = run(sweep, out, "teacher", teacher_size="0.25m", teacher_tokens=40)
+    found = manifests(out, results)
+    parents = {n: m["parent"] and m["parent"]["parameters"] for n, m in found.items()}
+    assert parents["from-scratch-seed0"] is None
+    for size in ("0.25m", "0.5m", "1m"):
+        assert parents[f"{size}-teacher-seed0"] == found[f"teacher-{size}"]["parameters"]
+    with pytest.raises(ConfigError, match="leave --teacher out"):
+        sweep("teacher", teacher="x")
+
+
+def test_induction(sweep: Sweep, tmp_path: Path) -> None:
+    results = run(sweep, tmp_path / "out", "induction")
+    cells = {c["name"]: c["figures"] for c in results["cells"]}
+    scratch, distilled = cells["from-scratch-seed0"], cells["distilled-seed0"]
+    assert scratch["length"] == 8
+    gain = distilled["induction"] - scratch["induction"]
+    assert results["differences"][0]["mean"] == pytest.approx(gain)
+    assert "induction score" in (tmp_path / "out" / "table.md").read_text()
