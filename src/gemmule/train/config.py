@@ -144,6 +144,8 @@ class DistillConfig(TrainConfig):
         skew: of "skew_kl" the teacher's, of "skew_reverse_kl" the student's share in the mixture.
         temperature: of both distributions.
         alpha: weight of the next-token loss; 0 is the report's pure distillation.
+        route_above: tokens of which the teacher's entropy is above so many nats learn from the next
+            token instead; None: none do.
     """
 
     teacher: str | None = None
@@ -153,9 +155,12 @@ class DistillConfig(TrainConfig):
     skew: float = Field(default=CROSS_ENTROPY.skew, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.0, ge=0, le=1)
+    route_above: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @pydantic.model_validator(mode="after")
     def _learns_from_one(self) -> Self:
+        if self.route_above is not None and self.teacher is None:
+            raise ValueError("route_above asks a teacher how sure it is: set teacher, not targets")
         if (self.teacher is None) == (self.targets is None):
             raise ValueError(
                 "set either teacher (a model) or targets (a logit store made by gemmule record)"

@@ -14,6 +14,7 @@ from gemmule.distill.losses import (
     linear_sparse_distillation,
 )
 from gemmule.distill.store import Store, at_temperature, check_temperature
+from gemmule.distill.targets import SparseTargets, sparse_targets
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.teacher import LocalTeacher
 
@@ -59,7 +60,17 @@ class NextToken:
 
 
 class Distillation:
-    """Learning from a teacher's distribution (report, section 3)."""
+    """Learning from a teacher's distribution (report, section 3).
+
+    Args:
+        teacher: whose distribution.
+        temperature: of both distributions.
+        alpha: weight of the next-token loss.
+        compiled: see gemmule.distill.losses.
+        divergence: how far the student is from the teacher.
+        route_above: tokens of which the teacher's entropy, at temperature 1, is above so many nats
+            learn from the next token alone. Costs the heads' products a second time.
+    """
 
     def __init__(
         self,
@@ -68,34 +79,68 @@ class Distillation:
         alpha: float,
         compiled: bool,
         divergence: Divergence = CROSS_ENTROPY,
+        route_above: float | None = None,
     ) -> None:
         self.teacher, self.compiled, self.divergence = teacher, compiled, divergence
-        self.temperature, self.alpha = temperature, alpha
+        self.temperature, self.alpha, self.route_above = temperature, alpha, route_above
 
     def __call__(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed distillation loss; beside it the student's next-token loss."""
         with torch.no_grad():
             teacher_x_BTD = self.teacher.hidden_states(batch)
-        x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
+        teacher_x_ND, target_N = teacher_x_BTD.flatten(0, 1), batch.targets_BT.flatten()
+        sure_N = None
+        if self.route_above is not None:
+            sure_N = teacher_entropy(self.teacher, teacher_x_ND) <= self.route_above
+        x_ND = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT).flatten(0, 1)
         loss, hard = linear_distillation(
-            x_BTD.flatten(0, 1),
+            x_ND,
             model.embed_tokens.weight,
-            teacher_x_BTD.flatten(0, 1),
+            teacher_x_ND,
             self.teacher.head,
-            batch.targets_BT.flatten(),
+            target_N,
             cap=model.config.final_logit_softcapping,
             teacher_cap=self.teacher.cap,
             temperature=self.temperature,
             alpha=self.alpha,
             divergence=self.divergence,
+            token_weight_N=sure_N,
             vocab=self.teacher.vocab_size,
             compiled=self.compiled,
         )
-        return loss, {"next_token_loss": hard}
+        if sure_N is None:
+            return loss, {"next_token_loss": hard}
+        routed = linear_cross_entropy(
+            x_ND,
+            model.embed_tokens.weight,
+            target_N,
+            cap=model.config.final_logit_softcapping,
+            token_weight_N=~sure_N,
+            vocab=self.teacher.vocab_size,
+            compiled=self.compiled,
+        )
+        count = (~sure_N & (target_N >= 0)).sum()
+        return loss + routed, {"next_token_loss": hard + routed.detach(), "routed": count}
 
     def flops_per_token(self, model: Gemma, seq_len: int) -> float:
         """Of the student, and of the teacher's forward pass."""
-        return student_flops(model, seq_len) + self.teacher.forward_flops_per_token(seq_len)
+        flops = student_flops(model, seq_len) + self.teacher.forward_flops_per_token(seq_len)
+        if self.route_above is not None:
+            flops += 6.0 * model.embed_tokens.weight.numel() + 2.0 * self.teacher.head.numel()
+        return flops
+
+
+def teacher_entropy(teacher: LocalTeacher, x_ND: Tensor) -> Tensor:
+    """Entropy [N] of a teacher's distributions at temperature 1, nats, from its hidden states."""
+
+    def nothing_but_the_entropy(p_CV: Tensor) -> SparseTargets:
+        none_C1 = p_CV.new_zeros(len(p_CV), 1)
+        return SparseTargets(none_C1.long(), none_C1, torch.special.entr(p_CV).sum(-1))
+
+    found = sparse_targets(
+        x_ND, teacher.head, nothing_but_the_entropy, cap=teacher.cap, vocab=teacher.vocab_size
+    )
+    return found.entropy_N
 
 
 class StoredDistillation:

@@ -212,7 +212,7 @@ def _objective(
     settings = (config.temperature, config.alpha, compiled, config.divergence)
     if isinstance(teacher, Store):
         return StoredDistillation(teacher, *settings)
-    return Distillation(teacher, *settings)
+    return Distillation(teacher, *settings, route_above=config.route_above)
 
 
 def _manifest(
@@ -233,6 +233,7 @@ def _manifest(
             **config.divergence.parameter(),
             "temperature": config.temperature,
             "alpha": config.alpha,
+            **({} if config.route_above is None else {"route_above": config.route_above}),
         }
     about = dataset.manifest
     splits = about["splits"]
