@@ -387,6 +387,64 @@ def _sampling(
 
 
 @app.command()
+def plan(
+    teacher: Annotated[str, typer.Option(help="Preset, or run or model folder.")],
+    student: Annotated[str, typer.Option(help="Preset, or run or model folder.")],
+    data: Annotated[Path | None, typer.Option(help="Folder made by gemmule data.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Words of the presets, where there is no data yet.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="To train on; default: 20 for each parameter.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of --tokens.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 8,
+    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(help="A finished run or quickstart, to correct the law; may be repeated."),
+    ] = None,
+    students: Annotated[int, typer.Option(help="That share one record of the teacher.")] = 1,
+    teacher_tokens: Annotated[
+        int | None, typer.Option(help="A preset's training; default: 20 for each parameter.")
+    ] = None,
+    country: Annotated[
+        str | None, typer.Option(help="ISO 3166 code (DEU, USA, …) for the carbon intensity.")
+    ] = None,
+    calibration_seconds: Annotated[float, typer.Option(help="Measure for at most so long.")] = 60.0,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says what training and distilling would take here: memory, disk, time, energy, and gain.
+
+    Measures the machine for up to a minute. Settings of the run are set as for gemmule train.
+
+    Example: gemmule plan --teacher runs/quickstart/teacher --student 1m --data runs/quickstart/data
+    --runs runs/quickstart --tokens 1000000
+    """
+    from gemmule.plan.forecast import make_plan
+    from gemmule.plan.request import PlanRequest
+    from gemmule.plan.show import show
+    from gemmule.runlog import console
+
+    settings = [f"batch_size={batch_size}", f"seq_len={seq_len}", *(overrides or [])]
+    settings += [f"country={json.dumps(country)}"] if country else []
+    values = {
+        "teacher": teacher, "student": student, "data": data, "vocab_size": vocab_size,
+        "tokens": tokens, "steps": steps, "teacher_tokens": teacher_tokens, "students": students,
+        "runs": runs or [], "settings": settings, "calibration_seconds": calibration_seconds,
+    }  # fmt: skip
+    request = PlanRequest.parse(values, source="plan")
+    with _stoppable("nothing was written"):
+        console.print(f"measuring for up to {calibration_seconds:.0f} s", style="dim")
+        found = make_plan(request, lambda what: console.print(f"measured: {what}", style="dim"))
+    if as_json:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+@app.command()
 def doctor(
     model: Model,
     backend: Annotated[

@@ -74,6 +74,7 @@ class Calibration:
         scratch: steps of plain training; None where they were not reached.
         distill: steps of distillation; None where they were not reached or not tried.
         rows, student: the shape that `scratch` is of.
+        teacher_whole: whether the teacher had all its layers.
         seconds: what it took.
         notes: what was left out and extrapolated.
     """
@@ -84,6 +85,7 @@ class Calibration:
     distill: Finding | None
     rows: int
     student: GemmaConfig
+    teacher_whole: bool
     seconds: float
     notes: list[str] = field(default_factory=list)
 
@@ -136,7 +138,7 @@ def calibrate(
         )
     return Calibration(
         found["start"], teacher, scratch, distill, cuts.rows, cuts.student[-1],
-        time.monotonic() - began, notes,
+        len(cuts.teacher) == 1, time.monotonic() - began, notes,
     )  # fmt: skip
 
 
@@ -208,12 +210,12 @@ def _scaled(
 ) -> Finding | None:
     """A finding of the full shape: as measured, or from one and two layers in proportion."""
     parts = [found.get(f"{name}-{i}") for i in range(len(measured))]
-    if full is None or not parts or any(part is None for part in parts):
+    if full is None or not parts or parts[0] is None:
         return None
-    last = dict(parts[-1] or {})
     if len(parts) == 1:
-        return last
-    one, two = (part or {} for part in parts)
+        return dict(parts[0])
+    one, two = parts[0], parts[1] or parts[0]
+    last = dict(two)
     small = measured[0]
     wider = _layer_parameters(full) / _layer_parameters(small)
     words = full.vocab_size / small.vocab_size
@@ -221,7 +223,8 @@ def _scaled(
                 "record_seconds_per_token"):  # fmt: skip
         if key not in last:
             continue
-        layer = max(0.0, two[key] - one[key])
+        # Without the second measurement all the time is put down to the layer.
+        layer = max(0.0, two[key] - one[key]) if two is not one else one[key]
         rest = max(0.0, one[key] - layer)
         per_step = rows if key == "step_seconds" else 1.0
         last[key] = per_step * (rest * words + layer * wider * full.num_hidden_layers)
@@ -264,12 +267,13 @@ def _run(
             found: dict[str, Finding] = {}
             try:
                 assert process.stdout is not None
-                for line in process.stdout:
-                    finding = json.loads(line)
-                    name = finding.pop("finding")
-                    found[name] = finding
-                    if say is not None:
-                        say(name.partition("-")[0])
+                with process.stdout as lines:
+                    for line in lines:
+                        finding = json.loads(line)
+                        name = finding.pop("finding")
+                        found[name] = finding
+                        if say is not None:
+                            say(name.partition("-")[0])
                 process.wait()
             finally:
                 timer.cancel()

@@ -7,6 +7,7 @@ from typing import Any
 from gemmule import runlog
 from gemmule.carbon import EnergyMeter
 from gemmule.data.dataset import Dataset
+from gemmule.distill.spec import TargetSpec
 from gemmule.errors import ConfigError
 from gemmule.plan.calibrate import Asked, Calibration, calibrate
 from gemmule.plan.law import Law
@@ -150,7 +151,7 @@ def _routes(clock: Clock, tokens: float, students: int) -> list[Route]:
 def _memory(
     found: Calibration, config: TrainConfig, teacher: Planned, student: Planned
 ) -> dict[str, Any]:
-    """Peaks of the training processes, and the most sequences at once that fit."""
+    """Peaks of the processes, and the most sequences at once that fit."""
     limit = usable_memory()
 
     def shape(rows: int, online: bool) -> Shape:
@@ -169,15 +170,34 @@ def _memory(
             return predict_peak(found.scratch["peak_bytes"], at, shape(rows, online))
         return found.start["peak_bytes"] + counted_bytes(shape(rows, online))
 
-    result: dict[str, Any] = {"limit_bytes": limit}
-    for name, online in (("scratch", False), ("online", True)):
-        fitting = functools.partial(peak, online=online)
-        rows = None if limit is None else largest_rows(fitting, limit)
-        result[name] = {
-            "peak_bytes": round(peak(config.micro_batch, online)),
-            "largest_micro_batch": rows,
-        }
-    return result
+    def recording(rows: int) -> float:
+        """The teacher's weights, and what one layer's forward pass holds for a while."""
+        if found.teacher is not None and found.teacher_whole and rows == found.rows:
+            return float(found.teacher["peak_bytes"])
+        width = 4 * (teacher.config.hidden_size + teacher.config.intermediate_size)
+        passing = 4 * width * rows * config.seq_len
+        return float(found.start["peak_bytes"] + 4 * teacher.config.parameters + passing)
+
+    def stored(rows: int) -> float:
+        """As from scratch, and the targets read for a batch: ids of 8 bytes, weights of 4."""
+        return peak(rows, False) + 12 * TargetSpec().draws * rows * config.seq_len
+
+    ways: dict[str, Callable[[int], float]] = {
+        "scratch": functools.partial(peak, online=False),
+        "online": functools.partial(peak, online=True),
+        "record": recording,
+        "stored": stored,
+    }
+    return {
+        "limit_bytes": limit,
+        **{
+            name: {
+                "peak_bytes": round(way(config.micro_batch)),
+                "largest_micro_batch": None if limit is None else largest_rows(way, limit),
+            }
+            for name, way in ways.items()
+        },
+    }
 
 
 def _disk(

@@ -41,11 +41,11 @@ def show(plan: Mapping[str, Any]) -> None:
         ["memory", "peak", "largest micro-batch"],
         [
             [label, _bytes(memory[name]["peak_bytes"]), _rows(memory[name]["largest_micro_batch"])]
-            for name, label in (("scratch", "from scratch"), ("online", "distilled online"))
+            for name, label in ROUTES.items() if name in memory
         ],
-    )
+    )  # fmt: skip
     table(
-        ["time and energy", "tokens", "TFLOP", "time", "Wh", "gCO2e"],
+        ["time and energy", "tokens", "FLOP", "time", "Wh", "gCO2e"],
         [[label, *_route(plan["routes"][name])] for name, label in ROUTES.items()],
     )
     disk = plan["disk"]
@@ -92,12 +92,16 @@ def _model(about: Mapping[str, Any]) -> str:
 def _route(route: Mapping[str, Any]) -> list[str]:
     wh, grams = route["energy_wh"], route["gco2e"]
     return [
-        f"{route['tokens']:,}",
-        f"{route['flops'] / 1e12:,.1f}",
-        duration(route["seconds"]),
+        f"{route['tokens'] / 1e6:,.2f}M",
+        f"{route['flops']:.2e}",
+        _time(route["seconds"]),
         "?" if wh is None else f"{wh:,.2f}",
         "?" if grams is None else f"{grams:,.2f}",
     ]
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds < 4 * 86400 else f"{seconds / 86400:,.0f} days"
 
 
 def _loss(found: Mapping[str, float]) -> str:
