@@ -547,6 +547,9 @@ def ablate(
     student: Annotated[str | None, typer.Option(help="Model size of the student.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each kind.")] = 3,
     tokens: Annotated[int, typer.Option(help="What each student is trained on.")] = 300_000,
+    online: Annotated[
+        bool, typer.Option("--online", help="Learn from the teacher itself, not from a record.")
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -564,7 +567,9 @@ def ablate(
     window     the sliding window shrunk at inference (table 10)
     loss       divergences, temperature, share of the next token
     teacher    how large a teacher
+    targets    ways to store what a teacher says, by bytes a token
     induction  does the model copy what it saw before
+    routing    tokens that the teacher is unsure of learn from the text
     """
     from gemmule.ablate.catalogue import find, listing
     from gemmule.runlog import console, facts, table
@@ -587,7 +592,7 @@ def ablate(
     values = {
         "ablation": ablation, "data": data, "teacher": teacher, "teacher_size": teacher_size,
         "teacher_tokens": teacher_tokens, "student": student, "seeds": seeds, "tokens": tokens,
-        "settings": given_settings(overrides or [], data),
+        "online": online, "settings": given_settings(overrides or [], data),
     }  # fmt: skip
     config = SweepConfig.parse({k: v for k, v in values.items() if v is not None}, "ablate")
     with _stoppable("the same command goes on from there"):

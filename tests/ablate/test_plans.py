@@ -1,6 +1,7 @@
 """Every ablation, planned and run for a few steps."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from gemmule.ablate.catalogue import CATALOGUE
 from gemmule.ablate.config import SweepConfig
 from gemmule.ablate.measure import with_window
-from gemmule.ablate.plan import make_plan
+from gemmule.ablate.plan import ROUTED, TARGETS, make_plan
 from gemmule.ablate.run import run_ablation
 from gemmule.checkpoints.load import load_model
 from gemmule.errors import ConfigError
@@ -107,7 +108,7 @@ def test_loss(sweep: Sweep, tmp_path: Path) -> None:
 def test_teacher_sizes(sweep: Sweep, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = run(sweep, out, "teacher", teacher_size="0.25m", teacher_tokens=40)
-    found = manifests(out, results)
+    found = manifests(out, {"cells": [c for c in results["cells"] if "record" not in c["name"]]})
     parents = {n: m["parent"] and m["parent"]["parameters"] for n, m in found.items()}
     assert parents["from-scratch-seed0"] is None
     for size in ("0.25m", "0.5m", "1m"):
@@ -124,3 +125,55 @@ def test_induction(sweep: Sweep, tmp_path: Path) -> None:
     gain = distilled["induction"] - scratch["induction"]
     assert results["differences"][0]["mean"] == pytest.approx(gain)
     assert "induction score" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_record_is_made_once_for_all(sweep: Sweep, tmp_path: Path) -> None:
+    """Distilled or not, students read the recorded part of the corpus."""
+    out = tmp_path / "out"
+    results = run(sweep, out, "distilled", seeds=2)
+    record, *cells = results["cells"]
+    assert record["name"] == "record-sampled-50"
+    assert record["figures"]["tokens"] == 192  # 2 seeds x 90 tokens in whole windows of 16
+    for cell in cells:
+        saved = tomllib.loads((out / "cells" / cell["name"] / "config.toml").read_text())
+        assert saved["corpus_tokens"] == 180
+        assert ("targets" in saved) == (cell["arm"] == "distilled")
+        assert "teacher" not in saved
+    online = run(sweep, tmp_path / "online", "distilled", seeds=2, online=True)
+    assert len(online["cells"]) == 4
+    saved = tomllib.loads((tmp_path / "online/cells/0.1m-distilled-seed0/config.toml").read_text())
+    assert "teacher" in saved
+    assert "corpus_tokens" not in saved
+    with pytest.raises(ConfigError, match=r"with loss = jsd .*add --online"):
+        settings = {**sweep("distilled").settings, "loss": "jsd"}
+        run(sweep, tmp_path / "jsd", "distilled", settings=settings)
+
+
+def test_targets(sweep: Sweep, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results = run(sweep, out, "targets")
+    rows = {row["arm"]: row for row in results["summary"]}
+    assert rows.pop("whole distribution")["bytes_per_token"] is None
+    assert set(rows) == set(TARGETS)
+    for label, row in rows.items():
+        made = json.loads(
+            (out / "cells" / f"{label}-seed0".replace(" ", "-") / "manifest.json").read_text()
+        )
+        assert made["targets"]["label"] == label
+        assert row["bytes_per_token"] == made["targets"]["bytes_per_token"]
+    assert rows["sampled-12"]["bytes_per_token"] < rows["sampled-200"]["bytes_per_token"]
+    assert "bytes/token" in (out / "table.md").read_text()
+    assert "B/token" in (out / "plot.svg").read_text()
+
+
+def test_routing(sweep: Sweep, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results = run(sweep, out, "routing")
+    probe = results["cells"][0]["figures"]
+    above = [probe["quantiles"][str(q)] for q in ROUTED]
+    assert above == sorted(above, reverse=True)
+    found = manifests(out, {"cells": results["cells"][1:]})
+    routed = [m["objective"].get("route_above") for m in found.values()]
+    assert routed == [None, *above, None]
+    losses = [c["figures"]["nats_per_token"] for c in results["cells"][1:]]
+    assert len(set(losses)) == len(losses)

@@ -67,9 +67,9 @@ def size(sweep: Sweep, finished: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 def test_every_figure_is_that_of_its_run(size: tuple[Path, dict[str, Any]]) -> None:
     out, results = size
     assert json.loads((out / "results.json").read_text()) == results
-    assert len(results["cells"]) == 4 * 2 * 2
+    assert len(results["cells"]) == 1 + 4 * 2 * 2  # a record of the teacher, and the students
     assert set(statuses(results).values()) == {"done"}
-    for cell in results["cells"]:
+    for cell in results["cells"][1:]:
         saved = json.loads((out / cell["result_file"]).read_text())
         assert cell["figures"]["nats_per_token"] == saved["nats_per_token"]
         assert saved["seed"] == cell["seed"]
@@ -90,7 +90,7 @@ def test_pairs_differ_in_the_objective_alone(size: tuple[Path, dict[str, Any]]) 
 
 def test_summary_and_differences(size: tuple[Path, dict[str, Any]]) -> None:
     _, results = size
-    by_name = {c["name"]: c["figures"]["nats_per_token"] for c in results["cells"]}
+    by_name = {c["name"]: c["figures"]["nats_per_token"] for c in results["cells"][1:]}
     row = results["summary"][1]
     assert (row["group"], row["arm"], row["done"]) == ("0.1m", "distilled", 2)
     values = [by_name[f"0.1m-distilled-seed{s}"] for s in (0, 1)]
@@ -190,10 +190,10 @@ def test_stopped_and_gone_on_with(
         return run_training(config, out, **more)
 
     monkeypatch.setattr(module, "run_training", train)
-    with pytest.raises(Interrupted, match="2 of 4 cells are done: the same command goes on"):
+    with pytest.raises(Interrupted, match="3 of 5 cells are done: the same command goes on"):
         run_ablation(config, out)
     begun = json.loads((out / "results.json").read_text())
-    assert list(statuses(begun).values()) == ["done", "done", "pending", "pending"]
+    assert list(statuses(begun).values()) == ["done"] * 3 + ["pending"] * 2
     results = run_ablation(config, out)
     assert set(statuses(results).values()) == {"done"}
     assert names[3:] == ["0.1m-from-scratch-seed1", "0.1m-distilled-seed1"]
@@ -219,8 +219,9 @@ def test_without_its_teacher_a_student_fails_too(
     reasons = {c["name"]: c.get("reason", c["status"]) for c in results["cells"]}
     assert reasons == {
         "teacher-0.25m": "diverged",
+        "record-sampled-50": "it needs the cell teacher-0.25m, which failed",
         "0.1m-from-scratch-seed0": "done",
-        "0.1m-distilled-seed0": "it needs the cell teacher-0.25m, which failed",
+        "0.1m-distilled-seed0": "it needs the cell record-sampled-50, which failed",
     }
 
 

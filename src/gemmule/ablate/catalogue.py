@@ -73,10 +73,12 @@ CATALOGUE: Mapping[str, Ablation] = {
         teaches=False,
     ),
     "loss": Ablation("which divergence from the teacher, temperature, share of the next token"),
+    "targets": Ablation("ways to store what a teacher says, by bytes a token"),
     "teacher": Ablation("how large a teacher", student="0.25m"),
     "induction": Ablation(
         "does the model copy what it saw before (in-context learning)", metric="induction"
     ),
+    "routing": Ablation("tokens that the teacher is unsure of learn from the text itself"),
 }
 
 

@@ -33,6 +33,7 @@ class SweepConfig(Config):
         teacher: run, HF-layout folder or hub id; None trains one as part of the sweep.
         teacher_size: preset of a teacher that is trained.
         teacher_tokens: what such a teacher is trained on.
+        online: students learn from the teacher itself where a record of it would do.
         student: rung of the ladder or preset; None is the ablation's own choice.
         seeds: runs of each kind, with seeds 0, 1, …
         tokens: what each student is trained on, rounded up to whole steps.
@@ -46,6 +47,7 @@ class SweepConfig(Config):
     teacher: str | None = None
     teacher_size: str = "3m"
     teacher_tokens: int = Field(default=900_000, gt=0)
+    online: bool = False
     student: str | None = None
     seeds: int = Field(default=3, gt=0, le=1000)
     tokens: int = Field(default=300_000, gt=0)

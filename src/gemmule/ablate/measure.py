@@ -9,11 +9,15 @@ import torch
 
 from gemmule.ablate.config import saved
 from gemmule.ablate.induction import LENGTH, induction
+from gemmule.ablate.plan import ROUTED
 from gemmule.checkpoints.load import load_model
 from gemmule.data.dataset import Dataset
+from gemmule.data.loader import eval_batches
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import FIRST_LEARNED_ID
+from gemmule.teachers.open import open_teacher
 from gemmule.train.evaluate import evaluate
+from gemmule.train.objectives import teacher_entropy
 
 
 def with_window(model: Gemma, window: int) -> Gemma:
@@ -63,7 +67,25 @@ def _induction(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict
     }
 
 
+ENTROPY_TOKENS = 65_536
+
+
+@torch.no_grad()
+def _entropy(_: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Quantiles of the teacher's entropy over training text, nats, at temperature 1."""
+    seq_len = settings["seq_len"]
+    teacher = open_teacher(settings["teacher"], dataset, seq_len)
+    found = []
+    for batch in eval_batches(dataset.split("train"), 8, seq_len, ENTROPY_TOKENS):
+        entropy_N = teacher_entropy(teacher, teacher.hidden_states(batch).flatten(0, 1))
+        found.append(entropy_N[batch.targets_BT.flatten() >= 0])
+    entropy_N = torch.cat(found)
+    quantiles = {str(q): entropy_N.quantile(q).item() for q in ROUTED}
+    return {"entropy": entropy_N.mean().item(), "tokens": len(entropy_N), "quantiles": quantiles}
+
+
 MEASURES: Mapping[str, Callable[[Path, Dataset, Mapping[str, Any]], dict[str, Any]]] = {
     "window": _window,
     "induction": _induction,
+    "entropy": _entropy,
 }

@@ -35,8 +35,10 @@ def summary_table(results: Mapping[str, Any], *, brief: bool = False) -> tuple[R
     headings = ["", "seeds", "nats/token", "perplexity", "bits/byte"]
     if metric == "induction":
         headings = ["", "seeds", "induction score", "copied"]
-    headings += [f"better by, {METRICS[metric][2]}", "parameters", "non-embedding", "tokens"]
-    headings += ["TFLOP", "seconds"]
+    headings.append(f"better by, {METRICS[metric][2]}")
+    if _by_size(results):
+        headings.append("bytes/token")
+    headings += ["parameters", "non-embedding", "tokens", "TFLOP", "seconds"]
     rows = [_row(row, results, metric) for row in results["summary"]]
     if brief:
         kept = [i for i, name in enumerate(headings) if name not in _LONG]
@@ -62,12 +64,23 @@ def _row(row: Mapping[str, Any], results: Mapping[str, Any], metric: str) -> Row
     return [
         *cells,
         "" if gain is None else interval(gain, 4, signed=True),
+        *([stored_size(row)] if _by_size(results) else []),
         _count(row["parameters"]),
         _count(row["non_embedding_parameters"]),
         _count(row["train_tokens"]),
         "" if flops is None else f"{flops / 1e12:.2f}",
         "" if row["seconds"] is None else f"{row['seconds']:.0f}",
     ]
+
+
+def _by_size(results: Mapping[str, Any]) -> bool:
+    """Whether rows differ in how much is stored of the teacher."""
+    return len({row["bytes_per_token"] for row in results["summary"]}) > 2
+
+
+def stored_size(row: Mapping[str, Any]) -> str:
+    """Bytes a token of a row's logit store; nothing where there is none."""
+    return "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:.1f}"
 
 
 def title(row: Mapping[str, Any]) -> str:

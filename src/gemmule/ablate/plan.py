@@ -5,6 +5,7 @@ initial weights (where the shapes agree) and batches.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,27 @@ from typing import Any
 from gemmule.ablate import shapes
 from gemmule.ablate.catalogue import CATALOGUE
 from gemmule.ablate.config import SweepConfig
+from gemmule.distill.losses import SPARSE_KINDS
+from gemmule.distill.spec import TargetSpec
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
-from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.config import DistillConfig, MachineConfig, TrainConfig
 
 SCRATCH, DISTILLED = "from scratch", "distilled"
 TEACHER_SEED = 1_000_003  # a teacher's own, so that no student shares its batches by construction
 ONLY_DISTILLED = set(DistillConfig.model_fields) - set(TrainConfig.model_fields)
+STORE = "store"  # in the folder of a cell that records
+# About 10 to 90 bytes a token; top-p and top-k with and without the rest's mass.
+TARGETS: Mapping[str, Mapping[str, Any]] = {
+    "sampled-12": {"kind": "sample", "draws": 12},
+    "sampled-50": {"kind": "sample", "draws": 50},
+    "sampled-200": {"kind": "sample", "draws": 200},
+    "top-12": {"kind": "top_k", "k": 12},
+    "top-32": {"kind": "top_k", "k": 32},
+    "top-32+tail": {"kind": "top_k_tail", "k": 32},
+    "top-p 0.95": {"kind": "top_p", "p": 0.95},
+}
+ROUTED = (0.9, 0.75, 0.5)  # quantiles of the teacher's entropy
 Key = tuple[str, str]  # group, arm
 
 
@@ -34,7 +49,9 @@ class Cell:
         settings: of the training run, or of the measurement.
         x: where it stands on the plot's axis; None where the arms have no order.
         needs: name of the cell that it learns from or measures.
-        measure: "window" or "induction" for a measurement; None trains.
+        measure: a key of MEASURES (measure.py), or "record" for a logit store; None trains.
+        route_quantile: quantile of the measured entropies from which tokens are routed to the
+            next-token loss; None routes none.
         shown: whether it is a result, and not only a means.
     """
 
@@ -46,7 +63,21 @@ class Cell:
     x: float | None = None
     needs: str | None = None
     measure: str | None = None
+    route_quantile: float | None = None
     shown: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What students learn from.
+
+    Attributes:
+        settings: "teacher" or "targets", with its path.
+        needs: the cell that makes it; None for the user's own teacher.
+    """
+
+    settings: Mapping[str, str]
+    needs: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +109,7 @@ class _Planner:
         self.student = config.student or CATALOGUE[config.ablation].student
         self.given = {k: v for k, v in config.settings.items() if k not in ONLY_DISTILLED}
         self.given_distilled = {k: v for k, v in config.settings.items() if k in ONLY_DISTILLED}
+        self.corpus_tokens: int | None = None  # of a sweep that records its teacher
         self.cells: list[Cell] = []
 
     def plan(self) -> Plan:
@@ -151,39 +183,70 @@ class _Planner:
         base, teacher = self._base(self.student), self._teacher()
         for seed in range(self.config.seeds):
             for arm, settings in arms.items():
-                self._run("", arm, seed, base, teacher=teacher, distilled=settings)
+                self._run("", arm, seed, base, source=teacher, distilled=settings)
         return self._plan("cross_entropy")
+
+    def plan_targets(self) -> Plan:
+        """Ways to store a teacher, against its whole distribution."""
+        teacher, whole = self._teacher(), "whole distribution"
+        sources = {label: self._recorded(teacher, spec) for label, spec in TARGETS.items()}
+        base = self._base(self.student)
+        for seed in range(self.config.seeds):
+            self._run("", whole, seed, base, source=teacher)
+            for label, source in sources.items():
+                self._run("", label, seed, base, source=source)
+        return self._plan(whole)
+
+    def plan_routing(self) -> Plan:
+        """Tokens that the teacher is unsure of learn from the next token, more and more of them."""
+        if "route_above" in self.given_distilled:
+            raise ConfigError("routing varies route_above: leave --set of it out")
+        teacher = self._teacher()
+        settings = {**teacher.settings, "seq_len": self._common()["seq_len"]}
+        probe = self._add(
+            "", "entropy", TEACHER_SEED, settings, needs=teacher.needs, measure="entropy",
+            shown=False,
+        )  # fmt: skip
+        base, all_taught = self._base(self.student), "all from the teacher"
+        for seed in range(self.config.seeds):
+            self._run("", all_taught, seed, base, source=teacher)
+            for q in ROUTED:
+                arm = f"unsurest {1 - q:.0%} from the text"
+                source = Source(teacher.settings, probe.name)
+                self._run("", arm, seed, base, source=source, route_quantile=q)
+            self._run("", SCRATCH, seed, base)
+        return self._plan(all_taught)
 
     def plan_teacher(self) -> Plan:
         """Teachers of several sizes, all trained alike, against none."""
         size = self.config.teacher_size
         sizes = [*(s for s in shapes.TEACHERS if s != size), size]
-        teachers = {s: self._teacher(s) for s in sizes}
+        teachers = {s: self._taught(s) for s in sizes}
         base = self._base(self.student)
         for seed in range(self.config.seeds):
             self._run("", SCRATCH, seed, base)
-            for name, cell in teachers.items():
-                self._run("", f"{name} teacher", seed, base, teacher=cell)
+            for name, source in teachers.items():
+                self._run("", f"{name} teacher", seed, base, source=source)
         return self._plan(SCRATCH)
 
     def plan_induction(self) -> Plan:
         """The same students as of table 6, probed for copying."""
-        base, teacher = self._base(self.student), self._teacher()
+        base, taught = self._base(self.student), self._taught()
         for seed in range(self.config.seeds):
-            for arm, cell in ((SCRATCH, ""), (DISTILLED, teacher)):
-                run = self._run("", f"{arm} run", seed, base, teacher=cell, shown=False)
+            for arm, source in ((SCRATCH, None), (DISTILLED, taught)):
+                run = self._run("", f"{arm} run", seed, base, source=source, shown=False)
                 self._add("", arm, seed, {}, needs=run.name, measure="induction")
         return self._plan(SCRATCH)
 
     def _scratch_and_distilled(
         self, sizes: list[str], x: Mapping[str, float] | None = None
     ) -> Plan:
-        teacher = self._teacher()
+        taught = self._taught()
         for seed in range(self.config.seeds):
             for size in sizes:
                 base, at = self._base(size), (x or {}).get(size)
                 self._run(size, SCRATCH, seed, base, x=at)
-                self._run(size, DISTILLED, seed, base, x=at, teacher=teacher)
+                self._run(size, DISTILLED, seed, base, x=at, source=taught)
         pairs = tuple(((size, DISTILLED), (size, SCRATCH)) for size in sizes)
         axis = "non-embedding parameters of the student" if x else ""
         return Plan(tuple(self.cells), pairs, axis)
@@ -221,6 +284,7 @@ class _Planner:
             "checkpoint_minutes": 1.0,
             "keep_checkpoints": 1,
             **self.given,
+            **({"corpus_tokens": self.corpus_tokens} if self.corpus_tokens else {}),
             **common,
             "data": str(self.config.data),
             "steps": steps,
@@ -228,14 +292,51 @@ class _Planner:
             "model": shape.model_dump(exclude_none=True),
         }
 
-    def _teacher(self, size: str | None = None) -> str | None:
-        """The name of a cell that trains one, or None where the user has one."""
+    def _teacher(self, size: str | None = None) -> Source:
+        """The teacher itself: the user's, or one that a cell trains."""
         if self.config.teacher is not None:
-            return None
+            return Source({"teacher": self.config.teacher}, None)
         size = size or self.config.teacher_size
         shape = shapes.shape(size, self.vocab_size)
         settings = self._training(shape, self.config.teacher_tokens, TEACHER_SEED)
-        return self._add(f"teacher {size}", "", TEACHER_SEED, settings, shown=False).name
+        name = self._add(f"teacher {size}", "", TEACHER_SEED, settings, shown=False).name
+        return Source({"teacher": str(self.out / "cells" / name)}, name)
+
+    def _taught(self, size: str | None = None) -> Source:
+        """The teacher, or a record of it: unbiased draws, made once for all students."""
+        teacher = self._teacher(size)
+        if self.config.online:
+            return teacher
+        loss = self.given_distilled.get("loss", "cross_entropy")
+        if loss not in SPARSE_KINDS or "route_above" in self.given_distilled:
+            raise ConfigError(
+                f"a recorded teacher cannot be learnt from with loss = {loss} or route_above: add "
+                "--online, and the teacher itself is used"
+            )
+        return self._recorded(teacher, {}, f" of {size}" if size else "")
+
+    def _recorded(self, teacher: Source, spec: Mapping[str, Any], whose: str = "") -> Source:
+        """A store of a part of the corpus that is as long as what all seeds read together.
+
+        Every student of the sweep, distilled or not, reads that part.
+        """
+        tokens = self.config.seeds * self.config.tokens
+        self.corpus_tokens = min(tokens, self.given.get("corpus_tokens", tokens))
+        spec = {"temperature": self.given_distilled.get("temperature", 1.0), **spec}
+        settings = {
+            **teacher.settings,
+            **{k: v for k, v in self.given.items() if k in MachineConfig.model_fields},
+            "data": str(self.config.data),
+            "seq_len": self._common()["seq_len"],
+            "tokens": self.corpus_tokens,
+            "targets": spec,
+        }
+        label = TargetSpec.parse(spec, "targets").label
+        cell = self._add(
+            "", f"record{whose} {label}", TEACHER_SEED, settings, needs=teacher.needs,
+            measure="record", shown=False,
+        )  # fmt: skip
+        return Source({"targets": str(self.out / "cells" / cell.name / STORE)}, cell.name)
 
     def _run(
         self,
@@ -244,23 +345,23 @@ class _Planner:
         seed: int,
         shape: GemmaConfig,
         *,
-        x: float | None = None,
-        teacher: str | None = "",
+        source: Source | None = None,
         distilled: Mapping[str, Any] | None = None,
-        shown: bool = True,
+        **more: Any,
     ) -> Cell:
-        """A training run; `teacher` is a cell's name, None for the user's own, "" for none."""
+        """A training run, from scratch where there is no `source`."""
         settings = self._training(shape, self.config.tokens, seed)
-        if teacher != "":
-            path = self.config.teacher if teacher is None else str(self.out / "cells" / teacher)
-            settings |= {"teacher": path, **self.given_distilled, **(distilled or {})}
-        return self._add(group, arm, seed, settings, x=x, needs=teacher or None, shown=shown)
+        needs = None
+        if source is not None:
+            settings |= {**source.settings, **self.given_distilled, **(distilled or {})}
+            needs = source.needs
+        return self._add(group, arm, seed, settings, needs=needs, **more)
 
     def _add(
         self, group: str, arm: str, seed: int, settings: Mapping[str, Any], **more: Any
     ) -> Cell:
         words = [w for w in (group, arm) if w]
-        name = "-".join(words).replace(",", "").replace(" ", "-")
+        name = re.sub(r"[^\w.+-]+", "-", "-".join(words).replace("%", " percent"))
         if seed != TEACHER_SEED:
             name += f"-seed{seed}"
         cell = Cell(name, group, arm, seed, settings, **more)

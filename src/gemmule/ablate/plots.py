@@ -138,7 +138,7 @@ def _rows(left: Any, right: Any, rows: list[Any], results: Mapping[str, Any]) ->
             right.plot([0], [y], **style, linestyle="", markersize=7)
         elif gain is not None and gain["mean"] is not None:
             _across(right, y, gain, list(gain["by_seed"].values()), style)
-    names = [" ".join(p for p in (row["group"], row["arm"]) if p) for row in rows]
+    names = [_named(row) for row in rows]
     left.set_yticks(range(len(rows)), names)
     right.set_yticks(range(len(rows)), [""] * len(rows))
     for axes in (left, right):
@@ -183,3 +183,9 @@ def _tick(x: float) -> str:
     if x >= 1e6:
         return f"{x / 1e6:.3g}M"
     return f"{x / 1e3:.3g}k" if x >= 1e4 else f"{x:g}"
+
+
+def _named(row: Any) -> str:
+    name = " ".join(part for part in (row["group"], row["arm"]) if part)
+    stored = row["bytes_per_token"]
+    return name if stored is None else f"{name}, {stored:.0f} B/token"

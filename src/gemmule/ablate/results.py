@@ -15,7 +15,13 @@ METRICS = {
     "induction": (True, "induction score", "nats/token"),
 }
 SUMMED = ("nats_per_token", "perplexity", "bits_per_byte", "induction", "copied")
-CONSTANT = ("parameters", "non_embedding_parameters", "train_tokens", "train_flops")
+CONSTANT = (
+    "bytes_per_token",
+    "parameters",
+    "non_embedding_parameters",
+    "train_tokens",
+    "train_flops",
+)
 
 
 def combine(

@@ -18,7 +18,7 @@ from gemmule.ablate.catalogue import Ablation, find
 from gemmule.ablate.config import SweepConfig, parsed, save_or_compare
 from gemmule.ablate.measure import MEASURES
 from gemmule.ablate.page import write_page
-from gemmule.ablate.plan import Cell, Plan, make_plan
+from gemmule.ablate.plan import STORE, Cell, Plan, make_plan
 from gemmule.ablate.results import METRICS, combine
 from gemmule.data.dataset import Dataset
 from gemmule.errors import (
@@ -32,6 +32,7 @@ from gemmule.runlog import console
 from gemmule.teachers.open import open_teacher
 from gemmule.train import machine
 from gemmule.train.config import TrainConfig
+from gemmule.train.record import RecordConfig, record
 from gemmule.train.run import run_training
 
 SWEEP = "sweep.toml"
@@ -91,7 +92,12 @@ def _perform(
 ) -> None:
     """Leaves result.json in the cell's folder."""
     folder = _folder(cell, out)
-    if cell.measure is not None:
+    if cell.measure == "record":
+        console.print(f"{label} …", markup=False)
+        files.write_json(
+            folder / "result.json", record(RecordConfig.parse(cell.settings), folder / STORE)
+        )
+    elif cell.measure is not None:
         trained = out / "cells" / str(cell.needs)
         console.print(f"{label} …", markup=False)
         figures = MEASURES[cell.measure](trained, dataset, cell.settings)
@@ -100,6 +106,10 @@ def _perform(
         resumable = (folder / "manifest.json").is_file()
         if folder.exists() and not resumable:
             shutil.rmtree(folder)  # stopped before it had begun
+        if cell.route_quantile is not None:
+            entropies = files.read_json(out / "cells" / str(cell.needs) / "result.json")
+            above = entropies["quantiles"][str(cell.route_quantile)]
+            settings = settings.model_copy(update={"route_above": above})
         run_training(settings, folder, resume=resumable, label=label)
 
 
@@ -119,6 +129,8 @@ def _record(cell: Cell, out: Path) -> dict[str, Any]:
     if (folder / "manifest.json").is_file():
         manifest = files.read_json(folder / "manifest.json")
         figures["non_embedding_parameters"] = manifest["non_embedding_parameters"]
+        if "targets" in manifest:
+            figures["bytes_per_token"] = manifest["targets"]["bytes_per_token"]
     result_file = (folder / "result.json").relative_to(out)
     return {**record, "status": "done", "result_file": str(result_file), "figures": figures}
 
@@ -186,7 +198,11 @@ def _going_on(done: str) -> Iterator[None]:
 
 
 def _said(figures: Mapping[str, Any], ablation: Ablation) -> str:
-    """A finished cell in a line; a teacher has the loss alone, whatever is compared."""
+    """A finished cell in a line; teachers and records have figures of their own."""
+    if "identity" in figures:
+        return f"{figures['targets']}, {figures['bytes_per_token']:.1f} bytes a token"
+    if "quantiles" in figures:
+        return f"the teacher's mean entropy {figures['entropy']:.4f} nats"
     key = ablation.metric if ablation.metric in figures else "nats_per_token"
     _, name, unit = METRICS[key]
     return f"{name} {figures[key]:.4f} {unit}"
