@@ -1,0 +1,295 @@
+"""What a logit store costs and what a student learns from it, for each kind of targets.
+
+Two questions, one table:
+
+- Quality: students of one shape learn from the whole distribution (the teacher at hand), from each
+  kind of stored targets, and from scratch; same text, same steps, several seeds. `loss` is
+  nats/token on held-out text, `over_full` its share above that of full distillation.
+- Cost: bytes a token; tokens a second of recording, of reading a store, and of training from a
+  store and with the teacher at hand. Contestants take turns, medians of rounds.
+
+"top-k at equal bytes" keeps as many of the likeliest ids as sampled-50's bytes allow: what tools
+do that store top-k log-probabilities (DistillKit, TRL's offline formats), in our format, which
+packs them tighter than theirs.
+
+It needs a quickstart's folder (--quickstart, made by `make quickstart`), whose teacher and data are
+used. Stores and students stay in --work, so that a stopped run goes on; --quality-only and
+--cost-only run one half.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import harness
+from gemmule import files, runlog
+from gemmule.data.dataset import Dataset
+from gemmule.data.loader import Loader, batch_of
+from gemmule.distill.spec import TargetSpec
+from gemmule.distill.store import Store
+from gemmule.errors import ConfigError
+from gemmule.model.config import preset
+from gemmule.model.gemma import Gemma
+from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.train import machine
+from gemmule.train.config import DistillConfig, OptimizerConfig, TrainConfig
+from gemmule.train.objectives import Distillation, NextToken, Objective, StoredDistillation
+from gemmule.train.optimizers import build_optimizers
+from gemmule.train.record import RecordConfig, record
+from gemmule.train.run import run_training
+
+SEQ_LEN, BATCH = 256, 8
+EQUAL_BYTES = "top-k at equal bytes"
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "sampled-12": {"draws": 12},
+    "sampled-50": {"draws": 50},
+    "sampled-256": {"draws": 256},
+    "top-32": {"kind": "top_k", "k": 32},
+    "top-32+tail": {"kind": "top_k_tail", "k": 32},
+    EQUAL_BYTES: {"kind": "top_k"},
+}
+
+
+def main() -> int:
+    """The whole benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--work", type=Path, default=Path("runs/bench-logit-store"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw loss against bytes there")
+    parser.add_argument("--steps", type=int, default=200, help="of each student")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5, help="turns, for the rates")
+    parser.add_argument("--student", default="1m", help="preset")
+    parser.add_argument("--quality-only", action="store_true")
+    parser.add_argument("--cost-only", action="store_true")
+    args = parser.parse_args()
+    args.modes = list(KINDS)
+    return harness.run(args, measure, show)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything, as one report."""
+    if not (args.quickstart / "teacher" / "result.json").is_file():
+        raise ConfigError(f"no quickstart in {args.quickstart}: make quickstart, or --quickstart")
+    args.work.mkdir(parents=True, exist_ok=True)
+    tokens = args.steps * BATCH * SEQ_LEN
+    stores = _stores(args, tokens)
+    report: dict[str, Any] = {
+        "settings": {
+            "student": args.student,
+            "student_tokens": tokens,
+            "seeds": args.seeds,
+            "seq_len": SEQ_LEN,
+            "batch_size": BATCH,
+            "teacher": files.read_json(args.quickstart / "teacher" / "result.json"),
+            "corpus": Dataset.open(args.quickstart / "data").name,
+        },
+        "targets": {
+            name: {
+                "label": store.spec.label,
+                "bytes_per_token": round(store.bytes_per_token, 2),
+                "unbiased": not store.spec.biased,
+            }
+            for name, store in stores.items()
+        },
+    }
+    if not args.cost_only:
+        report["quality"] = _quality(args, stores)
+    if not args.quality_only:
+        report["cost"] = _cost(args, stores)
+    return report
+
+
+def _stores(args: argparse.Namespace, tokens: int) -> dict[str, Store]:
+    found: dict[str, Store] = {}
+    for name, kind in KINDS.items():
+        settings = dict(kind)
+        if name == EQUAL_BYTES:
+            # Of top-32's bytes all but the header are proportional to the ids kept, nearly.
+            head = 2.3
+            each = (found["top-32"].bytes_per_token - head) / 32
+            settings["k"] = round((found["sampled-50"].bytes_per_token - head) / each)
+        out = args.work / f"store-{name.replace(' ', '-')}"
+        config = RecordConfig(
+            teacher=str(args.quickstart / "teacher"),
+            data=args.quickstart / "data",
+            targets=TargetSpec.parse(settings),
+            seq_len=SEQ_LEN,
+            tokens=tokens,
+        )
+        record(config, out)
+        found[name] = Store.open(out)
+        harness.say(f"{name}: {found[name].bytes_per_token:.1f} bytes a token")
+    return found
+
+
+def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, Any]:
+    losses: dict[str, list[float]] = {}
+    for seed in range(args.seeds):
+        for name in ("scratch", "full", *stores):
+            shared = {
+                "data": args.quickstart / "data",
+                "preset": args.student,
+                "steps": args.steps,
+                "batch_size": BATCH,
+                "seq_len": SEQ_LEN,
+                "seed": seed,
+                "corpus_tokens": args.steps * BATCH * SEQ_LEN,
+                "evaluate_every": args.steps,
+            }
+            config: TrainConfig
+            if name == "scratch":
+                config = TrainConfig.parse(shared)
+            elif name == "full":
+                config = DistillConfig.parse(
+                    {**shared, "teacher": str(args.quickstart / "teacher")}
+                )
+            else:
+                config = DistillConfig.parse({**shared, "targets": stores[name].path})
+            run = args.work / f"student-{name.replace(' ', '-')}-{seed}"
+            resume = (run / "config.toml").is_file()
+            result = run_training(config, run, resume=resume)
+            losses.setdefault(name, []).append(result["nats_per_token"])
+            harness.say(f"{run.name}: {result['nats_per_token']:.4f}")
+    full = losses["full"]
+    found = {}
+    for name, values in losses.items():
+        over = [value / base - 1.0 for value, base in zip(values, full, strict=True)]
+        found[name] = {
+            "losses": values,
+            "loss": statistics.mean(values),
+            "over_full": statistics.mean(over),
+            "over_full_each": over,
+        }
+    return found
+
+
+def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, Any]:
+    machine.keep_freed_memory()
+    torch.set_num_threads(runlog.usable_cores())
+    dataset = Dataset.open(args.quickstart / "data")
+    teacher = GemmaTeacher.open(str(args.quickstart / "teacher"), dataset)
+    machine.compile_blocks(teacher.model)
+    split = dataset.split("train")
+    batches = [batch_of(split, np.arange(BATCH) + BATCH * i, SEQ_LEN) for i in range(4)]
+    turns: dict[str, Callable[[], int]] = {}
+    for name, store in stores.items():
+        turns[f"record {name}"] = _recording(teacher, store, batches)
+        turns[f"read {name}"] = _reading(store, args.steps)
+    turns["train scratch"] = _training(args, dataset, lambda: NextToken(compiled=True))
+    turns["train with the teacher"] = _training(
+        args, dataset, lambda: Distillation(teacher, 1.0, 0.0, compiled=True)
+    )
+    turns["train from a store"] = _training(
+        args, dataset, lambda: StoredDistillation(stores["sampled-50"], 1.0, 0.0, compiled=True)
+    )
+    rates: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in turns.values():
+        turn()  # compiles
+    for i in range(args.rounds):
+        for name, turn in turns.items():
+            began = time.perf_counter()
+            tokens = turn()
+            rates[name].append(tokens / (time.perf_counter() - began))
+        harness.say(f"round {i + 1} of {args.rounds}")
+    medians = {name: harness.median(values) for name, values in rates.items()}
+    return {
+        "tokens_per_second": medians,
+        "ratios": {
+            "stored_vs_online_training": harness.rounded(
+                medians["train from a store"] / medians["train with the teacher"]
+            ),
+            "stored_vs_scratch_training": harness.rounded(
+                medians["train from a store"] / medians["train scratch"]
+            ),
+            "read_vs_training": harness.rounded(
+                medians["read sampled-50"] / medians["train from a store"]
+            ),
+        },
+    }
+
+
+def _recording(teacher: GemmaTeacher, store: Store, batches: list[Any]) -> Callable[[], int]:
+    def turn() -> int:
+        for batch in batches:
+            choices = [store.spec.choice(0, int(w)) for w in batch.windows_B]
+            for targets in teacher.targets(batch, choices, 1.0):
+                store.codec.encode(targets)
+        return len(batches) * BATCH * SEQ_LEN
+
+    return turn
+
+
+def _reading(store: Store, steps: int) -> Callable[[], int]:
+    order = np.random.default_rng(0).permutation(store.windows)
+
+    def turn() -> int:
+        for i in range(0, min(steps, 40)):
+            store.targets(order[i * BATCH : (i + 1) * BATCH].tolist())
+        return min(steps, 40) * BATCH * SEQ_LEN
+
+    return turn
+
+
+def _training(
+    args: argparse.Namespace, dataset: Dataset, build: Callable[[], Objective]
+) -> Callable[[], int]:
+    shape = preset(args.student, vocab_size=dataset.tokenizer.vocab_size)
+    torch.manual_seed(0)
+    model = Gemma(shape)
+    machine.compile_blocks(model)
+    objective = build()
+    optimizers = build_optimizers(model, OptimizerConfig(), torch.float32)
+    windows = args.steps * BATCH
+    loader = Loader(dataset.split("train"), BATCH, SEQ_LEN, 0, windows)
+    steps = 5
+
+    def turn() -> int:
+        for _ in range(steps):
+            loss, _ = objective(model, loader.next())
+            (loss / (BATCH * SEQ_LEN)).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        return steps * BATCH * SEQ_LEN
+
+    return turn
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """The table."""
+    rows = []
+    quality, cost = report.get("quality", {}), report.get("cost", {})
+    rates = cost.get("tokens_per_second", {})
+    for name in ("scratch", "full", *report["targets"]):
+        about = report["targets"].get(name)
+        found = quality.get(name)
+        rows.append(
+            [
+                name if about is None or about["label"] == name else f"{name} ({about['label']})",
+                "" if about is None else f"{about['bytes_per_token']:.1f}",
+                "" if found is None else f"{found['loss']:.4f}",
+                "" if found is None else f"{found['over_full']:+.2%}",
+                _rate(rates, f"record {name}"),
+                _rate(rates, f"read {name}"),
+            ]
+        )
+    headers = ["targets", "B/token", "loss", "over full", "record tok/s", "read tok/s"]
+    runlog.table(headers, rows)
+    for name, ratio in cost.get("ratios", {}).items():
+        harness.say(f"{name.replace('_', ' ')}: {ratio:.2f}")
+
+
+def _rate(rates: Mapping[str, float], name: str) -> str:
+    return f"{rates[name]:,.0f}" if name in rates else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
