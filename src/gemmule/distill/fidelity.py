@@ -86,12 +86,15 @@ def truncation(
     gap2_C = (off_CV**2).sum(-1)
     noise2_C = torch.zeros_like(gap2_C)
     if draws is not None:
-        # The mean of draws each worth `ratio` at its id: the variance of such a mean.
+        # The gradient is a mean over draws: of one that is worth `ratio` at id x it is
+        # ratio (q - onehot x), and the variance of a mean follows from the draws' own spread.
         power_CV = p_CV**proposal
         ratio_CV = power_CV.sum(-1, keepdim=True) * p_CV / power_CV.clamp(min=TINY)
-        squares_C = (weight_CV * ratio_CV).sum(-1)
+        square_CV = (q_CV**2).sum(-1, keepdim=True) - 2.0 * q_CV + 1.0
+        squares_C = (weight_CV * ratio_CV * square_CV).sum(-1)
+        grad_CV = weight_CV.sum(-1, keepdim=True) * q_CV - weight_CV
         scale = 1.0 / (draws - 1) if draws > 1 else float("nan")
-        noise2_C = scale * (squares_C - (weight_CV**2).sum(-1))
+        noise2_C = scale * (squares_C - (grad_CV**2).sum(-1))
     return Gap(
         kl_C - full_C,
         gap2_C - noise2_C,

@@ -2,13 +2,15 @@
 
 from typing import Any, Literal, Self
 
+import numpy as np
 import pydantic
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from gemmule.config import Config
 from gemmule.distill.codec import TargetCodec
-from gemmule.distill.targets import Choice, sample, top_k, top_k_with_tail, top_p
+from gemmule.distill.targets import Choice, SparseTargets, sample, top_k, top_k_with_tail, top_p
 from gemmule.errors import ConfigError
 
 TargetKind = Literal["sample", "top_k", "top_k_tail", "top_p"]
@@ -97,16 +99,11 @@ class TargetSpec(Config):
             return lambda p_CV: top_k_with_tail(p_CV, self.k)
         if self.kind == "top_p":
             return lambda p_CV: top_p(p_CV, self.p, most=self.most)
-        generators: dict[torch.device, torch.Generator] = {}
+        rng = np.random.default_rng([seed, window])  # the same numbers on every device
 
-        def draw(p_CV: torch.Tensor) -> Any:
-            if p_CV.device not in generators:
-                # The window takes the low 40 bits: no two windows or seeds share their draws.
-                found = torch.Generator(p_CV.device).manual_seed((seed << 40) + window)
-                generators[p_CV.device] = found
-            return sample(
-                p_CV, self.draws, proposal=self.proposal, generator=generators[p_CV.device]
-            )
+        def draw(p_CV: Tensor) -> SparseTargets:
+            uniform_CK = torch.from_numpy(rng.random((len(p_CV), self.draws))).to(p_CV.device)
+            return sample(p_CV, self.draws, proposal=self.proposal, uniform_CK=uniform_CK)
 
         return draw
 

@@ -85,6 +85,7 @@ def sample(
     proposal: float = 1.0,
     renormalise: bool = False,
     generator: torch.Generator | None = None,
+    uniform_CK: Tensor | None = None,
 ) -> SparseTargets:
     """Draws with replacement from probabilities in proportion to p^proposal.
 
@@ -99,6 +100,7 @@ def sample(
         renormalise: make the weights of a token add up to 1. They do so by themselves at 1;
             otherwise the variance shrinks, and a bias of order 1 / draws comes in.
         generator: of random numbers.
+        uniform_CK: the random numbers themselves, float64 in [0, 1), instead of a generator.
     """
     if draws < 1 or proposal <= 0:
         raise ConfigError(
@@ -109,10 +111,11 @@ def sample(
         weight_CV = weight_CV**proposal
     cdf_CV = weight_CV.cumsum(-1)  # float64: many small terms
     total_C1 = cdf_CV[:, -1:].clone()
-    u_CK = torch.rand(
-        len(p_CV), draws, dtype=torch.float64, device=p_CV.device, generator=generator
-    )
-    ids_CK = torch.searchsorted(cdf_CV, u_CK * total_C1, right=True)
+    if uniform_CK is None:
+        uniform_CK = torch.rand(
+            len(p_CV), draws, dtype=torch.float64, device=p_CV.device, generator=generator
+        )
+    ids_CK = torch.searchsorted(cdf_CV, uniform_CK * total_C1, right=True)
     ids_CK = ids_CK.clamp(max=p_CV.shape[1] - 1).sort(-1).values
     ids_CK, count_CK = _counted(ids_CK)
     ratio_CK = p_CV.gather(1, ids_CK) * total_C1 / weight_CV.gather(1, ids_CK)
