@@ -53,14 +53,15 @@ class Case:
         return [
             f"batch_size={self.batch_size}", "seq_len=256", f"compile={str(self.compiled).lower()}",
             "evaluate_every=20", "evaluation_tokens=16384", "heldout_tokens=32768",
+            "dtype=float32",
         ]  # fmt: skip
 
 
 CASES = [
-    Case("1m-b8", "1m", 8, False, 60),
-    Case("1m-b16", "1m", 16, False, 30),
-    Case("3m-b8", "3m", 8, False, 25),
-    Case("1m-b8-compiled", "1m", 8, True, 150),
+    Case("1m-b8", "1m", 8, False, 40),
+    Case("1m-b16", "1m", 16, False, 20),
+    Case("3m-b8", "3m", 8, False, 16),
+    Case("1m-b8-compiled", "1m", 8, True, 100),
 ]
 TOY = [Case("toy", "1m", 2, False, 3)]
 

@@ -59,7 +59,7 @@ def test_a_sweep_with_a_failure(
     results = json.loads(done.stdout)
     assert results == json.loads((tmp_path / "sweep" / "results.json").read_text())
     assert results["failed"] == 0
-    assert results["cells"][1]["figures"]["train_tokens"] == 64
+    assert results["cells"][0]["figures"]["train_tokens"] == 64
 
 
 def _fail(*_: Any, **__: Any) -> None:

@@ -1,7 +1,6 @@
 """Every ablation, planned and run for a few steps."""
 
 import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,27 @@ def test_cells_are_named_once_and_come_after_what_they_need(name: str, sweep: Sw
         assert set(pair) <= keys
     for i, cell in enumerate(plan.cells):
         assert cell.needs is None or cell.needs in names[:i]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("size", {"model": {"hidden_size": 32}}, "size varies model.hidden_size"),
+        ("depth", {"model": {"num_hidden_layers": 3}}, "depth varies model.num_hidden_layers"),
+        ("window", {"model": {"sliding_window": 8}}, "window varies model.sliding_window"),
+        ("window", {"seq_len": 12}, "leaves no window to shrink"),
+        ("heads", {"seq_len": 2048}, "seq_len = 2048 is longer than the context of 1024"),
+        ("routing", {"route_above": 1.0}, "routing varies route_above"),
+        ("targets", {"loss": "jsd"}, "with loss = jsd"),
+        ("size", {"loss": "jsd"}, "add --online"),
+        ("size", {"route_above": 1.0}, "with route_above"),
+    ],
+)
+def test_settings_that_do_not_suit(
+    name: str, settings: dict[str, Any], message: str, sweep: Sweep
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(sweep(name, settings=settings), Path("out"), 512)
 
 
 def test_heads(sweep: Sweep, tmp_path: Path) -> None:
@@ -108,7 +128,7 @@ def test_loss(sweep: Sweep, tmp_path: Path) -> None:
 def test_teacher_sizes(sweep: Sweep, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = run(sweep, out, "teacher", teacher_size="0.25m", teacher_tokens=40)
-    found = manifests(out, {"cells": [c for c in results["cells"] if "record" not in c["name"]]})
+    found = manifests(out, results)
     parents = {n: m["parent"] and m["parent"]["parameters"] for n, m in found.items()}
     assert parents["from-scratch-seed0"] is None
     for size in ("0.25m", "0.5m", "1m"):
@@ -127,26 +147,24 @@ def test_induction(sweep: Sweep, tmp_path: Path) -> None:
     assert "induction score" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_a_record_is_made_once_for_all(sweep: Sweep, tmp_path: Path) -> None:
-    """Distilled or not, students read the recorded part of the corpus."""
-    out = tmp_path / "out"
-    results = run(sweep, out, "distilled", seeds=2)
-    record, *cells = results["cells"]
-    assert record["name"] == "record-sampled-50"
-    assert record["figures"]["tokens"] == 192  # 2 seeds x 90 tokens in whole windows of 16
+def test_students_of_several_sizes_learn_from_one_record(sweep: Sweep) -> None:
+    """And distilled or not, all read the part of the corpus that is recorded."""
+    out = Path("out")
+    record, *cells = make_plan(sweep("size"), out, 512).cells
+    assert record.name == "record-sampled-50"
+    assert record.settings["tokens"] == 180  # 2 seeds x 90 tokens
     for cell in cells:
-        saved = tomllib.loads((out / "cells" / cell["name"] / "config.toml").read_text())
-        assert saved["corpus_tokens"] == 180
-        assert ("targets" in saved) == (cell["arm"] == "distilled")
-        assert "teacher" not in saved
-    online = run(sweep, tmp_path / "online", "distilled", seeds=2, online=True)
-    assert len(online["cells"]) == 4
-    saved = tomllib.loads((tmp_path / "online/cells/0.1m-distilled-seed0/config.toml").read_text())
-    assert "teacher" in saved
-    assert "corpus_tokens" not in saved
-    with pytest.raises(ConfigError, match=r"with loss = jsd .*add --online"):
-        settings = {**sweep("distilled").settings, "loss": "jsd"}
-        run(sweep, tmp_path / "jsd", "distilled", settings=settings)
+        assert cell.settings["corpus_tokens"] == 180
+        distilled = cell.arm == "distilled"
+        assert cell.settings.get("targets") == (
+            "out/cells/record-sampled-50/store" if distilled else None
+        )
+        assert cell.needs == (record.name if distilled else None)
+        assert "teacher" not in cell.settings
+    online = make_plan(sweep("size", online=True), out, 512).cells
+    assert len(online) == len(cells)
+    assert all("corpus_tokens" not in cell.settings for cell in online)
+    assert sum("teacher" in cell.settings for cell in online) == len(online) / 2
 
 
 def test_targets(sweep: Sweep, tmp_path: Path) -> None:

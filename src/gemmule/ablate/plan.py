@@ -33,6 +33,15 @@ TARGETS: Mapping[str, Mapping[str, Any]] = {
     "top-32+tail": {"kind": "top_k_tail", "k": 32},
     "top-p 0.95": {"kind": "top_p", "p": 0.95},
 }
+_WIDTH = {"hidden_size", "intermediate_size", "head_dim"}
+_HEADS = {"num_attention_heads", "num_key_value_heads"}
+# Fields of the student's shape that an ablation sets itself.
+VARIED: Mapping[str, set[str]] = {
+    "size": {*_WIDTH, *_HEADS, "num_hidden_layers"},
+    "heads": {"num_key_value_heads", "intermediate_size"},
+    "depth": {*_WIDTH, "num_hidden_layers"},
+    "window": {"sliding_window"},
+}
 ROUTED = (0.9, 0.75, 0.5)  # quantiles of the teacher's entropy
 Key = tuple[str, str]  # group, arm
 
@@ -113,6 +122,10 @@ class _Planner:
         self.cells: list[Cell] = []
 
     def plan(self) -> Plan:
+        varied = VARIED.get(self.config.ablation, set()) & set(self.given.get("model", {}))
+        if varied:
+            keys = ", ".join(f"model.{key}" for key in sorted(varied))
+            raise ConfigError(f"{self.config.ablation} varies {keys}: leave --set of it out")
         make: Callable[[], Plan] = getattr(self, f"plan_{self.config.ablation}")
         return make()
 
@@ -221,7 +234,7 @@ class _Planner:
         """Teachers of several sizes, all trained alike, against none."""
         size = self.config.teacher_size
         sizes = [*(s for s in shapes.TEACHERS if s != size), size]
-        teachers = {s: self._taught(s) for s in sizes}
+        teachers = {s: self._teacher(s) for s in sizes}
         base = self._base(self.student)
         for seed in range(self.config.seeds):
             self._run("", SCRATCH, seed, base)
@@ -231,9 +244,9 @@ class _Planner:
 
     def plan_induction(self) -> Plan:
         """The same students as of table 6, probed for copying."""
-        base, taught = self._base(self.student), self._taught()
+        base, teacher = self._base(self.student), self._teacher()
         for seed in range(self.config.seeds):
-            for arm, source in ((SCRATCH, None), (DISTILLED, taught)):
+            for arm, source in ((SCRATCH, None), (DISTILLED, teacher)):
                 run = self._run("", f"{arm} run", seed, base, source=source, shown=False)
                 self._add("", arm, seed, {}, needs=run.name, measure="induction")
         return self._plan(SCRATCH)
@@ -241,7 +254,7 @@ class _Planner:
     def _scratch_and_distilled(
         self, sizes: list[str], x: Mapping[str, float] | None = None
     ) -> Plan:
-        taught = self._taught()
+        taught = self._taught(len(sizes))
         for seed in range(self.config.seeds):
             for size in sizes:
                 base, at = self._base(size), (x or {}).get(size)
@@ -276,6 +289,12 @@ class _Planner:
 
     def _training(self, shape: GemmaConfig, tokens: int, seed: int) -> dict[str, Any]:
         common = self._common()
+        if common["seq_len"] > shape.max_position_embeddings:
+            raise ConfigError(
+                f"seq_len = {common['seq_len']} is longer than the context of "
+                f"{shape.max_position_embeddings} tokens of a model of the sweep: shorten it, or "
+                "choose other sizes"
+            )
         steps = -(-tokens // (common["batch_size"] * common["seq_len"]))
         return {
             "evaluate_every": max(1, steps // 4),
@@ -302,24 +321,29 @@ class _Planner:
         name = self._add(f"teacher {size}", "", TEACHER_SEED, settings, shown=False).name
         return Source({"teacher": str(self.out / "cells" / name)}, name)
 
-    def _taught(self, size: str | None = None) -> Source:
-        """The teacher, or a record of it: unbiased draws, made once for all students."""
-        teacher = self._teacher(size)
-        if self.config.online:
-            return teacher
-        loss = self.given_distilled.get("loss", "cross_entropy")
-        if loss not in SPARSE_KINDS or "route_above" in self.given_distilled:
-            raise ConfigError(
-                f"a recorded teacher cannot be learnt from with loss = {loss} or route_above: add "
-                "--online, and the teacher itself is used"
-            )
-        return self._recorded(teacher, {}, f" of {size}" if size else "")
+    def _taught(self, students: int) -> Source:
+        """What so many students of each seed learn from.
 
-    def _recorded(self, teacher: Source, spec: Mapping[str, Any], whose: str = "") -> Source:
+        One asks the teacher as often as a record would; for more, a record of unbiased draws is
+        made once.
+        """
+        teacher = self._teacher()
+        if students < 2 or self.config.online:
+            return teacher
+        return self._recorded(teacher, {})
+
+    def _recorded(self, teacher: Source, spec: Mapping[str, Any]) -> Source:
         """A store of a part of the corpus that is as long as what all seeds read together.
 
         Every student of the sweep, distilled or not, reads that part.
         """
+        loss = self.given_distilled.get("loss", "cross_entropy")
+        if loss not in SPARSE_KINDS or "route_above" in self.given_distilled:
+            what = "route_above" if loss in SPARSE_KINDS else f"loss = {loss}"
+            raise ConfigError(
+                f"a recorded teacher cannot be learnt from with {what}: leave it out, or add "
+                "--online, with which the teacher itself is used (targets is about records)"
+            )
         tokens = self.config.seeds * self.config.tokens
         self.corpus_tokens = min(tokens, self.given.get("corpus_tokens", tokens))
         spec = {"temperature": self.given_distilled.get("temperature", 1.0), **spec}
@@ -333,7 +357,7 @@ class _Planner:
         }
         label = TargetSpec.parse(spec, "targets").label
         cell = self._add(
-            "", f"record{whose} {label}", TEACHER_SEED, settings, needs=teacher.needs,
+            "", f"record {label}", TEACHER_SEED, settings, needs=teacher.needs,
             measure="record", shown=False,
         )  # fmt: skip
         return Source({"targets": str(self.out / "cells" / cell.name / STORE)}, cell.name)

@@ -13,6 +13,7 @@ from gemmule.plan.calibrate import Asked, Calibration, calibrate
 from gemmule.plan.law import Law
 from gemmule.plan.measure import storage_specs
 from gemmule.plan.memory import (
+    HEAP_GROWTH,
     Shape,
     counted_bytes,
     largest_rows,
@@ -164,10 +165,11 @@ def _memory(
         measured = found.distill if online else found.scratch
         if measured is not None and online:
             at = shape(found.rows, online)
-            return predict_peak(measured["peak_bytes"], at, shape(rows, online))
+            return predict_peak(HEAP_GROWTH * measured["peak_bytes"], at, shape(rows, online))
         at = Shape(found.student, found.rows, config.seq_len, found.compiled[False], found.half)
         if found.scratch is not None:
-            return predict_peak(found.scratch["peak_bytes"], at, shape(rows, online))
+            whole = HEAP_GROWTH * found.scratch["peak_bytes"]
+            return predict_peak(whole, at, shape(rows, online))
         return found.start["peak_bytes"] + counted_bytes(shape(rows, online))
 
     def recording(rows: int) -> float:

@@ -37,6 +37,7 @@ from gemmule.train.loop import train
 from gemmule.train.objectives import Distillation, NextToken, Objective
 
 STEPS_SECONDS = 4.0  # of steady steps, for each objective
+MIN_STEPS = 6  # the heap still grows in the first few
 TEACHER_TOKENS = 4096  # read by the teacher for its loss and what its targets take
 EVALUATION_TOKENS = 4096
 
@@ -147,7 +148,7 @@ def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[
     first, overhead, carbon = loop(2)
     steady, save = [first[-1]], overhead
     if first[-1] < STEPS_SECONDS:
-        steps = min(200, max(3, round(STEPS_SECONDS / first[-1])))
+        steps = min(200, max(MIN_STEPS, round(STEPS_SECONDS / first[-1])))
         steady, save, carbon = loop(steps)
         steady = steady[1:]  # the first waits for new optimiser states
     step = sum(steady) / len(steady)

@@ -15,6 +15,7 @@ from gemmule.model.block_attention import QUERY_BLOCK
 from gemmule.model.config import GemmaConfig
 
 MARGIN = 0.1  # of the memory is left free: what a prediction may be off by
+HEAP_GROWTH = 1.04  # a whole run's peak over that of its first few steps: the heap fragments
 
 # Numbers kept for each token of a layer, beside the attention's scores, in multiples of the width
 # D and the ffn's width F; the last is what one layer's backward pass adds for a while. Found from
@@ -54,7 +55,7 @@ def counted_bytes(shape: Shape) -> float:
 
 
 def predict_peak(measured: float, at: Shape, wanted: Shape) -> float:
-    """The peak at `wanted`: the one measured at another shape, and the count's difference."""
+    """The peak at `wanted`: one measured at another shape, and the count's difference."""
     return measured + counted_bytes(wanted) - counted_bytes(at)
 
 
