@@ -169,7 +169,9 @@ def train(
 
 @app.command()
 def record(
-    teacher: Annotated[str, typer.Argument(help="The teacher: run, HF folder or hub id.")],
+    teacher: Annotated[
+        str, typer.Argument(help="The teacher: run, HF folder, hub id, or a server's address.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder made by gemmule data.")],
     out: Out,
     kind: Annotated[
@@ -264,6 +266,9 @@ def distill(
     targets: Annotated[
         Path | None, typer.Option(help="What gemmule record kept of it, instead of a teacher.")
     ] = None,
+    cross_tokenizer: Annotated[
+        bool, typer.Option("--cross-tokenizer", help="The teacher has another tokenizer.")
+    ] = False,
     overrides: Overrides = None,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -277,6 +282,7 @@ def distill(
 
     given = {"teacher": teacher, "targets": targets}
     chosen = [f"{name}={json.dumps(str(path))}" for name, path in given.items() if path]
+    chosen += ["cross_tokenizer=true"] if cross_tokenizer else []
     values = [*(overrides or []), *chosen]
     _train(DistillConfig, out, config, values, resume, as_json)
 

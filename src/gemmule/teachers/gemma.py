@@ -14,13 +14,14 @@ from gemmule.model.gemma import Gemma
 from gemmule.teachers.teacher import LocalTeacher
 
 
-def load_partner(name: str, what: str, dataset: Dataset) -> Gemma:
+def load_partner(name: str, what: str, dataset: Dataset, otherwise: str = "") -> Gemma:
     """A model that shares the data's tokenizer, compared by content; in fp32.
 
     Args:
         name: run, folder, file or hub id.
         what: how an error calls it.
         dataset: the data.
+        otherwise: what else an error tells the user to do where tokenizers differ.
 
     Raises:
         TokenizerError: when the tokenizers differ.
@@ -33,7 +34,7 @@ def load_partner(name: str, what: str, dataset: Dataset) -> Gemma:
                 f"{what}, {name}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
                 f"{theirs.fingerprint[:12]}) than the data in {dataset.path} "
                 f"({ours.vocab_size} pieces, {ours.fingerprint[:12]}): prepare the data "
-                f"with {name}'s tokenizer"
+                f"with {name}'s tokenizer{otherwise}"
             )
         return checkpoint.load(torch.float32)
 
@@ -55,7 +56,8 @@ class GemmaTeacher(LocalTeacher):
     @classmethod
     def open(cls, path: str, dataset: Dataset) -> "GemmaTeacher":
         """Loads it; see `load_partner`."""
-        return cls(path, load_partner(path, "the teacher", dataset))
+        otherwise = ", or learn across tokenizers: gemmule distill --cross-tokenizer"
+        return cls(path, load_partner(path, "the teacher", dataset, otherwise))
 
     @property
     def vocab_size(self) -> int:

@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import torch
+
 from gemmule.checkpoints.hf_config import read_object
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.locate import Located, locate
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.teachers.pieces import OwnPieces, TransformersPieces
 from gemmule.teachers.same_tokenizer import check_same
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.teachers.transformers_model import TransformersTeacher, load_tokenizer
@@ -32,11 +36,7 @@ def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
         ConfigError: when its context is shorter than `seq_len`, and for a server's address.
         MissingExtraError: when transformers is needed and not installed.
     """
-    if is_address(name):
-        raise ConfigError(
-            f"{name} is a server, which says only what is likeliest, and over and over for each "
-            "student: record it first (gemmule record), then train on the record with --targets"
-        )
+    _check_local(name)
     found = locate(name)
     teacher: LocalTeacher
     if is_gemma(found):
@@ -46,6 +46,43 @@ def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
         teacher = TransformersTeacher.open(name, found.path, dataset.tokenizer.vocab_size)
     check_context(teacher, seq_len)
     return teacher
+
+
+def open_foreign_teacher(name: str, seq_len: int) -> LocalTeacher:
+    """Loads a teacher whatever its tokenizer is, and with it that tokenizer.
+
+    Args:
+        name: see open_teacher.
+        seq_len: tokens, the student's, that it has to see together; its own may be more.
+
+    Raises:
+        TokenizerError: when its pieces do not add up to the text.
+        CheckpointError: when there is no usable model.
+        ConfigError: when its context is shorter than `seq_len`, and for a server's address.
+        MissingExtraError: when transformers is needed and not installed.
+    """
+    _check_local(name)
+    found = locate(name)
+    teacher: LocalTeacher
+    if is_gemma(found):
+        with open_checkpoint(name) as checkpoint:
+            teacher = GemmaTeacher(name, checkpoint.load(torch.float32))
+            teacher.pieces = OwnPieces(checkpoint.tokenizer)
+    else:
+        tokenizer = load_tokenizer(found.path)
+        pieces = TransformersPieces(name, tokenizer)  # in no time, and the model may be large
+        teacher = TransformersTeacher.open(name, found.path, len(tokenizer))
+        teacher.pieces = pieces
+    check_context(teacher, seq_len)
+    return teacher
+
+
+def _check_local(name: str) -> None:
+    if is_address(name):
+        raise ConfigError(
+            f"{name} is a server, which says only what is likeliest, and over and over for each "
+            "student: record it first (gemmule record), then train on the record with --targets"
+        )
 
 
 def is_gemma(found: Located) -> bool:

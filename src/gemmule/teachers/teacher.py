@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gemmule.data.loader import Batch
 from gemmule.distill.targets import Choice, SparseTargets, sparse_targets
+from gemmule.teachers.pieces import Pieces
 
 
 class Teacher(Protocol):
@@ -43,10 +44,12 @@ class LocalTeacher(ABC):
     Attributes:
         module: its network.
         cap: its final soft cap; None for none.
+        pieces: its tokenizer, where it has another one than the data; else None.
     """
 
     module: nn.Module
     cap: float | None
+    pieces: Pieces | None = None
 
     @property
     @abstractmethod

@@ -146,6 +146,9 @@ class DistillConfig(TrainConfig):
         alpha: weight of the next-token loss; 0 is the report's pure distillation.
         route_above: tokens of which the teacher's entropy is above so many nats learn from the next
             token instead; None: none do.
+        cross_tokenizer: the teacher may have another tokenizer; it is learnt from by the
+            likelihoods of spans, see gemmule.distill.cross_tokenizer.
+        span_temperature: of those likelihoods, instead of `temperature`.
     """
 
     teacher: str | None = None
@@ -156,6 +159,25 @@ class DistillConfig(TrainConfig):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.0, ge=0, le=1)
     route_above: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    cross_tokenizer: bool = False
+    span_temperature: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="after")
+    def _across_tokenizers_there_are_only_spans(self) -> Self:
+        if not self.cross_tokenizer:
+            return self
+        if self.targets is not None:
+            raise ValueError(
+                "cross_tokenizer needs the teacher itself: a record of one holds its own pieces"
+            )
+        others = ("loss", "temperature", "route_above")
+        given = [n for n in others if getattr(self, n) != type(self).model_fields[n].default]
+        if given:
+            raise ValueError(
+                f"with cross_tokenizer no pieces are compared, and {given[0]} has no meaning: "
+                "leave it out (span_temperature is what there is)"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _learns_from_one(self) -> Self:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from gemmule.data.loader import Batch
+from gemmule.distill.cross_tokenizer import span_log_likelihoods, span_matching
 from gemmule.distill.divergences import CROSS_ENTROPY, Divergence
+from gemmule.distill.likelihood import linear_log_likelihoods
 from gemmule.distill.losses import (
     check_sparse,
     linear_cross_entropy,
@@ -16,6 +18,8 @@ from gemmule.distill.losses import (
 from gemmule.distill.store import Store, at_temperature, check_temperature
 from gemmule.distill.targets import SparseTargets, sparse_targets
 from gemmule.model.gemma import Gemma
+from gemmule.teachers.alignment import align_batch
+from gemmule.teachers.pieces import Pieces
 from gemmule.teachers.teacher import LocalTeacher
 
 
@@ -187,3 +191,69 @@ class StoredDistillation:
     def flops_per_token(self, model: Gemma, seq_len: int) -> float:
         """Of the student alone: recording was paid for before."""
         return student_flops(model, seq_len)
+
+
+class CrossTokenizerDistillation:
+    """Learning from a teacher that cuts text otherwise (distill/cross_tokenizer.py).
+
+    Args:
+        teacher: runs on its own cut of the same documents; its `pieces` say which.
+        pieces: the data's tokenizer.
+        span_temperature: see span_matching.
+        alpha: weight of the next-token loss.
+        compiled: see gemmule.distill.losses.
+    """
+
+    def __init__(
+        self,
+        teacher: LocalTeacher,
+        pieces: Pieces,
+        span_temperature: float,
+        alpha: float,
+        compiled: bool,
+    ) -> None:
+        self.teacher, self.compiled = teacher, compiled
+        assert teacher.pieces is not None
+        self.pieces = (pieces, teacher.pieces)
+        self.span_temperature, self.alpha = span_temperature, alpha
+
+    def __call__(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed loss of the spans; beside it the next-token loss and the number of spans."""
+        aligned = align_batch(batch, *self.pieces, self.teacher.context)
+        device = batch.tokens_BT.device
+        theirs = aligned.teacher.to(str(device))
+        with torch.no_grad():
+            teacher_log_p_M = linear_log_likelihoods(
+                self.teacher.hidden_states(theirs).flatten(0, 1),
+                self.teacher.head,
+                theirs.targets_BT.flatten(),
+                cap=self.teacher.cap,
+                vocab=self.teacher.vocab_size,
+            )
+        x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
+        log_p_N = linear_log_likelihoods(
+            x_BTD.flatten(0, 1),
+            model.embed_tokens.weight,
+            batch.targets_BT.flatten(),
+            cap=model.config.final_logit_softcapping,
+            compiled=self.compiled,
+        )
+        spans = [aligned.student_span_BT.to(device), aligned.teacher_span_BU.to(device)]
+        student_S, teacher_S = (
+            span_log_likelihoods(log_p, span.flatten(), aligned.spans)
+            for log_p, span in zip((log_p_N, teacher_log_p_M), spans, strict=True)
+        )
+        hard = -log_p_N.sum()
+        soft = span_matching(student_S, teacher_S, self.span_temperature)
+        count = torch.tensor(float(aligned.spans), device=device)
+        figures = {"next_token_loss": hard.detach(), "spans": count}
+        return (1.0 - self.alpha) * soft + self.alpha * hard, figures
+
+    def flops_per_token(self, model: Gemma, seq_len: int) -> float:
+        """Of the student, its head once more, and of the teacher's forward pass.
+
+        The teacher is taken to cut a text into as many tokens as the student.
+        """
+        again = 2.0 * model.config.vocab_size * model.config.hidden_size
+        teaching = self.teacher.forward_flops_per_token(seq_len)
+        return student_flops(model, seq_len) + again + teaching

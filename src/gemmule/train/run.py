@@ -17,13 +17,20 @@ from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.runlog import RunDir
 from gemmule.teachers.gemma import GemmaTeacher, load_partner
-from gemmule.teachers.open import open_teacher
+from gemmule.teachers.open import open_foreign_teacher, open_teacher
+from gemmule.teachers.pieces import OwnPieces
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.train import machine
 from gemmule.train.config import DistillConfig, TrainConfig
 from gemmule.train.evaluate import evaluate
 from gemmule.train.loop import train
-from gemmule.train.objectives import Distillation, NextToken, Objective, StoredDistillation
+from gemmule.train.objectives import (
+    CrossTokenizerDistillation,
+    Distillation,
+    NextToken,
+    Objective,
+    StoredDistillation,
+)
 
 RESULT = "result.json"
 MANIFEST = "manifest.json"
@@ -60,7 +67,7 @@ def run_training(
     windows = _windows(config, teacher)
     train_split = dataset.split("train")
     loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed, windows)
-    objective = _objective(config, teacher, compiled=False)
+    objective = _objective(config, teacher, dataset, compiled=False)
     flops_per_token = objective.flops_per_token(model, config.seq_len)
     train_flops = flops_per_token * config.steps * config.tokens_per_step
     EnergyMeter(config.country)  # a wrong country is to be found before anything is written
@@ -79,7 +86,7 @@ def run_training(
         machine.compile_blocks(model)
         if isinstance(teacher, GemmaTeacher):
             machine.compile_blocks(teacher.model)
-    objective = _objective(config, teacher, compiled=bool(config.compile))
+    objective = _objective(config, teacher, dataset, compiled=bool(config.compile))
 
     def validate() -> dict[str, float]:
         figures = _figures(model, dataset, "validation", config, config.evaluation_tokens)
@@ -159,6 +166,8 @@ def _open_teacher(
     if config.targets is not None:
         return _open_store(config, config.targets, student, dataset)
     assert config.teacher is not None
+    if config.cross_tokenizer:
+        return open_foreign_teacher(config.teacher, config.seq_len)
     teacher = open_teacher(config.teacher, dataset, config.seq_len)
     _check_vocabulary(f"the teacher, {config.teacher},", teacher.vocab_size, student)
     return teacher
@@ -205,13 +214,18 @@ def _check_vocabulary(whose: str, size: int, student: Gemma) -> None:
 
 
 def _objective(
-    config: TrainConfig, teacher: LocalTeacher | Store | None, compiled: bool
+    config: TrainConfig, teacher: LocalTeacher | Store | None, dataset: Dataset, compiled: bool
 ) -> Objective:
     if not isinstance(config, DistillConfig) or teacher is None:
         return NextToken(compiled)
     settings = (config.temperature, config.alpha, compiled, config.divergence)
     if isinstance(teacher, Store):
         return StoredDistillation(teacher, *settings)
+    if teacher.pieces is not None:
+        ours = OwnPieces(dataset.tokenizer)
+        return CrossTokenizerDistillation(
+            teacher, ours, config.span_temperature, config.alpha, compiled
+        )
     return Distillation(teacher, *settings, route_above=config.route_above)
 
 
@@ -226,7 +240,14 @@ def _manifest(
     elif config.init is not None:
         source = _parent(config.init, model)
     objective: dict[str, Any] = {"name": "next-token prediction"}
-    if isinstance(config, DistillConfig):
+    if isinstance(config, DistillConfig) and config.cross_tokenizer:
+        objective = {
+            "name": "distillation",
+            "loss": "span_likelihoods",
+            "span_temperature": config.span_temperature,
+            "alpha": config.alpha,
+        }
+    elif isinstance(config, DistillConfig):
         objective = {
             "name": "distillation",
             "loss": config.loss,
