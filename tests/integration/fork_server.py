@@ -22,10 +22,11 @@ import gemmule.data.prepare as preparing
 import gemmule.train.run as running
 from gemmule import files
 from gemmule.checkpoints import training
+from gemmule.distill import store as stores
 from gemmule.errors import GemmuleError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runlog import RunDir
-from gemmule.train import loop
+from gemmule.train import loop, record
 from gemmule.train.config import DistillConfig, TrainConfig
 
 
@@ -85,6 +86,10 @@ MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "carbon": (files, "write_json", {"before": nothing}),
     "model": (running, "save_model", {"before": nothing}),
     "result": (running, "save_model", {"after": nothing}),
+    "recording": (record, "batch_of", {"before": nothing}),
+    "before a shard": (stores, "write_shard", {"before": nothing}),
+    "after a shard": (stores, "write_shard", {"after": nothing}),
+    "before a shard's rename": (Path, "replace", {"before": nothing}),
     "tokenising": (preparing, "make_shard", {"before": nothing}),
 }
 
@@ -95,6 +100,20 @@ def arrange(where: str, at: int) -> None:
     training.shutil = types.SimpleNamespace(rmtree=shutil.rmtree)  # type: ignore[attr-defined]
     owner, name, hooks = MOMENTS[where]
     replace(training.shutil if owner is shutil else owner, name, at, **hooks)
+
+
+def replace_batches(at: int) -> None:
+    """SIGTERM as the at-th batch of windows is read for recording."""
+    plain, count = record.batch_of, 0
+
+    def batch_of(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args)
+
+    record.batch_of = batch_of  # type: ignore[attr-defined]
 
 
 def child(request: dict[str, Any]) -> int:
@@ -113,13 +132,21 @@ def child(request: dict[str, Any]) -> int:
             return plain(*args)
 
         loop.clip_gradients = clip  # type: ignore[attr-defined]
+        replace_batches(request["sigterm_at"])
     out = Path(request["out"])
     if "source" in request:
         preparing.prepare(
             Path(request["source"]), Tokenizer.load(Path(request["tokenizer"])), out, workers=1
         )
         return 0
-    kind = DistillConfig if "teacher" in request["settings"] else TrainConfig
+    if "record" in request:
+        try:
+            record.record(record.RecordConfig.parse(request["record"]), out)
+        except GemmuleError as e:
+            sys.stderr.write(f"{e}\n")
+            return e.exit_code
+        return 0
+    kind = DistillConfig if {"teacher", "targets"} & set(request["settings"]) else TrainConfig
     try:
         running.run_training(kind.parse(request["settings"]), out, resume=request["resume"])
     except GemmuleError as e:

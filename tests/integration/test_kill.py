@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gemmule import files
+from gemmule.distill.store import Store
 from gemmule.model.tokenizer import Tokenizer
 
 Settings = Callable[..., dict[str, Any]]
@@ -57,13 +58,27 @@ def settings(
     tiny: Settings, children: Children, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """What is trained: by either optimiser, and by distillation."""
-    teacher = tmp_path_factory.mktemp("runs") / "teacher"
+    folder = tmp_path_factory.mktemp("runs")
+    teacher, store = folder / "teacher", folder / "store"
     assert children.train(tiny(steps=3, seed=9), teacher) == 0
+    recorded = recording(tiny, teacher)
+    assert children.ask(record=recorded, out=str(store)) == 0
     return {
+        "record": recorded,
+        "store": {"path": str(store)},
+        "stored": tiny(keep_checkpoints=1, targets=str(store), alpha=0.25),
         "muon": tiny(keep_checkpoints=1),
         "adamw": tiny(keep_checkpoints=1, optimizer={"name": "adamw"}),
         "distill": tiny(keep_checkpoints=1, teacher=str(teacher), alpha=0.25, temperature=2.0),
     }
+
+
+def recording(tiny: Settings, teacher: Path) -> dict[str, Any]:
+    own = ("data", "seq_len", "batch_size", "dtype", "compile", "threads")
+    values = {name: tiny()[name] for name in own}
+    # Ten milliseconds: shards are cut where the machine happens to be, not at units alone.
+    values["tokens"] = 24 * 64  # more than the runs see, little enough to be quick
+    return {**values, "teacher": str(teacher), "shard_minutes": 0.01 / 60, "targets": {"draws": 9}}
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +89,10 @@ def unbroken(
 ) -> dict[str, Path]:
     """Each of them trained in one go."""
     folder = tmp_path_factory.mktemp("unbroken")
-    for name, chosen in settings.items():
-        assert children.train(chosen, folder / name) == 0
-    return {name: folder / name for name in settings}
+    trained = set(settings) - {"record", "store"}
+    for name in trained:
+        assert children.train(settings[name], folder / name) == 0
+    return {name: folder / name for name in trained}
 
 
 def without_times(values: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +124,7 @@ def test_metrics_are_complete(unbroken: dict[str, Path]) -> None:
     assert "next_token_loss" in lines[0]
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw", "distill"])
+@pytest.mark.parametrize("name", ["muon", "adamw", "distill", "stored"])
 def test_stopped_by_sigterm(
     name: str,
     settings: dict[str, dict[str, Any]],
@@ -133,6 +149,8 @@ MOMENTS = [
     ("muon", "step", 6),
     ("adamw", "step", 6),
     ("distill", "step", 10),
+    ("stored", "step", 6),
+    ("stored", "after the rename", 2),
     ("muon", "writing tensors", 2),
     ("distill", "before the rename", 1),
     ("muon", "before the rename", 2),
@@ -183,6 +201,82 @@ def test_killed_again_and_again_at_random_moments(
         assert children.train(settings["muon"], out, resume, kill_after=after) in (KILLED, 0)
     assert children.train(settings["muon"], out, (out / "config.toml").is_file()) == 0
     assert_same_run(out, unbroken["muon"])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_learning_from_a_store_killed_at_random_moments(
+    seed: int,
+    settings: dict[str, dict[str, Any]],
+    unbroken: dict[str, Path],
+    children: Children,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    moments = random.Random(100 + seed)
+    for _ in range(4):
+        resume = (out / "config.toml").is_file()
+        after = moments.uniform(0.02, 0.3)
+        assert children.train(settings["stored"], out, resume, kill_after=after) in (KILLED, 0)
+    assert children.train(settings["stored"], out, (out / "config.toml").is_file()) == 0
+    assert_same_run(out, unbroken["stored"])
+
+
+def assert_same_store(got: Path, expected: Path) -> None:
+    """The same windows, however they are cut into shards, and nothing left lying about."""
+    mine, theirs = Store.open(got), Store.open(expected)
+    mine.check_whole()
+    for window in range(theirs.windows):
+        a, b = (store.read(window) for store in (mine, theirs))
+        assert a.id_M.tobytes() == b.id_M.tobytes()
+        assert a.weight_M.tobytes() == b.weight_M.tobytes()
+        assert a.entropy_T.tobytes() == b.entropy_T.tobytes()
+    assert [p.name for p in (got / "shards").iterdir() if p.name.startswith(".")] == []
+    tokens = sum(s["tokens"] for s in mine.sessions())
+    assert tokens <= mine.windows * mine.seq_len  # a killed session has no say
+
+
+@pytest.mark.parametrize(
+    ("where", "at"),
+    [("recording", 1), ("recording", 10), ("before a shard", 2), ("after a shard", 1),
+     ("before a shard's rename", 2), ("before a shard's rename", 3), ("carbon", 1)],
+)  # fmt: skip
+def test_recording_killed_at(
+    where: str,
+    at: int,
+    settings: dict[str, dict[str, Any]],
+    children: Children,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "store"
+    assert children.ask(record=settings["record"], out=str(out), where=where, at=at) == KILLED
+    assert children.ask(record=settings["record"], out=str(out)) == 0
+    assert_same_store(out, Path(settings["store"]["path"]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_recording_killed_at_random_moments(
+    seed: int, settings: dict[str, dict[str, Any]], children: Children, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    moments = random.Random(seed)
+    for _ in range(5):
+        after = moments.uniform(0.02, 0.4)
+        code = children.ask(record=settings["record"], out=str(out), kill_after=after)
+        assert code in (KILLED, 0)
+    assert children.ask(record=settings["record"], out=str(out)) == 0
+    assert_same_store(out, Path(settings["store"]["path"]))
+
+
+def test_recording_stopped_by_sigterm(
+    settings: dict[str, dict[str, Any]], children: Children, tmp_path: Path
+) -> None:
+    """What was in hand is written before it stops."""
+    out = tmp_path / "store"
+    assert children.ask(record=settings["record"], out=str(out), sigterm_at=7) == 130
+    assert Store.open(out).recorded == 7 * settings["record"]["batch_size"]
+    assert children.ask(record=settings["record"], out=str(out)) == 0
+    assert_same_store(out, Path(settings["store"]["path"]))
+    assert sum(s["tokens"] for s in Store.open(out).sessions()) == Store.open(out).windows * 24
 
 
 def test_a_finished_run_is_left_as_it_is(
