@@ -23,7 +23,7 @@ SCRATCH, DISTILLED = "from scratch", "distilled"
 TEACHER_SEED = 1_000_003  # a teacher's own, so that no student shares its batches by construction
 ONLY_DISTILLED = set(DistillConfig.model_fields) - set(TrainConfig.model_fields)
 STORE = "store"  # in the folder of a cell that records
-# About 10 to 90 bytes a token; top-p and top-k with and without the rest's mass.
+# Three numbers of draws; the likeliest ids alone, with the mass of the rest, and up to a mass.
 TARGETS: Mapping[str, Mapping[str, Any]] = {
     "sampled-12": {"kind": "sample", "draws": 12},
     "sampled-50": {"kind": "sample", "draws": 50},

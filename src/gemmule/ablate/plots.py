@@ -115,6 +115,7 @@ def _ladder(left: Any, right: Any, rows: list[Any], results: Mapping[str, Any]) 
         axes.set_xticks(ticks, [_tick(x) for x in ticks])
         axes.minorticks_off()
         axes.set_xlabel(results["axis"], labelpad=6)
+    right.set_xlim(left.get_xlim())
     if key == "perplexity":  # an interval may reach where no perplexity is
         left.set_ylim(bottom=max(0.0, left.get_ylim()[0]))
     left.set_ylabel(label)
@@ -143,6 +144,7 @@ def _rows(left: Any, right: Any, rows: list[Any], results: Mapping[str, Any]) ->
     right.set_yticks(range(len(rows)), [""] * len(rows))
     for axes in (left, right):
         axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=5)
     right.axvline(0, color=INK_2, linewidth=1)
     left.set_xlabel(label, labelpad=6)
     right.set_xlabel(_difference_label(results), labelpad=6)
