@@ -13,7 +13,7 @@ from gemmule.plan.calibrate import Asked, CalibrationError
 SMALL = preset("1m", vocab_size=512)
 ASKED = Asked(SMALL, SMALL, None, None, {"batch_size": 2, "seq_len": 24}, {"scratch": 0.0})
 START = {"finding": "start", "seconds": 1.0, "compiled": [False, False], "dtype": "float32"}
-TEACHER = {"finding": "teacher-0", "forward_seconds_per_token": 1.0}
+SCRATCH = {"finding": "scratch-0", "step_seconds": 1.0}
 
 
 @pytest.fixture
@@ -38,20 +38,20 @@ def write(script: Path, *findings: object, then: str) -> None:
 
 
 def test_what_arrived_in_time_is_used(child: Path) -> None:
-    write(child, START, TEACHER, then="time.sleep(600)")
+    write(child, START, SCRATCH, then="time.sleep(600)")
     heard: list[str] = []
     found = calibrate.calibrate(ASKED, 100.0, seconds=3.0, say=heard.append)
-    assert heard == ["start", "teacher"]
-    assert found.scratch is None
-    assert found.teacher == {"forward_seconds_per_token": 1.0}
+    assert heard == ["start", "scratch"]
+    assert found.scratch == {"step_seconds": 1.0}
+    assert found.teacher is found.distill is None
     assert [note.split(":")[0] for note in found.notes] == [
-        "plain training was not measured within 3 s",
+        "the teacher was not measured within 3 s",
         "distilling was not measured itself",
     ]
 
 
 def test_nothing_in_time_says_what_to_do(child: Path) -> None:
-    write(child, START, then="time.sleep(600)")
+    write(child, then="time.sleep(600)")
     with pytest.raises(CalibrationError, match=r"within 2 s: .* --calibration-seconds"):
         calibrate.calibrate(ASKED, 100.0, seconds=2.0)
 

@@ -44,7 +44,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     def made_up(asked: Asked, gflops: float, seconds: float, say: Any, **found: Any) -> Calibration:
         return Calibration(
             START, dict(TEACHER), dict(STEP), {**STEP, "step_seconds": 3.0}, asked.rows,
-            asked.student, True, 1.0,
+            asked.student, 100.0, 1.0,
         )  # fmt: skip
 
     monkeypatch.setattr(forecast, "calibrate", made_up)
@@ -126,22 +126,24 @@ def test_without_runs_the_plan_says_what_that_is_worth(plan: Plan) -> None:
 
 
 def test_what_was_not_reached_is_composed(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
-    def without(scratch: bool) -> dict[str, Any]:
+    def only(scratch: dict[str, Any] | None, teacher: dict[str, Any] | None) -> dict[str, Any]:
         def made_up(asked: Asked, *_: Any) -> Calibration:
-            step = dict(STEP) if scratch else None
             rows = asked.rows
-            return Calibration(START, dict(TEACHER), step, None, rows, asked.student, True, 1.0)
+            return Calibration(START, teacher, scratch, None, rows, asked.student, 100.0, 1.0)
 
         monkeypatch.setattr(forecast, "calibrate", made_up)
         return plan(steps=1000)
 
-    found = without(scratch=True)["routes"]
-    assert found["online"]["steady_seconds"] == pytest.approx(1000 * (2.0 + 2048 * 1e-3))
-    guessed = without(scratch=False)
     student, teacher = (
         preset(n, vocab_size=4096).forward_flops_per_token(256) for n in ("1m", "3m")
     )
-    step = 3 * 2048 * 1e-3 * student / teacher
+    found = only(dict(STEP), dict(TEACHER))["routes"]
+    assert found["online"]["steady_seconds"] == pytest.approx(1000 * (2.0 + 2048 * 1e-3))
+    found = only(dict(STEP), None)["routes"]
+    taught = 2.0 * (1 + teacher / (3 * student))
+    assert found["online"]["steady_seconds"] == pytest.approx(1000 * taught, abs=0.01)
+    guessed = only(None, None)
+    step = 3 * 2048 * student / 50e9  # half of 100 GFLOP/s
     assert guessed["routes"]["scratch"]["steady_seconds"] == pytest.approx(1000 * step, abs=0.01)
     assert guessed["routes"]["scratch"]["energy_wh"] is None
     assert guessed["memory"]["scratch"]["peak_bytes"] > START["peak_bytes"]

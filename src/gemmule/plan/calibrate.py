@@ -74,7 +74,7 @@ class Calibration:
         scratch: steps of plain training; None where they were not reached.
         distill: steps of distillation; None where they were not reached or not tried.
         rows, student: the shape that `scratch` is of.
-        teacher_whole: whether the teacher had all its layers.
+        gflops: of the machine's matrix products.
         seconds: what it took.
         notes: what was left out and extrapolated.
     """
@@ -85,7 +85,7 @@ class Calibration:
     distill: Finding | None
     rows: int
     student: GemmaConfig
-    teacher_whole: bool
+    gflops: float
     seconds: float
     notes: list[str] = field(default_factory=list)
 
@@ -113,7 +113,7 @@ def calibrate(
         say: called with the name of each finding as it arrives.
 
     Raises:
-        CalibrationError: when not even plain training could be measured.
+        CalibrationError: when the process failed, or did not even start in time.
     """
     began = time.monotonic()
     memory = usable_memory() or float("inf")
@@ -123,22 +123,27 @@ def calibrate(
     more = asked.train["batch_size"] / cuts.rows if cuts.rows != asked.rows else 1.0
     scratch = _scaled(found, "scratch", cuts.student, asked.student, more)
     teacher = _scaled(found, "teacher", cuts.teacher, asked.teacher, 1.0)
-    if "start" not in found or (scratch is None and teacher is None):
+    if "start" not in found or failed:
         _fail(failed, seconds)
     if scratch is None:
         notes.append(
-            f"plain training was not measured within {seconds:.0f} s: steps are put at three "
-            "times the teacher's forward pass, by floating-point operations"
+            f"training was not measured within {seconds:.0f} s: its work is put at half the rate "
+            "of matrix products, compiling and saving are left out"
+        )
+    if asked.teacher is not None and teacher is None:
+        notes.append(
+            f"the teacher was not measured within {seconds:.0f} s: its passes are put at "
+            "training's rate, encoding targets is left out"
         )
     distill = found.get("distill-0")
-    if asked.teacher is not None and distill is None:
+    if asked.teacher is not None and distill is None and scratch is not None:
         notes.append(
             "distilling was not measured itself: a step is put at one of plain training and the "
             "teacher's forward pass"
         )
     return Calibration(
         found["start"], teacher, scratch, distill, cuts.rows, cuts.student[-1],
-        len(cuts.teacher) == 1, time.monotonic() - began, notes,
+        gflops, time.monotonic() - began, notes,
     )  # fmt: skip
 
 

@@ -174,8 +174,6 @@ def _memory(
 
     def recording(rows: int) -> float:
         """The teacher's weights, and what one layer's forward pass holds for a while."""
-        if found.teacher is not None and found.teacher_whole and rows == found.rows:
-            return float(found.teacher["peak_bytes"])
         width = 4 * (teacher.config.hidden_size + teacher.config.intermediate_size)
         passing = 4 * width * rows * config.seq_len
         return float(found.start["peak_bytes"] + 4 * teacher.config.parameters + passing)

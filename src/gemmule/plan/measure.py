@@ -248,22 +248,22 @@ def main(spec: Mapping[str, Any]) -> None:
         "threads": config.threads, "dtype": config.dtype,
         "compiled": [bool(config.compile), bool(distill.compile)],
     })  # fmt: skip
+    model = None
+    for i, values in enumerate(spec["student"]):
+        model = None  # only one at a time is held
+        model = random_model(GemmaConfig.parse(values))
+        if config.compile:
+            machine.compile_blocks(model)
+        subject = Subject(model.config, config, dataset)
+        found = measure_steps(subject, model, NextToken(bool(config.compile)))
+        tell(f"scratch-{i}", found)
     teacher = None
     for i, values in enumerate(spec["teacher"]):
-        teacher = None  # only one at a time is held
+        teacher = None
         teacher, load = open_teacher(GemmaConfig.parse(values), spec["teacher_path"], dataset)
         real = bool(spec["teacher_path"] and dataset)
         found = measure_teacher(teacher, dataset, config.micro_batch, config.seq_len, real)
-        tell(f"teacher-{i}", {"load_seconds": load, "peak_bytes": peak_bytes(), **found})
-    model, subject = None, None
-    for i, values in enumerate(spec["student"]):
-        model = None
-        model = random_model(GemmaConfig.parse(values))
-        subject = Subject(model.config, config, dataset)
-        if config.compile:
-            machine.compile_blocks(model)
-        found = measure_steps(subject, model, NextToken(bool(config.compile)))
-        tell(f"scratch-{i}", found)
+        tell(f"teacher-{i}", {"load_seconds": load, **found})
     if spec["distill"] and teacher is not None and model is not None:
         compiled = bool(distill.compile)
         if compiled:

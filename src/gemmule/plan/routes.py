@@ -65,8 +65,8 @@ class Clock:
     ) -> None:  # fmt: skip
         self.found, self.config, self.corpus = found, config, corpus
         self.student_flops, self.teacher_flops = student_flops, teacher_flops
-        self.teacher = found.teacher or {}
         self.scratch = found.scratch or self._guessed()
+        self.teacher = found.teacher or self._at_training_s_rate()
         self.distill = found.distill or self._composed()
 
     @property
@@ -92,7 +92,7 @@ class Clock:
 
     def record(self, name: str, tokens: float) -> Route:
         """Recording the teacher once."""
-        each = float(self.teacher.get("record_seconds_per_token", 0.0))
+        each = float(self.teacher["record_seconds_per_token"])
         steady, flops = tokens * each, tokens * self.teacher_flops
         seconds = self._start(True) + self.scratch["overhead_seconds"] + steady
         return self._route(name, tokens, flops, seconds, steady, self.scratch)
@@ -110,16 +110,21 @@ class Clock:
         return Route(name, tokens, flops, seconds, steady, wh, grams)
 
     def _guessed(self) -> Finding:
-        """A step of plain training from the teacher's forward pass alone."""
-        rate = self.teacher["forward_seconds_per_token"] / self.teacher_flops
-        forward = self.student_flops * rate
+        """A step of plain training at half the rate of matrix products."""
+        forward = self.student_flops / (0.5e9 * self.found.gflops)
         return {
             "step_seconds": 3 * forward * self.config.tokens_per_step, "compile_seconds": 0.0,
             "evaluation_seconds_per_token": forward, "overhead_seconds": 0.0, "save_seconds": 0.0,
         }  # fmt: skip
 
+    def _at_training_s_rate(self) -> Finding:
+        """The teacher's forward pass, as fast as plain training is by operations."""
+        each = self.scratch["step_seconds"] / self.config.tokens_per_step
+        forward = each * self.teacher_flops / self.step_flops
+        return {"forward_seconds_per_token": forward, "record_seconds_per_token": forward}
+
     def _composed(self) -> Finding:
         """A step of distillation from plain training's and the teacher's forward pass."""
-        forward = self.teacher.get("forward_seconds_per_token", 0.0)
+        forward = float(self.teacher["forward_seconds_per_token"])
         step = self.scratch["step_seconds"] + self.config.tokens_per_step * forward
         return {**self.scratch, "step_seconds": step}
