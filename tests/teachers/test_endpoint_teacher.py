@@ -23,6 +23,7 @@ from gemmule.teachers.completions import CompletionServer
 from gemmule.teachers.endpoint import EndpointTeacher
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.record import RecordConfig, record
+from gemmule.train.verify import verify
 
 NO_PAUSES = (0.0, 0.0, 0.0)
 
@@ -196,6 +197,8 @@ def test_recorded_with_a_server_that_goes_away(
     said = both[0].manifest["teacher"]
     assert said["backend"] == "openai"
     assert said["served"] == "served-name"
+    with pytest.raises(ConfigError, match="nobody can ask"):
+        verify(tmp_path / "a")
 
 
 @pytest.mark.usefixtures("no_meter")

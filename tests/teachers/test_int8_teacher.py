@@ -11,6 +11,7 @@ import pytest
 from gemmule.distill.store import Store
 from gemmule.errors import ConfigError, OutputError
 from gemmule.train.record import RecordConfig, record
+from gemmule.train.verify import verify
 
 pytestmark = pytest.mark.usefixtures("no_meter")
 
@@ -46,6 +47,11 @@ def test_close_to_the_teacher_and_said_in_the_manifest(
     entropies = [s.read(3).entropy_T for s in (exact, rounded)]
     off = np.abs(entropies[0] - entropies[1])
     assert 0 < off.max() < 0.3
+    reports = [verify(tmp_path / name, tokens=96) for name in ("exact", "int8")]
+    figures = [r["faithfulness"] for r in reports]
+    assert figures[0]["total_variation"]["mean"] < 1e-4
+    assert 1e-3 < figures[1]["total_variation"]["mean"] < 0.1
+    assert [f["recorded_precision"] for f in figures] == ["float32", "int8"]
     with pytest.raises(OutputError, match="linear_layers: int8 there, None now"):
         record(settings, tmp_path / "int8")
 

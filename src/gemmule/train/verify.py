@@ -23,7 +23,7 @@ from gemmule.distill.store import Store
 from gemmule.distill.targets import SparseTargets
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.runlog import ProgressBar
-from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.teachers.open import is_address, open_teacher
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.train.record import SPLIT
 
@@ -66,13 +66,19 @@ def verify(
             f"{path} was recorded on other data than {dataset.path} ({dataset.name}): give the "
             "right folder with --data"
         )
-    said = GemmaTeacher.open(teacher or store.manifest["teacher"]["path"], dataset)
+    name = teacher or store.manifest["teacher"]["path"]
+    if is_address(name):
+        raise ConfigError(
+            f"{path} was recorded from a server, {name}, whose whole distribution nobody can ask "
+            "for: what it is worth shows only in a student"
+        )
+    said = open_teacher(name, dataset, store.seq_len)
     if said.describe()["fingerprint"] != store.manifest["teacher"]["fingerprint"]:
         raise CheckpointError(
-            f"{said.path} is not the teacher that {path} was recorded from (its weights differ): "
+            f"{name} is not the teacher that {path} was recorded from (its weights differ): "
             "give the right one with --teacher"
         )
-    learner = said if student is None else GemmaTeacher.open(student, dataset)
+    learner = said if student is None else open_teacher(student, dataset, store.seq_len)
     if learner.vocab_size != said.vocab_size:
         raise ConfigError(
             f"{student} has {learner.vocab_size} rows in its vocabulary and the teacher "
@@ -184,6 +190,7 @@ def _report(
 ) -> dict[str, Any]:
     found = {name: _interval(values) for name, values in figures.items()}
     far, bias2 = found["distance"], found["bias2"]
+    recorded = store.manifest["teacher"]
     sampled = store.spec.kind == "sample"
     same = far["mean"] <= FAITHFUL
     if sampled and not same and not math.isnan(bias2["low"]):
@@ -208,7 +215,9 @@ def _report(
         },
         "faithfulness": {
             "total_variation": far,
-            "recorded_precision": store.manifest["teacher"].get("precision", "float32"),
+            "recorded_precision": recorded.get(
+                "linear_layers", recorded.get("precision", "float32")
+            ),
             "compared_with": "float32",
         },
         "truncation": {
