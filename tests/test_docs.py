@@ -89,7 +89,8 @@ def test_documented_settings_exist(words: list[str]) -> None:
     if kind is None or "--resume" in words:
         return
     given = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    given += [f"teacher={words[i + 1]}" for i, word in enumerate(words) if word == "--teacher"]
+    for name in ("teacher", "targets"):
+        given += [f"{name}={words[i + 1]}" for i, word in enumerate(words) if word == f"--{name}"]
     config = ROOT / words[1] if words[1].startswith("configs/") else None
     if not words[1].endswith(".toml") or config:  # a run's own config.toml is not at hand
         kind.load(config, given)
