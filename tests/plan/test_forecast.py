@@ -192,6 +192,7 @@ def test_small_models_are_measured_whole() -> None:
         ({"data": "runs/none", "vocab_size": None}, DataError, "no data folder at runs/none"),
         ({"runs": ["runs/none"]}, CheckpointError, "no folder runs/none: --runs takes"),
         ({"settings": ["batchsize=3"]}, ConfigError, "did you mean 'batch_size'"),
+        ({"settings": ["steps=3"]}, ConfigError, "'steps=3': steps is no setting of a plan"),
         ({"settings": ["seq_len=4096"]}, ConfigError, "longer than the context of 3m, 1024"),
         ({"settings": ["country=ZZZ"]}, ConfigError, "no electricity data for country 'ZZZ'"),
         ({"calibration_seconds": -1}, ConfigError, "calibration_seconds = -1"),

@@ -12,6 +12,7 @@ from gemmule.model.config import GemmaConfig
 from gemmule.plan.calibrate import SECONDS
 from gemmule.train.config import TrainConfig
 
+_PLANNED = ("data", "preset", "model", "init", "steps")  # settings that a plan has itself
 TOKENS_PER_PARAMETER = 20  # the usual rule (Hoffmann et al. 2022), where no length was asked for
 
 
@@ -50,6 +51,17 @@ class PlanRequest(Config):
             raise ValueError("give either tokens or steps, not both")
         if self.data is not None and self.vocab_size is not None:
             raise ValueError("vocab_size is for plans without data: the corpus has its own")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _settings_are_of_the_run(self) -> Self:
+        for setting in self.settings:
+            key = setting.partition("=")[0].partition(".")[0].strip()
+            if key in _PLANNED:
+                raise ValueError(
+                    f"{setting!r}: {key} is no setting of a plan; say it with --teacher, "
+                    "--student, --data, --tokens or --steps"
+                )
         return self
 
     def train_config(self, student: GemmaConfig) -> TrainConfig:

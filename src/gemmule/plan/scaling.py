@@ -43,7 +43,7 @@ _CENTRE = np.log([value for value, _ in COEFFICIENTS.values()])
 _WIDTH = np.array([width for _, width in COEFFICIENTS.values()])
 
 RUN_ERROR = 0.05  # nats: how far a run may be from a law that is right; seeds alone make 0.02
-WALKERS, ROUNDS, BURN_IN, THIN = 96, 3000, 1500, 50
+WALKERS, ROUNDS, BURN_IN, THIN = 96, 2000, 1000, 25
 
 
 @dataclass(frozen=True)

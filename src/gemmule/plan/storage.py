@@ -12,7 +12,7 @@ import torch
 
 from gemmule.distill.spec import TargetSpec
 
-TOKENS = 64
+TOKENS = 32
 
 
 def zipf(vocab_size: int, entropy: float) -> torch.Tensor:
