@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 # Published value, and how far from it the coefficient may be here: the standard deviation of its
 # logarithm. The widths are ours: a factor of about 3 for the amplitudes, 15% for the exponents.
+# From c0 on the values are not confirmed by a second source (docs/plan.md).
 COEFFICIENTS: dict[str, tuple[float, float]] = {
     "E": (1.220, 0.3),
     "A": (3355.0, 1.0),
