@@ -232,7 +232,7 @@ def assert_same_store(got: Path, expected: Path) -> None:
         assert a.entropy_T.tobytes() == b.entropy_T.tobytes()
     assert [p.name for p in (got / "shards").iterdir() if p.name.startswith(".")] == []
     tokens = sum(s["tokens"] for s in mine.sessions())
-    assert tokens <= mine.windows * mine.seq_len  # a killed session has no say
+    assert tokens <= mine.windows * mine.seq_len  # a session killed between a shard and its note
 
 
 @pytest.mark.parametrize(

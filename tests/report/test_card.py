@@ -267,6 +267,27 @@ def test_a_distilled_run_alone_names_its_teacher(tmp_path):
     assert "another quantity, and is not drawn" in read(card).text
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_stored_targets_are_named_and_their_bias_is_said(tmp_path, biased):
+    run = tmp_path / "student"
+    make_run(run, kind="distill")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["targets"] = {
+        "path": "/home/somebody/targets",
+        "identity": "ab" * 32,
+        "label": "top-32" if biased else "sampled-50",
+        "biased": biased,
+        "bytes_per_token": 34.2,
+        "recording": {"seconds": 80.0, "energy_wh": 1.25, "gco2e": None},
+    }
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    text = (write_card(run) / "README.md").read_text()
+    assert ("such targets are biased" in text) == biased
+    assert manifest["targets"]["label"] in text
+    assert "energy of recording the teacher" in text
+    assert "somebody" not in text
+
+
 def test_a_run_without_evaluations_says_so(tmp_path):
     make_run(tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("")

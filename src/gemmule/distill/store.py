@@ -216,6 +216,7 @@ class Store:
             "biased": self.spec.biased,
             "bytes_per_token": round(self.bytes_per_token, 2),
             "tokens": self.windows * self.seq_len,
+            "recording": self.recording(),
         }
 
     def gaps(self) -> list[tuple[int, int]]:
@@ -268,6 +269,20 @@ class Store:
     def sessions(self) -> list[dict[str, Any]]:
         """What each recording took."""
         return [files.read_json(p) for p in sorted((self.path / SESSIONS).glob("*.json"))]
+
+    def recording(self) -> dict[str, float | None]:
+        """What all recordings took together: seconds, energy_wh, gco2e; None where not known."""
+        sessions = self.sessions()
+
+        def total(values: list[float | None]) -> float | None:
+            known = [v for v in values if v is not None]
+            return sum(known) if known and len(known) == len(values) else None
+
+        return {
+            "seconds": round(sum(s["seconds"] for s in sessions), 3),
+            "energy_wh": total([s["carbon"].get("energy_wh") for s in sessions]),
+            "gco2e": total([s["carbon"].get("gco2e") for s in sessions]),
+        }
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -76,13 +76,15 @@ def data(source: Run | Quickstart, model: Run, ledger: Ledger) -> Section:
 def procedure(model: Run, ledger: Ledger) -> Section:
     """Objective, settings, versions and machine, as the run's files hold them."""
     rows: list[tuple[str, Sentence]] = []
-    groups = [("objective", model.manifest), ("parent", model.manifest)]
+    groups = [(name, model.manifest) for name in ("objective", "parent", "targets")]
     groups += [("seed", model.manifest), ("created", model.manifest)]
     groups += [("versions", model.manifest), ("machine", model.manifest)]
     if model.config is not None:
         groups += [(key, model.config) for key in model.config.content]
     for group, document in groups:
         for key in _leaves(document.get(group), group):
+            if key.startswith("targets.recording."):  # under energy
+                continue
             title = key if document is model.config else key.replace("_", " ").replace(".", ": ")
             rows.append((title, [ledger.take(document, key, title, _setting)]))
     return Section("Training procedure", rows)
@@ -103,6 +105,13 @@ def energy(source: Run | Quickstart, model: Run, ledger: Ledger) -> Section:
         rows.append((title, [ledger.take(model.carbon, key, title, form)]))
         if key == "country" and not rows[-1][1][0].known:  # type: ignore[union-attr]
             rows[-1] = (title, ["not given"])
+    if model.manifest.get("targets") is not None:
+        # Not part of this run's own: other students share it.
+        for key, title, form in (
+            ("targets.recording.energy_wh", "energy of recording the teacher", figures.watt_hours),
+            ("targets.recording.gco2e", "carbon of recording the teacher", figures.grams),
+        ):
+            rows.append((title, [ledger.take(model.manifest, key, title, form)]))
     for part in _leaves(model.carbon.get("how") if model.carbon else None, "how"):
         title = HOW.get(part.removeprefix("how."), part.removeprefix("how."))
         rows.append((title, [ledger.take(model.carbon, part, title, str)]))
@@ -145,6 +154,15 @@ def limitations(model: Run, ledger: Ledger) -> list[Sentence]:
         ),
         say("Benchmarks, safety and memorisation: not measured."),
     ]
+    if model.manifest.get("targets.biased"):
+        label = ledger.take(model.manifest, "targets.label", "stored targets", str)
+        lines.append(
+            say(
+                "It learned from the likeliest words of its teacher alone ({}): such targets are "
+                "biased, and a student of them is surer of itself than its teacher.",
+                label,
+            )
+        )
     if known.startswith("modelled"):
         lines.append(say("Energy is modelled, not metered: take it as an order of magnitude."))
     return lines

@@ -6,7 +6,6 @@ and the store knows which windows it has: the same command goes on with those th
 Units can be shared out among processes or machines that write into one folder.
 """
 
-import contextlib
 import datetime
 import itertools
 import os
@@ -134,10 +133,7 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     if config.compile and isinstance(teacher, GemmaTeacher):
         machine.compile_blocks(teacher.model)
     session = _Session(config, out, store, teacher, split)
-    try:
-        session.run()
-    finally:
-        session.save()
+    session.run()
     done = Store.open(out)
     if not done.gaps() and config.part == "1/1":
         files.remove_leftovers(out / stores.SHARDS)
@@ -286,6 +282,7 @@ class _Session:
                 stores.write_shard(self.out, self.store.identity, first, done)
                 self.tokens += len(done) * self.store.seq_len
                 first, done, written = first + len(done), [], time.monotonic()
+                self.save()
             if stop.requested:
                 return
 
@@ -300,9 +297,7 @@ class _Session:
         return [self.store.codec.encode(targets) for targets in found]
 
     def save(self) -> None:
-        """Notes what the session took, beside those of others."""
-        if not self.tokens:
-            return
+        """Notes what the session has taken so far, beside the notes of others."""
         name = f"{self.began:%Y%m%dT%H%M%S}-{os.getpid()}.json"
         energy = self.meter.reading().to_json()
         value = {
@@ -314,8 +309,7 @@ class _Session:
             "machine": runlog.machine(),
             "carbon": energy,
         }
-        with contextlib.suppress(OutputError):  # a full disk has been reported already
-            files.write_json(self.out / stores.SESSIONS / name, value)
+        files.write_json(self.out / stores.SESSIONS / name, value)
 
 
 def _pieces(store: Store) -> list[tuple[int, int]]:
@@ -329,12 +323,6 @@ def _pieces(store: Store) -> list[tuple[int, int]]:
 
 def summary(store: Store, session: "_Session | None" = None) -> dict[str, Any]:
     """What a store holds and what it took, for people and programs."""
-    sessions = store.sessions()
-
-    def total(name: str) -> float | None:
-        values = [s["carbon"].get(name) for s in sessions]
-        return None if None in values or not values else sum(values)
-
     return {
         "path": str(store.path),
         "identity": store.identity,
@@ -344,11 +332,9 @@ def summary(store: Store, session: "_Session | None" = None) -> dict[str, Any]:
         "missing_tokens": (store.windows - store.recorded) * store.seq_len,
         "bytes_per_token": round(store.bytes_per_token, 2),
         "shards": len(store.shards),
-        "seconds": round(sum(s["seconds"] for s in sessions), 3),
         "tokens_per_second": None if session is None or not session.tokens
         else round(session.tokens / session.seconds, 1),
-        "energy_wh": total("energy_wh"),
-        "gco2e": total("gco2e"),
+        **store.recording(),
     }  # fmt: skip
 
 
