@@ -62,7 +62,9 @@ def main() -> int:
     parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--work", type=Path, default=Path("runs/bench-logit-store"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw loss against bytes there")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the --json file's losses there"
+    )
     parser.add_argument("--steps", type=int, default=200, help="of each student")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5, help="turns, for the rates")
@@ -71,7 +73,10 @@ def main() -> int:
     parser.add_argument("--cost-only", action="store_true")
     args = parser.parse_args()
     args.modes = list(KINDS)
-    return harness.run(args, measure, show)
+    status = harness.run(args, measure, show)
+    if not status and args.plot and args.json:
+        _plot(files.read_json(args.json), args.plot)
+    return status
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -289,6 +294,47 @@ def show(report: Mapping[str, Any]) -> None:
 
 def _rate(rates: Mapping[str, float], name: str) -> str:
     return f"{rates[name]:,.0f}" if name in rates else ""
+
+
+def _plot(report: Mapping[str, Any], path: Path) -> None:
+    """Loss against bytes a token, seed by seed and on average, between full and from scratch."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    params: Any = mpl.rcParams
+    params.update({"svg.hashsalt": "gemmule", "svg.fonttype": "none", "font.size": 10.5})
+    quality = report["quality"]
+    canvas = Figure(figsize=(8.2, 4.6), facecolor="#fffefb", layout="constrained")
+    axes = canvas.subplots()
+    axes.set_facecolor("#fffefb")
+    for name, colour, label in (
+        ("full", "#1d2226", "the teacher at hand (whole distribution)"),
+        ("scratch", "#59636b", "from scratch"),
+    ):
+        axes.axhline(quality[name]["loss"], color=colour, linestyle="--", linewidth=1)
+        axes.annotate(
+            label, (1, quality[name]["loss"]), xycoords=("axes fraction", "data"),
+            xytext=(-4, 4), textcoords="offset points", ha="right", color=colour,
+        )  # fmt: skip
+    for name, about in report["targets"].items():
+        colour, marker = ("#00756f", "o") if about["unbiased"] else ("#c2500f", "s")
+        found, size = quality[name], about["bytes_per_token"]
+        axes.plot([size] * len(found["losses"]), found["losses"], marker, color=colour, alpha=0.3,
+                  markersize=4)  # fmt: skip
+        axes.plot(size, found["loss"], marker, color=colour, markersize=8)
+        axes.annotate(about["label"], (size, found["loss"]), xytext=(9, -4),
+                      textcoords="offset points", color=colour)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
+    axes.set_xlim(8, 256)
+    axes.set_xlabel("bytes per token in the store (circles: unbiased, squares: biased)")
+    axes.set_ylabel("student's held-out loss, nats/token")
+    axes.grid(color="#e1dcd2", linewidth=0.8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0, which="both")
+    with files.atomic_path(path) as tmp:
+        canvas.savefig(tmp, format="svg", metadata={"Creator": None, "Date": None})
 
 
 if __name__ == "__main__":
