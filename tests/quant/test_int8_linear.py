@@ -1,12 +1,18 @@
 """Linear layers in int8 against the plain version and against fp32."""
 
+import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from gemmule.quant.int8_linear import Int8Linear, quantise_linears, quantised, speed
+
+BENCH = Path(__file__).parents[2] / "bench" / "int8_teacher.py"
 
 
 def layer(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
@@ -68,3 +74,13 @@ def test_replaces_all_but_the_head() -> None:
     assert network(torch.randn(2, 8)).shape == (2, 20)
     assert isinstance(network[0], Int8Linear)
     assert 0 < speed(network, 64) < 1000
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    command = [sys.executable, str(BENCH), "--toy", "--rounds=1", f"--json={out}"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    report = json.loads(out.read_text())
+    for name in ("teacher", "layer_2b"):
+        assert report[name]["gain"] > 0
+        assert 0 < report[name]["relative_error"] < 0.1
