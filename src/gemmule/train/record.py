@@ -276,6 +276,7 @@ class _Session:
                 if done:
                     stores.write_shard(self.out, self.store.identity, first, done)
                     self.tokens += len(done) * self.store.seq_len
+                    self.save()
                 raise
             self.seconds += time.perf_counter() - began
             bar.update(self.tokens + len(done) * self.store.seq_len)
