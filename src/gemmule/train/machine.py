@@ -48,14 +48,23 @@ def resolve(config: C, flops: float) -> C:
     )
 
 
+@functools.cache
 def fastest_dtype(device: str) -> str:
     """bfloat16 where it multiplies matrices clearly faster than float32, else float32."""
-    half, full = (matmul_gflops(device, d) for d in (torch.bfloat16, torch.float32))
+    # A processor without bfloat16 products emulates them, seventy times slower than float32: small
+    # matrices show that in no time, large ones would take half a minute.
+    for size in (128, None):
+        half, full = (matmul_gflops(device, d, size=size) for d in (torch.bfloat16, torch.float32))
+        if half < full:
+            break
     return "bfloat16" if half > 1.5 * full else "float32"
 
 
 def matmul_gflops(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, seconds: float = 0.0
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 0.0,
+    size: int | None = None,
 ) -> float:
     """Best rate of a square matrix product, in 1e9 operations a second.
 
@@ -63,8 +72,9 @@ def matmul_gflops(
         device: where.
         dtype: of the matrices.
         seconds: go on for so long, to see past a moment's other work; six products at least.
+        size: rows of the matrices; None takes what shows a processor's best rate.
     """
-    size = 1024 if device == "cpu" else 4096
+    size = size or (1024 if device == "cpu" else 4096)
     a = torch.ones(size, size, dtype=dtype, device=device)
     best, tries, end = 0.0, 0, time.monotonic() + seconds
     while tries < 6 or time.monotonic() < end:
