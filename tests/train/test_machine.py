@@ -44,16 +44,33 @@ def test_auto_is_resolved(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(machine.runlog, "usable_cores", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     rates = {torch.bfloat16: 100.0, torch.float32: 80.0}
-    monkeypatch.setattr(machine, "matmul_gflops", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(machine, "matmul_gflops", lambda device, dtype, size: rates[dtype])
+    machine.fastest_dtype.cache_clear()
     config = TrainConfig.parse(tiny(compile="auto", dtype="auto", device="auto", threads=0))
     short = machine.resolve(config, flops=1e9)
     assert (short.device, short.dtype, short.compile, short.threads) == ("cpu", "float32", False, 1)
     assert machine.resolve(config, flops=1e18).compile is True
     rates[torch.bfloat16] = 200.0
+    machine.fastest_dtype.cache_clear()
     assert machine.resolve(config, flops=1e9).dtype == "bfloat16"
+    machine.fastest_dtype.cache_clear()
     # What the user chose stays.
     chosen = TrainConfig.parse(tiny(compile=False, dtype="float32", device="cpu", threads=1))
     assert machine.resolve(chosen, flops=1e18) == chosen
+
+
+def test_emulated_bfloat16_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def rate(device: str, dtype: torch.dtype, size: int | None) -> float:
+        asked.append((dtype, size))
+        return 80.0 if dtype == torch.float32 else 0.5
+
+    monkeypatch.setattr(machine, "matmul_gflops", rate)
+    machine.fastest_dtype.cache_clear()
+    assert machine.fastest_dtype("cpu") == "float32"
+    assert {size for _, size in asked} == {128}
+    machine.fastest_dtype.cache_clear()
 
 
 def test_what_cannot_fit_is_refused(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
