@@ -185,8 +185,11 @@ def test_killed_at(
     assert_same_run(out, unbroken[name])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("name", "seed"), [("muon", 0), ("muon", 1), ("muon", 2), ("stored", 0), ("stored", 1)]
+)
 def test_killed_again_and_again_at_random_moments(
+    name: str,
     seed: int,
     settings: dict[str, dict[str, Any]],
     unbroken: dict[str, Path],
@@ -198,27 +201,9 @@ def test_killed_again_and_again_at_random_moments(
     for _ in range(4):
         resume = (out / "config.toml").is_file()
         after = moments.uniform(0.02, 0.3)
-        assert children.train(settings["muon"], out, resume, kill_after=after) in (KILLED, 0)
-    assert children.train(settings["muon"], out, (out / "config.toml").is_file()) == 0
-    assert_same_run(out, unbroken["muon"])
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_learning_from_a_store_killed_at_random_moments(
-    seed: int,
-    settings: dict[str, dict[str, Any]],
-    unbroken: dict[str, Path],
-    children: Children,
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "run"
-    moments = random.Random(100 + seed)
-    for _ in range(4):
-        resume = (out / "config.toml").is_file()
-        after = moments.uniform(0.02, 0.3)
-        assert children.train(settings["stored"], out, resume, kill_after=after) in (KILLED, 0)
-    assert children.train(settings["stored"], out, (out / "config.toml").is_file()) == 0
-    assert_same_run(out, unbroken["stored"])
+        assert children.train(settings[name], out, resume, kill_after=after) in (KILLED, 0)
+    assert children.train(settings[name], out, (out / "config.toml").is_file()) == 0
+    assert_same_run(out, unbroken[name])
 
 
 def assert_same_store(got: Path, expected: Path) -> None:
