@@ -4,10 +4,7 @@ Only log-probabilities come back, and only on the weights that are served: of th
 the server supports `echo`, else of the likeliest tokens after a number of prefixes.
 """
 
-import json
 import math
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,96 +22,13 @@ from gemmule.doctor.text_checks import BOS, PROSE, ids_row, published_row
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.runlog import ProgressBar
+from gemmule.teachers.completions import CompletionServer, Refused
 
-TIMEOUT_SECONDS = 120.0
 _EXACT_PARAMETERS = 30_000_000
 _FLOPS = 1.5e11  # of one reference pass; every known bug costs one
 _DECODED = 12
 _PREFIXES = (3, 9, 17, 29)  # tokens, where echo is not supported
 _TOP = 5
-
-
-class Client:
-    """Asks one server.
-
-    Attributes:
-        url: its base address, ending in /v1.
-        model: the name it serves the model under.
-    """
-
-    def __init__(self, url: str, model: str | None = None) -> None:
-        """Finds the server.
-
-        Raises:
-            ConfigError: when it cannot be reached, wants a key, or does not list `model`.
-        """
-        self.url = url.rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is no address: use one such as http://127.0.0.1:8000/v1")
-        self.model = model or self._first_model()
-
-    def _first_model(self) -> str:
-        listed = self._ask("/models", None).get("data")
-        if not isinstance(listed, list) or not listed or "id" not in listed[0]:
-            raise ConfigError(f"{self.url}/models lists no model: name it with --model")
-        return str(listed[0]["id"])
-
-    def complete(self, prompt: str | list[str], **settings: Any) -> list[dict[str, Any]] | None:
-        """The choices of one completion; None when the server refuses these settings.
-
-        Raises:
-            ConfigError: when it cannot be asked at all.
-        """
-        body = {"model": self.model, "prompt": prompt, "temperature": 0, **settings}
-        answer = self._ask("/completions", body, may_refuse=True)
-        if not answer:
-            return None
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or not choices:
-            raise ConfigError(f"{self.url}/completions answered without choices")
-        return sorted(choices, key=lambda choice: choice.get("index", 0))
-
-    def _ask(
-        self, path: str, body: dict[str, Any] | None, may_refuse: bool = False
-    ) -> dict[str, Any]:
-        url = self.url + path
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                text = response.read().decode(errors="replace")
-        except urllib.error.HTTPError as e:
-            with e:
-                said = e.read().decode(errors="replace")
-            if may_refuse and e.code in (400, 422, 501):
-                return {}
-            raise ConfigError(_explain(url, e.code, said, self)) from None
-        except TimeoutError:
-            raise ConfigError(f"{url} did not answer in {TIMEOUT_SECONDS:.0f} s") from None
-        except (OSError, ValueError) as e:
-            reason = getattr(e, "reason", e)
-            raise ConfigError(
-                f"cannot reach {url} ({reason}): is the server running, and is this its address?"
-            ) from None
-        try:
-            answer = json.loads(text)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise ConfigError(f"{url} did not answer with JSON but {text[:60]!r}: is it the API?")
-        return answer
-
-
-def _explain(url: str, code: int, said: str, client: Client) -> str:
-    if code in (401, 403):
-        return f"{url} wants a key (HTTP {code}): examine a server that asks for none"
-    if code == 404:
-        name = getattr(client, "model", None)
-        return (
-            f"{url} is not there (HTTP 404): --url is the base address, usually ending in /v1"
-            + (f", and --model the name it serves ({name!r} was asked for)" if name else "")
-        )
-    return f"{url} answered HTTP {code}: {' '.join(said.split())[:160]}"
 
 
 class _Measured:
@@ -130,7 +44,7 @@ class _Measured:
         self.values, self.ids, self.select = values, ids, select
 
 
-def examine(client: Client, lm: LanguageModel, dtype: torch.dtype) -> list[Row]:
+def examine(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype) -> list[Row]:
     """Every check that an endpoint allows.
 
     Args:
@@ -192,10 +106,20 @@ def _prompt_ids(lm: LanguageModel) -> list[int]:
     return lm.tokenizer.encode(text)
 
 
-def _echoed(client: Client, lm: LanguageModel, text: str) -> _Measured | None:
+def _choices(
+    client: CompletionServer, prompt: str | list[str], **settings: Any
+) -> list[dict[str, Any]]:
+    """The choices of one completion; none when the server refuses these settings."""
+    try:
+        return client.complete(prompt, **settings)
+    except Refused:
+        return []
+
+
+def _echoed(client: CompletionServer, lm: LanguageModel, text: str) -> _Measured | None:
     """The log-probability of every token of a text, if the server supports echo."""
     for most in (0, 1):
-        choices = client.complete(text, echo=True, logprobs=1, max_tokens=most)
+        choices = _choices(client, text, echo=True, logprobs=1, max_tokens=most)
         if choices and choices[0].get("logprobs"):
             break
     else:
@@ -222,7 +146,7 @@ def _is_bos(piece: str) -> bool:
     return piece in ("<bos>", f"token_id:{BOS}")
 
 
-def _after_prefixes(client: Client, lm: LanguageModel, ids: list[int]) -> _Measured:
+def _after_prefixes(client: CompletionServer, lm: LanguageModel, ids: list[int]) -> _Measured:
     """The log-probabilities of the likeliest tokens after several prefixes."""
     values, places = [], []
     for length in (*_PREFIXES, len(ids)):
@@ -248,8 +172,8 @@ def _after_prefixes(client: Client, lm: LanguageModel, ids: list[int]) -> _Measu
     return _Measured(torch.tensor(values).double()[:, None], ids, select)
 
 
-def _top(client: Client, text: str) -> dict[str, float]:
-    choices = client.complete(text, logprobs=_TOP, max_tokens=1)
+def _top(client: CompletionServer, text: str) -> dict[str, float]:
+    choices = _choices(client, text, logprobs=_TOP, max_tokens=1)
     found = (choices or [{}])[0].get("logprobs") or {}
     top = found.get("top_logprobs") or [{}]
     return {str(piece): float(value) for piece, value in (top[0] or {}).items()}
@@ -309,13 +233,13 @@ def _bos_row(probes: dict[int, Probe], count: int) -> Row:
     return Row(check, PASS, figure, "a text is read with exactly one (distance with 0, 1, 2)")
 
 
-def _batch_row(client: Client, lm: LanguageModel, text: str, probe: Probe) -> Row:
+def _batch_row(client: CompletionServer, lm: LanguageModel, text: str, probe: Probe) -> Row:
     good = "a prompt in a batch gets what it gets alone"
     other = lm.tokenizer.decode(lm.tokenizer.encode(text)[::-1])[: len(text) // 2]
     settings = {"logprobs": 1, "max_tokens": 4}
-    alone = client.complete(text, **settings)
-    beside = client.complete(other, **settings)
-    batch = client.complete([text, other], **settings)
+    alone = _choices(client, text, **settings)
+    beside = _choices(client, other, **settings)
+    batch = _choices(client, [text, other], **settings)
     if not alone or not beside or not batch or len(batch) != 2:
         return property_row("batch invariance", [], good, "")
     rows = [_token_logprobs(c) for c in (alone[0], beside[0], *batch)]
@@ -332,12 +256,12 @@ def _token_logprobs(choice: dict[str, Any]) -> list[float]:
     return [float(x) for x in (choice.get("logprobs") or {}).get("token_logprobs") or []]
 
 
-def _decode_row(client: Client, lm: LanguageModel, dtype: torch.dtype, bos: int) -> Row:
+def _decode_row(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype, bos: int) -> Row:
     """What is said while generating, against one pass over prompt and answer."""
     check, good = "prefill = decode", "generated tokens have the log-probabilities of one pass"
     prompt = _prompt_ids(lm)
     text = lm.tokenizer.decode(prompt)
-    choices = client.complete(text, logprobs=1, max_tokens=_DECODED)
+    choices = _choices(client, text, logprobs=1, max_tokens=_DECODED)
     given = (choices or [{}])[0].get("logprobs") or {}
     pieces = [_id_of(lm, str(p)) for p in given.get("tokens") or []]
     if None in pieces or len(pieces) < 2:

@@ -16,6 +16,7 @@ from gemmule.doctor.report import FAIL, Report, Row
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.runlog import ProgressBar
+from gemmule.teachers.completions import CompletionServer
 
 BACKENDS = ("gemmule", "transformers", "openai")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -56,7 +57,8 @@ def run_doctor(
     lm = load(path, dtype=dtype if backend == "gemmule" else None)
     if backend == "openai":
         chosen = getattr(torch, dtype) if dtype else lm.model.embed_tokens.weight.dtype
-        rows = endpoint.examine(endpoint.Client(url or "", served), lm, chosen)
+        server = CompletionServer(url or "", served, pauses=(), option="--model")
+        rows = endpoint.examine(server, lm, chosen)
     else:
         model: LocalModel = GemmuleModel(lm.model)
         text: Text = GemmuleText(lm)

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible server for completions, patiently."""
+"""Asking an OpenAI-compatible server for completions."""
 
 import http.client
 import json
@@ -6,6 +6,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from gemmule.errors import ConfigError
@@ -28,44 +29,64 @@ class CompletionServer:
         model: the name it serves the model under.
     """
 
-    def __init__(self, url: str, model: str | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        pauses: Sequence[float] | None = None,
+        option: str = "--set served",
+    ) -> None:
         """Finds the server, and the model's name where it is not given: the first it lists.
+
+        Args:
+            url: its base address.
+            model: the name it serves the model under.
+            pauses: seconds before each new attempt when it is busy or away; none gives up at once.
+                By default half a minute in all, for work of hours.
+            option: how a user names the model.
 
         Raises:
             ConfigError: when it cannot be asked.
         """
         self.url = url.rstrip("/")
+        self._pauses = PAUSES if pauses is None else pauses
+        self._option = option
+        if not self.url.lower().startswith(("http://", "https://")):
+            raise ConfigError(f"{url!r} is no address: use one such as http://127.0.0.1:8000/v1")
         self.model = model or self._first_model()
 
     def _first_model(self) -> str:
         listed = self._ask("/models", None).get("data")
         if not isinstance(listed, list) or not listed or "id" not in listed[0]:
-            raise ConfigError(f"{self.url}/models lists no model: name it with --set served=NAME")
+            raise ConfigError(f"{self.url}/models lists no model: name it with {self._option}")
         return str(listed[0]["id"])
 
-    def complete(self, prompt: list[int], **settings: Any) -> dict[str, Any]:
-        """The first choice of one completion; safe to call from several threads.
+    def complete(
+        self, prompt: str | Sequence[str] | Sequence[int], **settings: Any
+    ) -> list[dict[str, Any]]:
+        """The choices of one completion, in order; safe to call from several threads.
 
         Raises:
             Refused: when it will not have these settings.
-            ConfigError: when it cannot be asked, after several attempts.
+            ConfigError: when it cannot be asked.
         """
-        body = {"model": self.model, "prompt": prompt, **settings}
+        body = {"model": self.model, "prompt": prompt, "temperature": 0, **settings}
         choices = self._ask("/completions", body).get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ConfigError(f"{self.url}/completions answered without choices")
-        return choices[0]
+        return sorted(choices, key=lambda choice: choice.get("index", 0))
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        for pause in (*PAUSES, None):
+        for pause in (*self._pauses, None):
             try:
                 return self._ask_once(self.url + path, body)
             except _NotNow as e:
                 if pause is None:
+                    tried = f", after {len(self._pauses) + 1} attempts" if self._pauses else ""
                     raise ConfigError(
-                        f"{self.url}{path} does not answer ({e}), after "
-                        f"{len(PAUSES) + 1} attempts: is the server running, and is this "
-                        "its address? What is recorded is kept: the same command goes on from there"
+                        f"{self.url}{path} does not answer ({e}){tried}: is the server running, "
+                        "and is this its address?"
                     ) from None
                 time.sleep(pause)
         raise AssertionError("unreachable")
@@ -105,8 +126,8 @@ class CompletionServer:
         if code == 404:
             name = getattr(self, "model", None)
             return ConfigError(
-                f"{url} is not there (HTTP 404): a teacher's address is the base one, usually "
-                f"ending in /v1{f', and it was asked for the model {name!r}' if name else ''}"
+                f"{url} is not there (HTTP 404): the address is the base one, usually ending in "
+                f"/v1{f', and the model {name!r} was asked for ({self._option})' if name else ''}"
             )
         return Refused(f"{url} answered HTTP {code}: {said}")
 

@@ -135,7 +135,7 @@ class EndpointTeacher:
         return [self._likeliest(place) for place in places[1:]]
 
     def _ask(self, prompt: list[int]) -> dict[str, Any]:
-        return self._server.complete(prompt, **self._dialect.settings, temperature=0.0)
+        return self._server.complete(prompt, **self._dialect.settings)[0]
 
     def _likeliest(self, place: dict[str, float]) -> Row:
         """The k likeliest of a place; the prompt's own token may have come on top of them."""

@@ -272,12 +272,14 @@ class _Session:
             began = time.perf_counter()
             try:
                 done += self._windows(range(start, min(start + self.config.batch_size, end)))
-            except UserError:  # a server went away: what it said before is kept
+            except UserError as e:  # a server went away: what it said before is kept
                 if done:
                     stores.write_shard(self.out, self.store.identity, first, done)
                     self.tokens += len(done) * self.store.seq_len
                     self.save()
-                raise
+                raise ConfigError(
+                    f"{e} What is recorded is kept: the same command goes on from there."
+                ) from None
             self.seconds += time.perf_counter() - began
             bar.update(self.tokens + len(done) * self.store.seq_len)
             overdue = time.monotonic() - written > self.config.shard_minutes * 60
