@@ -60,6 +60,7 @@ def verify(
     store = Store.open(path)
     if not store.recorded:
         raise DataError(f"{path} holds nothing yet: record first")
+    size = _check_bytes(store)
     dataset = Dataset.open(Path(data or store.manifest["corpus"]["path"]))
     if dataset.fingerprint != store.manifest["corpus"]["fingerprint"]:
         raise DataError(
@@ -69,8 +70,8 @@ def verify(
     name = teacher or store.manifest["teacher"]["path"]
     if is_address(name):
         raise ConfigError(
-            f"{path} was recorded from a server, {name}, whose whole distribution nobody can ask "
-            "for: what it is worth shows only in a student"
+            f"every checksum of {path} fits, but it was recorded from a server, {name}, whose whole "
+            "distribution nobody can ask for: what it is worth shows only in a student"
         )
     said = open_teacher(name, dataset, store.seq_len)
     if said.describe()["fingerprint"] != store.manifest["teacher"]["fingerprint"]:
@@ -84,7 +85,6 @@ def verify(
             f"{student} has {learner.vocab_size} rows in its vocabulary and the teacher "
             f"{said.vocab_size}"
         )
-    size = _check_bytes(store)
     recorded = np.concatenate([np.arange(s.first, s.stop) for s in store.shards])
     count = min(len(recorded), max(2, tokens // store.seq_len))
     chosen = np.sort(np.random.default_rng(seed).choice(recorded, count, replace=False))
