@@ -70,8 +70,8 @@ def verify(
     name = teacher or store.manifest["teacher"]["path"]
     if is_address(name):
         raise ConfigError(
-            f"every checksum of {path} fits, but it was recorded from a server, {name}, whose whole "
-            "distribution nobody can ask for: what it is worth shows only in a student"
+            f"every checksum of {path} fits, but it was recorded from a server, {name}, whose "
+            "whole distribution nobody can ask for: what it is worth shows only in a student"
         )
     said = open_teacher(name, dataset, store.seq_len)
     if said.describe()["fingerprint"] != store.manifest["teacher"]["fingerprint"]:
