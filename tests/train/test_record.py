@@ -362,4 +362,5 @@ def test_corpus_tokens(tiny: Settings, tmp_path: Path) -> None:
 
 def test_spec_labels() -> None:
     assert TargetSpec().label == "sampled-50"
+    assert TargetSpec(spread="independent").label == "sampled-50 independent"
     assert TargetSpec(kind="top_k_tail", k=8, temperature=2).label == "top-8+tail at T=2"

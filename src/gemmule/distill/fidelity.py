@@ -6,13 +6,14 @@ Two questions that must not be mixed up:
 - Truncation: what does learning from it instead of the whole distribution change? The gap in the
   loss, and in its gradient with respect to the student's logits, at a given student.
 
-For samples a gap of one draw is noise. What counts is its mean over draws: the squared length of
-the gradient's bias is estimated without bias by taking the noise's own expected square off, and
-may so come out below zero.
+For samples the gap of one set of draws is noise. What counts is its mean over all sets: the squared
+length of the gradient's bias is estimated without bias by taking off the square that new draws from
+the same teacher have on average, and may so come out below zero.
 
 Shapes: C tokens, K kept ids, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Gap:
     Attributes:
         loss_C: forward KL by the targets minus forward KL of the whole distribution, nats.
         bias2_C: squared L2 norm of the gradient's expected difference; for samples an unbiased
-            estimate; NaN for a single draw, which says nothing of it.
+            estimate.
         noise2_C: squared L2 norm expected of what is left, the gradient's noise: 0 unless sampled.
         full2_C: squared L2 norm of the whole distribution's gradient.
     """
@@ -59,9 +60,7 @@ def truncation(
     targets: SparseTargets,
     p_CV: Tensor,
     q_CV: Tensor,
-    *,
-    draws: int | None = None,
-    proposal: float = 1.0,
+    redrawn: Sequence[SparseTargets] = (),
 ) -> Gap:
     """What the targets change for a student q, where the teacher says p; both at one temperature.
 
@@ -69,12 +68,22 @@ def truncation(
         targets: of these tokens.
         p_CV: the teacher's probabilities, float64.
         q_CV: the student's.
-        draws: how many were drawn; None for targets that are not drawn.
-        proposal: power of p that they were drawn from.
+        redrawn: for samples, other draws of the same kind from p, which show their noise.
     """
-    weight_CV = dense(targets, p_CV.shape[1])
     log_q_CV = q_CV.clamp(min=TINY).log()
     full_C = (torch.special.entr(p_CV) + p_CV * log_q_CV).sum(-1).neg()
+    kl_C, gap2_C = _kl_and_gap2(targets, p_CV, q_CV, log_q_CV)
+    noise2_C = torch.zeros_like(gap2_C)
+    for others in redrawn:
+        noise2_C += _kl_and_gap2(others, p_CV, q_CV, log_q_CV)[1] / len(redrawn)
+    return Gap(kl_C - full_C, gap2_C - noise2_C, noise2_C, ((q_CV - p_CV) ** 2).sum(-1))
+
+
+def _kl_and_gap2(
+    targets: SparseTargets, p_CV: Tensor, q_CV: Tensor, log_q_CV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Forward KL by the targets, and the squared length of their gradient's difference."""
+    weight_CV = dense(targets, p_CV.shape[1])
     kl_C = -(weight_CV * log_q_CV).sum(-1) - targets.entropy_N.double()
     off_CV = p_CV - weight_CV + (weight_CV.sum(-1, keepdim=True) - 1.0) * q_CV
     if targets.tail_N is not None:
@@ -83,21 +92,4 @@ def truncation(
         mass_C1 = outside_CV.sum(-1, keepdim=True).clamp(min=TINY)
         kl_C = kl_C - (tail_C1 * mass_C1.log()).squeeze(1)
         off_CV = off_CV + tail_C1 * (q_CV - outside_CV / mass_C1)
-    gap2_C = (off_CV**2).sum(-1)
-    noise2_C = torch.zeros_like(gap2_C)
-    if draws is not None:
-        # The gradient is a mean over draws: of one that is worth `ratio` at id x it is
-        # ratio (q - onehot x), and the variance of a mean follows from the draws' own spread.
-        power_CV = p_CV**proposal
-        ratio_CV = power_CV.sum(-1, keepdim=True) * p_CV / power_CV.clamp(min=TINY)
-        square_CV = (q_CV**2).sum(-1, keepdim=True) - 2.0 * q_CV + 1.0
-        squares_C = (weight_CV * ratio_CV * square_CV).sum(-1)
-        grad_CV = weight_CV.sum(-1, keepdim=True) * q_CV - weight_CV
-        scale = 1.0 / (draws - 1) if draws > 1 else float("nan")
-        noise2_C = scale * (squares_C - (grad_CV**2).sum(-1))
-    return Gap(
-        kl_C - full_C,
-        gap2_C - noise2_C,
-        noise2_C,
-        ((q_CV - p_CV) ** 2).sum(-1),
-    )
+    return kl_C, (off_CV**2).sum(-1)
