@@ -8,9 +8,9 @@ Two questions, one table:
 - Cost: bytes a token; tokens a second of recording, of reading a store, and of training from a
   store and with the teacher at hand. Contestants take turns, medians of rounds.
 
-"top-k at equal bytes" keeps as many of the likeliest ids as sampled-50's bytes allow: what tools
-do that store top-k log-probabilities (DistillKit, TRL's offline formats), in our format, which
-packs them tighter than theirs.
+"systematic" draws are gemmule's default, "sampled" ones are independent, as published (Random
+Sampling KD). "top-k at equal bytes" keeps as many of the likeliest ids as sampled-50's bytes
+allow: what tools do that store top-k log-probabilities (DistillKit and others), in our format.
 
 It needs a quickstart's folder (--quickstart, made by `make quickstart`), whose teacher and data are
 used. Stores and students stay in --work, so that a stopped run goes on; --quality-only and
@@ -47,9 +47,11 @@ from gemmule.train.run import run_training
 SEQ_LEN, BATCH = 256, 8
 EQUAL_BYTES = "top-k at equal bytes"
 KINDS: Mapping[str, Mapping[str, Any]] = {
-    "sampled-12": {"draws": 12},
-    "sampled-50": {"draws": 50},
-    "sampled-256": {"draws": 256},
+    "systematic-12": {"draws": 12},
+    "systematic-50": {"draws": 50},
+    "sampled-12": {"draws": 12, "spread": "independent"},
+    "sampled-50": {"draws": 50, "spread": "independent"},
+    "sampled-256": {"draws": 256, "spread": "independent"},
     "top-32": {"kind": "top_k", "k": 32},
     "top-32+tail": {"kind": "top_k_tail", "k": 32},
     EQUAL_BYTES: {"kind": "top_k"},
@@ -193,7 +195,7 @@ def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, An
         args, dataset, lambda: Distillation(teacher, 1.0, 0.0, compiled=True)
     )
     turns["train from a store"] = _training(
-        args, dataset, lambda: StoredDistillation(stores["sampled-50"], 1.0, 0.0, compiled=True)
+        args, dataset, lambda: StoredDistillation(stores["systematic-50"], 1.0, 0.0, compiled=True)
     )
     rates: dict[str, list[float]] = {name: [] for name in turns}
     for turn in turns.values():
@@ -215,7 +217,7 @@ def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, An
                 medians["train from a store"] / medians["train scratch"]
             ),
             "read_vs_training": harness.rounded(
-                medians["read sampled-50"] / medians["train from a store"]
+                medians["read systematic-50"] / medians["train from a store"]
             ),
         },
     }
@@ -278,7 +280,7 @@ def show(report: Mapping[str, Any]) -> None:
         found = quality.get(name)
         rows.append(
             [
-                name if about is None or about["label"] == name else f"{name} ({about['label']})",
+                _shown(report, name),
                 "" if about is None else f"{about['bytes_per_token']:.1f}",
                 "" if found is None else f"{found['loss']:.4f}",
                 "" if found is None else f"{found['over_full']:+.2%}",
@@ -290,6 +292,11 @@ def show(report: Mapping[str, Any]) -> None:
     runlog.table(headers, rows)
     for name, ratio in cost.get("ratios", {}).items():
         harness.say(f"{name.replace('_', ' ')}: {ratio:.2f}")
+
+
+def _shown(report: Mapping[str, Any], name: str) -> str:
+    """Of the kind with equal bytes, how many ids those are."""
+    return f"{report['targets'][name]['label']}, equal bytes" if name == EQUAL_BYTES else name
 
 
 def _rate(rates: Mapping[str, float], name: str) -> str:
@@ -322,7 +329,7 @@ def _plot(report: Mapping[str, Any], path: Path) -> None:
         axes.plot([size] * len(found["losses"]), found["losses"], marker, color=colour, alpha=0.3,
                   markersize=4)  # fmt: skip
         axes.plot(size, found["loss"], marker, color=colour, markersize=8)
-        axes.annotate(about["label"], (size, found["loss"]), xytext=(9, -4),
+        axes.annotate(_shown(report, name), (size, found["loss"]), xytext=(9, -4),
                       textcoords="offset points", color=colour)  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
