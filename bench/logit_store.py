@@ -44,7 +44,7 @@ from gemmule.train.optimizers import build_optimizers
 from gemmule.train.record import RecordConfig, record
 from gemmule.train.run import run_training
 
-SEQ_LEN, BATCH = 256, 8
+BATCH = 8
 EQUAL_BYTES = "top-k at equal bytes"
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "systematic-12": {"draws": 12},
@@ -71,10 +71,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5, help="turns, for the rates")
     parser.add_argument("--student", default="1m", help="preset")
+    parser.add_argument("--toy", action="store_true", help="short rows: does it work at all?")
     parser.add_argument("--quality-only", action="store_true")
     parser.add_argument("--cost-only", action="store_true")
     args = parser.parse_args()
     args.modes = list(KINDS)
+    args.seq_len = 24 if args.toy else 256
     status = harness.run(args, measure, show)
     if not status and args.plot and args.json:
         _plot(files.read_json(args.json), args.plot)
@@ -86,14 +88,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if not (args.quickstart / "teacher" / "result.json").is_file():
         raise ConfigError(f"no quickstart in {args.quickstart}: make quickstart, or --quickstart")
     args.work.mkdir(parents=True, exist_ok=True)
-    tokens = args.steps * BATCH * SEQ_LEN
+    tokens = args.steps * BATCH * args.seq_len
     stores = _stores(args, tokens)
     report: dict[str, Any] = {
         "settings": {
             "student": args.student,
             "student_tokens": tokens,
             "seeds": args.seeds,
-            "seq_len": SEQ_LEN,
+            "seq_len": args.seq_len,
             "batch_size": BATCH,
             "teacher": files.read_json(args.quickstart / "teacher" / "result.json"),
             "corpus": Dataset.open(args.quickstart / "data").name,
@@ -128,7 +130,7 @@ def _stores(args: argparse.Namespace, tokens: int) -> dict[str, Store]:
             teacher=str(args.quickstart / "teacher"),
             data=args.quickstart / "data",
             targets=TargetSpec.parse(settings),
-            seq_len=SEQ_LEN,
+            seq_len=args.seq_len,
             tokens=tokens,
         )
         record(config, out)
@@ -146,9 +148,9 @@ def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str,
                 "preset": args.student,
                 "steps": args.steps,
                 "batch_size": BATCH,
-                "seq_len": SEQ_LEN,
+                "seq_len": args.seq_len,
                 "seed": seed,
-                "corpus_tokens": args.steps * BATCH * SEQ_LEN,
+                "corpus_tokens": args.steps * BATCH * args.seq_len,
                 "evaluate_every": args.steps,
             }
             config: TrainConfig
@@ -183,19 +185,21 @@ def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, An
     torch.set_num_threads(runlog.usable_cores())
     dataset = Dataset.open(args.quickstart / "data")
     teacher = GemmaTeacher.open(str(args.quickstart / "teacher"), dataset)
-    machine.compile_blocks(teacher.model)
+    if not args.toy:
+        machine.compile_blocks(teacher.model)
     split = dataset.split("train")
-    batches = [batch_of(split, np.arange(BATCH) + BATCH * i, SEQ_LEN) for i in range(4)]
+    batches = [batch_of(split, np.arange(BATCH) + BATCH * i, args.seq_len) for i in range(4)]
     turns: dict[str, Callable[[], int]] = {}
+    compiled = not args.toy
     for name, store in stores.items():
         turns[f"record {name}"] = _recording(teacher, store, batches)
         turns[f"read {name}"] = _reading(store, args.steps)
-    turns["train scratch"] = _training(args, dataset, lambda: NextToken(compiled=True))
+    turns["train scratch"] = _training(args, dataset, lambda: NextToken(compiled))
     turns["train with the teacher"] = _training(
-        args, dataset, lambda: Distillation(teacher, 1.0, 0.0, compiled=True)
+        args, dataset, lambda: Distillation(teacher, 1.0, 0.0, compiled)
     )
     turns["train from a store"] = _training(
-        args, dataset, lambda: StoredDistillation(stores["systematic-50"], 1.0, 0.0, compiled=True)
+        args, dataset, lambda: StoredDistillation(stores["systematic-50"], 1.0, 0.0, compiled)
     )
     rates: dict[str, list[float]] = {name: [] for name in turns}
     for turn in turns.values():
@@ -229,7 +233,7 @@ def _recording(teacher: GemmaTeacher, store: Store, batches: list[Any]) -> Calla
             choices = [store.spec.choice(0, int(w)) for w in batch.windows_B]
             for targets in teacher.targets(batch, choices, 1.0):
                 store.codec.encode(targets)
-        return len(batches) * BATCH * SEQ_LEN
+        return len(batches) * BATCH * store.seq_len
 
     return turn
 
@@ -240,7 +244,7 @@ def _reading(store: Store, steps: int) -> Callable[[], int]:
     def turn() -> int:
         for i in range(0, min(steps, 40)):
             store.targets(order[i * BATCH : (i + 1) * BATCH].tolist())
-        return min(steps, 40) * BATCH * SEQ_LEN
+        return min(steps, 40) * BATCH * store.seq_len
 
     return turn
 
@@ -251,21 +255,22 @@ def _training(
     shape = preset(args.student, vocab_size=dataset.tokenizer.vocab_size)
     torch.manual_seed(0)
     model = Gemma(shape)
-    machine.compile_blocks(model)
+    if not args.toy:
+        machine.compile_blocks(model)
     objective = build()
     optimizers = build_optimizers(model, OptimizerConfig(), torch.float32)
     windows = args.steps * BATCH
-    loader = Loader(dataset.split("train"), BATCH, SEQ_LEN, 0, windows)
+    loader = Loader(dataset.split("train"), BATCH, args.seq_len, 0, windows)
     steps = 5
 
     def turn() -> int:
         for _ in range(steps):
             loss, _ = objective(model, loader.next())
-            (loss / (BATCH * SEQ_LEN)).backward()
+            (loss / (BATCH * args.seq_len)).backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-        return steps * BATCH * SEQ_LEN
+        return steps * BATCH * args.seq_len
 
     return turn
 

@@ -147,3 +147,31 @@ def test_a_user_s_mistake_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert blocked.returncode == 2
     assert said.startswith("cannot write to")
     assert "Traceback" not in said
+
+
+def test_logit_store(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) -> None:
+    """Every kind of targets is recorded, learned from, timed and drawn."""
+    from gemmule.train.config import TrainConfig
+    from gemmule.train.run import run_training
+
+    run_training(TrainConfig.parse(tiny(steps=2)), tmp_path / "teacher")
+    (tmp_path / "data").symlink_to(prepared)
+    process = start(
+        "logit_store.py", "--toy", "--steps=2", "--seeds=1", "--rounds=1",
+        f"--quickstart={tmp_path}", f"--work={tmp_path / 'work'}",
+        f"--json={tmp_path / 'out.json'}", f"--plot={tmp_path / 'out.svg'}",
+    )  # fmt: skip
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    report = json.loads((tmp_path / "out.json").read_text())
+    kinds = {"systematic-50", "sampled-12", "sampled-50", "sampled-256", "top-32", "top-32+tail"}
+    assert kinds < set(report["targets"])
+    assert set(report["quality"]) == {"scratch", "full", *report["targets"]}
+    assert report["quality"]["full"]["over_full"] == 0.0
+    sizes = [report["targets"][f"sampled-{n}"]["bytes_per_token"] for n in (12, 50, 256)]
+    assert sizes == sorted(sizes)
+    assert report["cost"]["ratios"].keys() == {
+        "stored_vs_online_training", "stored_vs_scratch_training", "read_vs_training",
+    }  # fmt: skip
+    assert "sampled-256" in said
+    assert (tmp_path / "out.svg").read_text().startswith("<?xml")
