@@ -178,7 +178,8 @@ def test_recorded_with_a_server_that_goes_away(
 ) -> None:
     config = settings(fake, prepared)
     fake.dead_after = 32
-    with pytest.raises(ConfigError, match=r"does not answer \(HTTP 503.*after 4 attempts.*recorded is kept"):
+    said = r"does not answer \(HTTP 503.*after 4 attempts.*recorded is kept"
+    with pytest.raises(ConfigError, match=said):
         record(config, tmp_path / "a")
     kept = Store.open(tmp_path / "a")
     assert 0 < kept.recorded < 20
