@@ -303,7 +303,7 @@ class _Session:
 
     def save(self) -> None:
         """Notes what the session has taken so far, beside the notes of others."""
-        name = f"{self.began:%Y%m%dT%H%M%S}-{os.getpid()}.json"
+        name = f"{self.began:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
         energy = self.meter.reading().to_json()
         value = {
             "began": self.began.isoformat(timespec="seconds"),
