@@ -35,6 +35,10 @@ bench: install
 	$(BIN)/python bench/attention.py --json bench/results/attention.json
 	$(BIN)/python bench/checkpoints.py --json bench/results/checkpoints.json
 	$(BIN)/python bench/distill_loss.py --rounds 2 --steps 1 --json bench/results/distill_loss.json
+	$(BIN)/python bench/plan.py --json bench/results/plan.json
+	$(BIN)/python bench/int8_teacher.py --json bench/results/int8_teacher.json
+	@test -d runs/quickstart/card || echo "bench/logit_store.py needs the quickstart's teacher: make quickstart"
+	$(BIN)/python bench/logit_store.py --json bench/results/logit_store.json --plot docs/logit-store.svg
 
 fuzz: install
 	$(BIN)/python tests/fuzz/run.py --inputs 100000 $(ARGS)
