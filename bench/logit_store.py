@@ -4,7 +4,8 @@ Two questions, one table:
 
 - Quality: students of one shape learn from the whole distribution (the teacher at hand), from each
   kind of stored targets, and from scratch; same text, same steps, several seeds. `loss` is
-  nats/token on held-out text, `over_full` its share above that of full distillation.
+  nats/token on held-out text, `over_full` its share above that of full distillation with the same
+  seed; means over seeds, --seeds of them for the arms that matter most, --other-seeds for others.
 - Cost: bytes a token; tokens a second of recording, of reading a store, and of training from a
   store and with the teacher at hand. Contestants take turns, medians of rounds.
 
@@ -46,6 +47,7 @@ from gemmule.train.run import run_training
 
 BATCH = 8
 EQUAL_BYTES = "top-k at equal bytes"
+MAIN = ("scratch", "full", "systematic-50", "sampled-50")  # with all seeds
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "systematic-12": {"draws": 12},
     "systematic-50": {"draws": 50},
@@ -68,7 +70,8 @@ def main() -> int:
         "--plot", type=Path, metavar="FILE", help="draw the --json file's losses there"
     )
     parser.add_argument("--steps", type=int, default=200, help="of each student")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of the arms that matter most")
+    parser.add_argument("--other-seeds", type=int, default=1, help="of the other arms")
     parser.add_argument("--rounds", type=int, default=5, help="turns, for the rates")
     parser.add_argument("--student", default="1m", help="preset")
     parser.add_argument("--toy", action="store_true", help="short rows: does it work at all?")
@@ -143,6 +146,8 @@ def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str,
     losses: dict[str, list[float]] = {}
     for seed in range(args.seeds):
         for name in ("scratch", "full", *stores):
+            if name not in MAIN and seed >= args.other_seeds:
+                continue
             shared = {
                 "data": args.quickstart / "data",
                 "preset": args.student,
@@ -170,7 +175,7 @@ def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str,
     full = losses["full"]
     found = {}
     for name, values in losses.items():
-        over = [value / base - 1.0 for value, base in zip(values, full, strict=True)]
+        over = [value / base - 1.0 for value, base in zip(values, full, strict=False)]
         found[name] = {
             "losses": values,
             "loss": statistics.mean(values),
@@ -289,11 +294,12 @@ def show(report: Mapping[str, Any]) -> None:
                 "" if about is None else f"{about['bytes_per_token']:.1f}",
                 "" if found is None else f"{found['loss']:.4f}",
                 "" if found is None else f"{found['over_full']:+.2%}",
+                "" if found is None else str(len(found["losses"])),
                 _rate(rates, f"record {name}"),
                 _rate(rates, f"read {name}"),
             ]
         )
-    headers = ["targets", "B/token", "loss", "over full", "record tok/s", "read tok/s"]
+    headers = ["targets", "B/token", "loss", "over full", "seeds", "record tok/s", "read tok/s"]
     runlog.table(headers, rows)
     for name, ratio in cost.get("ratios", {}).items():
         harness.say(f"{name.replace('_', ' ')}: {ratio:.2f}")
