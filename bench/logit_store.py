@@ -47,10 +47,11 @@ from gemmule.train.run import run_training
 
 BATCH = 8
 EQUAL_BYTES = "top-k at equal bytes"
-MAIN = ("scratch", "full", "systematic-50", "sampled-50")  # with all seeds
+MAIN = ("scratch", "full", "systematic-50", "systematic-256", "sampled-50")  # with all seeds
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "systematic-12": {"draws": 12},
     "systematic-50": {"draws": 50},
+    "systematic-256": {"draws": 256},
     "sampled-12": {"draws": 12, "spread": "independent"},
     "sampled-50": {"draws": 50, "spread": "independent"},
     "sampled-256": {"draws": 256, "spread": "independent"},
@@ -331,8 +332,8 @@ def _plot(report: Mapping[str, Any], path: Path) -> None:
     ):
         axes.axhline(quality[name]["loss"], color=colour, linestyle="--", linewidth=1)
         axes.annotate(
-            label, (1, quality[name]["loss"]), xycoords=("axes fraction", "data"),
-            xytext=(-4, 4), textcoords="offset points", ha="right", color=colour,
+            label, (0, quality[name]["loss"]), xycoords=("axes fraction", "data"),
+            xytext=(6, 5 if name == "scratch" else -12), textcoords="offset points", color=colour,
         )  # fmt: skip
     for name, about in report["targets"].items():
         colour, marker = ("#00756f", "o") if about["unbiased"] else ("#c2500f", "s")
@@ -340,8 +341,10 @@ def _plot(report: Mapping[str, Any], path: Path) -> None:
         axes.plot([size] * len(found["losses"]), found["losses"], marker, color=colour, alpha=0.3,
                   markersize=4)  # fmt: skip
         axes.plot(size, found["loss"], marker, color=colour, markersize=8)
-        axes.annotate(_shown(report, name), (size, found["loss"]), xytext=(9, -4),
+        beside = {"sampled": (-6, 10), "systematic": (8, -14)}.get(name.partition("-")[0], (9, -4))
+        axes.annotate(_shown(report, name), (size, found["loss"]), xytext=beside,
                       textcoords="offset points", color=colour)  # fmt: skip
+    axes.margins(y=0.12)
     axes.set_xscale("log", base=2)
     axes.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
     axes.set_xlim(8, 256)
