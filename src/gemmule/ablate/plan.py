@@ -23,8 +23,8 @@ SCRATCH, DISTILLED = "from scratch", "distilled"
 TEACHER_SEED = 1_000_003  # a teacher's own, so that no student shares its batches by construction
 ONLY_DISTILLED = set(DistillConfig.model_fields) - set(TrainConfig.model_fields)
 STORE = "store"  # in the folder of a cell that records
-# Three numbers of draws, and draws as published; the likeliest ids alone, with the mass of the rest,
-# and up to a mass.
+# Three numbers of draws, and draws as published; the likeliest ids alone, with the mass of the
+# rest, and up to a mass.
 TARGETS: Mapping[str, Mapping[str, Any]] = {
     "sampled-12": {"kind": "sample", "draws": 12},
     "sampled-50": {"kind": "sample", "draws": 50},
