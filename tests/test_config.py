@@ -27,7 +27,7 @@ class Outer(Config):
         ("learning_rat", "did you mean 'optimizer.learning_rate'"),
         ("optimizer.learning_rat", "unknown key 'optimizer.learning_rat'; did you mean 'learning_"),
         ("schedule.warmpu", "did you mean 'warmup'"),
-        ("xyzzy", "unknown key 'xyzzy'; allowed: data, preset, model"),
+        ("xyzzy", "unknown key 'xyzzy'; allowed: device, dtype, compile"),
         ("optimizer.xyzzy", "allowed: name, learning_rate"),
     ],
 )
@@ -77,7 +77,9 @@ def test_bad_values_are_named(override: str, message: str) -> None:
 def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(ConfigError, match=r"seed = -1.*unknown key 'stpes'"):
         TrainConfig.parse({**TRAIN, "seed": -1, "stpes": 3})
-    with pytest.raises(ConfigError, match=r"'teacher' is required"):
+    with pytest.raises(ConfigError, match=r"'data' is required.*'steps' is required"):
+        TrainConfig.parse({})
+    with pytest.raises(ConfigError, match=r"set either teacher \(a model\) or targets"):
         DistillConfig.parse(TRAIN)
 
 

@@ -44,7 +44,7 @@ def grads(loss: Tensor, *wrt: Tensor) -> list[Tensor]:
 def close(got: Tensor, expected: Tensor) -> None:
     """Relative error 1e-5; the absolute part is what fp32 leaves of 1 - p when p is nearly 1."""
     error = (got.double() - expected).norm().item()
-    assert error <= 1e-5 * expected.norm().item() + 2e-6
+    assert error <= 1e-5 * expected.norm().item() + 5e-6
 
 
 @settings(max_examples=40, deadline=None)

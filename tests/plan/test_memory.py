@@ -1,5 +1,9 @@
 """Counting memory, and the largest batch."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
 from gemmule.model.config import GemmaConfig, preset
@@ -74,3 +78,11 @@ def test_a_control_group_s_limit_counts(tmp_path, monkeypatch) -> None:  # type:
     files = [tmp_path / "memory.max", tmp_path / "none", tmp_path / "missing"]
     monkeypatch.setattr(memory, "_limit_files", lambda: files)
     assert memory.usable_memory() == 123456789
+
+
+def test_a_large_parent_does_not_count() -> None:
+    """A new process's peak is its own, whatever started it."""
+    ours = np.ones(100_000_000)  # 800 MB
+    code = "from gemmule.plan.measure import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < ours.nbytes
