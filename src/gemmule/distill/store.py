@@ -18,6 +18,7 @@ A shard, all numbers little-endian:
     data: the windows' bytes, one after another (codec.py)
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -36,7 +37,7 @@ from gemmule import files
 from gemmule.distill.bits import Bytes
 from gemmule.distill.codec import TargetCodec, Window, to_sparse_targets
 from gemmule.distill.spec import TargetSpec
-from gemmule.distill.targets import SparseTargets
+from gemmule.distill.targets import SparseTargets, renormalised
 from gemmule.errors import ConfigError, DataError, UserError
 
 FORMAT = 1
@@ -330,11 +331,9 @@ def at_temperature(targets: SparseTargets, temperature: float, spec: TargetSpec)
     if temperature == targets.temperature:
         return targets
     check_temperature(spec, temperature)
-    power = targets.temperature / temperature
-    weight_NK = targets.weight_NK**power
-    weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True).clamp(min=1e-30)
-    entropy_N = -(weight_NK * weight_NK.clamp(min=1e-30).log()).sum(-1)
-    return SparseTargets(targets.ids_NK, weight_NK, entropy_N, None, temperature)
+    rescaled_NK = targets.weight_NK ** (targets.temperature / temperature)
+    found = renormalised(targets.ids_NK, rescaled_NK)
+    return dataclasses.replace(found, temperature=temperature)
 
 
 def check_temperature(spec: TargetSpec, temperature: float) -> None:

@@ -139,7 +139,7 @@ def _counted(sorted_CK: Tensor) -> tuple[Tensor, Tensor]:
 def top_k(p_CV: Tensor, k: int) -> SparseTargets:
     """The k likeliest ids, their probabilities renormalised."""
     p_CK, ids_CK = _likeliest(p_CV, k)
-    return _renormalised(ids_CK, p_CK)
+    return renormalised(ids_CK, p_CK)
 
 
 def top_p(p_CV: Tensor, p: float, *, most: int = 1024) -> SparseTargets:
@@ -156,7 +156,7 @@ def top_p(p_CV: Tensor, p: float, *, most: int = 1024) -> SparseTargets:
     before_CK = p_CK.double().cumsum(-1) - p_CK
     p_CK = torch.where(before_CK < p, p_CK, 0.0)
     longest = int((p_CK > 0).sum(-1).max())
-    return _renormalised(ids_CK[:, :longest], p_CK[:, :longest])
+    return renormalised(ids_CK[:, :longest], p_CK[:, :longest])
 
 
 def top_k_with_tail(p_CV: Tensor, k: int) -> SparseTargets:
@@ -175,8 +175,9 @@ def _likeliest(p_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found.values, found.indices
 
 
-def _renormalised(ids_CK: Tensor, p_CK: Tensor) -> SparseTargets:
-    p_CK = p_CK / p_CK.sum(-1, keepdim=True)
+def renormalised(ids_CK: Tensor, p_CK: Tensor) -> SparseTargets:
+    """Kept ids with weights in proportion to `p_CK`; a token with none at all stays without."""
+    p_CK = p_CK / p_CK.sum(-1, keepdim=True).clamp(min=1e-30)
     return SparseTargets(ids_CK, p_CK, torch.special.entr(p_CK).sum(-1))
 
 

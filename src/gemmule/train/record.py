@@ -274,9 +274,7 @@ class _Session:
                 done += self._windows(range(start, min(start + self.config.batch_size, end)))
             except UserError as e:  # a server went away: what it said before is kept
                 if done:
-                    stores.write_shard(self.out, self.store.identity, first, done)
-                    self.tokens += len(done) * self.store.seq_len
-                    self.save()
+                    self._write(first, done)
                 raise ConfigError(
                     f"{e} What is recorded is kept: the same command goes on from there."
                 ) from None
@@ -284,10 +282,8 @@ class _Session:
             bar.update(self.tokens + len(done) * self.store.seq_len)
             overdue = time.monotonic() - written > self.config.shard_minutes * 60
             if overdue or stop.requested or first + len(done) == end:
-                stores.write_shard(self.out, self.store.identity, first, done)
-                self.tokens += len(done) * self.store.seq_len
+                self._write(first, done)
                 first, done, written = first + len(done), [], time.monotonic()
-                self.save()
             if stop.requested:
                 return
 
@@ -301,8 +297,10 @@ class _Session:
             )
         return [self.store.codec.encode(targets) for targets in found]
 
-    def save(self) -> None:
-        """Notes what the session has taken so far, beside the notes of others."""
+    def _write(self, first: int, windows: list[bytes]) -> None:
+        """Writes a shard, then notes what the session has taken so far beside others' notes."""
+        stores.write_shard(self.out, self.store.identity, first, windows)
+        self.tokens += len(windows) * self.store.seq_len
         name = f"{self.began:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
         energy = self.meter.reading().to_json()
         value = {
