@@ -285,6 +285,9 @@ def test_stored_targets_are_named_and_their_bias_is_said(tmp_path, biased):
     assert ("such targets are biased" in text) == biased
     assert manifest["targets"]["label"] in text
     assert "energy of recording the teacher" in text
+    page = (run / "card" / "index.html").read_text()
+    assert "neither that nor its training counts" in page
+    assert "forward passes count" not in page
     assert "somebody" not in text
 
 

@@ -119,8 +119,11 @@ def _pictures(lines: Sequence[plots.Line]) -> list[Plot]:
             "another quantity, and is not drawn. "
         )
     passes = ""
-    if any(line.run.distilled for line in lines):
+    taught = [line.run for line in lines if line.run.distilled]
+    if any(run.manifest.get("targets") is None for run in taught):
         passes = "The teacher's forward passes count; its own training does not. "
+    elif taught:
+        passes = "The teacher was recorded before: neither that nor its training counts. "
     pictures = []
     for against, caption in (
         ("tokens", f"Validation loss, nats per token, against training tokens. {faint}"),
