@@ -7,7 +7,8 @@ STAMP := .venv/.installed
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# A change of the kernels builds them again.
+$(STAMP): pyproject.toml constraints.txt $(wildcard native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "gemmule needs Python 3.11 or newer: make install PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
