@@ -1,0 +1,76 @@
+"""Tokens times a packed matrix, plainly: what every kernel must equal bit for bit.
+
+Of each token and superblock of 256 inputs the largest is 127 (int8); the products with the
+weights' integers add up to one exact integer, which is worth `weight scale x token scale`. Over a
+row's superblocks, in order, acc = fma(integer, weight scale * token scale, acc), all fp32.
+
+Shapes: M tokens, N outputs, K inputs, S superblocks.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gemmule.quant import int4, int8
+from gemmule.quant.packed import SUPERBLOCK, TILE, PackedMatrix, padded
+
+_TILES = 256  # unpacked at once
+
+
+def quantise_tokens(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """Each superblock of each token as integers, fp32 [M, S, 256], and its scale, fp32 [M, S]."""
+    K = x_MK.shape[1]
+    x = F.pad(x_MK.float(), (0, padded(K, SUPERBLOCK) - K)).unflatten(1, (-1, SUPERBLOCK))
+    largest_MS = x.abs().amax(-1)
+    factor_MS = int8.LARGEST / largest_MS
+    factor_MS = torch.where(factor_MS.isfinite(), factor_MS, 0.0)
+    return (x * factor_MS[..., None]).round_(), largest_MS / int8.LARGEST
+
+
+def linear(packed: PackedMatrix, x_MK: Tensor) -> Tensor:
+    """The product x W^T, fp32 [M, N]."""
+    if packed.format not in ("int4", "int8"):
+        return F.linear(x_MK.to(packed.data.dtype), packed.data).float()
+    x_MSC, token_scale_MS = quantise_tokens(x_MK)
+    parts = [
+        _tiles(packed, first, x_MSC, token_scale_MS) for first in range(0, len(packed.data), _TILES)
+    ]
+    return torch.cat(parts, 1)[:, : packed.rows]
+
+
+def _tiles(packed: PackedMatrix, first: int, x_MSC: Tensor, token_scale_MS: Tensor) -> Tensor:
+    data_TB = packed.data[first : first + _TILES]
+    S = x_MSC.shape[1]
+    if packed.format == "int4":
+        q, scales = int4.unpack(data_TB, packed.columns)
+        w = q.float().view(len(q), S, int4.GROUPS, -1) * scales.mult_NSG[..., None]
+        w_NSC, scale_NS = w.flatten(2), scales.scale_NS
+    else:
+        assert packed.scales is not None
+        q = int8.unpack(data_TB)
+        w_NSC = F.pad(q, (0, S * SUPERBLOCK - q.shape[1])).float().view(len(q), S, -1)
+        scale_N = packed.scales[first * TILE : first * TILE + len(q)]
+        scale_NS = scale_N[:, None].expand(-1, S)
+    acc_MN = torch.zeros(len(x_MSC), len(w_NSC))
+    for s in range(S):
+        # Integers below 2^24, their partial sums included: exact in fp32.
+        sums_MN = x_MSC[:, s] @ w_NSC[:, s].T
+        acc_MN = fma(sums_MN, token_scale_MS[:, s, None] * scale_NS[None, :, s], acc_MN)
+    return acc_MN
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The product a b + c of fp32 numbers, rounded once.
+
+    In fp64 the product is exact and the sum rounded; rounding that again to fp32 could differ from
+    rounding once where it lies just between two fp32 numbers. So the sum is rounded to odd: what
+    was lost shows in its last bit (Boldo and Melquiond, 2008).
+    """
+    product, c = a.double() * b.double(), c.double()
+    total = product + c
+    shadow = total - product
+    lost = (product - (total - shadow)) + (c - shadow)
+    bits = total.view(torch.int64)
+    even = (bits & 1) == 0
+    outwards = torch.where((lost > 0) == (total > 0), 1, -1)
+    return torch.where((lost != 0) & even, bits + outwards, bits).view(torch.float64).float()

@@ -1,0 +1,278 @@
+"""int4 and int8: bytes as specified, searches that are good, products that are exact."""
+
+import math
+import struct
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemmule.errors import CheckpointError
+from gemmule.quant import int4, int8, product
+from gemmule.quant.packed import PackedMatrix, bits_per_weight, plain
+
+SHAPES = [(16, 256), (1, 1), (17, 64), (40, 320), (33, 100), (16, 449), (50, 600), (2, 511)]
+QUANTISE = {"int4": int4.quantise, "int8": int8.quantise}
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+def read_int4(packed: PackedMatrix) -> list[list[float]]:
+    """The format's description, read literally, a number at a time."""
+    out = [[0.0] * packed.columns for _ in range(packed.rows)]
+    k_padded = math.ceil(packed.columns / 64) * 64
+    for n in range(packed.rows):
+        tile, r = bytes(packed.data[n // 16].tolist()), n % 16
+        at = 0
+        for first in range(0, k_padded, 256):
+            groups = min(256, k_padded - first) // 32
+            quants, mults = tile[at : at + 256 * groups], tile[at + 256 * groups :][:64]
+            scales = tile[at + 256 * groups + 64 :][:32]
+            at += 256 * groups + 96
+            (word,) = struct.unpack_from("<I", mults, 4 * r)
+            (half,) = struct.unpack_from("<H", scales, 2 * r)
+            (scale,) = struct.unpack("<f", struct.pack("<I", half << 16))
+            for g in range(groups):
+                mult = word >> 4 * [0, 2, 4, 6, 1, 3, 5, 7].index(g) & 15
+                for j in range(32):
+                    byte = quants[256 * g + 64 * (j // 4 % 4) + 4 * r + j % 4]
+                    q = (byte >> 4 if j >= 16 else byte & 15) - 8
+                    if first + 32 * g + j < packed.columns:
+                        out[n][first + 32 * g + j] = scale * mult * q
+        assert at == len(tile)
+    return out
+
+
+def read_int8(packed: PackedMatrix) -> list[list[float]]:
+    assert packed.scales is not None
+    return [
+        [
+            packed.scales[n].item()
+            * (int(packed.data[n // 16, k // 4 * 64 + n % 16 * 4 + k % 4]) - 128)
+            for k in range(packed.columns)
+        ]
+        for n in range(packed.rows)
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bytes_are_as_described(shape: tuple[int, int]) -> None:
+    four, eight = int4.quantise(matrix(*shape)), int8.quantise(matrix(*shape))
+    assert torch.equal(four.dequantise(), torch.tensor(read_int4(four)))
+    torch.testing.assert_close(
+        eight.dequantise(), torch.tensor(read_int8(eight)), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", QUANTISE)
+def test_quantising_again_changes_next_to_nothing(kind: str, shape: tuple[int, int]) -> None:
+    once = QUANTISE[kind](matrix(*shape))
+    again = QUANTISE[kind](once.dequantise())
+    assert (again.dequantise() - once.dequantise()).norm() < 0.03 * once.dequantise().norm()
+
+
+@pytest.mark.parametrize("columns", [64, 192, 448, 512])
+def test_int4_packs_and_unpacks_any_integers(columns: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    wide = -(-columns // 256) * 256
+    q = torch.randint(-8, 8, (30, wide), generator=draw).float()
+    q[:, columns:] = 0
+    mult = torch.randint(0, 16, (30, wide // 256, 8), generator=draw).float()
+    mult.view(30, -1)[:, columns // 32 :] = 0
+    scale = torch.randn(30, wide // 256, generator=draw).bfloat16().float()
+    data = torch.empty(2, sum(w * 8 + 96 for w in [256] * (columns // 256) + [columns % 256] if w))
+    data = data.to(torch.uint8)
+    int4.pack_into(data, q, int4.Scales(scale, mult), columns)
+    found, scales = int4.unpack(data, columns)
+    assert torch.equal(found[:30].float(), q)
+    assert torch.equal(scales.mult_NSG[:30], mult)
+    assert torch.equal(scales.scale_NS[:30], scale)
+    assert not int4.values(data, columns)[30:].any()  # padding rows
+
+
+def test_bits() -> None:
+    assert int4.quantise(matrix(16, 256)).bits_per_weight == 4 + 4 / 32 + 16 / 256
+    assert int8.quantise(matrix(16, 256)).bits_per_weight == 8 + 32 / 256
+    assert bits_per_weight("int4", 2304, 9216) == 4.1875
+    assert bits_per_weight("bf16", 3, 5) == 16
+    packed = int4.quantise(matrix(17, 100))
+    assert packed.bits_per_weight == bits_per_weight("int4", 17, 100)
+
+
+def relative_error(packed: PackedMatrix, weight: Tensor) -> float:
+    return float((packed.dequantise() - weight).square().sum() / weight.square().sum())
+
+
+def test_errors_are_those_of_four_and_eight_bits() -> None:
+    weight = matrix(64, 1024)
+    assert relative_error(int8.quantise(weight), weight) < 1e-4
+    # One step for all groups alike would give 0.012; a free fp32 step for each 0.0071.
+    assert relative_error(int4.quantise(weight), weight) < 0.0076
+
+
+def test_int4_search_is_near_the_best_there_is() -> None:
+    weight = matrix(8, 256, seed=3)
+    found = (int4.quantise(weight).dequantise() - weight).square().sum(-1)
+    groups = weight.view(8, 8, 32)
+    best = torch.full((8,), torch.inf)
+    for scale in torch.linspace(0.0006, 0.004, 400).bfloat16().float().unique():
+        for signed in (scale, -scale):
+            errors = [groups.square().sum(-1)]
+            for mult in range(1, 16):
+                step = signed * mult
+                q = (groups / step).round().clamp(-8, 7)
+                errors.append((q * step - groups).square().sum(-1))
+            best = torch.minimum(best, torch.stack(errors).amin(0).sum(-1))
+    assert (found < 1.06 * best).all()
+    assert found.sum() < 1.02 * best.sum()
+
+
+def test_importance_moves_the_error_to_where_it_matters_less() -> None:
+    weight = matrix(32, 512)
+    importance = torch.ones(512)
+    importance[::7] = 100.0
+    heard = (int4.quantise(weight, importance).dequantise() - weight).square()
+    deaf = (int4.quantise(weight).dequantise() - weight).square()
+    assert (heard * importance).sum() < 0.9 * (deaf * importance).sum()
+
+
+@pytest.mark.parametrize("kind", QUANTISE)
+def test_zeros_stay_zeros(kind: str) -> None:
+    weight = matrix(20, 300)
+    weight[3] = 0
+    weight[:, 64:96] = 0
+    values = QUANTISE[kind](weight).dequantise()
+    assert not values[3].any()
+    assert not values[:, 64:96].any()
+    assert not QUANTISE[kind](torch.zeros(5, 70)).dequantise().any()
+
+
+@pytest.mark.parametrize("kind", QUANTISE)
+def test_outliers_hurt_their_own_group_or_row_alone(kind: str) -> None:
+    weight = matrix(16, 512)
+    spoilt = weight.clone()
+    spoilt[5, 40] = 80.0
+    values, before = QUANTISE[kind](spoilt).dequantise(), QUANTISE[kind](weight).dequantise()
+    assert values[5, 40] == pytest.approx(80.0, rel=0.01)
+    rest = torch.arange(16) != 5
+    assert torch.equal(values[rest], before[rest])
+    if kind == "int4":
+        assert torch.equal(values[5, 256:], before[5, 256:])
+
+
+@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-30, 1e30])
+def test_numbers_of_any_size(kind: str, size: float) -> None:
+    values = QUANTISE[kind](matrix(4, 256) * size).dequantise()
+    assert values.isfinite().all()
+    assert values.abs().max() <= 1.1 * matrix(4, 256).abs().max() * size
+
+
+@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_number_is_refused(kind: str, bad: float) -> None:
+    weight = matrix(40, 300)
+    weight[37, 299] = bad
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        QUANTISE[kind](weight)
+
+
+def test_half_precision_is_quantised_as_its_values() -> None:
+    weight = matrix(20, 300).bfloat16()
+    for quantise in QUANTISE.values():
+        assert torch.equal(quantise(weight).dequantise(), quantise(weight.float()).dequantise())
+
+
+@pytest.mark.parametrize("kind", [*QUANTISE, "f32", "bf16"])
+def test_rows_by_number(kind: str) -> None:
+    weight = matrix(50, 300)
+    packed = QUANTISE[kind](weight) if kind in QUANTISE else plain(
+        weight.bfloat16() if kind == "bf16" else weight
+    )  # fmt: skip
+    ids = torch.tensor([[0, 49, 16], [17, 17, 3]])
+    assert torch.equal(packed.take(ids), packed.dequantise()[ids])
+    if kind in ("f32", "bf16"):
+        assert packed.data.dtype == {"f32": torch.float32, "bf16": torch.bfloat16}[kind]
+
+
+@pytest.mark.parametrize("shape", [(16, 256), (40, 320), (33, 100)], ids=str)
+@pytest.mark.parametrize("kind", QUANTISE)
+def test_products_are_the_specified_arithmetic(kind: str, shape: tuple[int, int]) -> None:
+    """Against rational numbers, rounded to fp32 where the specification rounds."""
+    packed, x = QUANTISE[kind](matrix(*shape)), matrix(3, shape[1], seed=1) * 40
+    x[1, :64] = 0
+    y = product.linear(packed, x)
+    f32 = torch.tensor  # rounds a Python float once
+    integer = {"int4": _int4_integers, "int8": _int8_integers}[kind](packed)
+    for m in range(3):
+        tokens = [_token(x[m, k : k + 256]) for k in range(0, shape[1], 256)]
+        for n in range(0, shape[0], 7):
+            acc = f32(0.0)
+            for s, (q, scale) in enumerate(tokens):
+                w, w_scale = integer(n, s)
+                total = sum(a * b for a, b in zip(q, w, strict=False))
+                exact = Fraction(total) * Fraction((w_scale * scale).item()) + Fraction(acc.item())
+                acc = f32(float(exact))  # fp64 first: rounding twice is tested below
+            torch.testing.assert_close(y[m, n], acc, rtol=2e-7, atol=1e-30)
+
+
+def _token(x: Tensor) -> tuple[list[int], Tensor]:
+    largest = x.abs().max()
+    if largest == 0:
+        return [0] * len(x), largest
+    return [round(v) for v in (x * (127 / largest)).tolist()], largest / 127
+
+
+def _int4_integers(packed: PackedMatrix):  # type: ignore[no-untyped-def]
+    q, scales = int4.unpack(packed.data, packed.columns)
+
+    def of(n: int, s: int) -> tuple[list[int], Tensor]:
+        mult = scales.mult_NSG[n, s].repeat_interleave(32)
+        whole = q[n, s * 256 : s * 256 + 256] * mult
+        return [int(v) for v in whole], scales.scale_NS[n, s]
+
+    return of
+
+
+def _int8_integers(packed: PackedMatrix):  # type: ignore[no-untyped-def]
+    assert packed.scales is not None
+    q, scales = int8.unpack(packed.data), packed.scales
+    return lambda n, s: ([int(v) for v in q[n, s * 256 : s * 256 + 256]], scales[n])
+
+
+def test_fma_rounds_once() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b, c = (
+        torch.randn(20000, generator=draw) * 2.0 ** torch.randint(-9, 9, (20000,), generator=draw)
+        for _ in range(3)
+    )
+    found = product.fma(a, b, c).double().tolist()
+    for x, y, z, got in zip(a.tolist(), b.tolist(), c.tolist(), found, strict=True):
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        step = Fraction(math.ulp(got)) * 2**29 if got else Fraction(1, 2**149)
+        assert abs(Fraction(got) - exact) * 2 <= step
+    # A sum that fp64 rounds to just between two fp32 numbers: rounding twice would go to even.
+    one, tiny = torch.tensor([1.0]), torch.tensor([2.0**-60])
+    half_way = torch.tensor([1 + 2.0**-23]) * torch.tensor([1.0])
+    assert product.fma(tiny, one, half_way).item() == 1 + 2.0**-23
+    assert product.fma(torch.tensor([1 + 2.0**-12]), torch.tensor([1 + 2.0**-12]), tiny).item() == (
+        1 + 2.0**-11 + 2.0**-23
+    )
+
+
+@pytest.mark.parametrize("kind", QUANTISE)
+def test_products_are_near_those_of_the_floats(kind: str) -> None:
+    packed, x = QUANTISE[kind](matrix(70, 640)), matrix(5, 640, seed=2)
+    exact = x @ packed.dequantise().T
+    assert (product.linear(packed, x) - exact).norm() < 0.01 * exact.norm()
+    alone = torch.cat([product.linear(packed, row[None]) for row in x])
+    assert torch.equal(product.linear(packed, x), alone)
+
+
+def test_products_of_floats_are_torch_s() -> None:
+    weight, x = matrix(7, 30), matrix(2, 30, seed=1)
+    assert torch.equal(product.linear(plain(weight), x), x @ weight.T)
