@@ -22,7 +22,8 @@ def quantise_tokens(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     K = x_MK.shape[1]
     x = F.pad(x_MK.float(), (0, padded(K, SUPERBLOCK) - K)).unflatten(1, (-1, SUPERBLOCK))
     largest_MS = x.abs().amax(-1)
-    factor_MS = int8.LARGEST / largest_MS
+    # Tensor by tensor: a number over a tensor is a product with a rounded reciprocal in torch.
+    factor_MS = torch.full_like(largest_MS, int8.LARGEST) / largest_MS
     factor_MS = torch.where(factor_MS.isfinite(), factor_MS, 0.0)
     return (x * factor_MS[..., None]).round_(), largest_MS / int8.LARGEST
 

@@ -1,0 +1,80 @@
+// Which instruction set is used: the best that the processor and the system offer.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "products.hpp"
+
+#if defined(GEMMULE_X86) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace gemmule {
+namespace {
+
+#ifdef GEMMULE_X86
+bool has_amx() {
+#ifdef __linux__
+  // The tiles' eight kilobytes of state are the system's to grant (arch_prctl,
+  // ARCH_REQ_XCOMP_PERM for XTILEDATA).
+  unsigned a = 7, b, c = 0, d;
+  asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  const bool tiles = d >> 24 & 1, bytes = d >> 25 & 1;
+  return tiles && bytes && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+const Kernels* offered(const char* name) {
+  if (!std::strcmp(name, "portable")) return &kPortable;
+#ifdef GEMMULE_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  if (avx2 && !std::strcmp(name, "avx2")) return &kAvx2;
+  if (avx512 && !std::strcmp(name, "avx512vnni")) return &kAvx512;
+  if (avx512 && !std::strcmp(name, "amx") && has_amx()) return &kAmx;
+#endif
+  return nullptr;
+}
+
+const Kernels* best() {
+  const char* asked = std::getenv("GEMMULE_ISA");
+  if (asked)
+    if (const Kernels* found = offered(asked)) return found;
+  for (const char* name : {"amx", "avx512vnni", "avx2"})
+    if (const Kernels* found = offered(name)) return found;
+  return &kPortable;
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* k = chosen.load(std::memory_order_acquire);
+  if (!k) chosen.store(k = best(), std::memory_order_release);
+  return *k;
+}
+
+}  // namespace gemmule
+
+extern "C" {
+
+__attribute__((visibility("default"))) int32_t gm_interface(void) { return GM_INTERFACE; }
+
+__attribute__((visibility("default"))) const char* gm_isa(void) { return gemmule::kernels().name; }
+
+__attribute__((visibility("default"))) int32_t gm_set_isa(const char* name) {
+  const gemmule::Kernels* found = gemmule::offered(name);
+  if (found) gemmule::chosen.store(found, std::memory_order_release);
+  return found ? 0 : -1;
+}
+
+}  // extern "C"

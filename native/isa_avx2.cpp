@@ -1,0 +1,128 @@
+// AVX2 without VNNI: products of bytes go through 16 bits, two rows of eight at a time.
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels.hpp"
+
+namespace gemmule {
+namespace avx2 {
+
+#include "simd.hpp"
+#include "rows_impl.hpp"
+
+inline __m256i loadi(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+inline __m256i four(const int8_t* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, 4);
+  return _mm256_set1_epi32(bits);
+}
+
+// Sums of 32 products of nibbles and bytes stay within 8 x 2 x 15 x 127 < 2^15.
+inline __m256i group(const uint8_t* data, const int8_t* q, int half) {
+  const __m256i low = _mm256_set1_epi8(15);
+  __m256i sums = _mm256_setzero_si256();
+  for (int i = 0; i < 4; ++i) {
+    const __m256i w = loadi(data + i * 64 + half * 32);
+    const __m256i a = _mm256_and_si256(w, low);
+    const __m256i b = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
+    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(a, four(q + 4 * i)));
+    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(b, four(q + 4 * i + 16)));
+  }
+  return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+}
+
+void tile_int4(const uint8_t* data, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
+  __m256 acc[kFew][2];
+  for (int m = 0; m < rows; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+  for (int block = 0; block < in.blocks; ++block) {
+    const int first = block * (kBlock / kGroup);
+    const int groups = in.groups - first < 8 ? in.groups - first : 8;
+    const uint8_t* mults = data + groups * kQuantBytes;
+    for (int half = 0; half < 2; ++half) {
+      const __m256i mult = loadi(mults + half * 32);
+      const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(
+          _mm256_cvtepu16_epi32(
+              _mm_loadu_si128(reinterpret_cast<const __m128i*>(mults + 64 + half * 16))),
+          16));
+      for (int m = 0; m < rows; ++m) {
+        const int8_t* q = in.q + (m0 + m) * in.q_stride + block * kBlock;
+        const int32_t* sums = in.group_sums + (m0 + m) * in.groups + first;
+        __m256i dot = _mm256_setzero_si256();
+        for (int g = 0; g < groups; g += 2) {
+          const uint8_t* d = data + g * kQuantBytes;
+          const __m256i even =
+              _mm256_add_epi32(group(d, q + g * kGroup, half), _mm256_set1_epi32(sums[g]));
+          const __m256i odd = _mm256_add_epi32(
+              group(d + kQuantBytes, q + (g + 1) * kGroup, half), _mm256_set1_epi32(sums[g + 1]));
+          // Both sums fit into 16 bits: 32 x 8 x 127 < 2^15.
+          const __m256i pair = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+          const __m256i factor = _mm256_and_si256(_mm256_srl_epi32(mult, _mm_cvtsi32_si128(2 * g)),
+                                                  _mm256_set1_epi32(0x000f000f));
+          dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pair, factor));
+        }
+        const __m256 s =
+            _mm256_mul_ps(scale, _mm256_set1_ps(in.scale[(m0 + m) * in.blocks + block]));
+        acc[m][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), s, acc[m][half]);
+      }
+    }
+    data = mults + kBlockHead;
+  }
+  for (int m = 0; m < rows; ++m) {
+    _mm256_storeu_ps(y[m], acc[m][0]);
+    _mm256_storeu_ps(y[m] + 8, acc[m][1]);
+  }
+}
+
+// |a| x (w with the sign of a): two products stay within 2 x 127 x 127 < 2^15.
+void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m0, int rows,
+               float (*y)[kTile]) {
+  const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(-128);
+  for (int half = 0; half < 2; ++half) {
+    const __m256 scale = _mm256_loadu_ps(scales + half * 8);
+    for (int m = 0; m < rows; ++m) {
+      const int8_t* q = in.q + (m0 + m) * in.q_stride;
+      const uint8_t* d = data + half * 32;
+      __m256 acc = _mm256_setzero_ps();
+      for (int block = 0; block < in.blocks; ++block) {
+        const int begin = block * kBlock;
+        const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
+        __m256i dot = _mm256_setzero_si256();
+        for (int k = begin; k < end; k += 4, d += 64) {
+          const __m256i a = four(q + k);
+          const __m256i w = _mm256_xor_si256(loadi(d), flip);
+          const __m256i p = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a));
+          dot = _mm256_add_epi32(dot, _mm256_madd_epi16(p, ones));
+        }
+        const __m256 s =
+            _mm256_mul_ps(scale, _mm256_set1_ps(in.scale[(m0 + m) * in.blocks + block]));
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), s, acc);
+      }
+      _mm256_storeu_ps(y[m] + half * 8, acc);
+    }
+  }
+}
+
+void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
+  switch (w.format) {
+    case GM_F32: return dense<false>(w, at, in, m0, rows, y);
+    case GM_BF16: return dense<true>(w, at, in, m0, rows, y);
+    case GM_INT4: return tile_int4(data, in, m0, rows, y);
+    default: return tile_int8(data, w.scales + at * kTile, in, m0, rows, y);
+  }
+}
+
+}  // namespace avx2
+
+const Kernels kAvx2 = {
+    "avx2",       avx2::tile,       nullptr,   nullptr,      avx2::quantise,
+    avx2::norm,   avx2::gelu_times, avx2::add, avx2::rotate, avx2::store,
+    avx2::attend, avx2::cap,        avx2::argmax, avx2::sum_exp, avx2::read,
+};
+
+}  // namespace gemmule

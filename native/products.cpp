@@ -1,0 +1,125 @@
+#include "products.hpp"
+
+#include <cstring>
+
+namespace gemmule {
+namespace {
+
+constexpr int kChunk = 128;            // rows of inputs whose sums stay in the nearest cache
+constexpr int64_t kGrain = 64 * 1024;  // bytes of weights that a thread takes at once
+
+bool is_quantised(int format) { return format == GM_INT4 || format == GM_INT8; }
+
+int64_t tiles_of(const gm_matrix& w) { return padded(w.rows, kTile) / kTile; }
+
+int64_t bytes_of_tile(const gm_matrix& w) {
+  if (is_quantised(w.format)) return tile_bytes(w);
+  return static_cast<int64_t>(kTile) * w.columns * (w.format == GM_BF16 ? 2 : 4);
+}
+
+void put(const gm_matrix& w, int64_t tile, const float* from, int64_t from_stride, int rows,
+         float* y, int64_t y_stride) {
+  const int64_t at = tile * kTile;
+  const int64_t count = w.rows - at < kTile ? w.rows - at : kTile;
+  for (int m = 0; m < rows; ++m)
+    std::memcpy(y + m * y_stride + at, from + m * from_stride, count * sizeof(float));
+}
+
+void few_rows(const Kernels& k, const Product& p, int64_t tile, const Inputs& in, int rows) {
+  alignas(64) float y[kFew][kTile], up[kFew][kTile];
+  for (int m = 0; m < rows; m += kFew) {
+    const int n = rows - m < kFew ? rows - m : kFew;
+    k.tile(*p.w, tile, in, m, n, y);
+    if (p.up) {
+      k.tile(*p.up, tile, in, m, n, up);
+      k.gelu_times(y[0], up[0], n * kTile, y[0]);
+    }
+    put(*p.w, tile, y[0], kTile, n, p.y + m * p.y_stride, p.y_stride);
+  }
+}
+
+// A panel is a tile of each of two matrices, or two tiles of one.
+void many_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t tile,
+               const Inputs& in, int row0, int rows) {
+  const int64_t next = p.up || tile + 1 >= tiles_of(*p.w) ? tile : tile + 1;
+  Panel panel;
+  k.prepare(*p.w, tile, p.up ? *p.up : *p.w, next, own.bytes.get(2 * kTile * in.columns),
+            own.scales.get(2 * kTile * in.blocks), &panel);
+  float* c = own.sums.get(kChunk * 2 * kTile);
+  for (int m = 0; m < rows; m += kChunk) {
+    const int n = rows - m < kChunk ? rows - m : kChunk;
+    k.panel(panel, in, row0 + m, n, c);
+    float* y = p.y + m * p.y_stride;
+    if (p.up) {
+      for (int i = 0; i < n; ++i) k.gelu_times(c + i * 32, c + i * 32 + 16, kTile, c + i * 32);
+      put(*p.w, tile, c, 32, n, y, p.y_stride);
+    } else {
+      put(*p.w, tile, c, 32, n, y, p.y_stride);
+      if (next != tile) put(*p.w, next, c + kTile, 32, n, y, p.y_stride);
+    }
+  }
+}
+
+}  // namespace
+
+void quantise_inputs(gm_context& c, const Inputs& in, int rows, int format) {
+  if (!is_quantised(format)) return;
+  const Kernels& k = kernels();
+  c.pool.run(static_cast<int64_t>(rows) * in.blocks, 8, [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      const int row = static_cast<int>(i / in.blocks), first = static_cast<int>(i % in.blocks);
+      const int64_t to = end - i < in.blocks - first ? end - i : in.blocks - first;
+      k.quantise(in, row, first, first + static_cast<int>(to));
+      i += to;
+    }
+  });
+}
+
+void multiply(gm_context& c, const Product* products, int count, const Inputs& in, int rows) {
+  const Kernels& k = kernels();
+  const Product& first = products[0];
+  const bool panels = rows > kFew && k.panel && is_quantised(first.w->format);
+  int64_t starts[4] = {};
+  for (int i = 0; i < count; ++i) {
+    const int64_t tiles = tiles_of(*products[i].w);
+    starts[i + 1] = starts[i] + (panels && !products[i].up ? (tiles + 1) / 2 : tiles);
+  }
+  int64_t grain = 1;
+  if (!panels) {
+    const int64_t bytes = bytes_of_tile(*first.w) * (first.up ? 2 : 1);
+    grain = bytes < kGrain ? kGrain / bytes : 1;
+    const int64_t fair = starts[count] / (4 * c.pool.count());
+    grain = grain > fair && fair > 0 ? fair : grain;
+  }
+  c.pool.run(starts[count], grain, [&](int thread, int64_t begin, int64_t end) {
+    int which = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      while (i >= starts[which + 1]) ++which;
+      const Product& p = products[which];
+      if (panels)
+        many_rows(k, c.of_thread[thread], p, (i - starts[which]) * (p.up ? 1 : 2), in, 0, rows);
+      else
+        few_rows(k, p, i - starts[which], in, rows);
+    }
+  });
+}
+
+void multiply_part(ThreadBuffers& own, const gm_matrix& w, int64_t first_tile, int64_t last_tile,
+                   const Inputs& in, int row0, int rows, float* y, int64_t y_stride) {
+  const Kernels& k = kernels();
+  float* base = y - first_tile * kTile;
+  if (rows > kFew && k.panel && is_quantised(w.format)) {
+    for (int64_t t = first_tile; t < last_tile; t += 2)
+      many_rows(k, own, {&w, nullptr, base, y_stride}, t, in, row0, rows);
+    return;
+  }
+  alignas(64) float part[kFew][kTile];
+  for (int64_t t = first_tile; t < last_tile; ++t)
+    for (int m = 0; m < rows; m += kFew) {
+      const int n = rows - m < kFew ? rows - m : kFew;
+      k.tile(w, t, in, row0 + m, n, part);
+      put(w, t, part[0], kTile, n, base + m * y_stride, y_stride);
+    }
+}
+
+}  // namespace gemmule

@@ -1,0 +1,381 @@
+// Kernels that are written once for all instruction sets: norms, attention, plain float products.
+// Included by isa_*.cpp, inside the namespace of one instruction set.
+
+inline void quantise(const Inputs& in, int row, int first, int last) {
+  const float* x = in.x + row * in.x_stride;
+  int8_t* q = in.q + row * in.q_stride;
+  for (int block = first; block < last; ++block) {
+    const int begin = block * kBlock;
+    const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
+    v16 most = splat(0.0f);
+    for (int i = begin; i < end; i += 16) most = maximum(most, magnitude(load(x + i)));
+    const float top = largest(most);
+    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    in.scale[row * in.blocks + block] = top / 127.0f;
+    int32_t block_sum = 0;
+    for (int group = begin; group < end; group += kGroup) {
+      i16 sums = i16{};
+      for (int i = group; i < group + kGroup; i += 16) {
+        const i16 n = nearest(load(x + i) * inverse);
+        sums += n;
+        *reinterpret_cast<b16u*>(q + i) = __builtin_convertvector(n, b16);
+      }
+      int32_t total = 0;
+      for (int i = 0; i < 16; ++i) total += sums[i];
+      in.group_sums[row * in.groups + group / kGroup] = -8 * total;
+      block_sum += total;
+    }
+    in.block_sums[row * in.blocks + block] = -128 * block_sum;
+  }
+}
+
+inline void norm(const float* x, const float* w, int n, float eps, float* out) {
+  v16 squares = splat(0.0f);
+  int i = 0;
+  for (; i + 16 <= n; i += 16) squares = fma(load(x + i), load(x + i), squares);
+  float total = sum(squares);
+  for (; i < n; ++i) total += x[i] * x[i];
+  const float r = 1.0f / std::sqrt(total / static_cast<float>(n) + eps);
+  for (i = 0; i + 16 <= n; i += 16) save(out + i, load(x + i) * r * (load(w + i) + 1.0f));
+  for (; i < n; ++i) out[i] = x[i] * r * (w[i] + 1.0f);
+}
+
+inline void gelu_times(const float* gate, const float* up, int n, float* out) {
+  for (int i = 0; i < n; i += 16) {
+    float g[16] = {}, u[16] = {};
+    const int count = n - i < 16 ? n - i : 16;
+    std::memcpy(g, gate + i, count * 4);
+    std::memcpy(u, up + i, count * 4);
+    const v16 x = load(g);
+    const v16 inner = fma(x * x * 0.044715f, x, x) * 1.5957691216f;  // 2 sqrt(2 / pi)
+    save(g, x / (exponential(-inner) + 1.0f) * load(u));
+    std::memcpy(out + i, g, count * 4);
+  }
+}
+
+inline void add(float* x, const float* y, int n) {
+  for (int i = 0; i < n; ++i) x[i] += y[i];
+}
+
+inline void rotate(float* x, const float* cos, const float* sin, int half) {
+  for (int i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+inline void cap(float* x, int n, float cap) {
+  const float inverse = 1.0f / cap;
+  int i = 0;
+  for (; i + 16 <= n; i += 16) save(x + i, soft_cap(load(x + i), cap, inverse));
+  float rest[16] = {};
+  if (i < n) {
+    std::memcpy(rest, x + i, (n - i) * 4);
+    save(rest, soft_cap(load(rest), cap, inverse));
+    std::memcpy(x + i, rest, (n - i) * 4);
+  }
+}
+
+inline int argmax(const float* x, int n) {
+  float most = x[0];
+  int at = 0;
+  int i = 0;
+  v16 best = splat(-INFINITY);
+  for (; i + 16 <= n; i += 16) best = maximum(best, load(x + i));
+  most = i ? largest(best) : x[0];
+  for (int j = i; j < n; ++j) most = x[j] > most ? x[j] : most;
+  while (at < n - 1 && x[at] != most) ++at;
+  return at;
+}
+
+// Logits lie within the cap, or the caller has taken the largest off: no exponential overflows.
+inline double sum_exp(const float* x, int n) {
+  double total = 0.0;
+  int i = 0;
+  while (i + 16 <= n) {
+    v16 part = splat(0.0f);
+    for (int k = 0; k < 16 && i + 16 <= n; ++k, i += 16) part += exponential(load(x + i));
+    total += sum(part);
+  }
+  if (i < n) {
+    float rest[16];
+    save(rest, splat(-INFINITY));
+    std::memcpy(rest, x + i, (n - i) * 4);
+    save(rest, exponential(load(rest)));
+    for (int j = 0; j < n - i; ++j) total += rest[j];
+  }
+  return total;
+}
+
+inline int64_t read(const uint8_t* data, int64_t bytes) {
+  i16 a = i16{}, b = a, c = a, d = a;
+  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
+    a += *reinterpret_cast<const i16u*>(data + i);
+    b += *reinterpret_cast<const i16u*>(data + i + 64);
+    c += *reinterpret_cast<const i16u*>(data + i + 128);
+    d += *reinterpret_cast<const i16u*>(data + i + 192);
+  }
+  a += b + c + d;
+  int64_t total = 0;
+  for (int i = 0; i < 16; ++i) total += a[i];
+  return total;
+}
+
+template <class Value, class Convert>
+inline void store_as(const float* k, const float* v, int head_dim, int at, uint8_t* page,
+                     const Convert& convert) {
+  const int wide = static_cast<int>(padded(head_dim, 16));
+  Value* keys = reinterpret_cast<Value*>(page) + at / 16 * wide * 16 + at % 16;
+  Value* values = reinterpret_cast<Value*>(page) + wide * GM_PAGE + at * wide;
+  for (int d = 0; d < head_dim; ++d) keys[d * 16] = convert(k[d]);
+  for (int d = 0; d < head_dim; ++d) values[d] = convert(v[d]);
+  for (int d = head_dim; d < wide; ++d) values[d] = 0;
+}
+
+// A page of one kv head: keys [2][head_dim][16 positions], then values [32 positions][head_dim].
+// INT8 has one float a position for keys and one for values after them. head_dim is padded to 16.
+inline void store(const float* k, const float* v, int head_dim, int at, int cache, uint8_t* page) {
+  if (cache == GM_CACHE_F32)
+    return store_as<float>(k, v, head_dim, at, page, [](float x) { return x; });
+  if (cache == GM_CACHE_F16)
+    return store_as<uint16_t>(k, v, head_dim, at, page, [](float x) { return to_half(x); });
+  const int wide = static_cast<int>(padded(head_dim, 16));
+  const int group = at / 16, lane = at % 16;
+  int8_t* keys = reinterpret_cast<int8_t*>(page) + group * wide * 16 + lane;
+  int8_t* values = reinterpret_cast<int8_t*>(page) + wide * GM_PAGE + at * wide;
+  float* scales = reinterpret_cast<float*>(page + 2 * wide * GM_PAGE);
+  float k_top = 0.0f, v_top = 0.0f;
+  for (int d = 0; d < head_dim; ++d) {
+    k_top = std::fmax(k_top, std::fabs(k[d]));
+    v_top = std::fmax(v_top, std::fabs(v[d]));
+  }
+  const float k_inverse = k_top > 0.0f ? 127.0f / k_top : 0.0f;
+  const float v_inverse = v_top > 0.0f ? 127.0f / v_top : 0.0f;
+  for (int d = 0; d < head_dim; ++d) keys[d * 16] = static_cast<int8_t>(std::lrint(k[d] * k_inverse));
+  for (int d = 0; d < head_dim; ++d) values[d] = static_cast<int8_t>(std::lrint(v[d] * v_inverse));
+  for (int d = head_dim; d < wide; ++d) values[d] = 0;
+  scales[at] = k_top / 127.0f;
+  scales[GM_PAGE + at] = v_top / 127.0f;
+}
+
+template <int kCache>
+inline v16 cached(const uint8_t* base, int64_t at) {
+  if constexpr (kCache == GM_CACHE_F16)
+    return from_half(reinterpret_cast<const uint16_t*>(base) + at);
+  else if constexpr (kCache == GM_CACHE_F32)
+    return load(reinterpret_cast<const float*>(base) + at);
+  else
+    return from_bytes(reinterpret_cast<const int8_t*>(base) + at);
+}
+
+// Scores of R rows against the 32 keys of a page, before scale and cap.
+template <int kCache, int R>
+inline void page_scores(const float* const* q, int head_dim, int wide, const uint8_t* page,
+                        float (*s)[GM_PAGE]) {
+  v16 acc[R][2];
+  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = splat(0.0f);
+  for (int d = 0; d < head_dim; ++d) {
+    const v16 k0 = cached<kCache>(page, d * 16);
+    const v16 k1 = cached<kCache>(page, (wide + d) * 16);
+    for (int r = 0; r < R; ++r) {
+      const v16 x = splat(q[r][d]);
+      acc[r][0] = fma(x, k0, acc[r][0]);
+      acc[r][1] = fma(x, k1, acc[r][1]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    save(s[r], acc[r][0]);
+    save(s[r] + 16, acc[r][1]);
+  }
+}
+
+// o[r] += the first `count` values of a page, weighted by p[r].
+template <int kCache, int R>
+inline void page_values(const float (*p)[GM_PAGE], int count, int wide, const uint8_t* page,
+                        float* o) {
+  constexpr int C = R >= 8 ? 2 : R >= 4 ? 4 : 8;
+  const int64_t values = static_cast<int64_t>(wide) * GM_PAGE;
+  int d = 0;
+  for (; d + 16 * C <= wide; d += 16 * C) {
+    v16 acc[R][C];
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) acc[r][c] = load(o + r * wide + d + 16 * c);
+    for (int key = 0; key < count; ++key) {
+      v16 v[C];
+      for (int c = 0; c < C; ++c) v[c] = cached<kCache>(page, values + key * wide + d + 16 * c);
+      for (int r = 0; r < R; ++r) {
+        const v16 x = splat(p[r][key]);
+        for (int c = 0; c < C; ++c) acc[r][c] = fma(x, v[c], acc[r][c]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) save(o + r * wide + d + 16 * c, acc[r][c]);
+  }
+  for (; d < wide; d += 16)
+    for (int r = 0; r < R; ++r) {
+      v16 acc = load(o + r * wide + d);
+      for (int key = 0; key < count; ++key)
+        acc = fma(splat(p[r][key]), cached<kCache>(page, values + key * wide + d), acc);
+      save(o + r * wide + d, acc);
+    }
+}
+
+constexpr float kBounded = 60.0f;  // e^60 summed a million times is far from overflowing
+
+// One page for R rows. With `most` null the weights are exp(score); else that largest score of each
+// row is taken off first (scores without a cap). `o` and `total` take in the page's part; with
+// `o` null, only `found` (each row's largest score so far) is brought up to date.
+template <int kCache, int R>
+inline void attend_page(const Attend& a, int r0, int page_index, const uint8_t* page,
+                        const float* most, float* found, float* o, v16* total) {
+  const int wide = static_cast<int>(padded(a.head_dim, 16));
+  alignas(64) float s[R][GM_PAGE];
+  page_scores<kCache, R>(a.q + r0, a.head_dim, wide, page, s);
+  const float* scales = reinterpret_cast<const float*>(page + 2 * wide * GM_PAGE);
+  const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const float inverse = a.cap > 0.0f ? 1.0f / a.cap : 0.0f;
+  int count = 0;
+  for (int r = 0; r < R; ++r) {
+    const int position = a.position[r0 + r];
+    const int last = position - page_index * GM_PAGE;
+    count = last + 1 > count ? last + 1 : count;
+    const int first = a.window ? last - a.window + 1 : -1;
+    for (int half = 0; half < 2; ++half) {
+      const i16 at = lane + half * 16;
+      v16 x = load(s[r] + 16 * half);
+      if constexpr (kCache == GM_CACHE_INT8) x = x * load(scales + 16 * half);
+      x = x * a.scale;
+      if (a.cap > 0.0f) x = soft_cap(x, a.cap, inverse);
+      const i16 seen = (at <= last) & (at >= first);
+      if (!o) {
+        found[r] = std::fmax(found[r], largest(select(seen, x, splat(-INFINITY))));
+        continue;
+      }
+      if (most) x = x - most[r];
+      const v16 p = select(seen, exponential(x), splat(0.0f));
+      total[r] += p;
+      if constexpr (kCache == GM_CACHE_INT8)
+        save(s[r] + 16 * half, select(seen, p * load(scales + GM_PAGE + 16 * half), splat(0.0f)));
+      else
+        save(s[r] + 16 * half, p);
+    }
+  }
+  if (o) page_values<kCache, R>(s, count < GM_PAGE ? count : GM_PAGE, wide, page, o);
+}
+
+template <int kCache>
+inline void attend_rows(const Attend& a, int r0, int rows, int page_index, const float* most,
+                        float* found, float* o, v16* total) {
+  const uint8_t* page = a.pool + a.pages[page_index] * a.page_bytes;
+  const int wide = static_cast<int>(padded(a.head_dim, 16));
+  while (rows > 0) {
+    const int n = rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    const float* m = most ? most + r0 : nullptr;
+    float* f = found ? found + r0 : nullptr;
+    float* out = o ? o + r0 * wide : nullptr;
+    v16* t = total + r0;
+    if (n == 8) attend_page<kCache, 8>(a, r0, page_index, page, m, f, out, t);
+    if (n == 4) attend_page<kCache, 4>(a, r0, page_index, page, m, f, out, t);
+    if (n == 2) attend_page<kCache, 2>(a, r0, page_index, page, m, f, out, t);
+    if (n == 1) attend_page<kCache, 1>(a, r0, page_index, page, m, f, out, t);
+    r0 += n;
+    rows -= n;
+  }
+}
+
+template <int kCache>
+inline void attend_in(const Attend& a, float* o) {
+  const int wide = static_cast<int>(padded(a.head_dim, 16));
+  std::memset(o, 0, sizeof(float) * a.rows * wide);
+  v16 total[kRows];
+  float most[kRows];
+  int first = a.position[0], last = 0;
+  for (int r = 0; r < a.rows; ++r) {
+    total[r] = splat(0.0f);
+    most[r] = -INFINITY;
+    const int from = a.window ? a.position[r] - a.window + 1 : 0;
+    first = from < first ? from : first;
+    last = a.position[r] > last ? a.position[r] : last;
+  }
+  first = first < 0 ? 0 : first;
+  const bool bounded = a.cap > 0.0f && a.cap <= kBounded;
+  if (!bounded)
+    for (int page = first / GM_PAGE; page <= last / GM_PAGE; ++page)
+      attend_rows<kCache>(a, 0, a.rows, page, nullptr, most, nullptr, total);
+  for (int page = first / GM_PAGE; page <= last / GM_PAGE; ++page)
+    attend_rows<kCache>(a, 0, a.rows, page, bounded ? nullptr : most, nullptr, o, total);
+  for (int r = 0; r < a.rows; ++r) {
+    const float inverse = 1.0f / sum(total[r]);
+    for (int d = 0; d < a.head_dim; ++d) a.out[r][d] = o[r * wide + d] * inverse;
+  }
+}
+
+inline void attend(const Attend& a, int cache, float* scratch) {
+  if (cache == GM_CACHE_INT8) return attend_in<GM_CACHE_INT8>(a, scratch);
+  if (cache == GM_CACHE_F16) return attend_in<GM_CACHE_F16>(a, scratch);
+  attend_in<GM_CACHE_F32>(a, scratch);
+}
+
+// Float matrices lie row after row. Each product is summed in sixteen lanes and then across them,
+// in the same order for any number of rows.
+template <bool kHalf>
+inline v16 weights(const void* w, int64_t at) {
+  if constexpr (kHalf)
+    return from_bf16(static_cast<const uint16_t*>(w) + at);
+  else
+    return load(static_cast<const float*>(w) + at);
+}
+
+template <bool kHalf>
+inline float weight(const void* w, int64_t at) {
+  if constexpr (!kHalf) return static_cast<const float*>(w)[at];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(w)[at]) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+template <bool kHalf, int M, int N>
+inline void dense_block(const gm_matrix& w, int64_t row, const Inputs& in, int m0,
+                        float (*y)[kTile], int n0) {
+  const int columns = w.columns;
+  const int even = columns / 16 * 16;
+  v16 acc[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) acc[m][n] = splat(0.0f);
+  for (int k = 0; k < even; k += 16) {
+    v16 b[N];
+    for (int n = 0; n < N; ++n) b[n] = weights<kHalf>(w.data, (row + n) * columns + k);
+    for (int m = 0; m < M; ++m) {
+      const v16 a = load(in.x + (m0 + m) * in.x_stride + k);
+      for (int n = 0; n < N; ++n) acc[m][n] = fma(a, b[n], acc[m][n]);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) {
+      float total = sum(acc[m][n]);
+      for (int k = even; k < columns; ++k)
+        total += in.x[(m0 + m) * in.x_stride + k] * weight<kHalf>(w.data, (row + n) * columns + k);
+      y[m][n0 + n] = total;
+    }
+}
+
+template <bool kHalf>
+inline void dense(const gm_matrix& w, int64_t tile, const Inputs& in, int m0, int rows,
+                  float (*y)[kTile]) {
+  const int64_t row = tile * kTile;
+  const int count = w.rows - row < kTile ? static_cast<int>(w.rows - row) : kTile;
+  for (int m = 0; m < rows;) {
+    const int M = rows - m >= 4 ? 4 : 1;
+    for (int n = 0; n < count;) {
+      const int N = count - n >= 4 ? 4 : 1;
+      if (M == 4 && N == 4) dense_block<kHalf, 4, 4>(w, row + n, in, m0 + m, y + m, n);
+      if (M == 4 && N == 1) dense_block<kHalf, 4, 1>(w, row + n, in, m0 + m, y + m, n);
+      if (M == 1 && N == 4) dense_block<kHalf, 1, 4>(w, row + n, in, m0 + m, y + m, n);
+      if (M == 1 && N == 1) dense_block<kHalf, 1, 1>(w, row + n, in, m0 + m, y + m, n);
+      n += N;
+    }
+    m += M;
+  }
+}

@@ -1,0 +1,139 @@
+// Sixteen floats at a time, on any instruction set: GCC and Clang split the vectors as they must.
+// Included by isa_*.cpp alone, inside the namespace of one instruction set.
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef float v16u __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i16 __attribute__((vector_size(64)));
+typedef int32_t i16u __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int8_t b16 __attribute__((vector_size(16)));
+typedef int8_t b16u __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint16_t h16 __attribute__((vector_size(32)));
+typedef uint16_t h16u __attribute__((vector_size(32), aligned(2), may_alias));
+
+inline v16 load(const float* p) { return *reinterpret_cast<const v16u*>(p); }
+inline void save(float* p, v16 x) { *reinterpret_cast<v16u*>(p) = x; }
+inline v16 splat(float x) { return v16{} + x; }
+
+inline v16 fma(v16 a, v16 b, v16 c) {
+#if defined(__AVX512F__)
+  return (v16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  union Halves {
+    v16 all;
+    __m256 half[2];
+  } x{a}, y{b}, z{c};
+  z.half[0] = _mm256_fmadd_ps(x.half[0], y.half[0], z.half[0]);
+  z.half[1] = _mm256_fmadd_ps(x.half[1], y.half[1], z.half[1]);
+  return z.all;
+#else
+  return a * b + c;
+#endif
+}
+
+// In a fixed order, so that a sum does not depend on how it was compiled.
+inline float sum(v16 x) {
+  float t[16];
+  save(t, x);
+  for (int step = 8; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) t[i] += t[i + step];
+  return t[0];
+}
+
+inline v16 select(i16 mask, v16 yes, v16 no) {
+  return (v16)((mask & (i16)yes) | (~mask & (i16)no));
+}
+inline v16 maximum(v16 a, v16 b) { return select(a > b, a, b); }
+inline v16 minimum(v16 a, v16 b) { return select(a < b, a, b); }
+inline v16 magnitude(v16 x) { return (v16)((i16)x & 0x7fffffff); }
+
+inline float largest(v16 x) {
+  float t[16];
+  save(t, x);
+  for (int step = 8; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) t[i] = t[i] > t[i + step] ? t[i] : t[i + step];
+  return t[0];
+}
+
+// Nearest integer, ties to even, of |x| < 2^22.
+inline i16 nearest(v16 x) {
+  const v16 shifted = x + 12582912.0f;
+  return (i16)shifted - 0x4b400000;
+}
+
+// e^x within 2 units in the last place; x is held to [-87, 88].
+inline v16 exponential(v16 x) {
+  x = minimum(maximum(x, splat(-87.0f)), splat(88.0f));
+  const v16 shifted = fma(x, splat(1.44269504f), splat(12582912.0f));
+  const v16 n = shifted - 12582912.0f;
+  v16 r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  v16 p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+  const i16 power = ((i16)shifted - 0x4b400000 + 127) << 23;
+  return p * (v16)power;
+}
+
+// cap * tanh(x / cap). Near zero tanh comes from its series: 1 - 2 / (e^2t + 1) would cancel.
+inline v16 soft_cap(v16 x, float cap, float inverse) {
+  const v16 t = x * inverse;
+  const v16 e = exponential(t * 2.0f);
+  const v16 far = 1.0f - 2.0f / (e + 1.0f);
+  const v16 s = t * t;
+  v16 p = fma(s, splat(-17.0f / 315.0f), splat(2.0f / 15.0f));
+  p = fma(p, s, splat(-1.0f / 3.0f));
+  const v16 near = fma(p * s, t, t);
+  return select(s < 0.01f, near, far) * cap;
+}
+
+inline v16 from_half(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return (v16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  union Halves {
+    v16 all;
+    __m256 half[2];
+  } z;
+  z.half[0] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  z.half[1] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
+  return z.all;
+#else
+  const i16 h = __builtin_convertvector(*reinterpret_cast<const h16u*>(p), i16);
+  // The exponent is moved by a product, which also puts halves too small for it right.
+  const v16 x = (v16)((h & 0x7fff) << 13) * 0x1p112f;
+  return (v16)((i16)x | ((h & 0x8000) << 16));
+#endif
+}
+
+inline uint16_t to_half(float f) {
+  f = f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f;
+#if defined(__F16C__)
+  return static_cast<uint16_t>(_cvtss_sh(f, 0));
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits < 0x38800000) {  // below the smallest normal half: steps of 2^-24
+    float m;
+    std::memcpy(&m, &bits, 4);
+    return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(m * 0x1p24f)));
+  }
+  bits += 0xfff + (bits >> 13 & 1);  // to nearest, ties to even
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000) >> 13));
+#endif
+}
+
+inline v16 from_bytes(const int8_t* p) {
+  return __builtin_convertvector(
+      __builtin_convertvector(*reinterpret_cast<const b16u*>(p), i16), v16);
+}
+
+inline v16 from_bf16(const uint16_t* p) {
+  const i16 wide = __builtin_convertvector(*reinterpret_cast<const h16u*>(p), i16);
+  return (v16)(wide << 16);
+}

@@ -1,0 +1,84 @@
+#include "threads.hpp"
+
+namespace gemmule {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+constexpr int kSpins = 20000;  // some tens of microseconds; then another program may have the core
+
+}  // namespace
+
+Threads::Threads(int count) {
+  for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { serve(i); });
+}
+
+Threads::~Threads() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  woken_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Threads::wake() {
+  if (workers_.empty()) return;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    awake_ = true;
+  }
+  woken_.notify_all();
+}
+
+void Threads::rest() { awake_ = false; }
+
+void Threads::take(int thread) {
+  for (;;) {
+    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+    if (begin >= items_) return;
+    const int64_t end = begin + grain_ < items_ ? begin + grain_ : items_;
+    call_(work_, thread, begin, end);
+  }
+}
+
+void Threads::share(int64_t items, int64_t grain) {
+  items_ = items;
+  grain_ = grain;
+  next_.store(0, std::memory_order_relaxed);
+  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  round_.fetch_add(1, std::memory_order_release);
+  take(0);
+  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+    pause();
+    if (spins > kSpins) std::this_thread::yield();
+  }
+}
+
+void Threads::serve(int thread) {
+  uint32_t seen = 0;
+  for (;;) {
+    int spins = 0;
+    while (round_.load(std::memory_order_acquire) == seen) {
+      if (stop_) return;
+      if (!awake_) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        woken_.wait(lock, [&] { return stop_ || awake_ || round_ != seen; });
+        continue;
+      }
+      pause();
+      if (++spins > kSpins) std::this_thread::yield();
+    }
+    ++seen;
+    take(thread);
+    busy_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace gemmule

@@ -1,0 +1,194 @@
+// AVX-512 with VNNI: four products of bytes and their sum in each of sixteen lanes, one lane a row
+// of the tile. Included by isa_avx512.cpp and isa_amx.cpp, inside their namespaces.
+
+constexpr int kAhead = 2048;  // bytes that are asked for before they are needed
+
+inline __m512i loadi(const void* p) { return _mm512_loadu_si512(p); }
+
+inline __m512i four(const int8_t* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, 4);
+  return _mm512_set1_epi32(bits);
+}
+
+inline __m512 bf16_scales(const uint8_t* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+// Two groups for M rows: dot += even's sum x its multiplier + odd's sum x its multiplier.
+template <int M>
+inline void group_pair(const uint8_t* data, const int8_t* q, int64_t q_stride, const int32_t* sums,
+                       int64_t sums_stride, __m512i factor, __m512i* dot) {
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512i part[2][M];
+  for (int g = 0; g < 2; ++g) {
+    for (int m = 0; m < M; ++m) part[g][m] = _mm512_set1_epi32(sums[m * sums_stride + g]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const uint8_t* p = data + g * kQuantBytes + i * 64;
+      _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
+      const __m512i w = loadi(p);
+      const __m512i a = _mm512_and_si512(w, low);
+      const __m512i b = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
+      for (int m = 0; m < M; ++m) {
+        const int8_t* x = q + m * q_stride + g * kGroup + 4 * i;
+        part[g][m] = _mm512_dpbusd_epi32(part[g][m], a, four(x));
+        part[g][m] = _mm512_dpbusd_epi32(part[g][m], b, four(x + 16));
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    // Both sums fit into 16 bits: 32 x 8 x 127 < 2^15.
+    const __m512i pair =
+        _mm512_mask_blend_epi16(0xaaaaaaaa, part[0][m], _mm512_slli_epi32(part[1][m], 16));
+    dot[m] = _mm512_dpwssd_epi32(dot[m], pair, factor);
+  }
+}
+
+template <int M>
+inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[kTile]) {
+  const __m512i nibbles = _mm512_set1_epi32(0x000f000f);
+  const int8_t* q = in.q + m0 * in.q_stride;
+  const int32_t* sums = in.group_sums + m0 * in.groups;
+  const float* scale = in.scale + m0 * in.blocks;
+  __m512 acc[M];
+  for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
+  for (int block = 0; block < in.blocks; ++block) {
+    const int left = in.groups - block * 8;
+    const int groups = left < 8 ? left : 8;
+    const uint8_t* head = data + groups * kQuantBytes;
+    __m512i mults = loadi(head);
+    const __m512 w_scale = bf16_scales(head + 64);
+    __m512i dot[M];
+    for (int m = 0; m < M; ++m) dot[m] = _mm512_setzero_si512();
+    for (int g = 0; g < groups; g += 2) {
+      group_pair<M>(data, q, in.q_stride, sums, in.groups, _mm512_and_si512(mults, nibbles), dot);
+      mults = _mm512_srli_epi32(mults, 4);
+      data += 2 * kQuantBytes;
+      q += 2 * kGroup;
+      sums += 2;
+    }
+    for (int m = 0; m < M; ++m)
+      acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[m]),
+                               _mm512_mul_ps(w_scale, _mm512_set1_ps(scale[m * in.blocks + block])),
+                               acc[m]);
+    data += kBlockHead;
+  }
+  for (int m = 0; m < M; ++m) _mm512_storeu_ps(y[m], acc[m]);
+}
+
+template <int M>
+inline void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m0,
+                      float (*y)[kTile]) {
+  constexpr int C = M >= 4 ? 1 : 4;  // chains of sums that do not wait for one another
+  const __m512 w_scale = _mm512_loadu_ps(scales);
+  const int8_t* q = in.q + m0 * in.q_stride;
+  __m512 acc[M];
+  for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
+  for (int block = 0; block < in.blocks; ++block) {
+    const int begin = block * kBlock;
+    const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
+    __m512i dot[M][C];
+    for (int m = 0; m < M; ++m) {
+      dot[m][0] = _mm512_set1_epi32(in.block_sums[(m0 + m) * in.blocks + block]);
+      for (int c = 1; c < C; ++c) dot[m][c] = _mm512_setzero_si512();
+    }
+    for (int k = begin; k < end; k += 16, data += 256)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        _mm_prefetch(reinterpret_cast<const char*>(data + i * 64 + kAhead), _MM_HINT_T0);
+        const __m512i w = loadi(data + i * 64);
+        for (int m = 0; m < M; ++m)
+          dot[m][i % C] =
+              _mm512_dpbusd_epi32(dot[m][i % C], w, four(q + m * in.q_stride + k + 4 * i));
+      }
+    for (int m = 0; m < M; ++m) {
+      for (int c = 1; c < C; ++c) dot[m][0] = _mm512_add_epi32(dot[m][0], dot[m][c]);
+      const __m512 s =
+          _mm512_mul_ps(w_scale, _mm512_set1_ps(in.scale[(m0 + m) * in.blocks + block]));
+      acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[m][0]), s, acc[m]);
+    }
+  }
+  for (int m = 0; m < M; ++m) _mm512_storeu_ps(y[m], acc[m]);
+}
+
+void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
+  if (w.format == GM_F32) return dense<false>(w, at, in, m0, rows, y);
+  if (w.format == GM_BF16) return dense<true>(w, at, in, m0, rows, y);
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
+  const float* scales = w.scales + at * kTile;
+  const bool four_bits = w.format == GM_INT4;
+  while (rows > 0) {
+    const int n = rows >= 4 ? 4 : rows;
+    if (four_bits) {
+      if (n == 4) tile_int4<4>(data, in, m0, y);
+      if (n == 3) tile_int4<3>(data, in, m0, y);
+      if (n == 2) tile_int4<2>(data, in, m0, y);
+      if (n == 1) tile_int4<1>(data, in, m0, y);
+    } else {
+      if (n == 4) tile_int8<4>(data, scales, in, m0, y);
+      if (n == 3) tile_int8<3>(data, scales, in, m0, y);
+      if (n == 2) tile_int8<2>(data, scales, in, m0, y);
+      if (n == 1) tile_int8<1>(data, scales, in, m0, y);
+    }
+    m0 += n;
+    y += n;
+    rows -= n;
+  }
+}
+
+// int4 as bytes of multiplier x value + 128, in the layout of int8.
+inline void widen(const uint8_t* data, int columns, uint8_t* bytes, float* scales,
+                  int64_t scale_step) {
+  const __m512i low = _mm512_set1_epi8(15);
+  for (int k = 0; k < columns; k += kBlock, scales += scale_step) {
+    const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
+    const uint8_t* head = data + groups * kQuantBytes;
+    const __m512i mults = loadi(head);
+    _mm512_storeu_ps(scales, bf16_scales(head + 64));
+    for (int g = 0; g < groups; ++g, data += kQuantBytes, bytes += 512) {
+      const int shift = (g / 2 + g % 2 * 4) * 4;
+      const __m512i one = _mm512_and_si512(
+          _mm512_srl_epi32(mults, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(15));
+      const __m512i mult = _mm512_or_si512(one, _mm512_slli_epi32(one, 16));
+      // 128 - 8 x multiplier in each byte.
+      const __m512i offset = _mm512_sub_epi8(
+          _mm512_set1_epi8(-128),
+          _mm512_slli_epi16(_mm512_or_si512(mult, _mm512_slli_epi16(mult, 8)), 3));
+      for (int i = 0; i < 4; ++i) {
+        const __m512i w = loadi(data + i * 64);
+        // Nibble x multiplier stays below 256: both bytes of a 16-bit product are right.
+        const __m512i a = _mm512_mullo_epi16(_mm512_and_si512(w, low), mult);
+        const __m512i b =
+            _mm512_mullo_epi16(_mm512_and_si512(_mm512_srli_epi16(w, 4), low), mult);
+        _mm512_storeu_si512(bytes + i * 64, _mm512_add_epi8(a, offset));
+        _mm512_storeu_si512(bytes + i * 64 + 256, _mm512_add_epi8(b, offset));
+      }
+    }
+    data += kBlockHead;
+  }
+}
+
+inline void prepare_one(const gm_matrix& w, int64_t at, int which, uint8_t* bytes, float* scales,
+                        Panel* out) {
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
+  const int columns = static_cast<int>(padded(w.columns, 64));
+  if (w.format == GM_INT8) {
+    out->tile[which] = data;
+    out->scale[which] = w.scales + at * kTile;
+    out->scale_step = 0;
+    return;
+  }
+  bytes += static_cast<int64_t>(which) * columns * kTile;
+  widen(data, columns, bytes, scales + which * kTile, 2 * kTile);
+  out->tile[which] = bytes;
+  out->scale[which] = scales + which * kTile;
+  out->scale_step = 2 * kTile;
+}
+
+void prepare(const gm_matrix& a, int64_t tile_a, const gm_matrix& b, int64_t tile_b, uint8_t* bytes,
+             float* scales, Panel* out) {
+  prepare_one(a, tile_a, 0, bytes, scales, out);
+  prepare_one(b, tile_b, 1, bytes, scales, out);
+}
