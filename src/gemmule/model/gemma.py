@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gemmule.model.block_attention import attend_sequence
 from gemmule.model.config import GemmaConfig
-from gemmule.model.kv_cache import KVCache
+from gemmule.model.kv_cache import Cache
 from gemmule.model.soft_cap import soft_cap
 
 
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
         segment_BT: Tensor | None,
-        cache: KVCache | None,
+        cache: Cache | None,
     ) -> Tensor:
         """Attends within `x_BTD`, and to what `cache` holds when there is one."""
         B, T, _ = x_BTD.shape
@@ -166,7 +166,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
         segment_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """[B, T, D] to [B, T, D]."""
         attended = self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT, cache)
@@ -205,7 +205,7 @@ class Gemma(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, D], after the final norm.
 
@@ -245,7 +245,7 @@ class Gemma(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Soft-capped logits [B, T, V]; arguments as in `hidden_states`."""
         x_BTD = self.hidden_states(

@@ -4,10 +4,25 @@ Global layers keep every token up to `max_length`; local layers keep a ring of t
 since no later query can see further back. Shapes as in gemma.py.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from gemmule.model.config import GemmaConfig
+
+
+class Cache(Protocol):
+    """What the forward pass asks of a cache, wherever the keys and values are."""
+
+    length: int
+    segment_BS: Tensor
+
+    def begin(self, count: int, segments_BT: Tensor | None) -> Tensor | None:
+        """Makes ready for `count` more tokens; returns their segments, or None if never given."""
+
+    def extend(self, layer: int, k_BTKH: Tensor, v_BTKH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes in keys and values of a layer; all that may be needed, and their indices."""
 
 
 class KVCache:
