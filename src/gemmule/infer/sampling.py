@@ -20,6 +20,7 @@ _GREEDY_BELOW = 1e-5
 # A nucleus nearly always lies within this many tokens; sorting a whole vocabulary is slow.
 _NUCLEUS_GUESS = 1024
 _SEEDS = 2**63
+MOST_LOGPROBS = 20
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -32,6 +33,8 @@ class SamplingSettings(TypedDict, total=False):
     min_p: float
     seed: int | None
     stop: str | Sequence[str]
+    repetition_penalty: float
+    logprobs: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,10 @@ class SamplingParams:
         min_p: only tokens at least min_p times as likely as the likeliest, in [0, 1].
         seed: of the draws; row i of a batch draws from seed + i. None: different every time.
         stop: strings that end the text; they are not part of it.
+        repetition_penalty: before all else, positive logits of ids in prompt and answer are divided
+            by it and negative ones multiplied, above 0; 1 changes nothing.
+        logprobs: say with each token its log-probability, and those of so many likeliest ids, 0 to
+            20; of the model's own distribution, before penalty, temperature and filters.
 
     Raises:
         ConfigError: for a value out of range.
@@ -58,6 +65,8 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, 1)
@@ -72,6 +81,16 @@ class SamplingParams:
             _check_int("seed", self.seed, 0)
             if self.seed >= _SEEDS:
                 raise ConfigError(f"seed is {self.seed}; it must be below 2**63")
+        _check_float("repetition_penalty", self.repetition_penalty, "above 0", 0.0, math.inf)
+        if self.repetition_penalty == 0:
+            raise ConfigError("repetition_penalty is 0; it must be above 0 (1 changes nothing)")
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, " (leave it out for none)")
+            if self.logprobs > MOST_LOGPROBS:
+                raise ConfigError(f"logprobs is {self.logprobs}; it must be at most 20")
+        several = isinstance(self.stop, Sequence | set | frozenset)
+        if not several:
+            raise ConfigError(f"stop is {self.stop!r}; it must be one or more non-empty strings")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(s, str) and s for s in stops):
             raise ConfigError(f"stop is {self.stop!r}; it must be one or more non-empty strings")
@@ -107,6 +126,29 @@ def _check_float(name: str, value: Any, allowed: str, least: float, most: float)
         raise ConfigError(f"{name} is {value!r}; it must be a number, {allowed}")
 
 
+def likeliest(logits_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest `count` logits and their ids, largest first; of equal ones the smaller id."""
+    if count == 1:
+        id_1 = logits_V.argmax(-1, keepdim=True)  # of equal ones the first, by its contract
+        return logits_V[id_1], id_1
+    logits_K, ids_K = logits_V.topk(min(count, len(logits_V)))
+    if bool(logits_K.isnan().any()):
+        return logits_K, ids_K
+    least = logits_K[-1]
+    above = (logits_V > least).nonzero()[:, 0]
+    level = (logits_V == least).nonzero()[: len(ids_K) - len(above), 0]
+    ids_K = torch.cat((above, level)).sort()[0]
+    logits_K, order = logits_V[ids_K].sort(descending=True, stable=True)
+    return logits_K, ids_K[order]
+
+
+def penalise(logits_V: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Makes `ids` less likely, as CTRL does (arXiv 1909.05858) and transformers after it."""
+    logits = logits_V[ids]
+    logits = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return logits_V.index_put((ids,), logits)
+
+
 def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
     """What may be drawn.
 
@@ -118,24 +160,34 @@ def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
         Weights [K], zero for what the filters removed and not normalised; and the ids [K] they
         belong to, likeliest first (None: every id in order).
     """
-    V = len(logits_V)
+    if params.top_k is not None and params.top_k < len(logits_V):
+        logits_K, ids = likeliest(logits_V.float(), params.top_k)
+        return weigh(logits_K, params), ids
+    if params.top_p == 1:
+        return weigh(logits_V, params), None
+    weights, ids = _nucleus_sorted(_softmax(logits_V, params), params.top_p)
+    return _filter(weights, params), ids
+
+
+def weigh(logits_K: Tensor, params: SamplingParams) -> Tensor:
+    """Weights of the candidates that top-k leaves: zero for what the other filters remove."""
+    return _filter(_softmax(logits_K, params), params)
+
+
+def _softmax(logits_K: Tensor, params: SamplingParams) -> Tensor:
     # The largest becomes 0, so that no temperature can overflow.
-    scaled = (logits_V.float() - logits_V.max()) / params.temperature
-    ids: Tensor | None = None
-    if params.top_k is not None and params.top_k < V:
-        scaled, ids = scaled.topk(params.top_k)
-        weights = scaled.softmax(-1)
-    else:
-        weights = scaled.softmax(-1)
-        if params.top_p < 1:
-            weights, ids = _nucleus_sorted(weights, params.top_p)
+    return ((logits_K.float() - logits_K.max()) / params.temperature).softmax(-1)
+
+
+def _filter(weights: Tensor, params: SamplingParams) -> Tensor:
+    """Top-p and min-p; with top-p the weights are sorted, largest first."""
     if params.top_p < 1:
         # A token stays while those before it sum to less than p: the likeliest always does.
         before = weights.cumsum(-1, dtype=torch.float64) - weights
         weights = weights.masked_fill(before >= params.top_p, 0.0)
     if params.min_p > 0:
         weights = weights.masked_fill(weights < params.min_p * weights.max(), 0.0)
-    return weights, ids
+    return weights
 
 
 def _nucleus_sorted(weights_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -162,16 +214,50 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
 class Sampler:
     """Draws one row's tokens; the same seed and logits give the same tokens on any device."""
 
-    def __init__(self, params: SamplingParams, row: int = 0) -> None:
+    def __init__(self, params: SamplingParams, row: int = 0, prompt: Sequence[int] = ()) -> None:
+        """Starts a row.
+
+        Args:
+            params: settings.
+            row: added to the seed.
+            prompt: ids before the row, for the repetition penalty.
+        """
         self.params = params
         self._generator = torch.Generator()
         seed = secrets.randbits(62) if params.seed is None else params.seed
         self._generator.manual_seed((seed + row) % _SEEDS)
+        self._penalises = params.repetition_penalty != 1
+        self._seen = torch.tensor(prompt if self._penalises else (), dtype=torch.long).unique()
 
     def __call__(self, logits_V: Tensor) -> int:
         """The next token's id."""
+        if not self._penalises:
+            return self._draw(logits_V)
+        logits_V = logits_V.cpu()
+        token = self._draw(penalise(logits_V, self._seen, self.params.repetition_penalty))
+        if token not in self._seen:
+            self._seen = torch.cat((self._seen, torch.tensor([token])))
+        return token
+
+    def among(self, logits_K: Tensor, ids_K: Tensor) -> int:
+        """The next token's id from the top-k alone, likeliest first: what whole logits give."""
+        if self.params.greedy:
+            return int(ids_K[0])
+        return int(ids_K[self._multinomial(weigh(logits_K.cpu(), self.params))])
+
+    def fork(self) -> "Sampler":
+        """One that will draw as this one will, without disturbing it."""
+        other = Sampler(self.params)
+        other._generator.set_state(self._generator.get_state())
+        other._seen = self._seen
+        return other
+
+    def _draw(self, logits_V: Tensor) -> int:
         if self.params.greedy:
             return int(logits_V.argmax())
         weights, ids = candidates(logits_V.cpu(), self.params)
-        drawn = int(torch.multinomial(weights, 1, generator=self._generator))
+        drawn = self._multinomial(weights)
         return drawn if ids is None else int(ids[drawn])
+
+    def _multinomial(self, weights: Tensor) -> int:
+        return int(torch.multinomial(weights, 1, generator=self._generator))
