@@ -1,5 +1,6 @@
 """Each known bug is planted in our engine, and the doctor names it and blames nothing else."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from gemmule.doctor.report import Report
 from gemmule.doctor.run import run_doctor
 from gemmule.doctor.text_checks import published_row
 from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.runner import Span
+from gemmule.infer.torch_runner import TorchRunner
 from gemmule.model import gemma
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Attention, Block, Gemma, RMSNorm
@@ -259,8 +262,17 @@ def ring_read_as_a_list(patch: Patch) -> None:
 
 
 @plant("batched generation", "not the likeliest")
-def padding_seen_while_decoding(patch: Patch) -> None:
-    attention(patch, lambda f, *a: f(*a[:5], None, None, *a[7:]), ("attend",))
+def pages_given_twice(patch: Patch) -> None:
+    """Rows of a batch write over one another's keys."""
+    original = TorchRunner._run
+
+    def run(self: TorchRunner, span: Span) -> Any:
+        pages = [[page % 6 for page in kind] for kind in (span.global_pages, span.local_pages)]
+        return original(
+            self, dataclasses.replace(span, global_pages=pages[0], local_pages=pages[1])
+        )
+
+    patch.setattr(TorchRunner, "_run", run)
 
 
 @plant("one <bos>", "a text gets 2")

@@ -1,78 +1,73 @@
 """Cached decoding against full recomputation; batches against single prompts."""
 
-from collections.abc import Sequence
+import copy
 from typing import Any
 
 import pytest
 import torch
 
 from gemmule.errors import ConfigError
-from gemmule.infer import generate
+from gemmule.infer import jobs, language_model
+from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.sampling import Sampler, SamplingParams
+from gemmule.infer.request import Completion, Request
+from gemmule.infer.runner import Runner
+from gemmule.infer.runners import make_runner
+from gemmule.infer.sampling import SamplingParams
+from gemmule.infer.torch_runner import TorchRunner
+from gemmule.model.gemma import Gemma
+
+Patch = pytest.MonkeyPatch
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=40)
 PROMPTS = ["def wrap(", "x", "", "the text is wrapped at the given width, and", "\n\n    if"]
 
 
 def recomputed(lm: LanguageModel, prompt: list[int], steps: int) -> tuple[list[int], torch.Tensor]:
-    """Greedy ids and their logits, running the whole sequence anew for each token."""
+    """Greedy ids and log-probabilities, running the whole sequence anew for each token."""
     ids, logits = list(prompt), []
     with torch.no_grad():
         for _ in range(steps):
-            row = lm.model(torch.tensor([ids]))[0, -1, : lm.tokenizer.vocab_size]
-            logits.append(row)
-            ids.append(int(row.argmax()))
+            row = lm.model(torch.tensor([ids]))[0, -1]
+            logits.append(row.log_softmax(-1))
+            ids.append(int(row[: lm.tokenizer.vocab_size].argmax()))
     return ids[len(prompt) :], torch.stack(logits)
 
 
-def cached(
-    lm: LanguageModel,
-    prompts: list[list[int]],
-    steps: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> tuple[list[list[int]], torch.Tensor]:
-    seen: list[torch.Tensor] = []
-    draw = generate._draw
+@pytest.fixture(params=["torch 512", "torch 20", "torch 5", "torch 1", "native 512", "native 5"])
+def runner(request: pytest.FixtureRequest, lm: LanguageModel, monkeypatch: Patch) -> None:
+    """Either runner; prompts run whole, or in parts, or token by token."""
+    name, most = request.param.split()
 
-    def spy(logits_BV: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-        seen.append(logits_BV.clone())
-        return draw(logits_BV, samplers)
+    def make(model: Gemma) -> Runner:
+        made = TorchRunner(model) if name == "torch" else make_runner(model)
+        made.max_step_tokens = int(most)
+        return made
 
-    with monkeypatch.context() as patch:
-        patch.setattr(generate, "_draw", spy)
-        samplers = [Sampler(GREEDY) for _ in prompts]
-        vocab = lm.tokenizer.vocab_size
-        steps_ids = list(generate.next_ids(lm.model, prompts, samplers, steps, vocab))
-    return [list(row) for row in zip(*steps_ids, strict=True)], torch.stack(seen, 1)
+    if name == "native" and isinstance(make_runner(lm.model), TorchRunner):
+        pytest.skip("there is no native runner here")
+    monkeypatch.setattr(language_model, "make_runner", make)
 
 
-@pytest.mark.parametrize("chunk", [512, 5, 1])
-def test_cached_decoding_is_full_recomputation_past_the_window(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", chunk)
-    prompt = lm.tokenizer.encode(PROMPTS[3], bos=True)
-    assert len(prompt) > lm.config.sliding_window
-    ids, logits = cached(lm, [prompt], 40, monkeypatch)
-    expected_ids, expected = recomputed(lm, prompt, 40)
-    assert ids[0] == expected_ids
-    assert (logits[0] - expected).abs().max() <= 1e-4
-    assert len(set(expected_ids)) > 5  # not one token over and over
-
-
-@pytest.mark.parametrize("chunk", [512, 20])
-def test_each_row_of_a_batch_is_as_if_alone(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", chunk)
+@pytest.mark.usefixtures("runner")
+def test_each_row_of_a_batch_is_full_recomputation_past_the_window(lm: LanguageModel) -> None:
     prompts = [lm.tokenizer.encode(p, bos=True) for p in PROMPTS]
     assert len({len(p) for p in prompts}) > 3
-    ids, logits = cached(lm, prompts, 30, monkeypatch)
-    for row, prompt in enumerate(prompts):
-        expected_ids, expected = recomputed(lm, prompt, 30)
-        assert ids[row] == expected_ids
-        assert (logits[row] - expected).abs().max() <= 1e-4
+    assert len(prompts[3]) > lm.config.sliding_window
+    params = SamplingParams(temperature=0.0, max_new_tokens=30, logprobs=20)
+    rows = LanguageModel(lm.model, lm.tokenizer).complete(prompts, params)
+    for row, prompt in zip(rows, prompts, strict=True):
+        ids, expected = recomputed(lm, prompt, 30)
+        assert list(row.ids) == ids[: len(row.ids)]
+        assert row.finish_reason == "length" or ids[len(row.ids)] in lm.tokenizer.stop_ids
+        assert row.logprobs is not None and len(row.logprobs) == len(row.ids)
+        for given, log_probs in zip(row.logprobs, expected, strict=False):
+            assert given.id == given.top[0][0] and given.logprob == given.top[0][1]
+            likeliest, values = zip(*given.top, strict=True)
+            assert (torch.tensor(values) - log_probs[list(likeliest)]).abs().max() <= 5e-4
+            assert (torch.tensor(values) - log_probs[:540].topk(20)[0]).abs().max() <= 5e-4
+    assert sum(len(row.ids) > 20 for row in rows) > 2
+    assert all(len(set(row.ids)) > 5 for row in rows if len(row.ids) > 20)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.9, "seed": 11}])
@@ -84,12 +79,15 @@ def test_generate_on_a_list(lm: LanguageModel, settings: dict[str, Any]) -> None
         assert lm.generate(prompt, max_new_tokens=20, **settings, **own) == text
 
 
-def test_more_prompts_than_one_batch_keep_their_order(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generate, "ROWS_AT_ONCE", 2)
-    batch = lm.generate(PROMPTS, temperature=0.0, max_new_tokens=8)
-    assert batch == [lm.generate(p, temperature=0.0, max_new_tokens=8) for p in PROMPTS]
+def test_more_prompts_than_fit_at_once_keep_their_order(lm: LanguageModel) -> None:
+    params = SamplingParams(temperature=0.0, max_new_tokens=8)
+    requests = [Request(lm.tokenizer.encode(p, bos=True), params) for p in PROMPTS * 2]
+    engine = Engine(TorchRunner(lm.model), lm.tokenizer, cache_tokens=64)
+    done = engine.complete(requests)
+    assert engine.scheduler.pool.held == 0
+    assert [c.text for c in done] == [
+        lm.generate(p, temperature=0.0, max_new_tokens=8) for p in PROMPTS * 2
+    ]
     assert lm.generate([], temperature=0.0) == []
 
 
@@ -105,9 +103,9 @@ def test_stops_at_either_stop_token(lm: LanguageModel, monkeypatch: pytest.Monke
     script = lm.tokenizer.encode("some text")
     for stop_id in (1, 107):
         ids = iter([*script, stop_id, 300])
-        monkeypatch.setattr(generate, "_draw", lambda x, s, ids=ids: [next(ids)])
+        monkeypatch.setattr(jobs, "draw", lambda *_, ids=ids: next(ids))
         (done,) = lm.complete([[2]], GREEDY)
-        assert done == generate.Completion("some text", tuple(script), "stop")
+        assert done == Completion("some text", tuple(script), "stop")
         assert next(ids) == 300  # nothing was computed after the stop
 
 
@@ -178,9 +176,19 @@ def test_a_model_can_be_trained_after_generating(lm: LanguageModel) -> None:
     lm.model.zero_grad(set_to_none=True)
 
 
-def test_bfloat16_generates(lm: LanguageModel) -> None:
-    import copy
+def test_trained_further_a_model_forgets_what_it_computed(lm: LanguageModel) -> None:
+    own = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer)
+    prompt = "the text is wrapped at the given width, and more of the same text follows here"
+    before = own.generate(prompt, temperature=0.0, max_new_tokens=12)
+    assert before == lm.generate(prompt, temperature=0.0, max_new_tokens=12)
+    with torch.no_grad():
+        own.model.embed_tokens.weight[:540] = lm.model.embed_tokens.weight[:540].roll(7, 0)
+    fresh = LanguageModel(own.model, lm.tokenizer)
+    after = own.generate(prompt, temperature=0.0, max_new_tokens=12)
+    assert after == fresh.generate(prompt, temperature=0.0, max_new_tokens=12) != before
 
+
+def test_bfloat16_generates(lm: LanguageModel) -> None:
     half = LanguageModel(copy.deepcopy(lm.model).bfloat16(), lm.tokenizer)
     assert isinstance(half.generate("def", max_new_tokens=12, seed=0), str)
     assert len(half.score("def wrap")) == len(lm.tokenizer.encode("def wrap"))

@@ -12,7 +12,7 @@ import gemmule
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf_writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError
-from gemmule.infer import score
+from gemmule.infer import torch_runner
 from gemmule.infer.language_model import LanguageModel
 
 
@@ -61,7 +61,8 @@ def test_score_is_log_softmax(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
     logs = logits.log_softmax(-1)
     expected = [float(logs[i, token]) for i, token in enumerate(ids[1:])]
     for at_once in (2**24, 1000, 1):  # all, one and "less than one" token's logits at a time
-        monkeypatch.setattr(score, "_LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(torch_runner, "_LOGITS_AT_ONCE", at_once)
+        lm = LanguageModel(lm.model, lm.tokenizer)  # with nothing computed yet
         got = lm.score(text)
         assert len(got) == len(lm.tokenizer.encode(text))
         assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) <= 1e-4

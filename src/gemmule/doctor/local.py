@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from gemmule.errors import CheckpointError
-from gemmule.infer.generate import next_ids
+from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.sampling import Sampler, SamplingParams
+from gemmule.infer.request import Request
+from gemmule.infer.sampling import SamplingParams
+from gemmule.infer.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.kv_cache import KVCache
@@ -92,11 +94,10 @@ class GemmuleModel:
 
     def complete(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """See `LocalModel`."""
-        greedy = SamplingParams(temperature=0.0)
-        samplers = [Sampler(greedy, i) for i in range(len(prompts))]
-        vocab_size = self._model.config.vocab_size
-        steps = list(next_ids(self._model, prompts, samplers, count, vocab_size))
-        return [list(row) for row in zip(*steps, strict=True)]
+        greedy = SamplingParams(temperature=0.0, max_new_tokens=count)
+        engine = Engine(TorchRunner(self._model))
+        done = engine.complete([Request(prompt, greedy) for prompt in prompts])
+        return [list(completion.ids) for completion in done]
 
     def sibling(self, config: GemmaConfig, weights: Mapping[str, Tensor]) -> "GemmuleModel":
         """See `LocalModel`."""

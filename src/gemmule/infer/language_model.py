@@ -8,9 +8,10 @@ import torch
 
 from gemmule.checkpoints.load import load_model
 from gemmule.errors import ConfigError, TokenizerError
-from gemmule.infer import generate as engine
+from gemmule.infer.engine import Engine
+from gemmule.infer.request import Completion, Request
+from gemmule.infer.runners import make_runner
 from gemmule.infer.sampling import SamplingParams, SamplingSettings
-from gemmule.infer.score import token_log_probs
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -20,7 +21,8 @@ class LanguageModel:
     """Generates, chats and scores.
 
     Keyword settings of `generate`, `stream`, `chat` and `stream_chat` are the fields of
-    `SamplingParams`: max_new_tokens, temperature, top_k, top_p, min_p, seed, stop.
+    `SamplingParams`: max_new_tokens, temperature, top_k, top_p, min_p, seed, stop,
+    repetition_penalty, logprobs.
 
     Attributes:
         model: the torch module, tokens_BT to logits_BTV.
@@ -35,6 +37,7 @@ class LanguageModel:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self._made: tuple[Engine, object] | None = None
 
     @property
     def config(self) -> GemmaConfig:
@@ -54,7 +57,7 @@ class LanguageModel:
     ) -> str | list[str]:
         """Continues a text, or each of several.
 
-        In a batch, each prompt gets what it would get alone, up to rounding; with a seed, prompt
+        In a batch, each prompt gets what it would get alone; with a seed, prompt
         number i draws from seed + i.
 
         Args:
@@ -75,7 +78,7 @@ class LanguageModel:
     def stream(self, prompt: str, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
         """Like `generate` for one text, piece by piece; the pieces joined are its result."""
         params = SamplingParams.of(settings)
-        return engine.stream(self.model, self.tokenizer, self._encode(prompt), params)
+        return self._stream(self._encode(prompt), params)
 
     def chat(
         self,
@@ -110,7 +113,7 @@ class LanguageModel:
         """Like `chat`, piece by piece."""
         params = SamplingParams.of(settings)
         ids = self.tokenizer.render_chat(messages, strict=strict)
-        return engine.stream(self.model, self.tokenizer, ids, params)
+        return self._stream(ids, params)
 
     def score(self, text: str) -> list[float]:
         """Log-probability of each token of `text` given all before it, in nats.
@@ -128,19 +131,38 @@ class LanguageModel:
                 f"the text has {len(ids) - 1} tokens; this model's context is {context}: score "
                 "it in parts"
             )
-        scores: list[float] = token_log_probs(self.model, ids).tolist()
-        return scores
+        (score,) = self._engine().score([(ids[:1], ids[1:])])
+        return list(score.log_probs)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams
-    ) -> list[engine.Completion]:
+    ) -> list[Completion]:
         """Continues token ids; says also which tokens were drawn and why each row ended."""
-        return engine.complete(self.model, self.tokenizer, prompts, params)
+        requests = [Request(prompt, params, row) for row, prompt in enumerate(prompts)]
+        return self._engine().complete(requests)
+
+    def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[str]:
+        events = self._engine().iterate(Request(ids, params))  # a bad prompt is refused at once
+        return (event.text for event in events if event.text)
+
+    def _engine(self) -> Engine:
+        """The engine over the weights as they are: trained further, they need a new one."""
+        state = _state(self.model)
+        if self._made is None or self._made[1] != state:
+            self._made = None  # the old pool goes before there is a new one
+            self._made = (Engine(make_runner(self.model), self.tokenizer), state)
+        return self._made[0]
 
     def _encode(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise ConfigError(f"expected text, got {type(text).__name__}")
         return self.tokenizer.encode(text, bos=True)
+
+
+def _state(model: Gemma) -> object:
+    """Differs after weights were changed or replaced, by whatever torch can notice."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def load(

@@ -54,13 +54,14 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str], limit: int, context_limit: int
+        self, tokenizer: Tokenizer | None, stops: Sequence[str], limit: int, context_limit: int
     ) -> None:
+        """Starts a row; without a tokenizer there are ids only, and no stop tokens."""
         self.ids: list[int] = []
         self.reason: str | None = None
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
         self._matcher = StopMatcher(stops)
-        self._stop_ids = frozenset(tokenizer.stop_ids)
+        self._stop_ids = frozenset(() if tokenizer is None else tokenizer.stop_ids)
         self._limit = min(limit, context_limit)
         self._at_limit = "length" if limit <= context_limit else "context"
 
@@ -69,14 +70,17 @@ class TextStream:
         if self.reason is not None:
             return ""
         if token in self._stop_ids:
-            return self._end("stop", self._matcher.push(self._decoder.flush()))
+            return self._end("stop", self._matcher.push(self._flushed()))
         self.ids.append(token)
-        text = self._matcher.push(self._decoder.push(token))
+        text = "" if self._decoder is None else self._matcher.push(self._decoder.push(token))
         if self._matcher.stopped:
             self.reason = "stop"
         elif len(self.ids) >= self._limit:
-            return self._end(self._at_limit, text + self._matcher.push(self._decoder.flush()))
+            return self._end(self._at_limit, text + self._matcher.push(self._flushed()))
         return text
+
+    def _flushed(self) -> str:
+        return "" if self._decoder is None else self._decoder.flush()
 
     def _end(self, reason: str, text: str) -> str:
         self.reason = reason
