@@ -66,7 +66,7 @@ class Engine:
         self._arrived: deque[Job] = deque()
         self._cancelled: deque[int] = deque()
         self._stepping = threading.Lock()
-        self._news: list[Event] = []
+        self._news: deque[Event] = deque()  # of requests that nobody iterates over
 
     @property
     def busy(self) -> bool:
@@ -81,6 +81,7 @@ class Engine:
                 than the context, more than the pool of pages can hold.
         """
         job = self._generation(request)
+        job.inbox = self._news
         self._arrived.append(job)
         return job.sequence.number
 
@@ -94,19 +95,12 @@ class Engine:
                 self._stepping.release()
 
     def step(self) -> list[Event]:
-        """Runs some tokens of some requests; what came of it. Nothing to do: no events.
+        """Runs some tokens of some requests; what is new of those that were submitted.
 
         Whatever is raised on the way, no request is lost: the next step computes anew.
         """
-        with self._stepping:
-            try:
-                self._take_up()
-                self._step()
-            except BaseException:
-                self.scheduler.restart()
-                raise
-            news, self._news = self._news, []
-            return news
+        self._step()
+        return [self._news.popleft() for _ in range(len(self._news))]
 
     def iterate(self, request: Request) -> Iterator[Event]:
         """The events of one request, which begins with the first `next`; closing it cancels.
@@ -194,7 +188,7 @@ class Engine:
                     yield job.inbox.popleft()
                 if job.done:
                     return
-                self.step()
+                self._step()
         finally:
             if not job.done:
                 self.cancel(job.sequence.number)
@@ -203,7 +197,7 @@ class Engine:
         self._arrived.extend(jobs)
         try:
             while not all(job.done for job in jobs):
-                self.step()
+                self._step()
         finally:
             for job in jobs:
                 if not job.done:
@@ -221,7 +215,15 @@ class Engine:
                 self._note(cancelled, cancelled.cancel())
 
     def _step(self) -> None:
-        parts = self.scheduler.plan()
+        with self._stepping:
+            try:
+                self._take_up()
+                self._run(self.scheduler.plan())
+            except BaseException:
+                self.scheduler.restart()
+                raise
+
+    def _run(self, parts: Sequence[Part]) -> None:
         assert parts or not self._jobs, "there is work, and none of it can run"
         jobs = [self._jobs[part.sequence.number] for part in parts]
         spans = [_span(part, job) for part, job in zip(parts, jobs, strict=True)]
@@ -233,14 +235,11 @@ class Engine:
 
     def _note(self, job: Job, event: Event | None) -> None:
         """Passes an event on, and forgets a job that has ended."""
+        if event is not None and job.inbox is not None:
+            job.inbox.append(event)
         if job.done:
             del self._jobs[job.sequence.number]
             self.scheduler.remove(job.sequence)
-        if event is None:
-            return
-        self._news.append(event)
-        if isinstance(job, Generation) and job.inbox is not None:
-            job.inbox.append(event)
 
 
 def _span(part: Part, job: Job) -> Span:

@@ -18,10 +18,12 @@ class Job(Protocol):
     Attributes:
         sequence: what the scheduler knows of it.
         done: whether it has ended.
+        inbox: where its events go; None: nowhere.
     """
 
     sequence: TokenSequence
     done: bool
+    inbox: deque[Event] | None
 
     def output(self, index: int, position: int) -> Output:
         """What is wanted at a position, the span's token number `index`."""
@@ -37,8 +39,8 @@ class Generation:
     """A request whose tokens are drawn one after the other.
 
     Attributes:
-        sampler: draws them.
-        inbox: events that whoever iterates over this request has not seen; None: nobody does.
+        params: its settings.
+        sampler: draws its tokens.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Scoring:
         """Starts a job; tokens from `ids[start]` on are scored."""
         self.sequence = TokenSequence(number, ids[:-1], wanted=start - 1, most=len(ids) - 1)
         self.done = False
+        self.inbox: deque[Event] | None = None
         self._ids = ids
         self._log_probs: list[float] = []
         self._greedy: list[bool] = []

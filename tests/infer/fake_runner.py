@@ -1,0 +1,124 @@
+"""A runner whose predictions depend on every token before, read from the pages it is told."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from gemmule.infer.request import Completion, Request
+from gemmule.infer.runner import PAGE, Prediction, Span
+from gemmule.infer.sampling import Sampler
+from gemmule.infer.text_stream import TextStream
+from gemmule.infer.torch_runner import _predict
+from gemmule.model.config import GemmaConfig
+
+WINDOW, ROWS, WORDS = 40, 29, 27
+_LARGE = 2**40
+# Few different values: many ties.
+_TABLE = torch.randint(-9, 9, (4096, ROWS), generator=torch.Generator().manual_seed(1)) * 0.5
+
+
+def config(context: int = 160) -> GemmaConfig:
+    return GemmaConfig(
+        vocab_size=ROWS, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=8, sliding_window=WINDOW,
+        max_position_embeddings=context,
+    )  # fmt: skip
+
+
+def key(token: int, position: int, seen: int, seen_locally: int) -> int:
+    """What a position leaves behind: it depends on all that it saw."""
+    x = (token + 1) * 0x9E3779B1 + position * 0x85EBCA77 + seen * 31 + seen_locally * 1009
+    return (x ^ (x >> 17)) * 0xC2B2AE3D % _LARGE
+
+
+def row(left: int) -> torch.Tensor:
+    return _TABLE[left // 7 % len(_TABLE)]
+
+
+class History:
+    """The same without pages: what is to come out."""
+
+    def __init__(self) -> None:
+        self.keys: list[int] = []
+
+    def push(self, token: int) -> torch.Tensor:
+        local = self.keys[-(WINDOW - 1) :] if WINDOW > 1 else []
+        self.keys.append(key(token, len(self.keys), sum(self.keys), sum(local)))
+        return row(self.keys[-1])
+
+
+class FakeRunner:
+    def __init__(self, max_step_tokens: int = 48, context: int = 160) -> None:
+        self.config = config(context)
+        self.page_bytes = 1024
+        self.max_step_tokens = max_step_tokens
+        self.steps = self.tokens = 0
+
+    def allocate(self, pages: int) -> None:
+        self.pool = np.random.default_rng(0).integers(0, _LARGE, (pages, PAGE))
+
+    def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
+        assert 0 < sum(len(span.tokens) for span in spans) <= self.max_step_tokens
+        written = [page for span in spans for page in self.written(span)]
+        assert len(written) == len(set(written)), "two sequences write on one page"
+        self.steps += 1
+        self.tokens += sum(len(span.tokens) for span in spans)
+        return [self.run(span) for span in spans]
+
+    def written(self, span: Span) -> Iterator[int]:
+        for i in range(span.start // PAGE, (span.start + len(span.tokens) - 1) // PAGE + 1):
+            yield from (span.global_pages[i], span.local_pages[i])
+
+    def run(self, span: Span) -> list[Prediction]:
+        assert span.tokens
+        oldest = max(0, span.start - WINDOW + 1)
+        keys = self.read(span.global_pages, 0, span.start)
+        local = [x ^ 5 for x in self.read(span.local_pages, oldest, span.start)]
+        total, predictions = sum(keys), []
+        wanted = {output.index: output for output in span.outputs}
+        assert len(wanted) == len(span.outputs)
+        for i, token in enumerate(span.tokens):
+            position = span.start + i
+            left = key(token, position, total, sum(local[-(WINDOW - 1) :]))
+            page, place = divmod(position, PAGE)
+            self.pool[span.global_pages[page], place] = left
+            self.pool[span.local_pages[page], place] = left ^ 5  # never to be read as the other
+            total += left
+            local.append(left)
+            if i in wanted:
+                predictions.append(_predict(wanted[i], row(left)))
+        return predictions
+
+    def read(self, pages: Sequence[int], start: int, end: int) -> list[int]:
+        first = start // PAGE
+        numbers = list(pages[first : -(-end // PAGE)])
+        assert all(0 <= page < len(self.pool) for page in numbers), "a page was given back too soon"
+        found = self.pool[numbers].reshape(-1)[start - first * PAGE : end - first * PAGE]
+        return [int(x) for x in found]
+
+
+class FakeTokenizer:
+    """Letters; 1 ends an answer."""
+
+    vocab_size = WORDS
+    stop_ids = (1,)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return bytes(97 + i if i > 1 else 32 for i in ids)
+
+
+def expected(request: Request, context: int = 160) -> Completion:
+    """What a request gets, by the definition."""
+    history, params = History(), request.params
+    for token in request.prompt:
+        logits = history.push(token)
+    room = context - len(request.prompt)
+    sampler = Sampler(params, request.row, request.prompt)
+    stream = TextStream(FakeTokenizer(), tuple(params.stop), params.max_new_tokens, room)  # type: ignore[arg-type]
+    text = ""
+    while stream.reason is None:
+        token = sampler(logits[:WORDS])
+        text += stream.push(token)
+        logits = history.push(token)
+    return Completion(text, tuple(stream.ids), stream.reason)

@@ -1,0 +1,397 @@
+"""The engine over a runner that shows any stale page, wrong position or mixed-up sequence."""
+
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+from fake_runner import WINDOW, WORDS, FakeRunner, FakeTokenizer, History, expected
+
+from gemmule.errors import ConfigError
+from gemmule.infer.engine import Engine
+from gemmule.infer.pages import PagePool, PageTable
+from gemmule.infer.request import Completion, Event, Request, Score
+from gemmule.infer.runner import PAGE
+from gemmule.infer.sampling import SamplingParams
+
+TOKENIZER: Any = FakeTokenizer()
+
+
+def engine(cache_tokens: int = 320, **more: Any) -> Engine:
+    return Engine(FakeRunner(**more), TOKENIZER, cache_tokens=cache_tokens)
+
+
+def params(rng: random.Random, most: int) -> SamplingParams:
+    letters = "".join(chr(97 + i) for i in range(2, WORDS))
+    return SamplingParams(
+        max_new_tokens=rng.randint(1, most),
+        temperature=rng.choice([0.0, 0.0, 0.3, 1.0]),
+        top_k=rng.choice([None, 1, 5, 26, 27, 40]),
+        top_p=rng.choice([1.0, 0.9, 0.5]),
+        min_p=rng.choice([0.0, 0.0, 0.2]),
+        seed=rng.randrange(2**40),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.0, 1.3]),
+        logprobs=rng.choice([None, None, None, 0, 3]),
+        stop=rng.choice([(), (), ("".join(rng.choices(letters, k=2)), "zz")]),
+    )
+
+
+def requests(rng: random.Random, count: int) -> list[Request]:
+    """Prompts that often begin alike, up to any place in a page."""
+    stems = [[rng.randrange(2, WORDS) for _ in range(rng.randint(20, 120))] for _ in range(12)]
+    made = []
+    for _ in range(count):
+        stem = rng.choice(stems)
+        prompt = stem[: rng.randint(0, len(stem))]
+        prompt += [rng.randrange(2, WORDS) for _ in range(rng.choice([0, 1, 3, 20]))]
+        if prompt and rng.random() < 0.2:  # pages of the same tokens after another beginning
+            prompt[0] = 0
+        made.append(Request(prompt or [2], params(rng, 30), rng.randrange(3)))
+    return made
+
+
+def assert_nothing_is_left(e: Engine) -> None:
+    pool = e.scheduler.pool
+    assert not e.busy
+    assert not e.scheduler.running and not e.scheduler.waiting
+    assert (pool.held, pool.available) == (0, pool.size)
+    assert pool.kept == len(pool._key_of) == len(pool._page_of) <= pool.size
+    assert sorted([*pool._free, *pool._kept, *range(pool._fresh, pool.size)]) == [*range(pool.size)]
+    assert not (e._jobs or e._arrived or e._cancelled or e._news)
+
+
+def without_log_probs(completion: Completion) -> Completion:
+    return Completion(completion.text, completion.ids, completion.finish_reason)
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 10_000)])
+def test_ten_thousand_requests_get_what_each_gets_alone(seed: int, count: int) -> None:
+    rng = random.Random(seed)
+    e = engine(cache_tokens=320)  # 20 pages; a sequence may need 8
+    todo = requests(rng, count)
+    ids: dict[int, Request] = {}
+    text: dict[int, str] = {}
+    drawn: dict[int, list[int]] = {}
+    cancelled: set[int] = set()
+    done: dict[int, Completion] = {}
+    most_waiting = 0
+    while len(done) < count:
+        while todo and rng.random() < 0.6 and len(ids) - len(done) < 40:
+            request = todo.pop()
+            number = e.submit(request)
+            ids[number], text[number], drawn[number] = request, "", []
+            if rng.random() < 0.02:
+                e.cancel(number)
+                cancelled.add(number)
+        if ids and rng.random() < 0.05:
+            number = rng.choice([*ids][-60:])
+            e.cancel(number)
+            cancelled.add(number)
+        most_waiting = max(most_waiting, len(e.scheduler.waiting))
+        for event in e.step():
+            text[event.id] += event.text
+            drawn[event.id] += event.ids
+            if event.completion:
+                assert event.id not in done
+                done[event.id] = event.completion
+    assert_nothing_is_left(e)
+    assert e.scheduler.preemptions > count / 50
+    assert most_waiting > 10
+    ended = 0
+    for number, request in ids.items():
+        completion, right = done[number], expected(request)
+        assert text[number] == completion.text
+        if completion.finish_reason == "cancelled":
+            assert number in cancelled
+            assert right.text.startswith(completion.text)
+            assert right.ids[: len(completion.ids)] == completion.ids
+            continue
+        ended += 1
+        assert without_log_probs(completion) == right
+        stopped = completion.finish_reason == "stop" and len(drawn[number]) > len(completion.ids)
+        assert tuple(drawn[number]) == completion.ids + (1,) * stopped
+    assert ended > 0.8 * count
+
+
+@pytest.mark.parametrize("max_step_tokens", [1, 2, 7, 512])
+@pytest.mark.parametrize("cache_tokens", [144, 4000])
+def test_any_step_and_any_pool(max_step_tokens: int, cache_tokens: int) -> None:
+    rng = random.Random(max_step_tokens)
+    e = engine(cache_tokens, max_step_tokens=max_step_tokens)
+    some = requests(rng, 60)
+    got = e.complete(some)
+    assert [without_log_probs(c) for c in got] == [expected(request) for request in some]
+    assert_nothing_is_left(e)
+
+
+def let_go_too_early(self: PageTable, position: int) -> int:
+    return max(0, position - WINDOW + 1 + 6) // PAGE
+
+
+def reuse_whatever_is_global(self: PageTable, tokens: list[int], limit: int) -> int:
+    digests = self.digests(tokens, limit // PAGE)
+    pages = [p for p in (self._pool.find((False, d)) for d in digests) if p is not None]
+    for page in pages:
+        self._pool.share(page)
+    self.global_pages += pages
+    self.local_pages += [self._pool.take() for _ in pages]
+    self.computed = len(pages) * PAGE
+    self._settled = len(pages)
+    return self.computed
+
+
+def forget_what_was_before(self: PageTable, tokens: list[int], pages: int) -> list[bytes]:
+    return [bytes(tokens[i * PAGE : (i + 1) * PAGE]) for i in range(pages)]
+
+
+def never_held_twice(self: PagePool, page: int) -> None:
+    self._kept.pop(page, None)
+    self._holders[page] = 1
+
+
+def kept_while_held(self: PagePool) -> int:
+    return self.size - len(self._holders) + (self.size > 12)
+
+
+PLANTED: dict[str, tuple[type, str, Any]] = {
+    "too early": (PageTable, "first_local", let_go_too_early),
+    "without local pages": (PageTable, "reuse", reuse_whatever_is_global),
+    "by a page's own tokens": (PageTable, "digests", forget_what_was_before),
+    "released while held": (PagePool, "share", never_held_twice),
+    "one too many": (PagePool, "available", property(kept_while_held)),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_bug_in_the_pages_would_show(planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*PLANTED[planted])
+    some = requests(random.Random(5), 150)
+    with pytest.raises((AssertionError, KeyError)):
+        got = engine(cache_tokens=320).complete(some)
+        assert [without_log_probs(c) for c in got] == [expected(request) for request in some]
+
+
+def test_prompts_that_begin_alike_are_computed_once() -> None:
+    prompt = [2 + i % 25 for i in range(140)]
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=1)
+    e = engine(cache_tokens=4000)
+    runner = e._runner
+    assert isinstance(runner, FakeRunner)
+    some = [Request([*prompt[:100], 2 + i], greedy) for i in range(20)]
+    got = e.complete(some)
+    assert runner.tokens == 101 + 19 * 5  # three pages are shared
+    assert got == [expected(request) for request in some]
+    assert e.complete([Request(prompt, greedy)]) == [expected(Request(prompt, greedy))]
+    assert runner.tokens == 101 + 19 * 5 + 44
+    e.complete([Request(prompt, greedy)])
+    assert runner.tokens == 101 + 19 * 5 + 44 + 12  # four whole pages are kept
+
+
+def test_decoding_goes_on_beside_a_long_prompt() -> None:
+    e = engine(cache_tokens=4000, max_step_tokens=16)
+    short = e.submit(Request([2], SamplingParams(temperature=0.0, max_new_tokens=30)))
+    e.step()
+    e.submit(Request([3] * 150, SamplingParams(temperature=0.0, max_new_tokens=2)))
+    for _ in range(8):
+        assert [event.id for event in e.step()] == [short]
+
+
+def test_cancelled_requests_say_so_and_give_their_pages_back() -> None:
+    e = engine()
+    endless = SamplingParams(temperature=0.0, max_new_tokens=100, logprobs=1)
+    number = e.submit(Request([5, 6], endless))
+    e.cancel(number)
+    (event,) = e.step()
+    assert event == Event(number, "", (), completion=Completion("", (), "cancelled", ()))
+    number = e.submit(Request([5, 6], endless))
+    first = [event for _ in range(3) for event in e.step()]
+    e.cancel(number)
+    e.cancel(number)
+    e.cancel(99)
+    (event,) = e.step()
+    assert event.completion is not None
+    assert event.completion.ids == tuple(i for event in first for i in event.ids)
+    assert event.completion.logprobs is not None and len(event.completion.logprobs) == 3
+    assert e.step() == []
+    assert_nothing_is_left(e)
+
+
+def test_iterating_and_leaving_early() -> None:
+    e = engine()
+    request = Request([7, 8, 9], SamplingParams(temperature=1.0, seed=4, max_new_tokens=20))
+    other = Request([9], SamplingParams(temperature=1.0, seed=5, max_new_tokens=40))
+    left = e.iterate(other)
+    events = e.iterate(request)
+    assert not e.busy  # nothing begins before the first next
+    next(left)
+    got = list(events)
+    assert got[-1].completion == expected(request)
+    assert "".join(event.text for event in got) == expected(request).text
+    del left
+    e.step()
+    assert_nothing_is_left(e)
+
+
+def test_nothing_is_lost_when_a_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    e = engine()
+    runner: Any = e._runner
+    rng = random.Random(3)
+    some = requests(rng, 30)
+    numbers = [e.submit(request) for request in some]
+    original, done = runner.run, {}
+
+    def fails(span: Any) -> Any:
+        found = original(span)
+        if rng.random() < 0.1:
+            runner.pool[:] = 1  # as if another process had been there
+            raise RuntimeError("out of memory")
+        return found
+
+    monkeypatch.setattr(runner, "run", fails)
+    failures = 0
+    while e.busy:
+        try:
+            done.update({event.id: event.completion for event in e.step() if event.completion})
+        except RuntimeError:
+            failures += 1
+    assert failures > 10
+    for number, request in zip(numbers, some, strict=True):
+        assert without_log_probs(done[number]) == expected(request)
+    assert_nothing_is_left(e)
+
+
+def test_threads_submit_and_cancel_while_one_steps() -> None:
+    e = engine()
+    results: dict[int, Completion] = {}
+    asked: dict[int, Request] = {}
+    stop = threading.Event()
+
+    def step() -> None:
+        while not stop.is_set() or e.busy:
+            for event in e.step():
+                if event.completion:
+                    results[event.id] = event.completion
+            time.sleep(0)
+
+    def ask(seed: int) -> None:
+        rng = random.Random(seed)
+        for request in requests(rng, 40):
+            number = e.submit(request)
+            asked[number] = request
+            if rng.random() < 0.2:
+                e.cancel(number)
+
+    def follow(seed: int) -> None:
+        for request in requests(random.Random(seed), 20):
+            *_, last = e.iterate(request)
+            assert last.completion is not None
+            followed.append(without_log_probs(last.completion) == expected(request))
+
+    followed: list[bool] = []
+    stepper = threading.Thread(target=step)
+    others = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    others += [threading.Thread(target=follow, args=(i,)) for i in range(10, 12)]
+    for thread in (stepper, *others):
+        thread.start()
+    for thread in others:
+        thread.join()
+    stop.set()
+    stepper.join()
+    assert followed == [True] * 40
+    assert len(asked) == 160
+    for number, request in asked.items():
+        if results[number].finish_reason != "cancelled":
+            assert without_log_probs(results[number]) == expected(request)
+    e.step()
+    assert_nothing_is_left(e)
+
+
+def plain_score(context: list[int], continuation: list[int]) -> Score:
+    history, log_probs, greedy = History(), [], []
+    for token in context:
+        logits = history.push(token)
+    for token in continuation:
+        log_probs.append(float(logits[token]) - float(logits.logsumexp(-1)))
+        greedy.append(int(logits.argmax()) == token)
+        logits = history.push(token)
+    return Score(tuple(log_probs), tuple(greedy))
+
+
+@pytest.mark.parametrize("cache_tokens", [160, 4000])
+def test_scores_of_continuations_that_share_a_context(cache_tokens: int) -> None:
+    rng = random.Random(8)
+    pairs = []
+    for length in (1, 31, 32, 33, 64, 100):
+        context = [rng.randrange(WORDS) for _ in range(length)]
+        pairs += [(context, [rng.randrange(WORDS) for _ in range(n)]) for n in (0, 1, 2, 3, 40)]
+        pairs += [(context, pairs[-1][1])]  # twice the same
+    e = engine(cache_tokens)
+    assert e.score(pairs) == [plain_score(*pair) for pair in pairs]
+    assert any(any(score.greedy) for score in e.score(pairs))
+    assert_nothing_is_left(e)
+    if cache_tokens == 4000:
+        runner: Any = e._runner
+        fresh = engine(cache_tokens)
+        fresh.score([(context[:], [i]) for context in [pairs[-1][0]] for i in range(10)])
+        runner = fresh._runner
+        assert runner.tokens == 100 + 9 * 4  # the last, partial page is computed for each
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "the prompt is empty"),
+        ([2, 29], "the id 29; this model's ids are 0 to 28"),
+        ([-1], "the id -1"),
+        ([2.5], "no token id"),
+        (["a"], "no token id"),
+        ([None], "no token id"),
+        ("text", "must be a sequence of token ids, got str"),
+        (7, "must be a sequence of token ids, got int"),
+        (range(10_000_000), "the prompt has 10000000 tokens; this model's context is 160"),
+        ([2] * 160, "at most 159"),
+    ],
+)
+def test_hostile_prompts(prompt: Any, message: str) -> None:
+    e = engine()
+    for ask in (e.submit, e.iterate, lambda request: e.complete([request])):
+        with pytest.raises(ConfigError, match=message):
+            ask(Request(prompt, SamplingParams()))
+    assert_nothing_is_left(e)
+
+
+def test_hostile_scores() -> None:
+    e = engine()
+    for pair in [([], [3]), ([3], [99]), ([3], "ab"), (5, [3]), ([2], [3] * 200)]:
+        with pytest.raises(ConfigError):
+            e.score([([2], [3]), pair])  # type: ignore[list-item]
+    assert_nothing_is_left(e)
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    e = engine(cache_tokens=96)  # six pages
+    with pytest.raises(ConfigError, match=r"149 tokens need \d+ bytes of cache .*\(cache_bytes\)"):
+        e.submit(Request([2] * 50, SamplingParams(max_new_tokens=100)))
+    with pytest.raises(ConfigError, match="a shorter text"):
+        e.score([([2] * 100, [3])])
+    request = Request([2] * 50, SamplingParams(max_new_tokens=40, temperature=0.0))
+    assert e.complete([request]) == [expected(request)]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{"cache_bytes": 0}, {"cache_bytes": -5}, {"cache_tokens": 0}, {"cache_bytes": 1.5},
+     {"cache_tokens": True}, {"cache_bytes": 9999, "cache_tokens": 64}],
+)  # fmt: skip
+def test_impossible_pools(size: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="cache"):
+        Engine(FakeRunner(), TOKENIZER, **size)
+
+
+def test_without_a_tokenizer_there_is_no_text_to_stop_at() -> None:
+    e = Engine(FakeRunner())
+    with pytest.raises(ConfigError, match="without a tokenizer"):
+        e.submit(Request([2], SamplingParams(stop="x")))
+    (done,) = e.complete([Request([2], SamplingParams(max_new_tokens=50, seed=1))])
+    assert (done.text, len(done.ids), done.finish_reason) == ("", 50, "length")
