@@ -1,0 +1,136 @@
+"""Spans over pages against the forward pass of a whole sequence."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from gemmule.infer.runner import PAGE, Output, Prediction, Span
+from gemmule.infer.torch_runner import TorchRunner
+from gemmule.model import soft_cap
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+
+T, V = 150, 61
+
+
+def strong_model(seed: int, **changes: int | float | None) -> Gemma:
+    """Weights so large that both soft caps bite."""
+    values = {
+        "vocab_size": V, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 5,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
+        "query_pre_attn_scalar": 7, "sliding_window": 45, "max_position_embeddings": 256,
+        "final_logit_softcapping": 10.0,
+    }  # fmt: skip
+    model = Gemma(GemmaConfig.parse({**values, **changes}, source="test"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            std = 0.3 if "norm" in name else 1.2 if "q_proj" in name else 0.6
+            p.copy_(torch.randn(p.shape, generator=generator) * std)
+    return model
+
+
+def run(
+    runner: TorchRunner, ids: Sequence[int], cuts: Sequence[int], kind: str = "logits"
+) -> list[Prediction]:
+    """All predictions of a sequence that is run in parts, on pages in disorder."""
+    pages = -(-len(ids) // PAGE)
+    runner.allocate(2 * pages + 3)
+    with torch.inference_mode():
+        runner._pool.fill_(torch.nan)  # whatever was not written must not be read
+    numbers = random.Random(0).sample(range(2 * pages + 3), 2 * pages)
+    window, found, start = runner.config.sliding_window, [], 0
+    for count in cuts:
+        end = start + count
+        oldest = max(0, start - window + 1) // PAGE
+        local = [-1 if i < oldest else numbers[pages + i] for i in range(-(-end // PAGE))]
+        targets = [*ids[1:], 0]
+        outputs = [
+            Output(i, kind, 5 if kind == "top_k" else 0, targets[start + i])  # type: ignore[arg-type]
+            for i in range(count)
+        ]
+        span = Span(ids[start:end], start, numbers[: -(-end // PAGE)], local, outputs)
+        found += runner.step([span])[0]
+        start = end
+    assert start == len(ids)
+    return found
+
+
+CUTS = [[T], [1] * T, [33, 1, 1, 1, 64, 50], [32, 32, 32, 32, 22], [149, 1]]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=lambda c: str(len(c)))
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sliding_window": 1}, {"sliding_window": 500}, {"num_hidden_layers": 1},
+     {"attn_logit_softcapping": None, "final_logit_softcapping": 5.0}],
+    ids=str,
+)  # fmt: skip
+def test_spans_are_the_forward_pass(changes: dict[str, float | None], cuts: list[int]) -> None:
+    model = strong_model(1, **changes)
+    ids = torch.randint(V, (T,), generator=torch.Generator().manual_seed(2)).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+    found = torch.stack(
+        [p.logits for p in run(TorchRunner(model), ids, cuts) if p.logits is not None]
+    )
+    assert expected.std() > 2
+    assert (found - expected).abs().max() < 2e-3 * expected.abs().max()
+    assert (found - expected).abs().mean() < 1e-5
+
+
+def test_the_caps_are_felt(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = strong_model(1)
+    seen = []
+    original = soft_cap.soft_cap
+
+    def spy(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+        seen.append(float(x.abs().max()) / (cap or 1))
+        return original(x, cap)
+
+    monkeypatch.setattr("gemmule.model.gemma.soft_cap", spy)
+    run(TorchRunner(model), list(range(V)), [V])
+    assert len(seen) == 6
+    assert min(seen[-1], max(seen[:-1])) > 1
+
+
+def test_kinds_of_predictions_agree() -> None:
+    model = strong_model(3)
+    runner = TorchRunner(model)
+    ids = torch.randint(V, (T,), generator=torch.Generator().manual_seed(2)).tolist()
+    rows = [p.logits for p in run(runner, ids, [T])]
+    found = {kind: run(runner, ids, [T], kind) for kind in ("greedy", "top_k", "score")}
+    for i, row in enumerate(rows):
+        assert row is not None
+        order = sorted(range(V), key=lambda n: (-float(row[n]), n))
+        for kind, count in (("greedy", 1), ("top_k", 5), ("score", 1)):
+            p = found[kind][i]
+            assert p.ids is not None and p.logits is not None
+            assert p.ids.tolist() == order[:count]
+            assert torch.equal(p.logits, row[order[:count]])
+        p = found["score"][i]
+        assert p.log_z == float(row.logsumexp(-1))
+        assert p.target_logit == float(row[[*ids[1:], 0][i]])
+
+
+def test_a_span_does_not_depend_on_the_others() -> None:
+    model = strong_model(4)
+    runner = TorchRunner(model)
+    ids = [list(range(10, 40)), list(range(50, 20, -1))]
+    runner.allocate(4)
+    spans = [Span(x, 0, [2 * i], [2 * i + 1], [Output(29, "logits")]) for i, x in enumerate(ids)]
+    alone = [runner.step([span])[0][0].logits for span in spans]
+    together = [rows[0].logits for rows in runner.step(spans)]
+    for a, b in zip(alone, together, strict=True):
+        assert a is not None and b is not None
+        assert torch.equal(a, b)
+
+
+def test_bfloat16_keeps_bfloat16_pages() -> None:
+    model = strong_model(5)
+    half = TorchRunner(model.bfloat16())
+    assert half.page_bytes == 2 * 3 * 2 * PAGE * 2 * 10
+    (found,) = run(half, [3], [1])
+    assert found.logits is not None and found.logits.dtype == torch.float32
