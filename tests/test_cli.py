@@ -102,6 +102,10 @@ def test_from_text_to_a_student(
     assert json.loads(Path("small/manifest.json").read_text())["parent"]["path"] == "big"
     said = json.loads(gemmule("generate", "small", "the sea", "--max-new-tokens", 4, "--json"))
     assert said["prompt"] == "the sea"
+    more = ["--max-new-tokens", 4, "--logprobs", 2, "--repetition-penalty", 1.2, "--json"]
+    told = json.loads(gemmule("generate", "small", "the sea", *more))["tokens"]
+    assert 0 < len(told) <= 4
+    assert all(t["logprob"] <= t["top"][0]["logprob"] <= 0 and len(t["top"]) == 2 for t in told)
     piped = gemmule("generate", "small", "-", "--temperature", 0, stdin="the wind")
     assert piped.startswith("the wind")
     assert piped.endswith("\n")

@@ -12,6 +12,7 @@ import typer
 from gemmule.errors import ConfigError, GemmuleError, Interrupted
 
 if TYPE_CHECKING:
+    from gemmule.infer.language_model import LanguageModel
     from gemmule.infer.sampling import SamplingSettings
     from gemmule.train.config import TrainConfig
 
@@ -328,6 +329,9 @@ Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest t
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens of this mass.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Repeats the same draws.")]
+Repetition = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: words said before become rarer.")
+]
 
 
 @app.command()
@@ -339,6 +343,10 @@ def generate(
     top_p: TopP = 0.95,
     top_k: TopK = None,
     seed: Seed = None,
+    repetition_penalty: Repetition = 1.0,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: log-probabilities, and of so many others.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Continues a text.
@@ -347,11 +355,14 @@ def generate(
     """
     from gemmule import load
 
+    if logprobs is not None and not as_json:
+        raise ConfigError("--logprobs needs --json: the text alone has no place for them")
     text = sys.stdin.read() if prompt == "-" else prompt
+    settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed, repetition_penalty)
+    settings["logprobs"] = logprobs
     lm = load(model)
-    settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
     if as_json:
-        print(json.dumps({"prompt": text, "text": lm.generate(text, **settings)}))
+        print(json.dumps(_generated(lm, text, settings)))
         return
     pieces = lm.stream(text, **settings)  # a wrong setting is found before anything is printed
     sys.stdout.write(text)
@@ -370,6 +381,7 @@ def chat(
     top_p: TopP = 0.95,
     top_k: TopK = None,
     seed: Seed = None,
+    repetition_penalty: Repetition = 1.0,
 ) -> None:
     """Talks to a model in the terminal; /help lists what can be typed.
 
@@ -378,18 +390,43 @@ def chat(
     from gemmule import load
     from gemmule.infer.terminal_chat import chat as terminal_chat
 
-    settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed)
+    settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed, repetition_penalty)
     terminal_chat(load(model), settings, system=system, name=Path(model).name)
 
 
 def _sampling(
-    max_new_tokens: int, temperature: float, top_p: float, top_k: int | None, seed: int | None
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    seed: int | None,
+    repetition_penalty: float,
 ) -> "SamplingSettings":
     settings: SamplingSettings = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
-        "top_k": top_k, "seed": seed,
+        "top_k": top_k, "seed": seed, "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     return settings
+
+
+def _generated(lm: "LanguageModel", text: str, settings: "SamplingSettings") -> dict[str, Any]:
+    """A prompt and what follows it, with log-probabilities where they were asked for."""
+    from gemmule import SamplingParams
+
+    params = SamplingParams.of(settings)
+    (done,) = lm.complete([lm.tokenizer.encode(text, bos=True)], params)
+    found: dict[str, Any] = {"prompt": text, "text": done.text}
+    if done.logprobs is not None:
+
+        def shown(token: int, logprob: float) -> dict[str, Any]:
+            piece = lm.tokenizer.decode([token], control=True)
+            return {"id": token, "piece": piece, "logprob": logprob}
+
+        found["tokens"] = [
+            {**shown(t.id, t.logprob), "top": [shown(*pair) for pair in t.top]}
+            for t in done.logprobs
+        ]
+    return found
 
 
 @app.command()
@@ -534,6 +571,52 @@ def convert(
         print(json.dumps(report))
     else:
         facts(summary(report), title=str(out))
+
+
+@app.command()
+def quantize(
+    model: Model,
+    to: Annotated[str, typer.Option(help="int4 or int8: of the layers' matrices.")],
+    head: Annotated[
+        str | None,
+        typer.Option(help="int4, int8 or bf16: of the embedding and head; default: by size."),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Text file or data folder to round int4 for; default: a run's; or none."),
+    ] = None,
+    eval_text: Annotated[
+        Path | None, typer.Option(help="Text file to measure the loss on; default: a run's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: NAME-int4 beside the model.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Packs a model into 4 or 8 bits a weight, and measures what that cost.
+
+    Stopped, it leaves nothing and starts from the beginning. What it cost, as the folder's
+    quantization.json says: KL to the original, top-1 agreement and perplexity on held-out text.
+
+    Example: gemmule quantize runs/quickstart/student --to int4 --out exports/student-int4
+    """
+    from gemmule.quantize import quantize as run
+    from gemmule.quantize import summary
+    from gemmule.runlog import console, counting, facts
+
+    def stage(what: str) -> None:
+        console.print(what, style="dim", markup=False)
+
+    with _stoppable("nothing was written"), counting("packing") as progress:
+        report = run(
+            model, to, out, head=head, calibrate=calibrate, eval_text=eval_text,
+            progress=progress, stage=stage,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+    else:
+        facts(summary(report), title=report["out"])
+        console.print(f"next: gemmule generate {report['out']} 'The'", markup=False)
 
 
 @app.command()
