@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmule.errors import ConfigError
-from gemmule.infer.sampling import Sampler, SamplingParams, probabilities
+from gemmule.infer.sampling import (
+    Sampler,
+    SamplingParams,
+    likeliest,
+    penalise,
+    probabilities,
+)
 
 
 def plain(logits: list[float], params: SamplingParams) -> list[float]:
@@ -130,6 +136,15 @@ def test_seeds() -> None:
         ({"stop": ""}, "stop is ''"),
         ({"stop": ["a", ""]}, "non-empty strings"),
         ({"stop": [3]}, "non-empty strings"),
+        ({"stop": 3}, "stop is 3; it must be one or more non-empty strings"),
+        ({"stop": b"x"}, "non-empty strings"),
+        ({"stop": None}, "stop is None"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be above 0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty is nan"),
+        ({"logprobs": -1}, "logprobs is -1"),
+        ({"logprobs": 21}, "logprobs is 21; it must be at most 20"),
+        ({"logprobs": True}, "logprobs is True"),
         ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'?"),
     ],
 )
@@ -137,6 +152,59 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as e:
         SamplingParams.of(settings)  # type: ignore[arg-type]
     assert message in str(e.value)
+
+
+LEVEL = st.lists(st.integers(-3, 3), min_size=1, max_size=40).map(
+    lambda xs: torch.tensor(xs, dtype=torch.float32) * 0.7
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(logits=LEVEL, count=st.integers(1, 45))
+def test_of_equal_logits_the_smaller_id_is_likelier(logits: torch.Tensor, count: int) -> None:
+    order = sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))[:count]
+    values, ids = likeliest(logits, count)
+    assert ids.tolist() == order
+    assert torch.equal(values, logits[order])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    logits=LEVEL,
+    temperature=st.sampled_from([0.0, 0.4, 1.0, 3.0]),
+    top_k=st.integers(1, 30),
+    top_p=st.sampled_from([0.3, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 2**40),
+)
+def test_the_top_k_alone_give_the_same_draws(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+) -> None:
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+    )
+    if top_k >= len(logits):
+        return  # then the engine takes the whole row
+    whole, alone, forked = Sampler(params), Sampler(params), Sampler(params).fork()
+    for _ in range(5):
+        token = whole(logits)
+        assert alone.among(*likeliest(logits, top_k)) == token == forked(logits)
+
+
+def test_repetition_penalty_is_that_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 3
+    ids = [3, 7, 7, 20, 49]
+    for penalty in (1.5, 0.6):
+        processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+        expected = processor(torch.tensor([ids]), logits[None].clone())[0]
+        got = penalise(logits, torch.tensor(ids), penalty)
+        assert torch.equal(got, expected)
+    # Prompt and answer both count.
+    params = SamplingParams(temperature=0.0, repetition_penalty=1e9)
+    sampler = Sampler(params, prompt=[3, 4])
+    level = torch.ones(9)
+    assert [sampler(level) for _ in range(7)] == [0, 1, 2, 5, 6, 7, 8]
 
 
 def test_one_stop_string_or_several() -> None:
