@@ -125,7 +125,7 @@ class _Search:
 
     def error(self, step: Tensor) -> Tensor:
         """Of each group [R, S, G]; leaves the integers in `q`."""
-        torch.mul(self.w, _inverse(step)[..., None], out=self.q)
+        torch.mul(self.w, inverse(step)[..., None], out=self.q)
         self.q.round_().clamp_(LOWEST, HIGHEST)
         torch.mul(self.q, step[..., None], out=self.off)
         self.off.sub_(self.w).square_()
@@ -140,7 +140,7 @@ class _Search:
         return (hq * self.w).sum(-1), hqq
 
 
-def _inverse(step: Tensor) -> Tensor:
+def inverse(step: Tensor) -> Tensor:
     """1 / step, and 0 where that is no number: a group without a step is all zeros."""
     inverse = step.reciprocal()
     return torch.where(inverse.isfinite(), inverse, 0.0)
@@ -171,7 +171,7 @@ def _finalists(
     costs = []
     for reach in _TOPS:
         scale = top[..., None] / reach
-        mult = (size * _inverse(scale)).round_().clamp_(0, MOST)
+        mult = (size * inverse(scale)).round_().clamp_(0, MOST)
         costs.append((mult.mul_(scale).sub_(size).square_().mul_(weight)).sum(-1))
     chosen = torch.stack(costs, -1).topk(_FINALISTS, largest=False).indices
     reaches = torch.tensor(_TOPS)
@@ -190,7 +190,7 @@ def _finalists(
 
 def _best_multipliers(search: _Search, scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Of each group the least error, and the multiplier that has it, beside the nearest one."""
-    near = (step * _inverse(scale)[..., None]).round_().clamp_(0, MOST)
+    near = (step * inverse(scale)[..., None]).round_().clamp_(0, MOST)
     best = torch.full_like(step, torch.inf)
     found = torch.zeros_like(step)
     for beside in (0, -1, 1):
@@ -219,7 +219,7 @@ def _bf16(x: Tensor) -> Tensor:
 
 def nearest(weight_RK: Tensor, scales: Scales) -> Tensor:
     """The integers [R, S * 256] nearest to the weights, fp32."""
-    q = grouped(weight_RK) * _inverse(scales.step_NSG)[..., None]
+    q = grouped(weight_RK) * inverse(scales.step_NSG)[..., None]
     return q.round_().clamp_(LOWEST, HIGHEST).flatten(1)
 
 

@@ -7,6 +7,7 @@ int8.py. Padding never changes a result.
 Shapes: N rows (outputs), K columns (inputs), M tokens, S superblocks of a row.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,16 @@ class PackedMatrix:
     def dequantise(self) -> Tensor:
         """The values it stands for, fp32 [N, K]."""
         return self._values(self.data, self.scales)[: self.rows]
+
+    def chunks(self, tiles: int) -> Iterator[Tensor]:
+        """`dequantise`'s rows, so many tiles at a time."""
+        step = 1 if self.format in FLOATS else TILE
+        for first in range(0, len(self.data), tiles * TILE // step):
+            data = self.data[first : first + tiles * TILE // step]
+            scales = self.scales
+            if scales is not None:
+                scales = scales[first * TILE : (first + len(data)) * TILE]
+            yield self._values(data, scales)[: self.rows - first * step]
 
     def take(self, ids: Tensor) -> Tensor:
         """Rows by number: [...] to fp32 [..., K]. What an embedding does."""

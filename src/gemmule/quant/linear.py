@@ -1,0 +1,120 @@
+"""Layers over packed matrices, with whatever computes them best here.
+
+The native kernels where the library was built; else torch's own int4 and int8 products, which take
+floats in: their format holds the same weights, so that only the roundings of activations are
+missing. `plain` is the arithmetic of product.py, which the native kernels equal bit for bit.
+
+Shapes: M tokens, N outputs, K inputs, G groups of a row.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gemmule import runlog
+from gemmule.quant import int4, int8, native, product
+from gemmule.quant.packed import ALIGN, FLOATS, GROUP, TILE, PackedMatrix, padded
+
+_REPACKED = 2**24  # weights at once
+_MANY = 64  # tokens, for which unpacking pays
+Product = Callable[[Tensor], Tensor]  # fp32 [M, K] to fp32 [M, N]
+
+
+class PackedLinear(nn.Module):
+    """Takes the place of a linear layer without a bias.
+
+    Args:
+        matrix: its weight.
+        plain: never use kernels; to compare with.
+    """
+
+    def __init__(self, matrix: PackedMatrix, plain: bool = False) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.product = chosen_product(matrix, plain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] to [..., N], in the dtype of `x`."""
+        y_MN = self.product(x.flatten(0, -2).float())
+        return y_MN.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+class PackedEmbedding(nn.Module):
+    """Takes the place of an embedding."""
+
+    def __init__(self, matrix: PackedMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, fp32, made anew each time: for what reads the whole of it once."""
+        return self.matrix.dequantise()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[...] to fp32 [..., K]."""
+        return self.matrix.take(ids)
+
+
+def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
+    """How this matrix is multiplied with here."""
+    if matrix.format in FLOATS:
+        return lambda x_MK: F.linear(x_MK.to(matrix.data.dtype), matrix.data).float()
+    if plain:
+        return lambda x_MK: product.linear(matrix, x_MK)
+    if native.available():
+        return lambda x_MK: native.linear(matrix, x_MK)
+    _say_once()
+    few = _torch_int4(matrix) if matrix.format == "int4" else _torch_int8(matrix)
+    return lambda x_MK: few(x_MK) if len(x_MK) < _MANY else _as_floats(matrix, x_MK)
+
+
+@cache
+def _say_once() -> None:
+    runlog.console.print(
+        "this installation has no native kernels (no C++ compiler when it was installed?): packed "
+        "models run on torch's, slower and with other roundings",
+        style="dim",
+    )
+
+
+def _as_floats(matrix: PackedMatrix, x_MK: Tensor) -> Tensor:
+    """The product with the values it stands for, some rows of them at a time."""
+    tiles = max(1, _REPACKED // (matrix.columns * TILE))
+    return torch.cat([x_MK @ rows_RK.T for rows_RK in matrix.chunks(tiles)], 1)
+
+
+def _torch_int8(matrix: PackedMatrix) -> Product:
+    assert matrix.scales is not None
+    weight_NK = int8.unpack(matrix.data)[: matrix.rows, : matrix.columns].contiguous()
+    scales_N = matrix.scales[: matrix.rows]
+    return lambda x_MK: torch.ops.aten._weight_int8pack_mm(x_MK, weight_NK, scales_N)
+
+
+def _torch_int4(matrix: PackedMatrix) -> Product:
+    """Groups of 32 with a scale in fp32 each, which is our scale times our multiplier."""
+    columns = padded(matrix.columns, ALIGN)
+    tiles = max(1, _REPACKED // (columns * TILE))
+    parts = [_repacked(data_TB, matrix.columns, columns) for data_TB in matrix.data.split(tiles)]
+
+    def multiply(x_MK: Tensor) -> Tensor:
+        x_MK = F.pad(x_MK, (0, columns - matrix.columns))
+        found = [
+            torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK, quants, GROUP, scales)
+            for quants, scales in parts
+        ]
+        return torch.cat(found, 1)[:, : matrix.rows]
+
+    return multiply
+
+
+def _repacked(data_TB: Tensor, columns: int, wide: int) -> tuple[Tensor, Tensor]:
+    q_NK, scales = int4.unpack(data_TB, columns)
+    step_NG = scales.step_NSG.flatten(1)[:, : wide // GROUP]
+    scales_and_zeros = torch.stack((step_NG.T, torch.zeros_like(step_NG.T)), -1).contiguous()
+    unsigned_NK = (q_NK[:, :wide].int() - int4.LOWEST).contiguous()
+    quants = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unsigned_NK, 1)
+    return quants, scales_and_zeros
