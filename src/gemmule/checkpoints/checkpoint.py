@@ -34,12 +34,13 @@ class Checkpoint:
 
     Attributes:
         path: the folder or file it was read from.
-        format: "hf", "gguf", "gemma_pytorch", "npz" or "orbax".
+        format: "hf", "quantised", "gguf", "gemma_pytorch", "npz" or "orbax".
         config: the model's shape.
         tensors: by our parameters' names; may also hold an untied `lm_head.weight`.
         read_tokenizer: reads the tokenizer that goes with it; raises TokenizerError.
         files: what it is stored in.
         notes: what a user should know of how it was read.
+        quantised: of a model packed by gemmule the formats, the size and the measured loss.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     stack: ExitStack = field(default_factory=ExitStack)
+    quantised: Mapping[str, Any] | None = None
 
     def __enter__(self) -> Self:
         return self

@@ -29,7 +29,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         JSON-able: path, format, files (bytes), config, published (the size it has the shape of,
         or None), parameters (non_embedding, embedding, total, counted from the tensors; reported:
         the report's figures for that size), stored_as (weights by form), dtype (what it loads as),
-        bytes (in memory then, and of the cache at full context), tokenizer, notes.
+        bytes (in memory then, and of the cache at full context), tokenizer, quantised (of a model
+        packed by gemmule its formats, bits_per_weight and measured loss, else None), notes.
 
     Raises:
         CheckpointError: when there is no readable checkpoint, or tensors are missing or of
@@ -58,6 +59,7 @@ def describe(path: str | Path) -> dict[str, Any]:
                 "cache": _cache_values(checkpoint.config) * checkpoint.load_dtype.itemsize,
             },
             "tokenizer": _tokenizer(checkpoint),
+            "quantised": checkpoint.quantised,
             "notes": list(checkpoint.notes),
         }
 
@@ -99,6 +101,7 @@ def lines(found: dict[str, Any]) -> list[list[str]]:
         ["format", found["format"]],
         ["on disk", f"{_bytes(size)} in {len(found['files'])} file(s)"],
         ["stored as", ", ".join(counts)],
+        *_quantised(found["quantised"]),
         ["loads as", f"{found['dtype']}, {_bytes(found['bytes']['weights'])}"],
         ["size", f"Gemma 2 {found['published'].upper()}" if found["published"] else "its own"],
         ["parameters", f"{parameters['total']:,}"],
@@ -126,6 +129,29 @@ def lines(found: dict[str, Any]) -> list[list[str]]:
             or f"{tokenizer['pieces']:,} pieces, {tokenizer['fingerprint'][:12]}",
         ],
         *(["note", note] for note in found["notes"]),
+    ]
+
+
+def _quantised(about: dict[str, Any] | None) -> list[list[str]]:
+    if about is None:
+        return []
+    said = f"{about['format']}, head {about['head']}, {about['bits_per_weight']:.3f} bits a weight"
+    return [["quantised", said], *measured_lines(about["measured"])]
+
+
+def measured_lines(report: dict[str, Any]) -> list[list[str]]:
+    """What quantising cost, as rows of a table."""
+    found = report.get("measured")
+    if not found:
+        return [["loss", f"not measured: {report.get('not_measured', 'nobody did')}"]]
+    return [
+        ["KL to the original", f"{found['kl_nats']:.5f} nats a token (± {found['kl_stderr']:.5f})"],
+        ["top-1 agreement", f"{found['top1_agreement']:.2%}"],
+        [
+            "perplexity",
+            f"{found['perplexity']:.3f}, the original's {found['parent_perplexity']:.3f}",
+        ],
+        ["measured on", f"{found['tokens']:,} tokens of {found['text']}"],
     ]
 
 

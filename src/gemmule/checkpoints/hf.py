@@ -76,7 +76,7 @@ def shard_names(weight_map: Mapping[str, object], index_path: Path) -> list[str]
     return sorted({str(file) for file in weight_map.values()})
 
 
-class _Mapped(StoredTensor):
+class MappedTensor(StoredTensor):
     """A tensor in a safetensors file."""
 
     def __init__(self, file: MappedFile, name: str, entry: Mapping[str, Any], data: int) -> None:
@@ -104,8 +104,21 @@ class _Mapped(StoredTensor):
             self._file.release(start, stop)
 
 
-def _open(file: MappedFile) -> list[_Mapped]:
-    """The tensors of one file, after safetensors itself has checked its header and offsets."""
+def _open(file: MappedFile) -> list[MappedTensor]:
+    entries, data = read_header(file)
+    return [MappedTensor(file, name, entry, data) for name, entry in entries.items()]
+
+
+def read_header(file: MappedFile) -> tuple[dict[str, dict[str, Any]], int]:
+    """The tensors of one file, after safetensors itself has checked its header and offsets.
+
+    Returns:
+        By name the dtype, shape and data_offsets as the header has them, and where in the file
+        offset 0 is.
+
+    Raises:
+        CheckpointError: when the file is none of safetensors, or was cut short.
+    """
     try:
         with safetensors.safe_open(file.path, framework="pt"):
             pass
@@ -116,4 +129,4 @@ def _open(file: MappedFile) -> list[_Mapped]:
             f"{file.path} is no readable safetensors file, or was cut short: {e}"
         ) from None
     header.pop("__metadata__", None)
-    return [_Mapped(file, name, entry, 8 + length) for name, entry in header.items()]
+    return header, 8 + length

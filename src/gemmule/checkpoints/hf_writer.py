@@ -1,7 +1,8 @@
 """Writing Hugging Face's layout, in one file or in shards."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -81,28 +82,54 @@ def layouts(
 
 
 def _layout(tensors: Iterable[StoredTensor], name: str, dtype: torch.dtype | None) -> FileLayout:
+    """One safetensors file. Wider dtypes go first, so that every tensor is aligned."""
+    ordered = sorted(tensors, key=lambda t: -(dtype or t.dtype).itemsize)
+    return safetensors_layout(
+        name,
+        [
+            Entry(
+                PREFIX + tensor.name,
+                _CODES[dtype or tensor.dtype],
+                tensor.shape,
+                tensor.numel * (dtype or tensor.dtype).itemsize,
+                partial(_bytes, tensor, dtype or tensor.dtype),
+            )
+            for tensor in ordered
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a safetensors file: its name, dtype's code, shape, bytes, and what makes them."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    nbytes: int
+    data: Callable[[], Iterable[Bytes]]
+
+
+def safetensors_layout(name: str, entries: Sequence[Entry]) -> FileLayout:
     """One safetensors file: the header's length (8 bytes), the header (JSON), the tensors.
 
-    Format: safetensors' README, "Format". Wider dtypes go first and the header is padded, so that
-    every tensor is aligned.
+    Format: safetensors' README, "Format". The header is padded: the first tensor is aligned.
     """
-    ordered = sorted(tensors, key=lambda t: -(dtype or t.dtype).itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     ends = [0]
-    for tensor in ordered:
-        stored = dtype or tensor.dtype
-        ends.append(ends[-1] + tensor.numel * stored.itemsize)
-        header[PREFIX + tensor.name] = {
-            "dtype": _CODES[stored],
-            "shape": list(tensor.shape),
+    for entry in entries:
+        ends.append(ends[-1] + entry.nbytes)
+        header[entry.name] = {
+            "dtype": entry.code,
+            "shape": list(entry.shape),
             "data_offsets": ends[-2:],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % 64)  # the tensors begin at a multiple of 64
     start = 8 + len(text)
     places = [
-        Place(start + begin, end - begin, partial(_bytes, tensor, dtype or tensor.dtype))
-        for tensor, begin, end in zip(ordered, ends, ends[1:], strict=False)
+        Place(start + begin, entry.nbytes, entry.data)
+        for entry, begin in zip(entries, ends, strict=False)
     ]
     head = (0, len(text).to_bytes(8, "little") + text)
     return FileLayout(name, start + ends[-1], [head], places)

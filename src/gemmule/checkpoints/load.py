@@ -7,6 +7,7 @@ import torch
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.hf import open_hf
 from gemmule.checkpoints.locate import locate
+from gemmule.checkpoints.quantised import is_quantised, open_quantised
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
@@ -37,6 +38,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
             return open_orbax(found.path)
         case _:
+            if is_quantised(found.path):
+                return open_quantised(found.path)
             return open_hf(found.path)
 
 

@@ -30,9 +30,9 @@ def streamed_logits(checkpoint: Checkpoint, tokens: list[int]) -> Tensor:
     for i in range(config.num_hidden_layers):
         with torch.device("meta"):
             block = Block(config, i)
-        x_BTD = _filled(checkpoint, block, f"layers.{i}.")(x_BTD, rope)
+        x_BTD = filled(checkpoint, block, f"layers.{i}.")(x_BTD, rope)
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-    x_TD = _filled(checkpoint, norm, "norm.")(x_BTD)[0]
+    x_TD = filled(checkpoint, norm, "norm.")(x_BTD)[0]
     logits_TV = torch.empty(len(tokens), config.vocab_size)
     at = 0
     for rows_CD in checkpoint.tensors["embed_tokens.weight"].rows_as(torch.float32):
@@ -52,7 +52,8 @@ def _embed(checkpoint: Checkpoint, tokens_T: Tensor) -> Tensor:
     return x_TD
 
 
-def _filled(checkpoint: Checkpoint, module: nn.Module, prefix: str) -> nn.Module:
+def filled(checkpoint: Checkpoint, module: nn.Module, prefix: str) -> nn.Module:
+    """Gives a module its weights in fp32: those whose names begin with `prefix`."""
     cpu = torch.device("cpu")
     weights = {
         name: checkpoint.tensors[prefix + name].copy(torch.float32, cpu)
