@@ -1,0 +1,264 @@
+"""From a model to its quantised form on the disk, with what that cost measured on held-out text.
+
+What is measured is what was written: it is loaded again and compared with the original. Text for
+that is never the text it was calibrated on; where there is none, the loss is not measured and the
+result says so.
+"""
+
+import datetime
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmule import files
+from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.describe import measured_lines
+from gemmule.checkpoints.load import open_checkpoint
+from gemmule.checkpoints.quality import compare, read_quantised, read_streamed
+from gemmule.checkpoints.quantise import choose_head, quantise_checkpoint
+from gemmule.checkpoints.quantised import MEASURED, load_quantised
+from gemmule.checkpoints.quantised_writer import write_into
+from gemmule.config import nearest
+from gemmule.data.dataset import MANIFEST, Dataset, Split
+from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
+from gemmule.model.tokenizer import Tokenizer
+
+FORMATS = ("int4", "int8")
+HEADS = ("int4", "int8", "bf16")
+NONE = "none"
+_SEQUENCE = 256  # tokens of a row
+# Tokens to read: many for small models, for large ones what takes minutes.
+_CALIBRATION, _EVALUATION, _LEAST = 32_768, 16_384, 4_096
+_WORK = 2e13  # weights x tokens
+
+Progress = Callable[[int, int, str], None]  # done, in all, of what
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Token ids, [B, T], and what they are, for the report."""
+
+    tokens_BT: Tensor
+    name: str
+
+
+def quantize(
+    model: str | Path,
+    to: str,
+    out: Path | None = None,
+    *,
+    head: str | None = None,
+    calibrate: str | Path | None = None,
+    eval_text: Path | None = None,
+    progress: Progress = lambda *_: None,
+    stage: Stage = lambda _: None,
+) -> dict[str, Any]:
+    """Quantises a model into a new folder, which appears when all is done.
+
+    Args:
+        model: as for open_checkpoint.
+        to: "int4" or "int8", of the layers' matrices.
+        out: a folder that does not exist yet, or is empty; None: beside the model.
+        head: "int4", "int8" or "bf16", of the embedding and head; None: chosen by size.
+        calibrate: a text file, or a folder made by `gemmule data`, to round int4 for; None: the
+            training text of the run that `model` is, if it is one; "none": without.
+        eval_text: a text file to measure the loss on; None: the validation text of the run, or of
+            the data folder given to calibrate on.
+        progress: told how far packing is.
+        stage: told what is being done.
+
+    Returns:
+        The content of the folder's quantization.json.
+
+    Raises:
+        ConfigError: for an unknown format, or text that is too short.
+        CheckpointError: when the model cannot be read.
+        DataError: for a data folder that is unfinished or made with another tokenizer.
+        OutputError: when `out` is in use or cannot be written.
+    """
+    for value, allowed in ((to, FORMATS), (head or HEADS[0], HEADS)):
+        if value not in allowed:
+            raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
+    out = (out or _beside(model, to)).expanduser().resolve()
+    if out.exists() and (not out.is_dir() or not files.holds_only_leftovers(out)):
+        raise OutputError(f"{out} is already in use: choose another folder with --out")
+    began = time.monotonic()
+    with open_checkpoint(model) as source:
+        if source.quantised:
+            raise ConfigError(
+                f"{model} is quantised already: quantise the model that it was made from"
+            )
+        head = head or choose_head(source.config, to)
+        calibration = None
+        if "int4" in (to, head):
+            calibration = _calibration(source, model, calibrate)
+        held_out = _held_out(source, model, calibrate, eval_text)
+        if calibration:
+            stage(f"rounding for {calibration.tokens_BT.numel():,} tokens of {calibration.name}")
+        packed = quantise_checkpoint(
+            source,
+            to,
+            head,
+            calibration.tokens_BT if calibration else None,
+            lambda what, done, total: progress(done, total, "weights"),
+        )
+        report: dict[str, Any] = {
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "gemmule": metadata.version("gemmule"),
+            "source": {
+                "path": str(model),
+                "format": source.format,
+                "bytes": sum(file.stat().st_size for file in source.files),
+            },
+            "out": str(out),
+            "format": to,
+            "head": head,
+            "bits_per_weight": packed.bits_per_weight,
+            "bytes": packed.nbytes,
+            "calibration": _described(calibration),
+        }
+        with files.atomic_dir(out) as partial:
+            stage("writing")
+            write_into(packed, partial)
+            del packed  # what is measured is what was written
+            report["measured"] = _measured(source, partial, held_out, stage)
+            if held_out is None:
+                report["not_measured"] = (
+                    "no held-out text: the model is no run whose data is at hand, and no "
+                    "--eval-text was given"
+                )
+            report["seconds"] = round(time.monotonic() - began, 1)
+            files.write_json(partial / MEASURED, report)
+    return report
+
+
+def _beside(model: str | Path, to: str) -> Path:
+    """Where it goes by default: NAME-int4 beside the model, or here for one from the hub."""
+    path = Path(str(model).removeprefix("hf://")).expanduser()
+    name = f"{path.stem if path.is_file() else path.resolve().name}-{to}"
+    return path.with_name(name) if path.exists() else Path(name)
+
+
+def _measured(
+    source: Checkpoint, folder: Path, held_out: _Text | None, stage: Stage
+) -> dict[str, Any] | None:
+    written = load_quantised(folder)  # also shows that it can be read
+    if held_out is None:
+        return None
+    tokens_BT = held_out.tokens_BT
+    parent = read_streamed(source, tokens_BT, stage)
+    with torch.inference_mode():
+        found = compare(parent, read_quantised(written, tokens_BT, stage), tokens_BT)
+    return {"text": held_out.name, **found}
+
+
+def _described(text: _Text | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    return {"text": text.name, "tokens": text.tokens_BT.numel()}
+
+
+def _calibration(
+    source: Checkpoint, model: str | Path, calibrate: str | Path | None
+) -> _Text | None:
+    count = _affordable(source, _CALIBRATION)
+    if calibrate is None:
+        data = _own_data(model, source.tokenizer)
+        return None if data is None else _of_split(data.split("train"), data, count, source)
+    if str(calibrate) == NONE:
+        return None
+    path = Path(calibrate).expanduser()
+    if (path / MANIFEST).is_file():
+        data = Dataset.open(path, source.tokenizer)
+        return _of_split(data.split("train"), data, count, source)
+    return _of_file(path, count, source)
+
+
+def _held_out(
+    source: Checkpoint, model: str | Path, calibrate: str | Path | None, eval_text: Path | None
+) -> _Text | None:
+    count = _affordable(source, _EVALUATION)
+    if eval_text is not None:
+        if calibrate is not None and Path(calibrate).resolve() == eval_text.resolve():
+            raise ConfigError(
+                f"{eval_text} is the text to calibrate on: measure on another, which the rounding "
+                "has not seen"
+            )
+        return _of_file(eval_text.expanduser(), count, source)
+    data = _own_data(model, source.tokenizer)
+    if data is None and calibrate is not None and (Path(calibrate) / MANIFEST).is_file():
+        data = Dataset.open(Path(calibrate), source.tokenizer)
+    return None if data is None else _of_split(data.split("validation"), data, count, source)
+
+
+def _own_data(model: str | Path, tokenizer: Tokenizer) -> Dataset | None:
+    """The data that a run was trained on, if `model` is one and its data is still there."""
+    try:
+        said = tomllib.loads((Path(model) / "config.toml").read_text(encoding="utf-8"))
+        return Dataset.open(Path(said["data"]), tokenizer)
+    except (OSError, ValueError, KeyError, TypeError, GemmuleError):
+        return None  # a folder without one, or data that is gone, or no longer the same
+
+
+def _affordable(source: Checkpoint, tokens: int) -> int:
+    return int(min(tokens, max(_LEAST, _WORK / source.config.parameters)))
+
+
+def _length(source: Checkpoint) -> int:
+    return min(_SEQUENCE, source.config.max_position_embeddings)
+
+
+def _of_split(split: Split, data: Dataset, count: int, source: Checkpoint) -> _Text:
+    """Rows spread evenly over a split."""
+    T = _length(source)
+    windows = split.token_count // T
+    if not windows:
+        raise DataError(f"{data.path}: its {split.name} text has fewer than {T} tokens")
+    rows = min(windows, max(1, count // T))
+    chosen = [i * windows // rows * T for i in range(rows)]
+    tokens = torch.stack([torch.from_numpy(split.read(at, at + T)) for at in chosen])
+    return _Text(tokens, f"{data.name}, {split.name}")
+
+
+def _of_file(path: Path, count: int, source: Checkpoint) -> _Text:
+    """Rows of one text, each begun as a document, spread evenly over it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(
+            f"cannot read {path} as text ({e}): give a file of UTF-8 text, or a folder made by "
+            "gemmule data"
+        ) from None
+    ids, T = source.tokenizer.encode(text), _length(source)
+    windows = len(ids) // (T - 1)
+    if not windows:
+        raise ConfigError(f"{path} has {len(ids)} tokens; give a text of {T} or more")
+    rows = min(windows, max(1, count // T))
+    starts = [i * windows // rows * (T - 1) for i in range(rows)]
+    kept = [[source.tokenizer.bos_id, *ids[at : at + T - 1]] for at in starts]
+    return _Text(torch.tensor(kept), path.name)
+
+
+def summary(report: dict[str, Any]) -> list[list[str]]:
+    """`quantize`'s result as rows of a table: what, and how it came out."""
+    source = report["source"]["bytes"]
+    calibration = report["calibration"]
+    rounded = "each weight by itself"
+    if calibration:
+        rounded = f"for {calibration['tokens']:,} tokens of {calibration['text']}"
+    return [
+        ["format", f"{report['format']}, head {report['head']}"],
+        ["size", f"{report['bytes'] / 1e6:,.1f} MB, before {source / 1e6:,.1f} MB"],
+        ["bits a weight", f"{report['bits_per_weight']:.3f}"],
+        ["rounded", rounded],
+        *measured_lines(report),
+        ["took", f"{report['seconds']:.0f} s"],
+    ]
