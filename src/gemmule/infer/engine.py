@@ -23,6 +23,7 @@ from gemmule.infer.request import (
 )
 from gemmule.infer.runner import PAGE, Runner, Span
 from gemmule.infer.scheduler import Part, Scheduler
+from gemmule.infer.speculative import Speculation
 from gemmule.model.tokenizer import Tokenizer
 
 
@@ -42,6 +43,7 @@ class Engine:
         *,
         cache_bytes: int | None = None,
         cache_tokens: int | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         """Makes the pool of pages.
 
@@ -50,11 +52,15 @@ class Engine:
             tokenizer: its partner; None: ids only, and nothing but a limit ends an answer.
             cache_bytes: most memory for keys and values; None: see `pages_for`.
             cache_tokens: the same in tokens, instead.
+            speculation: who guesses ahead; None: nobody.
 
         Raises:
             ConfigError: for an impossible size.
+            TokenizerError: for a draft model with another tokenizer.
         """
-        self._runner, self._tokenizer = runner, tokenizer
+        if speculation is not None:
+            speculation.drafter.check(tokenizer)
+        self._runner, self._tokenizer, self._speculation = runner, tokenizer, speculation
         rows = runner.config.vocab_size
         self._vocab_sizes = (rows if tokenizer is None else tokenizer.vocab_size, rows)
         pages = pages_for(runner, cache_bytes, cache_tokens)
@@ -218,20 +224,40 @@ class Engine:
         with self._stepping:
             try:
                 self._take_up()
+                self._speculate()
                 self._run(self.scheduler.plan())
             except BaseException:
                 self.scheduler.restart()
+                if self._speculation is not None:
+                    self._speculation.drafter.restart()
                 raise
+
+    def _speculate(self) -> None:
+        if self._speculation is None:
+            return
+        jobs = [self._jobs[s.number] for s in self.scheduler.running if s.pending == 1]
+        # Guesses share what others leave of a step.
+        free = self._runner.max_step_tokens - len(self.scheduler.running)
+        some = [job for job in jobs if isinstance(job, Generation)][: max(0, free)]
+        self._speculation.prepare(some)
 
     def _run(self, parts: Sequence[Part]) -> None:
         assert parts or not self._jobs, "there is work, and none of it can run"
         jobs = [self._jobs[part.sequence.number] for part in parts]
         spans = [_span(part, job) for part, job in zip(parts, jobs, strict=True)]
+        pending = [part.sequence.pending for part in parts]
         found = self._runner.step(spans) if spans else []
-        for part, job, predictions in zip(parts, jobs, found, strict=True):
+        drawn = 0
+        for part, job, predictions, tokens in zip(parts, jobs, found, pending, strict=True):
             settled, event = job.take(part, predictions)
             self.scheduler.advance(part, settled)
+            if self._speculation is not None:
+                drafted = max(0, len(part.tokens) - tokens)
+                self._speculation.observe(job.sequence.number, drafted, max(0, settled - tokens))
+            drawn += 0 if event is None else len(event.ids)
             self._note(job, event)
+        if self._speculation is not None and set(pending) == {1}:
+            self._speculation.measure(len(parts), drawn)
 
     def _note(self, job: Job, event: Event | None) -> None:
         """Passes an event on, and forgets a job that has ended."""
@@ -240,6 +266,8 @@ class Engine:
         if job.done:
             del self._jobs[job.sequence.number]
             self.scheduler.remove(job.sequence)
+            if self._speculation is not None:
+                self._speculation.forget(job.sequence.number)
 
 
 def _span(part: Part, job: Job) -> Span:

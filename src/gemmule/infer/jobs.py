@@ -41,6 +41,7 @@ class Generation:
     Attributes:
         params: its settings.
         sampler: draws its tokens.
+        words: ids that may be drawn.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Generation:
         self.sampler = Sampler(params, request.row, prompt)
         self.done = False
         self.inbox: deque[Event] | None = None
-        self._words = vocab_sizes[0]
+        self.words = vocab_sizes[0]
         self._template = output_for(params, *vocab_sizes)
         self._stream = TextStream(tokenizer, tuple(params.stop), params.max_new_tokens, room)
         self._pieces: list[str] = []
@@ -91,11 +92,11 @@ class Generation:
         draft = part.tokens[first + 1 :]
         text, drawn, log_probs = "", [], []
         for i, prediction in enumerate(predictions):
-            token = draw(self.sampler, prediction, self._words)
+            token = draw(self.sampler, prediction, self.words)
             drawn.append(token)
             sequence.tokens.append(token)
             if self.params.logprobs is not None:
-                log_probs.append(log_prob(prediction, token, self.params.logprobs, self._words))
+                log_probs.append(log_prob(prediction, token, self.params.logprobs, self.words))
             text += stream.push(token)
             if stream.reason or i >= len(draft) or draft[i] != token:
                 break
