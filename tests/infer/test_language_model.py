@@ -1,5 +1,6 @@
 """gemmule.load and what it returns."""
 
+import copy
 import math
 import shutil
 from pathlib import Path
@@ -108,3 +109,50 @@ def test_bad_arguments(lm: LanguageModel) -> None:
         lm.generate([3])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="temperature is -1"):
         lm.stream("x", temperature=-1)
+
+
+def test_a_draft_changes_nothing(lm: LanguageModel) -> None:
+    from gemmule.model.gemma import Gemma
+    from gemmule.model.tokenizer import train_tokenizer
+
+    small = LanguageModel(
+        Gemma(lm.config.model_copy(update={"num_hidden_layers": 1})), lm.tokenizer
+    )
+    both = LanguageModel(lm.model, lm.tokenizer, draft=small)
+    for settings in ({"temperature": 0.0}, {"temperature": 0.9, "seed": 2, "top_k": 20}):
+        more: Any = {**settings, "max_new_tokens": 40}
+        assert both.generate("def def", **more) == lm.generate("def def", **more)
+    other = LanguageModel(lm.model, train_tokenizer([Path(shutil.__file__).read_text()], 540))
+    with pytest.raises(TokenizerError, match="another tokenizer"):
+        LanguageModel(lm.model, lm.tokenizer, draft=other)
+
+
+def test_a_copy_generates_by_itself(lm: LanguageModel) -> None:
+    expected = lm.generate("def", temperature=0.0, max_new_tokens=9)
+    assert copy.deepcopy(lm).generate("def", temperature=0.0, max_new_tokens=9) == expected
+
+
+def test_completions_carry_log_probabilities(lm: LanguageModel) -> None:
+    ids = lm.tokenizer.encode("def wrap", bos=True)
+    params = gemmule.SamplingParams(logprobs=3, max_new_tokens=8, seed=1)
+    (done,) = lm.complete([ids], params)
+    assert done.logprobs is not None
+    assert [t.id for t in done.logprobs] == list(done.ids)
+    assert all(len(t.top) == 3 for t in done.logprobs)
+    plain = lm.score("def wrap" + done.text)
+    if lm.tokenizer.encode("def wrap" + done.text, bos=True) == [*ids, *done.ids]:
+        expected = plain[len(ids) - 1 :]
+        got = [t.logprob for t in done.logprobs]
+        assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) < 1e-4
+
+
+def test_a_penalty_makes_repetition_rarer(lm: LanguageModel) -> None:
+    ids = lm.tokenizer.encode("def", bos=True)
+    distinct = []
+    for penalty in (1.0, 1.5):
+        params = gemmule.SamplingParams(
+            temperature=0.0, max_new_tokens=60, repetition_penalty=penalty
+        )
+        (done,) = lm.complete([ids], params)
+        distinct.append(len(set(done.ids)) / len(done.ids))
+    assert distinct[1] >= distinct[0]

@@ -183,8 +183,10 @@ def draw(sampler: Sampler, prediction: Prediction, words: int) -> int:
     assert prediction.logits is not None
     if prediction.ids is None:
         return sampler(prediction.logits[:words])
-    allowed = prediction.ids < words
     count = 1 if sampler.params.greedy else sampler.params.top_k
+    if len(prediction.ids) == count:  # every row of the head is a word
+        return sampler.among(prediction.logits, prediction.ids)
+    allowed = prediction.ids < words
     return sampler.among(prediction.logits[allowed][:count], prediction.ids[allowed][:count])
 
 

@@ -12,6 +12,13 @@ from gemmule.infer.engine import Engine
 from gemmule.infer.request import Completion, Request
 from gemmule.infer.runners import make_runner
 from gemmule.infer.sampling import SamplingParams, SamplingSettings
+from gemmule.infer.speculative import (
+    DraftModel,
+    PromptLookup,
+    Speculation,
+    check_same_tokenizer,
+)
+from gemmule.infer.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -27,9 +34,23 @@ class LanguageModel:
     Attributes:
         model: the torch module, tokens_BT to logits_BTV.
         tokenizer: its partner.
+        draft: a model that guesses ahead, if there is one.
     """
 
-    def __init__(self, model: Gemma, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: Gemma, tokenizer: Tokenizer, *, draft: "LanguageModel | None" = None
+    ) -> None:
+        """Puts the two together.
+
+        Args:
+            model: the weights.
+            tokenizer: its partner.
+            draft: a smaller model with the same tokenizer, whose guesses save time where they are
+                often right; what comes out is the same.
+
+        Raises:
+            TokenizerError: when the model has fewer tokens, or the draft others.
+        """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise TokenizerError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
@@ -37,7 +58,14 @@ class LanguageModel:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self.draft = draft
         self._made: tuple[Engine, object] | None = None
+        if draft is not None:
+            check_same_tokenizer(tokenizer, draft.tokenizer)
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies: each makes an engine of its own."""
+        return {**self.__dict__, "_made": None}
 
     @property
     def config(self) -> GemmaConfig:
@@ -147,11 +175,22 @@ class LanguageModel:
 
     def _engine(self) -> Engine:
         """The engine over the weights as they are: trained further, they need a new one."""
-        state = _state(self.model)
+        state = (_state(self.model), None if self.draft is None else _state(self.draft.model))
         if self._made is None or self._made[1] != state:
             self._made = None  # the old pool goes before there is a new one
-            self._made = (Engine(make_runner(self.model), self.tokenizer), state)
+            self._made = (self._new_engine(), state)
         return self._made[0]
+
+    def _new_engine(self) -> Engine:
+        runner = make_runner(self.model)
+        speculation = None
+        if self.draft is not None:
+            drafter = DraftModel(make_runner(self.draft.model), self.draft.tokenizer)
+            speculation = Speculation(drafter)
+        elif not isinstance(runner, TorchRunner):
+            # With the plain runner, guesses may change the last bits of what they are checked with.
+            speculation = Speculation(PromptLookup())
+        return Engine(runner, self.tokenizer, speculation=speculation)
 
     def _encode(self, text: str) -> list[int]:
         if not isinstance(text, str):

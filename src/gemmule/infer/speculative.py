@@ -26,6 +26,15 @@ _TRIAL, _TRUST = 12, 400  # steps that a measurement takes, and that its verdict
 _FASTER = 1.03  # by less than this is no gain
 
 
+def check_same_tokenizer(tokenizer: Tokenizer | None, draft: Tokenizer) -> None:
+    """Raises TokenizerError when a draft's ids mean something else."""
+    if tokenizer is None or tokenizer.fingerprint != draft.fingerprint:
+        raise TokenizerError(
+            "the draft model has another tokenizer: its ids mean something else. Take a model that "
+            "was trained with the same one"
+        )
+
+
 class Drafter(Protocol):
     """Guesses how sequences go on."""
 
@@ -106,11 +115,7 @@ class DraftModel:
 
     def check(self, tokenizer: Tokenizer | None) -> None:
         """See `Drafter`."""
-        if tokenizer is None or tokenizer.fingerprint != self._tokenizer.fingerprint:
-            raise TokenizerError(
-                "the draft model has another tokenizer: its ids mean something else. Take a model "
-                "that was trained with the same one"
-            )
+        check_same_tokenizer(tokenizer, self._tokenizer)
 
     def propose(self, jobs: Sequence[Generation], counts: Sequence[int]) -> list[list[int]]:
         """See `Drafter`."""

@@ -1,0 +1,69 @@
+"""The native runner's promise, through the whole engine: no bit depends on anything else."""
+
+import random
+from typing import Any
+
+import pytest
+
+from gemmule.infer.engine import Engine
+from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.request import Request
+from gemmule.infer.runner import Runner
+from gemmule.infer.runners import make_runner
+from gemmule.infer.sampling import SamplingParams
+from gemmule.infer.speculative import PromptLookup, Speculation
+from gemmule.infer.torch_runner import TorchRunner
+
+
+def native(lm: LanguageModel, most: int = 512) -> Runner:
+    runner: Any = make_runner(lm.model)
+    if isinstance(runner, TorchRunner):
+        pytest.skip("there is no native runner here")
+    runner.max_step_tokens = most
+    return runner
+
+
+def some_requests(count: int) -> list[Request]:
+    rng = random.Random(4)
+    stems = [[rng.randrange(5, 540) for _ in range(50)] for _ in range(4)]
+    made = []
+    for i in range(count):
+        prompt = rng.choice(stems)[: rng.randint(1, 50)] + [
+            rng.randrange(540) for _ in range(rng.choice([0, 2, 10]))
+        ]
+        params = SamplingParams(
+            max_new_tokens=rng.randint(1, 30), temperature=rng.choice([0.0, 0.7]),
+            top_k=rng.choice([None, 30]), repetition_penalty=rng.choice([1.0, 1.2]),
+            logprobs=rng.choice([None, 0, 5]), seed=i,
+        )  # fmt: skip
+        made.append(Request(prompt, params))
+    return made
+
+
+@pytest.mark.parametrize("guessing", [False, True])
+@pytest.mark.parametrize(("most", "cache_tokens"), [(512, 4000), (9, 160), (64, 160)])
+def test_together_is_alone_bit_for_bit(
+    lm: LanguageModel, most: int, cache_tokens: int, guessing: bool
+) -> None:
+    requests = some_requests(60)
+    plain = Engine(native(lm), lm.tokenizer)
+    alone = [plain.complete([request])[0] for request in requests]
+    speculation = Speculation(PromptLookup(), always=True) if guessing else None
+    e = Engine(native(lm, most), lm.tokenizer, cache_tokens=cache_tokens, speculation=speculation)
+    assert e.complete(requests) == alone  # log-probabilities as well
+    if cache_tokens == 160:
+        assert e.scheduler.preemptions > 0
+    if speculation:
+        assert speculation.drafted > 50
+
+
+def test_scores_do_not_depend_on_how_they_were_computed(lm: LanguageModel) -> None:
+    rng = random.Random(1)
+    context = [rng.randrange(540) for _ in range(70)]
+    pairs = [(context, [rng.randrange(540) for _ in range(n)]) for n in (1, 5, 20, 5)]
+    pairs += [(context[:1], context[1:])]
+    alone = [Engine(native(lm), lm.tokenizer).score([pair])[0] for pair in pairs]
+    assert Engine(native(lm, 16), lm.tokenizer, cache_tokens=256).score(pairs) == alone
+    # A text's scores are its parts' scores.
+    whole = Engine(native(lm), lm.tokenizer).score([(context[:1], context[1:] + pairs[1][1])])[0]
+    assert whole.log_probs == alone[4].log_probs + alone[1].log_probs
