@@ -22,7 +22,8 @@ Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["data"], ["train"],
          ["distill"], ["generate"], ["chat"], ["doctor"], ["info"],
-         ["convert"], ["record"], ["verify"], ["ablate"], ["plan"], ["card"]]  # fmt: skip
+         ["convert"], ["quantize"], ["record"], ["verify"], ["ablate"], ["plan"],
+         ["card"]]  # fmt: skip
 
 
 def gemmule(*arguments: object, code: int = 0, stdin: str | None = None) -> str:

@@ -1,0 +1,98 @@
+"""GPTQ: less error in the products than rounding each weight by itself, in the same bytes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemmule.errors import CheckpointError
+from gemmule.quant import gptq, int4
+from gemmule.quant.packed import PackedMatrix
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def related(tokens: int, columns: int, seed: int = 1) -> Tensor:
+    """Inputs that depend on one another, some much larger than others."""
+    mixing = draw(columns, columns, seed=seed) / columns**0.5 + torch.eye(columns)
+    return draw(tokens, columns, seed=seed + 1) @ mixing * (0.1 + draw(columns, seed=9).square())
+
+
+def loss(packed: PackedMatrix, weight: Tensor, x: Tensor) -> float:
+    return float(
+        (x @ (packed.dequantise() - weight).T).square().sum() / (x @ weight.T).square().sum()
+    )
+
+
+def hessian(x: Tensor) -> Tensor:
+    found = gptq.Hessian(x.shape[-1])
+    for part in x.split(100):
+        found.add(part.view(1, *part.shape))
+    return found.mean_KK
+
+
+@pytest.mark.parametrize("shape", [(40, 512), (33, 100), (16, 320), (5, 30)], ids=str)
+def test_products_are_nearer_on_inputs_not_seen_before(shape: tuple[int, int]) -> None:
+    weight, x = draw(*shape) * 0.05, related(3000, shape[1])
+    fresh = draw(500, shape[1], seed=7) @ torch.linalg.cholesky(hessian(x)).T
+    plain = loss(int4.quantise(weight), weight, fresh)
+    found = gptq.quantise(weight, hessian(x))
+    assert found.data.shape == int4.quantise(weight).data.shape
+    assert loss(found, weight, fresh) < 0.75 * plain
+
+
+def test_the_mean_of_the_hessian() -> None:
+    x = draw(250, 30)
+    torch.testing.assert_close(hessian(x), x.T @ x / 250)
+
+
+def test_unrelated_inputs_gain_nothing_and_lose_nothing() -> None:
+    weight = draw(32, 256) * 0.05
+    found, plain = gptq.quantise(weight, torch.eye(256)), int4.quantise(weight)
+    x = torch.eye(256)
+    assert loss(found, weight, x) == pytest.approx(loss(plain, weight, x), rel=0.02)
+
+
+def test_weights_are_left_as_they_were() -> None:
+    weight = draw(20, 300)
+    before = weight.clone()
+    gptq.quantise(weight, hessian(related(1000, 300)))
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("tokens", [0, 3, 100])
+def test_fewer_inputs_than_columns(tokens: int) -> None:
+    weight = draw(16, 256) * 0.05
+    found = gptq.quantise(
+        weight, hessian(related(tokens, 256)) if tokens else torch.zeros(256, 256)
+    )
+    error = (found.dequantise() - weight).square().sum() / weight.square().sum()
+    assert error < 0.05  # what has not been seen is still there
+
+
+def test_inputs_that_are_always_zero() -> None:
+    weight, x = draw(16, 256) * 0.05, related(1000, 256)
+    x[:, 40:140] = 0
+    found = gptq.quantise(weight, hessian(x)).dequantise()
+    assert found.isfinite().all()
+    assert (found - weight)[:, 40:140].norm() < 0.2 * weight[:, 40:140].norm()
+
+
+def test_many_rows_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, h = draw(70, 128) * 0.05, hessian(related(500, 128))
+    whole = gptq.quantise(weight, h)
+    monkeypatch.setattr(gptq, "_ROWS", 32)
+    torch.testing.assert_close(gptq.quantise(weight, h).dequantise(), whole.dequantise())
+
+
+def test_no_number_is_refused() -> None:
+    weight, h = draw(16, 64), torch.eye(64)
+    h[3, 3] = math.nan
+    with pytest.raises(CheckpointError, match="calibration gave inputs that are NaN"):
+        gptq.quantise(weight, h)
+    weight[2, 2] = math.inf
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        gptq.quantise(weight, torch.eye(64))
