@@ -1,5 +1,7 @@
 """The engine over a runner that shows any stale page, wrong position or mixed-up sequence."""
 
+import dataclasses
+import math
 import random
 import threading
 import time
@@ -12,7 +14,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer.engine import Engine
 from gemmule.infer.pages import PagePool, PageTable
 from gemmule.infer.request import Completion, Event, Request, Score
-from gemmule.infer.runner import PAGE
+from gemmule.infer.runner import PAGE, Prediction
 from gemmule.infer.sampling import SamplingParams
 
 TOKENIZER: Any = FakeTokenizer()
@@ -168,8 +170,9 @@ def test_a_bug_in_the_pages_would_show(planted: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(*PLANTED[planted])
     some = requests(random.Random(5), 150)
     with pytest.raises((AssertionError, KeyError)):
-        got = engine(cache_tokens=320).complete(some)
-        assert [without_log_probs(c) for c in got] == [expected(request) for request in some]
+        for cache_tokens in (320, 2000):
+            got = engine(cache_tokens=cache_tokens).complete(some)
+            assert [without_log_probs(c) for c in got] == [expected(r) for r in some]
 
 
 def test_prompts_that_begin_alike_are_computed_once() -> None:
@@ -336,6 +339,34 @@ def test_scores_of_continuations_that_share_a_context(cache_tokens: int) -> None
         fresh.score([(context[:], [i]) for context in [pairs[-1][0]] for i in range(10)])
         runner = fresh._runner
         assert runner.tokens == 100 + 9 * 4  # the last, partial page is computed for each
+
+
+def test_logits_that_are_no_numbers_end_one_request_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    e = engine()
+    runner: Any = e._runner
+    original = runner.run
+
+    def overflows(span: Any) -> Any:
+        found = original(span)
+        if span.start + len(span.tokens) > 60:
+            return [Prediction(p.ids, p.logits * math.nan) for p in found]
+        return found
+
+    monkeypatch.setattr(runner, "run", overflows)
+    long = SamplingParams(max_new_tokens=40)
+    for more in ({}, {"temperature": 0.0}, {"top_k": 5}, {"logprobs": 2, "temperature": 0.0}):
+        settings = dataclasses.replace(long, seed=7, **more)
+        short = Request([3, 4], dataclasses.replace(long, seed=8, max_new_tokens=20))
+        bad, good = e.complete([Request([5] * 50, settings), short])
+        assert bad.finish_reason in ("error", "stop")
+        assert good == expected(short)
+        ends = [
+            c.finish_reason for c in e.complete([Request([i] * 59, settings) for i in range(9)])
+        ]
+        assert ends.count("error") > 4
+    assert_nothing_is_left(e)
 
 
 @pytest.mark.parametrize(

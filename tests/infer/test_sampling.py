@@ -1,17 +1,20 @@
 """The filters against their plain definitions; the draws against the distribution."""
 
+import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, GemmuleError
 from gemmule.infer.sampling import (
     Sampler,
     SamplingParams,
+    _random_times,
     likeliest,
     penalise,
     probabilities,
@@ -189,6 +192,36 @@ def test_the_top_k_alone_give_the_same_draws(
     for _ in range(5):
         token = whole(logits)
         assert alone.among(*likeliest(logits, top_k)) == token == forked(logits)
+
+
+def test_random_times_are_exponential_and_independent() -> None:
+    times = np.stack([_random_times(bytes([n, 0]), np.arange(2000)) for n in range(200)])
+    assert abs(times.mean() - 1) < 0.01
+    assert abs(times.var() - 1) < 0.03
+    for share in (0.01, 0.1, 0.5, 0.9, 0.99):
+        assert abs((times < -math.log(1 - share)).mean() - share) < 0.002
+    # Neither between neighbouring ids nor between successive draws is there a relation.
+    for a, b in ((times[:, 1:], times[:, :-1]), (times[1:], times[:-1])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.01
+
+
+def test_a_draw_does_not_depend_on_what_cannot_be_drawn() -> None:
+    logits = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    narrow = SamplingParams(top_k=5, top_p=1.0, temperature=1.0, seed=2)
+    kept = set(likeliest(logits, 5)[1].tolist())
+    wide, few = Sampler(dataclasses.replace(narrow, top_k=None)), Sampler(narrow)
+    pairs = [(wide(logits), few(logits)) for _ in range(500)]
+    assert sum(a in kept for a, _ in pairs) > 20
+    assert all(a == b for a, b in pairs if a in kept)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(bad: float, temperature: float) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature, top_p=1.0))
+    with pytest.raises(GemmuleError, match="logits are not finite"):
+        sampler(torch.tensor([0.0, bad, 1.0]))
+    assert sampler(torch.tensor([0.0, -math.inf, 9.0e9])) == 2
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from gemmule.infer.request import Completion, Event, Request, Score, TokenLogProb
 from gemmule.infer.runner import MOST_CANDIDATES, Output, Prediction
-from gemmule.infer.sampling import Sampler, SamplingParams, likeliest
+from gemmule.infer.sampling import NotFinite, Sampler, SamplingParams, likeliest
 from gemmule.infer.scheduler import Part, TokenSequence
 from gemmule.infer.text_stream import TextStream
 from gemmule.model.tokenizer import Tokenizer
@@ -92,7 +92,11 @@ class Generation:
         draft = part.tokens[first + 1 :]
         text, drawn, log_probs = "", [], []
         for i, prediction in enumerate(predictions):
-            token = draw(self.sampler, prediction, self.words)
+            try:
+                token = draw(self.sampler, prediction, self.words)
+            except NotFinite:
+                self._end("error")
+                break
             drawn.append(token)
             sequence.tokens.append(token)
             if self.params.logprobs is not None:
@@ -109,7 +113,7 @@ class Generation:
             sequence.number, text, tuple(drawn), tuple(log_probs),
             self.completion() if self.done else None,
         )  # fmt: skip
-        return first + len(drawn), event
+        return first + max(1, len(drawn)), event
 
     def cancel(self) -> Event:
         """See `Job`."""

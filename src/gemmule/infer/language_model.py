@@ -9,9 +9,9 @@ import torch
 from gemmule.checkpoints.load import load_model
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.infer.engine import Engine
-from gemmule.infer.request import Completion, Request
+from gemmule.infer.request import Completion, Event, Request
 from gemmule.infer.runners import make_runner
-from gemmule.infer.sampling import SamplingParams, SamplingSettings
+from gemmule.infer.sampling import NotFinite, SamplingParams, SamplingSettings
 from gemmule.infer.speculative import (
     DraftModel,
     PromptLookup,
@@ -165,13 +165,18 @@ class LanguageModel:
     def complete(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams
     ) -> list[Completion]:
-        """Continues token ids; says also which tokens were drawn and why each row ended."""
+        """Continues token ids; says also which tokens were drawn and why each row ended.
+
+        Raises:
+            ConfigError: for ids that the model does not have, or a prompt longer than the context.
+            GemmuleError: when the model's logits are not finite.
+        """
         requests = [Request(prompt, params, row) for row, prompt in enumerate(prompts)]
-        return self._engine().complete(requests)
+        return [_finite(completion) for completion in self._engine().complete(requests)]
 
     def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[str]:
         events = self._engine().iterate(Request(ids, params))  # a bad prompt is refused at once
-        return (event.text for event in events if event.text)
+        return _texts(events)
 
     def _engine(self) -> Engine:
         """The engine over the weights as they are: trained further, they need a new one."""
@@ -196,6 +201,20 @@ class LanguageModel:
         if not isinstance(text, str):
             raise ConfigError(f"expected text, got {type(text).__name__}")
         return self.tokenizer.encode(text, bos=True)
+
+
+def _finite(completion: Completion) -> Completion:
+    if completion.finish_reason == "error":
+        raise NotFinite
+    return completion
+
+
+def _texts(events: Iterator[Event]) -> Iterator[str]:
+    for event in events:
+        if event.text:
+            yield event.text
+        if event.completion is not None:
+            _finite(event.completion)
 
 
 def _state(model: Gemma) -> object:

@@ -46,7 +46,8 @@ class Completion:
         text: without stop strings and control tokens.
         ids: the generated tokens, without a final stop token.
         finish_reason: "stop" (a stop token or string), "length" (max_new_tokens), "context"
-            (the model's context is full) or "cancelled".
+            (the model's context is full), "cancelled", or "error" (the model's logits are no
+            finite numbers).
         logprobs: of each of `ids`, if they were asked for.
     """
 

@@ -3,17 +3,21 @@
 Shapes: V vocabulary, K candidates.
 """
 
+import copy
 import dataclasses
+import hashlib
 import math
 import secrets
+import struct
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gemmule.config import nearest
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, GemmuleError
 
 # Below this a division by the temperature leaves fp32; the result is greedy anyway.
 _GREEDY_BELOW = 1e-5
@@ -211,8 +215,23 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
     return weights if ids is None else full_V.index_put_((ids,), weights)
 
 
+class NotFinite(GemmuleError):
+    """The model gives no numbers to choose by."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not finite: its activations overflow, or its weights are "
+            "damaged; float16 overflows sooner than bfloat16"
+        )
+
+
 class Sampler:
-    """Draws one row's tokens; the same seed and logits give the same tokens on any device."""
+    """Draws one row's tokens; the same seed and logits give the same tokens on any device.
+
+    A draw is a race: each candidate's time is a random one over its weight, and the first wins. The
+    random times depend on the seed, on how many draws came before, and on the candidate's id, not
+    on what else there is to choose from.
+    """
 
     def __init__(self, params: SamplingParams, row: int = 0, prompt: Sequence[int] = ()) -> None:
         """Starts a row.
@@ -223,14 +242,18 @@ class Sampler:
             prompt: ids before the row, for the repetition penalty.
         """
         self.params = params
-        self._generator = torch.Generator()
         seed = secrets.randbits(62) if params.seed is None else params.seed
-        self._generator.manual_seed((seed + row) % _SEEDS)
+        self._seed = (seed + row) % _SEEDS
+        self._draws = 0
         self._penalises = params.repetition_penalty != 1
         self._seen = torch.tensor(prompt if self._penalises else (), dtype=torch.long).unique()
 
     def __call__(self, logits_V: Tensor) -> int:
-        """The next token's id."""
+        """The next token's id.
+
+        Raises:
+            NotFinite: when the likeliest logit is no finite number.
+        """
         if not self._penalises:
             return self._draw(logits_V)
         logits_V = logits_V.cpu()
@@ -241,23 +264,40 @@ class Sampler:
 
     def among(self, logits_K: Tensor, ids_K: Tensor) -> int:
         """The next token's id from the top-k alone, likeliest first: what whole logits give."""
+        if not math.isfinite(logits_K[0]):
+            raise NotFinite
         if self.params.greedy:
             return int(ids_K[0])
-        return int(ids_K[self._multinomial(weigh(logits_K.cpu(), self.params))])
+        return self._race(weigh(logits_K.cpu(), self.params), ids_K.cpu())
 
     def fork(self) -> "Sampler":
         """One that will draw as this one will, without disturbing it."""
-        other = Sampler(self.params)
-        other._generator.set_state(self._generator.get_state())
-        other._seen = self._seen
-        return other
+        return copy.copy(self)
 
     def _draw(self, logits_V: Tensor) -> int:
-        if self.params.greedy:
-            return int(logits_V.argmax())
-        weights, ids = candidates(logits_V.cpu(), self.params)
-        drawn = self._multinomial(weights)
-        return drawn if ids is None else int(ids[drawn])
+        if not self.params.greedy:
+            return self._race(*candidates(logits_V.cpu(), self.params))
+        token = int(logits_V.argmax())
+        if not math.isfinite(logits_V[token]):
+            raise NotFinite
+        return token
 
-    def _multinomial(self, weights: Tensor) -> int:
-        return int(torch.multinomial(weights, 1, generator=self._generator))
+    def _race(self, weights: Tensor, ids: Tensor | None) -> int:
+        if not math.isfinite(weights.sum()):
+            raise NotFinite
+        kept = weights.nonzero()[:, 0]
+        ids = kept if ids is None else ids[kept]
+        seed = struct.pack("<QQ", self._seed, self._draws)
+        self._draws += 1
+        times = _random_times(seed, ids.numpy()) / weights[kept].numpy()
+        return int(ids[int(times.argmin())])
+
+
+def _random_times(seed: bytes, ids: np.ndarray) -> np.ndarray:
+    """Exponentially distributed numbers, fp64, one for each id: SplitMix64, at the id's place."""
+    start = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little")
+    x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return -np.log(((x >> np.uint64(11)) + 0.5) * 2.0**-53)
