@@ -175,3 +175,27 @@ def test_logit_store(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) 
     }  # fmt: skip
     assert "sampled-256" in said
     assert (tmp_path / "out.svg").read_text().startswith("<?xml")
+
+
+def test_quantization(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) -> None:
+    """Every format is made, read and measured; llama.cpp's where it is installed."""
+    from gemmule.train.config import TrainConfig
+    from gemmule.train.run import run_training
+
+    run_training(TrainConfig.parse(tiny(steps=2)), tmp_path / "teacher")
+    (tmp_path / "data").symlink_to(prepared)
+    out = tmp_path / "out.json"
+    process = start(
+        "quantization.py", "--toy", "--calibration-rows=8", "--held-out-rows=8",
+        f"--quickstart={tmp_path}", f"--json={out}",
+    )  # fmt: skip
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    report = json.loads(out.read_text())
+    assert len(report["modes"]) >= 7
+    assert report["bars"]["int8"]["holds"]
+    for name, figures in report["modes"].items():
+        assert 0 < figures["kl_nats"] < 0.1
+        assert name in said
+    bits = [report["modes"][f"int4, head {head}"]["bits_per_weight"] for head in ("int4", "bf16")]
+    assert bits == sorted(bits)
