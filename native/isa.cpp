@@ -57,6 +57,8 @@ std::atomic<const Kernels*> chosen{nullptr};
 
 }  // namespace
 
+std::atomic<uint32_t> calls{0};
+
 const Kernels& kernels() {
   const Kernels* k = chosen.load(std::memory_order_acquire);
   if (!k) chosen.store(k = best(), std::memory_order_release);

@@ -1,6 +1,7 @@
 // AVX-512 with VNNI for few rows, tiles of AMX for many.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -19,11 +20,18 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Not the intrinsic: GCC 12 takes it to read 8 bytes only, and drops the others' stores.
+// Once a thread and call: it takes a microsecond. Not the intrinsic: GCC 12 takes it to read 8
+// bytes only, and drops the others' stores.
 inline void configure() {
   static const TileConfig config;
+  static thread_local uint32_t configured = 0;
+  const uint32_t call = calls.load(std::memory_order_relaxed);
+  if (configured == call) return;
+  configured = call;
   asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
 }
+
+void leave() { _tile_release(); }
 
 // c[m][0..31] += the int32 tiles, scaled; `rows` of the 16.
 inline void scale_tiles(const int32_t (*left)[16], const int32_t (*right)[16], __m512 s0, __m512 s1,
@@ -44,6 +52,10 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
   configure();
   alignas(64) int32_t dot[4][16][16];
   std::memset(c, 0, sizeof(float) * rows * 32);
+  int64_t ahead = 0;
+  const int64_t parts = static_cast<int64_t>(in.blocks) * ((rows + 31) / 32);
+  // No more at a time than memory delivers meanwhile.
+  const int64_t each = std::min<int64_t>(padded(p.ahead_bytes / parts + 1, 64), 512);
   for (int block = 0; block < in.blocks; ++block) {
     const int begin = block * kBlock;
     const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
@@ -52,6 +64,10 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
     for (int m = 0; m < rows; m += 32) {
       const int8_t* q = in.q + (m0 + m) * in.q_stride;
       const int left = rows - m;
+      for (int64_t i = 0; i < each && ahead < p.ahead_bytes; i += 64, ahead += 64) {
+        if (p.ahead[0]) _mm_prefetch(reinterpret_cast<const char*>(p.ahead[0] + ahead), _MM_HINT_T1);
+        if (p.ahead[1]) _mm_prefetch(reinterpret_cast<const char*>(p.ahead[1] + ahead), _MM_HINT_T1);
+      }
       _tile_zero(0);
       _tile_zero(1);
       if (left > 16) {
@@ -88,15 +104,15 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
       }
     }
   }
-  _tile_release();
 }
 
 }  // namespace amx
 
 const Kernels kAmx = {
-    "amx",       amx::tile,       amx::prepare, amx::panel,   amx::quantise,
+    "amx", kFew,       amx::tile,       amx::prepare, amx::panel,   amx::quantise,
     amx::norm,   amx::gelu_times, amx::add,     amx::rotate,  amx::store,
     amx::attend, amx::cap,        amx::argmax,  amx::sum_exp, amx::read,
+    amx::leave,
 };
 
 }  // namespace gemmule

@@ -1,6 +1,7 @@
 // What differs from one instruction set to another: the table that isa_*.cpp each fill in.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "gemmule.h"
@@ -36,6 +37,9 @@ struct Panel {
   const uint8_t* tile[2];  // [columns / 4][16][4], value + 128
   const float* scale[2];   // 16 values every `scale_step`, one step a superblock
   int64_t scale_step;
+  // The tiles that will be read next, if any: asked for from memory meanwhile.
+  const uint8_t* ahead[2];
+  int64_t ahead_bytes;
 };
 
 struct Attend {
@@ -52,6 +56,7 @@ struct Attend {
 
 struct Kernels {
   const char* name;
+  int few;  // up to so many rows `tile` is the faster
   // y[m][i] = row m0 + m of the inputs times row i of a tile, for m < rows <= kFew.
   void (*tile)(const gm_matrix& w, int64_t tile, const Inputs& in, int m0, int rows,
                float (*y)[kTile]);
@@ -62,7 +67,8 @@ struct Kernels {
   void (*panel)(const Panel& p, const Inputs& in, int m0, int rows, float* c);
   void (*quantise)(const Inputs& in, int row, int first_block, int last_block);
   void (*norm)(const float* x, const float* w, int n, float eps, float* out);
-  void (*gelu_times)(const float* gate, const float* up, int n, float* out);
+  // Rows of 16, `stride` apart: gate becomes gelu(gate) x up.
+  void (*gelu_times)(float* gate, const float* up, int64_t stride, int rows);
   void (*add)(float* x, const float* y, int n);
   void (*rotate)(float* x, const float* cos, const float* sin, int half);
   // Keys and values of one position and kv head into their page (at `page`, of that head).
@@ -72,7 +78,12 @@ struct Kernels {
   int (*argmax)(const float* x, int n);
   double (*sum_exp)(const float* x, int n);
   int64_t (*read)(const uint8_t* data, int64_t bytes);
+  // Puts back, in the caller's thread, what `panel` set up; null where that is nothing.
+  void (*leave)();
 };
+
+// Counts calls from outside: what a thread set up for an earlier one may be gone.
+extern std::atomic<uint32_t> calls;
 
 inline int64_t head_bytes(int head_dim, int cache) {
   const int64_t values = padded(head_dim, 16) * GM_PAGE * 2;

@@ -1,11 +1,14 @@
 #include "products.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace gemmule {
 namespace {
 
 constexpr int kChunk = 128;            // rows of inputs whose sums stay in the nearest cache
+constexpr int64_t kPanels = 8;         // or panels: each asks for the next one's weights
+constexpr int64_t kInputs = 640 * 1024;  // bytes of inputs that stay in the second
 constexpr int64_t kGrain = 64 * 1024;  // bytes of weights that a thread takes at once
 
 bool is_quantised(int format) { return format == GM_INT4 || format == GM_INT8; }
@@ -32,31 +35,36 @@ void few_rows(const Kernels& k, const Product& p, int64_t tile, const Inputs& in
     k.tile(*p.w, tile, in, m, n, y);
     if (p.up) {
       k.tile(*p.up, tile, in, m, n, up);
-      k.gelu_times(y[0], up[0], n * kTile, y[0]);
+      k.gelu_times(y[0], up[0], kTile, n);
     }
     put(*p.w, tile, y[0], kTile, n, p.y + m * p.y_stride, p.y_stride);
   }
 }
 
-// A panel is a tile of each of two matrices, or two tiles of one.
-void many_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t tile,
+// A panel is a tile of each of two matrices, or two tiles of one; `last` is the tile after the last
+// that this thread will take.
+void many_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t tile, int64_t last,
                const Inputs& in, int row0, int rows) {
   const int64_t next = p.up || tile + 1 >= tiles_of(*p.w) ? tile : tile + 1;
-  Panel panel;
+  Panel panel{};
   k.prepare(*p.w, tile, p.up ? *p.up : *p.w, next, own.bytes.get(2 * kTile * in.columns),
             own.scales.get(2 * kTile * in.blocks), &panel);
+  for (int i = 0; i < 2 && next + 1 < last; ++i) {
+    const gm_matrix& w = p.up && i == 1 ? *p.up : *p.w;
+    const int64_t then = p.up ? tile + 1 : next + 1 + i;
+    if (then >= last) break;
+    panel.ahead[i] = static_cast<const uint8_t*>(w.data) + then * bytes_of_tile(w);
+    panel.ahead_bytes = bytes_of_tile(w);
+  }
   float* c = own.sums.get(kChunk * 2 * kTile);
   for (int m = 0; m < rows; m += kChunk) {
     const int n = rows - m < kChunk ? rows - m : kChunk;
     k.panel(panel, in, row0 + m, n, c);
     float* y = p.y + m * p.y_stride;
-    if (p.up) {
-      for (int i = 0; i < n; ++i) k.gelu_times(c + i * 32, c + i * 32 + 16, kTile, c + i * 32);
-      put(*p.w, tile, c, 32, n, y, p.y_stride);
-    } else {
-      put(*p.w, tile, c, 32, n, y, p.y_stride);
-      if (next != tile) put(*p.w, next, c + kTile, 32, n, y, p.y_stride);
-    }
+    if (p.up) k.gelu_times(c, c + kTile, 2 * kTile, n);
+    put(*p.w, tile, c, 32, n, y, p.y_stride);
+    if (next != tile) put(*p.w, next, c + kTile, 32, n, y, p.y_stride);
+    panel.ahead_bytes = 0;
   }
 }
 
@@ -78,39 +86,45 @@ void quantise_inputs(gm_context& c, const Inputs& in, int rows, int format) {
 void multiply(gm_context& c, const Product* products, int count, const Inputs& in, int rows) {
   const Kernels& k = kernels();
   const Product& first = products[0];
-  const bool panels = rows > kFew && k.panel && is_quantised(first.w->format);
+  const bool panels = rows > k.few && k.panel && is_quantised(first.w->format);
   int64_t starts[4] = {};
   for (int i = 0; i < count; ++i) {
     const int64_t tiles = tiles_of(*products[i].w);
     starts[i + 1] = starts[i] + (panels && !products[i].up ? (tiles + 1) / 2 : tiles);
   }
-  int64_t grain = 1;
-  if (!panels) {
-    const int64_t bytes = bytes_of_tile(*first.w) * (first.up ? 2 : 1);
-    grain = bytes < kGrain ? kGrain / bytes : 1;
-    const int64_t fair = starts[count] / (4 * c.pool.count());
-    grain = grain > fair && fair > 0 ? fair : grain;
+  const int64_t bytes = bytes_of_tile(*first.w) * (first.up ? 2 : 1);
+  const int64_t fair = starts[count] / (4 * c.pool.count());
+  const int64_t grain = std::max<int64_t>(1, std::min(panels ? kPanels : kGrain / bytes, fair));
+  // All weights go by once for each part of the rows, which stays in the cache meanwhile.
+  const int64_t part = panels ? std::max<int64_t>(kChunk, kInputs / in.q_stride / 64 * 64) : rows;
+  for (int64_t row0 = 0; row0 < rows; row0 += part) {
+    const int n = static_cast<int>(std::min(part, rows - row0));
+    c.pool.run(starts[count], grain, [&](int thread, int64_t begin, int64_t end) {
+      int which = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        while (i >= starts[which + 1]) ++which;
+        Product p = products[which];
+        if (!panels) {
+          few_rows(k, p, i - starts[which], in, rows);
+          continue;
+        }
+        const int64_t tiles = p.up ? 1 : 2;
+        p.y += row0 * p.y_stride;
+        many_rows(k, c.of_thread[thread], p, (i - starts[which]) * tiles,
+                  std::min(tiles_of(*p.w), (end - starts[which]) * tiles), in,
+                  static_cast<int>(row0), n);
+      }
+    });
   }
-  c.pool.run(starts[count], grain, [&](int thread, int64_t begin, int64_t end) {
-    int which = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      while (i >= starts[which + 1]) ++which;
-      const Product& p = products[which];
-      if (panels)
-        many_rows(k, c.of_thread[thread], p, (i - starts[which]) * (p.up ? 1 : 2), in, 0, rows);
-      else
-        few_rows(k, p, i - starts[which], in, rows);
-    }
-  });
 }
 
 void multiply_part(ThreadBuffers& own, const gm_matrix& w, int64_t first_tile, int64_t last_tile,
                    const Inputs& in, int row0, int rows, float* y, int64_t y_stride) {
   const Kernels& k = kernels();
   float* base = y - first_tile * kTile;
-  if (rows > kFew && k.panel && is_quantised(w.format)) {
+  if (rows > k.few && k.panel && is_quantised(w.format)) {
     for (int64_t t = first_tile; t < last_tile; t += 2)
-      many_rows(k, own, {&w, nullptr, base, y_stride}, t, in, row0, rows);
+      many_rows(k, own, {&w, nullptr, base, y_stride}, t, last_tile, in, row0, rows);
     return;
   }
   alignas(64) float part[kFew][kTile];

@@ -20,8 +20,7 @@ inline void quantise(const Inputs& in, int row, int first, int last) {
         sums += n;
         *reinterpret_cast<b16u*>(q + i) = __builtin_convertvector(n, b16);
       }
-      int32_t total = 0;
-      for (int i = 0; i < 16; ++i) total += sums[i];
+      const int32_t total = sum(sums);
       in.group_sums[row * in.groups + group / kGroup] = -8 * total;
       block_sum += total;
     }
@@ -40,17 +39,15 @@ inline void norm(const float* x, const float* w, int n, float eps, float* out) {
   for (; i < n; ++i) out[i] = x[i] * r * (w[i] + 1.0f);
 }
 
-inline void gelu_times(const float* gate, const float* up, int n, float* out) {
-  for (int i = 0; i < n; i += 16) {
-    float g[16] = {}, u[16] = {};
-    const int count = n - i < 16 ? n - i : 16;
-    std::memcpy(g, gate + i, count * 4);
-    std::memcpy(u, up + i, count * 4);
-    const v16 x = load(g);
-    const v16 inner = fma(x * x * 0.044715f, x, x) * 1.5957691216f;  // 2 sqrt(2 / pi)
-    save(g, x / (exponential(-inner) + 1.0f) * load(u));
-    std::memcpy(out + i, g, count * 4);
-  }
+inline v16 gelu(v16 x) {
+  const v16 inner = fma(x * x * 0.044715f, x, x) * 1.5957691216f;  // 2 sqrt(2 / pi)
+  return x / (exponential(-inner) + 1.0f);
+}
+
+// Rows of 16, `stride` apart: gate becomes gelu(gate) x up.
+inline void gelu_times(float* gate, const float* up, int64_t stride, int rows) {
+  for (int m = 0; m < rows; ++m, gate += stride, up += stride)
+    save(gate, gelu(load(gate)) * load(up));
 }
 
 inline void add(float* x, const float* y, int n) {

@@ -39,6 +39,16 @@ inline float sum(v16 x) {
   return t[0];
 }
 
+inline int32_t sum(i16 x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
+  int32_t total = 0;
+  for (int i = 0; i < 16; ++i) total += x[i];
+  return total;
+#endif
+}
+
 inline v16 select(i16 mask, v16 yes, v16 no) {
   return (v16)((mask & (i16)yes) | (~mask & (i16)no));
 }

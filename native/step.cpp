@@ -317,6 +317,22 @@ float bf16(const uint8_t* p) {
   return x;
 }
 
+// Runs `work` with the threads awake; 0, or -1 when there was no memory for it.
+template <class Work>
+int32_t call(gm_context* context, const Work& work) {
+  calls.fetch_add(1);
+  context->pool.wake();
+  int32_t result = 0;
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    result = -1;
+  }
+  context->pool.rest();
+  if (kernels().leave) kernels().leave();
+  return result;
+}
+
 }  // namespace
 }  // namespace gemmule
 
@@ -342,22 +358,12 @@ GM_PUBLIC gm_context* gm_context_new(int32_t threads) {
 GM_PUBLIC void gm_context_free(gm_context* context) { delete context; }
 
 GM_PUBLIC int32_t gm_run(gm_context* context, const gm_model* model, const gm_step* step) {
-  context->pool.wake();
-  int32_t result = 0;
-  try {
-    Step(*context, *model, *step).run();
-  } catch (const std::bad_alloc&) {
-    result = -1;
-  }
-  context->pool.rest();
-  return result;
+  return call(context, [&] { Step(*context, *model, *step).run(); });
 }
 
 GM_PUBLIC int32_t gm_linear(gm_context* context, const gm_matrix* matrix, const float* x, int32_t m,
                             float* y) {
-  context->pool.wake();
-  int32_t result = 0;
-  try {
+  return call(context, [&] {
     const Inputs in = context->given.get(m, matrix->columns);
     for (int i = 0; i < m; ++i) {
       float* to = const_cast<float*>(in.x) + i * in.x_stride;
@@ -368,11 +374,7 @@ GM_PUBLIC int32_t gm_linear(gm_context* context, const gm_matrix* matrix, const 
     quantise_inputs(*context, in, m, matrix->format);
     const Product product{matrix, nullptr, y, matrix->rows};
     multiply(*context, &product, 1, in, m);
-  } catch (const std::bad_alloc&) {
-    result = -1;
-  }
-  context->pool.rest();
-  return result;
+  });
 }
 
 GM_PUBLIC void gm_row(const gm_matrix* w, int32_t row, float* out) {

@@ -63,7 +63,12 @@ inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[
     __m512i dot[M];
     for (int m = 0; m < M; ++m) dot[m] = _mm512_setzero_si512();
     for (int g = 0; g < groups; g += 2) {
-      group_pair<M>(data, q, in.q_stride, sums, in.groups, _mm512_and_si512(mults, nibbles), dot);
+      const __m512i factor = _mm512_and_si512(mults, nibbles);
+      // More than four rows go by in two parts: the second finds the weights in the cache.
+      constexpr int P = M > 4 ? 4 : M;
+      for (int m = 0; m < M; m += P)
+        group_pair<P>(data, q + m * in.q_stride, in.q_stride, sums + m * in.groups, in.groups,
+                      factor, dot + m);
       mults = _mm512_srli_epi32(mults, 4);
       data += 2 * kQuantBytes;
       q += 2 * kGroup;
@@ -120,13 +125,15 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
   const float* scales = w.scales + at * kTile;
   const bool four_bits = w.format == GM_INT4;
   while (rows > 0) {
-    const int n = rows >= 4 ? 4 : rows;
+    const int n = rows >= 8 ? 8 : rows >= 4 ? 4 : rows;
     if (four_bits) {
+      if (n == 8) tile_int4<8>(data, in, m0, y);
       if (n == 4) tile_int4<4>(data, in, m0, y);
       if (n == 3) tile_int4<3>(data, in, m0, y);
       if (n == 2) tile_int4<2>(data, in, m0, y);
       if (n == 1) tile_int4<1>(data, in, m0, y);
     } else {
+      if (n == 8) tile_int8<8>(data, scales, in, m0, y);
       if (n == 4) tile_int8<4>(data, scales, in, m0, y);
       if (n == 3) tile_int8<3>(data, scales, in, m0, y);
       if (n == 2) tile_int8<2>(data, scales, in, m0, y);
@@ -157,6 +164,7 @@ inline void widen(const uint8_t* data, int columns, uint8_t* bytes, float* scale
           _mm512_set1_epi8(-128),
           _mm512_slli_epi16(_mm512_or_si512(mult, _mm512_slli_epi16(mult, 8)), 3));
       for (int i = 0; i < 4; ++i) {
+        _mm_prefetch(reinterpret_cast<const char*>(data + i * 64 + kAhead), _MM_HINT_T0);
         const __m512i w = loadi(data + i * 64);
         // Nibble x multiplier stays below 256: both bytes of a 16-bit product are right.
         const __m512i a = _mm512_mullo_epi16(_mm512_and_si512(w, low), mult);
