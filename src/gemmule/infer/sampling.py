@@ -21,8 +21,6 @@ from gemmule.errors import ConfigError, GemmuleError
 
 # Below this a division by the temperature leaves fp32; the result is greedy anyway.
 _GREEDY_BELOW = 1e-5
-# A nucleus nearly always lies within this many tokens; sorting a whole vocabulary is slow.
-_NUCLEUS_GUESS = 1024
 _SEEDS = 2**63
 MOST_LOGPROBS = 20
 
@@ -157,25 +155,31 @@ def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
     """What may be drawn.
 
     Args:
-        logits_V: one token's logits.
+        logits_V: one token's logits, on the CPU.
         params: with a temperature above 0.
 
     Returns:
         Weights [K], zero for what the filters removed and not normalised; and the ids [K] they
-        belong to, likeliest first (None: every id in order).
+        belong to (None: every id in order).
     """
     if params.top_k is not None and params.top_k < len(logits_V):
         logits_K, ids = likeliest(logits_V.float(), params.top_k)
         return weigh(logits_K, params), ids
+    weights = _softmax(logits_V, params)
     if params.top_p == 1:
-        return weigh(logits_V, params), None
-    weights, ids = _nucleus_sorted(_softmax(logits_V, params), params.top_p)
-    return _filter(weights, params), ids
+        return _min_p(weights, params), None
+    weights, ids = _nucleus(weights, params.top_p)
+    return _min_p(weights, params), ids
 
 
 def weigh(logits_K: Tensor, params: SamplingParams) -> Tensor:
-    """Weights of the candidates that top-k leaves: zero for what the other filters remove."""
-    return _filter(_softmax(logits_K, params), params)
+    """Weights of what top-k leaves, likeliest first: zero for what the other filters remove."""
+    weights = _softmax(logits_K, params)
+    if params.top_p < 1:
+        # A token stays while those before it sum to less than p: the likeliest always does.
+        before = weights.cumsum(-1, dtype=torch.float64) - weights
+        weights = weights.masked_fill(before >= params.top_p, 0.0)
+    return _min_p(weights, params)
 
 
 def _softmax(logits_K: Tensor, params: SamplingParams) -> Tensor:
@@ -183,25 +187,25 @@ def _softmax(logits_K: Tensor, params: SamplingParams) -> Tensor:
     return ((logits_K.float() - logits_K.max()) / params.temperature).softmax(-1)
 
 
-def _filter(weights: Tensor, params: SamplingParams) -> Tensor:
-    """Top-p and min-p; with top-p the weights are sorted, largest first."""
-    if params.top_p < 1:
-        # A token stays while those before it sum to less than p: the likeliest always does.
-        before = weights.cumsum(-1, dtype=torch.float64) - weights
-        weights = weights.masked_fill(before >= params.top_p, 0.0)
-    if params.min_p > 0:
-        weights = weights.masked_fill(weights < params.min_p * weights.max(), 0.0)
-    return weights
+def _nucleus(weights_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens that sum to `top_p`, by id; of equal ones the smaller ids stay."""
+    weights = weights_V.numpy()
+    values = np.sort(weights)[::-1]  # far faster than sorting the ids
+    before = np.cumsum(values, dtype=np.float64) - values
+    count = max(1, int((before < top_p).sum()))
+    least = values[count - 1]
+    level = np.flatnonzero(weights == least)
+    spare = len(level) - (count - int((weights > least).sum()))
+    kept = weights >= least
+    kept[level[len(level) - spare :]] = False
+    ids = torch.from_numpy(np.flatnonzero(kept))
+    return weights_V[ids], ids
 
 
-def _nucleus_sorted(weights_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Enough of the likeliest tokens to sum to `top_p`, likeliest first."""
-    if len(weights_V) > 2 * _NUCLEUS_GUESS:
-        weights, ids = weights_V.topk(_NUCLEUS_GUESS)
-        if weights.sum() >= top_p:
-            return weights, ids
-    sorted_weights, ids = weights_V.sort(descending=True, stable=True)
-    return sorted_weights, ids
+def _min_p(weights: Tensor, params: SamplingParams) -> Tensor:
+    if params.min_p == 0:
+        return weights
+    return weights.masked_fill(weights < params.min_p * weights.max(), 0.0)
 
 
 def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
@@ -210,9 +214,9 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
     if params.greedy:
         full_V[logits_V.argmax()] = 1.0
         return full_V
-    weights, ids = candidates(logits_V, params)
-    weights = weights / weights.sum()
-    return weights if ids is None else full_V.index_put_((ids,), weights)
+    weights, ids = candidates(logits_V.cpu(), params)
+    weights = (weights / weights.sum()).to(full_V.device)
+    return weights if ids is None else full_V.index_put_((ids.to(full_V.device),), weights)
 
 
 class NotFinite(GemmuleError):
@@ -283,7 +287,7 @@ class Sampler:
         return token
 
     def _race(self, weights: Tensor, ids: Tensor | None) -> int:
-        if not math.isfinite(weights.sum()):
+        if not 0 < float(weights.sum()) < math.inf:
             raise NotFinite
         kept = weights.nonzero()[:, 0]
         ids = kept if ids is None else ids[kept]
