@@ -107,6 +107,10 @@ def test_from_text_to_a_student(
     told = json.loads(gemmule("generate", "small", "the sea", *more))["tokens"]
     assert 0 < len(told) <= 4
     assert all(t["logprob"] <= t["top"][0]["logprob"] <= 0 and len(t["top"]) == 2 for t in told)
+    greedy = ["the sea", "--max-new-tokens", 9, "--temperature", 0]
+    assert gemmule("generate", "big", *greedy, "--draft", "small") == gemmule(
+        "generate", "big", *greedy
+    )
     piped = gemmule("generate", "small", "-", "--temperature", 0, stdin="the wind")
     assert piped.startswith("the wind")
     assert piped.endswith("\n")

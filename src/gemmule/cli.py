@@ -332,6 +332,9 @@ Seed = Annotated[int | None, typer.Option(help="Repeats the same draws.")]
 Repetition = Annotated[
     float, typer.Option("--repetition-penalty", help="Above 1: words said before become rarer.")
 ]
+Draft = Annotated[
+    str | None, typer.Option(help="A smaller model with the same tokenizer, to guess ahead.")
+]
 
 
 @app.command()
@@ -347,20 +350,19 @@ def generate(
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: log-probabilities, and of so many others.")
     ] = None,
+    draft: Draft = None,
     as_json: AsJson = False,
 ) -> None:
     """Continues a text.
 
     Example: gemmule generate runs/quickstart/student "def add(a, b):" --temperature 0
     """
-    from gemmule import load
-
     if logprobs is not None and not as_json:
         raise ConfigError("--logprobs needs --json: the text alone has no place for them")
     text = sys.stdin.read() if prompt == "-" else prompt
     settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed, repetition_penalty)
     settings["logprobs"] = logprobs
-    lm = load(model)
+    lm = _loaded(model, draft)
     if as_json:
         print(json.dumps(_generated(lm, text, settings)))
         return
@@ -382,16 +384,23 @@ def chat(
     top_k: TopK = None,
     seed: Seed = None,
     repetition_penalty: Repetition = 1.0,
+    draft: Draft = None,
 ) -> None:
     """Talks to a model in the terminal; /help lists what can be typed.
 
     Example: gemmule chat runs/quickstart/student
     """
-    from gemmule import load
     from gemmule.infer.terminal_chat import chat as terminal_chat
 
     settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed, repetition_penalty)
-    terminal_chat(load(model), settings, system=system, name=Path(model).name)
+    terminal_chat(_loaded(model, draft), settings, system=system, name=Path(model).name)
+
+
+def _loaded(model: str, draft: str | None) -> "LanguageModel":
+    from gemmule import LanguageModel, load
+
+    lm = load(model)
+    return lm if draft is None else LanguageModel(lm.model, lm.tokenizer, draft=load(draft))
 
 
 def _sampling(
