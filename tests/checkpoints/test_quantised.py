@@ -17,7 +17,7 @@ from gemmule.checkpoints import quality, quantise
 from gemmule.checkpoints.checkpoint import of_model
 from gemmule.checkpoints.convert import convert
 from gemmule.checkpoints.describe import describe
-from gemmule.checkpoints.load import load_model, open_checkpoint
+from gemmule.checkpoints.load import load_model, load_to_run, open_checkpoint
 from gemmule.checkpoints.quality import compare, read_quantised, read_streamed
 from gemmule.checkpoints.quantise import choose_head, model_bits, q4_0_bits, quantise_checkpoint
 from gemmule.checkpoints.quantised import QuantisedModel, is_quantised, load_quantised
@@ -228,6 +228,23 @@ def test_progress_counts_every_weight(tokenizer: Tokenizer) -> None:
 def test_a_floating_model_is_no_quantised_one(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="no quantised model: make one with gemmule quantize"):
         load_quantised(saved)
+
+
+def test_loading_to_run(folder: Path, saved: Path) -> None:
+    model, tokenizer = load_to_run(folder)
+    assert isinstance(model, QuantisedGemma)
+    assert tokenizer.vocab_size == 512
+    floats, _ = load_to_run(folder, dtype="float32")
+    assert type(floats) is Gemma
+    assert type(load_to_run(saved)[0]) is Gemma
+    fresh, _ = load_to_run(saved, quantize="int8")
+    assert isinstance(fresh, QuantisedGemma)
+    with pytest.raises(ConfigError, match="quantised already, as int4"):
+        load_to_run(folder, quantize="int4")
+    with pytest.raises(ConfigError, match="leave dtype and device"):
+        load_to_run(saved, dtype="float32", quantize="int4")
+    with pytest.raises(ConfigError, match="int5"):
+        load_to_run(saved, quantize="int5")
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [

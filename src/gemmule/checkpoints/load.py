@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.checkpoint import Checkpoint, parse_device
 from gemmule.checkpoints.hf import open_hf
 from gemmule.checkpoints.locate import locate
-from gemmule.checkpoints.quantised import is_quantised, open_quantised
+from gemmule.checkpoints.quantised import is_quantised, load_quantised, open_quantised
+from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
@@ -58,3 +59,44 @@ def load_model(
     with open_checkpoint(path) as checkpoint:
         tokenizer = checkpoint.tokenizer  # the smaller part first: it fails in no time
         return checkpoint.load(dtype, device), tokenizer
+
+
+def load_to_run(
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
+) -> tuple[Gemma, Tokenizer]:
+    """As `load_model`, for inference alone: matrices that are packed stay packed.
+
+    Args:
+        path: as for open_checkpoint.
+        dtype: of the weights; of a quantised model it asks for the values they stand for.
+        device: where they go; packed ones stay on the CPU.
+        quantize: "int4" or "int8" packs a floating model while it is read, without calibration.
+
+    Raises:
+        CheckpointError: when there is no readable model.
+        TokenizerError: when its tokenizer is missing or broken.
+        ConfigError: for an impossible dtype or device, or settings that exclude one another.
+    """
+    from gemmule.checkpoints.quantise import quantise_checkpoint
+    from gemmule.checkpoints.quantised_gemma import QuantisedGemma
+
+    on_cpu = parse_device(device).type == "cpu"
+    if quantize is None:
+        if dtype is None and on_cpu and is_quantised(locate(path).path):
+            packed = load_quantised(path)
+            return QuantisedGemma(packed), packed.tokenizer
+        return load_model(path, dtype, device)
+    if dtype is not None or not on_cpu:
+        raise ConfigError(
+            f"quantize={quantize!r} decides the weights' form, on the CPU: leave dtype and device"
+        )
+    with open_checkpoint(path) as checkpoint:
+        if checkpoint.quantised:
+            raise ConfigError(
+                f"{path} is quantised already, as {checkpoint.quantised['format']}: leave quantize"
+            )
+        packed = quantise_checkpoint(checkpoint, quantize)
+    return QuantisedGemma(packed), packed.tokenizer

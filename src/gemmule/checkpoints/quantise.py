@@ -37,7 +37,7 @@ _STAGES = (
 )
 _TOKENS = 2048  # through a layer at once
 # The head is also the embedding, whose rows are looked up: their error counts by itself too.
-HEAD_DAMPING = 0.1
+HEAD_DAMPING = 0.3
 
 Progress = Callable[[str, int, int], None]  # what is being done, weights done, weights in all
 

@@ -29,11 +29,14 @@ class PackedLinear(nn.Module):
     Args:
         matrix: its weight.
         plain: never use kernels; to compare with.
+
+    Attributes:
+        packed: its weight.
     """
 
     def __init__(self, matrix: PackedMatrix, plain: bool = False) -> None:
         super().__init__()
-        self.matrix = matrix
+        self.packed = matrix
         self.product = chosen_product(matrix, plain)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,20 +46,20 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """Takes the place of an embedding."""
+    """Takes the place of an embedding; `packed` are its rows."""
 
     def __init__(self, matrix: PackedMatrix) -> None:
         super().__init__()
-        self.matrix = matrix
+        self.packed = matrix
 
     @property
     def weight(self) -> Tensor:
         """All rows, fp32, made anew each time: for what reads the whole of it once."""
-        return self.matrix.dequantise()
+        return self.packed.dequantise()
 
     def forward(self, ids: Tensor) -> Tensor:
         """[...] to fp32 [..., K]."""
-        return self.matrix.take(ids)
+        return self.packed.take(ids)
 
 
 def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
