@@ -49,7 +49,7 @@ def drafter(kind: str) -> Any:
     if kind == "lookup":
         return PromptLookup()
     if kind == "model":  # of the same weights: nearly always right
-        small: Any = DraftModel(FakeRunner(), NamedTokenizer(), cache_bytes=40 * 1024)  # type: ignore[arg-type]
+        small: Any = DraftModel(FakeRunner(), NamedTokenizer(), cache_bytes=24 * 1024)  # type: ignore[arg-type]
         return small
     return Guesser()
 

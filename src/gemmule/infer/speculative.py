@@ -126,14 +126,21 @@ class DraftModel:
         while active := [draft for draft in drafts if draft.wants_more]:
             self._step(active)
         for draft in drafts:
-            self._ran[draft.job.sequence.number] = draft.tokens[: draft.ran]
+            if draft.job.sequence.number in self._tables:
+                self._ran[draft.job.sequence.number] = draft.tokens[: draft.ran]
         return [draft.guesses for draft in drafts]
 
     def forget(self, number: int) -> None:
         """See `Drafter`."""
         if number in self._tables:
             self._tables.pop(number).clear()
-            self._ran.pop(number, None)
+        self._ran.pop(number, None)
+
+    def _forget_all_but(self, drafts: "Sequence[_Draft]") -> None:
+        """Takes pages from requests that wait; theirs are computed again if they go on."""
+        busy = {id(draft.table) for draft in drafts}
+        for number in [n for n, table in self._tables.items() if id(table) not in busy]:
+            self.forget(number)
 
     def restart(self) -> None:
         """See `Drafter`."""
@@ -165,6 +172,8 @@ class DraftModel:
         chosen: list[tuple[_Draft, Span]] = []
         for draft in drafts:
             end = min(len(draft.tokens), draft.ran + budget)
+            if draft.table.needed(end) > self._pool.available:
+                self._forget_all_but(drafts)
             fits = draft.table.needed(end) <= self._pool.available
             if not fits or end > self._runner.config.max_position_embeddings:
                 draft.give_up()  # guesses are no more than that
