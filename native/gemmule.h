@@ -18,11 +18,11 @@ extern "C" {
 #define GM_INTERFACE 1 /* changes with every change of a struct below */
 #define GM_PAGE 32     /* positions in a page of the cache */
 
-enum gm_format { GM_F32 = 0, GM_BF16 = 1, GM_INT4 = 4, GM_INT8 = 8 };
+enum gm_format { GM_F32 = 0, GM_BF16 = 1, GM_INT4 = 4, GM_INT6 = 6, GM_INT8 = 8 };
 enum gm_cache { GM_CACHE_F16 = 0, GM_CACHE_INT8 = 1, GM_CACHE_F32 = 2 };
 
 typedef struct {
-  const void *data;    /* F32, BF16: row-major; INT4, INT8: tiles of 16 rows */
+  const void *data;    /* F32, BF16: row-major; the others: tiles of 16 rows */
   const float *scales; /* INT8: one a row, padded to whole tiles */
   int32_t format, rows, columns, reserved;
 } gm_matrix;

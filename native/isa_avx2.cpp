@@ -78,6 +78,54 @@ void tile_int4(const uint8_t* data, const Inputs& in, int m0, int rows, float (*
   }
 }
 
+void tile_int6(const uint8_t* data, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
+  const __m256i low = _mm256_set1_epi8(15), high = _mm256_set1_epi8(48);
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256 acc[kFew][2];
+  for (int m = 0; m < rows; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+  for (int block = 0; block < in.blocks; ++block) {
+    const int left = in.groups - block * 8;
+    const int groups = left < 8 ? left : 8;
+    const uint8_t* head = data + groups * kSixBytes;
+    for (int half = 0; half < 2; ++half) {
+      const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(
+          _mm256_cvtepu16_epi32(
+              _mm_loadu_si128(reinterpret_cast<const __m128i*>(head + half * 16))),
+          16));
+      for (int m = 0; m < rows; ++m) {
+        const int8_t* q = in.q + (m0 + m) * in.q_stride + block * kBlock;
+        const int32_t sum = in.block_sums[(m0 + m) * in.blocks + block] / 4;
+        __m256i dot = _mm256_set1_epi32(sum);
+        for (int g = 0; g < groups; ++g, q += kGroup) {
+          const uint8_t* d = data + g * kSixBytes + half * 32;
+          const __m256i h[2] = {loadi(d + 256), loadi(d + 320)};
+          for (int i = 0; i < 4; ++i) {
+            const __m256i w = loadi(d + i * 64);
+            const __m256i nibbles[2] = {_mm256_and_si256(w, low),
+                                        _mm256_and_si256(_mm256_srli_epi16(w, 4), low)};
+            for (int j = 0; j < 2; ++j) {
+              const __m256i bits = i < 2 ? _mm256_sll_epi16(h[j], _mm_cvtsi32_si128(4 - 2 * i))
+                                         : _mm256_srl_epi16(h[j], _mm_cvtsi32_si128(2 * i - 4));
+              const __m256i u = _mm256_or_si256(nibbles[j], _mm256_and_si256(bits, high));
+              // Two products stay within 2 x 63 x 127 < 2^15.
+              const __m256i p = _mm256_maddubs_epi16(u, four(q + 4 * i + 16 * j));
+              dot = _mm256_add_epi32(dot, _mm256_madd_epi16(p, ones));
+            }
+          }
+        }
+        const __m256 s =
+            _mm256_mul_ps(scale, _mm256_set1_ps(in.scale[(m0 + m) * in.blocks + block]));
+        acc[m][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), s, acc[m][half]);
+      }
+    }
+    data = head + kSixHead;
+  }
+  for (int m = 0; m < rows; ++m) {
+    _mm256_storeu_ps(y[m], acc[m][0]);
+    _mm256_storeu_ps(y[m] + 8, acc[m][1]);
+  }
+}
+
 // |a| x (w with the sign of a): two products stay within 2 x 127 x 127 < 2^15.
 void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m0, int rows,
                float (*y)[kTile]) {
@@ -113,6 +161,7 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
     case GM_F32: return dense<false>(w, at, in, m0, rows, y);
     case GM_BF16: return dense<true>(w, at, in, m0, rows, y);
     case GM_INT4: return tile_int4(data, in, m0, rows, y);
+    case GM_INT6: return tile_int6(data, in, m0, rows, y);
     default: return tile_int8(data, w.scales + at * kTile, in, m0, rows, y);
   }
 }

@@ -43,6 +43,33 @@ void tile_int4(const uint8_t* data, const Inputs& in, int m, float* y) {
   std::memcpy(y, acc, sizeof acc);
 }
 
+void tile_int6(const uint8_t* data, const Inputs& in, int m, float* y) {
+  const int8_t* q = in.q + m * in.q_stride;
+  float acc[kTile] = {};
+  for (int block = 0; block < in.blocks; ++block) {
+    const int left = in.groups - block * 8;
+    const int groups = left < 8 ? left : 8;
+    int32_t dot[kTile];
+    for (int r = 0; r < kTile; ++r) dot[r] = in.block_sums[m * in.blocks + block] / 4;
+    for (int g = 0; g < groups; ++g, q += kGroup, data += kSixBytes)
+      for (int k = 0; k < kGroup; ++k)
+        for (int r = 0; r < kTile; ++r) {
+          const int i = k / 4, at = r * 4 + k % 4;
+          const int low = data[i % 4 * 64 + at] >> (i / 4 * 4) & 15;
+          const int high = data[256 + i / 4 * 64 + at] >> (i % 4 * 2) & 3;
+          dot[r] += (low + 16 * high) * q[k];
+        }
+    for (int r = 0; r < kTile; ++r) {
+      const uint32_t bits = (data[2 * r] | data[2 * r + 1] << 8) << 16;
+      float scale;
+      std::memcpy(&scale, &bits, 4);
+      acc[r] = std::fma(static_cast<float>(dot[r]), scale * in.scale[m * in.blocks + block], acc[r]);
+    }
+    data += kSixHead;
+  }
+  std::memcpy(y, acc, sizeof acc);
+}
+
 void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m, float* y) {
   const int8_t* q = in.q + m * in.q_stride;
   float acc[kTile] = {};
@@ -68,6 +95,8 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
   for (int m = 0; m < rows; ++m)
     if (w.format == GM_INT4)
       tile_int4(data, in, m0 + m, y[m]);
+    else if (w.format == GM_INT6)
+      tile_int6(data, in, m0 + m, y[m]);
     else
       tile_int8(data, w.scales + at * kTile, in, m0 + m, y[m]);
 }

@@ -15,6 +15,8 @@ constexpr int kFew = 8;           // rows that the `tile` kernels take at once
 constexpr int kRows = 32;         // query rows that attend together
 constexpr int kQuantBytes = 256;  // of a group of a tile, int4
 constexpr int kBlockHead = 96;    // multipliers and scales of a superblock of a tile, int4
+constexpr int kSixBytes = 384;    // of a group of a tile, int6: nibbles, then the two high bits
+constexpr int kSixHead = 32;      // scales of a superblock of a tile, int6
 
 inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -95,6 +97,7 @@ inline int64_t tile_bytes(const gm_matrix& m) {
   const int64_t columns = padded(m.columns, 64);
   if (m.format == GM_INT8) return columns * kTile;
   const int64_t blocks = padded(columns, kBlock) / kBlock;
+  if (m.format == GM_INT6) return columns / kGroup * kSixBytes + blocks * kSixHead;
   return columns / kGroup * kQuantBytes + blocks * kBlockHead;
 }
 

@@ -11,7 +11,7 @@ constexpr int64_t kPanels = 8;         // or panels: each asks for the next one'
 constexpr int64_t kInputs = 640 * 1024;  // bytes of inputs that stay in the second
 constexpr int64_t kGrain = 64 * 1024;  // bytes of weights that a thread takes at once
 
-bool is_quantised(int format) { return format == GM_INT4 || format == GM_INT8; }
+bool is_quantised(int format) { return format != GM_F32 && format != GM_BF16; }
 
 int64_t tiles_of(const gm_matrix& w) { return padded(w.rows, kTile) / kTile; }
 

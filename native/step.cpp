@@ -317,6 +317,31 @@ float bf16(const uint8_t* p) {
   return x;
 }
 
+// A row of an int4 or int6 matrix as floats.
+void row_of_blocks(const gm_matrix& w, int64_t tile, int64_t r, float* out) {
+  const bool six = w.format == GM_INT6;
+  const int group_bytes = six ? kSixBytes : kQuantBytes, offset = six ? 32 : 8;
+  const uint8_t* block = static_cast<const uint8_t*>(w.data) + tile * tile_bytes(w);
+  const int columns = static_cast<int>(padded(w.columns, 64));
+  for (int begin = 0; begin < w.columns; begin += kBlock) {
+    const int groups = std::min(kBlock, columns - begin) / kGroup;
+    const uint8_t* head = block + groups * group_bytes;
+    const uint8_t* scales = six ? head : head + 64;
+    const float scale = bf16(scales + 2 * r);
+    const int end = std::min(begin + kBlock, w.columns);
+    for (int k = begin; k < end; ++k) {
+      const int g = (k - begin) / kGroup, i = k % kGroup / 4;
+      const uint8_t* group = block + g * group_bytes + r * 4 + k % 4;
+      int u = group[i % 4 * 64] >> (i / 4 * 4) & 15;
+      if (six) u += (group[256 + i / 4 * 64] >> (i % 4 * 2) & 3) * 16;
+      const int nibble = g / 2 + g % 2 * 4;
+      const int mult = six ? 1 : head[r * 4 + nibble / 2] >> (nibble % 2 * 4) & 15;
+      out[k] = static_cast<float>((u - offset) * mult) * scale;
+    }
+    block = scales + 32;
+  }
+}
+
 // Runs `work` with the threads awake; 0, or -1 when there was no memory for it.
 template <class Work>
 int32_t call(gm_context* context, const Work& work) {
@@ -390,22 +415,7 @@ GM_PUBLIC void gm_row(const gm_matrix* w, int32_t row, float* out) {
     for (int k = 0; k < w->columns; ++k)
       out[k] = static_cast<float>(from[k / 4 * 64 + k % 4] - 128) * w->scales[row];
   } else {
-    const uint8_t* block = static_cast<const uint8_t*>(w->data) + tile * tile_bytes(*w);
-    const int columns = static_cast<int>(padded(w->columns, 64));
-    for (int begin = 0; begin < w->columns; begin += kBlock) {
-      const int groups = std::min(kBlock, columns - begin) / kGroup;
-      const uint8_t* mults = block + groups * kQuantBytes;
-      const float scale = bf16(mults + 64 + 2 * r);
-      const int end = std::min(begin + kBlock, w->columns);
-      for (int k = begin; k < end; ++k) {
-        const int g = (k - begin) / kGroup, i = k % kGroup / 4, nibble = g / 2 + g % 2 * 4;
-        const int byte = block[g * kQuantBytes + i % 4 * 64 + r * 4 + k % 4];
-        const int q = (i < 4 ? byte & 15 : byte >> 4) - 8;
-        const int mult = mults[r * 4 + nibble / 2] >> (nibble % 2 * 4) & 15;
-        out[k] = static_cast<float>(q * mult) * scale;
-      }
-      block = mults + kBlockHead;
-    }
+    row_of_blocks(*w, tile, r, out);
   }
 }
 

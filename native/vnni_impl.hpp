@@ -83,6 +83,69 @@ inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[
   for (int m = 0; m < M; ++m) _mm512_storeu_ps(y[m], acc[m]);
 }
 
+// Six bits from the nibbles of quad i and of quad i + 4 of a group and the two planes above them.
+template <int I>
+inline void six_bits(__m512i w, __m512i h0, __m512i h1, __m512i* a, __m512i* b) {
+  const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(48);
+  if constexpr (I == 0) h0 = _mm512_slli_epi16(h0, 4), h1 = _mm512_slli_epi16(h1, 4);
+  if constexpr (I == 1) h0 = _mm512_slli_epi16(h0, 2), h1 = _mm512_slli_epi16(h1, 2);
+  if constexpr (I == 3) h0 = _mm512_srli_epi16(h0, 2), h1 = _mm512_srli_epi16(h1, 2);
+  // (w & low) | (h & high)
+  *a = _mm512_ternarylogic_epi32(_mm512_and_si512(w, low), h0, high, 0xf8);
+  *b = _mm512_ternarylogic_epi32(_mm512_and_si512(_mm512_srli_epi16(w, 4), low), h1, high, 0xf8);
+}
+
+inline void ahead(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
+}
+
+template <int M, int I>
+inline void quad_int6(const uint8_t* data, __m512i h0, __m512i h1, const int8_t* q,
+                      int64_t q_stride, __m512i (*dot)[2]) {
+  ahead(data + I * 64);
+  __m512i a, b;
+  six_bits<I>(loadi(data + I * 64), h0, h1, &a, &b);
+  for (int m = 0; m < M; ++m) {
+    dot[m][0] = _mm512_dpbusd_epi32(dot[m][0], a, four(q + m * q_stride + 4 * I));
+    dot[m][1] = _mm512_dpbusd_epi32(dot[m][1], b, four(q + m * q_stride + 4 * I + 16));
+  }
+}
+
+template <int M>
+inline void tile_int6(const uint8_t* data, const Inputs& in, int m0, float (*y)[kTile]) {
+  const int8_t* q = in.q + m0 * in.q_stride;
+  __m512 acc[M];
+  for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
+  for (int block = 0; block < in.blocks; ++block) {
+    const int left = in.groups - block * 8;
+    const int groups = left < 8 ? left : 8;
+    __m512i dot[M][2];
+    for (int m = 0; m < M; ++m) {
+      // -128 times the sum, and 32 was added to the weights.
+      dot[m][0] = _mm512_set1_epi32(in.block_sums[(m0 + m) * in.blocks + block] / 4);
+      dot[m][1] = _mm512_setzero_si512();
+    }
+    for (int g = 0; g < groups; ++g, q += kGroup, data += kSixBytes) {
+      const __m512i h0 = loadi(data + 256), h1 = loadi(data + 320);
+      ahead(data + 256);
+      ahead(data + 320);
+      quad_int6<M, 0>(data, h0, h1, q, in.q_stride, dot);
+      quad_int6<M, 1>(data, h0, h1, q, in.q_stride, dot);
+      quad_int6<M, 2>(data, h0, h1, q, in.q_stride, dot);
+      quad_int6<M, 3>(data, h0, h1, q, in.q_stride, dot);
+    }
+    const __m512 w_scale = bf16_scales(data);
+    for (int m = 0; m < M; ++m) {
+      const __m512i total = _mm512_add_epi32(dot[m][0], dot[m][1]);
+      const __m512 s =
+          _mm512_mul_ps(w_scale, _mm512_set1_ps(in.scale[(m0 + m) * in.blocks + block]));
+      acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), s, acc[m]);
+    }
+    data += kSixHead;
+  }
+  for (int m = 0; m < M; ++m) _mm512_storeu_ps(y[m], acc[m]);
+}
+
 template <int M>
 inline void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m0,
                       float (*y)[kTile]) {
@@ -118,27 +181,26 @@ inline void tile_int8(const uint8_t* data, const float* scales, const Inputs& in
   for (int m = 0; m < M; ++m) _mm512_storeu_ps(y[m], acc[m]);
 }
 
+template <int M>
+inline void tile_rows(int format, const uint8_t* data, const float* scales, const Inputs& in,
+                      int m0, float (*y)[kTile]) {
+  if (format == GM_INT4) return tile_int4<M>(data, in, m0, y);
+  if (format == GM_INT6) return tile_int6<M>(data, in, m0, y);
+  tile_int8<M>(data, scales, in, m0, y);
+}
+
 void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
   if (w.format == GM_F32) return dense<false>(w, at, in, m0, rows, y);
   if (w.format == GM_BF16) return dense<true>(w, at, in, m0, rows, y);
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
   const float* scales = w.scales + at * kTile;
-  const bool four_bits = w.format == GM_INT4;
   while (rows > 0) {
     const int n = rows >= 8 ? 8 : rows >= 4 ? 4 : rows;
-    if (four_bits) {
-      if (n == 8) tile_int4<8>(data, in, m0, y);
-      if (n == 4) tile_int4<4>(data, in, m0, y);
-      if (n == 3) tile_int4<3>(data, in, m0, y);
-      if (n == 2) tile_int4<2>(data, in, m0, y);
-      if (n == 1) tile_int4<1>(data, in, m0, y);
-    } else {
-      if (n == 8) tile_int8<8>(data, scales, in, m0, y);
-      if (n == 4) tile_int8<4>(data, scales, in, m0, y);
-      if (n == 3) tile_int8<3>(data, scales, in, m0, y);
-      if (n == 2) tile_int8<2>(data, scales, in, m0, y);
-      if (n == 1) tile_int8<1>(data, scales, in, m0, y);
-    }
+    if (n == 8) tile_rows<8>(w.format, data, scales, in, m0, y);
+    if (n == 4) tile_rows<4>(w.format, data, scales, in, m0, y);
+    if (n == 3) tile_rows<3>(w.format, data, scales, in, m0, y);
+    if (n == 2) tile_rows<2>(w.format, data, scales, in, m0, y);
+    if (n == 1) tile_rows<1>(w.format, data, scales, in, m0, y);
     m0 += n;
     y += n;
     rows -= n;
@@ -146,7 +208,7 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 }
 
 // int4 as bytes of multiplier x value + 128, in the layout of int8.
-inline void widen(const uint8_t* data, int columns, uint8_t* bytes, float* scales,
+inline void widen_int4(const uint8_t* data, int columns, uint8_t* bytes, float* scales,
                   int64_t scale_step) {
   const __m512i low = _mm512_set1_epi8(15);
   for (int k = 0; k < columns; k += kBlock, scales += scale_step) {
@@ -178,6 +240,35 @@ inline void widen(const uint8_t* data, int columns, uint8_t* bytes, float* scale
   }
 }
 
+template <int I>
+inline void widen_quad(const uint8_t* data, __m512i h0, __m512i h1, uint8_t* bytes) {
+  ahead(data + I * 64);
+  __m512i a, b;
+  six_bits<I>(loadi(data + I * 64), h0, h1, &a, &b);
+  const __m512i offset = _mm512_set1_epi8(128 - 32);
+  _mm512_storeu_si512(bytes + I * 64, _mm512_add_epi8(a, offset));
+  _mm512_storeu_si512(bytes + I * 64 + 256, _mm512_add_epi8(b, offset));
+}
+
+// int6 as bytes of value + 128.
+inline void widen_int6(const uint8_t* data, int columns, uint8_t* bytes, float* scales,
+                       int64_t scale_step) {
+  for (int k = 0; k < columns; k += kBlock, scales += scale_step) {
+    const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
+    for (int g = 0; g < groups; ++g, data += kSixBytes, bytes += 512) {
+      const __m512i h0 = loadi(data + 256), h1 = loadi(data + 320);
+      ahead(data + 256);
+      ahead(data + 320);
+      widen_quad<0>(data, h0, h1, bytes);
+      widen_quad<1>(data, h0, h1, bytes);
+      widen_quad<2>(data, h0, h1, bytes);
+      widen_quad<3>(data, h0, h1, bytes);
+    }
+    _mm512_storeu_ps(scales, bf16_scales(data));
+    data += kSixHead;
+  }
+}
+
 inline void prepare_one(const gm_matrix& w, int64_t at, int which, uint8_t* bytes, float* scales,
                         Panel* out) {
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
@@ -189,6 +280,7 @@ inline void prepare_one(const gm_matrix& w, int64_t at, int which, uint8_t* byte
     return;
   }
   bytes += static_cast<int64_t>(which) * columns * kTile;
+  const auto widen = w.format == GM_INT4 ? widen_int4 : widen_int6;
   widen(data, columns, bytes, scales + which * kTile, 2 * kTile);
   out->tile[which] = bytes;
   out->scale[which] = scales + which * kTile;
