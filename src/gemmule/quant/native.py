@@ -5,6 +5,7 @@ Where the library could not be built, `available` says no and torch does the wor
 
 import ctypes
 import os
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from gemmule.quant.packed import PackedMatrix
 
 INTERFACE = 1
 PATH = Path(__file__).with_name("libgemmule_kernels.so")
-_FORMATS = {"f32": 0, "bf16": 1, "int4": 4, "int8": 8}
+_FORMATS = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
 INSTRUCTION_SETS = ("portable", "avx2", "avx512vnni", "amx")
 
 
@@ -171,11 +172,7 @@ class Threads:
         self.handle: int | None = loaded().gm_context_new(count)
         if self.handle is None:
             raise MemoryError(f"{count} threads cannot be started")
-
-    def __del__(self) -> None:
-        if getattr(self, "handle", None) is not None:
-            loaded().gm_context_free(self.handle)
-            self.handle = None
+        weakref.finalize(self, loaded().gm_context_free, self.handle)
 
 
 @cache

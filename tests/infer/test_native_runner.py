@@ -1,0 +1,235 @@
+"""The native runner against the forward pass, and its promise that no bit depends on the batch."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemmule.checkpoints.checkpoint import of_model
+from gemmule.checkpoints.quantise import quantise_checkpoint
+from gemmule.checkpoints.quantised_gemma import QuantisedGemma
+from gemmule.errors import ConfigError
+from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.native_runner import NativeRunner
+from gemmule.infer.runner import PAGE, Output, Prediction, Span
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+from gemmule.quant import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="built without the library")
+
+T, V = 150, 1100  # more words than the head computes at once
+BASE = {
+    "vocab_size": V, "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 20,
+    "query_pre_attn_scalar": 7, "sliding_window": 45, "max_position_embeddings": 256,
+    "final_logit_softcapping": 10.0,
+}  # fmt: skip
+SHAPES = [
+    {},
+    {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    {"attn_logit_softcapping": 90.0},  # past what needs no largest score taken off
+    {"head_dim": 6, "hidden_size": 10, "intermediate_size": 18},
+    {"num_key_value_heads": 1, "num_hidden_layers": 4},
+    {"num_attention_heads": 2},
+]
+
+
+def strong_model(changes: dict[str, float | None], dtype: torch.dtype = torch.float32) -> Gemma:
+    """Weights so large that both soft caps bite."""
+    model = Gemma(GemmaConfig.parse({**BASE, **changes}, source="test"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            size = 0.3 if "norm" in name else 1.7 * p.shape[-1] ** -0.5
+            p.copy_(torch.randn(p.shape, generator=generator) * size)
+    return model.to(dtype)
+
+
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native.instruction_set()
+    if request.param not in native.instruction_sets():
+        pytest.skip(f"this processor has no {request.param}")
+    native.use_instruction_set(request.param)
+    yield request.param
+    native.use_instruction_set(before)
+
+
+class Running:
+    """One sequence's tokens and pages."""
+
+    def __init__(self, ids: Sequence[int], pages: Sequence[int], window: int) -> None:
+        self.ids, self.window, self.at = ids, window, 0
+        half = len(pages) // 2
+        self.of_global, self.of_local = pages[:half], pages[half:]
+
+    def span(self, count: int, kind: str = "logits") -> Span:
+        end = self.at + count
+        pages, oldest = -(-end // PAGE), max(0, self.at - self.window + 1) // PAGE
+        local = [-1 if i < oldest else self.of_local[i] for i in range(pages)]
+        targets = [*self.ids[1:], 0]
+        outputs = [
+            Output(i, kind, 5 if kind == "top_k" else 0, targets[self.at + i])  # type: ignore[arg-type]
+            for i in range(count)
+        ]
+        made = Span(self.ids[self.at : end], self.at, self.of_global[:pages], local, outputs)
+        self.at = end
+        return made
+
+
+def run(
+    runner: NativeRunner, ids: Sequence[int], cuts: Sequence[int], kind: str = "logits"
+) -> list[Prediction]:
+    """All predictions of a sequence that is run in parts, on pages in disorder."""
+    pages = 2 * -(-len(ids) // PAGE)
+    runner.allocate(pages + 3)
+    runner._pool.fill_(255)  # as halves and as floats NaN: what was not written must not be read
+    numbers = random.Random(len(cuts)).sample(range(pages + 3), pages)
+    sequence = Running(ids, numbers, runner.config.sliding_window)
+    return [p for count in cuts for p in runner.step([sequence.span(count, kind)])[0]]
+
+
+def tokens(seed: int = 0, count: int = T) -> list[int]:
+    return torch.randint(V, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def stacked(found: Sequence[Prediction]) -> Tensor:
+    rows = [p.logits for p in found if p.logits is not None]
+    return torch.stack(rows)
+
+
+CUTS = ([T], [1] * T, [40, 1, 1, 33, 75], [7, 70, 8, 64, 1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", SHAPES)
+def test_the_forward_pass_in_parts_of_any_size(
+    instructions: str, changes: dict[str, float | None]
+) -> None:
+    model, ids = strong_model(changes), tokens()
+    expected = model(torch.tensor([ids]))[0]
+    runner = NativeRunner(model)
+    whole = stacked(run(runner, ids, CUTS[0]))
+    assert (whole - expected).abs().max() < 1e-4 * expected.abs().max()
+    for cuts in CUTS[1:]:
+        assert torch.equal(stacked(run(runner, ids, cuts)), whole)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_smaller_caches(instructions: str, cache: str) -> None:
+    model, ids = strong_model({}), tokens()
+    expected = model(torch.tensor([ids]))[0]
+    runner = NativeRunner(model, cache=cache)
+    whole = stacked(run(runner, ids, CUTS[0]))
+    # Strong weights make much of a small error.
+    assert (whole - expected).norm() < {"float16": 2e-3, "int8": 0.06}[cache] * expected.norm()
+    for cuts in CUTS[1:]:
+        assert torch.equal(stacked(run(runner, ids, cuts)), whole)
+    assert runner.page_bytes < 0.56 * NativeRunner(model, cache="float32").page_bytes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("format", ["int4", "int8"])
+def test_quantised_models(instructions: str, format: str, lm: LanguageModel) -> None:
+    """The module over the same packed matrices computes the same, but for rounding in between."""
+    packed = quantise_checkpoint(of_model(lm.model, lm.tokenizer), format)
+    model = QuantisedGemma(packed)
+    ids = [i % lm.config.vocab_size for i in tokens(count=100)]
+    expected = model(torch.tensor([ids]))[0]
+    runner = NativeRunner(model, cache="float32")
+    whole = stacked(run(runner, ids, [100]))
+    # A sum that differs in its last bit may round to another step of an activation.
+    assert (whole - expected).norm() < 0.01 * expected.norm()
+    for cuts in ([1] * 100, [40, 1, 1, 33, 25]):
+        assert torch.equal(stacked(run(runner, ids, cuts)), whole)
+
+
+@torch.inference_mode()
+def test_bfloat16_weights() -> None:
+    # The root of 64 is no different in bfloat16.
+    model, ids = strong_model({"hidden_size": 64}, torch.bfloat16), tokens()
+    expected = model.float()(torch.tensor([ids]))[0]
+    found = stacked(run(NativeRunner(model.bfloat16(), cache="float32"), ids, [T]))
+    assert (found - expected).norm() < 2e-3 * expected.norm()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_whatever_else_is_in_the_step(threads: int) -> None:
+    model, rng = strong_model({}), random.Random(threads)
+    alone = NativeRunner(model, threads=1)
+    texts = [tokens(seed, rng.randint(20, 140)) for seed in range(6)]
+    expected = [stacked(run(alone, ids, [len(ids)])) for ids in texts]
+    together = NativeRunner(model, threads=threads)
+    together.allocate(100)
+    together._pool.fill_(255)
+    numbers = rng.sample(range(100), 60)
+    sequences = [Running(ids, numbers[10 * i : 10 * i + 10], 45) for i, ids in enumerate(texts)]
+    found: list[list[Prediction]] = [[] for _ in texts]
+    while any(s.at < len(s.ids) for s in sequences):
+        chosen = [i for i, s in enumerate(sequences) if s.at < len(s.ids) and rng.random() < 0.7]
+        counts = [
+            min(len(sequences[i].ids) - sequences[i].at, rng.choice([1, 1, 2, 40])) for i in chosen
+        ]
+        if chosen:
+            spans = [sequences[i].span(n) for i, n in zip(chosen, counts, strict=True)]
+            for i, predictions in zip(chosen, together.step(spans), strict=True):
+                found[i] += predictions
+    for rows, logits in zip(found, expected, strict=True):
+        assert torch.equal(stacked(rows), logits)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", SHAPES[:2])
+def test_outputs_of_every_kind(changes: dict[str, float | None]) -> None:
+    model, ids = strong_model(changes), tokens()
+    runner = NativeRunner(model)
+    logits = stacked(run(runner, ids, [T]))
+    for row, top, greedy, scored, target in zip(
+        logits,
+        run(runner, ids, [T], "top_k"),
+        run(runner, ids, [1] * T, "greedy"),
+        run(runner, ids, [100, 50], "score"),
+        [*ids[1:], 0],
+        strict=True,
+    ):
+        best = row.topk(5)
+        assert top.ids is not None and top.logits is not None
+        assert torch.equal(top.ids, best.indices) and torch.equal(top.logits, best.values)
+        assert greedy.ids is not None and greedy.ids.tolist() == [int(row.argmax())]
+        assert scored.target_logit == float(row[target])
+        assert scored.log_z == pytest.approx(float(row.double().logsumexp(0)), abs=2e-6, rel=1e-6)
+        assert scored.ids is not None and scored.ids.tolist() == [int(row.argmax())]
+
+
+@torch.inference_mode()
+def test_of_equal_logits_the_first_word_comes_first() -> None:
+    model = strong_model({})
+    model.embed_tokens.weight[600:] = model.embed_tokens.weight[:500]
+    model.embed_tokens.weight[500:600] = 0.0
+    runner = NativeRunner(model)
+    for prediction in run(runner, tokens(count=40), [40], "top_k"):
+        assert prediction.ids is not None and prediction.logits is not None
+        for first, second in zip(range(4), range(1, 5), strict=True):
+            if prediction.logits[first] == prediction.logits[second]:
+                assert prediction.ids[first] < prediction.ids[second]
+    for prediction in run(runner, tokens(count=40), [40], "greedy"):
+        assert prediction.ids is not None and int(prediction.ids) < 600
+
+
+def test_what_it_cannot_run() -> None:
+    model = strong_model({})
+    assert NativeRunner.supports(model)
+    assert not NativeRunner.supports(model.half())
+    assert not NativeRunner.supports(torch.nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match="cache 'float8' is not one of float16, int8, float32"):
+        NativeRunner(strong_model({}), cache="float8")
+
+
+def test_the_library_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMULE_NATIVE", "0")
+    assert not NativeRunner.supports(strong_model({}))

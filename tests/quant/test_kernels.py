@@ -1,0 +1,99 @@
+"""The kernels in C++ against the plain product, bit for bit, on every instruction set here."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemmule.errors import ConfigError
+from gemmule.quant import int4, int8, native, product
+from gemmule.quant.packed import PackedMatrix, plain
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="built without the library")
+
+QUANTISE = {"int4": int4.quantise, "int8": int8.quantise}
+# Rows and columns of whole tiles and superblocks, and of none.
+SHAPES = [(48, 256), (37, 300), (1, 1), (100, 64), (33, 1000), (16, 2304)]
+TOKENS = (1, 2, 3, 5, 8, 9, 13, 17, 33, 140)  # either side of every kernel's limits
+
+
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native.instruction_set()
+    if request.param not in native.instruction_sets():
+        pytest.skip(f"this processor has no {request.param}")
+    native.use_instruction_set(request.param)
+    yield request.param
+    native.use_instruction_set(before)
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    """Numbers whose rows differ in size, with a few far from the rest."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator)
+    x *= torch.exp(torch.randn(shape[0], 1, generator=generator))
+    return torch.where(torch.rand(shape, generator=generator) < 0.002, 30 * x, x)
+
+
+@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_every_kernel_gives_the_plain_product_s_bits(
+    instructions: str, kind: str, rows: int, columns: int
+) -> None:
+    matrix = QUANTISE[kind](draw(rows, columns, seed=rows) * 0.1)
+    for tokens in TOKENS:
+        x = draw(tokens, columns, seed=tokens)
+        if tokens > 2:
+            x[1] = 0.0
+        expected = product.linear(matrix, x)
+        for pool in (native.threads(1), native.threads(2)):
+            assert torch.equal(native.linear(matrix, x, pool), expected), tokens
+
+
+def test_the_largest_sums_do_not_overflow(instructions: str) -> None:
+    """Weights and inputs all at their limits, in the direction that adds up."""
+    wide = 36864  # the widest input of the published models
+    w = torch.full((16, wide), -1.0)
+    w[::2] = 1.0
+    for quantise in QUANTISE.values():
+        matrix = quantise(w)
+        for x in (torch.ones(9, wide), -torch.ones(9, wide)):
+            found = native.linear(matrix, x)
+            assert torch.equal(found, product.linear(matrix, x))
+            torch.testing.assert_close(found, x @ matrix.dequantise().T, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_float_matrices(instructions: str, dtype: torch.dtype, rows: int, columns: int) -> None:
+    matrix = plain(draw(rows, columns, seed=3).to(dtype))
+    x = draw(21, columns, seed=4)
+    exact = x.double() @ matrix.data.double().T
+    found = native.linear(matrix, x)
+    assert (found - exact).abs().max() <= 1e-6 * exact.abs().max() + 1e-30
+    for row in range(21):  # a token alone gets the same bits
+        assert torch.equal(native.linear(matrix, x[row : row + 1])[0], found[row])
+
+
+@pytest.mark.parametrize("kind", [*QUANTISE, "f32", "bf16"])
+def test_rows(kind: str) -> None:
+    w = draw(37, 300, seed=5)
+    matrix = QUANTISE[kind](w) if kind in QUANTISE else plain(w.to(_FLOATS[kind]))
+    ids = [36, 0, 15, 16, 16]
+    assert torch.equal(native.rows(matrix, ids), matrix.take(torch.tensor(ids)))
+
+
+_FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def test_no_tokens_and_unknown_instructions() -> None:
+    matrix: PackedMatrix = int4.quantise(draw(20, 64, seed=1))
+    assert native.linear(matrix, torch.empty(0, 64)).shape == (0, 20)
+    with pytest.raises(ConfigError, match=r"'abacus' cannot be used here; there are portable"):
+        native.use_instruction_set("abacus")
+
+
+def test_reading_is_measured() -> None:
+    data = torch.ones(2**22, dtype=torch.uint8)
+    assert native.read_speed(data, rounds=2) > 0
