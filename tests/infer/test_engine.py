@@ -45,7 +45,7 @@ def requests(rng: random.Random, count: int) -> list[Request]:
     made = []
     for _ in range(count):
         stem = rng.choice(stems)
-        prompt = stem[: rng.randint(0, len(stem))]
+        prompt = stem[: rng.choice([rng.randint(0, len(stem)), rng.randint(0, 30)])]
         prompt += [rng.randrange(2, WORDS) for _ in range(rng.choice([0, 1, 3, 20]))]
         if prompt and rng.random() < 0.2:  # pages of the same tokens after another beginning
             prompt[0] = 0
@@ -98,7 +98,7 @@ def test_ten_thousand_requests_get_what_each_gets_alone(seed: int, count: int) -
                 assert event.id not in done
                 done[event.id] = event.completion
     assert_nothing_is_left(e)
-    assert e.scheduler.preemptions > count / 50
+    assert e.scheduler.preemptions > count / 10
     assert most_waiting > 10
     ended = 0
     for number, request in ids.items():
