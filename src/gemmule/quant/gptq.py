@@ -5,10 +5,11 @@ they will meet: sum over rows of (w - v) H (w - v), where H adds up x x^T over c
 Columns are rounded one after the other, and what a column's rounding did to the products is made
 good as far as possible by the columns that are still to come; how, the inverse of H says.
 
-Scales of a superblock are searched for when its first column's turn comes, on weights that have
-taken in the errors before it; the columns' mean squares weigh the search.
+Scales are searched for beforehand, weighed by the columns' mean squares. Columns with the largest
+inputs go first, while there are many left to make their errors good; that order is in nothing
+that is stored.
 
-Shapes: N rows, K columns (padded to whole superblocks), S superblocks, C = 256 columns.
+Shapes: N rows, K columns, R rows of a chunk, B columns of a block.
 """
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from gemmule.errors import CheckpointError
 from gemmule.quant import int4
-from gemmule.quant.int4 import GROUPS, Scales
+from gemmule.quant.int4 import Scales
 from gemmule.quant.packed import GROUP, SUPERBLOCK, TILE, PackedMatrix, layout, padded
 
 DAMPING = 0.01  # of H's mean diagonal, added to it
-_ROWS = 8192  # worked on at once
+_ROWS = 4096  # worked on at once
 _BLOCK = 64  # columns whose errors are passed on within the block at once, beyond it together
 
 
@@ -62,13 +63,15 @@ def quantise(weight_NK: Tensor, hessian_KK: Tensor, damping: float = DAMPING) ->
     importance_K = hessian_KK.diagonal()
     if not bool(importance_K.isfinite().all()):
         raise CheckpointError("calibration gave inputs that are NaN or Inf")
-    factor_KK = _inverse_factor(hessian_KK, damping)
+    order_K = importance_K.argsort(descending=True, stable=True)
+    factor_KK = _inverse_factor(hessian_KK[order_K][:, order_K], damping)
     # What has no inputs at all matters a little too: the next text may have some.
     importance_K = importance_K + damping * importance_K.mean()
     data = torch.empty(layout("int4", N, K)[0][0], dtype=torch.uint8)
     for first in range(0, N, _ROWS):
-        chunk_RK = weight_NK[first : first + _ROWS].to(torch.float32, copy=True)
-        q_RK, scales = _rows(chunk_RK, factor_KK, importance_K)
+        chunk_RK = weight_NK[first : first + _ROWS].float()
+        scales = _scales(chunk_RK, importance_K)
+        q_RK = _rounded(chunk_RK, scales, factor_KK, order_K)
         tiles = slice(first // TILE, padded(first + len(chunk_RK), TILE) // TILE)
         int4.pack_into(data[tiles], q_RK, scales, K)
     return PackedMatrix("int4", N, K, data)
@@ -92,39 +95,37 @@ def _inverse_factor(hessian_KK: Tensor, damping: float) -> Tensor:
         damping *= 10  # too few inputs for so many columns, and fp32 ran out
 
 
-def _rows(w_RK: Tensor, factor_KK: Tensor, importance_K: Tensor) -> tuple[Tensor, Scales]:
-    """The integers [R, K] and scales of some rows; `w_RK` is used up."""
-    R, K = w_RK.shape
-    S = padded(K, SUPERBLOCK) // SUPERBLOCK
-    q_RK = torch.zeros(R, S * SUPERBLOCK)
-    scale_RS, mult_RSG = torch.zeros(R, S), torch.zeros(R, S, GROUPS)
-    for s in range(S):
-        begin, end = s * SUPERBLOCK, min(K, (s + 1) * SUPERBLOCK)
-        found = _scales(w_RK[:, begin:end], importance_K[begin:end])
-        scale_RS[:, s], mult_RSG[:, s] = found.scale_NS[:, 0], found.mult_NSG[:, 0]
-        step_RC = found.step_NSG.flatten(1).repeat_interleave(GROUP, 1)
-        for first in range(begin, end, _BLOCK):
-            last = min(first + _BLOCK, end)
-            errors_RB = _block(w_RK, q_RK, step_RC[:, first - begin :], factor_KK, first, last)
-            w_RK[:, last:].addmm_(errors_RB, factor_KK[first:last, last:], alpha=-1)
-    return q_RK, Scales(scale_RS, mult_RSG)
-
-
-def _scales(w_RC: Tensor, importance_C: Tensor) -> Scales:
+def _scales(w_RK: Tensor, importance_K: Tensor) -> Scales:
     """The search of int4.py, a few rows at a time."""
-    step = int4.rows_at_once(SUPERBLOCK)
-    parts = [int4.choose_scales(part, importance_C) for part in w_RC.split(step)]
+    step = int4.rows_at_once(w_RK.shape[1])
+    parts = [int4.choose_scales(part, importance_K) for part in w_RK.split(step)]
     return Scales(
         torch.cat([part.scale_NS for part in parts]), torch.cat([part.mult_NSG for part in parts])
     )
 
 
+def _rounded(w_RK: Tensor, scales: Scales, factor_KK: Tensor, order_K: Tensor) -> Tensor:
+    """The integers, [R, K] filled up to whole superblocks."""
+    K = w_RK.shape[1]
+    # A copy, in the order in which columns are rounded, as is all that follows.
+    w_RK = w_RK[:, order_K]
+    step_RK = scales.step_NSG.flatten(1).repeat_interleave(GROUP, 1)[:, order_K]
+    q_RK = torch.empty_like(w_RK)
+    for first in range(0, K, _BLOCK):
+        last = min(first + _BLOCK, K)
+        errors_RB = _block(w_RK, q_RK, step_RK, factor_KK, first, last)
+        w_RK[:, last:].addmm_(errors_RB, factor_KK[first:last, last:], alpha=-1)
+    out_RK = torch.zeros(len(q_RK), padded(K, SUPERBLOCK))
+    out_RK[:, order_K] = q_RK
+    return out_RK
+
+
 def _block(
-    w_RK: Tensor, q_RK: Tensor, step_RC: Tensor, factor_KK: Tensor, first: int, last: int
+    w_RK: Tensor, q_RK: Tensor, step_RK: Tensor, factor_KK: Tensor, first: int, last: int
 ) -> Tensor:
     """Rounds columns first..last one by one; returns their errors [R, last - first]."""
     w_BR = w_RK[:, first:last].T.contiguous()  # a column is contiguous now
-    step_BR = step_RC[:, : last - first].T.contiguous()
+    step_BR = step_RK[:, first:last].T.contiguous()
     inverse_BR = int4.inverse(step_BR)
     q_BR, errors_BR = torch.empty_like(w_BR), torch.empty_like(w_BR)
     factor_BB = factor_KK[first:last, first:last]
