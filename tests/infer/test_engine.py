@@ -169,9 +169,13 @@ PLANTED: dict[str, tuple[type, str, Any]] = {
 def test_a_bug_in_the_pages_would_show(planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*PLANTED[planted])
     some = requests(random.Random(5), 150)
+    # The last has pages that are there already, but never one after the other.
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=20)
+    some += [Request([a] * PAGE + [b] * PAGE + [7], greedy) for a, b in ((3, 4), (5, 6), (3, 6))]
     with pytest.raises((AssertionError, KeyError)):
         for cache_tokens in (320, 2000):
-            got = engine(cache_tokens=cache_tokens).complete(some)
+            e = engine(cache_tokens=cache_tokens)
+            got = [*e.complete(some[:-1]), *e.complete(some[-1:])]
             assert [without_log_probs(c) for c in got] == [expected(r) for r in some]
 
 
