@@ -46,4 +46,4 @@ fuzz: install
 	$(BIN)/python tests/fuzz/run.py --inputs 100000 $(ARGS)
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist src/gemmule/quant/*.so
