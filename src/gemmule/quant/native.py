@@ -17,7 +17,8 @@ from gemmule.errors import ConfigError
 from gemmule.quant.packed import PackedMatrix
 
 INTERFACE = 1
-PATH = Path(__file__).with_name("libgemmule_kernels.so")
+# Another build of it, such as one with sanitizers, can be named in the environment.
+PATH = Path(os.environ.get("GEMMULE_LIBRARY") or Path(__file__).with_name("libgemmule_kernels.so"))
 _FORMATS = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
 INSTRUCTION_SETS = ("portable", "avx2", "avx512vnni", "amx")
 
