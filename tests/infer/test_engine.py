@@ -11,8 +11,9 @@ import pytest
 from fake_runner import WINDOW, WORDS, FakeRunner, FakeTokenizer, History, expected
 
 from gemmule.errors import ConfigError
+from gemmule.infer import pool_size
 from gemmule.infer.engine import Engine
-from gemmule.infer.pages import PagePool, PageTable
+from gemmule.infer.pages import PagePool, PageTable, most_pages
 from gemmule.infer.request import Completion, Event, Request, Score
 from gemmule.infer.runner import PAGE, Prediction
 from gemmule.infer.sampling import SamplingParams
@@ -430,3 +431,14 @@ def test_without_a_tokenizer_there_is_no_text_to_stop_at() -> None:
         e.submit(Request([2], SamplingParams(stop="x")))
     (done,) = e.complete([Request([2], SamplingParams(max_new_tokens=50, seed=1))])
     assert (done.text, len(done.ids), done.finish_reason) == ("", 50, "length")
+
+
+def test_the_default_pool_is_bounded_by_memory_and_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert pool_size.available_memory() > 0
+    pages = {}
+    for available in (0, 40 * 1024, 2**50):
+        monkeypatch.setattr(pool_size, "available_memory", lambda available=available: available)
+        pages[available] = pool_size.pages_for(FakeRunner())  # type: ignore[arg-type]
+    assert pages == {0: 2, 40 * 1024: 10, 2**50: 16 * most_pages(160, WINDOW)}
