@@ -106,16 +106,14 @@ inline double sum_exp(const float* x, int n) {
 }
 
 inline int64_t read(const uint8_t* data, int64_t bytes) {
-  i16 a = i16{}, b = a, c = a, d = a;
-  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
-    a += *reinterpret_cast<const i16u*>(data + i);
-    b += *reinterpret_cast<const i16u*>(data + i + 64);
-    c += *reinterpret_cast<const i16u*>(data + i + 128);
-    d += *reinterpret_cast<const i16u*>(data + i + 192);
-  }
-  a += b + c + d;
+  typedef uint32_t u16 __attribute__((vector_size(64)));  // whose sums may wrap around
+  typedef uint32_t u16u __attribute__((vector_size(64), aligned(4), may_alias));
+  u16 sums[4] = {};
+  for (int64_t i = 0; i + 256 <= bytes; i += 256)
+    for (int j = 0; j < 4; ++j) sums[j] += *reinterpret_cast<const u16u*>(data + i + 64 * j);
+  const u16 all = sums[0] + sums[1] + sums[2] + sums[3];
   int64_t total = 0;
-  for (int i = 0; i < 16; ++i) total += a[i];
+  for (int i = 0; i < 16; ++i) total += all[i];
   return total;
 }
 
