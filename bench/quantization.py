@@ -35,9 +35,11 @@ TOKENS = 256  # of a row
 OURS = (  # format, head, calibrated
     ("int8", "int8", False),
     ("int4", "int8", False),
+    ("int4", "int6", False),
     ("int4", "int4", False),
     ("int4", "bf16", False),
     ("int4", "int8", True),
+    ("int4", "int6", True),
     ("int4", "int4", True),
     ("int4", "bf16", True),
 )
