@@ -10,7 +10,8 @@ inline void quantise(const Inputs& in, int row, int first, int last) {
     v16 most = splat(0.0f);
     for (int i = begin; i < end; i += 16) most = maximum(most, magnitude(load(x + i)));
     const float top = largest(most);
-    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    // Numbers so small that their inverse overflows are taken as zeros.
+    const float inverse = top > 4e-37f ? 127.0f / top : 0.0f;
     in.scale[row * in.blocks + block] = top / 127.0f;
     int32_t block_sum = 0;
     for (int group = begin; group < end; group += kGroup) {

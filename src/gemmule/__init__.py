@@ -32,9 +32,10 @@ def load(
     Args:
         path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
             orbax checkpoint, or a hub id (downloaded once).
-        dtype: of the weights; None: as stored (float16 and quantised become float32).
+        dtype: of the weights; None: as stored (float16 and GGUF's quantised become float32).
         device: such as "cpu" or "cuda".
-        quantize: not available yet; must be None.
+        quantize: "int4", "int6" or "int8" packs the weights while they are read, without
+            calibration (`gemmule quantize` does better); None: as stored.
 
     Raises:
         CheckpointError: when there is no readable model at `path`.

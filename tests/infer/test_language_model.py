@@ -11,6 +11,7 @@ import torch
 
 import gemmule
 from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.checkpoints.quantised_gemma import QuantisedGemma
 from gemmule.checkpoints.hf_writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError
 from gemmule.infer import torch_runner
@@ -35,9 +36,25 @@ def test_load(run_directory: Path, lm: LanguageModel) -> None:
     assert gemmule.load(run_directory, dtype="bfloat16").model.norm.weight.dtype == torch.bfloat16
 
 
+def test_load_quantised(run_directory: Path, lm: LanguageModel) -> None:
+    """Packed as it is read: near what it was, and the same on the engine as in the module."""
+    loaded = gemmule.load(run_directory, quantize="int8")
+    assert isinstance(loaded.model, QuantisedGemma)
+    text = "def add(a, b):\n    return a + b"
+    scores, exact = loaded.score(text), lm.score(text)
+    assert max(abs(a - b) for a, b in zip(scores, exact, strict=True)) < 0.1
+    assert scores != exact
+    ids = loaded.tokenizer.encode(text, bos=True)
+    log_probs = loaded.model(torch.tensor([ids])).log_softmax(-1)[0, :-1]
+    chosen = log_probs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    assert max(abs(a - b) for a, b in zip(scores, chosen, strict=True)) < 0.02
+
+
 def test_load_refusals(run_directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"quantize='int8'.*not available yet"):
-        gemmule.load(run_directory, quantize="int8")
+    with pytest.raises(ConfigError, match=r"unknown format 'int5'"):
+        gemmule.load(run_directory, quantize="int5")
+    with pytest.raises(ConfigError, match=r"quantize='int8' decides the weights' form"):
+        gemmule.load(run_directory, quantize="int8", dtype="bfloat16")
     with pytest.raises(CheckpointError, match="expected a run directory"):
         gemmule.load(tmp_path)
     folder = Path(shutil.copytree(run_directory / "model", tmp_path / "m"))

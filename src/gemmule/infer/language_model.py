@@ -6,7 +6,7 @@ from typing import Unpack, overload
 
 import torch
 
-from gemmule.checkpoints.load import load_model
+from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.infer.engine import Engine
 from gemmule.infer.request import Completion, Event, Request
@@ -234,17 +234,14 @@ def load(
     Args:
         path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
             orbax checkpoint, or a hub id (downloaded once).
-        dtype: of the weights; None: as stored (float16 and quantised become float32).
+        dtype: of the weights; None: as stored (float16 and GGUF's quantised become float32).
         device: such as "cpu" or "cuda".
-        quantize: not available yet; must be None.
+        quantize: "int4", "int6" or "int8" packs the weights while they are read, without
+            calibration (`gemmule quantize` does better); None: as stored.
 
     Raises:
         CheckpointError: when there is no readable model at `path`.
         TokenizerError: when its tokenizer is missing, broken or another model's.
         ConfigError: for an impossible dtype, device or quantisation.
     """
-    if quantize is not None:
-        raise ConfigError(
-            f"quantize={quantize!r}: quantised loading is not available yet; use None"
-        )
-    return LanguageModel(*load_model(path, dtype=dtype, device=device))
+    return LanguageModel(*load_to_run(path, dtype=dtype, device=device, quantize=quantize))
