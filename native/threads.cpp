@@ -15,7 +15,7 @@ constexpr int kSpins = 20000;  // some tens of microseconds; then another progra
 
 }  // namespace
 
-Threads::Threads(int count) {
+Threads::Threads(int count) : ranges_(count) {
   for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { serve(i); });
 }
 
@@ -40,18 +40,24 @@ void Threads::wake() {
 void Threads::rest() { awake_ = false; }
 
 void Threads::take(int thread) {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= items_) return;
-    const int64_t end = begin + grain_ < items_ ? begin + grain_ : items_;
-    call_(work_, thread, begin, end);
+  const int count = static_cast<int>(ranges_.size());
+  for (int i = 0; i < count; ++i) {
+    Range& range = ranges_[(thread + i) % count];
+    for (;;) {
+      const int64_t begin = range.next.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= range.end) break;
+      call_(work_, thread, begin, begin + grain_ < range.end ? begin + grain_ : range.end);
+    }
   }
 }
 
 void Threads::share(int64_t items, int64_t grain) {
-  items_ = items;
+  const int64_t count = static_cast<int64_t>(ranges_.size());
+  for (int64_t i = 0; i < count; ++i) {
+    ranges_[i].next.store(items * i / count, std::memory_order_relaxed);
+    ranges_[i].end = items * (i + 1) / count;
+  }
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
   busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_release);
   take(0);

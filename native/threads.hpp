@@ -42,11 +42,18 @@ class Threads {
   void take(int thread);
   void serve(int thread);
 
+  // Items that one thread begins with, one after the other: what lies ahead of it in memory is its
+  // own. Whoever has finished takes from the others' what is left.
+  struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   std::vector<std::thread> workers_;
+  std::vector<Range> ranges_;
   void (*call_)(const void*, int, int64_t, int64_t) = nullptr;
   const void* work_ = nullptr;
-  int64_t items_ = 0, grain_ = 1;
-  alignas(64) std::atomic<int64_t> next_{0};
+  int64_t grain_ = 1;
   alignas(64) std::atomic<uint32_t> round_{0};
   alignas(64) std::atomic<int> busy_{0};
   std::atomic<bool> awake_{false}, stop_{false};
