@@ -29,9 +29,9 @@ from gemmule.config import nearest
 from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.quant.packed import PACKED
 
-FORMATS = ("int4", "int8")
-HEADS = ("int4", "int8", "bf16")
+HEADS = (*PACKED, "bf16")
 NONE = "none"
 _SEQUENCE = 256  # tokens of a row
 # Tokens to read: many for small models, for large ones what takes minutes.
@@ -65,9 +65,9 @@ def quantize(
 
     Args:
         model: as for open_checkpoint.
-        to: "int4" or "int8", of the layers' matrices.
+        to: "int4", "int6" or "int8", of the layers' matrices.
         out: a folder that does not exist yet, or is empty; None: beside the model.
-        head: "int4", "int8" or "bf16", of the embedding and head; None: chosen by size.
+        head: "int4", "int6", "int8" or "bf16", of the embedding and head; None: chosen by size.
         calibrate: a text file, or a folder made by `gemmule data`, to round int4 for; None: the
             training text of the run that `model` is, if it is one; "none": without.
         eval_text: a text file to measure the loss on; None: the validation text of the run, or of
@@ -84,7 +84,7 @@ def quantize(
         DataError: for a data folder that is unfinished or made with another tokenizer.
         OutputError: when `out` is in use or cannot be written.
     """
-    for value, allowed in ((to, FORMATS), (head or HEADS[0], HEADS)):
+    for value, allowed in ((to, PACKED), (head or HEADS[0], HEADS)):
         if value not in allowed:
             raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
     out = (out or _beside(model, to)).expanduser().resolve()

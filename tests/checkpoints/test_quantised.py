@@ -28,7 +28,15 @@ from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
-KINDS = [("int4", "int4"), ("int4", "int8"), ("int8", "int8"), ("int4", "bf16"), ("int8", "f32")]
+KINDS = [
+    ("int4", "int4"),
+    ("int4", "int6"),
+    ("int4", "int8"),
+    ("int4", "bf16"),
+    ("int6", "int6"),
+    ("int8", "int8"),
+    ("int8", "f32"),
+]
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
 
@@ -150,16 +158,16 @@ def test_calibrated_is_nearer_than_plain(tokenizer: Tokenizer) -> None:
     assert kl["calibrated"] < 0.8 * kl["plain"]
 
 
-def test_int8_is_nearer_than_int4(tokenizer: Tokenizer) -> None:
+def test_more_bits_are_nearer(tokenizer: Tokenizer) -> None:
     source = of_model(random_model(), tokenizer)
     parent = read_streamed(source, TOKENS)
     found = [
         compare(parent, read_quantised(packed(tokenizer, *kind), TOKENS), TOKENS)
-        for kind in (("int8", "int8"), ("int4", "int4"))
+        for kind in (("int8", "int8"), ("int6", "int6"), ("int4", "int4"))
     ]
-    assert found[0]["kl_nats"] < 0.2 * found[1]["kl_nats"]
-    assert found[0]["top1_agreement"] >= found[1]["top1_agreement"]
-    assert found[0]["parent_perplexity"] == found[1]["parent_perplexity"]
+    assert found[0]["kl_nats"] < found[1]["kl_nats"] < 0.2 * found[2]["kl_nats"]
+    assert found[0]["top1_agreement"] >= found[1]["top1_agreement"] >= found[2]["top1_agreement"]
+    assert found[0]["parent_perplexity"] == found[2]["parent_perplexity"]
 
 
 def test_a_model_is_at_no_distance_from_itself(
@@ -184,11 +192,15 @@ def test_a_model_is_at_no_distance_from_itself(
 
 
 def test_the_head_is_chosen_by_size() -> None:
-    for name, vocab, expected in (("2b", 256_000, "int4"), ("9b", 256_000, "int8")):
-        config = preset(name, vocab_size=vocab)
+    for name, expected in {"2b": "int6", "9b": "int8", "27b": "int8"}.items():
+        config = preset(name)
         assert choose_head(config, "int4") == expected
+        assert choose_head(config, "int6") == "int6"
         assert choose_head(config, "int8") == "int8"
         assert model_bits(config, "int4", choose_head(config, "int4")) <= q4_0_bits(config)
+    config = preset("2b")
+    assert model_bits(config, "int4", "int6") == pytest.approx(4.61, abs=0.01)
+    assert model_bits(config, "int4", "int8") > q4_0_bits(config) > 4.96
     assert q4_0_bits(preset("9b")) == pytest.approx(4.70, abs=0.01)
 
 
@@ -311,6 +323,17 @@ def test_tensors_that_do_not_fit(broken: Path, name: str, value: Any, message: s
         load_quantised(broken)
     with pytest.raises(CheckpointError):
         load_model(broken)
+
+
+def test_scales_of_int6_must_be_numbers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_quantised(packed(tokenizer, "int6", "int6"), tmp_path / "m")
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    tensors["model.embed_tokens.qweight"][3, -32:-30] = 255
+    save_file(tensors, tmp_path / "m/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight has scales that are NaN"):
+        load_quantised(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        load_model(tmp_path / "m")
 
 
 def test_scales_of_int4_must_be_numbers(broken: Path) -> None:

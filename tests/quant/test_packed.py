@@ -1,4 +1,4 @@
-"""int4 and int8: bytes as specified, searches that are good, products that are exact."""
+"""int4, int6 and int8: bytes as specified, searches that are good, products that are exact."""
 
 import math
 import struct
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gemmule.errors import CheckpointError
-from gemmule.quant import int4, int8, product
-from gemmule.quant.packed import PackedMatrix, bits_per_weight, plain
+from gemmule.quant import int4, int6, int8, product
+from gemmule.quant.packed import PackedMatrix, bits_per_weight, layout, plain
 
 SHAPES = [(16, 256), (1, 1), (17, 64), (40, 320), (33, 100), (16, 449), (50, 600), (2, 511)]
-QUANTISE = {"int4": int4.quantise, "int8": int8.quantise}
+QUANTISE = {"int4": int4.quantise, "int6": int6.quantise, "int8": int8.quantise}
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -46,6 +46,37 @@ def read_int4(packed: PackedMatrix) -> list[list[float]]:
     return out
 
 
+def read_int6(packed: PackedMatrix) -> list[list[float]]:
+    """The same."""
+    out = [[0.0] * packed.columns for _ in range(packed.rows)]
+    k_padded = math.ceil(packed.columns / 64) * 64
+    for n in range(packed.rows):
+        tile, r = bytes(packed.data[n // 16].tolist()), n % 16
+        at = 0
+        for first in range(0, k_padded, 256):
+            groups = min(256, k_padded - first) // 32
+            (half,) = struct.unpack_from("<H", tile, at + 384 * groups + 2 * r)
+            (scale,) = struct.unpack("<f", struct.pack("<I", half << 16))
+            for g in range(groups):
+                quants = tile[at + 384 * g :][:384]
+                u = [-1] * 32
+                for i in range(4):
+                    for c in range(4):
+                        byte = quants[64 * i + 4 * r + c]
+                        u[4 * i + c], u[4 * (i + 4) + c] = byte & 15, byte >> 4
+                for j in range(2):
+                    for c in range(4):
+                        byte = quants[256 + 64 * j + 4 * r + c]
+                        for t in range(4):
+                            u[4 * (4 * j + t) + c] |= (byte >> 2 * t & 3) << 4
+                for k, number in enumerate(u, first + 32 * g):
+                    if k < packed.columns:
+                        out[n][k] = scale * (number - 32)
+            at += 384 * groups + 32
+        assert at == len(tile)
+    return out
+
+
 def read_int8(packed: PackedMatrix) -> list[list[float]]:
     assert packed.scales is not None
     return [
@@ -60,8 +91,9 @@ def read_int8(packed: PackedMatrix) -> list[list[float]]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_bytes_are_as_described(shape: tuple[int, int]) -> None:
-    four, eight = int4.quantise(matrix(*shape)), int8.quantise(matrix(*shape))
+    four, six, eight = (quantise(matrix(*shape)) for quantise in QUANTISE.values())
     assert torch.equal(four.dequantise(), torch.tensor(read_int4(four)))
+    assert torch.equal(six.dequantise(), torch.tensor(read_int6(six)))
     torch.testing.assert_close(
         eight.dequantise(), torch.tensor(read_int8(eight)), rtol=1e-6, atol=0
     )
@@ -94,24 +126,59 @@ def test_int4_packs_and_unpacks_any_integers(columns: int) -> None:
     assert not int4.values(data, columns)[30:].any()  # padding rows
 
 
+@pytest.mark.parametrize("columns", [64, 128, 192, 448, 512])
+def test_int6_packs_and_unpacks_any_integers(columns: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    wide = -(-columns // 256) * 256
+    q = torch.randint(-32, 32, (30, wide), generator=draw).float()
+    q[:, columns:] = 0
+    scale = torch.randn(30, wide // 256, generator=draw).bfloat16().float()
+    data = torch.empty(layout("int6", 30, columns)[0][0], dtype=torch.uint8)
+    int6.pack_into(data, q, scale, columns)
+    assert data.shape == (2, columns * 12 + 32 * (wide // 256))
+    found, scales = int6.unpack(data, columns)
+    assert torch.equal(found[:30].float(), q)
+    assert torch.equal(scales[:30], scale)
+    assert not int6.values(data, columns)[30:].any()  # padding rows
+
+
 def test_bits() -> None:
+    assert int6.quantise(matrix(16, 256)).bits_per_weight == 6 + 16 / 256
     assert int4.quantise(matrix(16, 256)).bits_per_weight == 4 + 4 / 32 + 16 / 256
     assert int8.quantise(matrix(16, 256)).bits_per_weight == 8 + 32 / 256
     assert bits_per_weight("int4", 2304, 9216) == 4.1875
+    assert bits_per_weight("int6", 256_000, 2304) == 6.0625
     assert bits_per_weight("bf16", 3, 5) == 16
-    packed = int4.quantise(matrix(17, 100))
-    assert packed.bits_per_weight == bits_per_weight("int4", 17, 100)
+    for kind, quantise in QUANTISE.items():
+        assert quantise(matrix(17, 100)).bits_per_weight == bits_per_weight(kind, 17, 100)
 
 
 def relative_error(packed: PackedMatrix, weight: Tensor) -> float:
     return float((packed.dequantise() - weight).square().sum() / weight.square().sum())
 
 
-def test_errors_are_those_of_four_and_eight_bits() -> None:
+def test_errors_are_those_of_so_many_bits() -> None:
     weight = matrix(64, 1024)
     assert relative_error(int8.quantise(weight), weight) < 1e-4
     # One step for all groups alike would give 0.012; a free fp32 step for each 0.0071.
     assert relative_error(int4.quantise(weight), weight) < 0.0076
+    # The largest weight at the end of the range would give 0.00076.
+    assert relative_error(int6.quantise(weight), weight) < 0.00074
+
+
+def test_int6_search_is_near_the_best_there_is() -> None:
+    weight = matrix(16, 256, seed=3)
+    weight[:8] *= torch.randn(8, 256, generator=torch.Generator().manual_seed(4)).abs()
+    found = (int6.quantise(weight).dequantise() - weight).square().sum(-1)
+    best = torch.full((16,), torch.inf)
+    largest = weight.abs().amax(-1, keepdim=True)
+    for reach in torch.linspace(25, 50, 1500):
+        for sign in (1, -1):
+            scale = (sign * largest / reach).bfloat16().float()
+            q = (weight / scale).round().clamp(-32, 31)
+            best = torch.minimum(best, (q * scale - weight).square().sum(-1))
+    assert (found < 1.08 * best).all()
+    assert found.sum() < 1.03 * best.sum()
 
 
 def test_int4_search_is_near_the_best_there_is() -> None:
@@ -160,7 +227,7 @@ def test_outliers_hurt_their_own_group_or_row_alone(kind: str) -> None:
     assert values[5, 40] == pytest.approx(80.0, rel=0.01)
     rest = torch.arange(16) != 5
     assert torch.equal(values[rest], before[rest])
-    if kind == "int4":
+    if kind != "int8":
         assert torch.equal(values[5, 256:], before[5, 256:])
 
 
@@ -207,7 +274,8 @@ def test_products_are_the_specified_arithmetic(kind: str, shape: tuple[int, int]
     x[1, :64] = 0
     y = product.linear(packed, x)
     f32 = torch.tensor  # rounds a Python float once
-    integer = {"int4": _int4_integers, "int8": _int8_integers}[kind](packed)
+    integers = {"int4": _int4_integers, "int6": _int6_integers, "int8": _int8_integers}
+    integer = integers[kind](packed)
     for m in range(3):
         tokens = [_token(x[m, k : k + 256]) for k in range(0, shape[1], 256)]
         for n in range(0, shape[0], 7):
@@ -236,6 +304,11 @@ def _int4_integers(packed: PackedMatrix):  # type: ignore[no-untyped-def]
         return [int(v) for v in whole], scales.scale_NS[n, s]
 
     return of
+
+
+def _int6_integers(packed: PackedMatrix):  # type: ignore[no-untyped-def]
+    q, scales = int6.unpack(packed.data, packed.columns)
+    return lambda n, s: ([int(v) for v in q[n, s * 256 : s * 256 + 256]], scales[n, s])
 
 
 def _int8_integers(packed: PackedMatrix):  # type: ignore[no-untyped-def]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemmule.quant import int4, int8, linear, native
+from gemmule.quant import int4, int6, int8, linear, native
 from gemmule.quant.linear import PackedEmbedding, PackedLinear
 from gemmule.quant.packed import PackedMatrix, plain
 
-QUANTISE = {"int4": int4.quantise, "int8": int8.quantise}
+QUANTISE = {"int4": int4.quantise, "int6": int6.quantise, "int8": int8.quantise}
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -60,13 +60,14 @@ def test_the_plain_product_is_near_the_floats(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_and_shape_are_kept(dtype: torch.dtype) -> None:
     x = draw(2, 3, 300).to(dtype)
-    for matrix in (packed("int4"), packed("int8"), plain(draw(70, 300))):
+    for matrix in (*map(packed, QUANTISE), plain(draw(70, 300))):
         y = PackedLinear(matrix, plain=True)(x)
         assert (y.dtype, y.shape) == (dtype, (2, 3, 70))
 
 
-def test_embedding() -> None:
-    matrix = packed("int4")
+@pytest.mark.parametrize("kind", QUANTISE)
+def test_embedding(kind: str) -> None:
+    matrix = packed(kind)
     embedding, ids = PackedEmbedding(matrix), torch.tensor([[3, 69], [0, 17]])
     assert torch.equal(embedding(ids), matrix.dequantise()[ids])
     assert torch.equal(embedding.weight, matrix.dequantise())

@@ -73,7 +73,8 @@ def load_to_run(
         path: as for open_checkpoint.
         dtype: of the weights; of a quantised model it asks for the values they stand for.
         device: where they go; packed ones stay on the CPU.
-        quantize: "int4" or "int8" packs a floating model while it is read, without calibration.
+        quantize: "int4", "int6" or "int8" packs a floating model while it is read, without
+            calibration.
 
     Raises:
         CheckpointError: when there is no readable model.

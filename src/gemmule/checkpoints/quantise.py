@@ -2,8 +2,8 @@
 
 Without calibration every matrix is rounded by itself. With it, text goes through the model layer
 by layer, in fp32, and each int4 matrix is rounded for the inputs that it gets from the matrices
-already rounded (quant/gptq.py); int8's error is too small to gain by that. In memory are what has
-been packed, one layer, and the text's hidden states.
+already rounded (quant/gptq.py); the errors of int6 and int8 are too small to gain by that. In
+memory are what has been packed, one layer, and the text's hidden states.
 
 Shapes: B sequences of calibration text, T tokens, D width.
 """
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.quality import documents
-from gemmule.checkpoints.quantised import EMBEDDING, PACKED, QuantisedModel, matrix_shape
+from gemmule.checkpoints.quantised import EMBEDDING, QuantisedModel, matrix_shape
 from gemmule.checkpoints.stored import StoredTensor
 from gemmule.checkpoints.streamed import filled
 from gemmule.config import nearest
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Block, RMSNorm, rope_tables
-from gemmule.quant import gptq, int4, int8
+from gemmule.quant import gptq, int4, int6, int8
 from gemmule.quant.gptq import Hessian
-from gemmule.quant.packed import FLOATS, FORMATS, PackedMatrix, bits_per_weight, plain
+from gemmule.quant.packed import FLOATS, FORMATS, PACKED, PackedMatrix, bits_per_weight, plain
 
 # Bits a weight in llama.cpp's types: blocks of 32 with a scale in fp16, and Q6_K's of 256.
 _Q4_0, _Q6_K, _Q8_0 = 4.5, 6.5625, 8.5
@@ -53,7 +53,7 @@ def quantise_checkpoint(
 
     Args:
         checkpoint: opened; its weights are read once.
-        format: of the layers' matrices, "int4" or "int8".
+        format: of the layers' matrices, "int4", "int6" or "int8".
         head: of the embedding, which is also the head: those, "bf16" or "f32". None: chosen.
         calibration_BT: token ids to round int4 for; None: without.
         progress: told how far it is.
@@ -87,12 +87,14 @@ def quantise_checkpoint(
 def choose_head(config: GemmaConfig, format: str) -> str:
     """The head's format where none is asked for.
 
-    With int4 layers the finer one, if the whole is still no larger than llama.cpp's Q4_0 file of
-    the same model; with int8 layers there is nothing to save.
+    With int4 layers the finest one with which the whole is still no larger than llama.cpp's Q4_0
+    file of the same model; otherwise that of the layers.
     """
-    if format == "int8" or model_bits(config, "int4", "int8") <= q4_0_bits(config):
-        return "int8"
-    return "int4"
+    if format == "int4":
+        for finer in ("int8", "int6"):
+            if model_bits(config, format, finer) <= q4_0_bits(config):
+                return finer
+    return format
 
 
 def model_bits(config: GemmaConfig, format: str, head: str) -> float:
@@ -179,8 +181,8 @@ def _packed(tensor: StoredTensor, form: str, hessian: Hessian | None, head: bool
     if form in FLOATS:
         return plain(tensor.copy(FLOATS[form], torch.device("cpu")))
     weight = tensor.copy(tensor.dtype, torch.device("cpu"))
-    if form == "int8":
-        return int8.quantise(weight)
+    if form != "int4":
+        return {"int6": int6.quantise, "int8": int8.quantise}[form](weight)
     if hessian is None:
         return int4.quantise(weight)
     return gptq.quantise(weight, hessian.mean_KK, HEAD_DAMPING if head else gptq.DAMPING)

@@ -1,4 +1,4 @@
-"""Models in int4 or int8: a folder in Hugging Face's layout whose matrices are packed.
+"""Models in int4, int6 or int8: a folder in Hugging Face's layout whose matrices are packed.
 
 config.json has a `quantization_config` that names the formats; model.safetensors holds for each
 matrix its packed bytes (`….qweight`, uint8) and, in int8, its rows' scales (`….scales`, fp32), and
@@ -27,22 +27,24 @@ from gemmule.checkpoints.stored import StoredTensor, empty, is_finite
 from gemmule.errors import CheckpointError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.quant import int4, int8
 from gemmule.quant.packed import (
     FLOATS,
     FORMATS,
+    PACKED,
+    SCALES,
     TILE,
     PackedMatrix,
     layout,
     padded,
     plain,
+    superblock_bytes,
     superblocks,
+    values,
 )
 
 METHOD, VERSION = "gemmule", 1
 MEASURED = "quantization.json"
 EMBEDDING = "embed_tokens.weight"
-PACKED = ("int4", "int8")
 _LAYER = re.compile(r"layers\.(?:0|[1-9]\d{0,8})\.(.+)")
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNED = 64  # bytes; what processors load at once
@@ -57,8 +59,8 @@ class QuantisedModel:
     Attributes:
         config: the model's shape.
         tokenizer: its partner.
-        format: of the layers' matrices, "int4" or "int8".
-        head: of the embedding, which is also the head: "int4", "int8", "bf16" or "f32".
+        format: of the layers' matrices, one of PACKED.
+        head: of the embedding, which is also the head: one of FORMATS.
         matrices: by our parameters' names.
         norms: by our parameters' names, fp32.
         measured: what quantising it cost, as quantization.json has it; empty: not measured.
@@ -231,7 +233,7 @@ class PackedTensor(StoredTensor):
     """A packed matrix in a file; read as the values it stands for.
 
     Attributes:
-        format: "int4" or "int8".
+        format: one of PACKED.
         parts: the packed bytes and, in int8, the scales.
     """
 
@@ -255,13 +257,11 @@ class PackedTensor(StoredTensor):
             start = data.start + first * tile_bytes
             stop = start + count * tile_bytes
             tiles = self._file.raw(start, stop).view(count, tile_bytes)
-            if self.format == "int4":
-                values = int4.values(tiles, columns)
-            else:
+            scales_N = None
+            if len(self.parts) > 1:
                 scales = self.parts[1].start + first * TILE * 4
                 scales_N = self._file.view(scales, scales + count * TILE * 4, torch.float32)
-                values = int8.values(tiles, scales_N, columns)
-            yield values[: rows - first * TILE]
+            yield values(self.format, tiles, scales_N, columns)[: rows - first * TILE]
             self._file.release(start, stop)
 
 
@@ -350,8 +350,8 @@ def _check_scales(matrix: PackedMatrix, where: str) -> None:
     else:
         sound, at = True, 0
         for width in superblocks(matrix.columns):
-            at += width // 2 * TILE + 96
-            scales = matrix.data[:, at - 32 : at].contiguous().view(torch.bfloat16)
+            at += superblock_bytes(matrix.format, width)
+            scales = matrix.data[:, at - SCALES : at].contiguous().view(torch.bfloat16)
             sound = sound and is_finite(scales.float())
     if not sound:
         raise CheckpointError(f"{where} has scales that are NaN or Inf: the file is damaged")

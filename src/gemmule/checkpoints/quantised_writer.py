@@ -14,8 +14,9 @@ from gemmule.checkpoints.hf_config import generation_config, to_hf
 from gemmule.checkpoints.hf_writer import Entry, safetensors_layout
 from gemmule.checkpoints.locate import SINGLE
 from gemmule.checkpoints.places import Advance, write
-from gemmule.checkpoints.quantised import MEASURED, METHOD, PACKED, VERSION, QuantisedModel
+from gemmule.checkpoints.quantised import MEASURED, METHOD, VERSION, QuantisedModel
 from gemmule.checkpoints.stored import tensor_bytes
+from gemmule.quant.packed import PACKED
 
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNED = 64

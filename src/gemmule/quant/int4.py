@@ -26,7 +26,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gemmule.errors import CheckpointError
-from gemmule.quant.packed import GROUP, SUPERBLOCK, TILE, PackedMatrix, layout, padded, superblocks
+from gemmule.quant.packed import (
+    GROUP,
+    SCALES,
+    SUPERBLOCK,
+    TILE,
+    PackedMatrix,
+    layout,
+    padded,
+    superblock_bytes,
+    superblocks,
+)
 
 LOWEST, HIGHEST, MOST = -8, 7, 15  # of q, and of a multiplier
 PERM = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -103,30 +113,47 @@ def choose_scales(weight_RK: Tensor, importance_K: Tensor | None = None) -> Scal
         CheckpointError: for NaN or Inf.
     """
     w = grouped(weight_RK)
-    largest = w.abs().amax(-1)
-    if not bool(largest.isfinite().all()):
-        raise CheckpointError("cannot quantise a matrix that holds NaN or Inf")
+    largest = largest_of(w)
     # The integers reach one further below zero: the sign of a scale decides which side that is.
     above = w.amax(-1) >= -w.amin(-1)
     sign = torch.where((largest * (above * 2 - 1)).sum(-1) > 0, -1.0, 1.0)
     h = None if importance_K is None else grouped(importance_K.float()[None])
-    search = _Search(w, h)
+    search = Search(w, h, LOWEST, HIGHEST)
     step, weight = _own_steps(search, largest, sign)
     scale, mult = _finalists(search, step, weight, sign)
     return Scales(*_refined(search, scale, mult))
 
 
-class _Search:
-    """The weighted squared error of each group for given steps, in memory that is used again."""
+def largest_of(w: Tensor) -> Tensor:
+    """The largest size along the last dimension.
 
-    def __init__(self, w: Tensor, h: Tensor | None) -> None:
-        self.w, self.h = w, h
+    Raises:
+        CheckpointError: for NaN or Inf.
+    """
+    largest = w.abs().amax(-1)
+    if not bool(largest.isfinite().all()):
+        raise CheckpointError("cannot quantise a matrix that holds NaN or Inf")
+    return largest
+
+
+class Search:
+    """The weighted squared error of each group for given steps, in memory that is used again.
+
+    Args:
+        w: weights, those of a group along the last dimension.
+        h: how much each counts; None: all alike.
+        lowest: integer.
+        highest: integer.
+    """
+
+    def __init__(self, w: Tensor, h: Tensor | None, lowest: int, highest: int) -> None:
+        self.w, self.h, self.lowest, self.highest = w, h, lowest, highest
         self.q, self.off = torch.empty_like(w), torch.empty_like(w)
 
     def error(self, step: Tensor) -> Tensor:
-        """Of each group [R, S, G]; leaves the integers in `q`."""
+        """Of each group; leaves the integers in `q`."""
         torch.mul(self.w, inverse(step)[..., None], out=self.q)
-        self.q.round_().clamp_(LOWEST, HIGHEST)
+        self.q.round_().clamp_(self.lowest, self.highest)
         torch.mul(self.q, step[..., None], out=self.off)
         self.off.sub_(self.w).square_()
         if self.h is not None:
@@ -146,7 +173,7 @@ def inverse(step: Tensor) -> Tensor:
     return torch.where(inverse.isfinite(), inverse, 0.0)
 
 
-def _own_steps(search: _Search, largest: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+def _own_steps(search: Search, largest: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
     """The best step of each group by itself, and how fast its error grows away from it."""
     best = torch.full_like(largest, torch.inf)
     found = torch.zeros_like(largest)
@@ -162,9 +189,7 @@ def _own_steps(search: _Search, largest: Tensor, sign: Tensor) -> tuple[Tensor, 
     return fitted, hqq
 
 
-def _finalists(
-    search: _Search, step: Tensor, weight: Tensor, sign: Tensor
-) -> tuple[Tensor, Tensor]:
+def _finalists(search: Search, step: Tensor, weight: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
     """The scale of each superblock and its multipliers."""
     size = step * sign[..., None]  # now above zero, but for odd groups that fit nothing
     top = size.amax(-1)
@@ -178,7 +203,7 @@ def _finalists(
     best = torch.full_like(top, torch.inf)
     best_scale, best_mult = torch.zeros_like(top), torch.zeros_like(size)
     for i in range(_FINALISTS):
-        scale = _bf16(top / reaches[chosen[..., i]] * sign)
+        scale = bf16(top / reaches[chosen[..., i]] * sign)
         error, mult = _best_multipliers(search, scale, size * sign[..., None])
         total = error.sum(-1)
         better = total < best
@@ -188,7 +213,7 @@ def _finalists(
     return best_scale, best_mult
 
 
-def _best_multipliers(search: _Search, scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+def _best_multipliers(search: Search, scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Of each group the least error, and the multiplier that has it, beside the nearest one."""
     near = (step * inverse(scale)[..., None]).round_().clamp_(0, MOST)
     best = torch.full_like(step, torch.inf)
@@ -201,19 +226,20 @@ def _best_multipliers(search: _Search, scale: Tensor, step: Tensor) -> tuple[Ten
     return best, found
 
 
-def _refined(search: _Search, scale: Tensor, mult: Tensor) -> tuple[Tensor, Tensor]:
+def _refined(search: Search, scale: Tensor, mult: Tensor) -> tuple[Tensor, Tensor]:
     """The scale fitted to the integers, where that is better than what it was."""
     before = search.error(scale[..., None] * mult).sum(-1)
     hwq, hqq = search.fit()
     above, below = (hwq * mult).sum(-1), (hqq * mult.square()).sum(-1)
-    fitted = _bf16(torch.where(below > 0, above / below, scale))
+    fitted = bf16(torch.where(below > 0, above / below, scale))
     after = search.error(fitted[..., None] * mult).sum(-1)
     scale = torch.where(after < before, fitted, scale)
     # Rows of zeros, and numbers too small for a step, are exactly zero.
     return scale, torch.where((scale == 0)[..., None], 0.0, mult)
 
 
-def _bf16(x: Tensor) -> Tensor:
+def bf16(x: Tensor) -> Tensor:
+    """Rounded to a scale that can be stored; 0 for what is none."""
     return x.bfloat16().float().nan_to_num_(0.0, 0.0, 0.0)
 
 
@@ -233,14 +259,10 @@ def pack_into(data_TB: Tensor, q_RK: Tensor, scales: Scales, columns: int) -> No
         columns: of the matrix.
     """
     T, missing = len(data_TB), len(data_TB) * TILE - len(q_RK)
-    # [T, 16, S, G, half, i, c], then the two halves in one byte, then [T, S, G, i, 16, c].
-    nibbles = (F.pad(q_RK, (0, 0, 0, missing)) + 8).to(torch.uint8)
-    nibbles = nibbles.view(T, TILE, -1, GROUPS, 2, 4, 4)
-    quants = (nibbles[..., 0, :, :] | (nibbles[..., 1, :, :] << 4)).permute(0, 2, 3, 4, 1, 5)
+    quants = pack_nibbles(unsigned(q_RK, T, LOWEST))
     mult = F.pad(scales.mult_NSG, (0, 0, 0, 0, 0, missing)).to(torch.uint8)[..., list(PERM)]
     mults = (mult[..., 0::2] | (mult[..., 1::2] << 4)).view(T, TILE, -1, 4).transpose(1, 2)
-    scale = F.pad(scales.scale_NS, (0, 0, 0, missing)).bfloat16()
-    scale_bytes = scale.view(T, TILE, -1).transpose(1, 2).contiguous().view(torch.uint8)
+    scale_bytes = pack_scales(scales.scale_NS, T)
     at = 0
     for s, width in enumerate(superblocks(columns)):
         for part in (quants[:, s, : width // GROUP], mults[:, s], scale_bytes[:, s]):
@@ -250,24 +272,52 @@ def pack_into(data_TB: Tensor, q_RK: Tensor, scales: Scales, columns: int) -> No
     assert at == data_TB.shape[1]
 
 
+def unsigned(q_RK: Tensor, tiles: int, lowest: int) -> Tensor:
+    """Integers counted from the lowest one, uint8 [T, 16, S, G, 32]; rows up to whole tiles."""
+    q_RK = F.pad(q_RK, (0, 0, 0, tiles * TILE - len(q_RK))) - lowest
+    return q_RK.to(torch.uint8).view(tiles, TILE, -1, GROUPS, GROUP)
+
+
+def pack_nibbles(u: Tensor) -> Tensor:
+    """Four-bit numbers [T, 16, S, G, 32] two to a byte: [T, S, G, 4, 16, 4]."""
+    halves = u.unflatten(-1, (2, 4, 4))
+    return (halves[..., 0, :, :] | (halves[..., 1, :, :] << 4)).permute(0, 2, 3, 4, 1, 5)
+
+
+def unpack_nibbles(bytes_TGB: Tensor) -> Tensor:
+    """The reverse, of one superblock: [T, G, 256] to [T, 16, G, 32]."""
+    quants = bytes_TGB.unflatten(-1, (4, TILE, 4)).permute(0, 3, 1, 2, 4)
+    return torch.stack((quants & 15, quants >> 4), 3).flatten(3)
+
+
+def pack_scales(scale_RS: Tensor, tiles: int) -> Tensor:
+    """Scales as bytes [T, S, 32]."""
+    scale = F.pad(scale_RS, (0, 0, 0, tiles * TILE - len(scale_RS))).bfloat16()
+    return scale.view(tiles, TILE, -1).transpose(1, 2).contiguous().view(torch.uint8)
+
+
+def unpack_scales(bytes_TB: Tensor) -> Tensor:
+    """The reverse, of one superblock: [T, 32] to fp32 [T, 16]."""
+    return bytes_TB.contiguous().view(torch.bfloat16).float()
+
+
 def unpack(data_TB: Tensor, columns: int) -> tuple[Tensor, Scales]:
     """The reverse of `pack_into`: integers as int8 [T * 16, S * 256], and their scales."""
     widths, T = superblocks(columns), len(data_TB)
-    q = torch.zeros(T, TILE, len(widths), GROUPS, 2, 4, 4, dtype=torch.int8)
+    q = torch.zeros(T, TILE, len(widths), GROUPS, GROUP, dtype=torch.int8)
     mult = torch.zeros(T, TILE, len(widths), GROUPS)
     scale = torch.zeros(T, TILE, len(widths))
     at = 0
     for s, width in enumerate(widths):
         groups, size = width // GROUP, width // 2 * TILE
-        quants = data_TB[:, at : at + size].view(T, groups, 4, TILE, 4).permute(0, 3, 1, 2, 4)
-        q[:, :, s, :groups, 0] = (quants & 15).to(torch.int8) - 8
-        q[:, :, s, :groups, 1] = (quants >> 4).to(torch.int8) - 8
-        mults = data_TB[:, at + size : at + size + 64].view(T, TILE, 4)
+        end = at + superblock_bytes("int4", width)
+        quants = unpack_nibbles(data_TB[:, at : at + size].unflatten(1, (groups, -1)))
+        q[:, :, s, :groups] = quants.to(torch.int8) + LOWEST
+        mults = data_TB[:, at + size : end - SCALES].view(T, TILE, 4)
         for j, group in enumerate(PERM):
             mult[:, :, s, group] = ((mults[:, :, j // 2] >> (4 * (j % 2))) & 15).float()
-        halves = data_TB[:, at + size + 64 : at + size + 96].contiguous()
-        scale[:, :, s] = halves.view(torch.bfloat16).float()
-        at += size + 96
+        scale[:, :, s] = unpack_scales(data_TB[:, end - SCALES : end])
+        at = end
     return q.view(T * TILE, -1), Scales(scale.flatten(0, 1), mult.flatten(0, 1))
 
 

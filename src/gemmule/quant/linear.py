@@ -1,7 +1,7 @@
 """Layers over packed matrices, with whatever computes them best here.
 
 The native kernels where the library was built; else torch's own int4 and int8 products, which take
-floats in: their format holds the same weights, so that only the roundings of activations are
+floats in: their formats hold the same weights, so that only the roundings of activations are
 missing. `plain` is the arithmetic of product.py, which the native kernels equal bit for bit.
 
 Shapes: M tokens, N outputs, K inputs, G groups of a row.
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemmule import runlog
-from gemmule.quant import int4, int8, native, product
-from gemmule.quant.packed import ALIGN, FLOATS, GROUP, TILE, PackedMatrix, padded
+from gemmule.quant import int4, int6, int8, native, product
+from gemmule.quant.packed import ALIGN, FLOATS, GROUP, SUPERBLOCK, TILE, PackedMatrix, padded
 
 _REPACKED = 2**24  # weights at once
 _MANY = 64  # tokens, for which unpacking pays
@@ -71,7 +71,7 @@ def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
     if native.available():
         return lambda x_MK: native.linear(matrix, x_MK)
     _say_once()
-    few = _torch_int4(matrix) if matrix.format == "int4" else _torch_int8(matrix)
+    few = {"int4": _torch_int4, "int6": _torch_int6, "int8": _torch_int8}[matrix.format](matrix)
     return lambda x_MK: few(x_MK) if len(x_MK) < _MANY else _as_floats(matrix, x_MK)
 
 
@@ -95,6 +95,25 @@ def _torch_int8(matrix: PackedMatrix) -> Product:
     weight_NK = int8.unpack(matrix.data)[: matrix.rows, : matrix.columns].contiguous()
     scales_N = matrix.scales[: matrix.rows]
     return lambda x_MK: torch.ops.aten._weight_int8pack_mm(x_MK, weight_NK, scales_N)
+
+
+def _torch_int6(matrix: PackedMatrix) -> Product:
+    """A product in int8 for each superblock, whose scales are those of rows."""
+    q_NK, scale_NS = int6.unpack(matrix.data, matrix.columns)
+    parts_NC = q_NK[: matrix.rows, : matrix.columns].split(SUPERBLOCK, 1)
+    scales_N = scale_NS[: matrix.rows].T.contiguous()
+    weights = [
+        (part_NC.contiguous(), scale_N) for part_NC, scale_N in zip(parts_NC, scales_N, strict=True)
+    ]
+
+    def multiply(x_MK: Tensor) -> Tensor:
+        products = [
+            torch.ops.aten._weight_int8pack_mm(x_MC.contiguous(), weight_NC, scale_N)
+            for x_MC, (weight_NC, scale_N) in zip(x_MK.split(SUPERBLOCK, 1), weights, strict=True)
+        ]
+        return torch.stack(products).sum(0)
+
+    return multiply
 
 
 def _torch_int4(matrix: PackedMatrix) -> Product:

@@ -1,8 +1,8 @@
 """A weight matrix as it is kept and multiplied with: packed integers, or plain floats.
 
 Rows go in tiles of 16, padded with zeros, so that one load serves 16 rows of one column;
-columns are padded with zeros to a multiple of 64. What the bytes of a tile mean is in int4.py and
-int8.py. Padding never changes a result.
+columns are padded with zeros to a multiple of 64. What the bytes of a tile mean is in int4.py,
+int6.py and int8.py. Padding never changes a result.
 
 Shapes: N rows (outputs), K columns (inputs), M tokens, S superblocks of a row.
 """
@@ -18,7 +18,9 @@ SUPERBLOCK = 256  # columns whose products are added up as integers
 GROUP = 32  # columns that share an int4 multiplier
 ALIGN = 64  # columns are padded to a multiple of this
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16}
-FORMATS = ("int4", "int8", *FLOATS)
+PACKED = ("int4", "int6", "int8")
+FORMATS = (*PACKED, *FLOATS)
+SCALES = 2 * TILE  # bytes at the end of a superblock of int4 and int6: a bf16 of each row
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +28,10 @@ class PackedMatrix:
     """One matrix [N, K].
 
     Attributes:
-        format: "int4", "int8", "f32" or "bf16".
+        format: "int4", "int6", "int8", "f32" or "bf16".
         rows: N, without padding.
         columns: K, without padding.
-        data: int4, int8: uint8 [tiles, bytes of a tile]; floats: the plain matrix [N, K].
+        data: integers: uint8 [tiles, bytes of a tile]; floats: the plain matrix [N, K].
         scales: int8: what a step of each row is worth, fp32 [N, padded]; else None.
     """
 
@@ -57,7 +59,7 @@ class PackedMatrix:
 
     def dequantise(self) -> Tensor:
         """The values it stands for, fp32 [N, K]."""
-        return self._values(self.data, self.scales)[: self.rows]
+        return values(self.format, self.data, self.scales, self.columns)[: self.rows]
 
     def chunks(self, tiles: int) -> Iterator[Tensor]:
         """`dequantise`'s rows, so many tiles at a time."""
@@ -67,7 +69,7 @@ class PackedMatrix:
             scales = self.scales
             if scales is not None:
                 scales = scales[first * TILE : (first + len(data)) * TILE]
-            yield self._values(data, scales)[: self.rows - first * step]
+            yield values(self.format, data, scales, self.columns)[: self.rows - first * step]
 
     def take(self, ids: Tensor) -> Tensor:
         """Rows by number: [...] to fp32 [..., K]. What an embedding does."""
@@ -75,21 +77,23 @@ class PackedMatrix:
             return self.data[ids].float()
         tile, row = ids.flatten() // TILE, ids.flatten() % TILE
         scales = None if self.scales is None else self.scales.view(-1, TILE)[tile].flatten()
-        values = self._values(self.data[tile], scales).view(-1, TILE, self.columns)
-        return values[torch.arange(len(tile)), row].view(*ids.shape, self.columns)
+        rows = values(self.format, self.data[tile], scales, self.columns)
+        rows = rows.view(-1, TILE, self.columns)
+        return rows[torch.arange(len(tile)), row].view(*ids.shape, self.columns)
 
-    def _values(self, data: Tensor, scales: Tensor | None) -> Tensor:
-        """All rows of these tiles, padding rows included."""
-        if self.format == "int4":
-            from gemmule.quant import int4
 
-            return int4.values(data, self.columns)
-        if self.format == "int8":
-            from gemmule.quant import int8
+def values(format: str, data: Tensor, scales: Tensor | None, columns: int) -> Tensor:
+    """What all rows of these tiles stand for, padding rows included: fp32 [rows, K]."""
+    from gemmule.quant import int4, int6, int8
 
-            assert scales is not None
-            return int8.values(data, scales, self.columns)
-        return data.float()
+    if format == "int4":
+        return int4.values(data, columns)
+    if format == "int6":
+        return int6.values(data, columns)
+    if format == "int8":
+        assert scales is not None
+        return int8.values(data, scales, columns)
+    return data.float()
 
 
 def padded(size: int, multiple: int) -> int:
@@ -103,14 +107,21 @@ def superblocks(columns: int) -> list[int]:
     return [SUPERBLOCK] * whole + ([rest] if rest else [])
 
 
+def superblock_bytes(format: str, width: int) -> int:
+    """Bytes that a tile's superblock of so many columns takes in int4 or int6, scales included."""
+    multipliers = {"int4": 4 * TILE, "int6": 0}
+    bits = {"int4": 4, "int6": 6}
+    return TILE * width * bits[format] // 8 + multipliers[format] + SCALES
+
+
 Form = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor
 
 
 def layout(format: str, rows: int, columns: int) -> tuple[Form, Form | None]:
     """Shape and dtype of a matrix' `data`, and of its `scales` where it has them."""
     tiles = padded(rows, TILE) // TILE
-    if format == "int4":
-        nbytes = sum(width // 2 * TILE + 96 for width in superblocks(columns))
+    if format in ("int4", "int6"):
+        nbytes = sum(superblock_bytes(format, width) for width in superblocks(columns))
         return ((tiles, nbytes), torch.uint8), None
     if format == "int8":
         nbytes = padded(columns, ALIGN) * TILE

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gemmule.quant import int4, int8
-from gemmule.quant.packed import SUPERBLOCK, TILE, PackedMatrix, padded
+from gemmule.quant import int4, int6, int8
+from gemmule.quant.packed import FLOATS, SUPERBLOCK, TILE, PackedMatrix, padded
 
 _TILES = 256  # unpacked at once
 
@@ -30,7 +30,7 @@ def quantise_tokens(x_MK: Tensor) -> tuple[Tensor, Tensor]:
 
 def linear(packed: PackedMatrix, x_MK: Tensor) -> Tensor:
     """The product x W^T, fp32 [M, N]."""
-    if packed.format not in ("int4", "int8"):
+    if packed.format in FLOATS:
         return F.linear(x_MK.to(packed.data.dtype), packed.data).float()
     x_MSC, token_scale_MS = quantise_tokens(x_MK)
     parts = [
@@ -46,6 +46,9 @@ def _tiles(packed: PackedMatrix, first: int, x_MSC: Tensor, token_scale_MS: Tens
         q, scales = int4.unpack(data_TB, packed.columns)
         w = q.float().view(len(q), S, int4.GROUPS, -1) * scales.mult_NSG[..., None]
         w_NSC, scale_NS = w.flatten(2), scales.scale_NS
+    elif packed.format == "int6":
+        q, scale_NS = int6.unpack(data_TB, packed.columns)
+        w_NSC = q.float().view(len(q), S, -1)
     else:
         assert packed.scales is not None
         q = int8.unpack(data_TB)
