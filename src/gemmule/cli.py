@@ -585,10 +585,10 @@ def convert(
 @app.command()
 def quantize(
     model: Model,
-    to: Annotated[str, typer.Option(help="int4 or int8: of the layers' matrices.")],
+    to: Annotated[str, typer.Option(help="int4, int6 or int8: of the layers' matrices.")],
     head: Annotated[
         str | None,
-        typer.Option(help="int4, int8 or bf16: of the embedding and head; default: by size."),
+        typer.Option(help="int4, int6, int8 or bf16: of embedding and head; default: by size."),
     ] = None,
     calibrate: Annotated[
         str | None,
@@ -602,7 +602,7 @@ def quantize(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Packs a model into 4 or 8 bits a weight, and measures what that cost.
+    """Packs a model into 4, 6 or 8 bits a weight, and measures what that cost.
 
     Stopped, it leaves nothing and starts from the beginning. What it cost, as the folder's
     quantization.json says: KL to the original, top-1 agreement and perplexity on held-out text.
