@@ -138,12 +138,33 @@ inline uint16_t to_half(float f) {
 #endif
 }
 
+// The compilers' own conversion of such vectors goes element by element.
 inline v16 from_bytes(const int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (v16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#elif defined(__AVX2__)
+  union Halves {
+    v16 all;
+    __m256 half[2];
+  } z;
+  for (int i = 0; i < 2; ++i) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i));
+    z.half[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
+  return z.all;
+#else
   return __builtin_convertvector(
       __builtin_convertvector(*reinterpret_cast<const b16u*>(p), i16), v16);
+#endif
 }
 
 inline v16 from_bf16(const uint16_t* p) {
+#if defined(__AVX512F__)
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#else
   const i16 wide = __builtin_convertvector(*reinterpret_cast<const h16u*>(p), i16);
   return (v16)(wide << 16);
+#endif
 }
