@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from gemmule.errors import ConfigError
-from gemmule.quant import int4, int8, native, product
+from gemmule.quant import int4, int6, int8, native, product
 from gemmule.quant.packed import PackedMatrix, plain
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without the library")
 
-QUANTISE = {"int4": int4.quantise, "int8": int8.quantise}
+QUANTISE = {"int4": int4.quantise, "int6": int6.quantise, "int8": int8.quantise}
 # Rows and columns of whole tiles and superblocks, and of none.
 SHAPES = [(48, 256), (37, 300), (1, 1), (100, 64), (33, 1000), (16, 2304)]
 TOKENS = (1, 2, 3, 5, 8, 9, 13, 17, 33, 140)  # either side of every kernel's limits
