@@ -133,7 +133,7 @@ def test_smaller_caches(instructions: str, cache: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("format", ["int4", "int8"])
+@pytest.mark.parametrize("format", ["int4", "int6", "int8"])
 def test_quantised_models(instructions: str, format: str, lm: LanguageModel) -> None:
     """The module over the same packed matrices computes the same, but for rounding in between."""
     packed = quantise_checkpoint(of_model(lm.model, lm.tokenizer), format)
