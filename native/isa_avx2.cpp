@@ -22,59 +22,90 @@ inline __m256i four(const int8_t* p) {
   return _mm256_set1_epi32(bits);
 }
 
-// Sums of 32 products of nibbles and bytes stay within 8 x 2 x 15 x 127 < 2^15.
-inline __m256i group(const uint8_t* data, const int8_t* q, int half) {
-  const __m256i low = _mm256_set1_epi8(15);
-  __m256i sums = _mm256_setzero_si256();
-  for (int i = 0; i < 4; ++i) {
-    const __m256i w = loadi(data + i * 64 + half * 32);
-    const __m256i a = _mm256_and_si256(w, low);
-    const __m256i b = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
-    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(a, four(q + 4 * i)));
-    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(b, four(q + 4 * i + 16)));
-  }
-  return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+constexpr int kAhead = 2048;  // bytes that are asked for before they are needed
+
+inline void ahead(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
 }
 
-void tile_int4(const uint8_t* data, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
-  __m256 acc[kFew][2];
-  for (int m = 0; m < rows; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+// A group of eight rows for M tokens: sums of 32 products of nibbles and bytes stay within
+// 8 x 2 x 15 x 127 < 2^15.
+template <int M>
+inline void group(const uint8_t* data, const int8_t* q, int64_t q_stride, __m256i* out) {
+  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  __m256i sums[M];
+  for (int m = 0; m < M; ++m) sums[m] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    ahead(data + i * 64);
+    const __m256i w = loadi(data + i * 64);
+    const __m256i a = _mm256_and_si256(w, low);
+    const __m256i b = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
+    for (int m = 0; m < M; ++m) {
+      const int8_t* x = q + m * q_stride + 4 * i;
+      sums[m] = _mm256_add_epi16(sums[m], _mm256_maddubs_epi16(a, four(x)));
+      sums[m] = _mm256_add_epi16(sums[m], _mm256_maddubs_epi16(b, four(x + 16)));
+    }
+  }
+  for (int m = 0; m < M; ++m) out[m] = _mm256_madd_epi16(sums[m], ones);
+}
+
+template <int M>
+inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[kTile]) {
+  __m256 acc[M][2];
+  for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
   for (int block = 0; block < in.blocks; ++block) {
     const int first = block * (kBlock / kGroup);
     const int groups = in.groups - first < 8 ? in.groups - first : 8;
     const uint8_t* mults = data + groups * kQuantBytes;
+    const int8_t* q = in.q + m0 * in.q_stride + block * kBlock;
+    const int32_t* sums = in.group_sums + m0 * in.groups + first;
+#pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m256i mult = loadi(mults + half * 32);
+      __m256i mult = loadi(mults + half * 32);
       const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(
           _mm256_cvtepu16_epi32(
               _mm_loadu_si128(reinterpret_cast<const __m128i*>(mults + 64 + half * 16))),
           16));
-      for (int m = 0; m < rows; ++m) {
-        const int8_t* q = in.q + (m0 + m) * in.q_stride + block * kBlock;
-        const int32_t* sums = in.group_sums + (m0 + m) * in.groups + first;
-        __m256i dot = _mm256_setzero_si256();
-        for (int g = 0; g < groups; g += 2) {
-          const uint8_t* d = data + g * kQuantBytes;
-          const __m256i even =
-              _mm256_add_epi32(group(d, q + g * kGroup, half), _mm256_set1_epi32(sums[g]));
-          const __m256i odd = _mm256_add_epi32(
-              group(d + kQuantBytes, q + (g + 1) * kGroup, half), _mm256_set1_epi32(sums[g + 1]));
+      __m256i dot[M];
+      for (int m = 0; m < M; ++m) dot[m] = _mm256_setzero_si256();
+      for (int g = 0; g < groups; g += 2) {
+        const uint8_t* d = data + g * kQuantBytes + half * 32;
+        const __m256i factor = _mm256_and_si256(mult, _mm256_set1_epi32(0x000f000f));
+        mult = _mm256_srli_epi32(mult, 4);
+        __m256i even[M], odd[M];
+        group<M>(d, q + g * kGroup, in.q_stride, even);
+        group<M>(d + kQuantBytes, q + (g + 1) * kGroup, in.q_stride, odd);
+        for (int m = 0; m < M; ++m) {
+          const int32_t* s = sums + m * in.groups + g;
+          even[m] = _mm256_add_epi32(even[m], _mm256_set1_epi32(s[0]));
+          odd[m] = _mm256_add_epi32(odd[m], _mm256_set1_epi32(s[1]));
           // Both sums fit into 16 bits: 32 x 8 x 127 < 2^15.
-          const __m256i pair = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
-          const __m256i factor = _mm256_and_si256(_mm256_srl_epi32(mult, _mm_cvtsi32_si128(2 * g)),
-                                                  _mm256_set1_epi32(0x000f000f));
-          dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pair, factor));
+          const __m256i pair = _mm256_blend_epi16(even[m], _mm256_slli_epi32(odd[m], 16), 0xaa);
+          dot[m] = _mm256_add_epi32(dot[m], _mm256_madd_epi16(pair, factor));
         }
+      }
+      for (int m = 0; m < M; ++m) {
         const __m256 s =
             _mm256_mul_ps(scale, _mm256_set1_ps(in.scale[(m0 + m) * in.blocks + block]));
-        acc[m][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), s, acc[m][half]);
+        acc[m][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[m]), s, acc[m][half]);
       }
     }
     data = mults + kBlockHead;
   }
-  for (int m = 0; m < rows; ++m) {
+  for (int m = 0; m < M; ++m) {
     _mm256_storeu_ps(y[m], acc[m][0]);
     _mm256_storeu_ps(y[m] + 8, acc[m][1]);
+  }
+}
+
+void rows_int4(const uint8_t* data, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
+  for (int m = 0; m < rows;) {
+    const int n = rows - m >= 4 ? 4 : rows - m >= 2 ? 2 : 1;
+    if (n == 4) tile_int4<4>(data, in, m0 + m, y + m);
+    if (n == 2) tile_int4<2>(data, in, m0 + m, y + m);
+    if (n == 1) tile_int4<1>(data, in, m0 + m, y + m);
+    m += n;
   }
 }
 
@@ -141,6 +172,7 @@ void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m
         const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
         __m256i dot = _mm256_setzero_si256();
         for (int k = begin; k < end; k += 4, d += 64) {
+          ahead(d);
           const __m256i a = four(q + k);
           const __m256i w = _mm256_xor_si256(loadi(d), flip);
           const __m256i p = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a));
@@ -160,7 +192,7 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
   switch (w.format) {
     case GM_F32: return dense<false>(w, at, in, m0, rows, y);
     case GM_BF16: return dense<true>(w, at, in, m0, rows, y);
-    case GM_INT4: return tile_int4(data, in, m0, rows, y);
+    case GM_INT4: return rows_int4(data, in, m0, rows, y);
     case GM_INT6: return tile_int6(data, in, m0, rows, y);
     default: return tile_int8(data, w.scales + at * kTile, in, m0, rows, y);
   }
