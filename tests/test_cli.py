@@ -22,7 +22,7 @@ Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["data"], ["train"],
          ["distill"], ["generate"], ["chat"], ["doctor"], ["info"],
-         ["convert"], ["quantize"], ["record"], ["verify"], ["ablate"], ["plan"],
+         ["convert"], ["quantize"], ["bench"], ["record"], ["verify"], ["ablate"], ["plan"],
          ["card"]]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ LEVELS = [
     {"data", "checkpoints", "distill"},
     {"teachers", "infer"},
     {"train"},
-    {"posttrain", "evals", "serve", "plan", "ablate", "quickstart", "doctor", "quantize"},
+    {"posttrain", "evals", "serve", "plan", "ablate", "quickstart", "doctor", "quantize", "speed"},
     {"cli"},
 ]
 # Within the lowest level, as the modules' docstrings say; nothing may lead back.

@@ -629,6 +629,47 @@ def quantize(
 
 
 @app.command()
+def bench(
+    model: Model,
+    quantize: Annotated[
+        str | None, typer.Option(help="int4 or int8: pack a floating model first.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: every core.")] = None,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt that is taken in.")] = 512,
+    context: Annotated[int, typer.Option(help="Tokens before those that are decoded.")] = 128,
+    batch: Annotated[str, typer.Option(help="Sequences decoded together; several numbers.")] = "1,8",
+    as_json: AsJson = False,
+) -> None:
+    """Measures how fast a model runs here, beside what memory and processor allow.
+
+    Takes some seconds for a small model, about a minute for a 2B.
+
+    Example: gemmule bench runs/quickstart/student --batch 1,4
+    """
+    from gemmule.runlog import ProgressBar
+    from gemmule.speed.request import SpeedRequest
+
+    values = {
+        "model": model, "quantize": quantize, "threads": threads, "prompt": prompt,
+        "context": context, "batch": batch,
+    }  # fmt: skip
+    request = SpeedRequest.parse(values, source="bench")
+    from gemmule.speed.measure import measure
+    from gemmule.speed.show import show
+
+    with _stoppable("nothing was written"), ProgressBar("measuring", 100, "%") as bar:
+
+        def progress(done: int, total: int, note: str) -> None:
+            bar.update(100 * done / total, note)
+
+        found = measure(request, progress)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+@app.command()
 def ablate(
     ablation: Annotated[
         str, typer.Argument(metavar="NAME", help="Which one; list shows them, as below.")

@@ -1,0 +1,78 @@
+"""An engine under the clock, on prompts drawn at random so that no page is ever found again."""
+
+import random
+import time
+
+from gemmule.infer.engine import Engine
+from gemmule.infer.request import Request
+from gemmule.infer.runner import Runner
+from gemmule.infer.sampling import SamplingParams
+
+
+class Driver:
+    """Times prompts and steps of greedy decoding, drawing and bookkeeping included.
+
+    Args:
+        runner: who computes; it gets a pool of pages.
+        seed: of the prompts.
+        cache_tokens: of the pool; None: the engine's default.
+    """
+
+    def __init__(self, runner: Runner, seed: int = 0, cache_tokens: int | None = None) -> None:
+        # Without a tokenizer no token ends an answer.
+        self.engine = Engine(runner, cache_tokens=cache_tokens)
+        self._words = runner.config.vocab_size
+        self._step_tokens = runner.max_step_tokens
+        self._random = random.Random(seed)
+        self._open: list[int] = []
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds from a prompt of so many tokens to the first token of its answer."""
+        (number,) = self._submit(1, tokens, 1)
+        began = time.perf_counter()
+        while not any(event.id == number for event in self.engine.step()):
+            pass
+        seconds = time.perf_counter() - began
+        self.finish()
+        return seconds
+
+    def begin(self, sequences: int, context: int, steps: int) -> None:
+        """Takes in prompts of `context` tokens, whose answers may then go on for `steps` steps."""
+        parts = -(-sequences * context // self._step_tokens) + 1
+        waiting = set(self._submit(sequences, context, steps + parts))
+        while waiting:
+            waiting -= {event.id for event in self.engine.step()}
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of each of the next steps: a token for every sequence."""
+        seconds = []
+        for _ in range(count):
+            began = time.perf_counter()
+            events = self.engine.step()
+            seconds.append(time.perf_counter() - began)
+            assert len(events) == len(self._open), "a step without one of the sequences"
+        return seconds
+
+    def finish(self) -> None:
+        """Ends all sequences."""
+        for number in self._open:
+            self.engine.cancel(number)
+        while self.engine.busy:
+            self.engine.step()
+        self.engine.step()  # their last events
+        self._open = []
+
+    def decode(self, sequences: int, context: int, steps: int) -> list[float]:
+        """`begin`, `steps` and `finish`."""
+        self.begin(sequences, context, steps)
+        try:
+            return self.steps(steps)
+        finally:
+            self.finish()
+
+    def _submit(self, sequences: int, context: int, answer: int) -> list[int]:
+        params = SamplingParams(temperature=0.0, max_new_tokens=answer)
+        for _ in range(sequences):
+            prompt = self._random.choices(range(self._words), k=context)
+            self._open.append(self.engine.submit(Request(prompt, params)))
+        return self._open

@@ -1,0 +1,61 @@
+"""What a measurement is asked for."""
+
+from typing import Any
+
+import pydantic
+from pydantic import Field
+
+from gemmule.config import Config
+from gemmule.errors import ConfigError
+
+_MOST = 256  # sequences at once
+
+
+class SpeedRequest(Config):
+    """Settings of a measurement.
+
+    Attributes:
+        model: a run, folder, file or hub id.
+        quantize: "int4" or "int8": pack a floating model first; None: as it is.
+        threads: None: as many as there are cores to use.
+        prompt: tokens of the prompt that is taken in.
+        context: tokens before those that are decoded.
+        batch: numbers of sequences that are decoded together.
+    """
+
+    model: str
+    quantize: str | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    prompt: int = Field(default=512, ge=1)
+    context: int = Field(default=128, ge=1)
+    batch: tuple[int, ...] = (1, 8)
+
+    @pydantic.field_validator("batch", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not all(part.strip().isdecimal() for part in value.split(",")):
+            raise ValueError("it must be whole numbers with commas between them, as in 1,8")
+        return tuple(int(part) for part in value.split(","))
+
+    @pydantic.field_validator("batch")
+    @classmethod
+    def _sequences(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or not all(1 <= count <= _MOST for count in value):
+            raise ValueError(f"each must be from 1 to {_MOST}")
+        return tuple(sorted({1, *value}))
+
+    def check_fits(self, context: int, steps: int) -> None:
+        """Refuses lengths that the model's context has no room for.
+
+        Raises:
+            ConfigError: for such a length.
+        """
+        for name, more in (("prompt", 1), ("context", steps)):
+            value = getattr(self, name)
+            if value + more > context:
+                raise ConfigError(
+                    f"{name} = {value}: this model's context is {context} tokens, and {more} must "
+                    f"be left for the answer: give at most {context - more}"
+                )
