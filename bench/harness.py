@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,9 +23,9 @@ from typing import Any, Self
 
 from gemmule import files, runlog
 from gemmule.errors import GemmuleError, UserError
+from worker_side import Handler, Reply, peak_mb, serve
 
-Reply = dict[str, Any]
-Handler = Callable[[Mapping[str, Any]], Reply]
+__all__ = ["Handler", "Reply", "peak_mb", "serve"]  # a worker's side, by the same name
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -49,18 +48,21 @@ class Worker:
         script: the benchmark's file, which calls `serve` when it gets --worker.
         mode: which contestant.
         settings: JSON-able; handed to it.
+        python: another interpreter to run it with.
 
     Raises:
         WorkerError: from any method, when the process dies.
     """
 
-    def __init__(self, script: str, mode: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, script: str, mode: str, settings: Mapping[str, Any], python: str = sys.executable
+    ) -> None:
         self.mode = mode
         self.idle_cpu_seconds = 0.0
         self._cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
-            [sys.executable, script, "--worker", json.dumps({"mode": mode, **settings})],
+            [python, script, "--worker", json.dumps({"mode": mode, **settings})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -101,21 +103,6 @@ class Worker:
         self._cache.cleanup()
 
 
-def serve(build: Callable[[], Handler]) -> None:
-    """A worker's whole life: builds its contestant and answers requests until input ends."""
-    # What libraries print must not mix with answers.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    handle = build()
-    fell_idle = None
-    for line in sys.stdin:
-        idle_cpu = time.process_time() - fell_idle if fell_idle is not None else 0.0
-        reply = handle(json.loads(line))
-        answers.write(json.dumps({**reply, "idle_cpu_seconds": idle_cpu}) + "\n")
-        fell_idle = time.process_time()
-        answers.flush()
-
-
 def take_turns(
     workers: Sequence[Worker], rounds: int, **request: Any
 ) -> tuple[dict[str, list[Reply]], float]:
@@ -132,12 +119,6 @@ def take_turns(
             replies[worker.mode].append(worker.ask(**request))
         say(f"round {i + 1} of {rounds}")
     return replies, time.monotonic() - began
-
-
-def peak_mb() -> float:
-    """The most memory this process has had in use (resident), MB of 1e6 bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def median(values: Sequence[float]) -> float:

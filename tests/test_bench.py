@@ -199,3 +199,37 @@ def test_quantization(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None)
         assert name in said
     bits = [report["modes"][f"int4, head {head}"]["bits_per_weight"] for head in ("int4", "bf16")]
     assert bits == sorted(bits)
+
+
+def test_inference(tmp_path: Path) -> None:
+    """Ours is measured; llama.cpp too, where it is installed."""
+    out = tmp_path / "out.json"
+    process = start(
+        "inference.py", "--toy", "--rounds=1", "--steps=2", "--threads=1", "--context=128",
+        f"--folder={tmp_path / 'models'}", f"--json={out}",
+    )  # fmt: skip
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    report = json.loads(out.read_text())
+    assert {"gemmule int4", "gemmule int8"} <= set(report["modes"])
+    for figures in report["modes"].values():
+        for name in ("decode", "batched8", "prefill"):
+            assert figures[f"{name}_tokens_per_second"] > 0
+        assert figures["load_seconds"] > 0
+        assert figures["peak_rss_mb"] >= figures["imports_rss_mb"] > 0
+    assert report["modes"]["gemmule int4"]["context_int8_cache_slowdown"] > 0
+    assert "others_cpu_share" in report
+    if "llama.cpp Q4_0" in report["modes"]:  # installed, and no build that crashes
+        ours, theirs = (report["modes"][name] for name in ("gemmule int4", "llama.cpp Q4_0"))
+        assert ours["bits_per_weight"] <= theirs["bits_per_weight"]
+        assert {"decode_int4", "load_int4", "memory_int4"} <= report["ratios"].keys()
+
+
+def test_a_worker_s_peak_memory_is_its_own() -> None:
+    """Not that of a larger parent, which the system's own figure keeps after exec."""
+    held = bytearray(300_000_000)
+    done = subprocess.run(
+        [sys.executable, "-c", "import worker_side; print(worker_side.peak_mb())"],
+        cwd=BENCH, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert 0 < float(done.stdout) < len(held) / 1e6
