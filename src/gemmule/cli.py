@@ -637,7 +637,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="Default: every core.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt that is taken in.")] = 512,
     context: Annotated[int, typer.Option(help="Tokens before those that are decoded.")] = 128,
-    batch: Annotated[str, typer.Option(help="Sequences decoded together; several numbers.")] = "1,8",
+    batch: Annotated[str, typer.Option(help="Sequences decoded together, as in 1,8.")] = "1,8",
     as_json: AsJson = False,
 ) -> None:
     """Measures how fast a model runs here, beside what memory and processor allow.
