@@ -155,6 +155,13 @@ inline void store(const float* k, const float* v, int head_dim, int at, int cach
   scales[GM_PAGE + at] = v_top / 127.0f;
 }
 
+// How many rows and columns are held at once, so that sums stay in registers.
+#if defined(__AVX512F__)
+constexpr bool kManyRegisters = true;
+#else
+constexpr bool kManyRegisters = false;
+#endif
+
 template <int kCache>
 inline v16 cached(const uint8_t* base, int64_t at) {
   if constexpr (kCache == GM_CACHE_F16)
@@ -190,7 +197,7 @@ inline void page_scores(const float* const* q, int head_dim, int wide, const uin
 template <int kCache, int R>
 inline void page_values(const float (*p)[GM_PAGE], int count, int wide, const uint8_t* page,
                         float* o) {
-  constexpr int C = R >= 8 ? 2 : R >= 4 ? 4 : 8;
+  constexpr int C = kManyRegisters ? (R >= 8 ? 2 : R >= 4 ? 4 : 8) : (R >= 2 ? 2 : 4);
   const int64_t values = static_cast<int64_t>(wide) * GM_PAGE;
   int d = 0;
   for (; d + 16 * C <= wide; d += 16 * C) {
@@ -266,13 +273,16 @@ inline void attend_rows(const Attend& a, int r0, int rows, int page_index, const
   const uint8_t* page = a.pool + a.pages[page_index] * a.page_bytes;
   const int wide = static_cast<int>(padded(a.head_dim, 16));
   while (rows > 0) {
-    const int n = rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    int n = rows >= 2 ? 2 : 1;
+    if (kManyRegisters && rows >= 4) n = rows >= 8 ? 8 : 4;
     const float* m = most ? most + r0 : nullptr;
     float* f = found ? found + r0 : nullptr;
     float* out = o ? o + r0 * wide : nullptr;
     v16* t = total + r0;
-    if (n == 8) attend_page<kCache, 8>(a, r0, page_index, page, m, f, out, t);
-    if (n == 4) attend_page<kCache, 4>(a, r0, page_index, page, m, f, out, t);
+    if constexpr (kManyRegisters) {
+      if (n == 8) attend_page<kCache, 8>(a, r0, page_index, page, m, f, out, t);
+      if (n == 4) attend_page<kCache, 4>(a, r0, page_index, page, m, f, out, t);
+    }
     if (n == 2) attend_page<kCache, 2>(a, r0, page_index, page, m, f, out, t);
     if (n == 1) attend_page<kCache, 1>(a, r0, page_index, page, m, f, out, t);
     r0 += n;
