@@ -97,3 +97,16 @@ def test_no_tokens_and_unknown_instructions() -> None:
 def test_reading_is_measured() -> None:
     data = torch.ones(2**22, dtype=torch.uint8)
     assert native.read_speed(data, rounds=2) > 0
+
+
+@pytest.mark.parametrize("kind", QUANTISE)
+def test_the_product_is_an_operation_of_torch_s(kind: str) -> None:
+    matrix, x = QUANTISE[kind](draw(40, 100, seed=1)), draw(3, 100, seed=2)
+    arguments = (matrix.data, matrix.scales, kind, matrix.rows, matrix.columns)
+    torch.library.opcheck(native.packed_linear, (x, *arguments))
+
+    def twice(x: Tensor) -> Tensor:
+        return native.packed_linear(x + 1.0, *arguments) * 2.0
+
+    whole = torch.compile(twice, fullgraph=True, backend="eager")
+    assert torch.equal(whole(x), twice(x))

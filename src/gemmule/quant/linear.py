@@ -69,7 +69,9 @@ def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
     if plain:
         return lambda x_MK: product.linear(matrix, x_MK)
     if native.available():
-        return lambda x_MK: native.linear(matrix, x_MK)
+        return lambda x_MK: native.packed_linear(
+            x_MK, matrix.data, matrix.scales, matrix.format, matrix.rows, matrix.columns
+        )
     _say_once()
     few = {"int4": _torch_int4, "int6": _torch_int6, "int8": _torch_int8}[matrix.format](matrix)
     return lambda x_MK: few(x_MK) if len(x_MK) < _MANY else _as_floats(matrix, x_MK)

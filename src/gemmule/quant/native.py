@@ -204,6 +204,21 @@ def linear(matrix: PackedMatrix, x_MK: Tensor, pool: Threads | None = None) -> T
     return y_MN
 
 
+@torch.library.custom_op("gemmule::packed_linear", mutates_args=(), device_types="cpu")
+def packed_linear(
+    x_MK: Tensor, data: Tensor, scales: Tensor | None, format: str, rows: int, columns: int
+) -> Tensor:
+    """`linear` as an operation of torch's, which compiled and exported graphs can hold."""
+    return linear(PackedMatrix(format, rows, columns, data, scales), x_MK)
+
+
+@packed_linear.register_fake
+def _(
+    x_MK: Tensor, data: Tensor, scales: Tensor | None, format: str, rows: int, columns: int
+) -> Tensor:
+    return x_MK.new_empty((x_MK.shape[0], rows), dtype=torch.float32)
+
+
 def rows(matrix: PackedMatrix, ids: Sequence[int]) -> Tensor:
     """Rows by number, fp32 [len(ids), K]."""
     out = torch.empty(len(ids), matrix.columns)
