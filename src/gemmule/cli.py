@@ -335,6 +335,12 @@ Repetition = Annotated[
 Draft = Annotated[
     str | None, typer.Option(help="A smaller model with the same tokenizer, to guess ahead.")
 ]
+Packed = Annotated[
+    str | None, typer.Option("--quantize", help="int4, int6 or int8: pack the weights first.")
+]
+Cache = Annotated[
+    str | None, typer.Option(help="float32, float16 or int8: what keys and values are kept as.")
+]
 
 
 @app.command()
@@ -351,6 +357,8 @@ def generate(
         int | None, typer.Option(help="With --json: log-probabilities, and of so many others.")
     ] = None,
     draft: Draft = None,
+    quantize: Packed = None,
+    cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
     """Continues a text.
@@ -362,7 +370,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed, repetition_penalty)
     settings["logprobs"] = logprobs
-    lm = _loaded(model, draft)
+    lm = _loaded(model, draft, quantize, cache)
     if as_json:
         print(json.dumps(_generated(lm, text, settings)))
         return
@@ -385,6 +393,8 @@ def chat(
     seed: Seed = None,
     repetition_penalty: Repetition = 1.0,
     draft: Draft = None,
+    quantize: Packed = None,
+    cache: Cache = None,
 ) -> None:
     """Talks to a model in the terminal; /help lists what can be typed.
 
@@ -393,14 +403,18 @@ def chat(
     from gemmule.infer.terminal_chat import chat as terminal_chat
 
     settings = _sampling(max_new_tokens, temperature, top_p, top_k, seed, repetition_penalty)
-    terminal_chat(_loaded(model, draft), settings, system=system, name=Path(model).name)
+    lm = _loaded(model, draft, quantize, cache)
+    terminal_chat(lm, settings, system=system, name=Path(model).name)
 
 
-def _loaded(model: str, draft: str | None) -> "LanguageModel":
+def _loaded(
+    model: str, draft: str | None, quantize: str | None, cache: str | None
+) -> "LanguageModel":
     from gemmule import LanguageModel, load
 
-    lm = load(model)
-    return lm if draft is None else LanguageModel(lm.model, lm.tokenizer, draft=load(draft))
+    lm = load(model, quantize=quantize)
+    guesser = load(draft, quantize=quantize) if draft else None
+    return LanguageModel(lm.model, lm.tokenizer, draft=guesser, cache=cache)
 
 
 def _sampling(
@@ -632,7 +646,7 @@ def quantize(
 def bench(
     model: Model,
     quantize: Annotated[
-        str | None, typer.Option(help="int4 or int8: pack a floating model first.")
+        str | None, typer.Option(help="int4, int6 or int8: pack a floating model first.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Default: every core.")] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt that is taken in.")] = 512,

@@ -14,6 +14,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.native_runner import NativeRunner
 from gemmule.infer.runner import PAGE, Output, Prediction, Span
+from gemmule.infer.runners import make_runner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native
@@ -228,6 +229,18 @@ def test_what_it_cannot_run() -> None:
     assert not NativeRunner.supports(torch.nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="cache 'float8' is not one of float16, int8, float32"):
         NativeRunner(strong_model({}), cache="float8")
+
+
+def test_the_cache_is_chosen_where_the_model_is_made(lm: LanguageModel) -> None:
+    made = LanguageModel(lm.model, lm.tokenizer, cache="int8")
+    runner = make_runner(made.model, "int8")
+    assert isinstance(runner, NativeRunner)
+    assert runner.page_bytes < 0.35 * NativeRunner(lm.model).page_bytes
+    assert made.generate("def", temperature=0.0, max_new_tokens=3)
+    with pytest.raises(ConfigError, match="cache 'bfloat8' is not one of"):
+        LanguageModel(lm.model, lm.tokenizer, cache="bfloat8").generate("def")
+    with pytest.raises(ConfigError, match="cache 'int8' needs the native kernels"):
+        make_runner(strong_model({}).half(), "int8")
 
 
 def test_the_library_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

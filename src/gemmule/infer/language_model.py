@@ -38,7 +38,12 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: Gemma, tokenizer: Tokenizer, *, draft: "LanguageModel | None" = None
+        self,
+        model: Gemma,
+        tokenizer: Tokenizer,
+        *,
+        draft: "LanguageModel | None" = None,
+        cache: str | None = None,
     ) -> None:
         """Puts the two together.
 
@@ -47,6 +52,8 @@ class LanguageModel:
             tokenizer: its partner.
             draft: a smaller model with the same tokenizer, whose guesses save time where they are
                 often right; what comes out is the same.
+            cache: what keys and values are kept as: "float32", "float16" or "int8", the smaller
+                the more fit into memory; None: as fits the weights.
 
         Raises:
             TokenizerError: when the model has fewer tokens, or the draft others.
@@ -59,6 +66,7 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.draft = draft
+        self._cache = cache
         self._made: tuple[Engine, object] | None = None
         if draft is not None:
             check_same_tokenizer(tokenizer, draft.tokenizer)
@@ -187,7 +195,7 @@ class LanguageModel:
         return self._made[0]
 
     def _new_engine(self) -> Engine:
-        runner = make_runner(self.model)
+        runner = make_runner(self.model, self._cache)
         speculation = None
         if self.draft is not None:
             drafter = DraftModel(make_runner(self.draft.model), self.draft.tokenizer)

@@ -1,20 +1,26 @@
 """Who computes a model: the native runner where there is one for it, else the plain one."""
 
-import importlib
-import importlib.util
-
+from gemmule.errors import ConfigError
+from gemmule.infer.native_runner import NativeRunner
 from gemmule.infer.runner import Runner
 from gemmule.infer.torch_runner import TorchRunner
 from gemmule.model.gemma import Gemma
 
-_NATIVE = "gemmule.infer.native_runner"
 
+def make_runner(model: Gemma, cache: str | None = None) -> Runner:
+    """The fastest runner that can run `model` as it is; both share its weights.
 
-def make_runner(model: Gemma) -> Runner:
-    """The fastest runner that can run `model` as it is; both share its weights."""
-    if importlib.util.find_spec(_NATIVE) is not None:
-        native = importlib.import_module(_NATIVE).NativeRunner
-        if native.supports(model):
-            runner: Runner = native(model)
-            return runner
+    Args:
+        model: a Gemma module, quantised or not.
+        cache: what keys and values are kept as: see NativeRunner; None: as fits the weights.
+
+    Raises:
+        ConfigError: for a cache that is not known, or that the plain runner does not have.
+    """
+    if NativeRunner.supports(model):
+        return NativeRunner(model, cache=cache)
+    if cache is not None:
+        raise ConfigError(
+            f"cache {cache!r} needs the native kernels, on the CPU: leave it out"
+        )
     return TorchRunner(model)

@@ -16,7 +16,7 @@ class SpeedRequest(Config):
 
     Attributes:
         model: a run, folder, file or hub id.
-        quantize: "int4" or "int8": pack a floating model first; None: as it is.
+        quantize: "int4", "int6" or "int8": pack a floating model first; None: as it is.
         threads: None: as many as there are cores to use.
         prompt: tokens of the prompt that is taken in.
         context: tokens before those that are decoded.
