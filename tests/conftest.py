@@ -1,13 +1,14 @@
 """A small text, its tokenizer and prepared data, and settings of runs that take under a second."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+from gemmule.quant import native
 
 TEXT = "the a sea ship captain said never wind old and of to under red sail harbour"
 WORDS = TEXT.split()
@@ -92,3 +93,14 @@ def no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("left out by the test")
 
     monkeypatch.setattr("gemmule.carbon._start_tracker", start)
+
+
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the kernels that this processor has."""
+    if not native.available() or request.param not in native.instruction_sets():
+        pytest.skip(f"there are no kernels for {request.param} here")
+    before = native.instruction_set()
+    native.use_instruction_set(request.param)
+    yield request.param
+    native.use_instruction_set(before)

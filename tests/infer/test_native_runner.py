@@ -1,7 +1,7 @@
 """The native runner against the forward pass, and its promise that no bit depends on the batch."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -47,16 +47,6 @@ def strong_model(changes: dict[str, float | None], dtype: torch.dtype = torch.fl
             size = 0.3 if "norm" in name else 1.7 * p.shape[-1] ** -0.5
             p.copy_(torch.randn(p.shape, generator=generator) * size)
     return model.to(dtype)
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.instruction_set()
-    if request.param not in native.instruction_sets():
-        pytest.skip(f"this processor has no {request.param}")
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
 
 
 class Running:

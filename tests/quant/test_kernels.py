@@ -1,7 +1,5 @@
 """The kernels in C++ against the plain product, bit for bit, on every instruction set here."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,16 +14,6 @@ QUANTISE = {"int4": int4.quantise, "int6": int6.quantise, "int8": int8.quantise}
 # Rows and columns of whole tiles and superblocks, and of none.
 SHAPES = [(48, 256), (37, 300), (1, 1), (100, 64), (33, 1000), (16, 2304)]
 TOKENS = (1, 2, 3, 5, 8, 9, 13, 17, 33, 140)  # either side of every kernel's limits
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.instruction_set()
-    if request.param not in native.instruction_sets():
-        pytest.skip(f"this processor has no {request.param}")
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
 
 
 def draw(*shape: int, seed: int) -> Tensor:
