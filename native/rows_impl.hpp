@@ -172,13 +172,33 @@ inline v16 cached(const uint8_t* base, int64_t at) {
     return from_bytes(reinterpret_cast<const int8_t*>(base) + at);
 }
 
-// Scores of R rows against the 32 keys of a page, before scale and cap.
+// Bytes of a page's keys, and of its values.
+template <int kCache>
+inline int64_t half_bytes(int wide) {
+  const int64_t each = kCache == GM_CACHE_INT8 ? 1 : kCache == GM_CACHE_F16 ? 2 : 4;
+  return each * wide * GM_PAGE;
+}
+
+// The part of `bytes` bytes that comes `step` steps into `steps`.
+inline void fetch(const uint8_t* from, int64_t bytes, int step, int steps) {
+  if (!from) return;
+  const int64_t end = bytes * (step + 1) / steps;
+  for (int64_t at = (bytes * step / steps + 63) / 64 * 64; at < end; at += 64)
+    __builtin_prefetch(from + at);
+}
+
+constexpr int kSteps = 16;  // between two of which the next part is asked for
+
+// Scores of R rows against the 32 keys of a page, before scale and cap. Pages lie far from one
+// another, so each half is asked for while the one before is worked on.
 template <int kCache, int R>
 inline void page_scores(const float* const* q, int head_dim, int wide, const uint8_t* page,
                         float (*s)[GM_PAGE]) {
+  const int64_t bytes = half_bytes<kCache>(wide);
   v16 acc[R][2];
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = splat(0.0f);
   for (int d = 0; d < head_dim; ++d) {
+    if (d % kSteps == 0) fetch(page + bytes, bytes, d / kSteps, (head_dim + kSteps - 1) / kSteps);
     const v16 k0 = cached<kCache>(page, d * 16);
     const v16 k1 = cached<kCache>(page, (wide + d) * 16);
     for (int r = 0; r < R; ++r) {
@@ -196,15 +216,20 @@ inline void page_scores(const float* const* q, int head_dim, int wide, const uin
 // o[r] += the first `count` values of a page, weighted by p[r].
 template <int kCache, int R>
 inline void page_values(const float (*p)[GM_PAGE], int count, int wide, const uint8_t* page,
-                        float* o) {
+                        const uint8_t* next, float* o) {
+  const int64_t bytes = half_bytes<kCache>(wide);
+  const int parts = wide / 16;
   constexpr int C = kManyRegisters ? (R >= 8 ? 2 : R >= 4 ? 4 : 8) : (R >= 2 ? 2 : 4);
   const int64_t values = static_cast<int64_t>(wide) * GM_PAGE;
   int d = 0;
   for (; d + 16 * C <= wide; d += 16 * C) {
     v16 acc[R][C];
+    int step = d / 16 * 4;  // four steps for each 16 columns, spread over the keys
+    const int each = GM_PAGE / (4 * C);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) acc[r][c] = load(o + r * wide + d + 16 * c);
     for (int key = 0; key < count; ++key) {
+      if (key % each == 0) fetch(next, bytes, step++, 4 * parts);
       v16 v[C];
       for (int c = 0; c < C; ++c) v[c] = cached<kCache>(page, values + key * wide + d + 16 * c);
       for (int r = 0; r < R; ++r) {
@@ -231,7 +256,7 @@ constexpr float kBounded = 60.0f;  // e^60 summed a million times is far from ov
 // `o` null, only `found` (each row's largest score so far) is brought up to date.
 template <int kCache, int R>
 inline void attend_page(const Attend& a, int r0, int page_index, const uint8_t* page,
-                        const float* most, float* found, float* o, v16* total) {
+                        const uint8_t* next, const float* most, float* found, float* o, v16* total) {
   const int wide = static_cast<int>(padded(a.head_dim, 16));
   alignas(64) float s[R][GM_PAGE];
   page_scores<kCache, R>(a.q + r0, a.head_dim, wide, page, s);
@@ -264,13 +289,15 @@ inline void attend_page(const Attend& a, int r0, int page_index, const uint8_t* 
         save(s[r] + 16 * half, p);
     }
   }
-  if (o) page_values<kCache, R>(s, count < GM_PAGE ? count : GM_PAGE, wide, page, o);
+  if (o) page_values<kCache, R>(s, count < GM_PAGE ? count : GM_PAGE, wide, page, next, o);
 }
 
 template <int kCache>
-inline void attend_rows(const Attend& a, int r0, int rows, int page_index, const float* most,
-                        float* found, float* o, v16* total) {
+inline void attend_rows(const Attend& a, int r0, int rows, int page_index, int last,
+                        const float* most, float* found, float* o, v16* total) {
   const uint8_t* page = a.pool + a.pages[page_index] * a.page_bytes;
+  const uint8_t* next =
+      page_index < last ? a.pool + a.pages[page_index + 1] * a.page_bytes : nullptr;
   const int wide = static_cast<int>(padded(a.head_dim, 16));
   while (rows > 0) {
     int n = rows >= 2 ? 2 : 1;
@@ -280,13 +307,14 @@ inline void attend_rows(const Attend& a, int r0, int rows, int page_index, const
     float* out = o ? o + r0 * wide : nullptr;
     v16* t = total + r0;
     if constexpr (kManyRegisters) {
-      if (n == 8) attend_page<kCache, 8>(a, r0, page_index, page, m, f, out, t);
-      if (n == 4) attend_page<kCache, 4>(a, r0, page_index, page, m, f, out, t);
+      if (n == 8) attend_page<kCache, 8>(a, r0, page_index, page, next, m, f, out, t);
+      if (n == 4) attend_page<kCache, 4>(a, r0, page_index, page, next, m, f, out, t);
     }
-    if (n == 2) attend_page<kCache, 2>(a, r0, page_index, page, m, f, out, t);
-    if (n == 1) attend_page<kCache, 1>(a, r0, page_index, page, m, f, out, t);
+    if (n == 2) attend_page<kCache, 2>(a, r0, page_index, page, next, m, f, out, t);
+    if (n == 1) attend_page<kCache, 1>(a, r0, page_index, page, next, m, f, out, t);
     r0 += n;
     rows -= n;
+    next = nullptr;  // asked for already
   }
 }
 
@@ -308,9 +336,10 @@ inline void attend_in(const Attend& a, float* o) {
   const bool bounded = a.cap > 0.0f && a.cap <= kBounded;
   if (!bounded)
     for (int page = first / GM_PAGE; page <= last / GM_PAGE; ++page)
-      attend_rows<kCache>(a, 0, a.rows, page, nullptr, most, nullptr, total);
+      attend_rows<kCache>(a, 0, a.rows, page, last / GM_PAGE, nullptr, most, nullptr, total);
   for (int page = first / GM_PAGE; page <= last / GM_PAGE; ++page)
-    attend_rows<kCache>(a, 0, a.rows, page, bounded ? nullptr : most, nullptr, o, total);
+    attend_rows<kCache>(a, 0, a.rows, page, last / GM_PAGE, bounded ? nullptr : most, nullptr, o,
+                        total);
   for (int r = 0; r < a.rows; ++r) {
     const float inverse = 1.0f / sum(total[r]);
     for (int d = 0; d < a.head_dim; ++d) a.out[r][d] = o[r * wide + d] * inverse;
