@@ -127,7 +127,7 @@ class Checkpoint:
                 f"weights hold {len(layers)}"
             )
         try:
-            with torch.device("meta"), _Undrawn():
+            with torch.device("meta"), Undrawn():
                 model = Gemma(self.config)
         except (RuntimeError, OverflowError, TypeError) as e:
             raise CheckpointError(
@@ -168,7 +168,7 @@ class Checkpoint:
             )
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Modules are made without drawing weights: on the meta device too that takes seconds."""
 
     def __torch_function__(

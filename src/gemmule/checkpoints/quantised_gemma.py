@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gemmule.checkpoints.checkpoint import Undrawn
 from gemmule.checkpoints.quantised import EMBEDDING, QuantisedModel
 from gemmule.model.gemma import Gemma, RMSNorm
 from gemmule.model.soft_cap import soft_cap
@@ -18,7 +19,7 @@ class QuantisedGemma(Gemma):
     """
 
     def __init__(self, model: QuantisedModel, plain: bool = False) -> None:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             super().__init__(model.config)
         for name, matrix in model.matrices.items():
             if name != EMBEDDING:
