@@ -6,8 +6,10 @@ the norms in fp32. Every command reads such a folder as the values it stands for
 what multiplies with packed matrices loads them as they are (`load_quantised`).
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from gemmule.checkpoints.hf import PREFIX, MappedTensor, read_header
 from gemmule.checkpoints.hf_config import from_hf, read_object
 from gemmule.checkpoints.locate import SINGLE, locate
 from gemmule.checkpoints.mapped import MappedFile
-from gemmule.checkpoints.stored import StoredTensor, is_finite
+from gemmule.checkpoints.stored import StoredTensor, empty, is_finite
 from gemmule.errors import CheckpointError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
@@ -33,6 +35,7 @@ from gemmule.quant.packed import (
     TILE,
     PackedMatrix,
     layout,
+    padded,
     plain,
     superblock_bytes,
     superblocks,
@@ -45,6 +48,8 @@ EMBEDDING = "embed_tokens.weight"
 _LAYER = re.compile(r"layers\.(?:0|[1-9]\d{0,8})\.(.+)")
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNED = 64  # bytes; what processors load at once
+_PIECE = 2**23  # bytes read by one thread at a time
+_READERS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,8 +268,9 @@ class PackedTensor(StoredTensor):
 def load_quantised(path: str | Path) -> QuantisedModel:
     """Loads a quantised model, its matrices packed.
 
-    They stay in the file, which is mapped: what the system has in its cache is there at once, and
-    several processes share it.
+    They are read straight into memory of their own, in huge pages where there are any, by several
+    threads: about as fast as the file can be read, and later faster to multiply with than pages
+    of a mapped file.
 
     Args:
         path: as for open_checkpoint.
@@ -281,7 +287,7 @@ def load_quantised(path: str | Path) -> QuantisedModel:
         assert checkpoint.quantised is not None
         tokenizer = checkpoint.tokenizer
         packed = {n: t for n, t in checkpoint.tensors.items() if isinstance(t, PackedTensor)}
-        matrices = _matrices(folder / SINGLE, packed)
+        matrices = _read(folder / SINGLE, packed)
         norms: dict[str, Tensor] = {}
         for name, tensor in checkpoint.tensors.items():
             if name == EMBEDDING and name not in packed:
@@ -297,22 +303,43 @@ def load_quantised(path: str | Path) -> QuantisedModel:
         )  # fmt: skip
 
 
-def _matrices(path: Path, packed: Mapping[str, PackedTensor]) -> dict[str, PackedMatrix]:
-    """The packed matrices where they lie in the file; copied where that suits no processor."""
-    file = MappedFile(path)  # stays mapped as long as there is a matrix
+def _read(path: Path, packed: Mapping[str, PackedTensor]) -> dict[str, PackedMatrix]:
+    """The packed matrices in one piece of memory, each at an address that suits processors."""
+    starts, total = [], 0
+    parts = [part for tensor in packed.values() for part in tensor.parts]
+    for part in parts:
+        starts.append(total)
+        total += padded(part.nbytes, _ALIGNED)
+    arena = empty((total,), torch.uint8, torch.device("cpu"))
+    memory: memoryview = arena.numpy().data
+    with path.open("rb") as f, ThreadPoolExecutor(_READERS) as pool:
 
-    def tensor(part: _Part) -> Tensor:
-        raw = file.raw(part.start, part.start + part.nbytes)
-        placed = raw if part.start % _ALIGNED == 0 else raw.clone()
-        return placed.view(part.dtype).view(part.shape)
+        def read(piece: tuple[int, int, int]) -> bool:
+            offset, start, count = piece
+            return os.preadv(f.fileno(), [memory[start : start + count]], offset) == count
 
+        pieces = [
+            (part.start + at, start + at, min(_PIECE, part.nbytes - at))
+            for part, start in zip(parts, starts, strict=True)
+            for at in range(0, part.nbytes, _PIECE)
+        ]
+        try:
+            whole = all(pool.map(read, pieces))
+        except OSError as e:
+            raise CheckpointError(f"{path} cannot be read: {e}") from None
+    if not whole:
+        raise CheckpointError(f"{path} was cut short while it was read")
+    tensors = iter(
+        arena[start : start + part.nbytes].view(part.dtype).view(part.shape)
+        for part, start in zip(parts, starts, strict=True)
+    )
     found = {}
-    for name, stored in packed.items():
-        data, *scales = (tensor(part) for part in stored.parts)
-        rows, columns = stored.shape
-        matrix = PackedMatrix(stored.format, rows, columns, data, scales[0] if scales else None)
-        _check_scales(matrix, stored.where)
-        found[name] = matrix
+    for name, tensor in packed.items():
+        data = next(tensors)
+        scales = next(tensors) if len(tensor.parts) > 1 else None
+        rows, columns = tensor.shape
+        found[name] = PackedMatrix(tensor.format, rows, columns, data, scales)
+        _check_scales(found[name], tensor.where)
     return found
 
 
