@@ -20,7 +20,5 @@ def make_runner(model: Gemma, cache: str | None = None) -> Runner:
     if NativeRunner.supports(model):
         return NativeRunner(model, cache=cache)
     if cache is not None:
-        raise ConfigError(
-            f"cache {cache!r} needs the native kernels, on the CPU: leave it out"
-        )
+        raise ConfigError(f"cache {cache!r} needs the native kernels, on the CPU: leave it out")
     return TorchRunner(model)
