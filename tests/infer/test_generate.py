@@ -39,7 +39,7 @@ def runner(request: pytest.FixtureRequest, lm: LanguageModel, monkeypatch: Patch
     """Either runner; prompts run whole, or in parts, or token by token."""
     name, most = request.param.split()
 
-    def make(model: Gemma) -> Runner:
+    def make(model: Gemma, cache: str | None = None) -> Runner:
         made = TorchRunner(model) if name == "torch" else make_runner(model)
         made.max_step_tokens = int(most)
         return made
