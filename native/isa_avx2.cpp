@@ -22,12 +22,6 @@ inline __m256i four(const int8_t* p) {
   return _mm256_set1_epi32(bits);
 }
 
-constexpr int kAhead = 2048;  // bytes that are asked for before they are needed
-
-inline void ahead(const uint8_t* p) {
-  _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
-}
-
 // A group of eight rows for M tokens: sums of 32 products of nibbles and bytes stay within
 // 8 x 2 x 15 x 127 < 2^15.
 template <int M>

@@ -13,6 +13,11 @@ constexpr int64_t kGrain = 64 * 1024;  // bytes of weights that a thread takes a
 
 bool is_quantised(int format) { return format != GM_F32 && format != GM_BF16; }
 
+// Whether so many rows of inputs are worth making panels of a matrix.
+bool by_panels(const Kernels& k, const gm_matrix& w, int rows) {
+  return rows > k.few && k.panel && is_quantised(w.format);
+}
+
 int64_t tiles_of(const gm_matrix& w) { return padded(w.rows, kTile) / kTile; }
 
 int64_t bytes_of_tile(const gm_matrix& w) {
@@ -86,7 +91,7 @@ void quantise_inputs(gm_context& c, const Inputs& in, int rows, int format) {
 void multiply(gm_context& c, const Product* products, int count, const Inputs& in, int rows) {
   const Kernels& k = kernels();
   const Product& first = products[0];
-  const bool panels = rows > k.few && k.panel && is_quantised(first.w->format);
+  const bool panels = by_panels(k, *first.w, rows);
   int64_t starts[4] = {};
   for (int i = 0; i < count; ++i) {
     const int64_t tiles = tiles_of(*products[i].w);
@@ -119,21 +124,15 @@ void multiply(gm_context& c, const Product* products, int count, const Inputs& i
 }
 
 void multiply_part(ThreadBuffers& own, const gm_matrix& w, int64_t first_tile, int64_t last_tile,
-                   const Inputs& in, int row0, int rows, float* y, int64_t y_stride) {
+                   const Inputs& in, int rows, float* y, int64_t y_stride) {
   const Kernels& k = kernels();
-  float* base = y - first_tile * kTile;
-  if (rows > k.few && k.panel && is_quantised(w.format)) {
-    for (int64_t t = first_tile; t < last_tile; t += 2)
-      many_rows(k, own, {&w, nullptr, base, y_stride}, t, last_tile, in, row0, rows);
-    return;
-  }
-  alignas(64) float part[kFew][kTile];
-  for (int64_t t = first_tile; t < last_tile; ++t)
-    for (int m = 0; m < rows; m += kFew) {
-      const int n = rows - m < kFew ? rows - m : kFew;
-      k.tile(w, t, in, row0 + m, n, part);
-      put(w, t, part[0], kTile, n, base + m * y_stride, y_stride);
-    }
+  const Product p{&w, nullptr, y - first_tile * kTile, y_stride};
+  const bool panels = by_panels(k, w, rows);
+  for (int64_t t = first_tile; t < last_tile; t += panels ? 2 : 1)
+    if (panels)
+      many_rows(k, own, p, t, last_tile, in, 0, rows);
+    else
+      few_rows(k, p, t, in, rows);
 }
 
 }  // namespace gemmule

@@ -23,6 +23,6 @@ void multiply(gm_context& c, const Product* products, int count, const Inputs& i
 
 // Rows [first, last) of one matrix, for all inputs; y[m, 0] is row `first`. By one thread.
 void multiply_part(ThreadBuffers& own, const gm_matrix& w, int64_t first_tile, int64_t last_tile,
-                   const Inputs& in, int row0, int rows, float* y, int64_t y_stride);
+                   const Inputs& in, int rows, float* y, int64_t y_stride);
 
 }  // namespace gemmule

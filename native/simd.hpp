@@ -10,6 +10,10 @@ typedef int8_t b16u __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef uint16_t h16u __attribute__((vector_size(32), aligned(2), may_alias));
 
+constexpr int kAhead = 2048;  // bytes of weights that are asked for before they are needed
+
+inline void ahead(const uint8_t* p) { __builtin_prefetch(p + kAhead); }
+
 inline v16 load(const float* p) { return *reinterpret_cast<const v16u*>(p); }
 inline void save(float* p, v16 x) { *reinterpret_cast<v16u*>(p) = x; }
 inline v16 splat(float x) { return v16{} + x; }

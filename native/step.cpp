@@ -219,7 +219,7 @@ struct Step {
         const int64_t tile = p * kHeadTiles, word = tile * kTile;
         const int64_t last = std::min(tiles, tile + kHeadTiles);
         const int count = static_cast<int>(std::min(width, m.vocab - word));
-        multiply_part(own, m.embed, tile, last, in, 0, rows, y, width);
+        multiply_part(own, m.embed, tile, last, in, rows, y, width);
         for (int r = 0; r < rows; ++r)
           keep(first + r, y + r * width, static_cast<int32_t>(word), count,
                ids + (p * rows + r) * top, logits + (p * rows + r) * top, z + p * rows + r);

@@ -1,8 +1,6 @@
 // AVX-512 with VNNI: four products of bytes and their sum in each of sixteen lanes, one lane a row
 // of the tile. Included by isa_avx512.cpp and isa_amx.cpp, inside their namespaces.
 
-constexpr int kAhead = 2048;  // bytes that are asked for before they are needed
-
 inline __m512i loadi(const void* p) { return _mm512_loadu_si512(p); }
 
 inline __m512i four(const int8_t* p) {
@@ -27,7 +25,7 @@ inline void group_pair(const uint8_t* data, const int8_t* q, int64_t q_stride, c
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const uint8_t* p = data + g * kQuantBytes + i * 64;
-      _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
+      ahead(p);
       const __m512i w = loadi(p);
       const __m512i a = _mm512_and_si512(w, low);
       const __m512i b = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
@@ -93,10 +91,6 @@ inline void six_bits(__m512i w, __m512i h0, __m512i h1, __m512i* a, __m512i* b) 
   // (w & low) | (h & high)
   *a = _mm512_ternarylogic_epi32(_mm512_and_si512(w, low), h0, high, 0xf8);
   *b = _mm512_ternarylogic_epi32(_mm512_and_si512(_mm512_srli_epi16(w, 4), low), h1, high, 0xf8);
-}
-
-inline void ahead(const uint8_t* p) {
-  _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
 }
 
 template <int M, int I>
@@ -165,7 +159,7 @@ inline void tile_int8(const uint8_t* data, const float* scales, const Inputs& in
     for (int k = begin; k < end; k += 16, data += 256)
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(data + i * 64 + kAhead), _MM_HINT_T0);
+        ahead(data + i * 64);
         const __m512i w = loadi(data + i * 64);
         for (int m = 0; m < M; ++m)
           dot[m][i % C] =
@@ -226,7 +220,7 @@ inline void widen_int4(const uint8_t* data, int columns, uint8_t* bytes, float* 
           _mm512_set1_epi8(-128),
           _mm512_slli_epi16(_mm512_or_si512(mult, _mm512_slli_epi16(mult, 8)), 3));
       for (int i = 0; i < 4; ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(data + i * 64 + kAhead), _MM_HINT_T0);
+        ahead(data + i * 64);
         const __m512i w = loadi(data + i * 64);
         // Nibble x multiplier stays below 256: both bytes of a 16-bit product are right.
         const __m512i a = _mm512_mullo_epi16(_mm512_and_si512(w, low), mult);
