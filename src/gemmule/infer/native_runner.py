@@ -42,6 +42,11 @@ def packed_of(module: nn.Module) -> PackedMatrix:
     return packed if packed is not None else plain(module.get_parameter("weight").detach())
 
 
+def matrices_of(layer: nn.Module) -> dict[str, PackedMatrix]:
+    """All matrices of a layer, by the names of the kernels' interface."""
+    return {name: packed_of(layer.get_submodule(path)) for name, path in _PROJECTIONS}
+
+
 class NativeRunner:
     """See Runner.
 
@@ -183,10 +188,7 @@ class NativeRunner:
         )
 
     def _c_layer(self, config: GemmaConfig, index: int, layer: nn.Module) -> CLayer:
-        matrices = {
-            name: self._c_matrix(packed_of(layer.get_submodule(path)))
-            for name, path in _PROJECTIONS
-        }
+        matrices = {name: self._c_matrix(m) for name, m in matrices_of(layer).items()}
         norms = [self._floats(layer.get_parameter(f"{name}.weight")) for name in _NORMS]
         return CLayer(
             **matrices,

@@ -6,16 +6,11 @@ values that its tokens may see. It computes two operations for each weight and t
 
 from dataclasses import dataclass
 
-from gemmule.infer.native_runner import packed_of
+from gemmule.infer.native_runner import matrices_of, packed_of
 from gemmule.infer.runner import PAGE, Runner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.quant.packed import FLOATS
-
-_MATRICES = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,9 +93,7 @@ class Model:
 
 def of_model(model: Gemma, runner: Runner) -> Model:
     """A loaded model and who runs it, as a load."""
-    matrices = [
-        packed_of(layer.get_submodule(name)) for layer in model.layers for name in _MATRICES
-    ]
+    matrices = [matrix for layer in model.layers for matrix in matrices_of(layer).values()]
     embedding = packed_of(model.embed_tokens)
     layers_of_a_page = (runner.config.num_hidden_layers + 1) // 2
     return Model(
