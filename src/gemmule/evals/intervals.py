@@ -1,0 +1,100 @@
+"""95% intervals: how far a score would move with other documents of the same kind."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Z = 1.959963984540054  # the normal distribution's 97.5% point
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95% interval.
+
+    Attributes:
+        value: the figure.
+        low: the interval's lower end.
+        high: its upper end.
+        n: documents behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def json(self) -> dict[str, float | int]:
+        """As it is kept in result files."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+
+def proportion(successes: int, n: int) -> Estimate:
+    """A share with Wilson's score interval (1927), which is never empty, even at 0 of n.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n > 0.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} of {n} is no share")
+    p = successes / n
+    spread = 1 + Z**2 / n
+    centre = (p + Z**2 / (2 * n)) / spread
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / spread
+    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """A mean: Wilson's interval where every value is 0 or 1, else 1.96 standard errors.
+
+    Raises:
+        ValueError: without values.
+    """
+    if not values:
+        raise ValueError("no values: nothing to average")
+    if all(v in (0, 1) for v in values):
+        return proportion(round(sum(values)), len(values))
+    return stratified([values])
+
+
+def stratified(groups: Sequence[Sequence[float]], *, equal: bool = False) -> Estimate:
+    """The mean over documents of several tasks, each task's own spread counted.
+
+    Args:
+        groups: the values of each task.
+        equal: give tasks, rather than documents, the same weight.
+
+    Raises:
+        ValueError: without values in any group.
+    """
+    if not groups or not all(groups):
+        raise ValueError("a group without values cannot be averaged")
+    if len(groups) == 1 and all(v in (0, 1) for v in groups[0]):
+        return mean(groups[0])
+    total = sum(map(len, groups))
+    value = variance = 0.0
+    for group in groups:
+        n = len(group)
+        weight = 1 / len(groups) if equal else n / total
+        centre = math.fsum(group) / n
+        value += weight * centre
+        if n > 1:
+            squares = math.fsum((v - centre) ** 2 for v in group)
+            variance += weight**2 * squares / (n - 1) / n
+    half = Z * math.sqrt(variance)
+    return Estimate(value, value - half, value + half, total)
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """The mean of a - b over the same documents: what both find hard or easy cancels.
+
+    Raises:
+        ValueError: when the two are not of one length, or empty.
+    """
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    if not differences:
+        raise ValueError("no documents in common: nothing to compare")
+    n = len(differences)
+    centre = math.fsum(differences) / n
+    squares = math.fsum((d - centre) ** 2 for d in differences)
+    half = Z * math.sqrt(squares / max(1, n - 1) / n)
+    return Estimate(centre, centre - half, centre + half, n)
