@@ -1,0 +1,79 @@
+"""ARC (Clark et al., 2018): grade-school science questions, easy and challenge sets."""
+
+import re
+from pathlib import Path
+
+from gemmule.errors import DataError
+from gemmule.evals.benchmarks import local_files
+from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+
+_LETTERS = "ABCDE"
+_QUESTION = "Please choose the correct answer to the question: "
+
+
+def easy(folder: Path) -> Local:
+    """arc_easy.jsonl: query, choices, gold. Asked without examples: none are read."""
+    path = folder / "arc_easy.jsonl"
+    return Local({"arc_easy": {"test": _test(path)}}, [path])
+
+
+def challenge(folder: Path) -> Local:
+    """arc_challenge.jsonl, and ARC-Challenge/train.json for the examples."""
+    test, train = folder / "arc_challenge.jsonl", folder / "ARC-Challenge/train.json"
+    return Local({"arc_challenge": {"test": _test(test), "train": _train(train)}}, [test, train])
+
+
+def _test(path: Path) -> list[Row]:
+    rows = []
+    fields = {"query": str, "choices": list, "gold": int}
+    for number, row in enumerate(local_files.jsonl(path, fields), 1):
+        gold = local_files.index(path, number, "gold", row["gold"], len(row["choices"]))
+        rows.append(_row(row["query"].removeprefix("Question: "), row["choices"], gold))
+    return rows
+
+
+def _train(path: Path) -> list[Row]:
+    """Questions that were rewritten as instructions, taken apart again."""
+    rows = []
+    for number, row in enumerate(local_files.json_document(path), 1):
+        fields = {"instruction": str, "answer": str}
+        text = local_files.checked(path, f"entry {number}", row, fields)["instruction"]
+        question, _, rest = text.removeprefix(_QUESTION).partition("\n\nAnswer1: ")
+        options = re.split(r" Answer\d: ", rest.partition("\n\nAnswer format:")[0])
+        gold = row["answer"].removeprefix("answer")
+        if not rest or not gold.isdigit() or not 1 <= int(gold) <= len(options):
+            raise DataError(f"{path}: entry {number} is no question with answers 1 to 5")
+        rows.append(_row(question, options, int(gold) - 1))
+    return rows
+
+
+def _row(question: str, options: list[str], gold: int) -> Row:
+    labels = list(_LETTERS[: len(options)])
+    choices = {"text": options, "label": labels}
+    return {"question": question, "choices": choices, "answerKey": labels[gold]}
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="arc-e",
+        title="ARC-e",
+        tasks=("arc_easy",),
+        shots=0,
+        metric="acc_norm",
+        kind="choice",
+        chance=0.25,
+        folder="arc",
+        local=easy,
+    ),
+    Benchmark(
+        name="arc-c",
+        title="ARC-c",
+        tasks=("arc_challenge",),
+        shots=25,
+        metric="acc_norm",
+        kind="choice",
+        chance=0.25,
+        folder="arc",
+        local=challenge,
+    ),
+)
