@@ -1,13 +1,13 @@
 """ARC (Clark et al., 2018): grade-school science questions, easy and challenge sets."""
 
 import re
+import string
 from pathlib import Path
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
 from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
 
-_LETTERS = "ABCDE"
 _QUESTION = "Please choose the correct answer to the question: "
 
 
@@ -27,28 +27,31 @@ def _test(path: Path) -> list[Row]:
     rows = []
     fields = {"query": str, "choices": list, "gold": int}
     for number, row in enumerate(local_files.jsonl(path, fields), 1):
-        gold = local_files.index(path, number, "gold", row["gold"], len(row["choices"]))
-        rows.append(_row(row["query"].removeprefix("Question: "), row["choices"], gold))
+        choices = local_files.options(path, number, "choices", row["choices"])
+        right = choices[local_files.index(path, number, "gold", row["gold"], len(choices))]
+        # A question of three answers stands in this file with one of them twice.
+        once = list(dict.fromkeys(choices))
+        rows.append(_row(row["query"].removeprefix("Question: "), once, once.index(right)))
     return rows
 
 
 def _train(path: Path) -> list[Row]:
     """Questions that were rewritten as instructions, taken apart again."""
     rows = []
-    for number, row in enumerate(local_files.json_document(path), 1):
-        fields = {"instruction": str, "answer": str}
-        text = local_files.checked(path, f"entry {number}", row, fields)["instruction"]
-        question, _, rest = text.removeprefix(_QUESTION).partition("\n\nAnswer1: ")
+    fields = {"instruction": str, "answer": str}
+    for number, row in enumerate(local_files.entries(path, fields), 1):
+        text = row["instruction"].removeprefix(_QUESTION)
+        question, _, rest = text.partition("\n\nAnswer1: ")
         options = re.split(r" Answer\d: ", rest.partition("\n\nAnswer format:")[0])
-        gold = row["answer"].removeprefix("answer")
-        if not rest or not gold.isdigit() or not 1 <= int(gold) <= len(options):
+        gold = re.fullmatch("answer([1-5])", row["answer"])
+        if not rest or not gold or int(gold[1]) > len(options):
             raise DataError(f"{path}: entry {number} is no question with answers 1 to 5")
-        rows.append(_row(question, options, int(gold) - 1))
+        rows.append(_row(question, options, int(gold[1]) - 1))
     return rows
 
 
 def _row(question: str, options: list[str], gold: int) -> Row:
-    labels = list(_LETTERS[: len(options)])
+    labels = list(string.ascii_uppercase[: len(options)])
     choices = {"text": options, "label": labels}
     return {"question": question, "choices": choices, "answerKey": labels[gold]}
 

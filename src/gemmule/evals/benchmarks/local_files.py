@@ -1,10 +1,12 @@
 """Reading a user's benchmark files; what is wrong is named by file and line."""
 
 import csv
+import errno
 import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from gemmule.errors import DataError
 
 Fields = Mapping[str, type | tuple[type, ...]]
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object", bool: "true/false"}
+_LARGEST = 1 << 30  # bytes of an unpacked file; the largest known is 4 MB
 
 
 def jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
-    """Objects, one a line (.gz is unpacked); blank lines are skipped.
+    """Objects, one a line (.gz is unpacked): row i is on line i + 1.
 
     Args:
         path: the file.
@@ -27,25 +30,38 @@ def jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
         FileNotFoundError: when it is not there.
     """
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(lines(path), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as e:
             raise DataError(f"{path}:{number}: broken JSON ({e}): expected an object") from None
+        _encodable(path, number, row, line)
         rows.append(checked(path, number, row, fields))
-    return some(path, rows)
+    return rows
 
 
 def json_document(path: Path) -> Any:
     """A whole JSON file; errors as for `jsonl`."""
+    text = _text(path)
     try:
-        return json.loads(_text(path))
+        document = json.loads(text)
     except json.JSONDecodeError as e:
         raise DataError(f"{path}:{e.lineno}: broken JSON ({e.msg})") from None
+    except ValueError as e:
+        raise DataError(f"{path}: broken JSON ({e})") from None
     except RecursionError:
         raise DataError(f"{path}: JSON nested too deeply") from None
+    _encodable(path, "", document, text)
+    return document
+
+
+def entries(path: Path, fields: Fields) -> list[dict[str, Any]]:
+    """A JSON file that is one list of objects; errors as for `jsonl`, by the entry's number."""
+    document = json_document(path)
+    if not isinstance(document, list):
+        raise DataError(f"{path}: {type(document).__name__}; expected a list of objects")
+    rows = [checked(path, f"entry {n}", row, fields) for n, row in enumerate(document, 1)]
+    return some(path, rows)
 
 
 def table(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
@@ -56,7 +72,14 @@ def table(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> list[di
         columns: those that must be there.
         delimiter: between them.
     """
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
+    return [row for _, row in numbered_table(path, columns, delimiter)]
+
+
+def numbered_table(
+    path: Path, columns: tuple[str, ...], delimiter: str = ","
+) -> list[tuple[int, dict[str, str]]]:
+    """As `table`, each row with the line it ends on."""
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
         missing = [c for c in columns if c not in (reader.fieldnames or ())]
@@ -69,15 +92,20 @@ def table(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> list[di
             short = [c for c in columns if row[c] is None]
             if short:
                 raise DataError(f"{path}:{reader.line_num}: nothing in column {short[0]!r}")
-            rows.append(row)
+            if None in row:
+                raise DataError(f"{path}:{reader.line_num}: more fields than there are columns")
+            rows.append((reader.line_num, row))
     except csv.Error as e:
         raise DataError(f"{path}:{reader.line_num}: {e}") from None
     return some(path, rows)
 
 
 def lines(path: Path) -> list[str]:
-    """A text file's lines, the last empty one left out; errors as for `jsonl`."""
-    return some(path, _text(path).removesuffix("\n").split("\n"))
+    """A text file's lines, empty ones at the end left out; errors as for `jsonl`."""
+    text = _text(path).rstrip("\r\n")
+    if not text.strip():
+        return some(path, [])
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def checked(path: Path, line: int | str, row: Any, fields: Fields) -> dict[str, Any]:
@@ -100,6 +128,17 @@ def checked(path: Path, line: int | str, row: Any, fields: Fields) -> dict[str, 
     return row
 
 
+def options(path: Path, line: int | str, name: str, value: list[Any]) -> list[str]:
+    """`value` if it is two to 26 answers to choose from, none of them empty.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    if not 2 <= len(value) <= 26 or not all(isinstance(v, str) and v.strip() for v in value):
+        raise DataError(f"{path}:{line}: {name} is {value!r}; expected a list of 2 to 26 texts")
+    return value
+
+
 def index(path: Path, line: int | str, name: str, value: int, choices: int) -> int:
     """`value` if it is the number of a choice, counted from 0.
 
@@ -109,6 +148,20 @@ def index(path: Path, line: int | str, name: str, value: int, choices: int) -> i
     if not 0 <= value < choices:
         raise DataError(f"{path}:{line}: {name} is {value}; there are {choices} choices (from 0)")
     return value
+
+
+def same_length(first: Path, ones: list[Any], second: Path, others: list[Any]) -> None:
+    """Nothing, if two files that belong together line by line are equally long.
+
+    Raises:
+        DataError: naming both, and the first line without a partner.
+    """
+    if len(ones) != len(others):
+        shorter = first if len(ones) < len(others) else second
+        raise DataError(
+            f"{first} has {len(ones)} lines and {second} has {len(others)}: they must agree line "
+            f"by line, and {shorter} ends before line {min(len(ones), len(others)) + 1}"
+        )
 
 
 def some(path: Path, rows: list[Any]) -> list[Any]:
@@ -138,18 +191,37 @@ def files_in(folder: Path, pattern: str) -> Iterator[Path]:
     """
     found = sorted(folder.glob(pattern))
     if not found:
-        raise FileNotFoundError(f"no {pattern} in {folder}")
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(folder / pattern))
     yield from found
 
 
 def _text(path: Path) -> str:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as e:  # a folder in its place, no permission, a broken disk
+        raise DataError(f"{path} cannot be read: {e.strerror or e}") from None
     try:
         if path.suffix == ".gz":
-            content = gzip.decompress(content)
+            with gzip.open(io.BytesIO(content)) as packed:
+                content = packed.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise DataError(f"{path} holds more than {_LARGEST >> 30} GiB: no benchmark does")
         return content.decode("utf-8-sig")
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"{path}: cannot be unpacked ({e})") from None
     except UnicodeDecodeError as e:
         line = content[: e.start].count(b"\n") + 1
         raise DataError(f"{path}:{line}: not UTF-8") from None
+
+
+def _encodable(path: Path, line: int | str, value: Any, source: str) -> None:
+    """Refuses half of a surrogate pair, which JSON can hold (as an escape) and UTF-8 cannot."""
+    if "\\ud" not in source and "\\uD" not in source:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        place = f"{path}:{line}" if line else f"{path}"
+        raise DataError(f"{place}: half of a surrogate pair, which is no text") from None

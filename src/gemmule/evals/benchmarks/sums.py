@@ -1,5 +1,6 @@
 """Sums of the files that the published benchmarks are known by."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,10 @@ from typing import Any
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
 
-# git's sum of a file's content, by its place in a data folder.
-KNOWN: Mapping[str, str] = {
-    "arc/arc_easy.jsonl": "b5fd1bf87a24246a6be67230b721541688f5c349",
-    "arc/arc_challenge.jsonl": "ce66b8dcfb4bac892a404a0dda8b4e8ed0f84b89",
-    "arc/ARC-Easy/train.json": "488a8e5e5bbbd7a630ebbfe07a1fd91b7d9d8c9b",
-    "arc/ARC-Challenge/train.json": "d7e080b04bff9fd16dd85455fb04481807a088d8",
-}
+# git's sum of a file's content, by its place in a data folder. A few files have the same content.
+KNOWN: Mapping[str, str] = json.loads(
+    Path(__file__).with_name("sums.json").read_text(encoding="utf-8")
+)
 
 
 def examine(
@@ -26,13 +24,21 @@ def examine(
     """
     by_sum = {value: name for name, value in KNOWN.items()}
     found: list[Mapping[str, Any]] = []
-    notes = []
+    others = []
     for path in paths:
         name, value = path.relative_to(data_dir).as_posix(), local_files.blob(path)
-        known = by_sum.get(value)
-        if known not in (None, name):
-            raise DataError(f"{path} is the file known as {known}: put it there")
-        found.append({"file": name, "git_blob": value, "known": known is not None})
-        if known is None:
-            notes.append(f"{name} is not the published file")
-    return found, tuple(notes)
+        known = KNOWN.get(name) == value
+        if not known and value in by_sum:
+            raise DataError(f"{path} is the file known as {by_sum[value]}: put it there")
+        found.append({"file": name, "git_blob": value, "known": known})
+        if not known:
+            others.append(name)
+    return found, _notes(others)
+
+
+def _notes(others: Sequence[str]) -> tuple[str, ...]:
+    if not others:
+        return ()
+    if len(others) == 1:
+        return (f"{others[0]} is not the published file",)
+    return (f"{len(others)} files are not the published ones: {others[0]}, …, {others[-1]}",)
