@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from gemmule.data.loader import IGNORED, Loader, eval_batches
+from gemmule.data.loader import IGNORED, Loader, eval_batches, times_read
 from gemmule.data.prepare import prepare
 from gemmule.errors import DataError
 
@@ -125,3 +125,13 @@ def test_evaluation_of_a_part_is_spread_over_the_split(dataset):
     places = [next(n for n, w in enumerate(whole) if torch.equal(w, row)) for row in part]
     assert places == [n * len(whole) // 10 for n in range(10)]
     assert len(list(eval_batches(split, 64, 32, max_tokens=1))) == 1
+
+
+@pytest.mark.parametrize("rows", [0, 3, 40, 41, 100])
+def test_how_often_each_window_was_read_is_known_without_reading(train, rows):
+    windows = 20
+    loader = Loader(train, 1, 16, seed=5, windows=windows)
+    read = np.zeros(windows, int)
+    for _ in range(rows):
+        read[loader.next().windows_B] += 1
+    assert np.array_equal(times_read(windows, rows, seed=5), read)

@@ -228,3 +228,33 @@ def test_samples_for_a_tokenizer_are_training_text_only(prepared, corpus_folder,
     assert list(sample_texts(corpus_folder)) == texts
     few = list(sample_texts(corpus_folder, max_bytes=train.byte_count // 4 + 1))
     assert few == texts[::4]
+
+
+def test_documents_keep_their_names(prepared, corpus_folder, tokenizer, tmp_path):
+    train = prepared.split("train")
+    names = list(train.document_names())
+    starts = train.document_starts()
+    for n in (0, 7, len(names) - 1):
+        document = train.document(n)
+        file, _, number = names[n].partition("#")
+        assert number == "0"
+        assert tokenizer.decode(document) == (corpus_folder / file).read_text()
+        assert np.array_equal(train.read(starts[n], starts[n] + len(document)), document)
+    assert len(starts) == len(names) == train.document_count
+    assert "names" not in json.dumps(prepared.manifest)  # which grows with shards, not documents
+
+
+def test_a_folder_without_names_is_read_all_the_same(prepared, tmp_path):
+    out = tmp_path / "d"
+    shutil.copytree(prepared.path, out)
+    record, broken, *others = sorted((out / "shards").glob("train-*.json"))
+    entry = json.loads(record.read_text())
+    del entry["names"]
+    record.write_text(json.dumps(entry))
+    broken.write_text("{")
+    for path in others[1:]:
+        path.unlink()
+    names = list(Dataset.open(out).split("train").document_names())
+    known = json.loads(others[0].read_text())["names"]
+    assert [name for name in names if name] == known
+    assert len(names) == prepared.split("train").document_count

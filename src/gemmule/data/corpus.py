@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule.data.sections import SECTION_CHARS
-from gemmule.data.sources import Source
+from gemmule.data.sources import Document, Source
 from gemmule.errors import DataError
 
 SPLITS = ("train", "validation", "heldout")
@@ -57,7 +57,11 @@ class Corpus:
         ]
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Streams (split, text) of every kept document, in the source's order.
+        """Streams (split, text) of every kept document; otherwise as `kept`."""
+        return ((split, document.text) for split, document in self.kept())
+
+    def kept(self) -> Iterator[tuple[str, Document]]:
+        """Streams every kept document with its split, in the source's order.
 
         Raises:
             DataError: when the source is not what it was at the first reading.
@@ -68,7 +72,7 @@ class Corpus:
                 raise self._changed()
             split = self.split_of[n]
             if split != _DROPPED:
-                yield SPLITS[split], document.text
+                yield SPLITS[split], document
         if n + 1 != len(self.split_of):
             raise self._changed()
 

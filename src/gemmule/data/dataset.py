@@ -4,10 +4,12 @@ manifest.json                 written last: a folder without one is unfinished
 tokenizer/                    a copy of the tokenizer that made it
 shards/train-00000.tokens     little-endian uint16 (uint32 from 65536 ids): <bos> … <eos> <bos> …
 shards/train-00000.offsets    little-endian int64: where each document starts in the shard
+shards/train-00000.json       counts, checksums, and the documents' names
 """
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from gemmule.model.tokenizer import Tokenizer
 FORMAT = 1
 MANIFEST = "manifest.json"
 OFFSET_TYPE = np.dtype("<i8")
+NAMES = "names"  # in a shard's .json: where each of its documents came from
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
@@ -79,6 +82,28 @@ class Split:
         ends = np.append(offsets[1:], self._starts[shard + 1] - self._starts[shard])
         local = index - int(self._first_documents[shard])
         return self._map(shard)[offsets[local] : ends[local]].astype(np.int64)
+
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """The index in the split of each document's <bos>, shape [document_count]."""
+        parts = [
+            np.fromfile(path.with_suffix(".offsets"), OFFSET_TYPE) + first
+            for path, first in zip(self._paths, self._starts[:-1], strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def document_names(self) -> Iterator[str | None]:
+        """Where each document came from, in order: a file of the corpus, a module, a record.
+
+        None for one of a shard without names: earlier versions kept none.
+        """
+        counts = np.diff(self._first_documents).tolist()
+        for path, count in zip(self._paths, counts, strict=True):
+            try:
+                names = files.read_json(path.with_suffix(".json"))[NAMES]
+                whole = len(names) == count and all(isinstance(name, str) for name in names)
+            except (OSError, ValueError, KeyError, TypeError):
+                whole = False
+            yield from names if whole else [None] * count
 
     def _map(self, shard: int) -> npt.NDArray[Any]:
         if shard not in self._maps:

@@ -124,12 +124,33 @@ class Loader:
         self._order = self._shuffled()
 
     def _shuffled(self) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self._seed, self._epoch]).permutation(self._windows)
+        return _order(self._windows, self._seed, self._epoch)
 
 
 def whole_windows(split: Split, seq_len: int) -> int:
     """Windows of seq_len tokens that a split has, each with the token after its last."""
     return (split.token_count - 1) // seq_len
+
+
+def times_read(windows: int, rows: int, seed: int) -> npt.NDArray[np.int64]:
+    """How often a loader has read each window once it has given `rows` rows.
+
+    Args:
+        windows: how many it reads in an epoch.
+        rows: those of all batches so far.
+        seed: the loader's.
+
+    Returns:
+        Counts, shape [windows].
+    """
+    epochs, rest = divmod(rows, windows)
+    times = np.full(windows, epochs, np.int64)
+    times[_order(windows, seed, epochs)[:rest]] += 1
+    return times
+
+
+def _order(windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(windows)
 
 
 def batch_of(split: Split, windows: npt.NDArray[np.int64], seq_len: int) -> Batch:

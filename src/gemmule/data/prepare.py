@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from gemmule import files, runlog
 from gemmule.data.corpus import SPLITS, Corpus, Progress, read_corpus
 from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
 from gemmule.data.shards import ShardJob, make_shard
-from gemmule.data.sources import find_source
+from gemmule.data.sources import Document, find_source
 from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 
@@ -199,23 +199,25 @@ def _make_shards(
 
 def _jobs(corpus: Corpus, shard_bytes: int) -> Iterator[ShardJob]:
     """Groups documents into shards; depends on the corpus alone."""
-    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     counts = dict.fromkeys(SPLITS, 0)
 
     def take(split: str) -> ShardJob:
-        job = ShardJob(split, counts[split], texts[split])
-        texts[split], sizes[split] = [], 0
+        documents = waiting[split]
+        names = [document.key for document in documents]
+        job = ShardJob(split, counts[split], [document.text for document in documents], names)
+        waiting[split], sizes[split] = [], 0
         counts[split] += 1
         return job
 
-    for split, text in corpus.texts():
-        texts[split].append(text)
-        sizes[split] += len(text)
+    for split, document in corpus.kept():
+        waiting[split].append(document)
+        sizes[split] += len(document.text)
         if sizes[split] >= shard_bytes:
             yield take(split)
     for split in SPLITS:
-        if texts[split]:
+        if waiting[split]:
             yield take(split)
 
 
@@ -227,19 +229,10 @@ def _manifest(
 ) -> dict[str, Any]:
     splits = {}
     for name in SPLITS:
-        shards = [entry for split, entry in entries if split == name]
-        digest = hashlib.sha256("".join(s["sha256"] for s in shards).encode())
-        splits[name] = {
-            "documents": sum(s["documents"] for s in shards),
-            "tokens": sum(s["tokens"] for s in shards),
-            "bytes": sum(s["bytes"] for s in shards),
-            "sha256": digest.hexdigest(),  # of the shards' checksums in order
-            "shards": shards,
-        }
-    whole = "".join(str(split["sha256"]) for split in splits.values()) + tokenizer.fingerprint
+        splits[name] = describe_split([entry for split, entry in entries if split == name])
     return {
         **plan,
-        "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
+        "fingerprint": fingerprint_of(splits, tokenizer),
         "source": corpus.source.location,
         "field": corpus.source.field,
         "in_sections": corpus.in_sections,
@@ -248,3 +241,21 @@ def _manifest(
         "dropped": corpus.dropped,
         "notes": corpus.notes,
     }
+
+
+def describe_split(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A split's entry in the manifest, from those of its shards in order."""
+    digest = hashlib.sha256("".join(s["sha256"] for s in shards).encode())
+    return {
+        "documents": sum(s["documents"] for s in shards),
+        "tokens": sum(s["tokens"] for s in shards),
+        "bytes": sum(s["bytes"] for s in shards),
+        "sha256": digest.hexdigest(),  # of the shards' checksums in order
+        "shards": list(shards),
+    }
+
+
+def fingerprint_of(splits: Mapping[str, dict[str, Any]], tokenizer: Tokenizer) -> str:
+    """See `Dataset.fingerprint`; the splits as in the manifest."""
+    whole = "".join(str(split["sha256"]) for split in splits.values()) + tokenizer.fingerprint
+    return hashlib.sha256(whole.encode()).hexdigest()

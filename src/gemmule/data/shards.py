@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from gemmule import files
-from gemmule.data.dataset import OFFSET_TYPE, token_type
+from gemmule.data.dataset import NAMES, OFFSET_TYPE, token_type
 from gemmule.model.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """One shard to make: some consecutive documents of a split."""
+    """One shard to make: some consecutive documents of a split, and where each came from."""
 
     split: str
     index: int
     texts: Sequence[str]
+    names: Sequence[str]
 
     @property
     def file(self) -> str:
@@ -31,8 +32,8 @@ class ShardJob:
 def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """Tokenises and writes a shard, unless a whole one is there already.
 
-    The .json beside a shard is written after its data and holds their checksums: a shard without
-    one, or whose data disagree with it, is made again.
+    The .json beside a shard is written after its data and holds their checksums and the documents'
+    names: a shard without one, or whose data disagree with it, is made again.
 
     Returns:
         The shard's manifest entry.
@@ -41,7 +42,7 @@ def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, A
     text_bytes = [text.encode() for text in job.texts]
     text_digest = hashlib.sha256(b"\0".join(text_bytes)).hexdigest()
     record = path.with_suffix(".json")
-    done = _finished(path, record, text_digest)
+    done = _finished(path, record, text_digest, list(job.names))
     if done is not None:
         return done
     eos = [tokenizer.eos_id]
@@ -62,15 +63,18 @@ def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, A
         "offsets_sha256": hashlib.sha256(offsets.tobytes()).hexdigest(),
         "text_sha256": text_digest,
     }
-    files.write_json(record, entry)
+    files.write_json(record, {**entry, NAMES: list(job.names)})
     return entry
 
 
-def _finished(path: Path, record: Path, text_digest: str) -> dict[str, Any] | None:
+def _finished(
+    path: Path, record: Path, text_digest: str, names: list[str]
+) -> dict[str, Any] | None:
     try:
         entry: dict[str, Any] = files.read_json(record)
         whole = (
             entry["text_sha256"] == text_digest
+            and entry.pop(NAMES) == names
             and files.sha256_file(path) == entry["sha256"]
             and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
         )
