@@ -3,9 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from gemmule.evals.sandbox import Sandbox
 
 Row = dict[str, Any]
+Config = Callable[[str], dict[str, Any]]  # from a task's name to its settings
 # For each lm-eval task: its splits, each a list of rows with the hub's columns.
 Splits = Mapping[str, Mapping[str, Sequence[Row]]]
 
@@ -19,12 +23,14 @@ class Local:
         files: what was read.
         notes: where the result is not what the report measured: "800 questions, two endings each".
         overrides: what of a task's lm-eval settings has to change for such rows, by task.
+        chance: what guessing gets, where such rows have fewer answers than the published ones.
     """
 
     splits: Splits
     files: Sequence[Path]
     notes: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ class Benchmark:
             file that is not there.
         overrides: what differs from lm-eval's settings for the tasks, hub or local.
         config: makes a task's settings where lm-eval's own cannot be used here; None: lm-eval's.
+        sandboxed: makes `config` from the sandbox that its answers, which are programs, run in.
         lower_is_better: of its metric.
+        hub_notes: as a Local's notes, where documents come from the hub.
     """
 
     name: str
@@ -61,5 +69,7 @@ class Benchmark:
     filter: str = "none"
     equal: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    config: Callable[[str], dict[str, Any]] | None = None
+    config: Config | None = None
+    sandboxed: "Callable[[Sandbox], Config] | None" = None
     lower_is_better: bool = False
+    hub_notes: tuple[str, ...] = ()

@@ -139,6 +139,17 @@ def options(path: Path, line: int | str, name: str, value: list[Any]) -> list[st
     return value
 
 
+def texts(path: Path, line: int | str, name: str, value: list[Any]) -> list[str]:
+    """`value` if it is one text or more, none of them empty.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    if not value or not all(isinstance(v, str) and v.strip() for v in value):
+        raise DataError(f"{path}:{line}: {name} is {value!r}; expected a list of texts")
+    return value
+
+
 def index(path: Path, line: int | str, name: str, value: int, choices: int) -> int:
     """`value` if it is the number of a choice, counted from 0.
 

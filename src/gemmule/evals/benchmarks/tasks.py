@@ -1,6 +1,7 @@
 """Benchmarks as lm-eval's tasks: its prompts and metrics, documents from the hub or from files."""
 
 import copy
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemmule.errors import MissingExtraError
-from gemmule.evals.benchmarks import sums
+from gemmule.errors import MissingExtraError, first_line
+from gemmule.evals.benchmarks import harness_settings, hub, sums
 from gemmule.evals.benchmarks.benchmark import Benchmark, Row
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
+
+    from gemmule.evals.sandbox import Sandbox
 
 SEED = 1234  # lm-eval's own default for drawing examples
 
@@ -39,30 +42,35 @@ class Loaded:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def load_tasks(benchmark: Benchmark, data_dir: Path | None = None) -> Loaded:
+def load_tasks(
+    benchmark: Benchmark, data_dir: Path | None = None, sandbox: "Sandbox | None" = None
+) -> Loaded:
     """The tasks of a benchmark.
 
     Args:
         benchmark: which.
         data_dir: a folder laid out as docs/benchmark-data.md says; None: from the hub.
+        sandbox: where programs that a model writes are run.
 
     Raises:
-        Unavailable: when its documents are not there.
+        Unavailable: when its documents are not there, or it needs a sandbox and there is none.
         DataError: when a file is broken, naming file and line.
         MissingExtraError: without lm-eval.
     """
     _require()
+    if benchmark.sandboxed:
+        if sandbox is None:
+            raise Unavailable("programs of a model are run in a sandbox only, and none is open")
+        benchmark = dataclasses.replace(benchmark, config=benchmark.sandboxed(sandbox))
     if data_dir is None:
-        try:
-            made = {name: _task(benchmark, name, None, {}) for name in benchmark.tasks}
-        except Exception as e:  # whatever `datasets` and the hub raise
-            raise Unavailable(f"not from the hub: {type(e).__name__}: {e}") from e
-        return Loaded(benchmark, made)
+        return _from_hub(benchmark)
     folder = data_dir / benchmark.folder
     try:
         local = benchmark.local(folder)
     except FileNotFoundError as e:
-        raise Unavailable(f"no {e.filename or e} in {folder}") from None
+        raise Unavailable(f"there is no {e.filename or e}") from None
+    if local.chance is not None:
+        benchmark = dataclasses.replace(benchmark, chance=local.chance)
     made = {
         name: _task(benchmark, name, rows, local.overrides.get(name, {}))
         for name, rows in local.splits.items()
@@ -71,26 +79,21 @@ def load_tasks(benchmark: Benchmark, data_dir: Path | None = None) -> Loaded:
     return Loaded(benchmark, made, files, [*local.notes, *notes])
 
 
+def _from_hub(benchmark: Benchmark) -> Loaded:
+    with hub.asked_once() as unreachable:
+        try:
+            made = {name: _task(benchmark, name, None, {}) for name in benchmark.tasks}
+        except Exception as e:  # whatever `datasets` and the hub raise
+            why = f"not in the hub's cache, and no hub: {unreachable}" if unreachable else ""
+            raise Unavailable(why or f"not from the hub: {first_line(e)}") from e
+    return Loaded(benchmark, made, notes=benchmark.hub_notes)
+
+
 def _require() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError:
         raise MissingExtraError("lm-eval", "eval", "benchmarks") from None
-
-
-@functools.cache
-def _index() -> Any:
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-def _config(name: str) -> dict[str, Any]:
-    """lm-eval's own settings of a task."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    path = _index().task_index[name].yaml_path
-    return dict(load_yaml(path, resolve_func=True))
 
 
 def _task(
@@ -101,8 +104,8 @@ def _task(
 ) -> "ConfigurableTask":
     from lm_eval.api.task import ConfigurableTask
 
-    config = copy.deepcopy(benchmark.config(name) if benchmark.config else _config(name))
-    config |= {**benchmark.overrides, **more, "task": name, "num_fewshot": benchmark.shots}
+    config = copy.deepcopy((benchmark.config or harness_settings.settings)(name))
+    config |= {"num_fewshot": benchmark.shots, **benchmark.overrides, **more, "task": name}
     for key in ("tag", "group"):
         config.pop(key, None)
     if rows is not None:

@@ -1,0 +1,55 @@
+"""Natural Questions, open (Kwiatkowski et al., 2019): what people asked a search engine."""
+
+from pathlib import Path
+from typing import Any
+
+from gemmule.evals.benchmarks import local_files
+from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+
+# An answer ends with its line. lm-eval ends it at a full stop or comma as well, and one question
+# in eleven has only answers with one of them: "December 14, 1972".
+_SETTINGS: dict[str, Any] = {
+    "generation_kwargs": {
+        "until": ["\n"],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 64,
+    }
+}
+# Examples are other questions of the same file: lm-eval leaves the asked one out when both splits
+# have one name.
+_SAME_FILE: dict[str, Any] = {
+    "test_split": "validation",
+    "validation_split": None,
+    "fewshot_split": "validation",
+}
+
+
+def nq(folder: Path) -> Local:
+    """NQ-open.dev.jsonl: question, and a list of answers that count as right."""
+    path = folder / "NQ-open.dev.jsonl"
+    asked = []
+    for number, row in enumerate(local_files.jsonl(path, {"question": str, "answer": list}), 1):
+        answers = local_files.texts(path, number, "answer", row["answer"])
+        asked.append({"question": row["question"], "answer": answers})
+    note = "examples are other questions of the development set (never the one that is asked)"
+    return Local(
+        {"nq_open": {"validation": asked}}, [path], (note,), overrides={"nq_open": _SAME_FILE}
+    )
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="nq",
+        title="NQ",
+        tasks=("nq_open",),
+        shots=5,
+        metric="exact_match",
+        kind="generation",
+        chance=None,
+        folder="nq_open",
+        local=nq,
+        filter="remove_whitespace",
+        overrides=_SETTINGS,
+    ),
+)

@@ -1,0 +1,64 @@
+"""TriviaQA (Joshi et al., 2017): questions of quizzes, answered from memory."""
+
+from pathlib import Path
+from typing import Any
+
+from gemmule.errors import DataError
+from gemmule.evals.benchmarks import local_files
+from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+
+_FIELDS = {"context": str, "answer": str, "aliases": list}
+_BEFORE, _AFTER = "Question: ", "\nAnswer:"
+
+# An answer ends with its line. lm-eval ends it at a full stop or comma as well, so that "St. Louis"
+# can never be given.
+_SETTINGS: dict[str, Any] = {
+    "generation_kwargs": {
+        "until": ["\n"],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 64,
+    }
+}
+# Examples are other questions of the same file: lm-eval leaves the asked one out when both splits
+# have one name.
+_SAME_FILE: dict[str, Any] = {
+    "test_split": "validation",
+    "validation_split": None,
+    "fewshot_split": "validation",
+}
+
+
+def triviaqa(folder: Path) -> Local:
+    """triviaqa_sm_sub.jsonl: context ("Question: …" as it is asked), answer, aliases."""
+    path = folder / "triviaqa_sm_sub.jsonl"
+    asked = []
+    for number, row in enumerate(local_files.jsonl(path, _FIELDS), 1):
+        text, aliases = row["context"], row["aliases"]
+        if not (text.startswith(_BEFORE) and text.endswith(_AFTER)):
+            raise DataError(f"{path}:{number}: context is not {_BEFORE!r}, a question, {_AFTER!r}")
+        local_files.texts(path, number, "aliases", aliases)
+        question = text[len(_BEFORE) : -len(_AFTER)]
+        answer = {"value": row["answer"], "aliases": aliases}
+        asked.append({"question": question, "answer": answer})
+    note = f"{len(asked):,} questions, and examples from among them (never the one that is asked)"
+    return Local(
+        {"triviaqa": {"validation": asked}}, [path], (note,), overrides={"triviaqa": _SAME_FILE}
+    )
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="triviaqa",
+        title="TriviaQA",
+        tasks=("triviaqa",),
+        shots=5,
+        metric="exact_match",
+        kind="generation",
+        chance=None,
+        folder="triviaqa",
+        local=triviaqa,
+        filter="remove_whitespace",
+        overrides=_SETTINGS,
+    ),
+)
