@@ -199,6 +199,12 @@ class Gemma(nn.Module):
             elif isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(0.0, module.weight.shape[1] ** -0.5, generator=generator)
 
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """What the first layer reads, [B, T, D]."""
+        x_BTD = self.embed_tokens(tokens_BT)
+        # The constant is rounded to the activations' dtype first, as the reference does.
+        return x_BTD * torch.tensor(self.config.hidden_size**0.5, dtype=x_BTD.dtype)
+
     def hidden_states(
         self,
         tokens_BT: Tensor,
@@ -224,9 +230,7 @@ class Gemma(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(start, start + T, device=tokens_BT.device)[None]
         rope = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
-        x_BTD = self.embed_tokens(tokens_BT)
-        # The constant is rounded to the activations' dtype first, as the reference does.
-        x_BTD = x_BTD * torch.tensor(self.config.hidden_size**0.5, dtype=x_BTD.dtype)
+        x_BTD = self.embed(tokens_BT)
         for layer in self.layers:
             x_BTD = layer(x_BTD, rope, segments_BT, cache)
         if cache is not None:
