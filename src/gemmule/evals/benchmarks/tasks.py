@@ -58,6 +58,7 @@ def load_tasks(
         MissingExtraError: without lm-eval.
     """
     _require()
+    harness_settings.keep_templates()
     if benchmark.sandboxed:
         if sandbox is None:
             raise Unavailable("programs of a model are run in a sandbox only, and none is open")
