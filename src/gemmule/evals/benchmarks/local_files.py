@@ -96,7 +96,7 @@ def numbered_table(
                 raise DataError(f"{path}:{reader.line_num}: more fields than there are columns")
             rows.append((reader.line_num, row))
     except csv.Error as e:
-        raise DataError(f"{path}:{reader.line_num}: {e}") from None
+        raise DataError(f"{path}:{reader.reader.line_num}: {e}") from None
     return some(path, rows)
 
 
