@@ -120,7 +120,7 @@ def test_answers_out_of_range(write: Any) -> None:
         with pytest.raises(DataError, match=rf":7: gold is {wrong}; there are 2 choices"):
             local_files.index(path, 7, "gold", wrong, 2)
     for bad in (["x"], ["x", 1], ["x", " "], ["x"] * 27):
-        with pytest.raises(DataError, match=":7: choices is .*expected a list of 2 to 26"):
+        with pytest.raises(DataError, match=r":7: choices is .*expected a list of 2 to 26"):
             local_files.options(path, 7, "choices", bad)
 
 
