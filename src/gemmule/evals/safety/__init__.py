@@ -1,0 +1,1 @@
+"""The report's safety tests: stereotypes, truthfulness and toxicity, with a gate for releases."""
