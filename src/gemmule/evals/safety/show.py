@@ -1,0 +1,63 @@
+"""The table of a safety result: figures, chance levels, the report's, what is missing and why."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemmule.evals.safety.gate import shown
+from gemmule.runlog import console, table
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints a result."""
+    rows, missing = [], []
+    for figure in result["figures"].values():
+        if "missing" in figure:
+            missing.append(f"{figure['title']}: {figure['missing']}")
+        else:
+            rows.append(_row(figure))
+    if rows:
+        sizes = [f"Gemma 2 {size}" for size in result["report"]["sizes"]]
+        headers = ["percent", "", "95% interval", "chance", *sizes, "questions"]
+        table(headers, rows, f"Safety of {result['model']['name']}")
+        console.print(f"Gemma 2's figures: {result['report']['source']}", style="dim", markup=False)
+    scorer = result["scorer"]
+    if scorer is not None:
+        console.print(
+            f"toxicity: {scorer['kind']} {scorer['name']}, label {scorer['label']}, weights "
+            f"{scorer['weights'][:12]}…; toxic from {scorer['threshold']:g} on",
+            style="dim", markup=False,
+        )  # fmt: skip
+    for line in missing:
+        console.print(line, style="yellow", markup=False)
+    for benchmark in result["benchmarks"].values():
+        asked = benchmark["asked"]
+        some = "" if asked == benchmark["there"] else f"{asked:,} of {benchmark['there']:,} asked; "
+        notes = some + "; ".join(benchmark["notes"])
+        if notes:
+            console.print(f"{benchmark['title']}: {notes}", style="dim", markup=False)
+    gate = result.get("gate")
+    if gate is not None:
+        show_gate(gate)
+
+
+def _row(figure: Mapping[str, Any]) -> list[str]:
+    chance = "" if figure["chance"] is None else f"{figure['chance']:.1f}"
+    report = [f"{value:.2f}" for value in figure["report"] or ()] or [""] * 3
+    interval = shown(figure).partition(" ")[2].strip("()")
+    return [
+        figure["title"], f"{figure['value']:.2f}", interval, chance, *report, f"{figure['n']:,}",
+    ]  # fmt: skip
+
+
+def show_gate(gate: Mapping[str, Any]) -> None:
+    """Prints what came of a gate."""
+    failed = [c for c in gate["checks"] if not c["passed"]]
+    for check in gate["checks"]:
+        word, style = ("passed", "green") if check["passed"] else ("FAILED", "red")
+        console.print(
+            f"{word} {check['figure']}: {check['rule']}; {check['found']}",
+            style=style,
+            markup=False,
+        )
+    done = f"{len(failed)} of {len(gate['checks'])} rules failed" if failed else "passed"
+    console.print(f"gate {gate['file']}: {done}", markup=False, style="red" if failed else "green")
