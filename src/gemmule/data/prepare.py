@@ -16,7 +16,7 @@ from gemmule.data.sources import Document, find_source
 from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 
-_PLAN = "plan.json"
+PLAN = "plan.json"
 # Shards are the unit of parallel work and of resuming: about 32 in all, within these bounds.
 _MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 256 * 1024, 32 * 1024 * 1024
 
@@ -131,13 +131,13 @@ def _claim(out: Path, plan: dict[str, Any]) -> bool:
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         present = {entry.name for entry in out.iterdir()}
-    if _PLAN not in present:
+    if PLAN not in present:
         if {name for name in present if not name.endswith(".tmp")}:
             raise OutputError(f"{out} is in use by something else: choose an empty or new folder")
-        files.write_json(out / _PLAN, plan)
+        files.write_json(out / PLAN, plan)
         return False
     try:
-        found = files.read_json(out / _PLAN)
+        found = files.read_json(out / PLAN)
     except (json.JSONDecodeError, UnicodeDecodeError):
         found = None
     if found != plan:

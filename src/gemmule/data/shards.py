@@ -47,23 +47,49 @@ def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, A
         return done
     eos = [tokenizer.eos_id]
     documents = [tokenizer.encode(text, bos=True) + eos for text in job.texts]
+    facts = {"bytes": sum(map(len, text_bytes)), "text_sha256": text_digest}
+    return write_shard(folder, job.file, documents, job.names, facts, tokenizer.vocab_size)
+
+
+def write_shard(
+    folder: Path,
+    file: str,
+    documents: Sequence[Sequence[int]],
+    names: Sequence[str],
+    facts: dict[str, Any],
+    vocab_size: int,
+) -> dict[str, Any]:
+    """Writes documents of ids as one shard.
+
+    Args:
+        folder: the data folder.
+        file: the token file, relative to it.
+        documents: ids, <bos> and <eos> included.
+        names: where each came from.
+        facts: what the entry says of their text: "bytes" and "text_sha256".
+        vocab_size: decides the type of the tokens.
+
+    Returns:
+        The shard's manifest entry.
+    """
+    path = folder / file
     lengths = np.array([len(ids) for ids in documents], OFFSET_TYPE)
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(OFFSET_TYPE)
-    tokens = np.concatenate([np.array(ids, token_type(tokenizer.vocab_size)) for ids in documents])
+    tokens = np.concatenate([np.array(ids, token_type(vocab_size)) for ids in documents])
     with files.atomic_path(path) as tmp:
         tokens.tofile(tmp)
     with files.atomic_path(path.with_suffix(".offsets")) as tmp:
         offsets.tofile(tmp)
     entry = {
-        "file": job.file,
+        "file": file,
         "tokens": len(tokens),
-        "documents": len(job.texts),
-        "bytes": sum(map(len, text_bytes)),
+        "documents": len(documents),
+        "bytes": facts["bytes"],
         "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "offsets_sha256": hashlib.sha256(offsets.tobytes()).hexdigest(),
-        "text_sha256": text_digest,
+        "text_sha256": facts["text_sha256"],
     }
-    files.write_json(record, {**entry, NAMES: list(job.names)})
+    files.write_json(path.with_suffix(".json"), {**entry, NAMES: list(names)})
     return entry
 
 
