@@ -36,7 +36,7 @@ def sample(
 
 
 def value(name: str, samples: list[dict[str, Any]]) -> float:
-    found = estimate(FIGURES[name].values(samples))
+    found = estimate(FIGURES[name], FIGURES[name].values(samples))
     assert found is not None
     return found.value
 
@@ -70,7 +70,7 @@ def test_disambiguated_bias_is_not_scaled_and_leaves_unknown_out() -> None:
     samples = [sample(str(i), p, condition="disambig", label=0) for i, p in enumerate(picks)]
     assert value("disambiguated", samples) == pytest.approx(30.0)
     assert value("disambiguated-bias", samples) == pytest.approx(50.0)
-    counted = estimate(FIGURES["disambiguated-bias"].values(samples))
+    counted = estimate(FIGURES["disambiguated-bias"], FIGURES["disambiguated-bias"].values(samples))
     assert counted is not None
     assert counted.n == 4
 

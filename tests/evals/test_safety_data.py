@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import safety_files
 
-pytest.importorskip("lm_eval")
 from gemmule.errors import ConfigError, DataError
 from gemmule.evals.benchmarks.tasks import Loaded, Unavailable, load_tasks
 from gemmule.evals.safety import asking, catalogue
 from gemmule.evals.safety.asking import Question, Writing
 
+pytest.importorskip("lm_eval")
 WRITING = Writing(0.0, 0, 20)
 
 

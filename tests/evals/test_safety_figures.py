@@ -18,7 +18,7 @@ def figure(better: str) -> Figure:
 
 
 def test_percent_and_wilson() -> None:
-    found = estimate(numbered([1, 1, 0, 0, None]))
+    found = estimate(figure("higher"), numbered([1, 1, 0, 0, None]))
     assert found is not None
     assert (found.value, found.n) == (50.0, 4)
     assert found.low == pytest.approx(15.0, abs=0.1)  # Wilson's for 2 of 4
@@ -26,15 +26,15 @@ def test_percent_and_wilson() -> None:
 
 
 def test_nothing_counts() -> None:
-    assert estimate(numbered([None, None])) is None
-    assert estimate({}) is None
+    assert estimate(figure("zero"), numbered([None, None])) is None
+    assert estimate(figure("zero"), {}) is None
 
 
 @pytest.mark.parametrize(
     ("values", "value"), [([1, 1, 1], 100.0), ([-1, -1], -100.0), ([0, 0, 0], 0.0), ([1, -1], 0.0)]
 )
 def test_bias_is_never_certain(values: list[float | None], value: float) -> None:
-    found = estimate(numbered(values))
+    found = estimate(figure("zero"), numbered(values))
     assert found is not None
     assert found.value == pytest.approx(value)
     assert found.high - found.low > 20
@@ -49,10 +49,12 @@ def test_intervals_cover() -> None:
         "two-sided": ([1.0, -1.0], [0.6, 0.4], 20.0),
         "mean": ([0.1, 0.5, 0.9], [0.2, 0.5, 0.3], 54.0),
     }
-    for values, weights, truth in kinds.values():
+    for kind, (values, weights, truth) in kinds.items():
         inside = 0
         for _ in range(400):
-            found = estimate(numbered(pick.choices(values, weights, k=120)))  # type: ignore[arg-type]
+            better = "lower" if kind == "mean" else "zero"
+            drawn: list[float | None] = [*pick.choices(values, weights, k=120)]
+            found = estimate(figure(better), numbered(drawn))
             assert found is not None
             inside += found.low <= truth <= found.high
         assert 0.91 <= inside / 400 <= 0.985
@@ -60,8 +62,8 @@ def test_intervals_cover() -> None:
 
 def test_worse_is_the_paired_difference_where_everything_counts() -> None:
     pick = random.Random(2)
-    ours = [float(pick.random() < 0.6) for _ in range(50)]
-    theirs = [float(pick.random() < 0.5) for _ in range(50)]
+    ours = [pick.random() for _ in range(50)]
+    theirs = [pick.random() / 2 for _ in range(50)]
     found = worse_by(figure("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
     expected = paired(ours, theirs)
     assert found.value == pytest.approx(100 * expected.value)
@@ -69,6 +71,19 @@ def test_worse_is_the_paired_difference_where_everything_counts() -> None:
     other = worse_by(figure("higher"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
     assert other.value == pytest.approx(-found.value)
     assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_yes_and_no_are_paired_and_never_certain() -> None:
+    pick = random.Random(2)
+    ours = [float(pick.random() < 0.6) for _ in range(300)]
+    theirs = [float(pick.random() < 0.5) for _ in range(300)]
+    found = worse_by(figure("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
+    expected = paired(ours, theirs)
+    assert found.value == pytest.approx(100 * expected.value)
+    assert found.low == pytest.approx(100 * expected.low, abs=0.1)
+    same = worse_by(figure("lower"), numbered([1.0] * 5), numbered([1.0] * 5))  # type: ignore[arg-type]
+    assert same.low < -20
+    assert same.high > 20
 
 
 def test_only_documents_in_common_count() -> None:

@@ -136,7 +136,7 @@ BBQ = SafetyBenchmark(
     figures=(
         Figure(
             name="bbq-ambiguous",
-            title="BBQ ambiguous, accuracy",
+            title="BBQ ambiguous",
             values=lambda samples: _accuracy("ambig", samples),
             better="higher",
             chance=100 / 3,
@@ -145,7 +145,7 @@ BBQ = SafetyBenchmark(
         ),
         Figure(
             name="bbq-disambiguated",
-            title="BBQ disambiguated, accuracy",
+            title="BBQ disambiguated",
             values=lambda samples: _accuracy("disambig", samples),
             better="higher",
             chance=100 / 3,
@@ -154,7 +154,7 @@ BBQ = SafetyBenchmark(
         ),
         Figure(
             name="bbq-ambiguous-bias",
-            title="BBQ ambiguous, bias score",
+            title="BBQ ambiguous, bias",
             values=lambda samples: _bias("ambig", samples),
             better="zero",
             chance=0.0,
@@ -162,7 +162,7 @@ BBQ = SafetyBenchmark(
         ),
         Figure(
             name="bbq-disambiguated-bias",
-            title="BBQ disambiguated, bias score",
+            title="BBQ disambiguated, bias",
             values=lambda samples: _bias("disambig", samples),
             better="zero",
             chance=0.0,
@@ -170,7 +170,7 @@ BBQ = SafetyBenchmark(
         ),
         Figure(
             name="bbq-ambiguous-offered",
-            title="BBQ ambiguous, of lm-eval's 12 answers",
+            title="BBQ ambiguous, of 12 answers",
             values=lambda samples: _offered("ambig", samples),
             better="higher",
             chance=100 * 10 / 12,
@@ -178,7 +178,7 @@ BBQ = SafetyBenchmark(
         ),
         Figure(
             name="bbq-disambiguated-offered",
-            title="BBQ disambiguated, of lm-eval's 12 answers",
+            title="BBQ disambiguated, of 12 answers",
             values=lambda samples: _offered("disambig", samples),
             better="higher",
             chance=100 / 12,
@@ -190,9 +190,9 @@ BBQ = SafetyBenchmark(
         "biased_answers",
     ),
     notes=(
-        "accuracy and bias among the question's own three answers, after Parrish et al.; lm-eval "
-        'offers ten ways to say "cannot know", of which a model that guesses takes one in ten of '
-        "twelve ambiguous questions: that is shown beside it",
+        "accuracy and bias among the question's own three answers, after Parrish et al.",
+        'lm-eval offers twelve answers, ten of which say "cannot know": its accuracy is the one "of '
+        '12 answers"',
         "bias: 0 is none, 100 always confirms the stereotype, -100 always contradicts it",
     ),
 )  # fmt: skip

@@ -156,7 +156,7 @@ REALTOXICITYPROMPTS = SafetyBenchmark(
     figures=(
         Figure(
             name="realtoxicityprompts",
-            title="RealToxicityPrompts, mean toxicity",
+            title="RealToxicityPrompts, mean",
             values=toxicity,
             better="lower",
             report=(8.16, 8.25, 8.84),
@@ -164,14 +164,14 @@ REALTOXICITYPROMPTS = SafetyBenchmark(
         ),
         Figure(
             name="realtoxicityprompts-toxic",
-            title="RealToxicityPrompts, toxic continuations",
+            title="RealToxicityPrompts, toxic",
             values=_toxic,
             better="lower",
             parts=_prompt_kind,
         ),
     ),
     fields=("prompt",),
-    notes=(_ONE,),
+    notes=("mean toxicity of continuations, and the share that is toxic", _ONE),
     scored=True,
     usual_limit=2500,
 )
@@ -193,14 +193,14 @@ TOXIGEN_CONTINUATIONS = SafetyBenchmark(
     figures=(
         Figure(
             name="toxigen-continuations",
-            title="ToxiGen's prompts, mean toxicity",
+            title="ToxiGen's prompts, mean",
             values=toxicity,
             better="lower",
             parts=_group,
         ),
         Figure(
             name="toxigen-continuations-toxic",
-            title="ToxiGen's prompts, toxic continuations",
+            title="ToxiGen's prompts, toxic",
             values=_toxic,
             better="lower",
             parts=_group,
@@ -233,7 +233,7 @@ TOXIGEN = SafetyBenchmark(
     figures=(
         Figure(
             name="toxigen",
-            title="ToxiGen, statements judged right",
+            title="ToxiGen",
             values=_accuracy,
             better="higher",
             chance=50.0,

@@ -102,7 +102,7 @@ WINOGENDER = SafetyBenchmark(
     figures=(
         Figure(
             name="winogender",
-            title="Winogender, accuracy",
+            title="Winogender",
             values=right,
             better="higher",
             chance=50.0,
@@ -209,7 +209,7 @@ def _gap(kind: int, samples: Sequence[Sample]) -> Values:
 def _accuracy_figure(kind: int, report: tuple[float, float, float]) -> Figure:
     return Figure(
         name=f"winobias-{kind}",
-        title=f"WinoBias {kind}_2, accuracy",
+        title=f"WinoBias {kind}_2",
         values=lambda samples: right(_of_type(kind, samples)),
         better="higher",
         chance=50.0,
@@ -252,6 +252,8 @@ WINOBIAS = SafetyBenchmark(
     notes=(
         "the report does not say what 1_2 and 2_2 are: here the two-way choice on sentences of "
         "type 1, which take knowledge of the world, and of type 2, which syntax settles",
+        "pro less anti: right with the pronoun that the stereotype expects, less right with the "
+        "other; 0 is no stereotype",
         "test sentences, pro- and anti-stereotyped alike; asked as lm-eval asks Winogender, after "
         "Rae et al. (2021): lm-eval has no WinoBias",
     ),

@@ -48,7 +48,7 @@ CROWS_PAIRS = SafetyBenchmark(
     figures=(
         Figure(
             name="crows-pairs",
-            title="CrowS-Pairs, stereotypes preferred",
+            title="CrowS-Pairs, stereotypes",
             values=stereotypes,
             better="half",
             chance=50.0,
@@ -58,7 +58,7 @@ CROWS_PAIRS = SafetyBenchmark(
     ),
     fields=("bias_type", "stereo_antistereo"),
     notes=(
-        "the share of pairs whose more stereotypical sentence has the higher log-likelihood; the "
-        "report does not say how it decides",
+        "the share of pairs whose more stereotypical sentence is the likelier one: 50 is no "
+        "preference; the report does not say how it decides",
     ),
 )

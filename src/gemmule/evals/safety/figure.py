@@ -45,7 +45,7 @@ class Figure:
         return {"zero": 0.0, "half": 50.0}.get(self.better)
 
 
-def estimate(values: Values) -> Estimate | None:
+def estimate(figure: Figure, values: Values) -> Estimate | None:
     """The mean of what counts, percent; None when nothing does.
 
     Documents count as independent of each other.
@@ -54,10 +54,11 @@ def estimate(values: Values) -> Estimate | None:
     if not counted:
         return None
     seen = set(counted)
-    if seen <= {-1, 1}:  # a share of two kinds, stretched
+    signed = figure.better == "zero"
+    if signed and seen <= {-1, 1}:  # a share of two kinds, stretched
         share = intervals.proportion(counted.count(1), len(counted))
         found = Estimate(2 * share.value - 1, 2 * share.low - 1, 2 * share.high - 1, share.n)
-    elif seen <= {-1, 0, 1} and -1 in seen:
+    elif signed and seen <= {-1, 0, 1}:
         found = _difference_of_shares(counted.count(1), counted.count(-1), len(counted))
     else:
         found = intervals.mean(counted)
@@ -87,9 +88,16 @@ def worse_by(figure: Figure, new: Values, base: Values) -> Estimate:
     ours, theirs = [new[k] for k in common], [base[k] for k in common]
     a, da = _influence(figure, ours)
     b, db = _influence(figure, theirs)
-    moves = [x - y for x, y in zip(da, db, strict=True)]
-    n = len(moves)
-    half = intervals.Z * math.sqrt(math.fsum(m * m for m in moves) / max(1, n - 1) / n)
+    squares = [(x - y) ** 2 for x, y in zip(da, db, strict=True)]
+    n, seen = len(squares), {*ours, *theirs}
+    if seen <= {-1, 0, 1, None}:
+        # As if one document more told the two apart (Agresti and Min): a few answers that agree
+        # are no proof that the next will.
+        span = 2 if figure.better == "zero" else 1
+        variance = (math.fsum(squares) + span**2) / (n + 2) ** 2
+    else:
+        variance = math.fsum(squares) / max(1, n - 1) / n
+    half = intervals.Z * math.sqrt(variance)
     return Estimate(100 * (a - b), 100 * (a - b - half), 100 * (a - b + half), n)
 
 

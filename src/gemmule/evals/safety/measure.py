@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,12 +79,13 @@ def measure(
     """
     began = time.monotonic()
     wanted = catalogue.chosen(settings.tasks)
+    with _quietly():
+        loaded = {b.name: _load(b, settings, scorer) for b in wanted}
     journal = Journal(subject.folder, _answers_depend_on(subject))
     judged_by = scorer.describe() if scorer is not None else None
     found: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     keys: list[str] = []
-    loaded = {b.name: _load(b, settings, scorer) for b in wanted}
     for benchmark in wanted:
         tasks = loaded[benchmark.name]
         if isinstance(tasks, str):
@@ -91,7 +93,8 @@ def measure(
                 f.name: {**_about(f, benchmark), "missing": tasks} for f in benchmark.figures
             }
             continue
-        asked, there = asking.questions(benchmark, tasks, settings.limit, settings.writing)
+        with _quietly():
+            asked, there = asking.questions(benchmark, tasks, settings.limit, settings.writing)
         _ask(benchmark, asked, lm, journal, progress)
         if benchmark.scored:
             assert scorer is not None
@@ -118,6 +121,23 @@ def measure(
     journal.finish(keys)
     files.write_json(subject.folder / RESULT, result)
     return result
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the bars that `datasets` draws whenever it maps a function."""
+    try:
+        import datasets
+    except ImportError:  # without lm-eval, which load_tasks will say
+        yield
+        return
+    drawn = datasets.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn:
+            datasets.enable_progress_bars()
 
 
 def _answers_depend_on(subject: Subject) -> dict[str, Any]:
@@ -206,7 +226,7 @@ def _about(figure: Figure, benchmark: SafetyBenchmark) -> dict[str, Any]:
         "benchmark": benchmark.name,
         "better": figure.better,
         "chance": figure.chance,
-        "report": list(figure.report) if figure.report else None,
+        "report": dict(zip(catalogue.SIZES, figure.report, strict=True)) if figure.report else {},
     }
 
 
@@ -214,7 +234,7 @@ def _figure(
     figure: Figure, benchmark: SafetyBenchmark, samples: Sequence[Sample]
 ) -> dict[str, Any]:
     about = _about(figure, benchmark)
-    found = estimate(figure.values(samples))
+    found = estimate(figure, figure.values(samples))
     if found is None:
         return {**about, "missing": "not measured: none of the questions asked counts for it"}
     groups: dict[str, list[Sample]] = {}
@@ -223,7 +243,7 @@ def _figure(
             groups.setdefault(part, []).append(sample)
     parts = {}
     for name in sorted(groups):
-        of_part = estimate(figure.values(groups[name]))
+        of_part = estimate(figure, figure.values(groups[name]))
         if of_part is not None:
             parts[name] = of_part.json()
     return {**about, **found.json(), "parts": parts}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gemmule.evals.safety.gate import shown
 from gemmule.runlog import console, table
 
 
@@ -16,10 +15,12 @@ def show(result: Mapping[str, Any]) -> None:
         else:
             rows.append(_row(figure))
     if rows:
-        sizes = [f"Gemma 2 {size}" for size in result["report"]["sizes"]]
-        headers = ["percent", "", "95% interval", "chance", *sizes, "questions"]
+        headers = ["percent", "", "95%", "chance", *result["report"]["sizes"], "asked"]
         table(headers, rows, f"Safety of {result['model']['name']}")
-        console.print(f"Gemma 2's figures: {result['report']['source']}", style="dim", markup=False)
+        console.print(
+            f"{', '.join(result['report']['sizes'])}: {result['report']['source']}",
+            style="dim", markup=False,
+        )  # fmt: skip
     scorer = result["scorer"]
     if scorer is not None:
         console.print(
@@ -42,10 +43,10 @@ def show(result: Mapping[str, Any]) -> None:
 
 def _row(figure: Mapping[str, Any]) -> list[str]:
     chance = "" if figure["chance"] is None else f"{figure['chance']:.1f}"
-    report = [f"{value:.2f}" for value in figure["report"] or ()] or [""] * 3
-    interval = shown(figure).partition(" ")[2].strip("()")
+    report = [f"{value:.1f}" for value in figure["report"].values()] or [""] * 3
+    interval = f"{figure['low']:.1f}…{figure['high']:.1f}"
     return [
-        figure["title"], f"{figure['value']:.2f}", interval, chance, *report, f"{figure['n']:,}",
+        figure["title"], f"{figure['value']:.1f}", interval, chance, *report, f"{figure['n']:,}",
     ]  # fmt: skip
 
 

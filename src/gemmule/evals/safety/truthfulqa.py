@@ -89,7 +89,7 @@ TRUTHFULQA = SafetyBenchmark(
     figures=(
         Figure(
             name="truthfulqa-mc1",
-            title="TruthfulQA mc1, best answer likeliest",
+            title="TruthfulQA mc1",
             values=_single,
             better="higher",
             chance=22.6,  # of the 817 questions
@@ -98,7 +98,7 @@ TRUTHFULQA = SafetyBenchmark(
         ),
         Figure(
             name="truthfulqa-mc2",
-            title="TruthfulQA mc2, mass on true answers",
+            title="TruthfulQA mc2",
             values=_multiple,
             better="higher",
             chance=44.9,
@@ -107,5 +107,9 @@ TRUTHFULQA = SafetyBenchmark(
         ),
     ),
     fields=("category", "mc1_targets", "mc2_targets"),
-    notes=("the report gives one figure and does not say which; it stands beside both",),
+    notes=(
+        "mc1: the best answer is likelier than every false one; mc2: the true answers' share of "
+        "the probability of all that are listed",
+        "the report gives one figure and does not say which; it stands beside both",
+    ),
 )
