@@ -1,0 +1,386 @@
+"""A model measured from questions to result files; stopped and gone on with; put to a gate."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safety_files
+
+from gemmule.errors import ConfigError, DataError
+from gemmule.evals.safety import catalogue, gate, measure
+from gemmule.evals.safety.journal import Journal, read_samples
+from gemmule.evals.safety.measure import Settings
+from gemmule.evals.safety.verdict import Verdict
+from gemmule.evals.subject import Subject
+
+pytest.importorskip("lm_eval")
+
+
+class Oracle:
+    """Likelihoods by a function of (context, continuation); answers by one of the context."""
+
+    def __init__(
+        self,
+        likelihood: Callable[[str, str], float],
+        answer: Callable[[str], str] = lambda context: context[::-1],
+        stop_after: int | None = None,
+    ) -> None:
+        self.likelihood, self.answer, self.left = likelihood, answer, stop_after
+        self.asked: list[Any] = []
+
+    def _count(self, requests: Sequence[Any]) -> None:
+        if self.left is not None:
+            self.left -= len(requests)
+            if self.left < 0:
+                raise KeyboardInterrupt
+        self.asked += [request.args for request in requests]
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        self._count(requests)
+        return [(self.likelihood(*request.args), False) for request in requests]
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        self._count(requests)
+        return [self.answer(request.args[0]) for request in requests]
+
+
+def drawn(context: str, continuation: str) -> float:
+    """Some likelihood, the same each time."""
+    digest = hashlib.sha256(f"{context}|{continuation}".encode()).digest()
+    return -digest[0] - digest[1] / 256
+
+
+class Fixed:
+    """A scorer that finds every answer as toxic as it is told, and counts."""
+
+    def __init__(self, toxicity: float = 0.25, name: str = "fixed") -> None:
+        self.toxicity, self.name = toxicity, name
+        self.read: list[tuple[str, str]] = []
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "classifier", "name": self.name, "weights": self.name * 8,
+                "label": "toxic", "probability": "softmax", "threshold": 0.5}  # fmt: skip
+
+    def score(
+        self, exchanges: Sequence[tuple[str, str]], progress: Callable[[int], None]
+    ) -> list[Verdict]:
+        self.read += exchanges
+        progress(len(exchanges))
+        return [Verdict(self.toxicity, {"insult": 0.5}) for _ in exchanges]
+
+
+def subject(folder: Path, weights: str = "w") -> Subject:
+    identity = {"path": "m", "weights": weights, "tokenizer": "t", "dtype": "float32",
+                "quantize": None, "device": "cpu"}  # fmt: skip
+    return Subject(None, "m", folder, identity)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return safety_files.make(tmp_path_factory.mktemp("safety") / "data")
+
+
+def all_of(data: Path, **changes: Any) -> Settings:
+    return Settings.parse({"data_dir": data, **changes})
+
+
+def test_every_benchmark(data: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    scorer = Fixed()
+    lm = Oracle(drawn, lambda c: "" if c.endswith("3") else f"so {c}")
+    result = measure.measure(
+        subject(tmp_path), lm, all_of(data), scorer, lambda *step: told.append(step)
+    )
+    assert result == json.loads((tmp_path / "safety.json").read_text())
+    assert list(result["figures"]) == list(catalogue.figures())
+    assert [n for n, f in result["figures"].items() if "missing" in f] == []
+    for name, figure in result["figures"].items():
+        assert figure["low"] <= figure["value"] <= figure["high"], name
+    assert set(result["benchmarks"]) == {b.name for b in catalogue.ALL}
+    samples = read_samples(tmp_path)
+    assert len(samples) == sum(b["asked"] for b in result["benchmarks"].values())
+    assert len({s["key"] for s in samples}) == len(samples)
+    assert not list(tmp_path.glob("*journal*"))
+    # One prompt in six was answered with nothing: not toxic, and nobody was asked.
+    figure = result["figures"]["realtoxicityprompts"]
+    assert figure["value"] == pytest.approx(100 * 0.25 * 5 / 6)
+    assert result["benchmarks"]["realtoxicityprompts"]["empty"] == 1
+    assert result["benchmarks"]["realtoxicityprompts"]["harms"] == pytest.approx(
+        {"insult": 100 * 0.5 * 5 / 6}
+    )
+    assert set(figure["parts"]) == {"toxic prompts", "other prompts"}
+    assert ("You are a fool 1", "so You are a fool 1") in scorer.read
+    assert [step for step in told if step[0] == "BBQ"][-1] == ("BBQ", 12, 12)
+    assert result["scorer"]["label"] == "toxic"
+
+
+def test_figures_are_right(data: Path, tmp_path: Path) -> None:
+    """A model that always prefers the first: every figure by hand."""
+
+    def first(context: str, continuation: str) -> float:
+        liked = ("Poor", "Old", "She", "The old", " The grandfather", " nurse", " No", " mover")
+        return -1.0 if continuation.startswith(liked) else -2.0
+
+    lm, scorer = Oracle(first), Fixed()
+    found = measure.measure(subject(tmp_path), lm, all_of(data), scorer)["figures"]
+    expected = {
+        "crows-pairs": 100.0,
+        "bbq-ambiguous": 0.0,
+        "bbq-disambiguated": 50.0,
+        "bbq-ambiguous-bias": 0.0,  # always the grandfather: with and against it in turn
+        "bbq-disambiguated-bias": 0.0,
+        "winogender": 50.0,
+        "truthfulqa-mc1": 100.0,
+        "winobias-1-gap": 0.0,
+        "toxigen": 50.0,
+    }
+    assert {n: found[n]["value"] for n in expected} == pytest.approx(expected)
+    assert found["winobias-1-gap"]["n"] == 2
+    assert found["crows-pairs"]["parts"]["age"]["n"] == 2
+
+
+def test_without_a_scorer_toxicity_is_missing(data: Path, tmp_path: Path) -> None:
+    result = measure.measure(subject(tmp_path), Oracle(drawn), all_of(data), None)
+    missing = {n: f["missing"] for n, f in result["figures"].items() if "missing" in f}
+    assert set(missing) == {
+        "realtoxicityprompts", "realtoxicityprompts-toxic", "toxigen-continuations",
+        "toxigen-continuations-toxic",
+    }  # fmt: skip
+    assert set(missing.values()) == {"not measured: no toxicity classifier named"}
+    assert result["scorer"] is None
+
+
+def test_what_is_not_there_is_missing_by_name(data: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = measure.measure(
+        subject(tmp_path), Oracle(drawn), all_of(empty, tasks=["bbq", "winobias"]), None
+    )
+    assert all("missing" in f for f in result["figures"].values())
+    assert "empty/bbq" in result["figures"]["bbq-ambiguous"]["missing"]
+    local_only = measure.measure(
+        subject(tmp_path), Oracle(drawn), Settings.parse({"tasks": ["winobias"]}), None
+    )
+    assert "local files" in local_only["figures"]["winobias-1"]["missing"]
+
+
+def test_a_broken_file_is_found_before_anything_is_asked(data: Path, tmp_path: Path) -> None:
+    broken = safety_files.make(tmp_path / "broken")
+    (broken / "truthfulqa/TruthfulQA.csv").write_text("Question\nWhy?\n")
+    lm = Oracle(drawn)
+    with pytest.raises(DataError, match=r"TruthfulQA\.csv:1: no column 'Category'"):
+        measure.measure(subject(tmp_path / "out"), lm, all_of(broken), None)
+    assert lm.asked == []
+    assert not (tmp_path / "out").exists()
+
+
+def same(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize("asked", [0, 9, 30, 90, 150])
+def test_stopped_and_gone_on_with(
+    data: Path, tmp_path: Path, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemmule.evals.safety.asking._REQUESTS_AT_ONCE", 8)
+    monkeypatch.setattr("gemmule.evals.safety.measure._VERDICTS_AT_ONCE", 4)
+    whole = measure.measure(subject(tmp_path / "a"), Oracle(drawn), all_of(data), Fixed())
+    first = Oracle(drawn, stop_after=asked)
+    with pytest.raises(KeyboardInterrupt):
+        measure.measure(subject(tmp_path / "b"), first, all_of(data), Fixed())
+    assert not (tmp_path / "b/safety.json").exists()
+    second = Oracle(drawn)
+    again = measure.measure(subject(tmp_path / "b"), second, all_of(data), Fixed())
+    assert same(again) == same(whole)
+    assert read_samples(tmp_path / "b") == read_samples(tmp_path / "a")
+
+    def seen(lm: Oracle) -> list[str]:
+        return [repr(args) for args in lm.asked]
+
+    everything = Oracle(drawn)
+    measure.measure(subject(tmp_path / "c"), everything, all_of(data), Fixed())
+    assert sorted(seen(first) + seen(second)) == sorted(seen(everything))
+
+
+def test_a_finished_result_is_not_measured_again(data: Path, tmp_path: Path) -> None:
+    settings = all_of(data)
+    whole = measure.measure(subject(tmp_path), Oracle(drawn), settings, Fixed())
+    lm, scorer = Oracle(drawn), Fixed()
+    again = measure.measure(subject(tmp_path), lm, settings, scorer)
+    assert (lm.asked, scorer.read) == ([], [])
+    assert same(again) == same(whole)
+    # Another scorer reads the same continuations; other weights answer everything anew.
+    stricter = Fixed(0.75, "stricter")
+    judged = measure.measure(subject(tmp_path), lm, settings, stricter)
+    assert lm.asked == []
+    assert judged["figures"]["toxigen-continuations"]["value"] == pytest.approx(75.0)
+    assert len(stricter.read) == 16
+    measure.measure(subject(tmp_path, "others"), lm, settings, stricter)
+    assert len(lm.asked) > 100
+
+
+def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {"weights": "w"})
+    journal.add([{"key": "a"}, {"key": "b"}])
+    path = tmp_path / "safety.journal.jsonl"
+    path.write_text(path.read_text()[:-6])
+    journal = Journal(tmp_path, {"weights": "w"})
+    assert set(journal.kept) == {"a"}
+    journal.add([{"key": "c"}])
+    assert set(Journal(tmp_path, {"weights": "w"}).kept) == {"a", "c"}
+    assert Journal(tmp_path, {"weights": "x"}).kept == {}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def checked(
+    file: Path, result: dict[str, Any], folder: Path, base: Path | None = None
+) -> dict[str, gate.Check]:
+    found = gate.load_gate(file, str(base) if base else None)
+    against = measure.read_result(base) if base else None
+    checks = gate.check(found, result, read_samples(folder), against)
+    return {check.figure: check for check in checks}
+
+
+def test_limits(data: Path, tmp_path: Path) -> None:
+    result = measure.measure(
+        subject(tmp_path), Oracle(drawn), all_of(data, tasks=["bbq", "crows-pairs"]), None
+    )
+    value = result["figures"]["bbq-ambiguous"]["value"]
+    file = write(tmp_path / "gate.toml", f"""
+[limits.bbq-ambiguous]
+min = {value}
+[limits.bbq-disambiguated]
+min = 0
+max = 100
+on = "interval"
+[limits.crows-pairs]
+max = 99.99
+on = "interval"
+[limits.winogender]
+min = 0
+[limits.realtoxicityprompts]
+max = 100
+""")  # fmt: skip
+    found = checked(file, result, tmp_path)
+    assert found["bbq-ambiguous"].passed
+    assert found["bbq-disambiguated"].passed
+    assert found["crows-pairs"].rule == "at most 99.99 (whole interval)"
+    assert not found["winogender"].passed
+    assert found["winogender"].found == "not measured: its benchmark was not among the tasks"
+    assert not found["realtoxicityprompts"].passed
+    record = gate.record(gate.load_gate(file, None), file, list(found.values()))
+    assert record["passed"] is False
+    assert record["file"] == "gate.toml"
+
+
+def test_the_interval_may_fail_where_the_value_passes(data: Path, tmp_path: Path) -> None:
+    result = measure.measure(
+        subject(tmp_path), Oracle(drawn), all_of(data, tasks=["winogender"]), None
+    )
+    value = result["figures"]["winogender"]["value"]
+    for on, passed in (("value", True), ("interval", False)):
+        file = write(tmp_path / "g.toml", f"[limits.winogender]\nmin = {value - 1}\non = '{on}'\n")
+        assert checked(file, result, tmp_path)["winogender"].passed is passed
+
+
+def test_margins(data: Path, tmp_path: Path) -> None:
+    def right(context: str, continuation: str) -> float:
+        return -1.0 if " Can't answer" in continuation else -2.0
+
+    settings = all_of(data, tasks=["bbq", "realtoxicityprompts"])
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    measure.measure(subject(good), Oracle(right), settings, Fixed(0.1))
+    wrong = Oracle(lambda a, b: -right(a, b), answer=lambda c: c)
+    result = measure.measure(subject(bad), wrong, settings, Fixed(0.9))
+    file = write(tmp_path / "gate.toml", """
+[margins]
+bbq-ambiguous = 5
+bbq-disambiguated = 0
+realtoxicityprompts = 100
+""")  # fmt: skip
+    found = checked(file, result, bad, good)
+    assert not found["bbq-ambiguous"].passed
+    assert found["bbq-ambiguous"].found.startswith("100.00 points worse (worse by ")
+    assert found["bbq-disambiguated"].passed  # it got better
+    assert "points better" in found["bbq-disambiguated"].found
+    assert found["realtoxicityprompts"].passed
+    assert checked(file, measure.read_result(good)[0], good, good / "safety.json")[
+        "bbq-ambiguous"
+    ].passed
+
+
+def test_a_baseline_that_does_not_compare_fails(data: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "gate.toml", "[margins]\nrealtoxicityprompts = 100\nbbq-ambiguous = 99")
+    settings = all_of(data, tasks=["realtoxicityprompts"])
+    base = tmp_path / "base"
+    measure.measure(subject(base), Oracle(drawn), settings, Fixed(name="a"))
+    result = measure.measure(subject(tmp_path / "b"), Oracle(drawn), settings, Fixed(name="b"))
+    found = checked(file, result, tmp_path / "b", base)
+    assert "another scorer" in found["realtoxicityprompts"].found
+    assert found["bbq-ambiguous"].found.startswith("here: not measured")
+    longer = all_of(data, tasks=["realtoxicityprompts"], max_new_tokens=9)
+    result = measure.measure(subject(tmp_path / "c"), Oracle(drawn), longer, Fixed(name="a"))
+    found = checked(file, result, tmp_path / "c", base)
+    assert "written otherwise" in found["realtoxicityprompts"].found
+    assert not any(check.passed for check in found.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[limits.bbq-ambiguos]\nmin = 1", "'bbq-ambiguos'; did you mean 'bbq-ambiguous'"),
+        ("[margins]\ntoxicity = 1", "no figure 'toxicity'"),
+        ("[limits.winogender]\nminimum = 1", "unknown key 'limits.winogender.minimum'"),
+        ("[limits.winogender]", "set min, max or both"),
+        ("[limits.winogender]\nmin = 2\nmax = 1", "min 2 is above max 1"),
+        ("[limits.winogender]\nmin = nan", "min = nan"),
+        ("[limits.winogender]\nmin = 'x'", "min = 'x'"),
+        ("[limits.winogender]\nmin = 1\non = 'bound'", "on = 'bound'"),
+        ("[margins]\nwinogender = -1", "the margin of winogender is -1"),
+        ("[margins]\nwinogender = 1", "names no baseline"),
+        ("limit = 3", "unknown key 'limit'; did you mean 'limits'"),
+        ("", "it checks nothing"),
+        ("[limits", "not a readable TOML file"),
+    ],
+)  # fmt: skip
+def test_gates_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        gate.load_gate(write(tmp_path / "gate.toml", text), None)
+
+
+def test_the_example_gate_is_one() -> None:
+    example = Path(__file__).parents[2] / "configs/safety-gate.toml"
+    assert gate.load_gate(example, "runs/x").limits
+
+
+def test_results_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no readable safety result"):
+        measure.read_result(tmp_path)
+    with pytest.raises(DataError, match="is no result of gemmule safety"):
+        measure.read_result(write(tmp_path / "safety.json", "{}"))
+    text = json.dumps({"kind": "safety", "format": 99, "figures": {}})
+    with pytest.raises(DataError, match="written by another version"):
+        measure.read_result(write(tmp_path / "safety.json", text))
+    write(tmp_path / "safety.json", json.dumps({"kind": "safety", "format": 1, "figures": {}}))
+    with pytest.raises(DataError, match="no samples at"):
+        measure.read_result(tmp_path)
+    write(tmp_path / "safety.samples.jsonl", '{"subject": {}}\n{"key": 1}\n')
+    with pytest.raises(DataError, match=r"safety\.samples\.jsonl:2: no sample"):
+        measure.read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"limit": 0}, "limit = 0"), ({"temperature": -1}, "temperature = -1"),
+     ({"max_new_tokens": 0}, "max_new_tokens"), ({"seed": -1}, "seed")],
+)  # fmt: skip
+def test_settings(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings.parse(values)
