@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["data"], ["train"],
          ["distill"], ["generate"], ["chat"], ["doctor"], ["info"],
          ["convert"], ["quantize"], ["bench"], ["record"], ["verify"], ["ablate"], ["plan"],
-         ["card"]]  # fmt: skip
+         ["card"], ["memorization"], ["canaries"]]  # fmt: skip
 
 
 def gemmule(*arguments: object, code: int = 0, stdin: str | None = None) -> str:

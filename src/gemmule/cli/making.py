@@ -276,9 +276,10 @@ def _train(
     else:
         settings = kind.load(config, overrides or [])
     with stoppable("the same command with --resume goes on from the last saved step"):
+        from gemmule.evals.memorization.callback import memorization_probe
         from gemmule.train.run import describe, run_training
 
-        result = run_training(settings, out, resume=resume)
+        result = run_training(settings, out, resume=resume, make_probes=[memorization_probe])
     if as_json:
         print(json.dumps(result))
     else:

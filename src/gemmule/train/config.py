@@ -70,6 +70,22 @@ class MachineConfig(Config):
     country: str | None = None
 
 
+class MemorizationConfig(Config):
+    """What of its training text a model gives back, followed while it learns.
+
+    Attributes:
+        every: steps between measurements.
+        probes: passages to try each time, and as many of validation text.
+        prompt_tokens: of a passage, given to the model.
+        continuation_tokens: that it is to give.
+    """
+
+    every: int = Field(default=100, gt=0)
+    probes: int = Field(default=200, gt=0)
+    prompt_tokens: int = Field(default=50, gt=0)
+    continuation_tokens: int = Field(default=50, gt=0)
+
+
 class TrainConfig(MachineConfig):
     """One training run.
 
@@ -91,6 +107,7 @@ class TrainConfig(MachineConfig):
         checkpoint_minutes: at most so many minutes between them, whatever the steps.
         keep_checkpoints: how many training states stay.
         log_every: steps between lines of metrics.jsonl.
+        memorization: follow how much training text the model gives back; None: do not.
     """
 
     data: Path
@@ -112,6 +129,7 @@ class TrainConfig(MachineConfig):
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
     log_every: int = Field(default=10, gt=0)
+    memorization: MemorizationConfig | None = None
 
     @property
     def micro_batch(self) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from gemmule.train.config import TrainConfig
 from gemmule.train.event_file import EventFile
 from gemmule.train.objectives import Objective
 from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
+from gemmule.train.probe import Probe
 from gemmule.train.schedule import learning_rate_factor
 from gemmule.train.signals import stop_signals
 
@@ -55,6 +56,7 @@ def train(
     loader: Loader,
     evaluate: Callable[[], Mapping[str, float]],
     label: str,
+    probes: Sequence[Probe] = (),
 ) -> TrainState:
     """Trains `model` for config.steps steps, going on from the run's newest checkpoint if any.
 
@@ -68,6 +70,7 @@ def train(
         loader: batches of config.micro_batch sequences.
         evaluate: figures on validation text.
         label: for the progress bar.
+        probes: what else to measure on the way.
 
     Raises:
         TrainingError: when loss or gradient is NaN or Inf; the weights are left as they were.
@@ -120,6 +123,11 @@ def train(
                 model.eval()
                 _log(run, board, state, {"split": "validation", **evaluate()})
                 model.train()
+            for probe in probes:
+                if last or state.step % probe.every == 0:
+                    model.eval()
+                    _log(run, board, state, {"probe": probe.name, **probe.measure(state.step)})
+                    model.train()
             overdue = time.monotonic() - saved > config.checkpoint_minutes * 60
             stopping = stop.requested  # read once: what stops the loop has been saved
             if last or stopping or overdue or state.step % config.checkpoint_every == 0:
@@ -184,11 +192,11 @@ def _log(
 ) -> None:
     seconds = round(state.seconds, 3)
     run.log({"step": state.step, "tokens": state.tokens, "seconds": seconds, **figures})
-    group = figures.get("split", "train")
+    group = figures.get("probe", figures.get("split", "train"))
     for name, value in figures.items():
         if isinstance(value, float):
             board.add(f"{group}/{name}", value, state.step)
-    if "split" in figures:
+    if group != "train":
         board.flush()
 
 

@@ -1,5 +1,6 @@
 """A whole training run: from a config to a run directory with a model and its figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,19 @@ from gemmule.train.objectives import (
     Objective,
     StoredDistillation,
 )
+from gemmule.train.probe import MakeProbe, Probe
 
 RESULT = "result.json"
 MANIFEST = "manifest.json"
 
 
 def run_training(
-    config: TrainConfig, out: Path, *, resume: bool = False, label: str | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    label: str | None = None,
+    make_probes: Sequence[MakeProbe] = (),
 ) -> dict[str, Any]:
     """Trains, or distils when `config` is a DistillConfig, into the run directory `out`.
 
@@ -46,6 +53,7 @@ def run_training(
         out: a new folder, or with `resume` one that a run was stopped in.
         resume: go on from the newest checkpoint; a finished run is left as it is.
         label: for the progress bar.
+        make_probes: what may be measured on the way, where the settings ask for it.
 
     Returns:
         The content of result.json.
@@ -68,6 +76,7 @@ def run_training(
     train_split = dataset.split("train")
     loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed, windows)
     objective = _objective(config, teacher, dataset, compiled=False)
+    probes = _probes(config, model, dataset, make_probes)
     flops_per_token = objective.flops_per_token(model, config.seq_len)
     train_flops = flops_per_token * config.steps * config.tokens_per_step
     EnergyMeter(config.country)  # a wrong country is to be found before anything is written
@@ -92,7 +101,7 @@ def run_training(
         figures = _figures(model, dataset, "validation", config, config.evaluation_tokens)
         return {k: figures[k] for k in ("nats_per_token", "perplexity", "bits_per_byte")}
 
-    state = train(run, config, model, objective, loader, validate, label or out.name)
+    state = train(run, config, model, objective, loader, validate, label or out.name, probes)
     model.eval()
     heldout = _figures(model, dataset, "heldout", config, config.heldout_tokens)
     save_model(model, dataset.tokenizer, out / "model")
@@ -113,6 +122,19 @@ def run_training(
     }
     files.write_json(out / RESULT, result)
     return result
+
+
+def _probes(
+    config: TrainConfig, model: Gemma, dataset: Dataset, makers: Sequence[MakeProbe]
+) -> list[Probe]:
+    probes = [probe for make in makers if (probe := make(config, model, dataset)) is not None]
+    if config.memorization is not None and "memorization" not in {probe.name for probe in probes}:
+        raise ConfigError(
+            "memorization is set, and nothing was given to measure it with: gemmule train and "
+            "gemmule distill do; from Python, pass make_probes=[memorization_probe], of "
+            "gemmule.evals.memorization.callback"
+        )
+    return probes
 
 
 def _figures(

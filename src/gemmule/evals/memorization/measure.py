@@ -33,6 +33,7 @@ from gemmule.evals.memorization.summary import CANARY, CONTROL, TRAIN
 from gemmule.evals.subject import Subject
 from gemmule.evals.training_data import Reading, TrainingData
 from gemmule.infer.language_model import LanguageModel
+from gemmule.model.config import GemmaConfig
 
 RESULT, SAMPLES = "memorization.json", "memorization.samples.jsonl"
 UNFINISHED = "memorization.unfinished.jsonl"
@@ -192,6 +193,21 @@ def batch_rows(lm: LanguageModel, settings: Settings) -> int:
     return rows_at_once(lm.config, length, weight.element_size(), memory, cpu)
 
 
+def check_context(config: GemmaConfig, settings: Settings) -> None:
+    """Refuses passages that a model cannot hold.
+
+    Raises:
+        ConfigError: when prompt and continuation are longer than its context.
+    """
+    context = config.max_position_embeddings
+    if settings.length > context:  # <bos> takes one place, and the last token is never read
+        raise ConfigError(
+            f"{settings.prompt_tokens} tokens of prompt and {settings.continuation_tokens} of "
+            f"continuation do not fit into this model's context of {context}: fewer of both "
+            "(prompt_tokens, continuation_tokens) are needed"
+        )
+
+
 def _check(lm: LanguageModel, training: TrainingData, settings: Settings) -> None:
     ours, theirs = lm.tokenizer.fingerprint, training.dataset.manifest["tokenizer"]
     if ours != theirs:
@@ -199,13 +215,7 @@ def _check(lm: LanguageModel, training: TrainingData, settings: Settings) -> Non
             f"{training.dataset.path} was made with another tokenizer (fingerprint {theirs[:12]}) "
             f"than the model's ({ours[:12]}): what the model read are other tokens"
         )
-    context = lm.config.max_position_embeddings
-    if settings.length > context:  # <bos> takes one, and the last token is never read
-        raise ConfigError(
-            f"{settings.prompt_tokens} tokens of prompt and {settings.continuation_tokens} of "
-            f"continuation with <bos> do not fit into this model's context of {context}: lower "
-            f"--prompt-tokens and --continuation-tokens to {context} together"
-        )
+    check_context(lm.config, settings)
 
 
 def _passages(

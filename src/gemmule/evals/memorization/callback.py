@@ -1,0 +1,90 @@
+"""Memorisation followed while a model is trained, by the setting `memorization`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gemmule.data.canaries import Canaries
+from gemmule.data.dataset import Dataset
+from gemmule.errors import ConfigError
+from gemmule.evals.memorization.measure import batch_rows, check_context, try_passages
+from gemmule.evals.memorization.probes import Probes, draw
+from gemmule.evals.memorization.settings import Settings
+from gemmule.evals.training_data import Reading
+from gemmule.infer.language_model import LanguageModel
+from gemmule.model.gemma import Gemma
+from gemmule.train.config import TrainConfig
+from gemmule.train.probe import Probe
+
+NAME = "memorization"
+
+
+def memorization_probe(config: TrainConfig, model: Gemma, dataset: Dataset) -> Probe | None:
+    """What a run is to measure of itself; None where its settings do not ask for it.
+
+    The passages are drawn once, from all that the run will read, so that a curve is one of the same
+    text; at each step those count that were read by then. The control is validation text: held-out
+    text is for the figures at the end.
+
+    Raises:
+        ConfigError: when the model's context or the text is too short for the passages.
+    """
+    chosen = config.memorization
+    if chosen is None:
+        return None
+    settings = Settings(
+        probes=chosen.probes,
+        prompt_tokens=chosen.prompt_tokens,
+        continuation_tokens=chosen.continuation_tokens,
+        seed=config.seed,
+    )
+    lm = LanguageModel(model, dataset.tokenizer)
+    check_context(lm.config, settings)
+    train = dataset.split("train")
+    planted = Canaries.of(dataset)
+    at_the_end = Reading.of(config, train, config.steps)
+    wanted = (chosen.probes, settings.length, config.seed)
+    found = draw(train, *wanted, [at_the_end], planted.documents if planted else range(0))
+    control = draw(dataset.split("validation"), *wanted)
+    if not len(found):
+        raise ConfigError(
+            f"memorization: the run reads no passage of {settings.length} tokens of one document: "
+            "lower memorization.prompt_tokens and memorization.continuation_tokens"
+        )
+
+    def measure(step: int) -> Mapping[str, float]:
+        times = Reading.of(config, train, step).of_spans(found.starts, settings.length)
+        read = _tokens(found)[times > 0]
+        figures = {"probes_read": float(len(read))}
+        # What training compiled is of other shapes: compiling more would cost minutes.
+        with torch.compiler.set_stance("force_eager"):
+            for prefix, passages in (("", read), ("control_", _tokens(control))):
+                if len(passages):
+                    exact, approximate = _rates(lm, passages, settings)
+                    figures[f"{prefix}exact"] = exact
+                    figures[f"{prefix}approximate"] = approximate
+        return figures
+
+    return Probe(NAME, chosen.every, measure)
+
+
+def _tokens(probes: Probes) -> npt.NDArray[np.int64]:
+    if not len(probes):
+        return np.empty((0, probes.length), np.int64)
+    return probes.tokens(slice(None))
+
+
+def _rates(
+    lm: LanguageModel, passages_BL: npt.NDArray[np.int64], settings: Settings
+) -> tuple[float, float]:
+    """The shares given back exactly, and with few edits."""
+    rows = batch_rows(lm, settings)
+    edits = [
+        outcome.edits
+        for first in range(0, len(passages_BL), rows)
+        for outcome in try_passages(lm, passages_BL[first : first + rows], settings)
+    ]
+    exact = sum(edit == 0 for edit in edits)
+    return exact / len(edits), sum(edit is not None for edit in edits) / len(edits)

@@ -1,0 +1,42 @@
+"""A run that learned some of its text by heart: canaries were planted in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmule.evals.memorization.settings import Settings
+
+# Passages that fit into the tiny model's context.
+SHORT = Settings(probes=40, prompt_tokens=10, continuation_tokens=10)
+
+
+@pytest.fixture(scope="session")
+def planted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared text with two canaries once and two 64 times in it."""
+    from gemmule.data.canaries import add_canaries
+    from gemmule.data.dataset import Dataset
+
+    out = tmp_path_factory.mktemp("planted") / "data"
+    return add_canaries(Dataset.open(prepared), out, repeats=(1, 64), each=2, tokens=20).path
+
+
+@pytest.fixture(scope="session")
+def by_heart(
+    planted: Path, tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run on it, long enough to know the frequent ones."""
+    from gemmule.train.config import TrainConfig
+    from gemmule.train.run import run_training
+
+    out = tmp_path_factory.mktemp("runs") / "by-heart"
+    settings = tiny(
+        data=str(planted), steps=200, batch_size=8, micro_batch_size=8, seq_len=48,
+        evaluate_every=1000, checkpoint_every=1000, log_every=1000,
+        optimizer={"learning_rate": 0.03},
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gemmule.carbon._start_tracker", lambda *_: 1 / 0)
+        run_training(TrainConfig.parse(settings), out)
+    return out
