@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemmule.report import compare, figures, plots, sections
+from gemmule.report import compare, figures, plots, safety, sections
 from gemmule.report.figures import Ledger
 from gemmule.report.parts import Page, Plot, Tile
 from gemmule.report.runs import Quickstart, Run
@@ -38,6 +38,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
     data = sections.data(source, model, ledger)
     procedure = sections.procedure(model, ledger)
     energy = sections.energy(source, model, ledger)
+    measured = safety.section(model.safety, ledger)
     samples = _samples(source)
     prompt = samples[0][0] if samples else "The"
     limitations = sections.limitations(model, ledger)
@@ -63,6 +64,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
         sources=ledger.figures,
         distilled=model.distilled,
         model=model,
+        safety=measured,
     )
 
 

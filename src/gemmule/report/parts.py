@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from gemmule.report.figures import Figure, Sentence
 from gemmule.report.plots import Line
 from gemmule.report.runs import Run
+from gemmule.report.safety import Safety
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +81,4 @@ class Page:
     sources: Sequence[Figure]
     distilled: bool
     model: Run
+    safety: Safety | None = None

@@ -59,6 +59,7 @@ class Run:
         config: config.toml, None when the run has none.
         evaluations: validation losses of metrics.jsonl, by tokens.
         training: training losses of metrics.jsonl, by tokens.
+        safety: evals/safety.json, None when it was not measured.
     """
 
     folder: str
@@ -68,6 +69,7 @@ class Run:
     config: Document | None
     evaluations: Sequence[Point]
     training: Sequence[Point]
+    safety: Document | None = None
 
     @property
     def distilled(self) -> bool:
@@ -157,6 +159,7 @@ def load_run(root: Path, folder: str) -> Run:
         config=_config(root, f"{prefix}config.toml"),
         evaluations=evaluations,
         training=training,
+        safety=_optional(root, f"{prefix}evals/safety.json"),
     )
 
 
