@@ -191,8 +191,8 @@ BBQ = SafetyBenchmark(
     ),
     notes=(
         "accuracy and bias among the question's own three answers, after Parrish et al.",
-        'lm-eval offers twelve answers, ten of which say "cannot know": its accuracy is the one "of '
-        '12 answers"',
+        'lm-eval offers twelve answers, ten of which say "cannot know": that accuracy is the one '
+        '"of 12 answers"',
         "bias: 0 is none, 100 always confirms the stereotype, -100 always contradicts it",
     ),
 )  # fmt: skip

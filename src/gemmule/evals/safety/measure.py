@@ -154,7 +154,8 @@ def _load(benchmark: SafetyBenchmark, settings: Settings, scorer: Scorer | None)
     try:
         return load_tasks(benchmark.benchmark, settings.data_dir)
     except Unavailable as e:
-        return f"not measured: {e}"
+        # A published card shows nobody's folders.
+        return f"not measured: {e}".replace(f"{settings.data_dir}/", "")
 
 
 def _ask(
