@@ -27,8 +27,8 @@ ARC_E, ARC_C = arc.BENCHMARKS
 (SIQA,) = siqa.BENCHMARKS
 (BOOLQ,) = boolq.BENCHMARKS
 (WINOGRANDE,) = winogrande.BENCHMARKS
-(HELLASWAG,) = hellaswag.BENCHMARKS
-(MMLU,) = mmlu.BENCHMARKS
+HELLASWAG, HELLASWAG_0 = hellaswag.BENCHMARKS
+MMLU, MMLU_CLOZE = mmlu.BENCHMARKS
 SENTENCES = [("Ann", "Bea"), ("Cy", "Dan"), ("Eve", "Flo"), ("Gus", "Hal"), ("Ida", "Jo")]
 
 
@@ -277,6 +277,8 @@ def test_hellaswag(tmp_path: Path) -> None:
     assert loaded.notes[0] == "12 questions, two endings each: not comparable with published scores"
     assert loaded.benchmark.chance == 0.5
     assert HELLASWAG.chance == 0.25
+    bare = prompts(load_tasks(HELLASWAG_0, tmp_path), "hellaswag")
+    assert bare[0] == ("Scene 0. he", " sings a song.")
 
 
 @pytest.mark.parametrize(
@@ -330,6 +332,21 @@ def test_mmlu(tmp_path: Path) -> None:
     assert context.count("Answer: ") == 5
     assert right(loaded, "mmlu_college_physics") == [2]
     assert len(loaded.files) == 114
+
+
+def test_mmlu_by_its_answers_words(tmp_path: Path) -> None:
+    mmlu_folder(tmp_path)
+    loaded = load_tasks(MMLU_CLOZE, tmp_path)
+    asked = prompts(loaded, "mmlu_college_physics_continuation")
+    assert [a for _, a in asked] == [" 0", " 1", " 2", " 3"]
+    assert asked[0][0] == (
+        "The following are questions (with answers) about college physics.\n\n"
+        "Question: Which,\nin college_physics?\nAnswer:"
+    )
+    assert right(loaded, "mmlu_college_physics_continuation") == [2]
+    made = loaded.tasks["mmlu_college_physics_continuation"]
+    scores = [(-4.0, False), (-3.0, False), (-1.0, False), (-2.0, False)]
+    assert made.process_results(made.eval_docs[0], scores)["acc_norm"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """HellaSwag (Zellers et al., 2019): how a description goes on."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,19 @@ def _row(context: str, endings: list[str], number: int) -> Row:
     return {"query": context, "choices": choices, "gold": gold, "label": str(gold)}
 
 
-BENCHMARKS = (
-    Benchmark(
-        name="hellaswag",
-        title="HellaSwag",
-        tasks=("hellaswag",),
-        shots=10,
-        metric="acc_norm",
-        kind="choice",
-        chance=0.25,
-        folder="hellaswag_800",
-        local=hellaswag,
-    ),
+_HELLASWAG = Benchmark(
+    name="hellaswag",
+    title="HellaSwag",
+    tasks=("hellaswag",),
+    shots=10,
+    metric="acc_norm",
+    kind="choice",
+    chance=0.25,
+    folder="hellaswag_800",
+    local=hellaswag,
 )
+# Without the examples, which a small model reads in vain and for long.
+_ZERO_SHOT = dataclasses.replace(
+    _HELLASWAG, name="hellaswag-0", title="HellaSwag (0-shot)", shots=0
+)
+BENCHMARKS = (_HELLASWAG, _ZERO_SHOT)

@@ -1,5 +1,6 @@
 """MMLU (Hendrycks et al., 2021): four answers to questions from 57 subjects."""
 
+import dataclasses
 from pathlib import Path
 
 from gemmule.errors import DataError
@@ -79,6 +80,17 @@ def mmlu(folder: Path) -> Local:
     return Local(splits, files)
 
 
+def cloze(folder: Path) -> Local:
+    """The same questions, for the tasks that score the answers' words instead of their letters."""
+    local = mmlu(folder)
+    splits = {_cloze(task): rows for task, rows in local.splits.items()}
+    return dataclasses.replace(local, splits=splits)
+
+
+def _cloze(task: str) -> str:
+    return f"{task}_continuation"
+
+
 def _rows(path: Path, subject: str) -> list[Row]:
     rows = []
     columns = ("question", *_CHOICES, "answer")
@@ -108,5 +120,17 @@ BENCHMARKS = (
         chance=0.25,
         folder="mmlu",
         local=mmlu,
+    ),
+    # Which letter stands before an answer is beyond a small model; its words may be easier.
+    Benchmark(
+        name="mmlu-cloze",
+        title="MMLU (cloze)",
+        tasks=tuple(_cloze(f"mmlu_{subject}") for subject in SUBJECTS),
+        shots=0,
+        metric="acc_norm",
+        kind="choice",
+        chance=0.25,
+        folder="mmlu",
+        local=cloze,
     ),
 )
