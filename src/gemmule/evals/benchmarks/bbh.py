@@ -52,9 +52,7 @@ _SETTINGS: dict[str, Any] = {
 def bbh(folder: Path) -> Local:
     """bbh/TASK.json, an object with `examples`: input and target. lm-eval has the worked ones."""
     paths = [folder / "bbh" / f"{part}.json" for part in _PARTS]
-    splits = {
-        _TASK + part: {"test": _rows(path)} for part, path in zip(_PARTS, paths, strict=True)
-    }
+    splits = {_TASK + part: {"test": _rows(path)} for part, path in zip(_PARTS, paths, strict=True)}
     return Local(splits, paths)
 
 

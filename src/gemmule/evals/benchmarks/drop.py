@@ -8,6 +8,8 @@ from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
 from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
 
+_PAIR: local_files.Fields = {"question": str, "answer": dict, "query_id": str}
+_ANSWER: local_files.Fields = {"number": (str, int, float), "date": dict, "spans": list}
 _DATE = ("day", "month", "year")
 _FIXTURE = "drop_fixture/drop.json"  # three passages, to try the format on
 
@@ -33,12 +35,10 @@ def _rows(path: Path) -> list[Row]:
         raise DataError(f"{path}: {type(document).__name__}; expected an object of passages")
     rows = []
     for section, entry in document.items():
-        fields = {"passage": str, "qa_pairs": list}
-        passage = local_files.checked(path, section, entry, fields)
+        passage = local_files.checked(path, section, entry, {"passage": str, "qa_pairs": list})
         for number, pair in enumerate(passage["qa_pairs"], 1):
             place = f"{section}, question {number}"
-            fields = {"question": str, "answer": dict, "query_id": str}
-            asked = local_files.checked(path, place, pair, fields)
+            asked = local_files.checked(path, place, pair, _PAIR)
             others = asked.get("validated_answers") or []
             if not isinstance(others, list):
                 raise DataError(f"{path}:{place}: validated_answers is no list")
@@ -59,8 +59,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _answer(path: Path, place: str, answer: Any) -> Row:
-    fields = {"number": (str, int, float), "date": dict, "spans": list}
-    found = local_files.checked(path, place, answer, fields)
+    found = local_files.checked(path, place, answer, _ANSWER)
     date = {part: str(found["date"].get(part) or "") for part in _DATE}
     spans = local_files.texts(path, place, "spans", found["spans"]) if found["spans"] else []
     number = str(found["number"])
@@ -88,7 +87,8 @@ def marks(doc: Row, results: Sequence[str]) -> dict[str, float]:
 
     answer = results[0].strip()
     readings = [[answer], [span for span in answer.split(", ") if span.strip()] or [answer]]
-    found = [utils.process_results(doc, reading) for reading in readings]
+    evaluator: Any = utils
+    found = [evaluator.process_results(doc, reading) for reading in readings]
     return {key: float(max(marks[key] for marks in found)) for key in ("em", "f1")}
 
 

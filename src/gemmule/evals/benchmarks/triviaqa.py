@@ -11,14 +11,16 @@ _FIELDS = {"context": str, "answer": str, "aliases": list}
 _BEFORE, _AFTER = "Question: ", "\nAnswer:"
 
 # An answer ends with its line. lm-eval ends it at a full stop or comma as well, so that "St. Louis"
-# can never be given.
+# can never be given. In the examples it has the first alias, which may be anything: to "What
+# nationality was sculptor Constantin Brancusi?" it is "Autobiographie erotique".
 _SETTINGS: dict[str, Any] = {
+    "fewshot_config": {"doc_to_target": "{{answer.value}}"},
     "generation_kwargs": {
         "until": ["\n"],
         "do_sample": False,
         "temperature": 0.0,
         "max_gen_toks": 64,
-    }
+    },
 }
 # Examples are other questions of the same file: lm-eval leaves the asked one out when both splits
 # have one name.
