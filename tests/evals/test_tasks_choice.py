@@ -368,7 +368,9 @@ def test_a_broken_mmlu_row_is_named(tmp_path: Path, row: list[Any], said: str) -
 def test_one_subject_s_absence_leaves_the_row_out(tmp_path: Path) -> None:
     missing = mmlu_folder(tmp_path) / "test/sociology_test.csv"
     missing.unlink()
-    with pytest.raises(Unavailable, match=rf"^there is no {missing}$"):
+    with pytest.raises(
+        Unavailable, match=r"^there is no mmlu/test/sociology_test\.csv in the data folder$"
+    ):
         load_tasks(MMLU, tmp_path)
 
 
@@ -376,7 +378,7 @@ def test_one_subject_s_absence_leaves_the_row_out(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=rf"^there is no {tmp_path}/siqa/dev\.jsonl$"):
+    with pytest.raises(Unavailable, match=r"^there is no siqa/dev\.jsonl in the data folder$"):
         load_tasks(SIQA, tmp_path)
 
 

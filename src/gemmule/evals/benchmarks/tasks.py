@@ -69,7 +69,9 @@ def load_tasks(
     try:
         local = benchmark.local(folder)
     except FileNotFoundError as e:
-        raise Unavailable(f"there is no {e.filename or e}") from None
+        # A card shows this: it says nothing of where on the machine the folder is.
+        missing = Path(e.filename or folder).relative_to(data_dir).as_posix()
+        raise Unavailable(f"there is no {missing} in the data folder") from None
     if local.chance is not None:
         benchmark = dataclasses.replace(benchmark, chance=local.chance)
     made = {
