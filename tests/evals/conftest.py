@@ -6,11 +6,6 @@ from typing import Any
 
 import pytest
 
-from gemmule.evals.memorization.settings import Settings
-
-# Passages that fit into the tiny model's context.
-SHORT = Settings(probes=40, prompt_tokens=10, continuation_tokens=10)
-
 
 @pytest.fixture(scope="session")
 def planted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

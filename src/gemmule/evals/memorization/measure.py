@@ -360,8 +360,8 @@ def _sample(
     memorised = outcome.edits is not None
     scan = personal_data.scan(lm.tokenizer, prompt, gold, outcome.output, memorised)
     shown: dict[str, Any] = {"prompt": prompt, "gold": gold, "output": outcome.output}
-    if scan.masked:  # ids would spell out what is masked; the place in the corpus leads to them
-        shown = {"prompt": None, "gold": None, "output": None, "masked": scan.masked}
+    if scan.anywhere:  # ids would spell it out; whoever has the corpus finds the place
+        shown = dict.fromkeys(shown)
     return {
         "set": part.kind,
         "probe": index,

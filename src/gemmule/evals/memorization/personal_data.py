@@ -94,15 +94,6 @@ def find(text: str) -> list[Finding]:
     return sorted(kept, key=lambda f: f.start)
 
 
-def masked_text(text: str, findings: Iterable[Finding]) -> str:
-    """`text` with the findings masked."""
-    parts, at = [], 0
-    for finding in findings:
-        parts += [text[at : finding.start], finding.masked]
-        at = finding.end
-    return "".join([*parts, text[at:]])
-
-
 @dataclasses.dataclass(frozen=True)
 class Scan:
     """The personal data of one passage.
@@ -110,13 +101,12 @@ class Scan:
     Attributes:
         in_text: what the continuation in the text holds, of kind, severity and shape.
         recalled: what of it the model gave back.
-        masked: prompt with continuation, and prompt with the model's, as text with all findings
-            masked; None where there are none.
+        anywhere: whether there is any in prompt, continuation or what the model gave.
     """
 
     in_text: list[dict[str, str]]
     recalled: list[dict[str, str]]
-    masked: dict[str, str] | None
+    anywhere: bool
 
 
 def scan(
@@ -136,15 +126,13 @@ def scan(
         memorised: whether that is close enough for anything of it to count.
     """
     border = len(tokenizer.decode(prompt))
-    text, other = tokenizer.decode(prompt + gold), tokenizer.decode(prompt + output)
-    found, given = find(text), find(other)
+    found, given = (find(tokenizer.decode(prompt + more)) for more in (gold, output))
     in_text = _after(found, border)
     known = {(f.kind, f.value) for f in _after(given, border)} if memorised else set()
-    masked = {"text": masked_text(text, found), "given": masked_text(other, given)}
     return Scan(
         [f.json() for f in in_text],
         [f.json() for f in in_text if (f.kind, f.value) in known],
-        masked if found or given else None,
+        bool(found or given),
     )
 
 

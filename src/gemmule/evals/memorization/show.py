@@ -14,13 +14,14 @@ def show(result: Mapping[str, Any]) -> None:
     """Prints what was measured, to the standard error stream as all tables are."""
     settings, data = result["measured"]["settings"], result["data"]
     against = result.get("against")
-    rows = [_row(f"training text, {_name(result)}", result["train"])]
+    name = _name(result)
+    rows = [_row(f"training text, {name}", result["train"])]
     if against:
         rows.append(_row(f"training text, {_name(against)}", against["train"]))
         rows.append(_difference(against["difference"]))
     rows.append(_row("control: text never read", result["control"]))
-    rows += [_row(f"  read {_times(g['times'])}", g) for g in result["times_read"]]
-    rows += [_row(f"  {s['source']}", s) for s in result["sources"][:_MOST_SOURCES]]
+    rows += [_row(f"{name}, read {_times(g['times'])}", g) for g in result["times_read"]]
+    rows += [_row(f"{name}, {s['source']}", s) for s in result["sources"][:_MOST_SOURCES]]
     for group in (result["canaries"] or {"groups": []})["groups"]:
         rows.append(_row(f"canaries, {group['repeats']} in the text", group))
     title = (
