@@ -7,7 +7,7 @@ wrong, so that the product is a mean over all questions: 1 for a stereotype conf
 contradicted, 0 for "cannot know".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gemmule.errors import DataError
@@ -43,7 +43,26 @@ def local(folder: Path) -> Local:
             rows.append({name: row[name] for name in _FIELDS})
     missing = sorted(set(CATEGORIES) - {row["category"] for row in rows})
     notes = [f"{11 - len(missing)} of 11 categories: no {', '.join(missing)}"] if missing else []
-    return Local({"bbq": {"test": rows}}, paths, tuple(notes))
+    # Once, and not each time that the documents are looked at.
+    done = {"bbq": {"process_docs": None}}
+    return Local({"bbq": {"test": _with_biased_answers(rows)}}, paths, tuple(notes), done)
+
+
+class _Rows(list[Row]):
+    """What lm-eval's function needs of a data set."""
+
+    def map(self, change: Callable[[Row], Row]) -> list[Row]:
+        """Each row changed."""
+        return [change(row) for row in self]
+
+
+def _with_biased_answers(rows: list[Row]) -> list[Row]:
+    """Adds which answers confirm the stereotype, as lm-eval finds them."""
+    from lm_eval.tasks.bbq import utils
+
+    kept = [name for name in _FIELDS if name not in ("answer_info", "additional_metadata")]
+    found = utils.process_docs(_Rows(rows))  # type: ignore[arg-type]
+    return [{name: row[name] for name in (*kept, "biased_answers")} for row in found]
 
 
 def _check(path: Path, number: int, row: Row) -> None:
