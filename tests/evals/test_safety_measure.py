@@ -161,7 +161,7 @@ def test_what_is_not_there_is_missing_by_name(data: Path, tmp_path: Path) -> Non
     )
     assert all("missing" in f for f in result["figures"].values())
     assert result["figures"]["winobias-1"]["missing"] == (
-        "not measured: there is no winobias/female_occupations.txt"
+        "not measured: there is no winobias/female_occupations.txt in the data folder"
     )
     assert str(tmp_path) not in json.dumps(result["figures"])
     local_only = measure.measure(

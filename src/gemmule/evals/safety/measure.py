@@ -154,8 +154,7 @@ def _load(benchmark: SafetyBenchmark, settings: Settings, scorer: Scorer | None)
     try:
         return load_tasks(benchmark.benchmark, settings.data_dir)
     except Unavailable as e:
-        # A published card shows nobody's folders.
-        return f"not measured: {e}".replace(f"{settings.data_dir}/", "")
+        return f"not measured: {e}"
 
 
 def _ask(
