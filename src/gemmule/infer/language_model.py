@@ -9,7 +9,8 @@ import torch
 from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.infer.engine import Engine
-from gemmule.infer.request import Completion, Event, Request
+from gemmule.infer.native_runner import NativeRunner
+from gemmule.infer.request import Completion, Event, Request, Score
 from gemmule.infer.runners import make_runner
 from gemmule.infer.sampling import NotFinite, SamplingParams, SamplingSettings
 from gemmule.infer.speculative import (
@@ -19,9 +20,12 @@ from gemmule.infer.speculative import (
     check_same_tokenizer,
 )
 from gemmule.infer.torch_runner import TorchRunner
+from gemmule.infer.tree_scoring import Branches, TreeScorer
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+
+_TEXTS_AT_ONCE = 256
 
 
 class LanguageModel:
@@ -167,8 +171,34 @@ class LanguageModel:
                 f"the text has {len(ids) - 1} tokens; this model's context is {context}: score "
                 "it in parts"
             )
-        (score,) = self._engine().score([(ids[:1], ids[1:])])
+        (score,) = self.engine().score([(ids[:1], ids[1:])])
         return list(score.log_probs)
+
+    def score_branches(
+        self, texts: Sequence[Branches]
+    ) -> Iterator[tuple[list[int], list[list[Score]]]]:
+        """How likely continuations of contexts are, some texts at a time.
+
+        On the CPU a score depends on its own context and continuation alone, to the last bit.
+
+        Args:
+            texts: contexts with their continuations.
+
+        Yields:
+            Places in `texts`, and for each the scores of its continuations.
+
+        Raises:
+            ConfigError: for ids that the model does not have, or a text longer than the context.
+        """
+        if not NativeRunner.supports(self.model):
+            yield from TreeScorer(self.model).stream(texts)
+            return
+        for at in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = texts[at : at + _TEXTS_AT_ONCE]
+            pairs = [(text.context, ids) for text in part for ids in text.continuations]
+            found = iter(self.engine().score(pairs))
+            scores = [[next(found) for _ in text.continuations] for text in part]
+            yield list(range(at, at + len(part))), scores
 
     def complete(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams
@@ -180,13 +210,13 @@ class LanguageModel:
             GemmuleError: when the model's logits are not finite.
         """
         requests = [Request(prompt, params, row) for row, prompt in enumerate(prompts)]
-        return [_finite(completion) for completion in self._engine().complete(requests)]
+        return [_finite(completion) for completion in self.engine().complete(requests)]
 
     def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[str]:
-        events = self._engine().iterate(Request(ids, params))  # a bad prompt is refused at once
+        events = self.engine().iterate(Request(ids, params))  # a bad prompt is refused at once
         return _texts(events)
 
-    def _engine(self) -> Engine:
+    def engine(self) -> Engine:
         """The engine over the weights as they are: trained further, they need a new one."""
         state = (_state(self.model), None if self.draft is None else _state(self.draft.model))
         if self._made is None or self._made[1] != state:

@@ -11,7 +11,7 @@ continuation, begins.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,6 @@ _LOGITS_AT_ONCE = 2**25  # 128 MiB of fp32: bounds memory at any vocabulary
 _SCORES_AT_ONCE = 2**25  # of attention, the same
 
 Layer = tuple[Tensor, Tensor]  # keys and values [tokens, K, H], tokens flat
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -91,29 +90,30 @@ class TreeScorer:
         """
         self._model, self._config, self._most = model, model.config, most_tokens
 
-    @torch.inference_mode()
-    def score(
-        self, texts: Sequence[Branches], progress: Progress | None = None
-    ) -> list[list[Score]]:
-        """The log-probabilities of each text's continuations, in the order given.
+    def score(self, texts: Sequence[Branches]) -> list[list[Score]]:
+        """All that `stream` finds, in the order given."""
+        found: list[list[Score]] = [[] for _ in texts]
+        for members, scores in self.stream(texts):
+            for i, own in zip(members, scores, strict=True):
+                found[i] = own
+        return found
+
+    def stream(self, texts: Sequence[Branches]) -> Iterator[tuple[list[int], list[list[Score]]]]:
+        """The log-probabilities of each text's continuations, a batch at a time.
 
         Args:
             texts: contexts with their continuations.
-            progress: told how many texts have been scored since it was last called.
+
+        Yields:
+            Places in `texts`, and for each the scores of its continuations.
 
         Raises:
-            ConfigError: for ids that the model does not have.
+            ConfigError: for ids that the model does not have, or a text longer than the context.
         """
         for text in texts:
             self._check(text)
-        found: list[list[Score]] = [[] for _ in texts]
         for batch in _batches(texts, self._most):
-            scored = self._score([texts[i] for i in batch.members], batch)
-            for i, scores in zip(batch.members, scored, strict=True):
-                found[i] = scores
-            if progress is not None:
-                progress(len(batch.members))
-        return found
+            yield batch.members, self._score([texts[i] for i in batch.members], batch)
 
     def _check(self, text: Branches) -> None:
         rows, most = self._config.vocab_size, self._config.max_position_embeddings
@@ -126,6 +126,7 @@ class TreeScorer:
                     f"is {most}: score it in parts"
                 )
 
+    @torch.inference_mode()
     def _score(self, texts: list[Branches], batch: "_Batch") -> list[list[Score]]:
         above = None
         if batch.prefixes:

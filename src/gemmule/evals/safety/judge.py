@@ -113,7 +113,7 @@ class Judge:
             heard = [self._exchange(prompt, answer) for prompt, answer, _ in group]
             asked = [[*ids, *question] for ids in heard for question in self._questions.values()]
             pairs = [(ids, [answer]) for ids in asked for answer in (self._yes, self._no)]
-            scores = [score.log_probs[0] for score in self._lm._engine().score(pairs)]
+            scores = [score.log_probs[0] for score in self._lm.engine().score(pairs)]
             chances = [_share(y, n) for y, n in zip(scores[::2], scores[1::2], strict=True)]
             for i, (_, _, cut) in enumerate(group):
                 mine = chances[i * len(RULES) : (i + 1) * len(RULES)]
