@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemmule.report import compare, figures, plots, safety, sections
+from gemmule.report import compare, figures, memorization, plots, safety, sections
 from gemmule.report.figures import Ledger
 from gemmule.report.parts import Page, Plot, Tile
 from gemmule.report.runs import Quickstart, Run
@@ -39,6 +39,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
     procedure = sections.procedure(model, ledger)
     energy = sections.energy(source, model, ledger)
     measured = safety.section(model.safety, ledger)
+    remembered = memorization.section(model.memorization, ledger)
     samples = _samples(source)
     prompt = samples[0][0] if samples else "The"
     limitations = sections.limitations(model, ledger)
@@ -65,6 +66,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
         distilled=model.distilled,
         model=model,
         safety=measured,
+        memorization=remembered,
     )
 
 

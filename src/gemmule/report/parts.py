@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gemmule.report.figures import Figure, Sentence
+from gemmule.report.memorization import Memorization
 from gemmule.report.plots import Line
 from gemmule.report.runs import Run
 from gemmule.report.safety import Safety
@@ -82,3 +83,4 @@ class Page:
     distilled: bool
     model: Run
     safety: Safety | None = None
+    memorization: Memorization | None = None

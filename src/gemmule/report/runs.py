@@ -30,12 +30,15 @@ class Document:
     content: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """The value under a dotted key, None when there is none."""
+        """The value under a dotted key, None when there is none; of a list by its place, from 0."""
         value: Any = self.content
         for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
+            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+            elif isinstance(value, Mapping) and part in value:
+                value = value[part]
+            else:
                 return None
-            value = value[part]
         return value
 
 
@@ -60,6 +63,7 @@ class Run:
         evaluations: validation losses of metrics.jsonl, by tokens.
         training: training losses of metrics.jsonl, by tokens.
         safety: evals/safety.json, None when it was not measured.
+        memorization: evals/memorization.json, None when it was not measured.
     """
 
     folder: str
@@ -70,6 +74,7 @@ class Run:
     evaluations: Sequence[Point]
     training: Sequence[Point]
     safety: Document | None = None
+    memorization: Document | None = None
 
     @property
     def distilled(self) -> bool:
@@ -160,6 +165,7 @@ def load_run(root: Path, folder: str) -> Run:
         evaluations=evaluations,
         training=training,
         safety=_optional(root, f"{prefix}evals/safety.json"),
+        memorization=_optional(root, f"{prefix}evals/memorization.json"),
     )
 
 

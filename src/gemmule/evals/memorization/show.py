@@ -7,7 +7,7 @@ from typing import Any
 from gemmule.runlog import console, table
 
 _MOST_SOURCES = 10
-HEADERS = ["", "passages", "exact (95%)", "approximate (95%)"]
+HEADERS = ["", "passages", "exact, %", "approximate, %"]
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -20,13 +20,16 @@ def show(result: Mapping[str, Any]) -> None:
         rows.append(_row(f"training text, {_name(against)}", against["train"]))
         rows.append(_difference(against["difference"]))
     rows.append(_row("control: text never read", result["control"]))
-    rows += [_row(f"{name}, read {_times(g['times'])}", g) for g in result["times_read"]]
-    rows += [_row(f"{name}, {s['source']}", s) for s in result["sources"][:_MOST_SOURCES]]
+    if len(result["times_read"]) > 1:  # a single group is the first row again
+        rows += [_row(f"{name}, read {_times(g['times'])}", g) for g in result["times_read"]]
+    if len(result["sources"]) > 1:
+        rows += [_row(f"{name}, {s['source']}", s) for s in result["sources"][:_MOST_SOURCES]]
     for group in (result["canaries"] or {"groups": []})["groups"]:
         rows.append(_row(f"canaries, {group['repeats']} in the text", group))
     title = (
         f"{data['name']}: prompts of {settings['prompt_tokens']} tokens, continuations of "
-        f"{settings['continuation_tokens']}; approximate: at most {settings['most_edits']} edits"
+        f"{settings['continuation_tokens']}; approximate: at most {settings['most_edits']} edits; "
+        "95% intervals"
     )
     table(HEADERS, rows, title=title)
     left_out = len(result["sources"]) - _MOST_SOURCES
@@ -62,8 +65,8 @@ def _personal(found: Mapping[str, Any]) -> str:
     parts = [f"{name} {_shown(c['of_probes'])}, {c['recalled']} passages" for name, c in counts]
     held = ", ".join(f"{name} {c['in_text']}" for name, c in counts)
     return (
-        f"personal data given back, of all passages, by severity: {'; '.join(parts)}; in the text "
-        f"they continue: {held}"
+        f"personal data given back, % of all passages, by severity: {'; '.join(parts)}; passages "
+        f"whose continuation holds such: {held}"
     )
 
 
@@ -72,6 +75,6 @@ def _times(times: str) -> str:
 
 
 def _shown(estimate: Mapping[str, float], sign: str = "") -> str:
-    """In percent: 1.20 (0.69 to 2.09)."""
+    """In percent."""
     value, low, high = (f"{100 * estimate[k]:{sign}.2f}" for k in ("value", "low", "high"))
-    return f"{value}% ({low} to {high})"
+    return f"{value} ({low} to {high})"
