@@ -1,7 +1,6 @@
 """A gemmule model as lm-evaluation-harness sees one.
 
-Registered there as "gemmule" once this module is imported; installed with gemmule, lm-eval's own
-command does that by itself: lm_eval --model gemmule --model_args pretrained=runs/quickstart/student
+Its name there is "gemmule": lm_eval --model gemmule --model_args pretrained=runs/quickstart/student
 
 How texts become tokens follows lm-eval's "hf" backend, with <bos> first and once, always: also
 where a long context is cut (its oldest tokens go, <bos> stays) and in rolling scores.
@@ -21,20 +20,19 @@ from gemmule.infer.sampling import SamplingParams
 from gemmule.infer.tree_scoring import Branches
 from gemmule.runlog import ProgressBar
 
-try:
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.api.registry import model_registry
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError:  # without the extra `eval`, which load_tasks asks for by name
-    TemplateLM, model_registry = object, None
-
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+else:
+    try:
+        from lm_eval.api.model import TemplateLM
+    except ImportError:  # without the extra `eval`, which load_tasks asks for by name
+        TemplateLM = object
 
 Answers = Iterator[tuple[int, Any]]  # place among the requests, answer
 
 
-class GemmuleLM(TemplateLM):  # type: ignore[misc]
+class GemmuleLM(TemplateLM):
     """Answers lm-eval's requests: log-likelihoods, rolling ones, generation.
 
     Answers do not depend on what else is asked, nor in which order.
@@ -235,6 +233,8 @@ class GemmuleLM(TemplateLM):  # type: ignore[misc]
                     yield i, (math.fsum(score.log_probs), all(score.greedy))
 
     def _roll(self, requests: list["Instance"]) -> Answers:
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
         for i, request in enumerate(requests):
             (text,) = request.args
             windows = get_rolling_token_windows(
@@ -323,5 +323,9 @@ def _together(answers: Answers, most: int = 512) -> Iterator[list[tuple[int, Any
         yield some
 
 
-if model_registry is not None and "gemmule" not in model_registry:
-    model_registry.register("gemmule", target=GemmuleLM)
+def register() -> None:
+    """Makes "gemmule" a model that lm-eval knows."""
+    from lm_eval.api.registry import model_registry
+
+    if "gemmule" not in model_registry:
+        model_registry.register("gemmule", target=GemmuleLM)
