@@ -1,0 +1,219 @@
+"""Runs a command in namespaces of its own, as bubblewrap does where it is installed.
+
+`python namespaces.py ORDERS` with ORDERS in JSON: "view" is a list of [kind, source, target] of
+what is to be seen, "command" what to run, "scratch" the bytes and "files" the number of files
+that fit into /tmp, the only place to write to. The process number of the sandbox's first process
+goes to the descriptor "info", as bubblewrap gives it. The exit code is the command's, or 128 and
+the signal that ended it.
+
+Three processes stand around the command: this one, which stays outside the new process numbers
+and can be waited for; the first inside, with whose end the kernel ends all others; and, for root
+only and for a moment, one that says which users there are inside.
+"""
+
+# pathlib takes as long to import as all of this takes to run.
+# ruff: noqa: PTH102, PTH103, PTH120, PTH211
+
+import ctypes
+import json
+import os
+import signal
+import struct
+import sys
+from typing import Any
+
+_CLONE_NEW = {
+    "mount": 0x00020000, "cgroup": 0x02000000, "uts": 0x04000000, "ipc": 0x08000000,
+    "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000,
+}  # fmt: skip
+_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8  # of mount_setattr
+_AT_FDCWD, _AT_RECURSIVE, _MNT_DETACH = -100, 0x8000, 2
+_MOUNT_SETATTR = 442
+_PIVOT_ROOT = {"x86_64": 155}  # elsewhere 41
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_CAPABILITY_VERSION_3 = 0x20080522
+
+INSIDE_USER = 1000
+NOBODY = 65534
+_BASE = "/tmp"  # a folder that every system has; the new root is mounted over it
+
+
+def main() -> int:
+    """Makes the namespaces and the first process in them; waits for it."""
+    orders = json.loads(sys.argv[1])
+    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    as_nobody = _enter_namespaces()
+    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a new user forgets it
+    told, tell = os.pipe()
+    first = os.fork()
+    if first == 0:
+        os.close(orders["info"])  # what we say there is believed
+        os.read(told, 1)
+        os._exit(_guarded(_first, orders, as_nobody))
+    os.write(orders["info"], json.dumps({"child-pid": first}).encode())
+    os.close(orders["info"])
+    os.write(tell, b"!")
+    return _exit_code(os.waitpid(first, 0)[1])
+
+
+def _guarded(step: Any, *arguments: Any) -> int:
+    """The result of a forked process, whose errors must not run on into its parent's code."""
+    try:
+        result: int = step(*arguments)
+    except BaseException as e:
+        print(e, file=sys.stderr, flush=True)
+        return 1
+    return result
+
+
+def _enter_namespaces() -> bool:
+    """New namespaces; whether the command can be run as nobody.
+
+    Root outside would own everything of root's inside, too. So it becomes nobody where the
+    system has such a user; for that, somebody outside has to say who is who.
+    """
+    user, group = os.geteuid(), os.getegid()
+    if user == 0 and _unshare_mapped():
+        return True
+    if user != 0:
+        _call("unshare", sum(_CLONE_NEW.values()))
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{INSIDE_USER} {user} 1")
+    _write("/proc/self/gid_map", f"{INSIDE_USER} {group} 1")
+    return False
+
+
+def _unshare_mapped() -> bool:
+    """Root's way in; whether nobody could be had."""
+    ready, go = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        os.close(go)
+        os._exit(_guarded(_map_users, os.getppid(), ready))
+    os.close(ready)
+    try:
+        _call("unshare", sum(_CLONE_NEW.values()))
+        os.write(go, b"go")
+    finally:
+        os.close(go)
+        _, status = os.waitpid(helper, 0)
+    return status == 0
+
+
+def _map_users(process: int, ready: int) -> int:
+    if os.read(ready, 2) != b"go":
+        return 1
+    try:
+        for kind in ("gid", "uid"):
+            _write(f"/proc/{process}/{kind}_map", f"0 0 1\n{INSIDE_USER} {NOBODY} 1\n")
+    except OSError:
+        return 1  # a container without that user
+    return 0
+
+
+def _first(orders: dict[str, Any], as_nobody: bool) -> int:
+    """The first process inside: furnishes the file system, drops all rights, runs the command."""
+    _furnish(orders, INSIDE_USER if as_nobody else 0)
+    _call("sethostname", b"sandbox", 7)
+    if as_nobody:
+        os.setgroups([])
+        os.setresgid(INSIDE_USER, INSIDE_USER, INSIDE_USER)
+        os.setresuid(INSIDE_USER, INSIDE_USER, INSIDE_USER)
+    _drop_rights()
+    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    command = os.fork()
+    if command == 0:
+        os._exit(_guarded(os.execv, orders["command"][0], orders["command"]))
+    while True:
+        pid, status = os.wait()
+        if pid == command:
+            return _exit_code(status)
+
+
+def _exit_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _furnish(orders: dict[str, Any], owner: int) -> None:
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    sources = {source: os.open(source, os.O_PATH) for kind, source, _ in orders["view"]
+               if kind != "link"}  # fmt: skip
+    _mount("tmpfs", _BASE, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    # Before the view, of which a part may lie there.
+    os.mkdir(_BASE + "/tmp")
+    _mount("tmpfs", _BASE + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC,
+           f"size={orders['scratch']},nr_inodes={orders['files']},mode=700")  # fmt: skip
+    if owner:
+        os.chown(_BASE + "/tmp", owner, owner)
+    for kind, source, target in orders["view"]:
+        place = _BASE + target
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        if kind == "link":
+            os.symlink(source, place)
+            continue
+        if kind == "folder":
+            os.mkdir(place)
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o444))
+        _mount(f"/proc/self/fd/{sources[source]}", place, None, _MS_BIND | _MS_REC)
+        _restrict(place, _RDONLY | _NOSUID | (_NOEXEC if kind == "device" else _NODEV))
+    for fd in sources.values():
+        os.close(fd)
+    os.chdir(_BASE)
+    _call("syscall", _PIVOT_ROOT.get(os.uname().machine, 41), b".", b".")
+    _call("umount2", b".", _MNT_DETACH)  # the old root, which now lies over the new one
+    os.chdir("/")
+    _restrict("/", _RDONLY | _NOSUID | _NODEV, recursive=False)
+    os.chdir("/tmp")
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    _call("mount", source.encode(), target.encode(), kind.encode() if kind else None, flags,
+          options.encode())  # fmt: skip
+
+
+def _restrict(path: str, attributes: int, *, recursive: bool = True) -> None:
+    """Makes the mounts at `path` read-only and so on, those below it too: since Linux 5.12."""
+    wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    _call("syscall", _MOUNT_SETATTR, _AT_FDCWD, path.encode(),
+          _AT_RECURSIVE if recursive else 0, wanted, len(wanted))  # fmt: skip
+
+
+def _drop_rights() -> None:
+    _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for capability in range(64):
+        try:
+            _call("prctl", _PR_CAPBSET_DROP, capability, 0, 0, 0)
+        except OSError:
+            break  # there are no more
+    _call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+
+
+def _call(function: str, *arguments: Any) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    result: int = getattr(libc, function)(
+        *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)
+    )
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{function}: {os.strerror(error)}")
+    return result
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except OSError as e:
+        print(e, file=sys.stderr)
+        sys.exit(1)
