@@ -95,7 +95,8 @@ def test_every_module_imports_on_the_minimal_install() -> None:
 import importlib, pkgutil, sys
 OPTIONAL = {"pyarrow", "zstandard", "matplotlib", "jinja2", "codecarbon", "transformers",
             "datasets", "pandas", "tensorboard", "psutil", "pytest", "hypothesis",
-            "gguf", "llama_cpp", "lm_eval", "nltk", "sympy", "rapidfuzz", "scipy", "sklearn"}
+            "gguf", "llama_cpp", "lm_eval", "nltk", "sympy", "rapidfuzz", "scipy", "sklearn",
+            "stdnum"}
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in OPTIONAL:
