@@ -29,7 +29,8 @@ else:
     except ImportError:  # without the extra `eval`, which load_tasks asks for by name
         TemplateLM = object
 
-Answers = Iterator[tuple[int, Any]]  # place among the requests, answer
+# Place among the requests, answer, and whether its context had to be cut.
+Answers = Iterator[tuple[int, Any, bool]]
 
 
 class GemmuleLM(TemplateLM):
@@ -38,7 +39,7 @@ class GemmuleLM(TemplateLM):
     Answers do not depend on what else is asked, nor in which order.
 
     Attributes:
-        truncated: by task, how many requests did not fit into the model's context.
+        truncated: by task, of how many requests the context was too long for the model.
     """
 
     tokenizer: Any
@@ -176,7 +177,7 @@ class GemmuleLM(TemplateLM):
                 if bar is not None:
                     bar.__enter__()
                 for some in _together(run([requests[i] for i in left])):
-                    answers = [(keys[left[place]], answer) for place, answer in some]
+                    answers = [(keys[left[place]], [answer, cut]) for place, answer, cut in some]
                     if self._journal is not None:
                         self._journal.add(answers)
                     found.update(answers)
@@ -185,14 +186,18 @@ class GemmuleLM(TemplateLM):
             finally:
                 if bar is not None:
                     bar.__exit__(None, None, None)
-        return [found[key] for key in keys]
+        for key, request in zip(keys, requests, strict=True):
+            self.truncated[str(request.task_name)] += found[key][1]
+        return [found[key][0] for key in keys]
 
     def _score(self, requests: list["Instance"]) -> Answers:
-        pairs = []
+        pairs, cut = [], []
         for request in requests:
-            context, continuation = request.args
-            pairs.append(self._fitted(request, *self._pair(context, continuation)))
-        return self._scored(pairs)
+            whole = self._pair(*request.args)
+            pairs.append(self._fitted(request, *whole))
+            cut.append(pairs[-1] != whole)
+        for i, answer in self._scored(pairs):
+            yield i, answer, cut[i]
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Context and continuation as ids; spaces between the two belong to the latter."""
@@ -215,12 +220,13 @@ class GemmuleLM(TemplateLM):
         over = len(context) + len(continuation) - 1 - self.max_length
         if over <= 0:
             return context, continuation
-        self.truncated[str(request.task_name)] += 1
         if over < len(context) - 1:
             return context[:1] + context[1 + over :], continuation
         return context[:1], continuation[-self.max_length :]
 
-    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Answers:
+    def _scored(
+        self, pairs: Sequence[tuple[list[int], list[int]]]
+    ) -> Iterator[tuple[int, tuple[float, bool]]]:
         """Pairs with one context become branches of one text."""
         members: dict[tuple[int, ...], list[int]] = {}
         for i, (context, _) in enumerate(pairs):
@@ -244,22 +250,23 @@ class GemmuleLM(TemplateLM):
                 context_len=1,
             )
             pairs = [make_disjoint_window(window) for window in windows]
-            yield i, math.fsum(value for _, (value, _) in self._scored(pairs))
+            yield i, math.fsum(value for _, (value, _) in self._scored(pairs)), False
 
     def _generate(self, requests: list["Instance"]) -> Answers:
         engine = self._lm.engine()
-        numbers: dict[int, int] = {}
+        numbers: dict[int, tuple[int, bool]] = {}
         for i, request in enumerate(requests):
             context, settings = request.args
             params = self._params(settings)
-            prompt = self._prompt(request, context, params.max_new_tokens)
+            prompt, cut = self._prompt(context, params.max_new_tokens)
             # Draws differ from document to document, and are the same again for each.
             row = int(request.doc_id or 0)
-            numbers[engine.submit(Request(prompt, params, row))] = i
+            numbers[engine.submit(Request(prompt, params, row))] = i, cut
         while numbers:
             for event in engine.step():
                 if event.completion is not None and event.id in numbers:
-                    yield numbers.pop(event.id), _text(event.completion)
+                    place, cut = numbers.pop(event.id)
+                    yield place, _text(event.completion), cut
 
     def _params(self, settings: dict[str, Any]) -> SamplingParams:
         known = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "seed"}
@@ -284,13 +291,11 @@ class GemmuleLM(TemplateLM):
             stop=tuple(s for s in stops if s),
         )
 
-    def _prompt(self, request: "Instance", context: str, room: int) -> list[int]:
+    def _prompt(self, context: str, room: int) -> tuple[list[int], bool]:
+        """The prompt's ids, without the oldest where they leave no room; whether any were cut."""
         ids = self.tok_encode(context)
         over = len(ids) + room - self.max_length
-        if over <= 0:
-            return ids
-        self.truncated[str(request.task_name)] += 1
-        return ids[:1] + ids[1 + over :]
+        return (ids, False) if over <= 0 else (ids[:1] + ids[1 + over :], True)
 
 
 def _text(completion: Completion) -> str:
@@ -310,9 +315,9 @@ def _keys(kind: str, requests: Iterable["Instance"]) -> list[str]:
     return keys
 
 
-def _together(answers: Answers, most: int = 512) -> Iterator[list[tuple[int, Any]]]:
+def _together(answers: Answers, most: int = 512) -> Iterator[list[tuple[int, Any, bool]]]:
     """Answers some at a time: what is found together is written together."""
-    some: list[tuple[int, Any]] = []
+    some: list[tuple[int, Any, bool]] = []
     began = time.monotonic()
     for answer in answers:
         some.append(answer)

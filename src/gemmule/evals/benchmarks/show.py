@@ -35,7 +35,7 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
     """One table a model; for several, a table of differences from the first."""
     for result in results:
         sizes = list(result["published"]["parameters"])
-        heads = ["benchmark", "shots", "score", "95%", "chance", "", "questions"]
+        heads = ["benchmark", "shots", "score", "95%", "chance", "n"]
         heads += [size.removeprefix("Gemma 2 ") for size in sizes]
         rows = [_row(row, sizes) for row in result["rows"].values()]
         table(heads, rows, title=f"{result['model']['name']}, percent")
@@ -60,18 +60,24 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
 def _row(row: Mapping[str, Any], sizes: Sequence[str]) -> list[str]:
     published = [f"{row['published'][s]:.1f}" if s in row["published"] else "" for s in sizes]
     if "missing" in row:
-        return [row["title"], _shots(row), "missing", "", "", "", "", *published]
-    chance = "" if row["chance"] is None else _percent(row["chance"])
+        return [row["title"], _shots(row), "missing", "", "", "", *published]
     return [
         row["title"],
         _shots(row),
         _percent(row["value"]),
         f"{_percent(row['low'])}–{_percent(row['high'])}",
-        chance,
-        "at chance" if row["at_chance"] else "",
-        f"{row['n']:,}" if row["n"] == row["of"] else f"{row['n']:,}/{row['of']:,}",
+        _beside_chance(row),
+        f"{row['n']:,}",
         *published,
     ]
+
+
+def _beside_chance(row: Mapping[str, Any]) -> str:
+    """What guessing gets, and where the score's interval lies."""
+    if row["chance"] is None:
+        return ""
+    where = "at" if row["at_chance"] else "above" if row["low"] > row["chance"] else "below"
+    return f"{where} {_percent(row['chance'])}"
 
 
 def _shots(row: Mapping[str, Any]) -> str:
@@ -84,7 +90,7 @@ def _percent(value: float, form: str = ".1f") -> str:
 
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:
-    lines = [f"2B, 9B, 27B: Gemma 2, {result['published']['source']}"]
+    lines = [f"2B, 9B, 27B: Gemma 2, from the {result['published']['source']}"]
     unknown = [row["contamination"] for row in result["rows"].values() if "contamination" in row]
     if unknown and not unknown[0]["known"]:
         lines.append(f"contamination: {unknown[0]['why']}")
@@ -92,6 +98,8 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         if "missing" in row:
             lines.append(f"{row['title']}: missing: {row['missing']}")
             continue
+        if row["n"] < row["of"]:
+            lines.append(f"{row['title']}: {row['n']:,} of {row['of']:,} questions")
         lines += [f"{row['title']}: {note}" for note in row["notes"]]
         found = row["contamination"]
         if found["documents"]:
