@@ -1,6 +1,6 @@
 """The ways to shut a program in, strongest first, and what each is worth in words."""
 
-import json
+import marshal
 import os
 import shutil
 import subprocess
@@ -74,7 +74,7 @@ class Kind:
                 "info": info,
                 "command": command,
             }
-            return [*python, str(_NAMESPACES), json.dumps(orders)]
+            return [*python, str(_NAMESPACES), marshal.dumps(orders).hex()]
         return command
 
     def orders(

@@ -168,7 +168,7 @@ class Sandbox:
     def _run(self, source: str, stop: threading.Event) -> Outcome:
         try:
             return supervise.run(self.isolation, source, self.limits, self.packages, stop)
-        except supervise.CannotStart as e:
+        except (supervise.CannotStart, OSError) as e:
             raise UserError(
                 f"the sandbox ({self.kind}) could not start a program: {e}. If the machine is "
                 "short of memory or processes, try again with less running beside it"

@@ -208,6 +208,9 @@ class _Process:
                 self._program = self.popen.pid
             elif self._first:
                 self._program = _child(self._first)
+            if self._program:  # should memory run out on this machine, let it be the first to go
+                with contextlib.suppress(OSError):
+                    Path(f"/proc/{self._program}/oom_score_adj").write_text("1000")
         return self._program
 
     def _first_process(self) -> int:

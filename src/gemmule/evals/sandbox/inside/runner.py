@@ -5,6 +5,8 @@ lines to the descriptor REPORT: "cannot REASON" when it could not do as ordered,
 the program's first line, and then one line with the secret of the orders before the result.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import marshal
@@ -15,7 +17,10 @@ import signal
 import stat
 import struct
 import sys
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing takes as long to import as all of the above
+    from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 38, 22
 _SECCOMP_MODE_FILTER = 2
@@ -62,7 +67,12 @@ def _set_rlimit(which: int, soft: int, hard: int) -> None:
     _, highest = resource.getrlimit(which)
     if highest != resource.RLIM_INFINITY:
         soft, hard = min(soft, highest), min(hard, highest)
-    resource.setrlimit(which, (soft, hard))
+    try:
+        resource.setrlimit(which, (soft, hard))
+    except (OSError, ValueError):
+        if sys.platform == "linux":
+            raise
+        # macOS refuses some of them; what limits mean there is said in the guarantee.
 
 
 def _die_with(parent: int) -> None:
