@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SECONDS = 5  # of processor time for one job: how busy the machine is changes nothing
 MEMORY = 4 << 30  # bytes of address space
 _PATIENCE = 30  # times as long by the clock: for a job that waits for something
 _READY = b"ready\n"
@@ -32,13 +31,13 @@ class Ended:
     why: str
 
 
-def answers(module: str, jobs: Sequence[Any], seconds: int = SECONDS) -> list[Any]:
+def answers(module: str, jobs: Sequence[Any], seconds: int) -> list[Any]:
     """What a worker makes of each job, in their order; an `Ended` where it came to nothing.
 
     Args:
         module: of the worker, which calls `serve`.
         jobs: JSON values.
-        seconds: of processor time for each.
+        seconds: of processor time for each: how busy the machine is changes nothing.
 
     Raises:
         RuntimeError: when a worker cannot be started.
