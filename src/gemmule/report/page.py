@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemmule.report import compare, figures, memorization, plots, safety, sections
+from gemmule.report import benchmarks, compare, figures, memorization, plots, safety, sections
 from gemmule.report.figures import Ledger
-from gemmule.report.parts import Page, Plot, Tile
+from gemmule.report.parts import Page, Tile
+from gemmule.report.plots import Plot
 from gemmule.report.runs import Quickstart, Run
 
 
@@ -38,6 +39,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
     data = sections.data(source, model, ledger)
     procedure = sections.procedure(model, ledger)
     energy = sections.energy(source, model, ledger)
+    scores = benchmarks.section(model.benchmarks, ledger)
     measured = safety.section(model.safety, ledger)
     remembered = memorization.section(model.memorization, ledger)
     samples = _samples(source)
@@ -65,6 +67,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
         sources=ledger.figures,
         distilled=model.distilled,
         model=model,
+        benchmarks=scores,
         safety=measured,
         memorization=remembered,
     )

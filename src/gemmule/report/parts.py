@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
+from gemmule.report.benchmarks import Benchmarks
 from gemmule.report.figures import Figure, Sentence
 from gemmule.report.memorization import Memorization
-from gemmule.report.plots import Line
+from gemmule.report.plots import Line, Plot
 from gemmule.report.runs import Run
 from gemmule.report.safety import Safety
 
@@ -41,15 +42,6 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plot:
-    """An svg element, what it shows in words, and its caption."""
-
-    svg: str
-    words: str
-    caption: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Section:
     """Named facts in two columns."""
 
@@ -82,5 +74,6 @@ class Page:
     sources: Sequence[Figure]
     distilled: bool
     model: Run
+    benchmarks: Benchmarks | None = None
     safety: Safety | None = None
     memorization: Memorization | None = None

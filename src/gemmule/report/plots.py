@@ -3,7 +3,8 @@
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gemmule.errors import MissingExtraError
@@ -20,7 +21,51 @@ _VARIABLES = {
     "#050505": "var(--distilled)",
     "#060606": "var(--card)",
 }
-_INK, _RULE, _CARD = "#010101", "#020202", "#060606"
+INK, RULE, CARD = "#010101", "#020202", "#060606"
+COLOURS = {"teacher": "#030303", "scratch": "#040404", "distilled": "#050505"}
+NOTHING = {"Creator": None, "Date": None, "Format": None, "Type": None}  # metadata
+
+
+@contextmanager
+def styled() -> Iterator[tuple[Any, Any]]:
+    """Matplotlib's Figure class and ticker module, in the page's style whatever the user's is.
+
+    Raises:
+        MissingExtraError: when matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib import ticker
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "report", "the card's plots") from None
+    settings: dict[str, Any] = {
+        "svg.hashsalt": "gemmule",
+        "svg.fonttype": "none",
+        "font.size": 10.5,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: measured alike everywhere
+        "path.simplify": False,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "text.usetex": False,
+    }
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's own style would change the page
+        params: Any = mpl.rcParams
+        params.update(settings)
+        yield Figure, ticker
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """An svg element, what it shows in words, and its caption."""
+
+    svg: str
+    words: str
+    caption: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,30 +108,8 @@ def curves(lines: Sequence[Line], against: str) -> tuple[str, str] | None:
     ]
     if not drawn:
         return None
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure as Canvas
-        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-    except ImportError:
-        raise MissingExtraError("matplotlib", "report", "the card's plots") from None
-    settings: dict[str, Any] = {
-        "svg.hashsalt": "gemmule",
-        "svg.fonttype": "none",
-        "font.size": 10.5,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: measured alike everywhere
-        "path.simplify": False,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "text.usetex": False,
-    }
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's own style would change the page
-        params: Any = mpl.rcParams
-        params.update(settings)
-        canvas = Canvas(figsize=(5.4, 3.7))
+    with styled() as (canvas_of, ticker):
+        canvas = canvas_of(figsize=(5.4, 3.7))
         axes = canvas.add_axes((0.1, 0.155, 0.845, 0.82))
         for line, scale in drawn:
             _draw(axes, line, scale)
@@ -96,24 +119,23 @@ def curves(lines: Sequence[Line], against: str) -> tuple[str, str] | None:
         if compute:
             axes.set_xscale("log")
             axes.set_xlim(left=0.7 * min(_enters(line.run, high) * scale for line, scale in drawn))
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=9))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3), numticks=9))
+            axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         else:
             axes.set_xlim(left=0)
-            axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: tick(x)))
         unit = "training compute, FLOP (log scale)" if compute else "training tokens"
         axes.set_xlabel(unit, labelpad=6)
-        axes.grid(color=_RULE, linewidth=0.8)
+        axes.grid(color=RULE, linewidth=0.8)
         axes.set_axisbelow(True)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(_RULE)
+        axes.spines["bottom"].set_color(RULE)
         axes.tick_params(length=0, which="both", pad=5)
         out = io.StringIO()
-        nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        canvas.savefig(out, format="svg", metadata=nothing, transparent=True)
-    return _inline(out.getvalue(), against), _in_words(drawn, against)
+        canvas.savefig(out, format="svg", metadata=NOTHING, transparent=True)
+    return inline(out.getvalue(), against), _in_words(drawn, against)
 
 
 def _window(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
@@ -135,7 +157,7 @@ def _scale(run: Run, against: str) -> float | None:
 
 
 def _draw(axes: Any, line: Line, scale: float) -> None:
-    colour = {"teacher": "#030303", "scratch": "#040404", "distilled": "#050505"}[line.role]
+    colour = COLOURS[line.role]
     dash: Any = "-"
     if line.dash:
         dash = (0, tuple(float(part) for part in line.dash.split()))
@@ -164,7 +186,7 @@ def _draw(axes: Any, line: Line, scale: float) -> None:
             color=colour,
             marker=line.marker,
             markersize=7.5,
-            markeredgecolor=_CARD,
+            markeredgecolor=CARD,
             markeredgewidth=1.2,
             zorder=5,
         )
@@ -189,7 +211,7 @@ def _in_words(drawn: Sequence[tuple[Line, float]], against: str) -> str:
     return f"Line chart of validation loss against {unit}. " + "; ".join(ends) + "."
 
 
-def _inline(svg: str, prefix: str) -> str:
+def inline(svg: str, prefix: str) -> str:
     """The bare svg element: scalable, without metadata, ids unique on the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

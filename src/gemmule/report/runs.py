@@ -62,6 +62,7 @@ class Run:
         config: config.toml, None when the run has none.
         evaluations: validation losses of metrics.jsonl, by tokens.
         training: training losses of metrics.jsonl, by tokens.
+        benchmarks: evals/benchmarks.json, None when it was not measured.
         safety: evals/safety.json, None when it was not measured.
         memorization: evals/memorization.json, None when it was not measured.
     """
@@ -73,6 +74,7 @@ class Run:
     config: Document | None
     evaluations: Sequence[Point]
     training: Sequence[Point]
+    benchmarks: Document | None = None
     safety: Document | None = None
     memorization: Document | None = None
 
@@ -164,6 +166,7 @@ def load_run(root: Path, folder: str) -> Run:
         config=_config(root, f"{prefix}config.toml"),
         evaluations=evaluations,
         training=training,
+        benchmarks=_optional(root, f"{prefix}evals/benchmarks.json"),
         safety=_optional(root, f"{prefix}evals/safety.json"),
         memorization=_optional(root, f"{prefix}evals/memorization.json"),
     )

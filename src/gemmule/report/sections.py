@@ -152,8 +152,18 @@ def limitations(model: Run, ledger: Ledger) -> list[Sentence]:
             "spread may be chance, and the spread was not measured here.",
             seed,
         ),
-        say("Benchmarks, safety and memorisation: not measured."),
     ]
+    missing = [
+        what
+        for what, document in (
+            ("benchmarks", model.benchmarks),
+            ("safety", model.safety),
+            ("memorisation", model.memorization),
+        )
+        if document is None
+    ]
+    if missing:
+        lines.append(say(f"Not measured: {', '.join(missing)}."))
     if model.manifest.get("targets.biased"):
         label = ledger.take(model.manifest, "targets.label", "stored targets", str)
         lines.append(

@@ -152,7 +152,7 @@ def _row(
     cut = sum(lm.truncated[task] for task in loaded.tasks)
     if cut:
         notes.append(
-            f"{cut} requests did not fit into the model's context: their beginning was cut"
+            f"{cut} requests were longer than the model's context: cut at their beginning"
         )
     tasks = {
         task: {
