@@ -169,7 +169,7 @@ def test_math(tmp_path: Path) -> None:
 
 
 def test_a_hostile_answer_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmule.evals.benchmarks.hendrycks_math._SECONDS", 1)
+    monkeypatch.setattr("gemmule.evals.benchmarks.hendrycks_math._SECONDS", 2)
     doc = {"solution": r"$\boxed{2}$", "answer": "2"}
     answers = [
         r"The final answer is $9^{9^{9^9}} + 1$",
@@ -179,7 +179,7 @@ def test_a_hostile_answer_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     found = hendrycks_math.graded([[a] for a in answers], [doc] * 3)
     assert [f["math_verify"] for f in found] == [0, 0, 1]
     for outcome in found[:2]:
-        assert outcome["why"] == "math_verify: took more than 1 s of processor time"
+        assert outcome["why"] == "math_verify: took more than 2 s of processor time"
     assert found[2] == {"exact_match": 1, "math_verify": 1}
 
 

@@ -86,10 +86,10 @@ def test_a_worker_that_does_not_start_is_an_error() -> None:
 
 
 def test_waiting_has_an_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(killable, "_PATIENCE", 1)
+    monkeypatch.setattr(killable, "_PATIENCE", 3)
     jobs = [job(0, "asleep", mark=str(tmp_path / "mark")), job(1)]
     assert killable.answers("hostile_worker", jobs, 1) == [
-        Ended("no answer within 1 s"),
+        Ended("no answer within 3 s"),
         [1, "0"],
     ]
 
