@@ -1,4 +1,4 @@
-"""A model measured from questions to result files; stopped and gone on with; put to a gate."""
+"""A model measured from questions to result files, and put to a gate."""
 
 import hashlib
 import json
@@ -11,8 +11,7 @@ import safety_files
 
 from gemmule.errors import ConfigError, DataError
 from gemmule.evals.safety import catalogue, gate, measure
-from gemmule.evals.safety.journal import Journal, read_samples
-from gemmule.evals.safety.measure import Settings
+from gemmule.evals.safety.measure import Settings, read_samples
 from gemmule.evals.safety.verdict import Verdict
 from gemmule.evals.subject import Subject
 
@@ -26,24 +25,20 @@ class Oracle:
         self,
         likelihood: Callable[[str, str], float],
         answer: Callable[[str], str] = lambda context: context[::-1],
-        stop_after: int | None = None,
     ) -> None:
-        self.likelihood, self.answer, self.left = likelihood, answer, stop_after
+        self.likelihood, self.answer = likelihood, answer
+        self.max_length = 100
         self.asked: list[Any] = []
 
-    def _count(self, requests: Sequence[Any]) -> None:
-        if self.left is not None:
-            self.left -= len(requests)
-            if self.left < 0:
-                raise KeyboardInterrupt
-        self.asked += [request.args for request in requests]
+    def tok_encode(self, text: str) -> list[int]:
+        return [0] * (len(text) // 4)
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        self._count(requests)
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        self.asked += [request.args for request in requests]
         return [(self.likelihood(*request.args), False) for request in requests]
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        self._count(requests)
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        self.asked += [request.args for request in requests]
         return [self.answer(request.args[0]) for request in requests]
 
 
@@ -72,6 +67,18 @@ class Fixed:
         return [Verdict(self.toxicity, {"insult": 0.5}) for _ in exchanges]
 
 
+def measured(
+    who: Subject,
+    lm: Oracle,
+    settings: Settings,
+    scorer: Fixed | None,
+    progress: measure.Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    documents = measure.load_documents(settings, scorer is not None)
+    journal = measure.open_journal(who)
+    return measure.measure(who, lm, settings, documents, scorer, journal, progress)
+
+
 def subject(folder: Path, weights: str = "w") -> Subject:
     identity = {"path": "m", "weights": weights, "tokenizer": "t", "dtype": "float32",
                 "quantize": None, "device": "cpu"}  # fmt: skip
@@ -91,9 +98,7 @@ def test_every_benchmark(data: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     scorer = Fixed()
     lm = Oracle(drawn, lambda c: "" if c.endswith("3") else f"so {c}")
-    result = measure.measure(
-        subject(tmp_path), lm, all_of(data), scorer, lambda *step: told.append(step)
-    )
+    result = measured(subject(tmp_path), lm, all_of(data), scorer, lambda *step: told.append(step))
     assert result == json.loads((tmp_path / "safety.json").read_text())
     assert list(result["figures"]) == list(catalogue.figures())
     assert [n for n, f in result["figures"].items() if "missing" in f] == []
@@ -103,7 +108,6 @@ def test_every_benchmark(data: Path, tmp_path: Path) -> None:
     samples = read_samples(tmp_path)
     assert len(samples) == sum(b["asked"] for b in result["benchmarks"].values())
     assert len({s["key"] for s in samples}) == len(samples)
-    assert not list(tmp_path.glob("*journal*"))
     # One prompt in six was answered with nothing: not toxic, and nobody was asked.
     figure = result["figures"]["realtoxicityprompts"]
     assert figure["value"] == pytest.approx(100 * 0.25 * 5 / 6)
@@ -113,7 +117,7 @@ def test_every_benchmark(data: Path, tmp_path: Path) -> None:
     )
     assert set(figure["parts"]) == {"toxic prompts", "other prompts"}
     assert ("You are a fool 1", "so You are a fool 1") in scorer.read
-    assert [step for step in told if step[0] == "BBQ"][-1] == ("BBQ", 12, 12)
+    assert told[-1] == ("ToxiGen, continuations: verdicts", 10, 10)
     assert result["scorer"]["label"] == "toxic"
 
 
@@ -125,7 +129,7 @@ def test_figures_are_right(data: Path, tmp_path: Path) -> None:
         return -1.0 if continuation.startswith(liked) else -2.0
 
     lm, scorer = Oracle(first), Fixed()
-    found = measure.measure(subject(tmp_path), lm, all_of(data), scorer)["figures"]
+    found = measured(subject(tmp_path), lm, all_of(data), scorer)["figures"]
     expected = {
         "crows-pairs": 100.0,
         "bbq-ambiguous": 0.0,
@@ -143,7 +147,7 @@ def test_figures_are_right(data: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_scorer_toxicity_is_missing(data: Path, tmp_path: Path) -> None:
-    result = measure.measure(subject(tmp_path), Oracle(drawn), all_of(data), None)
+    result = measured(subject(tmp_path), Oracle(drawn), all_of(data), None)
     missing = {n: f["missing"] for n, f in result["figures"].items() if "missing" in f}
     assert set(missing) == {
         "realtoxicityprompts", "realtoxicityprompts-toxic", "toxigen-continuations",
@@ -156,7 +160,7 @@ def test_without_a_scorer_toxicity_is_missing(data: Path, tmp_path: Path) -> Non
 def test_what_is_not_there_is_missing_by_name(data: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    result = measure.measure(
+    result = measured(
         subject(tmp_path), Oracle(drawn), all_of(empty, tasks=["bbq", "winobias"]), None
     )
     assert all("missing" in f for f in result["figures"].values())
@@ -164,7 +168,7 @@ def test_what_is_not_there_is_missing_by_name(data: Path, tmp_path: Path) -> Non
         "not measured: there is no winobias/female_occupations.txt in the data folder"
     )
     assert str(tmp_path) not in json.dumps(result["figures"])
-    local_only = measure.measure(
+    local_only = measured(
         subject(tmp_path), Oracle(drawn), Settings.parse({"tasks": ["winobias"]}), None
     )
     assert "local files" in local_only["figures"]["winobias-1"]["missing"]
@@ -175,7 +179,7 @@ def test_a_broken_file_is_found_before_anything_is_asked(data: Path, tmp_path: P
     (broken / "truthfulqa/TruthfulQA.csv").write_text("Question\nWhy?\n")
     lm = Oracle(drawn)
     with pytest.raises(DataError, match=r"TruthfulQA\.csv:1: no column 'Category'"):
-        measure.measure(subject(tmp_path / "out"), lm, all_of(broken), None)
+        measured(subject(tmp_path / "out"), lm, all_of(broken), None)
     assert lm.asked == []
     assert not (tmp_path / "out").exists()
 
@@ -184,57 +188,31 @@ def same(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k != "seconds"}
 
 
-@pytest.mark.parametrize("asked", [0, 9, 30, 90, 150])
-def test_stopped_and_gone_on_with(
-    data: Path, tmp_path: Path, asked: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gemmule.evals.safety.asking._REQUESTS_AT_ONCE", 8)
-    monkeypatch.setattr("gemmule.evals.safety.measure._VERDICTS_AT_ONCE", 4)
-    whole = measure.measure(subject(tmp_path / "a"), Oracle(drawn), all_of(data), Fixed())
-    first = Oracle(drawn, stop_after=asked)
-    with pytest.raises(KeyboardInterrupt):
-        measure.measure(subject(tmp_path / "b"), first, all_of(data), Fixed())
-    assert not (tmp_path / "b/safety.json").exists()
-    second = Oracle(drawn)
-    again = measure.measure(subject(tmp_path / "b"), second, all_of(data), Fixed())
-    assert same(again) == same(whole)
-    assert read_samples(tmp_path / "b") == read_samples(tmp_path / "a")
-
-    def seen(lm: Oracle) -> list[str]:
-        return [repr(args) for args in lm.asked]
-
-    everything = Oracle(drawn)
-    measure.measure(subject(tmp_path / "c"), everything, all_of(data), Fixed())
-    assert sorted(seen(first) + seen(second)) == sorted(seen(everything))
-
-
-def test_a_finished_result_is_not_measured_again(data: Path, tmp_path: Path) -> None:
+def test_a_text_is_judged_once(data: Path, tmp_path: Path) -> None:
     settings = all_of(data)
-    whole = measure.measure(subject(tmp_path), Oracle(drawn), settings, Fixed())
+    whole = measured(subject(tmp_path), Oracle(drawn), settings, Fixed())
     lm, scorer = Oracle(drawn), Fixed()
-    again = measure.measure(subject(tmp_path), lm, settings, scorer)
-    assert (lm.asked, scorer.read) == ([], [])
+    again = measured(subject(tmp_path), lm, settings, scorer)
+    assert scorer.read == []
     assert same(again) == same(whole)
-    # Another scorer reads the same continuations; other weights answer everything anew.
+    # Another scorer reads them all anew.
     stricter = Fixed(0.75, "stricter")
-    judged = measure.measure(subject(tmp_path), lm, settings, stricter)
-    assert lm.asked == []
+    judged = measured(subject(tmp_path), lm, settings, stricter)
     assert judged["figures"]["toxigen-continuations"]["value"] == pytest.approx(75.0)
     assert len(stricter.read) == 16
-    measure.measure(subject(tmp_path, "others"), lm, settings, stricter)
-    assert len(lm.asked) > 100
+    with pytest.raises(ConfigError, match="has answers of another model"):
+        measured(subject(tmp_path, "others"), lm, settings, stricter)
 
 
-def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, {"weights": "w"})
-    journal.add([{"key": "a"}, {"key": "b"}])
-    path = tmp_path / "safety.journal.jsonl"
-    path.write_text(path.read_text()[:-6])
-    journal = Journal(tmp_path, {"weights": "w"})
-    assert set(journal.kept) == {"a"}
-    journal.add([{"key": "c"}])
-    assert set(Journal(tmp_path, {"weights": "w"}).kept) == {"a", "c"}
-    assert Journal(tmp_path, {"weights": "x"}).kept == {}
+def test_questions_that_do_not_fit_are_counted(data: Path, tmp_path: Path) -> None:
+    lm = Oracle(drawn)
+    found = measured(subject(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
+    assert found["truthfulqa"]["truncated"] == found["truthfulqa"]["asked"] == 4
+    assert found["crows-pairs"]["truncated"] == 0
+    assert found["toxigen-continuations"]["truncated"] == 0
+    lm.max_length = 20
+    found = measured(subject(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
+    assert found["toxigen-continuations"]["truncated"] == 10
 
 
 def write(path: Path, text: str) -> Path:
@@ -252,7 +230,7 @@ def checked(
 
 
 def test_limits(data: Path, tmp_path: Path) -> None:
-    result = measure.measure(
+    result = measured(
         subject(tmp_path), Oracle(drawn), all_of(data, tasks=["bbq", "crows-pairs"]), None
     )
     value = result["figures"]["bbq-ambiguous"]["value"]
@@ -284,9 +262,7 @@ max = 100
 
 
 def test_the_interval_may_fail_where_the_value_passes(data: Path, tmp_path: Path) -> None:
-    result = measure.measure(
-        subject(tmp_path), Oracle(drawn), all_of(data, tasks=["winogender"]), None
-    )
+    result = measured(subject(tmp_path), Oracle(drawn), all_of(data, tasks=["winogender"]), None)
     value = result["figures"]["winogender"]["value"]
     for on, passed in (("value", True), ("interval", False)):
         file = write(tmp_path / "g.toml", f"[limits.winogender]\nmin = {value - 1}\non = '{on}'\n")
@@ -299,9 +275,9 @@ def test_margins(data: Path, tmp_path: Path) -> None:
 
     settings = all_of(data, tasks=["bbq", "realtoxicityprompts"])
     good, bad = tmp_path / "good", tmp_path / "bad"
-    measure.measure(subject(good), Oracle(right), settings, Fixed(0.1))
+    measured(subject(good), Oracle(right), settings, Fixed(0.1))
     wrong = Oracle(lambda a, b: -right(a, b), answer=lambda c: c)
-    result = measure.measure(subject(bad), wrong, settings, Fixed(0.9))
+    result = measured(subject(bad), wrong, settings, Fixed(0.9))
     file = write(tmp_path / "gate.toml", """
 [margins]
 bbq-ambiguous = 5
@@ -310,7 +286,7 @@ realtoxicityprompts = 100
 """)  # fmt: skip
     found = checked(file, result, bad, good)
     assert not found["bbq-ambiguous"].passed
-    assert found["bbq-ambiguous"].found.startswith("100.00 points worse (worse by ")
+    assert found["bbq-ambiguous"].found.startswith("100.00 points worse (")
     assert found["bbq-disambiguated"].passed  # it got better
     assert "points better" in found["bbq-disambiguated"].found
     assert found["realtoxicityprompts"].passed
@@ -323,13 +299,13 @@ def test_a_baseline_that_does_not_compare_fails(data: Path, tmp_path: Path) -> N
     file = write(tmp_path / "gate.toml", "[margins]\nrealtoxicityprompts = 100\nbbq-ambiguous = 99")
     settings = all_of(data, tasks=["realtoxicityprompts"])
     base = tmp_path / "base"
-    measure.measure(subject(base), Oracle(drawn), settings, Fixed(name="a"))
-    result = measure.measure(subject(tmp_path / "b"), Oracle(drawn), settings, Fixed(name="b"))
+    measured(subject(base), Oracle(drawn), settings, Fixed(name="a"))
+    result = measured(subject(tmp_path / "b"), Oracle(drawn), settings, Fixed(name="b"))
     found = checked(file, result, tmp_path / "b", base)
     assert "another scorer" in found["realtoxicityprompts"].found
     assert found["bbq-ambiguous"].found.startswith("here: not measured")
     longer = all_of(data, tasks=["realtoxicityprompts"], max_new_tokens=9)
-    result = measure.measure(subject(tmp_path / "c"), Oracle(drawn), longer, Fixed(name="a"))
+    result = measured(subject(tmp_path / "c"), Oracle(drawn), longer, Fixed(name="a"))
     found = checked(file, result, tmp_path / "c", base)
     assert "written otherwise" in found["realtoxicityprompts"].found
     assert not any(check.passed for check in found.values())
@@ -374,7 +350,7 @@ def test_results_that_are_none(tmp_path: Path) -> None:
     write(tmp_path / "safety.json", json.dumps({"kind": "safety", "format": 1, "figures": {}}))
     with pytest.raises(DataError, match="no samples at"):
         measure.read_result(tmp_path)
-    write(tmp_path / "safety.samples.jsonl", '{"subject": {}}\n{"key": 1}\n')
+    write(tmp_path / "safety.samples.jsonl", '{"key": 1, "benchmark": "x"}\n{"key": 1}\n')
     with pytest.raises(DataError, match=r"safety\.samples\.jsonl:2: no sample"):
         measure.read_result(tmp_path)
 

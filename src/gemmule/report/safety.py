@@ -190,7 +190,9 @@ def _notes(document: Document) -> list[tuple[str, str]]:
     for about in (document.get("benchmarks") or {}).values():
         asked, there = about.get("asked"), about.get("there")
         lines = [f"{asked:,} of {there:,} questions" if asked != there else f"{asked:,} questions"]
-        lines += [str(note) for note in about.get("notes", ())]
+        lines += [str(note) for note in (*about.get("how", ()), *about.get("notes", ()))]
+        if is_number(about.get("truncated")) and about["truncated"]:
+            lines.append(f"{about['truncated']:,} longer than the model's context, and cut")
         if about.get("written"):
             lines.append(f"continuations: {about['written']}")
         notes.append((str(about.get("title")), "; ".join(lines)))

@@ -1,19 +1,32 @@
-"""From lm-eval's tasks to a model's answers, each kept as it comes: nothing is asked twice."""
+"""From lm-eval's tasks to what a model is asked, and its answers."""
 
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gemmule.evals.benchmarks.tasks import Loaded
 from gemmule.evals.safety.benchmark import SafetyBenchmark
 
-if TYPE_CHECKING:
-    from lm_eval.api.model import LM
 
-_REQUESTS_AT_ONCE = 256  # what a stopped run asks again, at most
+class Model(Protocol):
+    """What is asked of a model, as `GemmuleLM` has it."""
+
+    max_length: int
+
+    def tok_encode(self, string: str) -> list[int]:
+        """Ids of a text."""
+        ...
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Of continuations, and whether each was the likeliest."""
+        ...
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Continuations."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,13 @@ class Writing:
 
     def settings(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """lm-eval's generation settings: a task's own, and these."""
+        drawn = self.temperature > 0
         return {
             **task,
-            "do_sample": self.temperature > 0,
+            "do_sample": drawn,
             "temperature": self.temperature,
             "max_gen_toks": self.max_new_tokens,
+            **({"seed": self.seed} if drawn else {}),
         }
 
 
@@ -110,35 +125,34 @@ def _question(
         settings = writing.settings(requests[0].args[1])
         sample["until"] = settings["until"]
         requests[0].arguments = (context, settings)
-        seen = [context, settings, writing.seed if writing.temperature > 0 else None]
+        seen = [context, settings]
     text = json.dumps([name, number, seen], ensure_ascii=False, sort_keys=True)
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     return Question(f"{name}/{number}/{digest[:12]}", sample, requests)
 
 
-def ask(asked: Sequence[Question], lm: "LM") -> Iterator[list[dict[str, Any]]]:
-    """Samples, some at a time: what a question knows, its key, and the model's answer."""
-    batch: list[Question] = []
-    for question in asked:
-        batch.append(question)
-        if sum(len(q.requests) for q in batch) >= _REQUESTS_AT_ONCE:
-            yield _answered(batch, lm)
-            batch = []
-    if batch:
-        yield _answered(batch, lm)
-
-
-def _answered(batch: Sequence[Question], lm: "LM") -> list[dict[str, Any]]:
-    found = []
-    choices = "choices" in batch[0].sample
-    requests = [request for question in batch for request in question.requests]
-    if choices:
-        answers: list[Any] = lm.loglikelihood(requests)
-    else:
-        answers = lm.generate_until(requests)
+def ask(asked: Sequence[Question], lm: Model) -> list[dict[str, Any]]:
+    """Samples: what a question knows, its key, and the model's answer."""
+    found: list[dict[str, Any]] = []
+    if not asked:
+        return found
+    choices = "choices" in asked[0].sample
+    requests = [request for question in asked for request in question.requests]
+    answers: list[Any] = lm.loglikelihood(requests) if choices else lm.generate_until(requests)
     rest = iter(answers)
-    for question in batch:
+    for question in asked:
         mine = [next(rest) for _ in question.requests]
         answer = {"log_likelihoods": [ll for ll, _ in mine]} if choices else {"answer": mine[0]}
         found.append({"key": question.key, **question.sample, **answer})
     return found
+
+
+def too_long(question: Question, lm: Model) -> bool:
+    """Whether a model does not see all of a question, its oldest tokens left out."""
+    sample = question.sample
+    texts = [*map(str, sample.get("choices", ())), ""]
+    longest = str(sample["prompt"]) + max(texts, key=len)
+    more = 0 if "choices" in sample else int(question.requests[0].args[1]["max_gen_toks"])
+    if len(longest.encode(errors="surrogatepass")) + more < lm.max_length:
+        return False  # a token is a byte at least
+    return len(lm.tok_encode(longest)) + more > lm.max_length

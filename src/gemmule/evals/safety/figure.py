@@ -62,6 +62,8 @@ def estimate(figure: Figure, values: Values) -> Estimate | None:
         found = _difference_of_shares(counted.count(1), counted.count(-1), len(counted))
     else:
         found = intervals.mean(counted)
+        low, high = max(-1.0 if signed else 0.0, found.low), min(1.0, found.high)
+        found = Estimate(found.value, low, high, found.n)
     return Estimate(100 * found.value, 100 * found.low, 100 * found.high, found.n)
 
 

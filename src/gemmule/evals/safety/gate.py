@@ -173,7 +173,7 @@ def _margin(
     new: tuple[Mapping[str, Any], Sequence[Sample]],
     base: tuple[Mapping[str, Any], Sequence[Sample]],
 ) -> Check:
-    rule = f"at most {margin:g} points worse than the baseline"
+    rule = f"at most {margin:g} point{'' if margin == 1 else 's'} worse than the baseline"
     for (result, _), whose in ((new, "here"), (base, "of the baseline")):
         missing = _missing(result["figures"].get(name))
         if missing is not None:
@@ -188,8 +188,10 @@ def _margin(
         return Check(name, rule, False, "not comparable: no questions in common")
     # Worse for certain: the whole interval lies beyond the margin.
     passed = worse.low <= margin
-    word = "worse" if worse.value >= 0 else "better"
-    text = f"{abs(worse.value):.2f} points {word} (worse by {worse.low:.2f} to {worse.high:.2f})"
+    if worse.value < 0:
+        text = f"{-worse.value:.2f} points better ({-worse.high:.2f} to {-worse.low:.2f})"
+    else:
+        text = f"{worse.value:.2f} points worse ({worse.low:.2f} to {worse.high:.2f})"
     return Check(name, rule, passed, f"{text}, {worse.n:,} questions in common")
 
 

@@ -1,13 +1,15 @@
 """Measures a model on safety benchmarks: questions, answers, verdicts, figures, result files."""
 
+import dataclasses
 import functools
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -15,19 +17,19 @@ from gemmule import files
 from gemmule.config import Config
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks.tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.journal import Journal, key_of
 from gemmule.evals.safety import asking, catalogue
 from gemmule.evals.safety.benchmark import SafetyBenchmark
 from gemmule.evals.safety.continuations import MAX_NEW_TOKENS
 from gemmule.evals.safety.figure import Figure, Sample, Values, estimate
-from gemmule.evals.safety.journal import SAMPLES, Journal, read_samples
-from gemmule.evals.safety.verdict import NO_SCORER, Scorer
+from gemmule.evals.safety.verdict import NO_SCORER, Scorer, Verdict
 from gemmule.evals.subject import Subject
 
-if TYPE_CHECKING:
-    from lm_eval.api.model import LM
-
 RESULT = "safety.json"
+SAMPLES = "safety.samples.jsonl"
+JOURNAL = "safety.journal.jsonl"
 FORMAT = 1
+Documents = Mapping[str, Loaded | str]  # by benchmark: its tasks, or why they cannot be had
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
@@ -58,36 +60,34 @@ class Settings(Config):
 
 def measure(
     subject: Subject,
-    lm: "LM",
+    lm: asking.Model,
     settings: Settings,
+    documents: Documents,
     scorer: Scorer | None,
+    journal: Journal,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Measures, and writes safety.json and safety.samples.jsonl into the subject's folder.
-
-    The same call goes on where a stopped one was: answers and verdicts are kept as they come.
 
     Args:
         subject: the model.
         lm: the same as lm-eval runs it.
         settings: what to measure.
-        scorer: of continuations; None: figures of toxicity are missing.
-        progress: called as questions are answered.
+        documents: what `load_documents` has read for them.
+        scorer: of continuations; None where none are among the documents.
+        journal: keeps verdicts as they come, as `lm` keeps answers in the same one.
+        progress: called as continuations are judged.
 
     Raises:
-        UserError: for broken files, an unknown benchmark, a scorer that cannot read.
+        UserError: for a scorer that cannot read.
     """
     began = time.monotonic()
-    wanted = catalogue.chosen(settings.tasks)
-    with _quietly():
-        loaded = {b.name: _load(b, settings, scorer) for b in wanted}
-    journal = Journal(subject.folder, _answers_depend_on(subject))
     judged_by = scorer.describe() if scorer is not None else None
     found: dict[str, Any] = {}
     figures: dict[str, Any] = {}
-    keys: list[str] = []
-    for benchmark in wanted:
-        tasks = loaded[benchmark.name]
+    samples: list[dict[str, Any]] = []
+    for benchmark in catalogue.chosen(settings.tasks):
+        tasks = documents[benchmark.name]
         if isinstance(tasks, str):
             figures |= {
                 f.name: {**_about(f, benchmark), "missing": tasks} for f in benchmark.figures
@@ -95,15 +95,16 @@ def measure(
             continue
         with _quietly():
             asked, there = asking.questions(benchmark, tasks, settings.limit, settings.writing)
-        _ask(benchmark, asked, lm, journal, progress)
+        answered = asking.ask(asked, lm)
         if benchmark.scored:
             assert scorer is not None
             assert judged_by is not None
-            _judge(benchmark, asked, scorer, judged_by, journal, progress)
-        samples = [journal.kept[question.key] for question in asked]
-        keys += [question.key for question in asked]
-        found[benchmark.name] = _benchmark(benchmark, tasks, samples, there, settings)
-        figures |= {f.name: _figure(f, benchmark, samples) for f in benchmark.figures}
+            answered = _judged(benchmark, answered, scorer, judged_by, journal, progress)
+        about = _benchmark(benchmark, tasks, answered, there, settings)
+        about["truncated"] = sum(asking.too_long(question, lm) for question in asked)
+        found[benchmark.name] = about
+        figures |= {f.name: _figure(f, benchmark, answered) for f in benchmark.figures}
+        samples += answered
     result = {
         "format": FORMAT,
         "kind": "safety",
@@ -118,7 +119,8 @@ def measure(
         "samples": SAMPLES,
         "seconds": time.monotonic() - began,
     }
-    journal.finish(keys)
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    files.write_text(subject.folder / SAMPLES, "".join(lines))
     files.write_json(subject.folder / RESULT, result)
     return result
 
@@ -140,14 +142,40 @@ def _quietly() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _answers_depend_on(subject: Subject) -> dict[str, Any]:
+def open_journal(subject: Subject) -> Journal:
+    """The journal of a model's answers and verdicts on them.
+
+    Raises:
+        ConfigError: when there is one of another model.
+        DataError: when it is broken.
+    """
     names = ("weights", "tokenizer", "dtype", "quantize", "device")
-    return {name: subject.identity.get(name) for name in names}
+    depends_on = {name: subject.identity.get(name) for name in names}
+    return Journal(subject.folder / JOURNAL, depends_on)
 
 
-def _load(benchmark: SafetyBenchmark, settings: Settings, scorer: Scorer | None) -> Loaded | str:
+def load_documents(settings: Settings, scored: bool) -> Documents:
+    """Reads what is to be asked, so that what is wrong with it is found before anything else.
+
+    Args:
+        settings: which benchmarks, and where they are.
+        scored: whether there is somebody to say what is toxic.
+
+    Raises:
+        ConfigError: for an unknown benchmark.
+        DataError: for a broken file, naming file and line, and when the folder is not there.
+        MissingExtraError: without lm-eval.
+    """
+    wanted = catalogue.chosen(settings.tasks)
+    if settings.data_dir is not None and not settings.data_dir.is_dir():
+        raise DataError(f"no folder {settings.data_dir}: give one with benchmark files in it")
+    with _quietly():
+        return {b.name: _load(b, settings, scored) for b in wanted}
+
+
+def _load(benchmark: SafetyBenchmark, settings: Settings, scored: bool) -> Loaded | str:
     """The tasks, or why they cannot be had."""
-    if benchmark.scored and scorer is None:
+    if benchmark.scored and not scored:
         return NO_SCORER
     if settings.data_dir is None and benchmark.local_only:
         return benchmark.local_only
@@ -157,67 +185,41 @@ def _load(benchmark: SafetyBenchmark, settings: Settings, scorer: Scorer | None)
         return f"not measured: {e}"
 
 
-def _ask(
-    benchmark: SafetyBenchmark,
-    asked: Sequence[asking.Question],
-    lm: "LM",
-    journal: Journal,
-    progress: Progress,
-) -> None:
-    left = [question for question in asked if question.key not in journal.kept]
-    done = len(asked) - len(left)
-    progress(benchmark.benchmark.title, done, len(asked))
-    for samples in asking.ask(left, lm):
-        journal.add(samples)
-        done += len(samples)
-        progress(benchmark.benchmark.title, done, len(asked))
-
-
 _VERDICTS_AT_ONCE = 256
 
 
-def _judge(
+def _judged(
     benchmark: SafetyBenchmark,
-    asked: Sequence[asking.Question],
+    samples: Sequence[dict[str, Any]],
     scorer: Scorer,
     judged_by: Mapping[str, Any],
     journal: Journal,
     progress: Progress,
-) -> None:
-    """Adds a verdict to each continuation; what is empty is not toxic, whatever a scorer says."""
-    mark = _fingerprint(judged_by)
-    samples = [journal.kept[question.key] for question in asked]
-    left = [sample for sample in samples if sample.get("scorer") != mark]
-    done = len(samples) - len(left)
+) -> list[dict[str, Any]]:
+    """Samples with verdicts; what is empty is not toxic, whatever a scorer says."""
+    same = {k: v for k, v in judged_by.items() if k != "name"}
+    keys = [key_of("verdict", same, s["prompt"], s["answer"]) for s in samples]
+    left = [
+        (key, (s["prompt"], s["answer"]))
+        for key, s in zip(keys, samples, strict=True)
+        if key not in journal.kept and s["answer"].strip()
+    ]
     what = f"{benchmark.benchmark.title}: verdicts"
     for start in range(0, len(left), _VERDICTS_AT_ONCE):
-        group = left[start : start + _VERDICTS_AT_ONCE]
-        texts = [s for s in group if s["answer"].strip()]
-        before = done + start
-        verdicts = iter(
-            scorer.score(
-                [(s["prompt"], s["answer"]) for s in texts],
-                functools.partial(_told, progress, what, before, len(samples)),
-            )
+        some = left[start : start + _VERDICTS_AT_ONCE]
+        before = len(samples) - len(left) + start
+        told = functools.partial(_told, progress, what, before, len(samples))
+        verdicts = scorer.score([exchange for _, exchange in some], told)
+        journal.add(
+            (key, dataclasses.asdict(verdict))
+            for (key, _), verdict in zip(some, verdicts, strict=True)
         )
-        judged = []
-        for sample in group:
-            verdict: dict[str, Any] = {"toxicity": 0.0, "harms": {}, "cut": False}
-            if sample["answer"].strip():
-                said = next(verdicts)
-                verdict = {"toxicity": said.toxicity, "harms": said.harms, "cut": said.cut}
-            judged.append({**sample, **verdict, "scorer": mark})
-        journal.add(judged)
-    progress(what, len(samples), len(samples))
+    none = dataclasses.asdict(Verdict(0.0))
+    return [{**s, **journal.kept.get(key, none)} for key, s in zip(keys, samples, strict=True)]
 
 
 def _told(progress: Progress, what: str, before: int, total: int, done: int) -> None:
     progress(what, before + done, total)
-
-
-def _fingerprint(judged_by: Mapping[str, Any]) -> str:
-    said = {k: v for k, v in judged_by.items() if k != "name"}
-    return hashlib.sha256(repr(sorted(said.items())).encode()).hexdigest()[:16]
 
 
 def _about(figure: Figure, benchmark: SafetyBenchmark) -> dict[str, Any]:
@@ -263,12 +265,13 @@ def _benchmark(
         "asked": len(samples),
         "there": there,
         "prompts": digest.hexdigest(),
-        "notes": [*benchmark.notes, *tasks.notes],
+        "how": list(benchmark.notes),
+        "notes": list(tasks.notes),
         "files": [dict(file) for file in tasks.files],
     }
     if benchmark.scored:
         about["empty"] = sum(not s["answer"].strip() for s in samples)
-        about["cut"] = sum(bool(s["cut"]) for s in samples)
+        about["cut_by_scorer"] = sum(bool(s["cut"]) for s in samples)
         harms: dict[str, list[float]] = {}
         for sample in samples:
             for harm, value in sample["harms"].items():
@@ -297,6 +300,28 @@ def read_result(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if result.get("format") != FORMAT or not isinstance(result.get("figures"), dict):
         raise DataError(f"{file} was written by another version: measure again")
     return result, read_samples(file.parent)
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The samples of a finished result.
+
+    Raises:
+        DataError: when they are missing or broken, naming file and line.
+    """
+    path = folder / SAMPLES
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"no samples at {path} ({e}): measure it again") from None
+    samples = []
+    for number, line in enumerate(lines, 1):
+        try:
+            sample = json.loads(line)
+            sample["key"], sample["benchmark"]
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}:{number}: no sample: measure it again") from None
+        samples.append(sample)
+    return samples
 
 
 def values_of(result_samples: Sequence[Sample], name: str) -> Values:

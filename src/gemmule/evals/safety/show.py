@@ -1,9 +1,26 @@
 """The table of a safety result: figures, chance levels, the report's, what is missing and why."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from gemmule.runlog import console, table
+from gemmule.evals.safety.measure import Progress
+from gemmule.runlog import ProgressBar, console, table
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """A callback (what, done, of how many) that draws a bar for each thing that is done."""
+    with ExitStack() as stack:
+        drawn: list[ProgressBar] = []
+
+        def progress(what: str, done: int, total: int) -> None:
+            if not drawn or drawn[-1].label != what:
+                stack.close()
+                drawn.append(stack.enter_context(ProgressBar(what, total, "texts", done)))
+            drawn[-1].update(done)
+
+        yield progress
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -31,14 +48,25 @@ def show(result: Mapping[str, Any]) -> None:
     for line in missing:
         console.print(line, style="yellow", markup=False)
     for benchmark in result["benchmarks"].values():
-        asked = benchmark["asked"]
-        some = "" if asked == benchmark["there"] else f"{asked:,} of {benchmark['there']:,} asked; "
-        notes = some + "; ".join(benchmark["notes"])
+        notes = _notes(benchmark)
         if notes:
             console.print(f"{benchmark['title']}: {notes}", style="dim", markup=False)
     gate = result.get("gate")
     if gate is not None:
         show_gate(gate)
+
+
+def _notes(benchmark: Mapping[str, Any]) -> str:
+    """What is particular to this result; how each is asked is in the result and the docs."""
+    asked, there = benchmark["asked"], benchmark["there"]
+    notes = [] if asked == there else [f"{asked:,} of {there:,} asked"]
+    if benchmark["truncated"]:
+        notes.append(f"{benchmark['truncated']:,} longer than the model's context, and cut")
+    if benchmark.get("empty"):
+        notes.append(f"{benchmark['empty']:,} of the continuations empty")
+    if benchmark.get("cut_by_scorer"):
+        notes.append(f"{benchmark['cut_by_scorer']:,} longer than the scorer reads, and cut")
+    return "; ".join([*notes, *benchmark["notes"]])
 
 
 def _row(figure: Mapping[str, Any]) -> list[str]:
