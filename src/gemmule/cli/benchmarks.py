@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from gemmule.cli.app import AsJson, app, stoppable
+from gemmule.errors import ConfigError
 
 
 @app.command(name="eval")
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Runs, HF folders, hub ids or files; two are compared.")
-    ],
+        list[str] | None,
+        typer.Argument(help="Runs, HF folders, hub ids or files; two are compared."),
+    ] = None,
     suite: Annotated[str, typer.Option(help="quick or report.")] = "quick",
     tasks: Annotated[
         str | None, typer.Option(help="Benchmarks instead, as in arc-e,gsm8k; list shows all.")
@@ -62,6 +64,8 @@ def evaluate(
 
         listing(as_json)
         return
+    if not models:
+        raise ConfigError("gemmule eval needs a model: gemmule eval runs/quickstart/student")
     values = {
         "suite": suite, "tasks": None if tasks is None else tasks.split(","),
         "data_dir": data_dir, "limit": limit, "formats": formats, "chat": chat, "data": data,

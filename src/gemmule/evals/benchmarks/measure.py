@@ -151,9 +151,7 @@ def _row(
     notes = list(loaded.notes)
     cut = sum(lm.truncated[task] for task in loaded.tasks)
     if cut:
-        notes.append(
-            f"{cut} requests were longer than the model's context: cut at their beginning"
-        )
+        notes.append(f"{cut} requests were longer than the model's context: cut at their beginning")
     tasks = {
         task: {
             **intervals.mean([_value(sample, benchmark.metric) for sample in some]).json(),
