@@ -1,8 +1,8 @@
 """Greedy continuations of many prompts of one length, in step.
 
-The engine takes requests of any length as they come. Here every prompt is as long as the others, so
-nothing is padded and each matrix product has a row for every sequence: for a small model in fp32,
-whose plain runner takes sequences one by one, the difference between minutes and an hour.
+The engine takes requests of any length as they come, and in floating point one by one. Here every
+prompt is as long as the others, so nothing is padded and each matrix product has a row for every
+sequence; and a sequence of which enough is known is left off.
 
 Shapes: B sequences, P tokens of a prompt; others as in model/gemma.py.
 """

@@ -22,10 +22,10 @@ from gemmule import files, runlog
 from gemmule.data.canaries import Canaries
 from gemmule.data.dataset import Split
 from gemmule.errors import ConfigError, DataError
+from gemmule.evals.journal import Journal
 from gemmule.evals.memorization import personal_data, summary
 from gemmule.evals.memorization.decode import continue_greedily, rows_at_once
 from gemmule.evals.memorization.distance import EditDistances
-from gemmule.evals.memorization.journal import Journal
 from gemmule.evals.memorization.probes import Probes, draw
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.memorization.sources import UNKNOWN, shown_names, sources
@@ -38,6 +38,7 @@ from gemmule.model.config import GemmaConfig
 RESULT, SAMPLES = "memorization.json", "memorization.samples.jsonl"
 UNFINISHED = "memorization.unfinished.jsonl"
 KIND, FORMAT = "memorization", 1
+_ROWS = "rows"  # in the journal: of a batch
 
 Progress = Callable[[int, int, str], None]
 
@@ -110,9 +111,9 @@ def measure(
         found = finished(out, header)
         if found is not None:
             return found
-    journal = Journal.open(out / UNFINISHED, header, fresh=fresh)
-    _try_all(subject.lm, settings, passages, journal, progress)
-    samples = [sample for n in sorted(journal.batches) for sample in journal.batches[n]["samples"]]
+    journal = _journal(out / UNFINISHED, header, batch_rows(subject.lm, settings), fresh)
+    batches = _try_all(subject.lm, settings, passages, journal, progress)
+    samples = [sample for batch in batches for sample in batch["samples"]]
     result = {
         "format": FORMAT,
         "kind": KIND,
@@ -121,7 +122,7 @@ def measure(
         "measured": header,
         "data": _about_data(training, passages),
         **summary.summarise(samples, {p.kind: p.why_none for p in passages}),
-        "seconds": round(math.fsum(b["seconds"] for b in journal.batches.values()), 3),
+        "seconds": round(math.fsum(batch["seconds"] for batch in batches), 3),
         "notes": _notes(training, settings, passages),
     }
     files.write_text(out / SAMPLES, "".join(json.dumps(s) + "\n" for s in samples))
@@ -138,7 +139,7 @@ def finished(folder: Path, header: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or not isinstance(found.get("measured"), dict):
         return None
-    same = all(found["measured"].get(k) == v for k, v in header.items() if k[0] != "_")
+    same = found["measured"] == header
     return found if same and (folder / SAMPLES).is_file() else None
 
 
@@ -309,8 +310,28 @@ def _header(
         "model": {k: identity[k] for k in ("weights", "tokenizer", "dtype", "quantize", "device")},
         "data": training.dataset.fingerprint,
         "passages": {p.kind: p.probes.digest for p in passages},
-        "_rows": batch_rows(subject.lm, settings),
     }
+
+
+def _journal(path: Path, header: dict[str, Any], rows: int, fresh: bool) -> Journal:
+    """Batches that are done, of as many rows as when it was begun.
+
+    What a sequence is computed beside decides its last bits: only the same batches give the same
+    result, and a machine with other memory goes on with those.
+    """
+    if fresh:
+        with files.writing_to(path):
+            path.unlink(missing_ok=True)
+    try:
+        journal = Journal(path, header)
+    except ConfigError:
+        raise ConfigError(
+            f"{path} holds an unfinished measurement of another model, or with other settings: "
+            "finish it with the command that began it, or begin anew with --fresh"
+        ) from None
+    if _ROWS not in journal.kept:
+        journal.add([(_ROWS, rows)])
+    return journal
 
 
 def _try_all(
@@ -319,28 +340,35 @@ def _try_all(
     passages: Sequence[Passages],
     journal: Journal,
     progress: Progress | None,
-) -> None:
-    # What a sequence is computed beside decides its last bits: batches are those of the beginning.
-    rows = int(journal.header["_rows"])
+) -> list[dict[str, Any]]:
+    """Tries what is not tried yet; every batch, in order."""
+    rows = int(journal.kept[_ROWS])
     total = sum(len(p.probes) for p in passages)
-    done = sum(len(b["samples"]) for b in journal.batches.values())
+    done = 0
+    found = []
     for number, (part, first) in enumerate(_batches(passages, rows)):
+        key = str(number)
+        if key not in journal.kept:
+            batch = _try(lm, settings, part, first, rows)
+            journal.add([(key, batch)])
+        found.append(journal.kept[key])
+        done += len(found[-1]["samples"])
         if progress:
             progress(done, total, "probes")
-        if number in journal.batches:
-            continue
-        began = time.perf_counter()
-        tokens_BL = part.probes.tokens(slice(first, first + rows))
-        outcomes = try_passages(lm, tokens_BL, settings)
-        samples = [
-            _sample(lm, settings, part, first + i, tokens.tolist(), outcome)
-            for i, (tokens, outcome) in enumerate(zip(tokens_BL, outcomes, strict=True))
-        ]
-        seconds = round(time.perf_counter() - began, 3)
-        journal.add(number, {"seconds": seconds, "samples": samples})
-        done += len(samples)
-    if progress:
-        progress(done, total, "probes")
+    return found
+
+
+def _try(
+    lm: LanguageModel, settings: Settings, part: Passages, first: int, rows: int
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    tokens_BL = part.probes.tokens(slice(first, first + rows))
+    outcomes = try_passages(lm, tokens_BL, settings)
+    samples = [
+        _sample(lm, settings, part, first + i, tokens.tolist(), outcome)
+        for i, (tokens, outcome) in enumerate(zip(tokens_BL, outcomes, strict=True))
+    ]
+    return {"seconds": round(time.perf_counter() - began, 3), "samples": samples}
 
 
 def _batches(passages: Sequence[Passages], rows: int) -> Iterator[tuple[Passages, int]]:
