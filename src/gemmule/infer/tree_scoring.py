@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gemmule.errors import ConfigError
-from gemmule.infer.request import Score, checked_ids
+from gemmule.infer.request import Score, checked_ids, length_of
 from gemmule.model.gemma import Attention, Block, Gemma, rope_tables, rotate
 from gemmule.model.soft_cap import soft_cap
 
@@ -38,11 +38,21 @@ class Branches:
 
     Attributes:
         context: ids, at least one.
-        continuations: ids, each at least one.
+        continuations: at least one, of ids, each at least one.
+
+    Raises:
+        ConfigError: when one of these is empty.
     """
 
     context: Sequence[int]
     continuations: Sequence[Sequence[int]]
+
+    def __post_init__(self) -> None:
+        length_of(self.context, "the context")
+        if not self.continuations:
+            raise ConfigError("a context has no continuation: there is nothing to score")
+        for ids in self.continuations:
+            length_of(ids, "the continuation")
 
 
 @dataclass(frozen=True)
