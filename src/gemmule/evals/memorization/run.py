@@ -12,6 +12,7 @@ from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.subject import Subject, open_subject, results_folder
 from gemmule.evals.training_data import Reading, TrainingData, open_training_data
 from gemmule.runlog import counting
+from gemmule.train import machine
 
 
 def run_memorization(
@@ -42,6 +43,7 @@ def run_memorization(
     Raises:
         UserError: when models, text and settings do not fit together.
     """
+    machine.keep_freed_memory()
     if against is None:
         model, against = students(model)
     training = open_training_data(model, data)
