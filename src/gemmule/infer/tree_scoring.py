@@ -6,7 +6,7 @@ of real tokens.
 
 A score depends on its own context and continuation alone, to the last bit: not on what else is
 scored, nor in which order, nor on what is shared. Rows are filled up to what a thread takes at once
-(`_spare`), and attention adds up keys in blocks of `_BLOCK`, counted from where the text, or the
+(`spare_rows`), and attention adds up keys in blocks of `BLOCK`, counted from where the text, or the
 continuation, begins.
 """
 
@@ -19,13 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from gemmule.errors import ConfigError
+from gemmule.infer.invariant import BLOCK, QUERY_ROWS, Keys, attend_to_parts, spare_rows
 from gemmule.infer.request import Score, checked_ids, length_of
 from gemmule.model.gemma import Attention, Block, Gemma, rope_tables, rotate
-from gemmule.model.soft_cap import soft_cap
 
-_BLOCK = 64  # keys whose share of a weighted sum is computed at once
-_ROWS = 128  # for each thread; see _spare
-_QUERY_ROWS = 16  # the same for the small products of attention
 _LOGITS_AT_ONCE = 2**25  # 128 MiB of fp32: bounds memory at any vocabulary
 _SCORES_AT_ONCE = 2**25  # of attention, the same
 
@@ -183,7 +180,7 @@ class TreeScorer:
         """A level through all layers; hidden states [tokens, D]. Its keys and values are kept."""
         model, device = self._model, self._model.norm.weight.device
         flat = [token for node in level.nodes for token in node.tokens]
-        spare = _spare(len(flat))
+        spare = spare_rows(len(flat))
         tokens_BT = torch.tensor([flat + [0] * spare], device=device)
         positions = torch.cat((level.flat(level.positions), torch.zeros(spare, dtype=torch.long)))
         rope = rope_tables(
@@ -218,28 +215,18 @@ class TreeScorer:
         """Log-probability of each target in nats, and whether it is the likeliest token."""
         log_probs: list[float] = []
         greedy: list[bool] = []
-        whole = 1 + _spare(1)
+        whole = 1 + spare_rows(1)
         chunk = max(whole, _LOGITS_AT_ONCE // self._config.vocab_size // whole * whole)
         for at in range(0, len(x_OD), chunk):
             x = x_OD[at : at + chunk]
             count = len(x)
-            spare = torch.zeros(_spare(count), x.shape[1]).to(x)
+            spare = torch.zeros(spare_rows(count), x.shape[1]).to(x)
             logits_OV = self._model.logits(torch.cat((x, spare)))[:count].float()
             targets = targets_O[at : at + chunk].to(x.device)
             own = logits_OV.gather(1, targets[:, None])[:, 0]
             log_probs += (own.double() - logits_OV.logsumexp(-1).double()).tolist()
             greedy += (logits_OV.argmax(-1) == targets).tolist()
         return log_probs, greedy
-
-
-def _spare(rows: int) -> int:
-    """Rows to add, so that each comes out alike in any company.
-
-    Matrix libraries split the sums of a product with few rows otherwise than with many, and a
-    function of single numbers (gelu, rsqrt) may treat the last few of a thread's share in another
-    way: a whole number of shares has no such end.
-    """
-    return -rows % (_ROWS * torch.get_num_threads())
 
 
 def _attend(
@@ -253,57 +240,18 @@ def _attend(
     """Attention of some nodes' tokens to their own nodes and to all that these follow."""
     device = q_TNH.device
     length = int(level.lengths[nodes].max())
-    T = max(length, _QUERY_ROWS)
     index = level.index[nodes, :length].to(device)
-    positions_BT = _padded(level.positions[nodes, :length], T).to(device)
-    q_BTNH = functional.pad(q_TNH[index], (0, 0, 0, 0, 0, T - length))
-    B, _, N, H = q_BTNH.shape
-    K = level.layers[number][0].shape[1]
-    q_BKRH = q_BTNH.view(B, T, K, N // K, H).permute(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    parts = []
-    for k_PSKH, v_PSKH, k_positions_PS, there_PS in _line(level, nodes, number):
-        distance = positions_BT[:, :, None] - k_positions_PS[:, None]
-        allowed_BTS = (distance >= 0) & there_PS[:, None]
-        blocks = slice(None)
-        if attention.window is not None:
-            allowed_BTS &= distance < attention.window
-            seen = allowed_BTS.view(B, T, -1, _BLOCK).any(-1).flatten(0, 1).any(0).nonzero()
-            if not len(seen):
-                continue
-            blocks = slice(int(seen[0]) * _BLOCK, (int(seen[-1]) + 1) * _BLOCK)
-        k_PKHS = k_PSKH[:, blocks].permute(0, 2, 3, 1)
-        scores = soft_cap(_shared(q_BKRH, k_PKHS).float() * attention.scale, attention.cap)
-        scores = scores.view(B, K, N // K, T, -1)
-        scores = scores.masked_fill_(~allowed_BTS[:, None, None, :, blocks], -torch.inf)
-        parts.append((scores.view(B, K, N // K * T, -1), v_PSKH[:, blocks].transpose(1, 2)))
-    highest = torch.stack([scores.amax(-1) for scores, _ in parts]).amax(0)[..., None]
-    highest = highest.clamp(min=torch.finfo(torch.float32).min)  # padding sees nothing at all
-    total = torch.zeros_like(highest)
-    out = torch.zeros(B, K, N // K * T, H, device=device)
-    for scores, v_PKSH in parts:
-        weights = (scores - highest).exp_()
-        for at in range(0, weights.shape[-1], _BLOCK):
-            block = weights[..., at : at + _BLOCK]
-            total += block.sum(-1, keepdim=True)
-            out += _shared(block.to(v_PKSH.dtype), v_PKSH[:, :, at : at + _BLOCK]).float()
-    out /= total.clamp(min=torch.finfo(torch.float32).tiny)
-    out_BTNH = out.view(B, K, N // K, T, H).permute(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    out_BTNH = attend_to_parts(
+        attention,
+        q_TNH[index],
+        level.positions[nodes, :length].to(device),
+        list(_line(level, nodes, number)),
+    )
     filled = level.filled[nodes, :length].to(device)
-    out_TNH[index[filled]] = out_BTNH[:, :length][filled].to(out_TNH.dtype)
+    out_TNH[index[filled]] = out_BTNH[filled].to(out_TNH.dtype)
 
 
-def _shared(a_BKRX: Tensor, b_PKXY: Tensor) -> Tensor:
-    """A @ b, where b may be one for all (P = 1): then it is not copied for each."""
-    if len(b_PKXY) == len(a_BKRX):
-        return a_BKRX @ b_PKXY
-    B, K, R, X = a_BKRX.shape
-    out_KBRY = (a_BKRX.transpose(0, 1).reshape(K, B * R, X) @ b_PKXY[0]).view(K, B, R, -1)
-    return out_KBRY.transpose(0, 1).contiguous()
-
-
-def _line(
-    level: _Level, nodes: slice, number: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _line(level: _Level, nodes: slice, number: int) -> Iterator[Keys]:
     """Keys, values, positions and which are there, from the root down to the nodes themselves.
 
     Of each there are whole blocks, so that sums come out alike whatever a node is computed with;
@@ -317,11 +265,11 @@ def _line(
         which = followed[:1] if one else followed
         k_TKH, v_TKH = ancestor.layers[number]
         length = int(ancestor.lengths[which].max())
-        size = length + -length % _BLOCK
+        size = length + -length % BLOCK
         index = _padded(ancestor.index[which, :length], size).to(k_TKH.device)
         there = _padded(ancestor.filled[which, :length], size).to(k_TKH.device)
         positions = _padded(ancestor.positions[which, :length], size).to(k_TKH.device)
-        yield k_TKH[index], v_TKH[index], positions, there
+        yield Keys(k_TKH[index], v_TKH[index], positions, there)
 
 
 def _padded(x_BT: Tensor, size: int) -> Tensor:
@@ -338,11 +286,9 @@ def _shares(level: _Level, heads: int) -> Iterator[slice]:
     lengths = level.lengths.tolist()
     start = longest = 0
     for i, length in enumerate(lengths):
-        first = max(_QUERY_ROWS, lengths[start])
+        first = max(QUERY_ROWS, lengths[start])
         longest = max(longest, length)
-        scores = (
-            (i + 1 - start) * heads * max(_QUERY_ROWS, longest) * (above + longest + 2 * _BLOCK)
-        )
+        scores = (i + 1 - start) * heads * max(QUERY_ROWS, longest) * (above + longest + 2 * BLOCK)
         if i > start and (length > first * 1.5 or scores > _SCORES_AT_ONCE):
             yield slice(start, i)
             start, longest = i, length
@@ -418,7 +364,7 @@ def _runs(texts: Sequence[Branches]) -> Iterator[tuple[list[int], int]]:
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Tokens in whole blocks that two contexts begin with; each keeps one of its own."""
-    most = (min(len(a), len(b)) - 1) // _BLOCK * _BLOCK
+    most = (min(len(a), len(b)) - 1) // BLOCK * BLOCK
     return next(
-        (at for at in range(0, most, _BLOCK) if a[at : at + _BLOCK] != b[at : at + _BLOCK]), most
+        (at for at in range(0, most, BLOCK) if a[at : at + BLOCK] != b[at : at + BLOCK]), most
     )
