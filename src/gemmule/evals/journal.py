@@ -36,12 +36,12 @@ class Journal:
         self.path = path
         self.kept: dict[str, Any] = {}
         head = json.dumps({"format": 1, "depends_on": depends_on}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
         whole, cut = lines[:-1], lines[-1]
         if not whole:
             files.write_text(path, head + "\n")
             return
-        if whole[0] != head:
+        if whole[0] != head.encode():
             raise ConfigError(
                 f"{path} has answers of another model, or to other settings: name another --out, "
                 "or delete it"
@@ -53,7 +53,7 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{path}:{number}: no answer: delete the file") from None
         if cut:
-            files.write_text(path, "\n".join(whole) + "\n")
+            files.write_text(path, b"\n".join(whole).decode() + "\n")
 
     def add(self, answers: Iterable[tuple[str, Any]]) -> None:
         """Keeps answers, in one write, on disk when this returns."""
