@@ -387,9 +387,17 @@ inline void dense_block(const gm_matrix& w, int64_t row, const Inputs& in, int m
       for (int n = 0; n < N; ++n) acc[m][n] = fma(a, b[n], acc[m][n]);
     }
   }
+  float totals[M * N];
+  if constexpr (M * N == 16) {
+    v16 flat[16];
+    for (int i = 0; i < 16; ++i) flat[i] = acc[i / N][i % N];
+    save(totals, sums(flat));
+  } else {
+    for (int i = 0; i < M * N; ++i) totals[i] = sum(acc[i / N][i % N]);
+  }
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) {
-      float total = sum(acc[m][n]);
+      float total = totals[m * N + n];
       for (int k = even; k < columns; ++k)
         total += in.x[(m0 + m) * in.x_stride + k] * weight<kHalf>(w.data, (row + n) * columns + k);
       y[m][n0 + n] = total;

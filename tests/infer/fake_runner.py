@@ -9,7 +9,7 @@ from gemmule.infer.request import Completion, Request
 from gemmule.infer.runner import PAGE, Prediction, Span
 from gemmule.infer.sampling import Sampler
 from gemmule.infer.text_stream import TextStream
-from gemmule.infer.torch_runner import _predict
+from gemmule.infer.torch_runner import predict
 from gemmule.model.config import GemmaConfig
 
 WINDOW, ROWS, WORDS = 40, 29, 27
@@ -88,7 +88,7 @@ class FakeRunner:
             total += left
             local.append(left)
             if i in wanted:
-                predictions.append(_predict(wanted[i], row(left)))
+                predictions.append(predict(wanted[i], row(left)))
         return predictions
 
     def read(self, pages: Sequence[int], start: int, end: int) -> list[int]:

@@ -2,8 +2,9 @@
 
 Its name there is "gemmule": lm_eval --model gemmule --model_args pretrained=runs/quickstart/student
 
-How texts become tokens follows lm-eval's "hf" backend, with <bos> first and once, always: also
-where a long context is cut (its oldest tokens go, <bos> stays) and in rolling scores.
+How texts become tokens follows lm-eval's "hf" backend, with <bos> first and once, also where a long
+context is cut: its oldest tokens go, <bos> stays. A rolling score's text is cut into lm-eval's
+windows, and <bos> stands before the first of them.
 """
 
 import math
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from gemmule.errors import ConfigError
 from gemmule.evals.journal import Journal, key_of
+from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.infer.request import Completion, Request
+from gemmule.infer.runners import make_batch_runner
 from gemmule.infer.sampling import SamplingParams
 from gemmule.infer.tree_scoring import Branches
 from gemmule.runlog import ProgressBar
@@ -31,6 +34,11 @@ else:
 
 # Place among the requests, answer, and whether its context had to be cut.
 Answers = Iterator[tuple[int, Any, bool]]
+
+
+# What tasks call the longest answer; the first that is there counts, as in lm-eval.
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_NOT_FINITE = "the model's logits are no finite numbers: it cannot be evaluated"
 
 
 class GemmuleLM(TemplateLM):
@@ -62,7 +70,7 @@ class GemmuleLM(TemplateLM):
         Args:
             pretrained: a run, an HF folder, a hub id, a .gguf, .ckpt or .npz file.
             dtype: of the weights.
-            device: where it runs.
+            device: where it runs; the CPU where there is no such graphics card, or `quantize`.
             quantize: pack the weights while they are read.
             max_gen_toks: the longest answer where a task does not say.
             journal: keeps answers; None: they are in memory only.
@@ -77,12 +85,14 @@ class GemmuleLM(TemplateLM):
         if isinstance(pretrained, LanguageModel):
             self._lm = pretrained
         else:
-            self._lm = load(pretrained, dtype=dtype, device=device or "cpu", quantize=quantize)
+            where = _device(device, quantize)
+            self._lm = load(pretrained, dtype=dtype, device=where, quantize=quantize)
         self.tokenizer = self._lm.tokenizer
         self.max_length = self._lm.config.max_position_embeddings
         self.max_gen_toks = int(max_gen_toks)
         self.truncated: Counter[str] = Counter()
         self._journal, self._label = journal, label
+        self._made: Engine | None = None
         self._chats: dict[str, list[int]] = {}
 
     @property
@@ -236,7 +246,10 @@ class GemmuleLM(TemplateLM):
         for places, scores in self._lm.score_branches(texts):
             for place, of_text in zip(places, scores, strict=True):
                 for i, score in zip(groups[place], of_text, strict=True):
-                    yield i, (math.fsum(score.log_probs), all(score.greedy))
+                    value = math.fsum(score.log_probs)
+                    if not math.isfinite(value):
+                        raise ConfigError(_NOT_FINITE)
+                    yield i, (value, all(score.greedy))
 
     def _roll(self, requests: list["Instance"]) -> Answers:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -253,7 +266,7 @@ class GemmuleLM(TemplateLM):
             yield i, math.fsum(value for _, (value, _) in self._scored(pairs)), False
 
     def _generate(self, requests: list["Instance"]) -> Answers:
-        engine = self._lm.engine()
+        engine = self._engine()
         numbers: dict[int, tuple[int, bool]] = {}
         for i, request in enumerate(requests):
             context, settings = request.args
@@ -268,11 +281,21 @@ class GemmuleLM(TemplateLM):
                     place, cut = numbers.pop(event.id)
                     yield place, _text(event.completion), cut
 
+    def _engine(self) -> Engine:
+        """For many prompts at once; the model's own is made for few."""
+        if self._made is None:
+            self._made = Engine(make_batch_runner(self._lm.model), self._lm.tokenizer)
+        return self._made
+
     def _params(self, settings: dict[str, Any]) -> SamplingParams:
-        known = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "seed"}
-        unknown = sorted(set(settings) - known - {"max_tokens", "num_beams"})
+        known = {"until", "do_sample", "temperature", "top_p", "top_k", "seed", "num_beams"}
+        unknown = sorted(set(settings) - known - set(_LENGTHS))
         if unknown:
             raise ConfigError(f"a task asks for {unknown[0]!r} in generation: not known here")
+        if (settings.get("num_beams") or 1) != 1:
+            raise ConfigError(
+                f"a task asks for a search with num_beams {settings['num_beams']}: only 1 is there"
+            )
         until = settings.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         temperature = float(settings.get("temperature") or 0.0)
@@ -280,7 +303,7 @@ class GemmuleLM(TemplateLM):
             temperature = 0.0
         elif settings.get("do_sample") and "temperature" not in settings:
             temperature = 1.0
-        most = int(settings.get("max_gen_toks") or self.max_gen_toks)
+        most = int(next((settings[n] for n in _LENGTHS if settings.get(n)), self.max_gen_toks))
         return SamplingParams(
             # An answer never takes more than half of the context from its question.
             max_new_tokens=min(most, max(1, self.max_length // 2)),
@@ -298,9 +321,18 @@ class GemmuleLM(TemplateLM):
         return (ids, False) if over <= 0 else (ids[:1] + ids[1 + over :], True)
 
 
+def _device(asked: str | None, quantize: str | None) -> str:
+    """Where a model is put: lm-eval's command asks for "cuda:0" on any machine."""
+    import torch
+
+    if asked is None or quantize is not None:
+        return "cpu"
+    return "cpu" if asked.startswith("cuda") and not torch.cuda.is_available() else asked
+
+
 def _text(completion: Completion) -> str:
     if completion.finish_reason == "error":
-        raise ConfigError("the model's logits are no finite numbers: it cannot be evaluated")
+        raise ConfigError(_NOT_FINITE)
     return completion.text
 
 

@@ -9,7 +9,6 @@ import torch
 from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.infer.engine import Engine
-from gemmule.infer.native_runner import NativeRunner
 from gemmule.infer.request import Completion, Event, Request, Score
 from gemmule.infer.runners import make_runner
 from gemmule.infer.sampling import NotFinite, SamplingParams, SamplingSettings
@@ -24,8 +23,6 @@ from gemmule.infer.tree_scoring import Branches, TreeScorer
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
-
-_TEXTS_AT_ONCE = 256
 
 
 class LanguageModel:
@@ -190,15 +187,7 @@ class LanguageModel:
         Raises:
             ConfigError: for ids that the model does not have, or a text longer than the context.
         """
-        if not NativeRunner.supports(self.model):
-            yield from TreeScorer(self.model).stream(texts)
-            return
-        for at in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = texts[at : at + _TEXTS_AT_ONCE]
-            pairs = [(text.context, ids) for text in part for ids in text.continuations]
-            found = iter(self.engine().score(pairs))
-            scores = [[next(found) for _ in text.continuations] for text in part]
-            yield list(range(at, at + len(part))), scores
+        return TreeScorer(self.model).stream(texts)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams

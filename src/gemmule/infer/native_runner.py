@@ -10,6 +10,7 @@ import ctypes
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,18 @@ def packed_of(module: nn.Module) -> PackedMatrix:
 def matrices_of(layer: nn.Module) -> dict[str, PackedMatrix]:
     """All matrices of a layer, by the names of the kernels' interface."""
     return {name: packed_of(layer.get_submodule(path)) for name, path in _PROJECTIONS}
+
+
+class _Found(NamedTuple):
+    """What a step filled in, an output a row."""
+
+    top: list[int]
+    rows: list[int]
+    ids_OK: Tensor
+    logits_OK: Tensor
+    target_O: Tensor
+    z_O: Tensor
+    logits_RV: Tensor
 
 
 class NativeRunner:
@@ -92,9 +105,42 @@ class NativeRunner:
         """See Runner."""
         self._pool = empty((pages * self.page_bytes,), torch.uint8, torch.device("cpu"))
 
+    def copy_page(self, source: int, target: int) -> None:
+        """See Runner."""
+        pages = self._pool.view(-1, self.page_bytes)
+        pages[target] = pages[source]
+
     def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
         """See Runner."""
         outputs = [output for span in spans for output in span.outputs]
+        found = self._run(spans, outputs)
+        predictions = iter(
+            Prediction(
+                ids=None if output.kind == "logits" else ids_K[:k].long(),
+                logits=found.logits_RV[row] if output.kind == "logits" else logits_K[:k],
+                log_z=float(z) if output.kind == "score" else None,
+                target_logit=float(target) if output.kind == "score" else None,
+            )
+            for output, k, row, ids_K, logits_K, z, target in zip(
+                outputs, found.top, found.rows, found.ids_OK, found.logits_OK, found.z_O,
+                found.target_O, strict=False,
+            )
+        )  # fmt: skip
+        return [[next(predictions) for _ in span.outputs] for span in spans]
+
+    def scores(self, spans: Sequence[Span]) -> list[list[tuple[float, bool]]]:
+        """See Runner."""
+        outputs = [output for span in spans for output in span.outputs]
+        found = self._run(spans, outputs)
+        if not outputs:
+            return [[] for _ in spans]
+        values = (found.target_O.double() - found.z_O.double()).tolist()
+        likeliest = found.ids_OK[:, 0].tolist()
+        targets = (output.target for output in outputs)
+        rest = iter([(v, i == t) for v, i, t in zip(values, likeliest, targets, strict=True)])
+        return [[next(rest) for _ in span.outputs] for span in spans]
+
+    def _run(self, spans: Sequence[Span], outputs: Sequence[Output]) -> "_Found":
         lengths = [len(span.tokens) for span in spans]
         first = [0, *accumulate(lengths)]
         top = [_candidates(output) for output in outputs]
@@ -146,18 +192,7 @@ class NativeRunner:
         )
         if native.loaded().gm_run(self._threads.handle, self._model, step) != 0:
             raise MemoryError(f"no memory for a step of {first[-1]} tokens")
-        predictions = iter(
-            Prediction(
-                ids=None if output.kind == "logits" else ids_K[:k].long(),
-                logits=logits_RV[row] if output.kind == "logits" else logits_K[:k],
-                log_z=float(z) if output.kind == "score" else None,
-                target_logit=float(target) if output.kind == "score" else None,
-            )
-            for output, k, row, ids_K, logits_K, z, target in zip(
-                outputs, top, rows, ids_OK, logits_OK, z_O, target_O, strict=False
-            )
-        )
-        return [[next(predictions) for _ in span.outputs] for span in spans]
+        return _Found(top, rows, ids_OK, logits_OK, target_O, z_O, logits_RV)
 
     def _c_model(self, model: Gemma, cache: int) -> CModel:
         config = model.config

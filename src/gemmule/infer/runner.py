@@ -90,3 +90,9 @@ class Runner(Protocol):
 
     def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
         """Takes in the spans' tokens; the predictions of each span, in the order of its outputs."""
+
+    def scores(self, spans: Sequence[Span]) -> list[list[tuple[float, bool]]]:
+        """As `step` where every output is a "score": log-probability, and whether likeliest."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """What `target` holds from now on is what `source` does."""

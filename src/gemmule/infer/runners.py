@@ -1,6 +1,7 @@
 """Who computes a model: the native runner where there is one for it, else the plain one."""
 
 from gemmule.errors import ConfigError
+from gemmule.infer.batch_runner import BatchRunner
 from gemmule.infer.native_runner import NativeRunner
 from gemmule.infer.runner import Runner
 from gemmule.infer.torch_runner import TorchRunner
@@ -22,3 +23,12 @@ def make_runner(model: Gemma, cache: str | None = None) -> Runner:
     if cache is not None:
         raise ConfigError(f"cache {cache!r} needs the native kernels, on the CPU: leave it out")
     return TorchRunner(model)
+
+
+def make_batch_runner(model: Gemma) -> Runner:
+    """The fastest runner for many sequences whose predictions do not depend on one another.
+
+    Args:
+        model: a Gemma module, quantised or not.
+    """
+    return NativeRunner(model) if NativeRunner.supports(model) else BatchRunner(model)

@@ -46,6 +46,20 @@ class TorchRunner:
         """See `Runner`."""
         self._pool = torch.empty(pages, *self._page, dtype=self._dtype, device=self.device)
 
+    def scores(self, spans: Sequence[Span]) -> list[list[tuple[float, bool]]]:
+        """See `Runner`."""
+        return [
+            [
+                _scored(prediction, output.target)
+                for prediction, output in zip(found, span.outputs, strict=True)
+            ]
+            for found, span in zip(self.step(spans), spans, strict=True)
+        ]
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See `Runner`."""
+        self._pool[target] = self._pool[source]
+
     @torch.inference_mode()
     def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
         """See `Runner`."""
@@ -62,7 +76,7 @@ class TorchRunner:
         chunk = max(1, _LOGITS_AT_ONCE // self.config.vocab_size)
         for at in range(0, len(x_OD), chunk):
             logits_OV = self._model.logits(x_OD[at : at + chunk]).float()
-            found += map(_predict, span.outputs[at : at + chunk], logits_OV)
+            found += map(predict, span.outputs[at : at + chunk], logits_OV)
         return found
 
     def pages_of(self, layer: int) -> Tensor:
@@ -106,7 +120,8 @@ class _SpanCache:
         return k_BSKH, v_BSKH, index
 
 
-def _predict(output: Output, logits_V: Tensor) -> Prediction:
+def predict(output: Output, logits_V: Tensor) -> Prediction:
+    """What is wanted of a row of logits."""
     if output.kind == "logits":
         return Prediction(logits=logits_V)
     logits_K, ids_K = likeliest(logits_V, output.top_k if output.kind == "top_k" else 1)
@@ -114,3 +129,10 @@ def _predict(output: Output, logits_V: Tensor) -> Prediction:
         return Prediction(ids_K, logits_K)
     log_z = float(logits_V.logsumexp(-1))
     return Prediction(ids_K, logits_K, log_z, float(logits_V[output.target]))
+
+
+def _scored(prediction: Prediction, target: int) -> tuple[float, bool]:
+    assert prediction.target_logit is not None
+    assert prediction.log_z is not None
+    assert prediction.ids is not None
+    return prediction.target_logit - prediction.log_z, int(prediction.ids[0]) == target
