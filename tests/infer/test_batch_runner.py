@@ -89,6 +89,25 @@ def test_company_order_cuts_and_shared_beginnings_change_no_bit(model: Gemma) ->
     )  # some must wait, or give way
 
 
+def test_what_was_never_written_is_never_read(
+    model: Gemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what stands in the place of a page that was let go, when a window has passed it."""
+    given = prompts(6)
+    expected = answers(BatchRunner(model), given)
+    allocate = TorchRunner.allocate
+
+    def poisoned(self: TorchRunner, pages: int) -> None:
+        allocate(self, pages)
+        self._pool.fill_(torch.nan)
+
+    monkeypatch.setattr(TorchRunner, "allocate", poisoned)
+    for most in (17, 2048):
+        runner = BatchRunner(model)
+        runner.max_step_tokens = most
+        assert answers(runner, given) == expected
+
+
 def test_scores_are_the_models(model: Gemma) -> None:
     engine = Engine(BatchRunner(model))
     pairs = [(ids[: max(1, len(ids) // 2)], ids[max(1, len(ids) // 2) :]) for ids in prompts(9)]

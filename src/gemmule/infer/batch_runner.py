@@ -140,7 +140,8 @@ class _Group:
             of_span = span.global_pages if window is None else span.local_pages
             own = list(of_span[number * BLOCK // PAGE :])
             pages[row, : len(own)] = torch.tensor(own)
-        # A page that was let go is out of every window: whatever stands there is masked.
+        # A page that was let go is out of every window; what stands there instead may be NaN.
+        self._there &= (pages >= 0).repeat_interleave(PAGE, dim=1)
         self._pages = pages.clamp(min=0)
 
     def attend(self, attention: Attention, pool: Tensor, q_TNH: Tensor, out_TNH: Tensor) -> None:
