@@ -11,6 +11,7 @@ from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.native_runner import NativeRunner
 from gemmule.infer.request import Completion, Request
+from gemmule.infer.runner import PAGE, Output, Span
 from gemmule.infer.runners import make_batch_runner
 from gemmule.infer.sampling import SamplingParams
 from gemmule.infer.torch_runner import TorchRunner
@@ -89,23 +90,25 @@ def test_company_order_cuts_and_shared_beginnings_change_no_bit(model: Gemma) ->
     )  # some must wait, or give way
 
 
-def test_what_was_never_written_is_never_read(
-    model: Gemma, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_never_written_is_never_read(model: Gemma) -> None:
     """Nor what stands in the place of a page that was let go, when a window has passed it."""
-    given = prompts(6)
-    expected = answers(BatchRunner(model), given)
-    allocate = TorchRunner.allocate
+    ids = random.Random(3).choices(range(WORDS), k=150)
+    whole, rest = list(range(1, 6)), list(range(6, 11))  # page 0 is nobody's
 
-    def poisoned(self: TorchRunner, pages: int) -> None:
-        allocate(self, pages)
-        self._pool.fill_(torch.nan)
+    def span(start: int, end: int, gone: int) -> Span:
+        local = [-1] * gone + rest[gone:]
+        outputs = [Output(i, "logits") for i in range(end - start)]
+        pages = -(-end // PAGE)
+        return Span(ids[start:end], start, whole[:pages], local[:pages], outputs)
 
-    monkeypatch.setattr(TorchRunner, "allocate", poisoned)
-    for most in (17, 2048):
-        runner = BatchRunner(model)
-        runner.max_step_tokens = most
-        assert answers(runner, given) == expected
+    runner = BatchRunner(model)
+    runner.allocate(11)
+    runner._pool.fill_(torch.nan)
+    found = runner.step([span(0, 100, 0)])[0] + runner.step([span(100, 150, 1)])[0]
+    expected = model(torch.tensor([ids]))[0]
+    for prediction, logits in zip(found, expected, strict=True):
+        assert prediction.logits is not None
+        assert (prediction.logits - logits).abs().max() < 1e-4
 
 
 def test_scores_are_the_models(model: Gemma) -> None:
