@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from gemmule.errors import ConfigError
@@ -182,10 +183,10 @@ class GemmuleLM(TemplateLM):
         found: dict[str, Any] = {key: kept[key] for key in keys if key in kept}
         left = [i for i, key in enumerate(keys) if key not in found]
         if left:
-            bar = None if quiet else ProgressBar(self._label, len(keys), "req", len(found))
-            try:
-                if bar is not None:
-                    bar.__enter__()
+            shown: Any = nullcontext()
+            if not quiet:
+                shown = ProgressBar(self._label, len(keys), "req", len(found))
+            with shown as bar:
                 for some in _together(run([requests[i] for i in left])):
                     answers = [(keys[left[place]], [answer, cut]) for place, answer, cut in some]
                     if self._journal is not None:
@@ -193,9 +194,6 @@ class GemmuleLM(TemplateLM):
                     found.update(answers)
                     if bar is not None:
                         bar.update(len(found), str(requests[left[some[-1][0]]].task_name or ""))
-            finally:
-                if bar is not None:
-                    bar.__exit__(None, None, None)
         for key, request in zip(keys, requests, strict=True):
             self.truncated[str(request.task_name)] += found[key][1]
         return [found[key][0] for key in keys]

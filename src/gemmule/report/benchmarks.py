@@ -206,11 +206,9 @@ def _comparisons(
         rows = []
         for name, difference in other.get("differences", {}).items():
             title = str(document.get("rows").get(name, {}).get("title", name))
-            # A list has no dotted keys: the figure's place is told by its label.
-            place = Document(document.file, {"against": {str(i): o for i, o in enumerate(others)}})
             parts = [
                 ledger.take(
-                    place,
+                    document,
                     f"against.{number}.differences.{name}.{part}",
                     f"{title}: difference from {other.get('name')}{what}",
                     _signed,
