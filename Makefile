@@ -39,6 +39,7 @@ bench: install
 	$(BIN)/python bench/plan.py --json bench/results/plan.json
 	$(BIN)/python bench/int8_teacher.py --json bench/results/int8_teacher.json
 	$(BIN)/python bench/inference.py --json bench/results/inference.json
+	$(BIN)/python bench/eval.py --json bench/results/eval.json
 	@test -d runs/quickstart/card || echo "bench/logit_store.py and bench/quantization.py need the quickstart's teacher: make quickstart"
 	$(BIN)/python bench/quantization.py --json bench/results/quantization.json
 	$(BIN)/python bench/logit_store.py --json bench/results/logit_store.json --plot docs/logit-store.svg

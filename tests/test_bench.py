@@ -225,6 +225,49 @@ def test_inference(tmp_path: Path) -> None:
         assert {"decode_int4", "load_int4", "memory_int4"} <= report["ratios"].keys()
 
 
+def test_evaluation(tmp_path: Path) -> None:
+    """Both answer every request alike, of made-up documents and of a user's."""
+    pytest.importorskip("lm_eval")
+    (tmp_path / "arc").mkdir()
+    row = {"query": "Question: What is wet?", "choices": ["a sea", "sand", "wood"], "gold": 0}
+    (tmp_path / "arc/arc_easy.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    common = ("eval.py", "--toy", "--rounds=2", "--threads=1", "--modes=gemmule,hf-1,hf-4")
+    running = [
+        start(*common, "--documents=3", f"--json={tmp_path / 'made-up.json'}"),
+        start(
+            *common,
+            "--benchmarks=arc-e",
+            f"--data-dir={tmp_path}",
+            f"--json={tmp_path / 'own.json'}",
+        ),
+        start(*common, "--benchmarks=piqa", f"--data-dir={tmp_path}"),
+    ]
+    done = [(process.communicate(timeout=300)[1], process.returncode) for process in running]
+    for said, code in done[:2]:
+        assert code == 0, said
+        assert "x best hf" in said
+    assert done[2][1] == 2
+    assert "piqa: there is no piqa/valid.jsonl in the data folder; leave it out" in done[2][0]
+    report = json.loads((tmp_path / "made-up.json").read_text())
+    names = ["arc-e", "piqa", "boolq", "hellaswag-0", "winogrande", "mmlu"]
+    assert list(report["benchmarks"]) == names
+    assert list(report["ratios"]) == [*names, "all"]
+    for benchmark in report["benchmarks"].values():
+        assert (benchmark["documents"], benchmark["left_out"]) == (3, 0)
+        rates = {m: f["documents_per_second"] for m, f in benchmark["modes"].items()}
+        best = max(rates["hf-1"], rates["hf-4"])
+        assert rates[benchmark["hf_best"]] == best
+        assert benchmark["vs_hf_best"] == pytest.approx(rates["gemmule"] / best, rel=1e-4)
+        assert all(len(f["repetitions"]) == 2 for f in benchmark["modes"].values())
+    assert report["agreement"]["agrees"] is True
+    assert report["agreement"]["greedy_unlike"] == 0
+    for figures in report["modes"].values():
+        assert figures["peak_rss_mb"] >= figures["imports_rss_mb"] > 0
+    own = json.loads((tmp_path / "own.json").read_text())
+    assert own["settings"]["documents"] == "published"
+    assert own["benchmarks"]["arc-e"]["requests"] == 9
+
+
 def test_a_worker_s_peak_memory_is_its_own() -> None:
     """Not that of a larger parent, which the system's own figure keeps after exec."""
     held = bytearray(300_000_000)
