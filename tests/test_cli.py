@@ -22,8 +22,8 @@ Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["data"], ["train"],
          ["distill"], ["generate"], ["chat"], ["doctor"], ["info"],
-         ["convert"], ["quantize"], ["bench"], ["eval"], ["record"], ["verify"], ["ablate"], ["plan"],
-         ["safety"], ["card"], ["memorization"], ["canaries"]]  # fmt: skip
+         ["convert"], ["quantize"], ["bench"], ["record"], ["verify"], ["ablate"], ["plan"],
+         ["eval"], ["safety"], ["card"], ["memorization"], ["canaries"]]  # fmt: skip
 
 
 def gemmule(*arguments: object, code: int = 0, stdin: str | None = None) -> str:

@@ -241,6 +241,14 @@ def test_what_is_missing_is_named_and_left_out(
     assert result["rows"]["arc-e"]["of"] == 24
 
 
+def test_where_nothing_can_be_measured_nothing_is_written(
+    models: list[Path], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"none .* \(BoolQ: there is no boolq/val.jsonl"):
+        measure(subject(models, tmp_path), settings(data, tasks=["boolq"]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_twelve_formats(models: list[Path], data: Path, tmp_path: Path) -> None:
     given = settings(data, tasks=["arc-e"], formats=True)
     found = measure(subject(models, tmp_path), given)["formats"]["arc-e"]
@@ -274,6 +282,7 @@ def test_two_models_on_the_same_questions(models: list[Path], data: Path, tmp_pa
         differences = [a - b for a, b in pairs]
         assert found["value"] == pytest.approx(sum(differences) / len(differences))
         assert found["low"] <= found["value"] <= found["high"]
+        assert found["low"] < found["high"]  # also where no question tells the two apart
         back = results[1]["against"][0]["differences"][name]
         assert back["value"] == pytest.approx(-found["value"])
     saved = json.loads((tmp_path / "m0" / RESULT).read_text())

@@ -1,7 +1,7 @@
 """Two models on the same questions: differences with paired intervals."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,15 @@ def differences(a: Scores, b: Scores) -> dict[str, dict[str, Any]]:
             if key in b.get(name, {}) and b[name][key][0] == question
         ]
         if both:
-            difference = intervals.paired([x for x, _ in both], [y for _, y in both])
+            difference = _difference([x for x, _ in both], [y for _, y in both])
             found[name] = {**difference.json(), "verdict": _verdict(difference)}
     return found
+
+
+def _difference(a: Sequence[float], b: Sequence[float]) -> intervals.Estimate:
+    if all(score in (0, 1) for score in (*a, *b)):
+        return intervals.paired_proportions([bool(x) for x in a], [bool(y) for y in b])
+    return intervals.paired(a, b)
 
 
 def _verdict(difference: intervals.Estimate) -> str:

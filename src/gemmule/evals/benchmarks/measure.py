@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from gemmule import files, runlog
-from gemmule.errors import UserError, first_line
+from gemmule.errors import DataError, UserError, first_line
 from gemmule.evals import contamination, intervals
 from gemmule.evals.benchmarks import formats, published
 from gemmule.evals.benchmarks.catalogue import Entry
@@ -35,7 +35,8 @@ def measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
         settings: what to measure.
 
     Raises:
-        UserError: for broken files, an unknown benchmark, another model's results in the folder.
+        UserError: for broken files, an unknown benchmark, another model's results in the folder,
+            or where no benchmark is to be had at all.
     """
     began = time.monotonic()
     entries = settings.entries()
@@ -51,6 +52,9 @@ def measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
         except Unavailable as e:
             reason = why_not if entry.benchmark.sandboxed and why_not else str(e)
             rows[entry.benchmark.name] = {**_about(entry), "missing": reason}
+    if not loaded:
+        reasons = "; ".join(f"{row['title']}: {row['missing']}" for row in rows.values())
+        raise DataError(f"none of the benchmarks can be measured ({reasons}): nothing was written")
     journal = Journal(subject.folder / ANSWERS, _depends_on(subject, settings))
     lm = GemmuleLM(subject.lm, journal=journal, label=subject.name)
     limits = {entry.benchmark.name: entry.limit for entry in entries}
