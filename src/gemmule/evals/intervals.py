@@ -49,15 +49,14 @@ def mean(values: Sequence[float]) -> Estimate:
     Raises:
         ValueError: without values.
     """
-    if not values:
-        raise ValueError("no values: nothing to average")
-    if all(v in (0, 1) for v in values):
-        return proportion(round(sum(values)), len(values))
     return stratified([values])
 
 
 def stratified(groups: Sequence[Sequence[float]], *, equal: bool = False) -> Estimate:
     """The mean over documents of several tasks, each task's own spread counted.
+
+    Where every value is 0 or 1, Wilson's intervals of the tasks are put together (Zou and Donner,
+    2008), so that it is never empty; else it is 1.96 standard errors.
 
     Args:
         groups: the values of each task.
@@ -68,20 +67,27 @@ def stratified(groups: Sequence[Sequence[float]], *, equal: bool = False) -> Est
     """
     if not groups or not all(groups):
         raise ValueError("a group without values cannot be averaged")
-    if len(groups) == 1 and all(v in (0, 1) for v in groups[0]):
-        return mean(groups[0])
     total = sum(map(len, groups))
-    value = variance = 0.0
+    shares = all(v in (0, 1) for group in groups for v in group)
+    value = below = above = 0.0
     for group in groups:
-        n = len(group)
-        weight = 1 / len(groups) if equal else n / total
-        centre = math.fsum(group) / n
-        value += weight * centre
-        if n > 1:
-            squares = math.fsum((v - centre) ** 2 for v in group)
-            variance += weight**2 * squares / (n - 1) / n
-    half = Z * math.sqrt(variance)
-    return Estimate(value, value - half, value + half, total)
+        weight = 1 / len(groups) if equal else len(group) / total
+        found = proportion(round(sum(group)), len(group)) if shares else _standard(group)
+        value += weight * found.value
+        below += (weight * (found.value - found.low)) ** 2
+        above += (weight * (found.high - found.value)) ** 2
+    low, high = value - math.sqrt(below), value + math.sqrt(above)
+    if shares:
+        low, high = max(0.0, low), min(1.0, high)
+    return Estimate(value, low, high, total)
+
+
+def _standard(values: Sequence[float]) -> Estimate:
+    n = len(values)
+    centre = math.fsum(values) / n
+    squares = math.fsum((v - centre) ** 2 for v in values)
+    half = Z * math.sqrt(squares / max(1, n - 1) / n)
+    return Estimate(centre, centre - half, centre + half, n)
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Estimate:
@@ -93,11 +99,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Estimate:
     differences = [x - y for x, y in zip(a, b, strict=True)]
     if not differences:
         raise ValueError("no documents in common: nothing to compare")
-    n = len(differences)
-    centre = math.fsum(differences) / n
-    squares = math.fsum((d - centre) ** 2 for d in differences)
-    half = Z * math.sqrt(squares / max(1, n - 1) / n)
-    return Estimate(centre, centre - half, centre + half, n)
+    return _standard(differences)
 
 
 def paired_proportions(a: Sequence[bool], b: Sequence[bool]) -> Estimate:

@@ -38,6 +38,11 @@ def measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
         UserError: for broken files, an unknown benchmark, another model's results in the folder,
             or where no benchmark is to be had at all.
     """
+    with quietly():
+        return _measure(subject, settings)
+
+
+def _measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
     began = time.monotonic()
     entries = settings.entries()
     sandbox, why_not = _sandbox(entries, settings)
@@ -45,10 +50,7 @@ def measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     for entry in entries:
         try:
-            with quietly():
-                loaded[entry.benchmark.name] = load_tasks(
-                    entry.benchmark, settings.data_dir, sandbox
-                )
+            loaded[entry.benchmark.name] = load_tasks(entry.benchmark, settings.data_dir, sandbox)
         except Unavailable as e:
             reason = why_not if entry.benchmark.sandboxed and why_not else str(e)
             rows[entry.benchmark.name] = {**_about(entry), "missing": reason}
@@ -116,17 +118,16 @@ def _ask(
             tasks[task_name] = task
             there = len(task.eval_docs)
             chosen[task_name] = list(range(min(there, limits[name] or there)))
-    with quietly():
-        found = evaluator.evaluate(
-            lm,
-            {"tasks": tasks, "groups": {}, "group_map": {}},
-            samples=chosen,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=chat,
-            confirm_run_unsafe_code=True,  # in the sandbox
-        )
+    found = evaluator.evaluate(
+        lm,
+        {"tasks": tasks, "groups": {}, "group_map": {}},
+        samples=chosen,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+        confirm_run_unsafe_code=True,  # in the sandbox
+    )
     return dict(found["samples"])
 
 
@@ -246,8 +247,7 @@ def _formats(
     for name, benchmark in loaded.items():
         scores = []
         for variant in formats.variants(benchmark.benchmark):
-            with quietly():
-                tasks = load_tasks(variant.benchmark, settings.data_dir)
+            tasks = load_tasks(variant.benchmark, settings.data_dir)
             samples = _ask(lm, {name: tasks}, limits, settings.chat)
             groups = [
                 [_value(s, "acc") for s in _counted(tasks, samples[task])] for task in tasks.tasks
