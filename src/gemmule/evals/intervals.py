@@ -36,10 +36,14 @@ def proportion(successes: int, n: int) -> Estimate:
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is no share")
-    p = successes / n
-    spread = 1 + Z**2 / n
-    centre = (p + Z**2 / (2 * n)) / spread
-    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / spread
+    return _wilson(successes / n, n, n)
+
+
+def _wilson(p: float, size: float, n: int) -> Estimate:
+    """Of a share p; `size` is of as many documents of one weight as would make it as sure."""
+    spread = 1 + Z**2 / size
+    centre = (p + Z**2 / (2 * size)) / spread
+    half = Z * math.sqrt(p * (1 - p) / size + Z**2 / (4 * size**2)) / spread
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
 
 
@@ -53,10 +57,11 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def stratified(groups: Sequence[Sequence[float]], *, equal: bool = False) -> Estimate:
-    """The mean over documents of several tasks, each task's own spread counted.
+    """The mean over documents of several tasks.
 
-    Where every value is 0 or 1, Wilson's intervals of the tasks are put together (Zou and Donner,
-    2008), so that it is never empty; else it is 1.96 standard errors.
+    Where every value is 0 or 1 it has Wilson's interval, of as many documents as would make the
+    mean as sure: never empty, and rather too wide where tasks differ. Else it is 1.96 standard
+    errors, each task's own spread counted.
 
     Args:
         groups: the values of each task.
@@ -68,18 +73,17 @@ def stratified(groups: Sequence[Sequence[float]], *, equal: bool = False) -> Est
     if not groups or not all(groups):
         raise ValueError("a group without values cannot be averaged")
     total = sum(map(len, groups))
-    shares = all(v in (0, 1) for group in groups for v in group)
-    value = below = above = 0.0
-    for group in groups:
-        weight = 1 / len(groups) if equal else len(group) / total
-        found = proportion(round(sum(group)), len(group)) if shares else _standard(group)
-        value += weight * found.value
-        below += (weight * (found.value - found.low)) ** 2
-        above += (weight * (found.high - found.value)) ** 2
-    low, high = value - math.sqrt(below), value + math.sqrt(above)
-    if shares:
-        low, high = max(0.0, low), min(1.0, high)
-    return Estimate(value, low, high, total)
+    weights = [1 / len(groups) if equal else len(group) / total for group in groups]
+    value = math.fsum(w * math.fsum(g) / len(g) for w, g in zip(weights, groups, strict=True))
+    if all(v in (0, 1) for group in groups for v in group):
+        size = 1 / math.fsum(w**2 / len(g) for w, g in zip(weights, groups, strict=True))
+        return _wilson(min(1.0, value), size, total)
+    squares = [
+        (w * (_standard(g).high - math.fsum(g) / len(g))) ** 2
+        for w, g in zip(weights, groups, strict=True)
+    ]
+    half = math.sqrt(math.fsum(squares))
+    return Estimate(value, value - half, value + half, total)
 
 
 def _standard(values: Sequence[float]) -> Estimate:
