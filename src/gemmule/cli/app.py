@@ -34,6 +34,19 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Packed = Annotated[
+    str | None, typer.Option("--quantize", help="int4, int6 or int8: pack the weights first.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
+]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")]
+Benchmarks = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of benchmark files; left out: the hub.")
+]
+Results = Annotated[
+    Path | None, typer.Option("--out", help="Folder of results; left out: the run's evals/.")
+]
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file of settings.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gemmule.cli.app import AsJson, app, stoppable
+from gemmule.cli.app import AsJson, Benchmarks, Device, Dtype, Packed, Results, app, stoppable
 from gemmule.errors import ConfigError
 
 
@@ -20,9 +20,7 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Benchmarks instead, as in arc-e,gsm8k; list shows all.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of benchmark files; left out: the hub.")
-    ] = None,
+    data_dir: Benchmarks = None,
     limit: Annotated[int | None, typer.Option(help="Questions of each task, the first.")] = None,
     formats: Annotated[
         bool, typer.Option("--formats", help="Also ask in twelve formats, and say how they differ.")
@@ -38,16 +36,10 @@ def evaluate(
         bool,
         typer.Option("--accept-weaker-sandbox", help="Run programs without namespaces: see docs."),
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of results; left out: the run's evals/.")
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="int4, int6 or int8: pack the weights first.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
+    out: Results = None,
+    quantize: Packed = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measures models on benchmarks, with 95% intervals, beside the published figures of Gemma 2.

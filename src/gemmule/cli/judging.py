@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gemmule.cli.app import AsJson, Model, Overrides, app, stoppable
+from gemmule.cli.app import AsJson, Dtype, Model, Overrides, app, stoppable
 from gemmule.errors import ConfigError
 
 
@@ -81,9 +81,7 @@ def doctor(
         str | None, typer.Option("--model", help="The server's name for it; default: its first.")
     ] = None,
     attn: Annotated[str, typer.Option(help="transformers' attn_implementation.")] = "eager",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
-    ] = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Looks for the bugs that ports of Gemma 2 have had; exits with 1 when it finds one.

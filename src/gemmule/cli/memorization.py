@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gemmule.cli.app import AsJson, Out, app, stoppable
+from gemmule.cli.app import AsJson, Device, Out, Results, app, stoppable
 from gemmule.errors import ConfigError
 
 
@@ -26,10 +26,8 @@ def memorization(
         str | None, typer.Option(help="Another run on the same text, tried on the same passages.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which passages.")] = 0,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of results; left out: the run's evals/.")
-    ] = None,
+    device: Device = "cpu",
+    out: Results = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew, whatever was measured before.")
     ] = False,

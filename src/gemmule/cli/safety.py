@@ -6,15 +6,23 @@ from typing import Annotated
 
 import typer
 
-from gemmule.cli.app import AsJson, Model, app, stoppable
+from gemmule.cli.app import (
+    AsJson,
+    Benchmarks,
+    Device,
+    Dtype,
+    Model,
+    Packed,
+    Results,
+    app,
+    stoppable,
+)
 
 
 @app.command()
 def safety(
     model: Model,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of benchmark files; left out: the hub.")
-    ] = None,
+    data_dir: Benchmarks = None,
     tasks: Annotated[
         str | None, typer.Option(help="Benchmarks, as in bbq,winogender; left out: all.")
     ] = None,
@@ -35,21 +43,15 @@ def safety(
     baseline: Annotated[
         str | None, typer.Option(help="For the gate: a model, or a result of this command.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of results; left out: the run's evals/.")
-    ] = None,
+    out: Results = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, tokens.")] = 20,
     temperature: Annotated[
         float, typer.Option(help="Of continuations; 0 takes the likeliest token.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of continuations, where they are drawn.")] = 0,
-    quantize: Annotated[
-        str | None, typer.Option(help="int4, int6 or int8: pack the weights first.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
+    quantize: Packed = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measures stereotypes, truthfulness and toxicity, beside the report's figures for Gemma 2.

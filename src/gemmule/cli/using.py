@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gemmule.cli.app import AsJson, Model, app, stoppable
+from gemmule.cli.app import AsJson, Model, Packed, app, stoppable
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ Repetition = Annotated[
 ]
 Draft = Annotated[
     str | None, typer.Option(help="A smaller model with the same tokenizer, to guess ahead.")
-]
-Packed = Annotated[
-    str | None, typer.Option("--quantize", help="int4, int6 or int8: pack the weights first.")
 ]
 Cache = Annotated[
     str | None, typer.Option(help="float32, float16 or int8: what keys and values are kept as.")
