@@ -1,6 +1,7 @@
 """Work that hangs, crashes or fills the memory: it ends, and the rest gets its answers."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -100,14 +101,17 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
     def interrupt() -> None:
         while not (mark.exists() and mark.read_text()):
             time.sleep(0.01)
-        import signal
-
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        killable.answers("hostile_worker", [job(0, "asleep", mark=str(mark))], 5)
+    # A process that was started in the background ignores Ctrl-C unless told otherwise.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            killable.answers("hostile_worker", [job(0, "asleep", mark=str(mark))], 5)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
