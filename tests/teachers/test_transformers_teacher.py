@@ -129,6 +129,14 @@ def test_other_heads_are_refused(
         open_teacher(str(foreign(kind, **changes)), dataset, 40)
 
 
+def test_a_cut_off_file_is_refused(foreign: Foreign, dataset: Dataset, tmp_path: Path) -> None:
+    folder = shutil.copytree(foreign("llama"), tmp_path / "m")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="transformers cannot load"):
+        open_teacher(str(folder), dataset, 40)
+
+
 def test_pickled_weights_and_foreign_code_are_refused(
     foreign: Foreign, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
@@ -23,6 +24,8 @@ from gemmule.errors import CheckpointError, MissingExtraError, first_line
 from gemmule.model.soft_cap import soft_cap
 from gemmule.teachers.teacher import LocalTeacher
 
+# What transformers raises for a folder that it can make nothing of.
+_REFUSALS = (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError)
 _PROBE_TOKENS = 12
 _TOLERANCE = 1e-4
 
@@ -55,7 +58,7 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as e:
+    except _REFUSALS as e:
         raise CheckpointError(
             f"transformers finds no tokenizer that it can read in {folder} ({first_line(e)})"
         ) from None
@@ -105,7 +108,7 @@ class TransformersTeacher(LocalTeacher):
                 trust_remote_code=False,
                 local_files_only=True,
             )
-        except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as e:
+        except (*_REFUSALS, RuntimeError, SafetensorError) as e:
             raise CheckpointError(
                 f"transformers cannot load {path} ({first_line(e)}): a teacher is a causal "
                 "language model that it knows without code of the model's own, with weights in "
