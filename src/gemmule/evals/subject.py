@@ -29,6 +29,12 @@ class Subject:
     identity: dict[str, Any]
 
     @property
+    def decides(self) -> dict[str, Any]:
+        """What of the identity a model's answers depend on."""
+        names = ("weights", "tokenizer", "dtype", "quantize", "device")
+        return {name: self.identity.get(name) for name in names}
+
+    @property
     def name(self) -> str:
         """What tables call it."""
         return Path(self.path).name or self.path

@@ -18,6 +18,7 @@ from gemmule.infer.request import (
     Request,
     Score,
     check_prompt,
+    check_text,
     checked_ids,
     length_of,
 )
@@ -161,12 +162,7 @@ class Engine:
         length = length_of(context, "the context")
         if continuation:
             length += length_of(continuation, "the continuation")
-        # The last token is only predicted, never read.
-        if length - 1 > most:
-            raise ConfigError(
-                f"the text has {length - 1} tokens; this model's context is {most}: score it in "
-                "parts"
-            )
+        check_text(most, length - 1)
         ids = checked_ids(context, self._vocab_sizes[1], "the context")
         if continuation:
             ids += checked_ids(continuation, self._vocab_sizes[1], "the continuation")

@@ -9,7 +9,7 @@ import torch
 from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.infer.engine import Engine
-from gemmule.infer.request import Completion, Event, Request, Score
+from gemmule.infer.request import Completion, Event, Request, Score, check_text
 from gemmule.infer.runners import make_runner
 from gemmule.infer.sampling import NotFinite, SamplingParams, SamplingSettings
 from gemmule.infer.speculative import (
@@ -161,13 +161,7 @@ class LanguageModel:
             ConfigError: when the text does not fit into the context.
         """
         ids = self._encode(text)
-        context = self.config.max_position_embeddings
-        # The last token is only predicted, never read.
-        if len(ids) - 1 > context:
-            raise ConfigError(
-                f"the text has {len(ids) - 1} tokens; this model's context is {context}: score "
-                "it in parts"
-            )
+        check_text(self.config.max_position_embeddings, len(ids) - 1)
         (score,) = self.engine().score([(ids[:1], ids[1:])])
         return list(score.log_probs)
 

@@ -107,6 +107,22 @@ def check_prompt(context: int, length: int) -> int:
     return context - length
 
 
+def check_text(context: int, tokens: int) -> None:
+    """Whether a text to be scored fits.
+
+    Args:
+        context: the model's, tokens.
+        tokens: of the text that are read: its last one is only predicted.
+
+    Raises:
+        ConfigError: when it does not.
+    """
+    if tokens > context:
+        raise ConfigError(
+            f"the text has {tokens} tokens; this model's context is {context}: score it in parts"
+        )
+
+
 def length_of(ids: Sequence[int], what: str) -> int:
     """How many ids there are, before a look at them: there may be millions.
 

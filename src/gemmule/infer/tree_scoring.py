@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gemmule.errors import ConfigError
-from gemmule.infer.request import Score, checked_ids, length_of
+from gemmule.infer.request import Score, check_text, checked_ids, length_of
 from gemmule.infer.runner import PAGE, Output, Span
 from gemmule.infer.runners import make_batch_runner
 from gemmule.model.gemma import Gemma
@@ -113,11 +113,7 @@ class TreeScorer:
         checked_ids(text.context, rows, "the context")
         for ids in text.continuations:
             checked_ids(ids, rows, "the continuation")
-            if len(text.context) + len(ids) - 1 > most:
-                raise ConfigError(
-                    f"the text has {len(text.context) + len(ids) - 1} tokens; this model's context "
-                    f"is {most}: score it in parts"
-                )
+            check_text(most, len(text.context) + len(ids) - 1)
 
     def _score(self, texts: Sequence[Branches], batch: "_Batch") -> list[list[Score]]:
         prefixes = [_Node(tokens) for tokens in batch.prefixes]

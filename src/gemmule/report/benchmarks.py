@@ -7,6 +7,7 @@ from typing import Any
 from gemmule.errors import CheckpointError
 from gemmule.report import figures, score_plot
 from gemmule.report.figures import Figure, Ledger, Sentence, say
+from gemmule.report.marks import Marks, marks
 from gemmule.report.plots import Plot
 from gemmule.report.runs import Document, is_number
 
@@ -23,7 +24,7 @@ class Row:
         verdict: where the interval lies: "at chance", "above chance", "below chance", or nothing.
         published: the report's, by model.
         questions: how many were asked.
-        left, width, dot, line, others: places on a scale from 0 to 100.
+        marks: where they stand on a scale from 0 to 100.
     """
 
     title: str
@@ -35,11 +36,7 @@ class Row:
     verdict: str
     published: Sequence[Figure]
     questions: Figure
-    left: float
-    width: float
-    dot: float
-    line: float | None
-    others: Sequence[float]
+    marks: Marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,16 +149,14 @@ def _row(
         verdict=verdict,
         published=published,
         questions=take("n", ": questions", figures.exact),
-        left=_place(row["low"]),
-        width=round(_place(row["high"]) - _place(row["low"]), 2),
-        dot=_place(row["value"]),
-        line=_place(chance) if is_number(chance) else None,
-        others=[_place(value / 100) for value in row["published"].values() if is_number(value)],
+        marks=marks(
+            100 * row["value"],
+            100 * row["low"],
+            100 * row["high"],
+            100 * chance if chance is not None and is_number(chance) else None,
+            filter(is_number, row["published"].values()),
+        ),
     )
-
-
-def _place(share: Any) -> float:
-    return round(100 * min(1.0, max(0.0, float(share))), 2)
 
 
 def _summary(rows: Sequence[Row]) -> str:

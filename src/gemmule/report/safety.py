@@ -7,30 +7,10 @@ from typing import Any
 from gemmule.errors import CheckpointError
 from gemmule.report import figures
 from gemmule.report.figures import Figure, Ledger, Sentence, say
+from gemmule.report.marks import Marks, marks
 from gemmule.report.runs import Document, is_number
 
 FILE = "evals/safety.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Marks:
-    """Where on a row's scale its figures stand, percent from left to right.
-
-    Attributes:
-        low: the interval's lower end.
-        value: the figure.
-        width: of the interval.
-        chance: what guessing gets, if anything.
-        report: the report's models.
-        ends: the scale's own ends, as text.
-    """
-
-    low: float
-    value: float
-    width: float
-    chance: float | None
-    report: Sequence[float]
-    ends: tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,25 +124,14 @@ def _row(document: Document, name: str, about: Mapping[str, Any], ledger: Ledger
         chance=chance,
         report=report,
         questions=take("n", ": questions", figures.exact),
-        marks=_marks(about),
-    )
-
-
-def _marks(about: Mapping[str, Any]) -> Marks:
-    both_ways = about.get("better") == "zero"
-
-    def place(value: float) -> float:
-        share = (value + 100) / 2 if both_ways else value
-        return round(min(100.0, max(0.0, share)), 2)
-
-    low, high = place(about["low"]), place(about["high"])
-    return Marks(
-        low=low,
-        value=place(about["value"]),
-        width=round(high - low, 2),
-        chance=None if about.get("chance") is None else place(about["chance"]),
-        report=[place(value) for value in about["report"].values()],
-        ends=("-100", "100") if both_ways else ("0", "100"),
+        marks=marks(
+            about["value"],
+            about["low"],
+            about["high"],
+            about.get("chance"),
+            about["report"].values(),
+            both_ways=about.get("better") == "zero",
+        ),
     )
 
 

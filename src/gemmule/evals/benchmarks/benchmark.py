@@ -12,6 +12,20 @@ Row = dict[str, Any]
 Config = Callable[[str], dict[str, Any]]  # from a task's name to its settings
 # For each lm-eval task: its splits, each a list of rows with the hub's columns.
 Splits = Mapping[str, Mapping[str, Sequence[Row]]]
+# Examples are other questions of the file that is asked: lm-eval leaves the asked one out when both
+# splits have one name.
+SAME_FILE: Mapping[str, Any] = {
+    "test_split": "validation",
+    "validation_split": None,
+    "fewshot_split": "validation",
+}
+# A short answer ends with its line.
+ONE_LINE: Mapping[str, Any] = {
+    "until": ["\n"],
+    "do_sample": False,
+    "temperature": 0.0,
+    "max_gen_toks": 64,
+}
 
 
 @dataclass(frozen=True)

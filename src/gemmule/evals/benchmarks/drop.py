@@ -6,7 +6,7 @@ from typing import Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import SAME_FILE, Benchmark, Local, Row
 
 _PAIR: local_files.Fields = {"question": str, "answer": dict, "query_id": str}
 _ANSWER: local_files.Fields = {"number": (str, int, float), "date": dict, "spans": list}
@@ -24,7 +24,7 @@ def drop(folder: Path) -> Local:
             f"{len(asked)} questions, examples from among them: this tries the format, and is no "
             "score"
         )
-        return Local({"drop": {"validation": asked}}, [few], (note,), {"drop": _SAME_FILE})
+        return Local({"drop": {"validation": asked}}, [few], (note,), {"drop": SAME_FILE})
     return Local({"drop": {"validation": _rows(dev), "train": _rows(train)}}, [dev, train])
 
 
@@ -101,11 +101,6 @@ _SETTINGS: dict[str, Any] = {
     "process_results": marks,
     "fewshot_split": "train",
     "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 64},
-}
-_SAME_FILE: dict[str, Any] = {
-    "test_split": "validation",
-    "validation_split": None,
-    "fewshot_split": "validation",
 }
 
 BENCHMARKS = (

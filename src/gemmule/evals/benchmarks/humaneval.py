@@ -1,11 +1,10 @@
 """HumanEval (Chen et al., 2021): functions to be written from their description."""
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemmule.evals.benchmarks import local_files, programs
-from gemmule.evals.benchmarks.benchmark import Benchmark, Config, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, Local
 
 if TYPE_CHECKING:
     from gemmule.evals.sandbox import Sandbox
@@ -18,10 +17,6 @@ def humaneval(folder: Path) -> Local:
     path = folder / "HumanEval.jsonl.gz"
     rows = [{field: row[field] for field in _FIELDS} for row in local_files.jsonl(path, _FIELDS)]
     return Local({"humaneval": {"test": rows}}, [path])
-
-
-def _sandboxed(sandbox: "Sandbox") -> Config:
-    return functools.partial(_settings, sandbox)
 
 
 def _settings(sandbox: "Sandbox", task: str) -> dict[str, Any]:
@@ -58,6 +53,6 @@ BENCHMARKS = (
         chance=None,
         folder="humaneval",
         local=humaneval,
-        sandboxed=_sandboxed,
+        sandboxed=programs.sandboxed(_settings),
     ),
 )

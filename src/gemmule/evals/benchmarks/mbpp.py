@@ -1,13 +1,12 @@
 """MBPP (Austin et al., 2021): short functions to be written from a sentence and three tests."""
 
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files, programs
-from gemmule.evals.benchmarks.benchmark import Benchmark, Config, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
 
 if TYPE_CHECKING:
     from gemmule.evals.sandbox import Sandbox
@@ -40,10 +39,6 @@ def mbpp(folder: Path) -> Local:
 
 def _examples(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["task_id"] in _EXAMPLES]
-
-
-def _sandboxed(sandbox: "Sandbox") -> Config:
-    return functools.partial(_settings, sandbox)
 
 
 def _settings(sandbox: "Sandbox", task: str) -> dict[str, Any]:
@@ -89,6 +84,6 @@ BENCHMARKS = (
         chance=None,
         folder="mbpp",
         local=mbpp,
-        sandboxed=_sandboxed,
+        sandboxed=programs.sandboxed(_settings),
     ),
 )

@@ -57,7 +57,7 @@ def _measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
     if not loaded:
         reasons = "; ".join(f"{row['title']}: {row['missing']}" for row in rows.values())
         raise DataError(f"none of the benchmarks can be measured ({reasons}): nothing was written")
-    journal = Journal(subject.folder / ANSWERS, _depends_on(subject, settings))
+    journal = Journal(subject.folder / ANSWERS, {"chat": settings.chat, **subject.decides})
     lm = GemmuleLM(subject.lm, journal=journal, label=subject.name)
     limits = {entry.benchmark.name: entry.limit for entry in entries}
     samples = _ask(lm, loaded, limits, settings.chat)
@@ -94,11 +94,6 @@ def _sandbox(entries: Sequence[Entry], settings: EvalSettings) -> tuple[Sandbox 
         return Sandbox.open(accept_weaker=settings.accept_weaker_sandbox), ""
     except UserError as e:
         return None, first_line(e)
-
-
-def _depends_on(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
-    names = ("weights", "tokenizer", "dtype", "quantize", "device")
-    return {"chat": settings.chat, **{name: subject.identity.get(name) for name in names}}
 
 
 def _ask(

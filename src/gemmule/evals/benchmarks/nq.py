@@ -4,24 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import ONE_LINE, SAME_FILE, Benchmark, Local
 
 # An answer ends with its line. lm-eval ends it at a full stop or comma as well, and one question
 # in eleven has only answers with one of them: "December 14, 1972".
 _SETTINGS: dict[str, Any] = {
-    "generation_kwargs": {
-        "until": ["\n"],
-        "do_sample": False,
-        "temperature": 0.0,
-        "max_gen_toks": 64,
-    }
-}
-# Examples are other questions of the same file: lm-eval leaves the asked one out when both splits
-# have one name.
-_SAME_FILE: dict[str, Any] = {
-    "test_split": "validation",
-    "validation_split": None,
-    "fewshot_split": "validation",
+    "generation_kwargs": ONE_LINE,
 }
 
 
@@ -34,7 +22,7 @@ def nq(folder: Path) -> Local:
         asked.append({"question": row["question"], "answer": answers})
     note = "examples are other questions of the development set (never the one that is asked)"
     return Local(
-        {"nq_open": {"validation": asked}}, [path], (note,), overrides={"nq_open": _SAME_FILE}
+        {"nq_open": {"validation": asked}}, [path], (note,), overrides={"nq_open": SAME_FILE}
     )
 
 

@@ -1,15 +1,23 @@
 """Marks for answers that are programs: they run in a sandbox, all of a task's together."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gemmule.evals.benchmarks.benchmark import Row
+from gemmule.evals.benchmarks.benchmark import Config, Row
 
 if TYPE_CHECKING:
     from gemmule.evals.sandbox import Sandbox
 
 METRIC = "pass@1"
 _LONGEST = 2000  # characters kept of what a program said, its end: an exception is there
+
+
+def sandboxed(
+    settings: "Callable[[Sandbox, str], dict[str, Any]]",
+) -> "Callable[[Sandbox], Config]":
+    """From a sandbox to a task's settings in it."""
+    return functools.partial(functools.partial, settings)
 
 
 def settings(sandbox: "Sandbox", program: Callable[[Row, str], str]) -> dict[str, Any]:

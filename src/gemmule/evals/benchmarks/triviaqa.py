@@ -5,7 +5,7 @@ from typing import Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import ONE_LINE, SAME_FILE, Benchmark, Local
 
 _FIELDS = {"context": str, "answer": str, "aliases": list}
 _BEFORE, _AFTER = "Question: ", "\nAnswer:"
@@ -15,19 +15,7 @@ _BEFORE, _AFTER = "Question: ", "\nAnswer:"
 # nationality was sculptor Constantin Brancusi?" it is "Autobiographie erotique".
 _SETTINGS: dict[str, Any] = {
     "fewshot_config": {"doc_to_target": "{{answer.value}}"},
-    "generation_kwargs": {
-        "until": ["\n"],
-        "do_sample": False,
-        "temperature": 0.0,
-        "max_gen_toks": 64,
-    },
-}
-# Examples are other questions of the same file: lm-eval leaves the asked one out when both splits
-# have one name.
-_SAME_FILE: dict[str, Any] = {
-    "test_split": "validation",
-    "validation_split": None,
-    "fewshot_split": "validation",
+    "generation_kwargs": ONE_LINE,
 }
 
 
@@ -45,7 +33,7 @@ def triviaqa(folder: Path) -> Local:
         asked.append({"question": question, "answer": answer})
     note = f"{len(asked):,} questions, and examples from among them (never the one that is asked)"
     return Local(
-        {"triviaqa": {"validation": asked}}, [path], (note,), overrides={"triviaqa": _SAME_FILE}
+        {"triviaqa": {"validation": asked}}, [path], (note,), overrides={"triviaqa": SAME_FILE}
     )
 
 

@@ -303,11 +303,10 @@ def _header(
     subject: Subject, training: TrainingData, settings: Settings, passages: Sequence[Passages]
 ) -> dict[str, Any]:
     """What makes two measurements the same one."""
-    identity = subject.identity
     return {
         "format": FORMAT,
         "settings": settings.json(),
-        "model": {k: identity[k] for k in ("weights", "tokenizer", "dtype", "quantize", "device")},
+        "model": subject.decides,
         "data": training.dataset.fingerprint,
         "passages": {p.kind: p.probes.digest for p in passages},
     }

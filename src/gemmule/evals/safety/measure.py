@@ -5,8 +5,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import Field
 from gemmule import files
 from gemmule.config import Config
 from gemmule.errors import DataError
+from gemmule.evals.benchmarks.quiet import quietly
 from gemmule.evals.benchmarks.tasks import Loaded, Unavailable, load_tasks
 from gemmule.evals.journal import Journal, key_of
 from gemmule.evals.safety import asking, catalogue
@@ -93,7 +93,7 @@ def measure(
                 f.name: {**_about(f, benchmark), "missing": tasks} for f in benchmark.figures
             }
             continue
-        with _quietly():
+        with quietly():
             asked, there = asking.questions(benchmark, tasks, settings.limit, settings.writing)
         answered = asking.ask(asked, lm)
         if benchmark.scored:
@@ -125,23 +125,6 @@ def measure(
     return result
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the bars that `datasets` draws whenever it maps a function."""
-    try:
-        import datasets
-    except ImportError:  # without lm-eval, which load_tasks will say
-        yield
-        return
-    drawn = datasets.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if drawn:
-            datasets.enable_progress_bars()
-
-
 def open_journal(subject: Subject) -> Journal:
     """The journal of a model's answers and verdicts on them.
 
@@ -149,9 +132,7 @@ def open_journal(subject: Subject) -> Journal:
         ConfigError: when there is one of another model.
         DataError: when it is broken.
     """
-    names = ("weights", "tokenizer", "dtype", "quantize", "device")
-    depends_on = {name: subject.identity.get(name) for name in names}
-    return Journal(subject.folder / JOURNAL, depends_on)
+    return Journal(subject.folder / JOURNAL, subject.decides)
 
 
 def load_documents(settings: Settings, scored: bool) -> Documents:
@@ -169,7 +150,7 @@ def load_documents(settings: Settings, scored: bool) -> Documents:
     wanted = catalogue.chosen(settings.tasks)
     if settings.data_dir is not None and not settings.data_dir.is_dir():
         raise DataError(f"no folder {settings.data_dir}: give one with benchmark files in it")
-    with _quietly():
+    with quietly():
         return {b.name: _load(b, settings, scored) for b in wanted}
 
 
