@@ -28,7 +28,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import harness
-from gemmule import runlog
+from gemmule.console import table
+from gemmule.runtime import host
 
 MODES = (
     "gemmule-windowed",
@@ -56,7 +57,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "kv_heads": 2,
         "head_dim": 16 if args.toy else 64,
         "cap": 50.0,
-        "threads": runlog.usable_cores(),
+        "threads": host.usable_cores(),
         "seed": 0,
     }
 
@@ -68,14 +69,14 @@ def build(settings: Mapping[str, Any]) -> harness.Handler:
     """The contestant `settings["mode"]`: asked for a length, it does forward and backward."""
     import torch
 
-    from gemmule.train import machine
+    from gemmule.runtime import memory
 
     torch.set_num_threads(settings["threads"])
     mode = settings["mode"]
     prepare = make_attention(settings)
     imports_mb = harness.peak_mb()
     if mode.startswith("gemmule"):
-        machine.keep_freed_memory()
+        memory.keep_freed_memory()
     prepared: dict[int, Callable[[], tuple[Any, Any]]] = {}
 
     def step_for(length: int) -> Callable[[], tuple[Any, Any]]:
@@ -204,7 +205,7 @@ def window_mask(length: int, window: int) -> Any:
 
 def fits(mode: str, length: int, settings: Mapping[str, Any]) -> bool:
     """Whether a mode may run at a length without taking more than half of the memory."""
-    memory = runlog.machine()["memory_gib"]
+    memory = host.machine()["memory_gib"]
     need = SCORE_COPIES * settings["batch_size"] * settings["heads"] * length**2 * 4 / 2**30
     return mode not in QUADRATIC or memory is None or need <= memory / 2
 
@@ -341,7 +342,7 @@ def show(report: Mapping[str, Any]) -> None:
         )
         for name, m in modes.items()
     ]
-    runlog.table(
+    table(
         ["attention", "ms", "range", "MB", "x ours"],
         rows,
         title=f"Forward and backward, {settings['seq_len']} tokens, window {settings['window']}, "
@@ -349,7 +350,7 @@ def show(report: Mapping[str, Any]) -> None:
         f"{settings['threads']} threads",
     )
     by_length = {mode: {r["seq_len"]: r for r in found} for mode, found in sweep.items()}
-    runlog.table(
+    table(
         ["µs a token at length", *map(str, settings["sweep"])],
         [
             (

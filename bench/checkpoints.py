@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from gemmule import runlog
+from gemmule.console import facts, table
+from gemmule.runtime import host
 
 MODES = ("gemmule", "transformers", "read")
 TEXT = Path(tempfile.__file__)  # real text, on every machine
@@ -38,7 +39,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "preset": "1m" if args.toy else "2b",
         "vocab_size": 1024 if args.toy else 256_000,
-        "threads": runlog.usable_cores(),
+        "threads": host.usable_cores(),
         "seed": 0,
         "toy": args.toy,
         "rounds": args.rounds,
@@ -50,9 +51,10 @@ def write_model(settings: Mapping[str, Any], folder: Path) -> int:
     """A random model in HF's layout, made as it is written; returns its weights' bytes."""
     import torch
 
-    from gemmule.checkpoints import hf_writer, places
+    from gemmule.checkpoints import tensor_layout
     from gemmule.checkpoints.checkpoint import Checkpoint
-    from gemmule.checkpoints.stored import StoredTensor
+    from gemmule.checkpoints.hf import writer
+    from gemmule.checkpoints.stored_tensor import StoredTensor
     from gemmule.model.config import preset
     from gemmule.model.gemma import Gemma
     from gemmule.model.tokenizer import train_tokenizer
@@ -75,8 +77,8 @@ def write_model(settings: Mapping[str, Any], folder: Path) -> int:
     }
     tokenizer = train_tokenizer([TEXT.read_text(), Path(argparse.__file__).read_text()], 1024)
     drawn = Checkpoint(folder, "memory", config, tensors, lambda: tokenizer)
-    places.write(hf_writer.layouts(drawn), folder)
-    hf_writer.write_companions(drawn, folder, None)
+    tensor_layout.write(writer.layouts(drawn), folder)
+    writer.write_companions(drawn, folder, None)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -234,13 +236,13 @@ def show(report: Mapping[str, Any]) -> None:
         for mode, m in report["modes"].items()
     ]
     size = report["settings"]["model_bytes"] / 1e9
-    runlog.table(
+    table(
         ["loading", "s", "range", "s cold", "peak MB", "x weights"],
         rows,
         title=f"Gemma 2 {report['settings']['preset'].upper()} in bf16, {size:.2f} GB",
     )
     found = report["export"]
-    runlog.facts(
+    facts(
         [
             ["GGUF Q8_0", f"{found['seconds']:.1f} s, peak {found['peak_rss_mb']:,.0f} MB"],
             ["weights", f"error {found['weights']['relative_error']:.2e} (RMS)"],

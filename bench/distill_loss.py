@@ -5,7 +5,7 @@ fp32, forward and backward:
 
 - gemmule: the report's objective (cross-entropy with the teacher's distribution) in chunks,
   compiled as training compiles it; gemmule-eager: the same without a compiler;
-- plain: the same on whole logits, as gemmule.distill.plain writes it;
+- plain: the same on whole logits, as gemmule.losses.plain writes it;
 - gemmule-jsd, plain-jsd, trl-jsd: the generalised Jensen-Shannon divergence, the last by TRL's
   function of whole logits (which are capped before);
 - liger-jsd: Liger's chunked one as it comes. It has no soft cap, so it computes something else:
@@ -41,7 +41,8 @@ from importlib import metadata
 from typing import Any
 
 import harness
-from gemmule import runlog
+from gemmule.console import table
+from gemmule.runtime import host
 
 MODES = (
     "gemmule",
@@ -75,7 +76,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "cap": 30.0,
         "beta": 0.5,
         "draws": 8 if args.toy else 256,
-        "threads": runlog.usable_cores(),
+        "threads": host.usable_cores(),
         "seed": 0,
     }
 
@@ -86,8 +87,6 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 def build(settings: Mapping[str, Any]) -> harness.Handler:
     """The contestant `settings["mode"]`: asked for a number of tokens, it does one turn."""
     import torch
-
-    from gemmule.distill import losses, plain, targets  # noqa: F401 (imports count before)
 
     torch.set_num_threads(settings["threads"])
     prepare = contestant(settings)
@@ -160,7 +159,7 @@ def contestant(settings: Mapping[str, Any]) -> Callable[[Inputs], Callable[[], f
     """For the mode: from inputs to a step, which leaves gradients and returns the mean loss."""
     import torch
 
-    from gemmule.distill.divergences import Divergence
+    from gemmule.losses.divergences import Divergence
 
     mode, cap = settings["mode"], settings["cap"]
     if mode == "products":
@@ -175,13 +174,13 @@ def contestant(settings: Mapping[str, Any]) -> Callable[[Inputs], Callable[[], f
     common = {"divergence": Divergence(kind, beta=settings["beta"]), "cap": cap}
 
     def prepare(inputs: Inputs) -> Callable[[], float]:
-        from gemmule.distill import losses, plain, targets
+        from gemmule.losses import linear, plain, sparse_targets
 
         if mode == "gemmule-sampled":
-            kept = targets.sparse_targets(
+            kept = sparse_targets.sparse_targets(
                 inputs.teacher_x,
                 inputs.teacher_weight,
-                lambda p: targets.sample(p, settings["draws"]),
+                lambda p: sparse_targets.sample(p, settings["draws"]),
                 cap=cap,
             )
 
@@ -189,11 +188,11 @@ def contestant(settings: Mapping[str, Any]) -> Callable[[Inputs], Callable[[], f
             if mode.startswith("plain"):
                 return plain.plain_distillation(*inputs.all, teacher_cap=cap, **common)[0]
             if mode == "gemmule-sampled":
-                return losses.linear_sparse_distillation(
+                return linear.linear_sparse_distillation(
                     inputs.x, inputs.weight, kept, inputs.target, compiled=True, **common
                 )[0]
             compiled = mode != "gemmule-eager"
-            return losses.linear_distillation(
+            return linear.linear_distillation(
                 *inputs.all, teacher_cap=cap, compiled=compiled, **common
             )[0]
 
@@ -212,7 +211,7 @@ def products(inputs: Inputs) -> Callable[[], float]:
     """Logits of both, and both gradients, from logits that are taken for their own gradient."""
     import torch
 
-    from gemmule.distill.chunked import chunk_size
+    from gemmule.losses.chunked_head import chunk_size
 
     x, weight = inputs.x.detach(), inputs.weight.detach()
     chunk = min(chunk_size(len(weight)), len(x))
@@ -240,7 +239,7 @@ def trl_jsd(settings: Mapping[str, Any]) -> Callable[[Inputs], Callable[[], floa
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from trl.experimental.gkd.gkd_trainer import GKDTrainer
 
-    from gemmule.model.soft_cap import soft_cap
+    from gemmule.losses.soft_cap import soft_cap
 
     cap = settings["cap"]
 
@@ -381,7 +380,7 @@ def show(report: Mapping[str, Any]) -> None:
         )
         for name, m in report["modes"].items()
     ]
-    runlog.table(
+    table(
         ["loss", "s", "range", "MB", "ours / it"],
         rows,
         title=f"Forward and backward, {settings['compare_tokens']} tokens, hidden "

@@ -29,8 +29,10 @@ from typing import Any
 
 import harness
 import inference
-from gemmule import files, runlog
+from gemmule import files
+from gemmule.console import table
 from gemmule.errors import ConfigError
+from gemmule.runtime import host
 
 OURS = "gemmule"
 MODES = (OURS, "hf-1", "hf-8", "hf-32")
@@ -89,7 +91,7 @@ def main() -> int:
     add(
         "--modes", default=",".join(MODES), metavar="A,B", help="contestants; hf-N has batches of N"
     )
-    add("--threads", type=int, default=runlog.usable_cores())
+    add("--threads", type=int, default=host.usable_cores())
     add("--toy", action="store_true", help="tiny shapes: does it work at all?")
     add("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -119,7 +121,7 @@ def build(settings: Mapping[str, Any]) -> harness.Handler:
     # Imported by all, so that it counts as imports in all.
     from lm_eval.models.huggingface import HFLM
 
-    from gemmule.evals.harness import GemmuleLM
+    from gemmule.evals.lm_eval_model import GemmuleLM
 
     imports_mb = harness.peak_mb()
     path, mode = settings["model"], settings["mode"]
@@ -219,7 +221,7 @@ def random_model(folder: Path, args: argparse.Namespace) -> Path:
     """A random model, saved with its tokenizer."""
     import torch
 
-    from gemmule.checkpoints.hf_writer import save_model
+    from gemmule.checkpoints.hf.writer import save_model
     from gemmule.model.config import preset
     from gemmule.model.gemma import Gemma
     from gemmule.model.tokenizer import train_tokenizer
@@ -251,14 +253,14 @@ def chosen(args: argparse.Namespace) -> dict[str, list[Pairs]]:
 
 def published(name: str, data_dir: Path, count: int) -> list[Pairs]:
     """The first documents of a benchmark, as lm-eval asks them."""
-    from gemmule.evals.benchmarks import catalogue
-    from gemmule.evals.benchmarks.quiet import quietly
-    from gemmule.evals.benchmarks.tasks import Unavailable, load_tasks
+    from gemmule.evals.benchmarks import suites
+    from gemmule.evals.benchmarks.lm_eval_tasks import Unavailable, load_tasks
+    from gemmule.evals.benchmarks.silence_lm_eval import quietly
 
     harness.say(f"{name}: prompts")
     try:
         with quietly():
-            tasks = list(load_tasks(catalogue.find(name), data_dir).tasks.values())[:SUBJECTS]
+            tasks = list(load_tasks(suites.find(name), data_dir).tasks.values())[:SUBJECTS]
     except Unavailable as e:
         raise ConfigError(f"{name}: {e}; leave it out with --benchmarks") from None
     found = []
@@ -410,7 +412,7 @@ def show(report: Mapping[str, Any]) -> None:
     rows.append(("all", str(count), *every, "" if ratio is None else f"{ratio:.2f}"))
     memory = [f"{report['modes'][mode]['peak_rss_mb']:,.0f}" for mode in modes]
     rows.append(("peak MB", "", *memory, ""))
-    runlog.table(
+    table(
         ["documents/s", "n", *modes, "x best hf"], rows,
         title=f"multiple choice, {report['settings']['threads']} threads",
     )  # fmt: skip

@@ -21,8 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gemmule import files, runlog
+from gemmule import files
+from gemmule.console import console
 from gemmule.errors import GemmuleError, UserError
+from gemmule.runtime import host
 from worker_side import Handler, Reply, peak_mb, serve
 
 __all__ = ["Handler", "Reply", "peak_mb", "serve"]  # a worker's side, by the same name
@@ -184,8 +186,8 @@ def run(
                 args.json.parent.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=args.json.parent).close()
         report = {
-            "machine": runlog.machine(),
-            "versions": {**runlog.versions(), "transformers": metadata.version("transformers")},
+            "machine": host.machine(),
+            "versions": {**host.versions(), "transformers": metadata.version("transformers")},
             **measure(args),
         }
         show(report)
@@ -201,4 +203,4 @@ def run(
 
 def say(line: str) -> None:
     """One plain line to the terminal."""
-    runlog.console.print(line, markup=False)
+    console.print(line, markup=False)

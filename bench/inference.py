@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from gemmule import files, runlog
+from gemmule import files
 from gemmule.errors import ConfigError
+from gemmule.runtime import host
 
 LLAMA = str(Path(__file__).with_name("llama_worker.py"))
 PAIRS = {"int4": "Q4_0", "int8": "Q8_0"}
@@ -55,7 +56,7 @@ def main() -> int:
         help="where models are made, and found again: 9 GB for the 2B")  # fmt: skip
     add("--llama-python", action="append", metavar="[LABEL=]PATH", help="who runs llama.cpp")
     add("--preset", default="2b", help="shape of the model")
-    add("--threads", type=int, default=runlog.usable_cores())
+    add("--threads", type=int, default=host.usable_cores())
     add("--rounds", type=int, default=5, help="turns of each contestant")
     add("--steps", type=int, default=16, help="decoded tokens of one turn")
     add("--context", type=int, default=8192, help="the long context; 0 leaves it out")
@@ -93,9 +94,9 @@ class Limits:
     """The machine itself."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        import gemmule.speed.limits
+        import gemmule.speed.machine_peak
 
-        self.limits, self.settings = gemmule.speed.limits, settings
+        self.limits, self.settings = gemmule.speed.machine_peak, settings
 
     def read(self, _: Mapping[str, Any]) -> harness.Reply:
         """Memory and arithmetic."""
@@ -114,11 +115,11 @@ class Gemmule:
     """Ours, through the engine."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        import gemmule.speed.benchmark
         import gemmule.speed.drive
-        import gemmule.speed.measure
 
         self.settings = settings
-        self.drive, self.measure = gemmule.speed.drive, gemmule.speed.measure
+        self.drive, self.measure = gemmule.speed.drive, gemmule.speed.benchmark
         self.imports_mb = 0.0
         self.longs: dict[str, Any] = {}
 
@@ -179,7 +180,7 @@ class Transformers:
         """Random weights; not timed."""
         import torch
 
-        from gemmule.checkpoints.hf_config import to_hf
+        from gemmule.checkpoints.hf.config import to_hf
         from gemmule.model.config import GemmaConfig
 
         values = to_hf(GemmaConfig.parse(self.settings["config"]), "bfloat16")
@@ -250,7 +251,7 @@ def llama_pythons(given: Sequence[str] | None) -> dict[str, str]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The whole report."""
     import inference_files
-    from gemmule.checkpoints.quantise import choose_head
+    from gemmule.checkpoints.packed.quantize import choose_head
     from gemmule.model.config import PRESETS, preset
     from gemmule.quant import native
 

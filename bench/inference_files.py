@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from gemmule import files
-from gemmule.checkpoints import gguf_blocks, gguf_writer
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.gguf_header import ENCODINGS
-from gemmule.checkpoints.places import Bytes, FileLayout, Place, write
-from gemmule.checkpoints.quantised import EMBEDDING, QuantisedModel, matrix_shape
-from gemmule.checkpoints.quantised_writer import save_quantised
-from gemmule.checkpoints.stored import StoredTensor, tensor_bytes
+from gemmule.checkpoints.gguf import blocks, writer
+from gemmule.checkpoints.gguf.header import ENCODINGS
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel, matrix_shape
+from gemmule.checkpoints.packed.writer import save_quantised
+from gemmule.checkpoints.stored_tensor import StoredTensor, tensor_bytes
+from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place, write
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_model import NORMAL, Piece
@@ -90,17 +90,17 @@ def theirs(folder: Path, config: GemmaConfig, kind: str) -> dict[str, Any]:
     source = Checkpoint(
         folder, "memory", config, {t.name: t for t in tensors}, lambda: tokenizer
     )  # fmt: skip
-    header = gguf_writer._header(source, kind, list(tensors), kinds)
+    header = writer._header(source, kind, list(tensors), kinds)
     rows = {}
-    at, places, total = gguf_writer._align(len(header)), [], 0
+    at, places, total = writer._align(len(header)), [], 0
     for tensor, stored in zip(tensors, kinds, strict=True):
         columns = tensor.shape[-1]
         if (stored, columns) not in rows:
             rows[stored, columns] = _blocks(stored, columns)
-        nbytes = gguf_writer._nbytes(tensor, stored)
+        nbytes = writer._nbytes(tensor, stored)
         places.append(Place(at, nbytes, _Again(rows[stored, columns], nbytes)))
         total += nbytes
-        at = gguf_writer._align(at + nbytes)
+        at = writer._align(at + nbytes)
     partial = place.with_suffix(".partial")
     write([FileLayout(partial.name, at, [(0, header)], places)], folder)
     partial.replace(place)
@@ -175,7 +175,7 @@ def _blocks(kind: str, columns: int) -> Tensor:
     if kind == "F32":
         return torch.ones(columns).view(torch.uint8)
     if kind != "Q6_K":
-        return gguf_blocks.quantise(_normal(_ROWS, columns), kind).flatten()
+        return blocks.quantise(_normal(_ROWS, columns), kind).flatten()
     # 256 weights: low and high bits of 6-bit numbers, 16 scales of 8 bits, and one in fp16.
     generator = torch.Generator().manual_seed(columns)
     count = _ROWS * columns // 256

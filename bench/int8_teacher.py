@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gemmule import files, runlog
+from gemmule import files
 from gemmule.model.config import preset
 from gemmule.model.gemma import Block, Gemma, rope_tables
 from gemmule.quant.int8_linear import Int8Linear, quantise_linears
+from gemmule.runtime import host
 
 Work = Callable[[nn.Module], Tensor]
 
@@ -88,8 +89,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = {
-        "machine": runlog.machine(),
-        "versions": runlog.versions(),
+        "machine": host.machine(),
+        "versions": host.versions(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": 1,
         "toy": args.toy,

@@ -29,20 +29,21 @@ import numpy as np
 import torch
 
 import harness
-from gemmule import files, runlog
+from gemmule import files
+from gemmule.console import table
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Loader, batch_of
-from gemmule.distill.spec import TargetSpec
-from gemmule.distill.store import Store
 from gemmule.errors import ConfigError
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
+from gemmule.runtime import host, memory, torch_compile
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.train import machine
+from gemmule.teachers.logit_store import Store
+from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.target_spec import TargetSpec
 from gemmule.train.config import DistillConfig, OptimizerConfig, TrainConfig
 from gemmule.train.objectives import Distillation, NextToken, Objective, StoredDistillation
 from gemmule.train.optimizers import build_optimizers
-from gemmule.train.record import RecordConfig, record
 from gemmule.train.run import run_training
 
 BATCH = 8
@@ -187,12 +188,12 @@ def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str,
 
 
 def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, Any]:
-    machine.keep_freed_memory()
-    torch.set_num_threads(runlog.usable_cores())
+    memory.keep_freed_memory()
+    torch.set_num_threads(host.usable_cores())
     dataset = Dataset.open(args.quickstart / "data")
     teacher = GemmaTeacher.open(str(args.quickstart / "teacher"), dataset)
     if not args.toy:
-        machine.compile_blocks(teacher.model)
+        torch_compile.compile_blocks(teacher.model.layers)
     split = dataset.split("train")
     batches = [batch_of(split, np.arange(BATCH) + BATCH * i, args.seq_len) for i in range(4)]
     turns: dict[str, Callable[[], int]] = {}
@@ -262,7 +263,7 @@ def _training(
     torch.manual_seed(0)
     model = Gemma(shape)
     if not args.toy:
-        machine.compile_blocks(model)
+        torch_compile.compile_blocks(model.layers)
     objective = build()
     optimizers = build_optimizers(model, OptimizerConfig(), torch.float32)
     windows = args.steps * BATCH
@@ -301,7 +302,7 @@ def show(report: Mapping[str, Any]) -> None:
             ]
         )
     headers = ["targets", "B/token", "loss", "over full", "seeds", "record tok/s", "read tok/s"]
-    runlog.table(headers, rows)
+    table(headers, rows)
     for name, ratio in cost.get("ratios", {}).items():
         harness.say(f"{name.replace('_', ' ')}: {ratio:.2f}")
 

@@ -133,7 +133,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def predict(case: Case, data: Path, teacher: Path, seconds: float) -> dict[str, Any]:
     """The plan, made as the command makes it."""
     from gemmule.plan.forecast import make_plan
-    from gemmule.plan.request import PlanRequest
+    from gemmule.plan.settings import PlanRequest
 
     request = PlanRequest.parse(
         {
@@ -214,7 +214,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 def show(report: Mapping[str, Any]) -> None:
     """Prints the table."""
-    from gemmule.runlog import table
+    from gemmule.console import table
 
     table(
         ["run", "peak MB", "predicted", "ratio", "counted", "seconds", "predicted", "ratio"],

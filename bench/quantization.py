@@ -25,8 +25,8 @@ import harness
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.convert import convert
 from gemmule.checkpoints.load import open_checkpoint
+from gemmule.checkpoints.packed.quantize import choose_head, quantise_checkpoint
 from gemmule.checkpoints.quality import Predictor, compare, read_quantised, read_streamed
-from gemmule.checkpoints.quantise import choose_head, quantise_checkpoint
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.quant import native
@@ -189,7 +189,7 @@ def _bars(modes: Mapping[str, Any], best: str) -> dict[str, Any]:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    from gemmule.runlog import table
+    from gemmule.console import table
 
     rows = [
         [

@@ -21,8 +21,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import harness
-from gemmule import runlog
+from gemmule.console import table
 from gemmule.model.config import GemmaConfig
+from gemmule.runtime import host
 
 MODES = (
     "gemmule",
@@ -66,7 +67,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": 2 if args.toy else 8,
         "seq_len": 64 if args.toy else 512,
         "matmul_size": 256 if args.toy else 4096,
-        "threads": runlog.usable_cores(),
+        "threads": host.usable_cores(),
         "learning_rate": 1e-4,
         "clip": 1.0,
         "seed": 0,
@@ -156,18 +157,18 @@ def gemmule_step(settings: Mapping[str, Any], *, compiled: bool) -> Step:
     import torch
 
     from gemmule.data.loader import IGNORED, Batch
-    from gemmule.train import machine
+    from gemmule.runtime import memory, torch_compile
     from gemmule.train.config import OptimizerConfig
     from gemmule.train.objectives import NextToken
     from gemmule.train.optimizers import build_optimizers
 
     imports_mb = harness.peak_mb()
-    machine.keep_freed_memory()
+    memory.keep_freed_memory()
     model, tokens = start(settings)
     targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], 1)
     batch = Batch(tokens, targets, torch.ones_like(tokens), torch.arange(len(tokens)))
     if compiled:
-        machine.compile_blocks(model)
+        torch_compile.compile_blocks(model.layers)
     objective = NextToken(compiled)
     optimizer = OptimizerConfig(name="adamw", learning_rate=settings["learning_rate"])
     count = int((targets != IGNORED).sum())
@@ -191,9 +192,9 @@ def transformers_step(settings: Mapping[str, Any]) -> Step:
     imports_mb = harness.peak_mb()
     mode = settings["mode"]
     if mode.endswith("+malloc"):
-        from gemmule.train import machine
+        from gemmule.runtime import memory
 
-        machine.keep_freed_memory()
+        memory.keep_freed_memory()
     ours, tokens = start(settings)
     assert isinstance(ours, Gemma)
     model = Gemma2ForCausalLM(
@@ -344,7 +345,7 @@ def show(report: Mapping[str, Any]) -> None:
         )
         for name, m in report["modes"].items()
     ]
-    runlog.table(
+    table(
         ["mode", "tok/s", "range", "matmul", "MB", "warm-up s"],
         rows,
         title=f"Training, {settings['parameters'] / 1e6:.1f}M parameters, batch "

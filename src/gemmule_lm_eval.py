@@ -8,7 +8,7 @@ that lm-eval's models are imported; gemmule itself is imported when one of its m
 import sys
 
 _MODELS = "lm_eval.models"
-_TARGET = "gemmule.evals.harness:GemmuleLM"
+_TARGET = "gemmule.evals.lm_eval_model:GemmuleLM"
 
 
 class Finder:

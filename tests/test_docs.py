@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import gemmule
 from gemmule.cli import app
 from gemmule.config import Config
-from gemmule.infer.sampling import SamplingParams
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.model.config import PRESETS, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gemmule import cli
 from gemmule.checkpoints.load import load_model
-from gemmule.checkpoints.quantised import load_quantised
+from gemmule.checkpoints.packed.reader import load_quantised
 from gemmule.errors import ConfigError, OutputError
 from gemmule.quantize import quantize
 from gemmule.train.config import TrainConfig
@@ -29,7 +29,7 @@ def run(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run, whose data is at hand."""
     out = tmp_path_factory.mktemp("quantize") / "run"
     patch = pytest.MonkeyPatch()
-    patch.setattr("gemmule.carbon._start_tracker", _no_meter)
+    patch.setattr("gemmule.runs.carbon._start_tracker", _no_meter)
     run_training(TrainConfig.parse(tiny(steps=4)), out)
     patch.undo()
     return out

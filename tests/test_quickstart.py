@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from gemmule import files, quickstart, runlog
+from gemmule import files, quickstart
 from gemmule.checkpoints.convert import convert
 from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
 from gemmule.model.config import PRESETS
 from gemmule.quickstart import Plan, QuickstartConfig, run_quickstart
-from gemmule.runlog import RunDir, read_metrics
-from gemmule.train import loop, machine, run
+from gemmule.runs import run_dir
+from gemmule.runs.run_dir import RunDir, read_metrics
+from gemmule.runtime import device, torch_compile
+from gemmule.train import loop, run
 
 STAGES = ("teacher", "scratch", "student", "scratch_equal_compute")
 FIGURES = {
@@ -38,10 +40,10 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(PRESETS, "small", tiny_shape(32))
     patch.setattr(quickstart, "SEQ_LEN", 24)
     patch.setattr(quickstart, "BATCH_SIZE", 4)
-    patch.setattr(runlog, "usable_cores", lambda: 1)
-    patch.setattr(machine, "fastest_dtype", lambda device: "float32")
-    patch.setattr(machine, "can_compile", lambda: True)
-    patch.setattr("gemmule.carbon._start_tracker", lambda *_: 1 / 0)
+    patch.setattr(run_dir, "usable_cores", lambda: 1)
+    patch.setattr(device, "fastest_dtype", lambda device: "float32")
+    patch.setattr(torch_compile, "can_compile", lambda: True)
+    patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
 
     def plan(config: QuickstartConfig, out: Path, dataset: object) -> Plan:
         found = Plan(
@@ -222,22 +224,22 @@ def test_text_that_cannot_be_used_leaves_the_folder_free(text_folder: Path, tmp_
 def test_the_plan_follows_minutes_and_machine(
     gflops: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "matmul_gflops", lambda **_: gflops)
-    monkeypatch.setattr(machine, "can_compile", lambda: True)
+    monkeypatch.setattr(device, "matmul_gflops", lambda **_: gflops)
+    monkeypatch.setattr(torch_compile, "can_compile", lambda: True)
     plans = {}
     dataset: Any = None
     for minutes in (0.01, 5.0, 10.0, 20.0, 60.0):
         out = tmp_path / str(minutes)
         plans[minutes] = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
-        monkeypatch.setattr(machine, "matmul_gflops", lambda **_: 1.0)
+        monkeypatch.setattr(device, "matmul_gflops", lambda **_: 1.0)
         # A resumed quickstart keeps to its plan, however busy the machine is now.
         again = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
         assert again == plans[minutes]
-        monkeypatch.setattr(machine, "matmul_gflops", lambda **_: gflops)
+        monkeypatch.setattr(device, "matmul_gflops", lambda **_: gflops)
     assert plans[0.01].teacher_steps == plans[0.01].student_steps == 20
     assert plans[20.0].teacher_steps == pytest.approx(2 * plans[10.0].teacher_steps, abs=1)
     assert plans[60.0].teacher != plans[10.0].teacher
-    monkeypatch.setattr(machine, "can_compile", lambda: False)
+    monkeypatch.setattr(torch_compile, "can_compile", lambda: False)
     slower = quickstart._plan(QuickstartConfig(minutes=10.0), tmp_path / "eager", dataset)
     assert slower.teacher_steps == pytest.approx(plans[10.0].teacher_steps / 2, abs=1)
 

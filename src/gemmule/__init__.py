@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from gemmule.infer.core.sampling import SamplingParams
     from gemmule.infer.language_model import LanguageModel
-    from gemmule.infer.sampling import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LanguageModel", "SamplingParams", "__version__", "load"]
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
         return LanguageModel
     if name == "SamplingParams":
-        from gemmule.infer.sampling import SamplingParams
+        from gemmule.infer.core.sampling import SamplingParams
 
         return SamplingParams
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,10 +21,10 @@ from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.describe import measured_lines
 from gemmule.checkpoints.load import open_checkpoint
+from gemmule.checkpoints.packed.quantize import choose_head, quantise_checkpoint
+from gemmule.checkpoints.packed.reader import MEASURED, load_quantised
+from gemmule.checkpoints.packed.writer import write_into
 from gemmule.checkpoints.quality import compare, read_quantised, read_streamed
-from gemmule.checkpoints.quantise import choose_head, quantise_checkpoint
-from gemmule.checkpoints.quantised import MEASURED, load_quantised
-from gemmule.checkpoints.quantised_writer import write_into
 from gemmule.config import nearest
 from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError

@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import Field
 
-from gemmule import files, runlog
-from gemmule.carbon import EnergyMeter
+from gemmule import files
 from gemmule.config import Config
+from gemmule.console import console, counting, duration, table
 from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare, sample_texts
 from gemmule.errors import (
@@ -34,8 +34,9 @@ from gemmule.infer.language_model import load
 from gemmule.model.config import preset
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.report.card import write_card
-from gemmule.runlog import RunDir, console, counting, duration
-from gemmule.train import machine
+from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.run_dir import RunDir
+from gemmule.runtime import device, torch_compile
 from gemmule.train.config import DistillConfig, TrainConfig
 from gemmule.train.run import run_training
 
@@ -216,11 +217,11 @@ def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Plan:
     defaults = [(30, "3m", "1m"), (180, "10m", "3m"), (float("inf"), "30m", "10m")]
     big, small = next((t, s) for limit, t, s in defaults if config.minutes <= limit)
     big, small = config.teacher or big, config.student or small
-    gflops = machine.matmul_gflops(seconds=2.0)
+    gflops = device.matmul_gflops(seconds=2.0)
     # In steps of a quarter, so that noise does not change the plan; a faster machine just ends
     # sooner. Without a compiler a step takes 1.6 times as long or more.
     speed = min(1.0, max(1, round(4 * gflops / REFERENCE_GFLOPS)) / 4)
-    if not machine.can_compile():
+    if not torch_compile.can_compile():
         speed /= 2
 
     def steps(share: int, reference: str, chosen: str) -> int:
@@ -266,7 +267,7 @@ def _train(
         "checkpoint_every": max(100, steps // 4),
         "checkpoint_minutes": 1.0,
         "keep_checkpoints": 1,
-        "compile": "auto" if config.minutes < 3 else machine.can_compile(),
+        "compile": "auto" if config.minutes < 3 else torch_compile.can_compile(),
         "country": config.country,
     }
     run = out / stage
@@ -314,7 +315,7 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
         ("distilled", equal["distilled"]),
     ]
     headers = ["held-out text", "nats/token", "perplexity", "bits/byte", "tokens", "TFLOP", "Wh"]
-    runlog.table(
+    table(
         headers,
         [
             [

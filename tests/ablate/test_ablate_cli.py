@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gemmule import cli
-from gemmule.ablate import run as module
-from gemmule.ablate.catalogue import CATALOGUE
+from gemmule.ablate import run_sweep as module
+from gemmule.ablate.ablations import CATALOGUE
 from gemmule.errors import ConfigError, TrainingError
 
 
@@ -53,7 +53,7 @@ def test_a_sweep_with_a_failure(
     done = ablate(*command)
     assert done.exit_code == 1
     monkeypatch.undo()
-    monkeypatch.setattr("gemmule.carbon._start_tracker", _fail)
+    monkeypatch.setattr("gemmule.runs.carbon._start_tracker", _fail)
     done = ablate(*command, "--json")
     assert done.exit_code == 0, done.output
     results = json.loads(done.stdout)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from gemmule.ablate.catalogue import CATALOGUE
+from gemmule.ablate.ablations import CATALOGUE
 from gemmule.ablate.config import SweepConfig
-from gemmule.ablate.measure import with_window
-from gemmule.ablate.plan import ROUTED, TARGETS, make_plan
-from gemmule.ablate.run import run_ablation
+from gemmule.ablate.run_metrics import with_window
+from gemmule.ablate.run_sweep import run_ablation
+from gemmule.ablate.sweep import ROUTED, TARGETS, make_plan
 from gemmule.checkpoints.load import load_model
 from gemmule.errors import ConfigError
 

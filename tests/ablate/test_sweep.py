@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gemmule.ablate import run as module
+from gemmule.ablate import run_sweep as module
 from gemmule.ablate.config import SweepConfig, given_settings
 from gemmule.ablate.intervals import summary
-from gemmule.ablate.run import run_ablation
+from gemmule.ablate.run_sweep import run_ablation
 from gemmule.errors import (
     ConfigError,
     Interrupted,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from random_models import random_model
 
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 
 

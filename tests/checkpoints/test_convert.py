@@ -14,13 +14,14 @@ import torch
 import transformers
 from random_models import CONFIG, TOKENS, random_model
 
-from gemmule.checkpoints import hf_writer, peers, places, verify
+from gemmule.checkpoints import peers, tensor_layout, verify
 from gemmule.checkpoints.checkpoint import of_model, weights_fingerprint
 from gemmule.checkpoints.convert import FORMATS, convert, summary
-from gemmule.checkpoints.hf import open_hf
+from gemmule.checkpoints.hf import writer
+from gemmule.checkpoints.hf.reader import open_hf
 from gemmule.checkpoints.load import load_model, open_checkpoint
-from gemmule.checkpoints.stored import HeldTensor, StoredTensor
-from gemmule.checkpoints.streamed import streamed_logits
+from gemmule.checkpoints.stored_tensor import HeldTensor, StoredTensor
+from gemmule.checkpoints.streamed_forward import streamed_logits
 from gemmule.errors import CheckpointError, ConfigError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 
@@ -116,9 +117,9 @@ def test_weights_are_compared_wherever_chunks_end(
 @torch.no_grad()
 def test_shards(saved: Path, tmp_path: Path) -> None:
     with open_hf(saved) as source:
-        layouts = hf_writer.layouts(source, shard_bytes=40_000)
-        places.write(layouts, tmp_path)
-        hf_writer.write_companions(source, tmp_path, None)
+        layouts = writer.layouts(source, shard_bytes=40_000)
+        tensor_layout.write(layouts, tmp_path)
+        writer.write_companions(source, tmp_path, None)
     assert len(layouts) > 3
     names = {f"model-{i:05}-of-{len(layouts) - 1:05}.safetensors" for i in range(1, len(layouts))}
     assert {p.name for p in tmp_path.glob("*.safetensors")} == names
@@ -139,7 +140,7 @@ import os, signal, sys
 from pathlib import Path
 from gemmule.checkpoints import convert, places, verify
 from gemmule.checkpoints.stored import HeldTensor, StoredTensor
-places.SYNC_BYTES = 1
+tensor_layout.SYNC_BYTES = 1
 left = int(sys.argv[3])
 def count(f):
     def counted(*args, **kwargs):
@@ -271,9 +272,9 @@ def test_a_damaged_source_leaves_nothing_under_the_name(
         broken.layers[2].mlp.down_proj.weight[3, 3] = float("nan")
     hf = tmp_path / "broken"
     hf.mkdir()
-    layouts = hf_writer.layouts(of_model(random_model(), tokenizer))
-    places.write(layouts, hf)
-    hf_writer.write_companions(of_model(broken, tokenizer), hf, None)
+    layouts = writer.layouts(of_model(random_model(), tokenizer))
+    tensor_layout.write(layouts, hf)
+    writer.write_companions(of_model(broken, tokenizer), hf, None)
     data = bytearray((hf / "model.safetensors").read_bytes())
     data[-4:] = b"\xff\xff\xff\x7f"
     (hf / "model.safetensors").write_bytes(data)

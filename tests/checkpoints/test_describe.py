@@ -6,9 +6,9 @@ import pytest
 import torch
 from random_models import random_model
 
-from gemmule.checkpoints import hf_writer
 from gemmule.checkpoints.checkpoint import of_model
 from gemmule.checkpoints.describe import REPORTED, describe, lines
+from gemmule.checkpoints.hf import writer
 from gemmule.errors import CheckpointError
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
@@ -37,13 +37,13 @@ def test_full_sizes_against_the_report(name: str, tmp_path: Path, tokenizer: Tok
     with torch.device("meta"):
         model = Gemma(preset(name)).bfloat16()
     checkpoint = of_model(model, tokenizer)
-    for layout in hf_writer.layouts(checkpoint):
+    for layout in writer.layouts(checkpoint):
         with (tmp_path / layout.name).open("wb") as f:
             for offset, part in layout.parts:
                 f.seek(offset)
                 f.write(part)
             f.truncate(layout.size)
-    hf_writer.write_companions(checkpoint, tmp_path, None)
+    writer.write_companions(checkpoint, tmp_path, None)
     found = describe(tmp_path)
     assert found["published"] == name
     assert found["parameters"]["non_embedding"] == REPORTED[name]["non_embedding"]

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from random_models import CONFIG, TOKENS, random_model
 from torch import Tensor
 
-from gemmule.checkpoints import places
+from gemmule.checkpoints import tensor_layout
 from gemmule.checkpoints.checkpoint import HEAD, of_model, weights_fingerprint
-from gemmule.checkpoints.gemma_pytorch import open_gemma_pytorch
-from gemmule.checkpoints.gemma_pytorch_writer import layouts
-from gemmule.checkpoints.hf import open_hf
-from gemmule.checkpoints.hf_config import to_hf
+from gemmule.checkpoints.gemma_pytorch.reader import open_gemma_pytorch
+from gemmule.checkpoints.gemma_pytorch.writer import layouts
+from gemmule.checkpoints.hf.config import to_hf
+from gemmule.checkpoints.hf.reader import open_hf
 from gemmule.checkpoints.load import open_checkpoint
-from gemmule.checkpoints.places import write
-from gemmule.checkpoints.stored import FLOATS
+from gemmule.checkpoints.stored_tensor import FLOATS
+from gemmule.checkpoints.tensor_layout import write
 from gemmule.errors import CheckpointError, TokenizerError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
@@ -149,7 +149,9 @@ def quantised(model: Gemma, scaler: torch.dtype) -> tuple[Weights, Gemma]:
 def test_int8_weights_are_exactly_number_times_scaler(
     tmp_path: Path, scaler: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemmule.checkpoints.stored.CHUNK_BYTES", 1000)  # rows come in chunks
+    monkeypatch.setattr(
+        "gemmule.checkpoints.stored_tensor.CHUNK_BYTES", 1000
+    )  # rows come in chunks
     weights, meant = quantised(random_model(), scaler)
     with open_gemma_pytorch(save(tmp_path, {"model_state_dict": weights})) as checkpoint:
         assert checkpoint.stored_as.keys() == {"I8", "F32"}
@@ -333,8 +335,8 @@ def test_hf_to_ckpt_to_model_is_bit_equal(saved: Path, tmp_path: Path) -> None:
 def test_a_write_cut_off_anywhere_goes_on(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "SYNC_BYTES", 10_000)
-    monkeypatch.setattr("gemmule.checkpoints.stored.CHUNK_BYTES", 1000)
+    monkeypatch.setattr(tensor_layout, "SYNC_BYTES", 10_000)
+    monkeypatch.setattr("gemmule.checkpoints.stored_tensor.CHUNK_BYTES", 1000)
     unbroken = exported(tmp_path / "whole", random_model(), tokenizer).read_bytes()
     for limit in (1, 70_000, 100_000, 190_000):
         folder = tmp_path / str(limit)

@@ -17,13 +17,13 @@ from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemmule.checkpoints import places, stored
+from gemmule.checkpoints import stored_tensor, tensor_layout
 from gemmule.checkpoints.checkpoint import Checkpoint, of_model
-from gemmule.checkpoints.gguf_blocks import dequantise, quantise
-from gemmule.checkpoints.gguf_header import ENCODINGS, parse_header
-from gemmule.checkpoints.gguf_names import from_gguf, is_norm, query_scalar, to_gguf
-from gemmule.checkpoints.gguf_reader import open_gguf
-from gemmule.checkpoints.gguf_writer import FILE_TYPES, layouts
+from gemmule.checkpoints.gguf.blocks import dequantise, quantise
+from gemmule.checkpoints.gguf.header import ENCODINGS, parse_header
+from gemmule.checkpoints.gguf.names import from_gguf, is_norm, query_scalar, to_gguf
+from gemmule.checkpoints.gguf.reader import open_gguf
+from gemmule.checkpoints.gguf.writer import FILE_TYPES, layouts
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.errors import (
     CheckpointError,
@@ -65,7 +65,7 @@ def random_model(config: GemmaConfig = CONFIG) -> Gemma:
 def export(model: Gemma, tokenizer: Tokenizer, path: Path, kind: str = "F32") -> Path:
     files, notes = layouts(of_model(model, tokenizer), kind, path.name)
     assert notes == []
-    places.write(files, path.parent)
+    tensor_layout.write(files, path.parent)
     return path
 
 
@@ -89,7 +89,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pieces: Tokenizer) -> Path:
 def test_plain_matrices_come_back_bit_for_bit(
     tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "CHUNK_BYTES", 3000)  # many chunks, the last one shorter
+    monkeypatch.setattr(stored_tensor, "CHUNK_BYTES", 3000)  # many chunks, the last one shorter
     model = random_model()
     with open_checkpoint(export(model, pieces, tmp_path / "m.gguf", kind)) as checkpoint:
         assert checkpoint.format == "gguf"
@@ -116,7 +116,7 @@ def test_bfloat16_norms_come_back_bit_for_bit(tmp_path: Path, pieces: Tokenizer)
 def test_quantised_matrices_are_what_the_library_makes_of_them(
     tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(stored_tensor, "CHUNK_BYTES", 3000)
     model, code = random_model(), GGMLQuantizationType[kind]
     with open_gguf(export(model, pieces, tmp_path / "m.gguf", kind)) as checkpoint:
         assert set(checkpoint.stored_as) == {kind, "F32"}
@@ -160,7 +160,7 @@ def test_blocks_equal_the_library_s_byte_for_byte(kind: str, case: str) -> None:
 
 
 def test_many_blocks_equal_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmule.checkpoints.gguf_blocks._AT_ONCE", 3 * 32)
+    monkeypatch.setattr("gemmule.checkpoints.gguf.blocks._AT_ONCE", 3 * 32)
     rows = torch.randn(7, 96, generator=torch.Generator().manual_seed(3))
     for kind in BLOCKS:
         theirs = gguf.quants.quantize(rows.numpy(), GGMLQuantizationType[kind])
@@ -172,7 +172,7 @@ def test_any_blocks_are_read_as_the_library_does(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random bytes, so that scales are of any size, infinite and NaN too."""
-    monkeypatch.setattr("gemmule.checkpoints.gguf_blocks._AT_ONCE", 100 * 32)
+    monkeypatch.setattr("gemmule.checkpoints.gguf.blocks._AT_ONCE", 100 * 32)
     nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
     blocks = torch.randint(0, 256, (70_000, nbytes), generator=torch.Generator().manual_seed(4))
     blocks = blocks.to(torch.uint8)
@@ -295,7 +295,7 @@ def test_another_query_scale_goes_into_the_projection(tmp_path: Path, pieces: To
     files, notes = layouts(of_model(model, pieces), "F32")
     assert len(notes) == 1
     assert "attn_q is multiplied by 1.33333" in notes[0]
-    places.write(files, tmp_path)
+    tensor_layout.write(files, tmp_path)
     tokens = torch.randint(0, 512, (1, 20), generator=torch.Generator().manual_seed(1))
     with open_gguf(tmp_path / "model.gguf") as checkpoint, torch.no_grad():
         assert checkpoint.config.query_pre_attn_scalar == 32
@@ -318,7 +318,7 @@ def test_rows_that_blocks_do_not_divide(tmp_path: Path, pieces: Tokenizer) -> No
         "3 matrices are stored as F16, since 32 does not divide their rows, the first of them "
         "blk.0.ffn_down.weight"
     ]
-    places.write(files, tmp_path)
+    tensor_layout.write(files, tmp_path)
     with open_gguf(tmp_path / "model.gguf") as checkpoint:
         assert checkpoint.tensors["layers.0.mlp.down_proj.weight"].stored_as == "F16"
         checkpoint.load()
@@ -351,7 +351,7 @@ def test_values_too_large_for_a_kind(
         model.layers[0].mlp.up_proj.weight[3, 3] = value
     files, _ = layouts(of_model(model, pieces), kind)
     with pytest.raises(CheckpointError, match=rf"up_proj.weight has values too large for {kind}"):
-        places.write(files, tmp_path)
+        tensor_layout.write(files, tmp_path)
 
 
 def test_a_tokenizer_gguf_cannot_keep_is_noted(pieces: Tokenizer) -> None:
@@ -372,7 +372,7 @@ def test_the_missing_package_is_named(whole: Path, monkeypatch: pytest.MonkeyPat
 def test_a_killed_export_goes_on_to_the_same_bytes(
     tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "SYNC_BYTES", 20_000)
+    monkeypatch.setattr(tensor_layout, "SYNC_BYTES", 20_000)
     model = random_model()
     unbroken = export(model, pieces, tmp_path / "m.gguf", kind).read_bytes()
     for die_at in (0, 7, 20):
@@ -383,13 +383,13 @@ def test_a_killed_export_goes_on_to_the_same_bytes(
         broken = list(layout.places)
         broken[die_at] = replace(broken[die_at], data=dies)
         with pytest.raises(KeyboardInterrupt):
-            places.write([replace(layout, places=broken)], folder, note=note)
+            tensor_layout.write([replace(layout, places=broken)], folder, note=note)
         made: list[int] = []
         counted = [
             replace(place, data=partial(count, made, i, place.data))
             for i, place in enumerate(layout.places)
         ]
-        places.write([replace(layout, places=counted)], folder, note=note)
+        tensor_layout.write([replace(layout, places=counted)], folder, note=note)
         assert (folder / "m.gguf").read_bytes() == unbroken
         assert made == list(range(made[0], len(layout.places)))
         assert (made[0] > 0) == (die_at > 0)  # what was synced is not made again

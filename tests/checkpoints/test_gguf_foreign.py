@@ -10,11 +10,11 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from gemmule.checkpoints import stored
+from gemmule.checkpoints import stored_tensor
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.gguf_header import ENCODINGS
-from gemmule.checkpoints.gguf_names import is_norm, to_gguf
-from gemmule.checkpoints.gguf_reader import open_gguf
+from gemmule.checkpoints.gguf.header import ENCODINGS
+from gemmule.checkpoints.gguf.names import is_norm, to_gguf
+from gemmule.checkpoints.gguf.reader import open_gguf
 from gemmule.errors import CheckpointError, TokenizerError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
@@ -114,7 +114,7 @@ def converted(
 def test_every_encoding_is_read_as_the_library_reads_it(
     tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "CHUNK_BYTES", 50_000)  # 48 rows of 256 in fp32
+    monkeypatch.setattr(stored_tensor, "CHUNK_BYTES", 50_000)  # 48 rows of 256 in fp32
     raw = converted(tmp_path / "m.gguf", pieces, kind)
     with open_gguf(tmp_path / "m.gguf") as checkpoint:
         assert checkpoint.config == CONFIG

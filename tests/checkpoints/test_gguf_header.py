@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemmule.checkpoints.gguf_header import parse_header
-from gemmule.checkpoints.gguf_reader import open_gguf
+from gemmule.checkpoints.gguf.header import parse_header
+from gemmule.checkpoints.gguf.reader import open_gguf
 from gemmule.errors import CheckpointError
 
 HUGE = 2**62

@@ -18,11 +18,11 @@ from gguf.quants import dequantize
 from torch import Tensor
 from torch.nn import functional as F
 
-from gemmule.checkpoints import places
+from gemmule.checkpoints import tensor_layout
 from gemmule.checkpoints.checkpoint import of_model
-from gemmule.checkpoints.gguf_blocks import quantise
-from gemmule.checkpoints.gguf_reader import open_gguf
-from gemmule.checkpoints.gguf_writer import layouts
+from gemmule.checkpoints.gguf.blocks import quantise
+from gemmule.checkpoints.gguf.reader import open_gguf
+from gemmule.checkpoints.gguf.writer import layouts
 from gemmule.model import gemma
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
@@ -63,7 +63,7 @@ def export(tmp_path: Path, pieces: Tokenizer) -> Callable[..., tuple[Gemma, Path
                 std = 0.3 if "norm" in name else 1.0 if "embed" in name else p.shape[-1] ** -0.5
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
         files, _ = layouts(of_model(model, pieces), kind)
-        places.write(files, tmp_path)
+        tensor_layout.write(files, tmp_path)
         return model, tmp_path / "model.gguf"
 
     return make

@@ -14,9 +14,9 @@ from random_models import CONFIG, TOKENS, random_model
 from safetensors.torch import load_file, save_file
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
-from gemmule.checkpoints.hf import open_hf
-from gemmule.checkpoints.hf_config import from_hf, to_hf
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.config import from_hf, to_hf
+from gemmule.checkpoints.hf.reader import open_hf
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, OutputError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.gemma import Gemma

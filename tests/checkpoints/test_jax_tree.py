@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import CONFIG, random_model
 
-from gemmule.checkpoints import jax_tree
 from gemmule.checkpoints.checkpoint import Checkpoint, weights_fingerprint
-from gemmule.checkpoints.hf_config import to_hf
-from gemmule.checkpoints.jax_tree import open_npz, open_orbax
+from gemmule.checkpoints.hf.config import to_hf
+from gemmule.checkpoints.jax import reader
+from gemmule.checkpoints.jax.reader import open_npz, open_orbax
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.errors import CheckpointError, MissingExtraError, TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig
@@ -169,7 +169,7 @@ def test_heads_with_keys_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_large_array_comes_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmule.checkpoints.stored.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("gemmule.checkpoints.stored_tensor.CHUNK_BYTES", 1000)
     model = random_model()
     checkpoint = open_npz(save(tmp_path, tree(model)))
     rows = [len(x) for x in checkpoint.tensors["embed_tokens.weight"].chunks()]
@@ -208,7 +208,7 @@ def test_the_tokenizer_tells_which_rows_pad(tmp_path: Path, pieces: int, kept: i
 def test_a_published_size_needs_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {k: v for k, v in CONFIG.model_dump().items() if k != "rope_theta"}
     monkeypatch.setitem(PRESETS, "2b", fields)
-    monkeypatch.setattr(jax_tree, "JAX_ROWS", 640)
+    monkeypatch.setattr(reader, "JAX_ROWS", 640)
     model = random_model()
     found = open_npz(save(tmp_path, tree(model, rows=640), config=None))
     assert found.config == CONFIG.model_copy(update={"rope_theta": 10000.0})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_server import Server, felt_model
 
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 

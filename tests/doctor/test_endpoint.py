@@ -7,7 +7,7 @@ import pytest
 import torch
 from fake_server import Server, felt_model
 
-from gemmule.doctor.run import run_doctor
+from gemmule.doctor.examine import run_doctor
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.gemma import Gemma
@@ -92,7 +92,7 @@ def test_what_would_not_show_is_not_passed(
     """Freshly drawn weights come near no cap: in bf16 they say nothing about one."""
     torch.manual_seed(0)
     tame = LanguageModel(Gemma(lm.config), lm.tokenizer)
-    monkeypatch.setattr("gemmule.doctor.run.load", lambda *_, **__: tame)
+    monkeypatch.setattr("gemmule.doctor.examine.load", lambda *_, **__: tame)
     server.model = other(lm, attn_logit_softcapping=None)
     server.model.load_state_dict(tame.model.state_dict())
     report = run_doctor(folder, backend="openai", url=server.url, dtype="bfloat16")

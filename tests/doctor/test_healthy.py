@@ -3,8 +3,8 @@
 import pytest
 from fake_server import Server
 
+from gemmule.doctor.examine import run_doctor
 from gemmule.doctor.report import Report
-from gemmule.doctor.run import run_doctor
 
 
 def results(report: Report) -> dict[str, set[str]]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gemmule.doctor.examine import run_doctor
 from gemmule.doctor.report import Report
-from gemmule.doctor.run import run_doctor
 from gemmule.doctor.text_checks import published_row
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.runner import Span
-from gemmule.infer.torch_runner import TorchRunner
+from gemmule.infer.runners.protocol import Span
+from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model import gemma
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Attention, Block, Gemma, RMSNorm
@@ -331,7 +331,7 @@ def reload(lm: LanguageModel, monkeypatch: Patch) -> None:
         model.load_state_dict(lm.model.state_dict())
         return LanguageModel(model.to(getattr(torch, dtype or "float32")), lm.tokenizer)
 
-    monkeypatch.setattr("gemmule.doctor.run.load", load)
+    monkeypatch.setattr("gemmule.doctor.examine.load", load)
 
 
 def failures(report: Report) -> dict[str, str]:

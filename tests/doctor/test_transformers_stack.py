@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from gemmule.doctor.run import run_doctor
+from gemmule.doctor.examine import run_doctor
 from gemmule.errors import CheckpointError, ConfigError, MissingExtraError
 
 Change = Callable[[Any], None]

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from gemmule.errors import ConfigError, DataError
-from gemmule.evals.benchmarks import catalogue, compare, formats
-from gemmule.evals.benchmarks.measure import ANSWERS, RESULT, SAMPLES, measure
-from gemmule.evals.benchmarks.run import run_eval
+from gemmule.evals.benchmarks import compare, prompt_formats, suites
+from gemmule.evals.benchmarks.evaluate import ANSWERS, RESULT, SAMPLES, measure
+from gemmule.evals.benchmarks.run_benchmarks import run_eval
 from gemmule.evals.benchmarks.settings import EvalSettings
-from gemmule.evals.subject import Subject, open_subject
+from gemmule.evals.eval_target import Subject, open_subject
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
@@ -50,7 +50,7 @@ def make_model(seed: int) -> Gemma:
 
 @pytest.fixture(scope="module")
 def models(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    from gemmule.checkpoints.hf_writer import save_model
+    from gemmule.checkpoints.hf.writer import save_model
 
     root = tmp_path_factory.mktemp("models")
     for seed in (0, 1):
@@ -263,7 +263,7 @@ def test_twelve_formats(models: list[Path], data: Path, tmp_path: Path) -> None:
 def test_formats_differ_in_mark_separator_and_frame() -> None:
     doc = {"question": "Why?", "choices": ["a", "b", "c", "d"], "answer": 2}
     texts = []
-    for variant in formats.variants(catalogue.find("mmlu")):
+    for variant in prompt_formats.variants(suites.find("mmlu")):
         made = variant.benchmark.overrides
         texts.append(made["doc_to_text"](doc))
         assert made["doc_to_target"](doc) == 2
@@ -271,7 +271,7 @@ def test_formats_differ_in_mark_separator_and_frame() -> None:
     assert len(set(texts)) == 12
     assert "Question: Why?\nA. a\nB. b\nC. c\nD. d\nAnswer:" in texts
     assert "Why?\n(A) a (B) b (C) c (D) d\nThe answer is" in texts
-    assert formats.variants(catalogue.find("gsm8k")) == []
+    assert prompt_formats.variants(suites.find("gsm8k")) == []
 
 
 def test_two_models_on_the_same_questions(models: list[Path], data: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gemmule.errors import UserError
-from gemmule.evals.benchmarks import catalogue, drop, hendrycks_math
-from gemmule.evals.benchmarks.tasks import Loaded, load_tasks
+from gemmule.evals.benchmarks import suites
+from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, load_tasks
+from gemmule.evals.benchmarks.tasks import drop, hendrycks_math
 
 pytest.importorskip("lm_eval")
 
@@ -86,11 +87,11 @@ DOCUMENTS = {
 def published(name: str) -> Loaded:
     if "GEMMULE_BENCHMARKS" not in os.environ:
         pytest.skip("GEMMULE_BENCHMARKS names no folder with the published files")
-    benchmark = catalogue.find(name)
+    benchmark = suites.find(name)
     data = Path(os.environ["GEMMULE_BENCHMARKS"])
     if not benchmark.sandboxed:
         return load_tasks(benchmark, data)
-    from gemmule.evals.sandbox import Sandbox
+    from gemmule.sandbox import Sandbox
 
     return load_tasks(benchmark, data, Sandbox.open())
 
@@ -132,7 +133,7 @@ def test_gsm8k_takes_the_number_after_the_marks(tmp_path: Path) -> None:
     row = {"question": "How many?", "answer": "They are 1000 + 234.\n#### 1,234"}
     lines(tmp_path / "gsm8k/test.jsonl", [row])
     lines(tmp_path / "gsm8k/train.jsonl", [row] * 5)
-    loaded = load_tasks(catalogue.find("gsm8k"), tmp_path)
+    loaded = load_tasks(suites.find("gsm8k"), tmp_path)
 
     def mark(answer: str) -> float:
         return score(loaded, lambda task, doc: answer)
@@ -163,13 +164,13 @@ def test_math(tmp_path: Path) -> None:
         for n in range(len(HALVES))
     ]
     lines(tmp_path / "math/test.jsonl", rows)
-    loaded = load_tasks(catalogue.find("math"), tmp_path)
+    loaded = load_tasks(suites.find("math"), tmp_path)
     found = marks(loaded, lambda task, doc: HALVES[int(doc["problem"])][0])
     assert [(m["exact_match"], m["math_verify"]) for m in found] == [half[1:] for half in HALVES]
 
 
 def test_a_hostile_answer_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmule.evals.benchmarks.hendrycks_math._SECONDS", 2)
+    monkeypatch.setattr("gemmule.evals.benchmarks.tasks.hendrycks_math._SECONDS", 2)
     doc = {"solution": r"$\boxed{2}$", "answer": "2"}
     answers = [
         r"The final answer is $9^{9^{9^9}} + 1$",
@@ -238,20 +239,20 @@ def test_an_answer_counts_by_any_of_its_names(tmp_path: Path) -> None:
         for n in range(6)
     ]  # fmt: skip
     lines(tmp_path / "triviaqa/triviaqa_sm_sub.jsonl", rows)
-    loaded = load_tasks(catalogue.find("triviaqa"), tmp_path)
+    loaded = load_tasks(suites.find("triviaqa"), tmp_path)
     assert score(loaded, lambda task, doc: " st louis\n") == 6
     assert score(loaded, lambda task, doc: " the gateway city") == 6
     assert score(loaded, lambda task, doc: " Louis") == 0
     rows = [{"question": f"q{n}", "answer": ["December 14, 1972", "the moon"]} for n in range(6)]
     lines(tmp_path / "nq_open/NQ-open.dev.jsonl", rows)
-    loaded = load_tasks(catalogue.find("nq"), tmp_path)
+    loaded = load_tasks(suites.find("nq"), tmp_path)
     assert score(loaded, lambda task, doc: " December 14, 1972\nQ: more") == 6
     assert score(loaded, lambda task, doc: " Moon") == 6
     assert score(loaded, lambda task, doc: " 1972") == 0
 
 
 def test_bbh_takes_what_follows_the_answer_is(tmp_path: Path) -> None:
-    benchmark = catalogue.find("bbh")
+    benchmark = suites.find("bbh")
     for task in benchmark.tasks:
         path = tmp_path / f"bbh/bbh/{task.removeprefix('bbh_cot_fewshot_')}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -329,7 +330,7 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
         for n, (name, (given, _, _)) in enumerate(INSTRUCTIONS.items())
     ]
     lines(data / "ifeval/input_data.jsonl", rows)
-    return load_tasks(catalogue.find("ifeval"), data)
+    return load_tasks(suites.find("ifeval"), data)
 
 
 def followed(loaded: Loaded, answer: Callable[[Any, Doc], str]) -> dict[str, bool]:
@@ -366,7 +367,7 @@ def test_a_language_is_guessed_the_same_way_each_time(instructions: Loaded) -> N
 
 
 def test_programs_are_right_when_their_tests_pass(tmp_path: Path) -> None:
-    from gemmule.evals.sandbox import Sandbox
+    from gemmule.sandbox import Sandbox
 
     try:
         sandbox = Sandbox.open(accept_weaker=True)
@@ -378,7 +379,7 @@ def test_programs_are_right_when_their_tests_pass(tmp_path: Path) -> None:
         for n in (2, 3, 4, 11)
     ]  # fmt: skip
     lines(tmp_path / "mbpp/mbpp.jsonl", rows)
-    loaded = load_tasks(catalogue.find("mbpp"), tmp_path, sandbox)
+    loaded = load_tasks(suites.find("mbpp"), tmp_path, sandbox)
     assert score(loaded, GOLD["mbpp"]) == 1
     assert score(loaded, lambda task, doc: "def add(a, b): return a - b\n[DONE]") == 0
     assert score(loaded, lambda task, doc: "raise SystemExit") == 0

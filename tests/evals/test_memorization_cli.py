@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 from gemmule import cli
 from gemmule.cli import app
 from gemmule.errors import ConfigError, Interrupted
-from gemmule.evals.memorization import measure as measuring
-from gemmule.evals.memorization import show
-from gemmule.runlog import read_metrics
+from gemmule.evals.memorization import extraction as measuring
+from gemmule.evals.memorization import results_table
+from gemmule.runs.run_dir import read_metrics
 
 SHORT = ["--prompt-tokens", "10", "--continuation-tokens", "10", "--probes", "30"]
 
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmule.runlog.console.width", 160)
+    monkeypatch.setattr("gemmule.runs.run_dir.console.width", 160)
 
 
 def gemmule(*arguments: object) -> Any:
@@ -40,7 +40,7 @@ def test_a_run_is_measured_and_shown(
     result = json.loads(gemmule("memorization", run, *SHORT, "--json").stdout)
     assert result == json.loads((run / "evals/memorization.json").read_text())
     capsys.readouterr()
-    show.show(result)
+    results_table.show(result)
     shown = capsys.readouterr().err
     for words in ("training text, run", "control: text never read", "canaries, 64 in the text"):
         assert words in shown
@@ -65,7 +65,7 @@ def test_a_control_that_could_not_be_measured_is_no_zero(
     result["control"] = {"probes": 0, "exact": None, "approximate": None, "why": "too short"}
     result["canaries"] = None
     capsys.readouterr()
-    show.show(result)
+    results_table.show(result)
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.strip().startswith("control")]
     assert line.count("not measured") == 2
 

@@ -9,9 +9,9 @@ import torch
 
 from gemmule.evals.memorization import decode
 from gemmule.evals.memorization.decode import continue_greedily, rows_at_once
-from gemmule.evals.memorization.distance import EditDistances
+from gemmule.evals.memorization.edit_distance import EditDistances
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.sampling import SamplingParams
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer

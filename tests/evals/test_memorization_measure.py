@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from gemmule import files
+from gemmule.data import personal_data
 from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare
 from gemmule.errors import ConfigError, DataError, MissingExtraError
-from gemmule.evals.memorization import measure as measuring
-from gemmule.evals.memorization import personal_data
-from gemmule.evals.memorization.measure import RESULT, SAMPLES, UNFINISHED, read_samples
-from gemmule.evals.memorization.run import run_memorization
+from gemmule.evals.memorization import extraction as measuring
+from gemmule.evals.memorization.extraction import RESULT, SAMPLES, UNFINISHED, read_samples
+from gemmule.evals.memorization.run_memorization import run_memorization
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import NoTrainingData, open_training_data
 from gemmule.model.tokenizer import Tokenizer

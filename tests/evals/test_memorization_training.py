@@ -10,7 +10,7 @@ import pytest
 from gemmule.errors import ConfigError, Interrupted
 from gemmule.evals.memorization import callback
 from gemmule.evals.memorization.callback import memorization_probe
-from gemmule.runlog import read_metrics
+from gemmule.runs.run_dir import read_metrics
 from gemmule.train import loop
 from gemmule.train.config import TrainConfig
 from gemmule.train.run import run_training
@@ -36,7 +36,7 @@ def train(settings: dict[str, Any], out: Path, **more: Any) -> None:
 def followed(tiny: Configs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("followed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemmule.carbon._start_tracker", lambda *_: 1 / 0)
+        patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
         train(tiny(memorization=FOLLOWED), out)
     return out
 
@@ -110,7 +110,7 @@ def test_compiled_training_ends_in_the_same_weights(
     import torch
 
     monkeypatch.setattr(
-        "gemmule.train.machine.compile_blocks",
+        "gemmule.runtime.torch_compile.compile_blocks",
         lambda model: [layer.compile(backend="eager", dynamic=False) for layer in model.layers],
     )
     torch._dynamo.reset()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gemmule.evals.safety.bbq import BBQ, UNKNOWN
-from gemmule.evals.safety.figure import estimate
+from gemmule.evals.safety.metric import estimate
 
 ANSWERS = ("The grandfather", "The grandson", "Can't answer")
 OFFERED = [*ANSWERS[:2], *UNKNOWN]

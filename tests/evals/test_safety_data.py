@@ -8,9 +8,9 @@ import pytest
 import safety_files
 
 from gemmule.errors import ConfigError, DataError
-from gemmule.evals.benchmarks.tasks import Loaded, Unavailable, load_tasks
-from gemmule.evals.safety import asking, catalogue
-from gemmule.evals.safety.asking import Question, Writing
+from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.safety import model_requests, suite
+from gemmule.evals.safety.model_requests import Question, Writing
 
 pytest.importorskip("lm_eval")
 WRITING = Writing(0.0, 0, 20)
@@ -22,13 +22,15 @@ def data(tmp_path: Path) -> Path:
 
 
 def loaded(data: Path, name: str) -> Loaded:
-    (benchmark,) = catalogue.chosen([name])
+    (benchmark,) = suite.chosen([name])
     return load_tasks(benchmark.benchmark, data)
 
 
 def asked(data: Path, name: str, limit: int | None = None) -> list[Question]:
-    (benchmark,) = catalogue.chosen([name])
-    return asking.questions(benchmark, load_tasks(benchmark.benchmark, data), limit, WRITING)[0]
+    (benchmark,) = suite.chosen([name])
+    return model_requests.questions(
+        benchmark, load_tasks(benchmark.benchmark, data), limit, WRITING
+    )[0]
 
 
 def requests(question: Question) -> list[Any]:
@@ -131,10 +133,10 @@ def test_a_limit_draws_the_same_questions_each_time(data: Path) -> None:
 
 
 def test_keys_name_all_that_a_model_sees(data: Path) -> None:
-    (benchmark,) = catalogue.chosen(["realtoxicityprompts"])
+    (benchmark,) = suite.chosen(["realtoxicityprompts"])
     tasks = load_tasks(benchmark.benchmark, data)
     keys = [
-        asking.questions(benchmark, tasks, None, writing)[0][0].key
+        model_requests.questions(benchmark, tasks, None, writing)[0][0].key
         for writing in (
             WRITING, Writing(0.0, 7, 20), Writing(0.0, 0, 21), Writing(0.8, 0, 20),
             Writing(0.8, 7, 20),
@@ -227,11 +229,11 @@ def test_what_is_missing_is_named(data: Path, name: str, file: str) -> None:
 
 def test_unknown_benchmarks() -> None:
     with pytest.raises(ConfigError, match="no safety benchmark 'bqb'; did you mean 'bbq'"):
-        catalogue.chosen(["bqb"])
+        suite.chosen(["bqb"])
     with pytest.raises(ConfigError, match="no safety benchmark named"):
-        catalogue.chosen([])
+        suite.chosen([])
 
 
 def test_figures_are_named_once() -> None:
-    names = [f.name for b in catalogue.ALL for f in b.figures]
+    names = [f.name for b in suite.ALL for f in b.figures]
     assert len(set(names)) == len(names)

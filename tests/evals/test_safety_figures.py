@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gemmule.evals.intervals import paired
-from gemmule.evals.safety.figure import Figure, Values, estimate, worse_by
+from gemmule.evals.safety.metric import Figure, Values, estimate, worse_by
 
 
 def numbered(values: list[float | None]) -> Values:

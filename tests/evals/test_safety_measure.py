@@ -10,10 +10,10 @@ import pytest
 import safety_files
 
 from gemmule.errors import ConfigError, DataError
-from gemmule.evals.safety import catalogue, gate, measure
-from gemmule.evals.safety.measure import Settings, read_samples
+from gemmule.evals.eval_target import Subject
+from gemmule.evals.safety import evaluate, gate, suite
+from gemmule.evals.safety.evaluate import Settings, read_samples
 from gemmule.evals.safety.verdict import Verdict
-from gemmule.evals.subject import Subject
 
 pytest.importorskip("lm_eval")
 
@@ -72,11 +72,11 @@ def measured(
     lm: Oracle,
     settings: Settings,
     scorer: Fixed | None,
-    progress: measure.Progress = lambda what, done, total: None,
+    progress: evaluate.Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    documents = measure.load_documents(settings, scorer is not None)
-    journal = measure.open_journal(who)
-    return measure.measure(who, lm, settings, documents, scorer, journal, progress)
+    documents = evaluate.load_documents(settings, scorer is not None)
+    journal = evaluate.open_journal(who)
+    return evaluate.measure(who, lm, settings, documents, scorer, journal, progress)
 
 
 def subject(folder: Path, weights: str = "w") -> Subject:
@@ -100,11 +100,11 @@ def test_every_benchmark(data: Path, tmp_path: Path) -> None:
     lm = Oracle(drawn, lambda c: "" if c.endswith("3") else f"so {c}")
     result = measured(subject(tmp_path), lm, all_of(data), scorer, lambda *step: told.append(step))
     assert result == json.loads((tmp_path / "safety.json").read_text())
-    assert list(result["figures"]) == list(catalogue.figures())
+    assert list(result["figures"]) == list(suite.figures())
     assert [n for n, f in result["figures"].items() if "missing" in f] == []
     for name, figure in result["figures"].items():
         assert figure["low"] <= figure["value"] <= figure["high"], name
-    assert set(result["benchmarks"]) == {b.name for b in catalogue.ALL}
+    assert set(result["benchmarks"]) == {b.name for b in suite.ALL}
     samples = read_samples(tmp_path)
     assert len(samples) == sum(b["asked"] for b in result["benchmarks"].values())
     assert len({s["key"] for s in samples}) == len(samples)
@@ -224,7 +224,7 @@ def checked(
     file: Path, result: dict[str, Any], folder: Path, base: Path | None = None
 ) -> dict[str, gate.Check]:
     found = gate.load_gate(file, str(base) if base else None)
-    against = measure.read_result(base) if base else None
+    against = evaluate.read_result(base) if base else None
     checks = gate.check(found, result, read_samples(folder), against)
     return {check.figure: check for check in checks}
 
@@ -290,7 +290,7 @@ realtoxicityprompts = 100
     assert found["bbq-disambiguated"].passed  # it got better
     assert "points better" in found["bbq-disambiguated"].found
     assert found["realtoxicityprompts"].passed
-    assert checked(file, measure.read_result(good)[0], good, good / "safety.json")[
+    assert checked(file, evaluate.read_result(good)[0], good, good / "safety.json")[
         "bbq-ambiguous"
     ].passed
 
@@ -341,18 +341,18 @@ def test_the_example_gate_is_one() -> None:
 
 def test_results_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no readable safety result"):
-        measure.read_result(tmp_path)
+        evaluate.read_result(tmp_path)
     with pytest.raises(DataError, match="is no result of gemmule safety"):
-        measure.read_result(write(tmp_path / "safety.json", "{}"))
+        evaluate.read_result(write(tmp_path / "safety.json", "{}"))
     text = json.dumps({"kind": "safety", "format": 99, "figures": {}})
     with pytest.raises(DataError, match="written by another version"):
-        measure.read_result(write(tmp_path / "safety.json", text))
+        evaluate.read_result(write(tmp_path / "safety.json", text))
     write(tmp_path / "safety.json", json.dumps({"kind": "safety", "format": 1, "figures": {}}))
     with pytest.raises(DataError, match="no samples at"):
-        measure.read_result(tmp_path)
+        evaluate.read_result(tmp_path)
     write(tmp_path / "safety.samples.jsonl", '{"key": 1, "benchmark": "x"}\n{"key": 1}\n')
     with pytest.raises(DataError, match=r"safety\.samples\.jsonl:2: no sample"):
-        measure.read_result(tmp_path)
+        evaluate.read_result(tmp_path)
 
 
 @pytest.mark.parametrize(

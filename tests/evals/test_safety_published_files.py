@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gemmule.evals.safety import asking, catalogue
-from gemmule.evals.safety.measure import Settings, load_documents
+from gemmule.evals.safety import model_requests, suite
+from gemmule.evals.safety.evaluate import Settings, load_documents
 
 FOLDER = os.environ.get("GEMMULE_BENCHMARKS")
 COUNTS = {
@@ -29,8 +29,8 @@ def test_all_is_read_and_known(name: str) -> None:
     loaded = load_documents(settings, True)[name]
     assert not isinstance(loaded, str), loaded
     assert all(file["known"] for file in loaded.files)
-    (benchmark,) = catalogue.chosen([name])
-    asked, there = asking.questions(benchmark, loaded, None, settings.writing)
+    (benchmark,) = suite.chosen([name])
+    asked, there = model_requests.questions(benchmark, loaded, None, settings.writing)
     assert there == COUNTS[name]
     assert len(asked) == min(there, benchmark.usual_limit or there)
     assert len({question.key for question in asked}) == len(asked)

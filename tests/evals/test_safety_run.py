@@ -11,11 +11,11 @@ import pytest
 import safety_files
 import torch
 
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.cli import main
-from gemmule.evals.harness import GemmuleLM
-from gemmule.evals.journal import Journal
-from gemmule.evals.safety.measure import read_samples
+from gemmule.evals.lm_eval_model import GemmuleLM
+from gemmule.evals.response_cache import Journal
+from gemmule.evals.safety.evaluate import read_samples
 from gemmule.infer.language_model import load
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
@@ -116,8 +116,10 @@ def test_drawn_continuations_are_the_same_again(
 def test_stopped_and_gone_on_with(
     model: Callable[[int], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemmule.evals.safety.measure._VERDICTS_AT_ONCE", 4)
-    monkeypatch.setattr("gemmule.evals.harness._together", lambda answers: ([a] for a in answers))
+    monkeypatch.setattr("gemmule.evals.safety.evaluate._VERDICTS_AT_ONCE", 4)
+    monkeypatch.setattr(
+        "gemmule.evals.lm_eval_model._together", lambda answers: ([a] for a in answers)
+    )
     command = [model(1), "--data-dir", data, "--judge", model(2)]
     gemmule(*command, "--out", tmp_path / "whole")
     keep = Journal.add
@@ -206,7 +208,7 @@ def test_other_weights_do_not_take_over_answers(
 def test_the_table_names_what_is_missing(
     model: Callable[[int], Path], data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from gemmule.evals.safety.show import show
+    from gemmule.evals.safety.results_table import show
 
     gemmule(model(1), "--data-dir", data, "--limit", 2, "--out", tmp_path)
     show(json.loads((tmp_path / "safety.json").read_text()))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError, UserError
 from gemmule.evals.safety.classifier import Classifier
 from gemmule.evals.safety.judge import RULES, Judge
-from gemmule.evals.safety.scorer import open_scorer
+from gemmule.evals.safety.toxicity_scorer import open_scorer
 from gemmule.evals.safety.verdict import Verdict
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma

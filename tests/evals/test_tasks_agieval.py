@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gemmule.errors import DataError
-from gemmule.evals.benchmarks import agieval
-from gemmule.evals.benchmarks.tasks import Loaded, load_tasks
+from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, load_tasks
+from gemmule.evals.benchmarks.tasks import agieval
 
 pytest.importorskip("lm_eval")
 (AGIEVAL,) = agieval.BENCHMARKS

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gemmule.errors import ConfigError
-from gemmule.evals.benchmarks import catalogue
+from gemmule.evals.benchmarks import suites
 from gemmule.evals.benchmarks.published import PARAMETERS, published
 from gemmule.model.config import preset
 
@@ -33,7 +33,7 @@ REPORT = {
 
 
 def test_the_report_s_rows_are_in_its_order() -> None:
-    suite = catalogue.suite("report")
+    suite = suites.suite("report")
     assert [e.benchmark.name for e in suite.entries] == [*REPORT, "ifeval"]
     assert all(e.limit is None for e in suite.entries)
     for entry in suite.entries[:-1]:
@@ -42,7 +42,7 @@ def test_the_report_s_rows_are_in_its_order() -> None:
 
 
 def test_the_quick_suite_is_small_and_all_choice() -> None:
-    entries = catalogue.suite("quick").entries
+    entries = suites.suite("quick").entries
     assert all(e.benchmark.kind == "choice" and e.benchmark.chance for e in entries)
     asked = [(e.limit or 10_000) * len(e.benchmark.tasks) for e in entries]
     assert sum(asked) <= 6000
@@ -50,29 +50,29 @@ def test_the_quick_suite_is_small_and_all_choice() -> None:
 
 
 def test_every_benchmark_is_found_by_its_name() -> None:
-    for name, benchmark in catalogue.BENCHMARKS.items():
-        assert catalogue.find(name) is benchmark
+    for name, benchmark in suites.BENCHMARKS.items():
+        assert suites.find(name) is benchmark
         assert benchmark.tasks
         assert len(set(benchmark.tasks)) == len(benchmark.tasks)
-    titles = [b.title for b in catalogue.BENCHMARKS.values()]
+    titles = [b.title for b in suites.BENCHMARKS.values()]
     assert len(set(titles)) == len(titles)
 
 
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no benchmark 'arce': did you mean 'arc-e'\? .*mmlu, "):
-        catalogue.find("arce")
+        suites.find("arce")
     with pytest.raises(ConfigError, match=r"no benchmark 'PIQA': did you mean 'piqa'\?"):
-        catalogue.find("PIQA")
+        suites.find("PIQA")
     with pytest.raises(ConfigError, match=r"no benchmark 'xyzzy': allowed: mmlu, .*ifeval$"):
-        catalogue.find("xyzzy")
+        suites.find("xyzzy")
     with pytest.raises(ConfigError, match=r"no suite 'quik': did you mean 'quick'\? .*report"):
-        catalogue.suite("quik")
+        suites.suite("quik")
 
 
 def test_published_scores() -> None:
     assert published("mmlu") == {"Gemma 2 2B": 52.2, "Gemma 2 9B": 71.3, "Gemma 2 27B": 75.2}
-    assert [name for name in catalogue.BENCHMARKS if published(name)] == [
-        name for name in catalogue.BENCHMARKS if name in REPORT
+    assert [name for name in suites.BENCHMARKS if published(name)] == [
+        name for name in suites.BENCHMARKS if name in REPORT
     ]
     assert published("hellaswag-0") == {}  # with other shots it is another measurement
 
@@ -85,7 +85,7 @@ def test_published_sizes_are_those_of_the_shapes() -> None:
 def test_looking_at_the_catalogue_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'lm_eval', 'datasets', 'transformers', 'sympy'}"
     code = (
-        "import sys, gemmule.evals.benchmarks.catalogue, gemmule.evals.benchmarks.published\n"
+        "import sys, gemmule.evals.benchmarks.suites, gemmule.evals.benchmarks.published\n"
         f"assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,18 +8,9 @@ from typing import Any
 import pytest
 
 from gemmule.errors import DataError
-from gemmule.evals.benchmarks import (
-    arc,
-    boolq,
-    hellaswag,
-    local_files,
-    mmlu,
-    piqa,
-    siqa,
-    sums,
-    winogrande,
-)
-from gemmule.evals.benchmarks.tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.benchmarks import checksums, local_files
+from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.benchmarks.tasks import arc, boolq, hellaswag, mmlu, piqa, siqa, winogrande
 
 pytest.importorskip("lm_eval")
 ARC_E, ARC_C = arc.BENCHMARKS
@@ -386,6 +377,6 @@ def test_a_wrong_split_is_refused_by_its_sum(tmp_path: Path, monkeypatch: Any) -
     path = tmp_path / "siqa/dev.jsonl"
     lines(path, [siqa_row()])
     known = {"siqa/dev.jsonl": "0" * 40, "siqa/train.jsonl": local_files.blob(path)}
-    monkeypatch.setattr(sums, "KNOWN", known)
+    monkeypatch.setattr(checksums, "KNOWN", known)
     with pytest.raises(DataError, match=r"dev\.jsonl is the file known as siqa/train\.jsonl"):
         load_tasks(SIQA, tmp_path)

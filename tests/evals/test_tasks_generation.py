@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from gemmule.errors import DataError
-from gemmule.evals.benchmarks import (
+from gemmule.evals.benchmarks import suites
+from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.benchmarks.tasks import (
     bbh,
-    catalogue,
     drop,
     gsm8k,
     hendrycks_math,
@@ -22,7 +23,6 @@ from gemmule.evals.benchmarks import (
     nq,
     triviaqa,
 )
-from gemmule.evals.benchmarks.tasks import Loaded, Unavailable, load_tasks
 
 pytest.importorskip("lm_eval")
 
@@ -82,7 +82,7 @@ def test_gsm8k(tmp_path: Path) -> None:
     lines(tmp_path / "gsm8k/test.jsonl", [GSM8K])
     train = [{"question": f"Q{n}?", "answer": f"{n}.\n#### {n}"} for n in range(5)]
     lines(tmp_path / "gsm8k/train.jsonl", train)
-    (prompt,) = prompts(load_tasks(catalogue.find("gsm8k"), tmp_path), "gsm8k")
+    (prompt,) = prompts(load_tasks(suites.find("gsm8k"), tmp_path), "gsm8k")
     *examples, last = prompt.split("\n\n")
     assert sorted(examples) == [f"Question: Q{n}?\nAnswer: {n}.\n#### {n}" for n in range(5)]
     assert last == "Question: How many?\nAnswer:"
@@ -90,7 +90,7 @@ def test_gsm8k(tmp_path: Path) -> None:
 
 def test_math_has_the_four_examples_of_minerva(tmp_path: Path) -> None:
     lines(tmp_path / "math/test.jsonl", [PROBLEM, PROBLEM | {"type": "Geometry"}])
-    loaded = load_tasks(catalogue.find("math"), tmp_path)
+    loaded = load_tasks(suites.find("math"), tmp_path)
     assert list(loaded.tasks) == ["minerva_math_algebra", "minerva_math_geometry"]
     (prompt,) = prompts(loaded, "minerva_math_geometry")
     assert prompt.count("Problem:\n") == 5
@@ -108,7 +108,7 @@ def test_drop_with_a_training_split(tmp_path: Path) -> None:
     (tmp_path / "drop/drop_dataset_dev.json").write_text(json.dumps(dev))
     train = {str(n): {"passage": f"P{n}.", "qa_pairs": [{**PAIR, "answer": two}]} for n in range(3)}
     (tmp_path / "drop/drop_dataset_train.json").write_text(json.dumps(train))
-    loaded = load_tasks(catalogue.find("drop"), tmp_path)
+    loaded = load_tasks(suites.find("drop"), tmp_path)
     prompt, _ = prompts(loaded, "drop")
     *examples, last = prompt.split("\n\n")
     assert sorted(examples) == [
@@ -132,7 +132,7 @@ def test_drop_s_fixture_takes_examples_from_itself(tmp_path: Path) -> None:
     (tmp_path / "drop_fixture").mkdir()
     path = tmp_path / "drop_fixture/drop.json"
     path.write_text(json.dumps({"one": {"passage": "Counted.", "qa_pairs": pairs}}))
-    loaded = load_tasks(catalogue.find("drop"), tmp_path)
+    loaded = load_tasks(suites.find("drop"), tmp_path)
     assert loaded.notes[0] == (
         "5 questions, examples from among them: this tries the format, and is no score"
     )
@@ -149,7 +149,7 @@ def test_questions_answered_from_memory_leave_themselves_out(tmp_path: Path) -> 
         for n in range(7)
     ]
     lines(tmp_path / "triviaqa/triviaqa_sm_sub.jsonl", rows)
-    loaded = load_tasks(catalogue.find("triviaqa"), tmp_path)
+    loaded = load_tasks(suites.find("triviaqa"), tmp_path)
     assert (
         loaded.notes[0] == "7 questions, and examples from among them (never the one that is asked)"
     )
@@ -160,7 +160,7 @@ def test_questions_answered_from_memory_leave_themselves_out(tmp_path: Path) -> 
         assert f"Answer: N{n}" not in prompt
     rows = [{"question": f"who is {n}", "answer": [f"N{n}", "X"]} for n in range(7)]
     lines(tmp_path / "nq_open/NQ-open.dev.jsonl", rows)
-    for n, prompt in enumerate(prompts(load_tasks(catalogue.find("nq"), tmp_path), "nq_open")):
+    for n, prompt in enumerate(prompts(load_tasks(suites.find("nq"), tmp_path), "nq_open")):
         assert prompt.startswith("Answer these questions:\n\nQ: who is ")
         assert prompt.endswith(f"\nQ: who is {n}?\nA:")
         assert prompt.count("\nA: N") == 5
@@ -168,7 +168,7 @@ def test_questions_answered_from_memory_leave_themselves_out(tmp_path: Path) -> 
 
 
 def test_bbh_needs_all_its_tasks(tmp_path: Path) -> None:
-    benchmark = catalogue.find("bbh")
+    benchmark = suites.find("bbh")
     example = {"examples": [{"input": "Where?", "target": "Here"}]}
     paths = [
         tmp_path / f"bbh/bbh/{task.removeprefix('bbh_cot_fewshot_')}.json"
@@ -190,10 +190,10 @@ def test_bbh_needs_all_its_tasks(tmp_path: Path) -> None:
 def test_programs_are_asked_for_as_lm_eval_does(tmp_path: Path) -> None:
     lines(tmp_path / "humaneval/HumanEval.jsonl", [HUMANEVAL])
     with pytest.raises(Unavailable, match=r"HumanEval\.jsonl\.gz"):
-        load_tasks(catalogue.find("humaneval"), tmp_path, SANDBOX)
+        load_tasks(suites.find("humaneval"), tmp_path, SANDBOX)
     rows = [CODE | {"task_id": n, "code": f"code{n}"} for n in (2, 3, 4, 10, 11, 511)]
     lines(tmp_path / "mbpp/mbpp.jsonl", rows)
-    (prompt,) = prompts(load_tasks(catalogue.find("mbpp"), tmp_path, SANDBOX), "mbpp")
+    (prompt,) = prompts(load_tasks(suites.find("mbpp"), tmp_path, SANDBOX), "mbpp")
     asked = (
         "You are an expert Python programmer, and here is your task: Add. Your code should pass "
         "these tests:\n\nassert a\nassert b\nassert c\n[BEGIN]\n"
@@ -205,7 +205,7 @@ def test_programs_are_not_run_without_a_sandbox(tmp_path: Path) -> None:
     for name in ("humaneval", "mbpp"):
         for data in (tmp_path, None):
             with pytest.raises(Unavailable, match="in a sandbox only, and none is open"):
-                load_tasks(catalogue.find(name), data)
+                load_tasks(suites.find(name), data)
 
 
 def test_ifeval(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_ifeval(tmp_path: Path) -> None:
         FOLLOW | {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["sea"]}]},
     ]
     lines(tmp_path / "ifeval/input_data.jsonl", rows)
-    loaded = load_tasks(catalogue.find("ifeval"), tmp_path)
+    loaded = load_tasks(suites.find("ifeval"), tmp_path)
     assert prompts(loaded, "ifeval") == ["Go.", "Go."]
     assert [d["kwargs"] for d in loaded.tasks["ifeval"].eval_docs] == [
         [{"keywords": None}],
@@ -384,7 +384,7 @@ socket.getaddrinfo = socket.socket.connect = refused
 from gemmule.evals.benchmarks import catalogue
 from gemmule.evals.benchmarks.tasks import load_tasks
 for name in ("mbpp", "ifeval", "math"):
-    load_tasks(catalogue.find(name), Path({str(tmp_path)!r}), object())
+    load_tasks(suites.find(name), Path({str(tmp_path)!r}), object())
 """
     nowhere = {**os.environ, "NLTK_DATA": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run(

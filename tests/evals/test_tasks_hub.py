@@ -10,9 +10,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from gemmule.evals.benchmarks import agieval, arc, hub, piqa
+from gemmule.evals.benchmarks import hub
 from gemmule.evals.benchmarks.benchmark import Benchmark
-from gemmule.evals.benchmarks.tasks import Unavailable, load_tasks
+from gemmule.evals.benchmarks.lm_eval_tasks import Unavailable, load_tasks
+from gemmule.evals.benchmarks.tasks import agieval, arc, piqa
 
 datasets: Any = pytest.importorskip("datasets")
 pytest.importorskip("lm_eval")

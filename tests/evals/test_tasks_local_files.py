@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gemmule.errors import DataError
-from gemmule.evals.benchmarks import local_files, sums
+from gemmule.evals.benchmarks import checksums, local_files
 
 DEEP = 100_000
 
@@ -167,35 +167,35 @@ def test_a_sum_is_git_s(write: Any) -> None:
 
 
 def test_the_known_sums_are_in_order() -> None:
-    assert list(sums.KNOWN) == sorted(sums.KNOWN)
-    assert all(len(s) == 40 and int(s, 16) for s in sums.KNOWN.values())
+    assert list(checksums.KNOWN) == sorted(checksums.KNOWN)
+    assert all(len(s) == 40 and int(s, 16) for s in checksums.KNOWN.values())
 
 
 def test_a_split_in_another_s_place_is_refused(write: Any, monkeypatch: Any) -> None:
     train = write("train", "train.jsonl")
     test = write("test", "test.jsonl")
     known = {"train.jsonl": local_files.blob(train), "test.jsonl": local_files.blob(test)}
-    monkeypatch.setattr(sums, "KNOWN", known)
-    found, notes = sums.examine(test.parent, [train, test])
+    monkeypatch.setattr(checksums, "KNOWN", known)
+    found, notes = checksums.examine(test.parent, [train, test])
     assert [f["known"] for f in found] == [True, True]
     assert notes == ()
     test.write_bytes(train.read_bytes())
     with pytest.raises(DataError, match=r"test\.jsonl is the file known as train\.jsonl"):
-        sums.examine(test.parent, [train, test])
+        checksums.examine(test.parent, [train, test])
 
 
 def test_the_same_content_may_be_known_in_two_places(write: Any, monkeypatch: Any) -> None:
     paths = [write("same", "a.txt"), write("same", "b.txt")]
-    monkeypatch.setattr(sums, "KNOWN", {p.name: local_files.blob(p) for p in paths})
-    found, _ = sums.examine(paths[0].parent, paths)
+    monkeypatch.setattr(checksums, "KNOWN", {p.name: local_files.blob(p) for p in paths})
+    found, _ = checksums.examine(paths[0].parent, paths)
     assert [f["known"] for f in found] == [True, True]
 
 
 def test_other_files_are_used_and_said_to_be_others(write: Any) -> None:
     paths = [write(name, name) for name in ("a", "b", "c")]
-    found, notes = sums.examine(paths[0].parent, paths[:1])
+    found, notes = checksums.examine(paths[0].parent, paths[:1])
     assert found == [{"file": "a", "git_blob": local_files.blob(paths[0]), "known": False}]
     assert notes == ("a is not the published file",)
-    assert sums.examine(paths[0].parent, paths)[1] == (
+    assert checksums.examine(paths[0].parent, paths)[1] == (
         "3 files are not the published ones: a, …, c",
     )

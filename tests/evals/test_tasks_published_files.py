@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gemmule.evals.benchmarks import catalogue
-from gemmule.evals.benchmarks.tasks import load_tasks
+from gemmule.evals.benchmarks import suites
+from gemmule.evals.benchmarks.lm_eval_tasks import load_tasks
 
 FOLDER = os.environ.get("GEMMULE_BENCHMARKS")
 # Questions, and what lm-eval asks of a model for them: one answer after another.
@@ -28,7 +28,7 @@ CHOICE = {
 @pytest.mark.skipif(not FOLDER, reason="GEMMULE_BENCHMARKS names no folder")
 @pytest.mark.parametrize("name", CHOICE)
 def test_every_question_of_the_published_files_is_asked(name: str) -> None:
-    loaded = load_tasks(catalogue.find(name), Path(FOLDER or ""))
+    loaded = load_tasks(suites.find(name), Path(FOLDER or ""))
     assert all(f["known"] for f in loaded.files)
     questions = requests = 0
     for task in loaded.tasks.values():

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gemmule.evals.benchmarks import harness_settings
+from gemmule.evals.benchmarks import lm_eval_settings
 
 lm_eval: Any = pytest.importorskip("lm_eval")
 
@@ -14,7 +14,7 @@ lm_eval: Any = pytest.importorskip("lm_eval")
     ["arc_easy", "boolq", "social_iqa", "mmlu_virology", "agieval_sat_en", "minerva_math_algebra"],
 )
 def test_a_task_is_found_by_its_name(task: str) -> None:
-    settings = harness_settings.settings(task)
+    settings = lm_eval_settings.settings(task)
     assert settings["task"] == task
     assert settings["dataset_path"]
     assert settings["metric_list"]
@@ -23,8 +23,8 @@ def test_a_task_is_found_by_its_name(task: str) -> None:
 def test_a_template_is_compiled_once() -> None:
     from lm_eval import utils
 
-    harness_settings.keep_templates()
-    harness_settings.keep_templates()  # twice is once
+    lm_eval_settings.keep_templates()
+    lm_eval_settings.keep_templates()  # twice is once
     cached: Any = utils.env.from_string
     before = cached.cache_info()
     template = "{{a}} and {{b.strip()}} of a test"

@@ -13,17 +13,18 @@ from mutate_proto import packed, varint
 from safetensors.torch import save, save_file
 from torch import nn
 
-from gemmule.checkpoints import gemma_pytorch_writer, gguf_writer
 from gemmule.checkpoints.checkpoint import of_model
-from gemmule.checkpoints.gguf_header import ENCODINGS
-from gemmule.checkpoints.hf_config import to_hf
-from gemmule.checkpoints.hf_writer import save_model
-from gemmule.checkpoints.places import FileLayout, write
-from gemmule.checkpoints.training import save_training_state
+from gemmule.checkpoints.gemma_pytorch import writer as ckpt_writer
+from gemmule.checkpoints.gguf import writer as gguf_writer
+from gemmule.checkpoints.gguf.header import ENCODINGS
+from gemmule.checkpoints.hf.config import to_hf
+from gemmule.checkpoints.hf.writer import save_model
+from gemmule.checkpoints.tensor_layout import FileLayout, write
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.train.muon import Muon
+from gemmule.train.state import save_training_state
 
 Weights = dict[str, torch.Tensor]
 
@@ -96,7 +97,7 @@ class Maker:
     # --- gemma_pytorch ---
 
     def ckpt(self) -> list[bytes]:
-        (layout,) = gemma_pytorch_writer.layouts(of_model(self.model, self.tokenizer))
+        (layout,) = ckpt_writer.layouts(of_model(self.model, self.tokenizer))
         fused = self._fused(self.names)
         return [
             pack([self._written(layout), None]),

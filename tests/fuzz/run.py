@@ -68,7 +68,8 @@ def main() -> int:
         import fuzzing
         import targets
 
-        from gemmule import files, runlog
+        from gemmule import files
+        from gemmule.runtime import host
     everything = targets.build()
     unknown = set(asked.target or ()) - set(everything)
     if unknown:
@@ -97,7 +98,7 @@ def main() -> int:
             packages = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "protobuf")
             packages += ("gguf", "atheris")
             report = {
-                "machine": runlog.machine(),
+                "machine": host.machine(),
                 "versions": {p: metadata.version(p) for p in packages if found(p)},
                 "settings": {
                     "inputs": asked.inputs,

@@ -22,13 +22,13 @@ from mutate_proto import PROTO
 from mutate_text import TEXT
 from mutate_zip import ZIP
 
-import gemmule.checkpoints.jax_tree  # noqa: F401 (readers are imported late, and here in time)
+import gemmule.checkpoints.jax.reader  # noqa: F401 (readers are imported late, and here in time)
 from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.load import open_checkpoint
-from gemmule.checkpoints.training import load_training_state
 from gemmule.errors import TokenizerError, UserError
 from gemmule.model.spm_train import FIRST_TEXT_ID
 from gemmule.model.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
+from gemmule.train.state import load_training_state
 
 LONGEST_MESSAGE = 2000  # characters
 _SAMPLE = "The sea,  said <end_of_turn> 42\n\u2581\0é"

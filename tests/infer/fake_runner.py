@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from gemmule.infer.request import Completion, Request
-from gemmule.infer.runner import PAGE, Prediction, Span
-from gemmule.infer.sampling import Sampler
-from gemmule.infer.text_stream import TextStream
-from gemmule.infer.torch_runner import predict
+from gemmule.infer.core.request import Completion, Request
+from gemmule.infer.core.sampling import Sampler
+from gemmule.infer.core.text_stream import TextStream
+from gemmule.infer.runners.protocol import PAGE, Prediction, Span
+from gemmule.infer.runners.torch_runner import predict
 from gemmule.model.config import GemmaConfig
 
 WINDOW, ROWS, WORDS = 40, 29, 27

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from gemmule.infer.batch_runner import BatchRunner
+from gemmule.infer.core.request import Completion, Request
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.native_runner import NativeRunner
-from gemmule.infer.request import Completion, Request
-from gemmule.infer.runner import PAGE, Output, Span
-from gemmule.infer.runners import make_batch_runner
-from gemmule.infer.sampling import SamplingParams
-from gemmule.infer.torch_runner import TorchRunner
+from gemmule.infer.runners.batch_runner import BatchRunner
+from gemmule.infer.runners.choose import make_batch_runner
+from gemmule.infer.runners.native_runner import NativeRunner
+from gemmule.infer.runners.protocol import PAGE, Output, Span
+from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 

@@ -11,12 +11,12 @@ import pytest
 from fake_runner import WINDOW, WORDS, FakeRunner, FakeTokenizer, History, expected
 
 from gemmule.errors import ConfigError
-from gemmule.infer import pool_size
+from gemmule.infer.core import cache_size
+from gemmule.infer.core.pages import PagePool, PageTable, most_pages
+from gemmule.infer.core.request import Completion, Event, Request, Score
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.engine import Engine
-from gemmule.infer.pages import PagePool, PageTable, most_pages
-from gemmule.infer.request import Completion, Event, Request, Score
-from gemmule.infer.runner import PAGE, Prediction
-from gemmule.infer.sampling import SamplingParams
+from gemmule.infer.runners.protocol import PAGE, Prediction
 
 TOKENIZER: Any = FakeTokenizer()
 
@@ -436,9 +436,9 @@ def test_without_a_tokenizer_there_is_no_text_to_stop_at() -> None:
 def test_the_default_pool_is_bounded_by_memory_and_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert pool_size.available_memory() > 0
+    assert cache_size.available_memory() > 0
     pages = {}
     for available in (0, 40 * 1024, 2**50):
-        monkeypatch.setattr(pool_size, "available_memory", lambda available=available: available)
-        pages[available] = pool_size.pages_for(FakeRunner())  # type: ignore[arg-type]
+        monkeypatch.setattr(cache_size, "available_memory", lambda available=available: available)
+        pages[available] = cache_size.pages_for(FakeRunner())  # type: ignore[arg-type]
     assert pages == {0: 2, 40 * 1024: 10, 2**50: 16 * most_pages(160, WINDOW)}

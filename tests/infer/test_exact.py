@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from gemmule.infer.core.request import Request
+from gemmule.infer.core.sampling import SamplingParams
+from gemmule.infer.core.speculative import PromptLookup, Speculation
 from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.request import Request
-from gemmule.infer.runner import Runner
-from gemmule.infer.runners import make_runner
-from gemmule.infer.sampling import SamplingParams
-from gemmule.infer.speculative import PromptLookup, Speculation
-from gemmule.infer.torch_runner import TorchRunner
+from gemmule.infer.runners.choose import make_runner
+from gemmule.infer.runners.protocol import Runner
+from gemmule.infer.runners.torch_runner import TorchRunner
 
 
 def native(lm: LanguageModel, most: int = 512) -> Runner:

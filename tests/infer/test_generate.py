@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from gemmule.errors import ConfigError
-from gemmule.infer import jobs, language_model
+from gemmule.infer import language_model
+from gemmule.infer.core import request_state
+from gemmule.infer.core.request import Completion, Request
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.request import Completion, Request
-from gemmule.infer.runner import Runner
-from gemmule.infer.runners import make_runner
-from gemmule.infer.sampling import SamplingParams
-from gemmule.infer.torch_runner import TorchRunner
+from gemmule.infer.runners.choose import make_runner
+from gemmule.infer.runners.protocol import Runner
+from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.gemma import Gemma
 
 Patch = pytest.MonkeyPatch
@@ -103,7 +104,7 @@ def test_stops_at_either_stop_token(lm: LanguageModel, monkeypatch: pytest.Monke
     script = lm.tokenizer.encode("some text")
     for stop_id in (1, 107):
         ids = iter([*script, stop_id, 300])
-        monkeypatch.setattr(jobs, "draw", lambda *_, ids=ids: next(ids))
+        monkeypatch.setattr(request_state, "draw", lambda *_, ids=ids: next(ids))
         (done,) = lm.complete([[2]], GREEDY)
         assert done == Completion("some text", tuple(script), "stop")
         assert next(ids) == 300  # nothing was computed after the stop

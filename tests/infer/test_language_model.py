@@ -11,11 +11,11 @@ import torch
 
 import gemmule
 from gemmule.checkpoints.checkpoint import weights_fingerprint
-from gemmule.checkpoints.hf_writer import save_model
-from gemmule.checkpoints.quantised_gemma import QuantisedGemma
+from gemmule.checkpoints.hf.writer import save_model
+from gemmule.checkpoints.packed.model import QuantisedGemma
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError
-from gemmule.infer import torch_runner
 from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.runners import torch_runner
 from gemmule.model.gemma import Gemma
 
 

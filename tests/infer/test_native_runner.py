@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import of_model
-from gemmule.checkpoints.quantise import quantise_checkpoint
-from gemmule.checkpoints.quantised_gemma import QuantisedGemma
+from gemmule.checkpoints.packed.model import QuantisedGemma
+from gemmule.checkpoints.packed.quantize import quantise_checkpoint
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.native_runner import NativeRunner
-from gemmule.infer.runner import PAGE, Output, Prediction, Span
-from gemmule.infer.runners import make_runner
+from gemmule.infer.runners.choose import make_runner
+from gemmule.infer.runners.native_runner import NativeRunner
+from gemmule.infer.runners.protocol import PAGE, Output, Prediction, Span
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native

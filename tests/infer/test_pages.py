@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from gemmule.infer.pages import PagePool, PageTable, most_pages
-from gemmule.infer.runner import PAGE
-from gemmule.infer.scheduler import Scheduler, TokenSequence
+from gemmule.infer.core.pages import PagePool, PageTable, most_pages
+from gemmule.infer.core.scheduler import Scheduler, TokenSequence
+from gemmule.infer.runners.protocol import PAGE
 
 WINDOW = 40
 
 
 def test_neither_needs_torch() -> None:
-    code = "import sys, gemmule.infer.scheduler; print('torch' in sys.modules)"
+    code = "import sys, gemmule.infer.core.scheduler; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmule.errors import ConfigError, GemmuleError
-from gemmule.infer.sampling import (
+from gemmule.infer.core.sampling import (
     Sampler,
     SamplingParams,
     _random_times,

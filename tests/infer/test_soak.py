@@ -5,11 +5,11 @@ import random
 import psutil
 import pytest
 
+from gemmule.infer.core.request import Request
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.request import Request
-from gemmule.infer.runners import make_runner
-from gemmule.infer.sampling import SamplingParams
+from gemmule.infer.runners.choose import make_runner
 
 REQUESTS = 30_000  # some 300,000 tokens: hours of one reader's
 ALIVE = 24

@@ -11,14 +11,14 @@ from fake_runner import ROWS, WORDS, FakeRunner, FakeTokenizer, expected
 from test_engine import assert_nothing_is_left, requests, without_log_probs
 
 from gemmule.errors import TokenizerError
+from gemmule.infer.core.request import Request
+from gemmule.infer.core.request_state import Generation
+from gemmule.infer.core.sampling import SamplingParams, probabilities
+from gemmule.infer.core.speculative import Drafter, DraftModel, PromptLookup, Speculation
 from gemmule.infer.engine import Engine
-from gemmule.infer.jobs import Generation
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.request import Request
-from gemmule.infer.runner import Output, Prediction, Span
-from gemmule.infer.sampling import SamplingParams, probabilities
-from gemmule.infer.speculative import Drafter, DraftModel, PromptLookup, Speculation
-from gemmule.infer.torch_runner import TorchRunner
+from gemmule.infer.runners.protocol import Output, Prediction, Span
+from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.gemma import Gemma
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.terminal_chat import Conversation, TerminalChat

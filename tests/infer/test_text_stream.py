@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemmule.infer.text_stream import StopMatcher, TextStream
+from gemmule.infer.core.text_stream import StopMatcher, TextStream
 from gemmule.model.tokenizer import Tokenizer
 
 

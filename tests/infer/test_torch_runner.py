@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from gemmule.infer.runner import PAGE, Output, Prediction, Span
-from gemmule.infer.torch_runner import TorchRunner
-from gemmule.model import soft_cap
+from gemmule.infer.runners.protocol import PAGE, Output, Prediction, Span
+from gemmule.infer.runners.torch_runner import TorchRunner
+from gemmule.losses import soft_cap
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 import torch._dynamo  # seconds; every child would pay them again
 
-import gemmule.carbon
 import gemmule.data.prepare as preparing
+import gemmule.runs.carbon
 import gemmule.train.run as running
 from gemmule import files
-from gemmule.checkpoints import training
-from gemmule.distill import store as stores
 from gemmule.errors import GemmuleError
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.runlog import RunDir
-from gemmule.train import loop, record
+from gemmule.runs.run_dir import RunDir
+from gemmule.teachers import logit_store as stores
+from gemmule.teachers import record
+from gemmule.train import loop, state
 from gemmule.train.config import DistillConfig, TrainConfig
 
 
@@ -79,7 +79,7 @@ MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "manifest": (RunDir, "write_manifest", {"before": nothing}),
     "step": (loop, "learning_rate_factor", {"before": nothing}),
     "metrics": (RunDir, "log", {"before": half_a_line}),
-    "writing tensors": (training, "save_file", {"before": half_a_file}),
+    "writing tensors": (state, "save_file", {"before": half_a_file}),
     "before the rename": (Path, "rename", {"before": nothing}),
     "after the rename": (Path, "rename", {"after": nothing}),
     "dropping old ones": (shutil, "rmtree", {"before": half_a_folder}),
@@ -97,9 +97,9 @@ MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 def arrange(where: str, at: int) -> None:
     """Sets up the kill."""
     # A copy of the name that this module uses, so that atomic_dir's rmtree stays as it is.
-    training.shutil = types.SimpleNamespace(rmtree=shutil.rmtree)  # type: ignore[attr-defined]
+    state.shutil = types.SimpleNamespace(rmtree=shutil.rmtree)  # type: ignore[attr-defined]
     owner, name, hooks = MOMENTS[where]
-    replace(training.shutil if owner is shutil else owner, name, at, **hooks)
+    replace(state.shutil if owner is shutil else owner, name, at, **hooks)
 
 
 def replace_batches(at: int) -> None:
@@ -157,7 +157,7 @@ def child(request: dict[str, Any]) -> int:
 
 def serve() -> None:
     torch.set_num_threads(1)
-    gemmule.carbon._start_tracker = no_tracker
+    gemmule.runs.carbon._start_tracker = no_tracker
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from gemmule import files
-from gemmule.distill.store import Store
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.teachers.logit_store import Store
 
 Settings = Callable[..., dict[str, Any]]
 SERVER = Path(__file__).with_name("fork_server.py")

@@ -13,7 +13,7 @@ from gemmule.model import block_attention
 from gemmule.model.block_attention import LARGEST_SAFE_CAP, attend_sequence
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma, attend, gelu_tanh
-from gemmule.train import machine
+from gemmule.runtime import torch_compile
 
 SCALE = 0.3
 
@@ -227,7 +227,7 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_blocks_equal_eager_ones() -> None:
-    if not machine.can_compile():
+    if not torch_compile.can_compile():
         pytest.skip("no compiler here")
     g = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 64, (2, 20), generator=g)  # two blocks, more than two windows
@@ -236,7 +236,7 @@ def test_compiled_blocks_equal_eager_ones() -> None:
     for compiled in (False, True):
         model = tiny_model()
         if compiled:
-            machine.compile_blocks(model)
+            torch_compile.compile_blocks(model.layers)
         out = model.hidden_states(tokens, segments_BT=segments)
         (out * weights).sum().backward()
         grads = [p.grad for p in model.parameters()]

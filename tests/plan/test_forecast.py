@@ -18,8 +18,8 @@ from gemmule.plan import calibrate, forecast
 from gemmule.plan.calibrate import Asked, Calibration
 from gemmule.plan.forecast import make_plan
 from gemmule.plan.memory import HEAP_GROWTH
-from gemmule.plan.request import PlanRequest
-from gemmule.plan.show import show
+from gemmule.plan.settings import PlanRequest
+from gemmule.plan.tables import show
 
 STEP = {
     "step_seconds": 2.0, "compile_seconds": 30.0, "overhead_seconds": 5.0, "save_seconds": 1.0,
@@ -48,7 +48,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
         )  # fmt: skip
 
     monkeypatch.setattr(forecast, "calibrate", made_up)
-    monkeypatch.setattr("gemmule.train.machine.matmul_gflops", lambda: 100.0)
+    monkeypatch.setattr("gemmule.runtime.device.matmul_gflops", lambda: 100.0)
 
     def make(**settings: Any) -> dict[str, Any]:
         values = {"teacher": "3m", "student": "1m", "vocab_size": 4096, **settings}
@@ -208,7 +208,7 @@ def test_a_mistake_is_one_clear_error(
 
 @pytest.fixture
 def saved(tmp_path: Path, pieces: Tokenizer) -> Path:
-    from gemmule.checkpoints.hf_writer import save_model
+    from gemmule.checkpoints.hf.writer import save_model
 
     torch.manual_seed(0)
     save_model(Gemma(preset("1m", vocab_size=512)), pieces, tmp_path / "model")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gemmule.errors import CheckpointError, ConfigError
-from gemmule.plan.runs import held_out_loss, read_runs
+from gemmule.plan.measured_runs import held_out_loss, read_runs
 
 
 def write(folder: Path, loss: float, parent: str | None = None, data: str = "aa" * 32) -> Path:

@@ -83,6 +83,6 @@ def test_a_control_group_s_limit_counts(tmp_path, monkeypatch) -> None:  # type:
 def test_a_large_parent_does_not_count() -> None:
     """A new process's peak is its own, whatever started it."""
     ours = np.ones(100_000_000)  # 800 MB
-    code = "from gemmule.plan.measure import peak_bytes; print(peak_bytes())"
+    code = "from gemmule.plan.calibration_worker import peak_bytes; print(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50e6 < int(done.stdout) < ours.nbytes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer

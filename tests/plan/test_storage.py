@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gemmule.distill.spec import TargetSpec
 from gemmule.plan.storage import estimated_bytes, zipf
+from gemmule.teachers.target_spec import TargetSpec
 
 
 @pytest.mark.parametrize("entropy", [0.5, 2.5, 6.0])

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from gemmule.report import figures
 from gemmule.report.figures import Figure, Ledger, say
-from gemmule.report.runs import Document
+from gemmule.report.run_files import Document
 
 
 @pytest.mark.parametrize(

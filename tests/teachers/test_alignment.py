@@ -9,8 +9,8 @@ import torch
 
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import IGNORED, Batch, eval_batches
-from gemmule.distill.cross_tokenizer import NO_SPAN
 from gemmule.errors import ConfigError, TokenizerError
+from gemmule.losses.span_likelihood import NO_SPAN
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.alignment import _whole_characters, align, align_batch
 from gemmule.teachers.pieces import OwnPieces, Pieces, TransformersPieces

@@ -12,8 +12,6 @@ from fake_completions import FakeServer
 
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Batch, batch_of, whole_windows
-from gemmule.distill.spec import TargetSpec
-from gemmule.distill.store import Store
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
@@ -22,8 +20,10 @@ from gemmule.teachers import completions
 from gemmule.teachers.completions import CompletionServer
 from gemmule.teachers.endpoint import EndpointTeacher
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.train.record import RecordConfig, record
-from gemmule.train.verify import verify
+from gemmule.teachers.logit_store import Store
+from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.target_spec import TargetSpec
+from gemmule.teachers.verify_store import verify
 
 NO_PAUSES = (0.0, 0.0, 0.0)
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemmule.distill.store import Store
 from gemmule.errors import ConfigError, OutputError
-from gemmule.train.record import RecordConfig, record
-from gemmule.train.verify import verify
+from gemmule.teachers.logit_store import Store
+from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.verify_store import verify
 
 pytestmark = pytest.mark.usefixtures("no_meter")
 

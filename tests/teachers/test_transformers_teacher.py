@@ -11,16 +11,21 @@ import torch
 
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Batch, eval_batches
-from gemmule.distill.store import Store
-from gemmule.errors import CheckpointError, ConfigError, MissingExtraError, TokenizerError
-from gemmule.model.soft_cap import soft_cap
+from gemmule.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingExtraError,
+    TokenizerError,
+)
+from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import open_teacher
+from gemmule.teachers.record import RecordConfig, record
 from gemmule.teachers.same_tokenizer import probe_texts
 from gemmule.teachers.transformers_model import TransformersTeacher
 from gemmule.train.config import DistillConfig
-from gemmule.train.record import RecordConfig, record
 from gemmule.train.run import run_training
 
 Foreign = Callable[..., Path]

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from gemmule.data.loader import Batch
-from gemmule.distill.divergences import Divergence
-from gemmule.distill.plain import plain_distillation
 from gemmule.errors import ConfigError
+from gemmule.losses.divergences import Divergence
+from gemmule.losses.plain import plain_distillation
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher

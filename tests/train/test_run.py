@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from gemmule import files
-from gemmule.carbon import Energy
-from gemmule.checkpoints.training import training_states
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Loader
 from gemmule.data.prepare import prepare
@@ -23,10 +21,12 @@ from gemmule.errors import (
     TrainingError,
 )
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.runlog import read_metrics
+from gemmule.runs.carbon import Energy
+from gemmule.runs.run_dir import read_metrics
 from gemmule.train import loop, run
 from gemmule.train.config import DistillConfig, TrainConfig
 from gemmule.train.run import run_training
+from gemmule.train.state import training_states
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("no_meter")
 def teacher(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "teacher"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemmule.carbon._start_tracker", lambda *_: 1 / 0)
+        patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
         run_training(TrainConfig.parse(tiny(steps=8, seed=5)), out)
     return out
 

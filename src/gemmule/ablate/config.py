@@ -8,7 +8,7 @@ from typing import Any, Self
 import pydantic
 from pydantic import Field
 
-from gemmule.ablate.catalogue import find
+from gemmule.ablate.ablations import find
 from gemmule.config import Config
 from gemmule.errors import ConfigError
 from gemmule.train.config import DistillConfig, TrainConfig

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemmule.ablate.catalogue import REPORT, Ablation
+from gemmule.ablate.ablations import REPORT, Ablation
 from gemmule.ablate.config import SweepConfig
 from gemmule.ablate.intervals import CONFIDENCE, summary, verdict
-from gemmule.ablate.plan import Cell, Key, Plan
+from gemmule.ablate.sweep import Cell, Key, Plan
 
 # Key of a figure, whether more is better, what it is called, its unit.
 METRICS = {

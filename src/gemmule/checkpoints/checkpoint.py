@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gemmule.checkpoints.stored import (
+from gemmule.checkpoints.stored_tensor import (
     HeldTensor,
     StoredTensor,
     few,

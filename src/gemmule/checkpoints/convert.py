@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gemmule import files
-from gemmule.checkpoints import hf_writer
 from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.hf import writer as hf_writer
 from gemmule.checkpoints.load import open_checkpoint
-from gemmule.checkpoints.places import FileLayout, write
-from gemmule.checkpoints.stored import dtype_name, parse_dtype
+from gemmule.checkpoints.stored_tensor import dtype_name, parse_dtype
+from gemmule.checkpoints.tensor_layout import FileLayout, write
 from gemmule.checkpoints.verify import check_export
 from gemmule.config import nearest
 from gemmule.errors import ConfigError, OutputError
@@ -140,13 +140,13 @@ def _begin(source: Checkpoint, out: Path, to: str, kind: str) -> Path:
 
 def _layouts(source: Checkpoint, to: str, kind: str) -> tuple[list[FileLayout], Sequence[str]]:
     if to == "gguf":
-        from gemmule.checkpoints import gguf_writer
+        from gemmule.checkpoints.gguf import writer as gguf_writer
 
         return gguf_writer.layouts(source, kind)
     if to == "gemma_pytorch":
-        from gemmule.checkpoints import gemma_pytorch_writer
+        from gemmule.checkpoints.gemma_pytorch import writer as ckpt_writer
 
-        return gemma_pytorch_writer.layouts(source, parse_dtype(kind)), ()
+        return ckpt_writer.layouts(source, parse_dtype(kind)), ()
     return hf_writer.layouts(source, parse_dtype(kind)), ()
 
 

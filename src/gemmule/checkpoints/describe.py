@@ -6,7 +6,7 @@ from typing import Any
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.shapes import PUBLISHED
-from gemmule.checkpoints.stored import dtype_name
+from gemmule.checkpoints.stored_tensor import dtype_name
 from gemmule.errors import TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from gemmule.checkpoints.checkpoint import Checkpoint, parse_device
-from gemmule.checkpoints.hf import open_hf
+from gemmule.checkpoints.hf.reader import open_hf
 from gemmule.checkpoints.locate import locate
-from gemmule.checkpoints.quantised import is_quantised, load_quantised, open_quantised
+from gemmule.checkpoints.packed.reader import is_quantised, load_quantised, open_quantised
 from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -23,19 +23,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     found = locate(path)
     match found.format:
         case "gguf":
-            from gemmule.checkpoints.gguf_reader import open_gguf
+            from gemmule.checkpoints.gguf.reader import open_gguf
 
             return open_gguf(found.path)
         case "gemma_pytorch":
-            from gemmule.checkpoints.gemma_pytorch import open_gemma_pytorch
+            from gemmule.checkpoints.gemma_pytorch.reader import open_gemma_pytorch
 
             return open_gemma_pytorch(found.path)
         case "npz":
-            from gemmule.checkpoints.jax_tree import open_npz
+            from gemmule.checkpoints.jax.reader import open_npz
 
             return open_npz(found.path)
         case "orbax":
-            from gemmule.checkpoints.jax_tree import open_orbax
+            from gemmule.checkpoints.jax.reader import open_orbax
 
             return open_orbax(found.path)
         case _:
@@ -81,8 +81,8 @@ def load_to_run(
         TokenizerError: when its tokenizer is missing or broken.
         ConfigError: for an impossible dtype or device, or settings that exclude one another.
     """
-    from gemmule.checkpoints.quantise import quantise_checkpoint
-    from gemmule.checkpoints.quantised_gemma import QuantisedGemma
+    from gemmule.checkpoints.packed.model import QuantisedGemma
+    from gemmule.checkpoints.packed.quantize import quantise_checkpoint
 
     on_cpu = parse_device(device).type == "cpu"
     if quantize is None:

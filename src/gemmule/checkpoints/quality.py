@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.quantised import EMBEDDING, QuantisedModel
-from gemmule.checkpoints.quantised_gemma import QuantisedGemma
-from gemmule.checkpoints.streamed import filled
+from gemmule.checkpoints.packed.model import QuantisedGemma
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel
+from gemmule.checkpoints.streamed_forward import filled
+from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.gemma import Block, RMSNorm, rope_tables
-from gemmule.model.soft_cap import soft_cap
 from gemmule.model.tokenizer import Tokenizer
 
 _TOKENS = 2048  # through a layer at once

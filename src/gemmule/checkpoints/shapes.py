@@ -8,7 +8,7 @@ size: the window, the caps and the query scale cannot be read off weights.
 from collections.abc import Mapping
 from pathlib import Path
 
-from gemmule.checkpoints.hf_config import from_hf, read_object
+from gemmule.checkpoints.hf.config import from_hf, read_object
 from gemmule.errors import CheckpointError, TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.tokenizer import Tokenizer

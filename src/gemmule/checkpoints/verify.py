@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gemmule.checkpoints import peers
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.stored import StoredTensor
-from gemmule.checkpoints.streamed import streamed_logits
+from gemmule.checkpoints.stored_tensor import StoredTensor
+from gemmule.checkpoints.streamed_forward import streamed_logits
 from gemmule.errors import GemmuleError
 from gemmule.model.spm_train import SPACE
 from gemmule.model.tokenizer import Tokenizer

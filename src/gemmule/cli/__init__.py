@@ -5,12 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gemmule.cli.app import app
-from gemmule.errors import GemmuleError, Interrupted
-
 # They add their verbs, in the order that --help shows.
 from gemmule.cli import making, using, judging, benchmarks, memorization  # noqa: F401  # isort: skip
 from gemmule.cli import safety  # noqa: F401  # isort: skip
+from gemmule.cli.app import app
+from gemmule.errors import GemmuleError, Interrupted
 
 
 def _version(wanted: bool) -> None:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from gemmule.cli.app import AsJson, Benchmarks, Device, Dtype, Packed, Results, app, stoppable
+from gemmule.cli.app import (
+    AsJson,
+    Benchmarks,
+    Device,
+    Dtype,
+    Packed,
+    Results,
+    app,
+    stoppable,
+)
 from gemmule.errors import ConfigError
 
 
@@ -52,7 +61,7 @@ def evaluate(
     from gemmule.evals.benchmarks.settings import EvalSettings
 
     if tasks == "list":
-        from gemmule.evals.benchmarks.show import listing
+        from gemmule.evals.benchmarks.results_table import listing
 
         listing(as_json)
         return
@@ -64,8 +73,8 @@ def evaluate(
         "accept_weaker_sandbox": accept_weaker_sandbox,
     }  # fmt: skip
     settings = EvalSettings.parse(values, source="eval")
-    from gemmule.evals.benchmarks.run import run_eval
-    from gemmule.evals.benchmarks.show import show
+    from gemmule.evals.benchmarks.results_table import show
+    from gemmule.evals.benchmarks.run_benchmarks import run_eval
 
     with stoppable("the same command goes on where this one stopped"):
         results = run_eval(

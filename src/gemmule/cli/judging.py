@@ -46,10 +46,10 @@ def plan(
     Example: gemmule plan --teacher runs/quickstart/teacher --student 1m --data runs/quickstart/data
     --runs runs/quickstart --tokens 1000000
     """
+    from gemmule.console import console
     from gemmule.plan.forecast import make_plan
-    from gemmule.plan.request import PlanRequest
-    from gemmule.plan.show import show
-    from gemmule.runlog import console
+    from gemmule.plan.settings import PlanRequest
+    from gemmule.plan.tables import show
 
     settings = [f"batch_size={batch_size}", f"seq_len={seq_len}", *(overrides or [])]
     settings += [f"country={json.dumps(country)}"] if country else []
@@ -88,7 +88,7 @@ def doctor(
 
     Example: gemmule doctor google/gemma-2-2b --backend transformers
     """
-    from gemmule.doctor.run import run_doctor
+    from gemmule.doctor.examine import run_doctor
 
     with stoppable("nothing was written"):
         report = run_doctor(model, backend, url, served, attn, dtype)
@@ -118,16 +118,16 @@ def bench(
 
     Example: gemmule bench runs/quickstart/student --batch 1,4
     """
-    from gemmule.runlog import ProgressBar
-    from gemmule.speed.request import SpeedRequest
+    from gemmule.console import ProgressBar
+    from gemmule.speed.settings import SpeedRequest
 
     values = {
         "model": model, "quantize": quantize, "threads": threads, "prompt": prompt,
         "context": context, "batch": batch,
     }  # fmt: skip
     request = SpeedRequest.parse(values, source="bench")
-    from gemmule.speed.measure import measure
-    from gemmule.speed.show import show
+    from gemmule.speed.benchmark import measure
+    from gemmule.speed.tables import show
 
     with stoppable("nothing was written"), ProgressBar("measuring", 100, "%") as bar:
 
@@ -182,8 +182,8 @@ def ablate(
     induction  does the model copy what it saw before
     routing    tokens that the teacher is unsure of learn from the text
     """
-    from gemmule.ablate.catalogue import find, listing
-    from gemmule.runlog import console, facts, table
+    from gemmule.ablate.ablations import find, listing
+    from gemmule.console import console, facts, table
 
     if ablation == "list":
         rows = listing()
@@ -208,7 +208,7 @@ def ablate(
     config = SweepConfig.parse({k: v for k, v in values.items() if v is not None}, "ablate")
     with stoppable("the same command goes on from there"):
         from gemmule.ablate.page import failures, summary_table, verdicts
-        from gemmule.ablate.run import run_ablation
+        from gemmule.ablate.run_sweep import run_ablation
 
         results = run_ablation(config, out)
     if as_json:

@@ -70,9 +70,10 @@ def tokenizer_train(
 
     Example: gemmule tokenizer train ~/notes --vocab-size 8192 --out runs/tokenizer
     """
+    from gemmule.console import console
     from gemmule.data.prepare import sample_texts
     from gemmule.model.tokenizer import train_tokenizer
-    from gemmule.runlog import claim, console
+    from gemmule.runs.run_dir import claim
 
     claim(out)
     trained = train_tokenizer(sample_texts(source, field=field), vocab_size)
@@ -96,9 +97,9 @@ def data(
 
     Example: gemmule data ~/notes --tokenizer runs/tokenizer --out runs/data
     """
+    from gemmule.console import counting, table
     from gemmule.data.prepare import prepare
     from gemmule.model.tokenizer import Tokenizer
-    from gemmule.runlog import counting, table
 
     again = stoppable("the same command goes on where this one stopped")
     with again, counting("tokenising") as progress:
@@ -174,9 +175,9 @@ def record(
     Example: gemmule record runs/big --data runs/data --out runs/targets
     """
     from gemmule.config import assign
-    from gemmule.runlog import facts
-    from gemmule.train.record import RecordConfig, describe
-    from gemmule.train.record import record as run
+    from gemmule.console import facts
+    from gemmule.teachers.record import RecordConfig, describe
+    from gemmule.teachers.record import record as run
 
     own = {
         "kind": kind, "draws": draws, "k": k, "p": p, "proposal": proposal,
@@ -214,9 +215,9 @@ def verify(
 
     Example: gemmule verify runs/targets
     """
-    from gemmule.runlog import facts
-    from gemmule.train.verify import describe
-    from gemmule.train.verify import verify as run
+    from gemmule.console import facts
+    from gemmule.teachers.verify_store import describe
+    from gemmule.teachers.verify_store import verify as run
 
     with stoppable("nothing was changed"):
         report = run(
@@ -267,7 +268,8 @@ def _train(
     resume: bool,
     as_json: bool,
 ) -> None:
-    from gemmule.runlog import RunDir, console
+    from gemmule.console import console
+    from gemmule.runs.run_dir import RunDir
 
     if resume:
         if config or overrides:

@@ -40,9 +40,9 @@ def memorization(
 
     Example: gemmule memorization runs/quickstart/student --against runs/quickstart/scratch
     """
-    from gemmule.evals.memorization.run import run_memorization
+    from gemmule.evals.memorization.results_table import show
+    from gemmule.evals.memorization.run_memorization import run_memorization
     from gemmule.evals.memorization.settings import Settings
-    from gemmule.evals.memorization.show import show
 
     settings = Settings(
         probes=probes,
@@ -79,9 +79,9 @@ def canaries(
 
     Example: gemmule canaries runs/data --out runs/data-canaries --repeats 1,8,64
     """
+    from gemmule.console import console
     from gemmule.data.canaries import add_canaries
     from gemmule.data.dataset import Dataset
-    from gemmule.runlog import console
 
     try:
         counts = [int(number) for number in repeats.split(",")]

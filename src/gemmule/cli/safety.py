@@ -61,7 +61,7 @@ def safety(
 
     Example: gemmule safety runs/quickstart/student --data-dir benchmarks --tasks bbq,crows-pairs
     """
-    from gemmule.evals.safety.measure import Settings
+    from gemmule.evals.safety.evaluate import Settings
 
     values = {
         "data_dir": data_dir, "tasks": None if tasks is None else tasks.split(","), "limit": limit,
@@ -69,8 +69,8 @@ def safety(
     }  # fmt: skip
     settings = Settings.parse(values, source="safety")
     from gemmule.evals.safety.gate import EXIT_CODE
-    from gemmule.evals.safety.run import run_safety
-    from gemmule.evals.safety.show import bars, show
+    from gemmule.evals.safety.results_table import bars, show
+    from gemmule.evals.safety.run_safety import run_safety
 
     with stoppable("the same command goes on where this one stopped"), bars() as progress:
         result = run_safety(

@@ -11,8 +11,8 @@ from gemmule.cli.app import AsJson, Model, Packed, app, stoppable
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gemmule.infer.core.sampling import SamplingSettings
     from gemmule.infer.language_model import LanguageModel
-    from gemmule.infer.sampling import SamplingSettings
 
 MaxNew = Annotated[int, typer.Option(help="Longest answer, tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
@@ -146,7 +146,7 @@ def info(model: Model, as_json: AsJson = False) -> None:
     Example: gemmule info google/gemma-2-2b
     """
     from gemmule.checkpoints.describe import describe, lines
-    from gemmule.runlog import facts
+    from gemmule.console import facts
 
     found = describe(model)
     if as_json:
@@ -181,7 +181,7 @@ def convert(
     """
     from gemmule.checkpoints.convert import convert as run
     from gemmule.checkpoints.convert import summary
-    from gemmule.runlog import facts, staged
+    from gemmule.console import facts, staged
 
     with stoppable("the same command goes on where this one stopped"), staged() as progress:
         report = run(model, out, to, dtype, verify=verify, text=text, progress=progress)
@@ -218,9 +218,9 @@ def quantize(
 
     Example: gemmule quantize runs/quickstart/student --to int4 --out exports/student-int4
     """
+    from gemmule.console import console, counting, facts
     from gemmule.quantize import quantize as run
     from gemmule.quantize import summary
-    from gemmule.runlog import console, counting, facts
 
     def stage(what: str) -> None:
         console.print(what, style="dim", markup=False)

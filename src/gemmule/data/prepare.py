@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule import files, runlog
+from gemmule import files
 from gemmule.data.corpus import SPLITS, Corpus, Progress, read_corpus
 from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
 from gemmule.data.shards import ShardJob, make_shard
 from gemmule.data.sources import Document, find_source
 from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runtime import host
 
 PLAN = "plan.json"
 # Shards are the unit of parallel work and of resuming: about 32 in all, within these bounds.
@@ -80,7 +81,7 @@ def prepare(
         tokenizer,
         out,
         shard_bytes=plan["shard_bytes"],
-        workers=workers or runlog.usable_cores(),
+        workers=workers or host.usable_cores(),
         progress=progress,
     )
     files.write_json(out / MANIFEST, _manifest(corpus, tokenizer, plan, entries))

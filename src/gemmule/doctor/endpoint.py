@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmule.console import ProgressBar
 from gemmule.doctor import reference
 from gemmule.doctor.bugs import known_bugs
 from gemmule.doctor.findings import Finding, logit_rows, property_row, unless
@@ -21,7 +22,6 @@ from gemmule.doctor.report import CANNOT_TELL, FAIL, NOT_TESTED, PASS, Row, numb
 from gemmule.doctor.text_checks import BOS, PROSE, ids_row, published_row
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
-from gemmule.runlog import ProgressBar
 from gemmule.teachers.completions import CompletionServer, Refused
 
 _EXACT_PARAMETERS = 30_000_000

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from gemmule.errors import CheckpointError
+from gemmule.infer.core.request import Request
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.request import Request
-from gemmule.infer.sampling import SamplingParams
-from gemmule.infer.torch_runner import TorchRunner
+from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.kv_cache import KVCache

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gemmule.runlog import console, duration
+from gemmule.console import console, duration
 
 PASS, FAIL, WARNING = "pass", "FAIL", "warning"
 NOT_TESTED, CANNOT_TELL = "not tested", "cannot tell"

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from gemmule import files
 from gemmule.data.dataset import Dataset, Split
 from gemmule.data.loader import times_read, whole_windows
-from gemmule.distill.store import Store
 from gemmule.errors import DataError, GemmuleError, UserError
+from gemmule.teachers.logit_store import Store
 from gemmule.train.config import DistillConfig, TrainConfig
 
 

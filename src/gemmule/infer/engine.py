@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from gemmule.errors import ConfigError
-from gemmule.infer.jobs import Generation, Job, Scoring
-from gemmule.infer.pages import most_pages
-from gemmule.infer.pool_size import pages_for
-from gemmule.infer.request import (
+from gemmule.infer.core.cache_size import pages_for
+from gemmule.infer.core.pages import most_pages
+from gemmule.infer.core.request import (
     Completion,
     Event,
     Request,
@@ -22,9 +21,10 @@ from gemmule.infer.request import (
     checked_ids,
     length_of,
 )
-from gemmule.infer.runner import PAGE, Runner, Span
-from gemmule.infer.scheduler import Part, Scheduler
-from gemmule.infer.speculative import Speculation
+from gemmule.infer.core.request_state import Generation, Job, Scoring
+from gemmule.infer.core.scheduler import Part, Scheduler
+from gemmule.infer.core.speculative import Speculation
+from gemmule.infer.runners.protocol import PAGE, Runner, Span
 from gemmule.model.tokenizer import Tokenizer
 
 

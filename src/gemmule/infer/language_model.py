@@ -8,18 +8,18 @@ import torch
 
 from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, TokenizerError
-from gemmule.infer.engine import Engine
-from gemmule.infer.request import Completion, Event, Request, Score, check_text
-from gemmule.infer.runners import make_runner
-from gemmule.infer.sampling import NotFinite, SamplingParams, SamplingSettings
-from gemmule.infer.speculative import (
+from gemmule.infer.core.request import Completion, Event, Request, Score, check_text
+from gemmule.infer.core.sampling import NotFinite, SamplingParams, SamplingSettings
+from gemmule.infer.core.speculative import (
     DraftModel,
     PromptLookup,
     Speculation,
     check_same_tokenizer,
 )
-from gemmule.infer.torch_runner import TorchRunner
-from gemmule.infer.tree_scoring import Branches, TreeScorer
+from gemmule.infer.engine import Engine
+from gemmule.infer.prefix_scoring import Branches, TreeScorer
+from gemmule.infer.runners.choose import make_runner
+from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer

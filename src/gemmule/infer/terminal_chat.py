@@ -12,8 +12,8 @@ from rich.console import Console
 from gemmule import files
 from gemmule.config import nearest
 from gemmule.errors import UserError
+from gemmule.infer.core.sampling import SamplingParams, SamplingSettings
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.sampling import SamplingParams, SamplingSettings
 
 HELP = """\
 /reset         forget the conversation

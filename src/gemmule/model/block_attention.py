@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gemmule.model.soft_cap import fast_tanh
+from gemmule.losses.soft_cap import fast_tanh
 
 QUERY_BLOCK = 128  # small enough that a block's scores stay in a core's cache
 MAX_UNROLLED_BLOCKS = 8  # bounds the size of the compiled graph

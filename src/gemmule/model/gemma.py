@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.block_attention import attend_sequence
 from gemmule.model.config import GemmaConfig
 from gemmule.model.kv_cache import Cache
-from gemmule.model.soft_cap import soft_cap
 
 
 def rope_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

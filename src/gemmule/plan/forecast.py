@@ -4,14 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from gemmule import runlog
-from gemmule.carbon import EnergyMeter
 from gemmule.data.dataset import Dataset
-from gemmule.distill.spec import TargetSpec
 from gemmule.errors import ConfigError
 from gemmule.plan.calibrate import Asked, Calibration, calibrate
+from gemmule.plan.calibration_worker import storage_specs
 from gemmule.plan.law import Law
-from gemmule.plan.measure import storage_specs
+from gemmule.plan.measured_runs import read_runs
 from gemmule.plan.memory import (
     HEAP_GROWTH,
     Shape,
@@ -21,11 +19,12 @@ from gemmule.plan.memory import (
     usable_memory,
 )
 from gemmule.plan.models import Planned, find_both
-from gemmule.plan.request import PlanRequest
 from gemmule.plan.routes import STORED_OVER_SCRATCH, Clock, Corpus, Route
-from gemmule.plan.runs import read_runs
+from gemmule.plan.settings import PlanRequest
 from gemmule.plan.storage import estimated_bytes
-from gemmule.train import machine
+from gemmule.runs.carbon import EnergyMeter
+from gemmule.runtime import device, host
+from gemmule.teachers.target_spec import TargetSpec
 from gemmule.train.config import TrainConfig
 
 
@@ -61,7 +60,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
         student.config, teacher.config, teacher.path, str(request.data) if dataset else None,
         _settings(config), flops,
     )  # fmt: skip
-    found = calibrate(asked, machine.matmul_gflops(), request.calibration_seconds, say)
+    found = calibrate(asked, device.matmul_gflops(), request.calibration_seconds, say)
     clock = Clock(found, config, corpus, student_flops, teacher_flops)
     routes = _routes(clock, tokens, request.students)
     law = Law(request, teacher, student, found.teacher, dataset, runs).predict(routes)
@@ -75,7 +74,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
             "compiled": dict(zip(("scratch", "distill"), found.compiled, strict=True)),
             "corpus_tokens": corpus.train or None, "students": request.students,
         },
-        "machine": runlog.machine(),
+        "machine": host.machine(),
         "calibration": {
             "seconds": round(found.seconds, 1), "start": found.start, "teacher": found.teacher,
             "scratch": found.scratch, "distill": found.distill,

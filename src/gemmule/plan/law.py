@@ -8,11 +8,11 @@ import numpy as np
 from gemmule.data.dataset import Dataset
 from gemmule.plan import scaling
 from gemmule.plan.calibrate import Finding
+from gemmule.plan.measured_runs import MeasuredRun, held_out_loss
 from gemmule.plan.models import Planned
-from gemmule.plan.request import TOKENS_PER_PARAMETER, PlanRequest
 from gemmule.plan.routes import Route
-from gemmule.plan.runs import MeasuredRun, held_out_loss
 from gemmule.plan.scaling import Floats, Interval, Point
+from gemmule.plan.settings import TOKENS_PER_PARAMETER, PlanRequest
 
 SOURCE = "Busbridge et al., Distillation Scaling Laws, arXiv 2502.08606"
 SURE = 0.9  # a probability from which the plan takes a side

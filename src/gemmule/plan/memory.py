@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemmule import runlog
-from gemmule.distill.chunked import TILE_BYTES, chunk_size
+from gemmule.losses.chunked_head import TILE_BYTES, chunk_size
 from gemmule.model.block_attention import QUERY_BLOCK
 from gemmule.model.config import GemmaConfig
+from gemmule.runtime import host
 
 MARGIN = 0.1  # of the memory is left free: what a prediction may be off by
 HEAP_GROWTH = 1.04  # a whole run's peak over that of its first few steps: the heap fragments
@@ -82,7 +82,7 @@ def largest_rows(peak: Callable[[int], float], memory: float, most: int = 2**20)
 
 def usable_memory() -> float | None:
     """Bytes this process may use: the machine's, or its control group's limit if that is lower."""
-    total = runlog.machine()["memory_gib"]
+    total = host.machine()["memory_gib"]
     found = [] if total is None else [total * 2**30]
     for limit in _limit_files():
         try:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gemmule.distill.spec import TargetSpec
+from gemmule.teachers.target_spec import TargetSpec
 
 TOKENS = 32
 

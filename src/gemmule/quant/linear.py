@@ -14,9 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gemmule import runlog
+from gemmule.console import console
 from gemmule.quant import int4, int6, int8, native, product
-from gemmule.quant.packed import ALIGN, FLOATS, GROUP, SUPERBLOCK, TILE, PackedMatrix, padded
+from gemmule.quant.packed import (
+    ALIGN,
+    FLOATS,
+    GROUP,
+    SUPERBLOCK,
+    TILE,
+    PackedMatrix,
+    padded,
+)
 
 _REPACKED = 2**24  # weights at once
 _MANY = 64  # tokens, for which unpacking pays
@@ -79,7 +87,7 @@ def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
 
 @cache
 def _say_once() -> None:
-    runlog.console.print(
+    console.print(
         "this installation has no native kernels (no C++ compiler when it was installed?): packed "
         "models run on torch's, slower and with other roundings",
         style="dim",

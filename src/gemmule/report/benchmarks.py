@@ -7,9 +7,9 @@ from typing import Any
 from gemmule.errors import CheckpointError
 from gemmule.report import figures, score_plot
 from gemmule.report.figures import Figure, Ledger, Sentence, say
-from gemmule.report.marks import Marks, marks
 from gemmule.report.plots import Plot
-from gemmule.report.runs import Document, is_number
+from gemmule.report.run_files import Document, is_number
+from gemmule.report.scale import Marks, marks
 
 
 @dataclasses.dataclass(frozen=True)

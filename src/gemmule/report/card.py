@@ -7,7 +7,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.errors import MissingExtraError
-from gemmule.report import page, runs
+from gemmule.report import page, run_files
 from gemmule.report.figures import UNKNOWN, Figure
 from gemmule.report.parts import Page
 
@@ -38,7 +38,7 @@ def write_card(run: Path, licence: str | None = None) -> Path:
         import jinja2
     except ImportError:
         raise MissingExtraError("jinja2", "report", "the model card") from None
-    source = runs.load(run)
+    source = run_files.load(run)
     content = page.build(source, clean(run.resolve().name), clean(page.shown_path(run)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gemmule.report import figures
 from gemmule.report.figures import Figure, Ledger, Sentence, say
 from gemmule.report.parts import Group, Rung
-from gemmule.report.runs import Document, Quickstart, Run
+from gemmule.report.run_files import Document, Quickstart, Run
 
 COLUMNS = (
     ("nats_per_token", "nats per token", figures.loss),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from gemmule.report.runs import Document, is_number
+from gemmule.report.run_files import Document, is_number
 
 UNKNOWN = "not measured"
 Format = Callable[[Any], str]

@@ -8,7 +8,7 @@ from typing import Any
 from gemmule.errors import CheckpointError
 from gemmule.report import figures
 from gemmule.report.figures import Figure, Ledger, Sentence, say
-from gemmule.report.runs import Document, is_number
+from gemmule.report.run_files import Document, is_number
 
 FILE = "evals/memorization.json"
 KINDS = ("exact", "approximate")

@@ -5,11 +5,19 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemmule.report import benchmarks, compare, figures, memorization, plots, safety, sections
+from gemmule.report import (
+    benchmarks,
+    compare,
+    figures,
+    memorization,
+    plots,
+    safety,
+    sections,
+)
 from gemmule.report.figures import Ledger
 from gemmule.report.parts import Page, Tile
 from gemmule.report.plots import Plot
-from gemmule.report.runs import Quickstart, Run
+from gemmule.report.run_files import Quickstart, Run
 
 
 def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:

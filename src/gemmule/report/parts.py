@@ -7,7 +7,7 @@ from gemmule.report.benchmarks import Benchmarks
 from gemmule.report.figures import Figure, Sentence
 from gemmule.report.memorization import Memorization
 from gemmule.report.plots import Line, Plot
-from gemmule.report.runs import Run
+from gemmule.report.run_files import Run
 from gemmule.report.safety import Safety
 
 

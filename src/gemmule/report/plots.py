@@ -9,7 +9,7 @@ from typing import Any
 
 from gemmule.errors import MissingExtraError
 from gemmule.report.figures import count, flops, tick
-from gemmule.report.runs import Point, Run
+from gemmule.report.run_files import Point, Run
 
 # Drawn in these colours, which are then replaced by the page's CSS variables: one picture
 # serves the light and the dark scheme.

@@ -7,7 +7,7 @@ from typing import Any
 from gemmule.report import figures
 from gemmule.report.figures import Ledger, Sentence, say
 from gemmule.report.parts import Section
-from gemmule.report.runs import Quickstart, Run
+from gemmule.report.run_files import Quickstart, Run
 
 ARCHITECTURE = {
     "num_hidden_layers": "layers",

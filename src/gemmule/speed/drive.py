@@ -3,10 +3,10 @@
 import random
 import time
 
+from gemmule.infer.core.request import Request
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.engine import Engine
-from gemmule.infer.request import Request
-from gemmule.infer.runner import Runner
-from gemmule.infer.sampling import SamplingParams
+from gemmule.infer.runners.protocol import Runner
 
 
 class Driver:

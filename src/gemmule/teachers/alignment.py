@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gemmule.data.loader import IGNORED, Batch
-from gemmule.distill.cross_tokenizer import NO_SPAN
+from gemmule.losses.span_likelihood import NO_SPAN
 from gemmule.teachers.pieces import Pieces
 
 

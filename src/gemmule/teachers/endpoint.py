@@ -23,14 +23,14 @@ from torch import Tensor
 
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import IGNORED, Batch
-from gemmule.distill.chunked import tiles
-from gemmule.distill.spec import TargetSpec
-from gemmule.distill.targets import Choice, SparseTargets, joined
 from gemmule.errors import ConfigError, TokenizerError
+from gemmule.losses.chunked_head import tiles
+from gemmule.losses.sparse_targets import Choice, SparseTargets, joined
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.completions import CompletionServer, Refused
 from gemmule.teachers.same_tokenizer import probe_texts
+from gemmule.teachers.target_spec import TargetSpec
 
 REQUESTS = 4  # in flight
 _ID = "token_id:"

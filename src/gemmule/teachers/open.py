@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from gemmule.checkpoints.hf_config import read_object
+from gemmule.checkpoints.hf.config import read_object
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.locate import Located, locate
 from gemmule.data.dataset import Dataset

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gemmule.data.loader import Batch
-from gemmule.distill.targets import Choice, SparseTargets, sparse_targets
+from gemmule.losses.sparse_targets import Choice, SparseTargets, sparse_targets
 from gemmule.teachers.pieces import Pieces
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.data.loader import Batch
 from gemmule.errors import CheckpointError, MissingExtraError, first_line
-from gemmule.model.soft_cap import soft_cap
+from gemmule.losses.soft_cap import soft_cap
 from gemmule.teachers.teacher import LocalTeacher
 
 # What transformers raises for a folder that it can make nothing of.

@@ -7,7 +7,8 @@ import pydantic
 from pydantic import Field
 
 from gemmule.config import Config
-from gemmule.distill.divergences import CROSS_ENTROPY, Divergence, Kind
+from gemmule.losses.divergences import CROSS_ENTROPY, Divergence, Kind
+from gemmule.runtime.config import MachineConfig
 
 
 class OptimizerConfig(Config):
@@ -50,24 +51,6 @@ class ScheduleConfig(Config):
         if self.name == "wsd" and self.warmup + self.decay > 1:
             raise ValueError(f"warmup {self.warmup} and decay {self.decay} add up to more than 1")
         return self
-
-
-class MachineConfig(Config):
-    """How the machine is used; "auto" is settled at the start and saved (train/machine.py).
-
-    Attributes:
-        device: "auto", "cpu", "cuda".
-        dtype: of activations; "auto" takes what multiplies fastest on this machine.
-        compile: torch.compile the block; "auto" does where the run is long enough to earn it.
-        threads: CPU threads; 0 takes the cores there are.
-        country: ISO 3166 three-letter code for the carbon intensity of electricity.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    threads: int = Field(default=0, ge=0, le=1024)
-    country: str | None = None
 
 
 class MemorizationConfig(Config):
@@ -157,7 +140,7 @@ class DistillConfig(TrainConfig):
     Attributes:
         teacher: run, HF-layout folder or hub id; or instead of it
         targets: a logit store, made by `gemmule record`; no teacher is loaded.
-        loss: how far the student is from the teacher, see gemmule.distill.divergences.
+        loss: how far the student is from the teacher, see gemmule.losses.divergences.
         beta: the teacher's share in the mixture of "jsd".
         skew: of "skew_kl" the teacher's, of "skew_reverse_kl" the student's share in the mixture.
         temperature: of both distributions.
@@ -165,7 +148,7 @@ class DistillConfig(TrainConfig):
         route_above: tokens of which the teacher's entropy is above so many nats learn from the next
             token instead; None: none do.
         cross_tokenizer: the teacher may have another tokenizer; it is learnt from by the
-            likelihoods of spans, see gemmule.distill.cross_tokenizer.
+            likelihoods of spans, see gemmule.losses.span_likelihood.
         span_temperature: of those likelihoods, instead of `temperature`.
     """
 

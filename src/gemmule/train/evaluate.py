@@ -6,7 +6,7 @@ import torch
 
 from gemmule.data.dataset import Split
 from gemmule.data.loader import eval_batches
-from gemmule.distill.losses import linear_cross_entropy
+from gemmule.losses.linear import linear_cross_entropy
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 

@@ -9,24 +9,25 @@ from typing import Any
 import torch
 
 from gemmule import files
-from gemmule.carbon import EnergyMeter
-from gemmule.checkpoints.training import (
-    drop_old_states,
-    load_training_state,
-    save_training_state,
-    training_states,
-)
+from gemmule.console import ProgressBar
 from gemmule.data.loader import Batch, Loader
 from gemmule.errors import Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
-from gemmule.runlog import ProgressBar, RunDir
+from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.run_dir import RunDir
+from gemmule.runtime.signals import stop_signals
 from gemmule.train.config import TrainConfig
 from gemmule.train.event_file import EventFile
 from gemmule.train.objectives import Objective
 from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
 from gemmule.train.probe import Probe
 from gemmule.train.schedule import learning_rate_factor
-from gemmule.train.signals import stop_signals
+from gemmule.train.state import (
+    drop_old_states,
+    load_training_state,
+    save_training_state,
+    training_states,
+)
 
 
 @dataclasses.dataclass

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from gemmule.data.loader import Batch
-from gemmule.distill.cross_tokenizer import span_log_likelihoods, span_matching
-from gemmule.distill.divergences import CROSS_ENTROPY, Divergence
-from gemmule.distill.likelihood import linear_log_likelihoods
-from gemmule.distill.losses import (
+from gemmule.losses.divergences import CROSS_ENTROPY, Divergence
+from gemmule.losses.likelihood import linear_log_likelihoods
+from gemmule.losses.linear import (
     check_sparse,
     linear_cross_entropy,
     linear_distillation,
     linear_sparse_distillation,
 )
-from gemmule.distill.store import Store, at_temperature, check_temperature
-from gemmule.distill.targets import SparseTargets, sparse_targets
+from gemmule.losses.span_likelihood import span_log_likelihoods, span_matching
+from gemmule.losses.sparse_targets import SparseTargets, sparse_targets
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.alignment import align_batch
+from gemmule.teachers.logit_store import Store, at_temperature, check_temperature
 from gemmule.teachers.pieces import Pieces
 from gemmule.teachers.teacher import LocalTeacher
 
@@ -70,7 +70,7 @@ class Distillation:
         teacher: whose distribution.
         temperature: of both distributions.
         alpha: weight of the next-token loss.
-        compiled: see gemmule.distill.losses.
+        compiled: see gemmule.losses.linear.
         divergence: how far the student is from the teacher.
         route_above: tokens of which the teacher's entropy, at temperature 1, is above so many nats
             learn from the next token alone. Costs the heads' products a second time.
@@ -154,7 +154,7 @@ class StoredDistillation:
         store: of the very windows that the loader cuts.
         temperature: of both distributions; one that the stored targets can be brought to.
         alpha: weight of the next-token loss.
-        compiled: see gemmule.distill.losses.
+        compiled: see gemmule.losses.linear.
         divergence: cross-entropy or forward KL.
     """
 
@@ -194,14 +194,14 @@ class StoredDistillation:
 
 
 class CrossTokenizerDistillation:
-    """Learning from a teacher that cuts text otherwise (distill/cross_tokenizer.py).
+    """Learning from a teacher that cuts text otherwise (losses/span_likelihood.py).
 
     Args:
         teacher: runs on its own cut of the same documents; its `pieces` say which.
         pieces: the data's tokenizer.
         span_temperature: see span_matching.
         alpha: weight of the next-token loss.
-        compiled: see gemmule.distill.losses.
+        compiled: see gemmule.losses.linear.
     """
 
     def __init__(

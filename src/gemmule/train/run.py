@@ -7,21 +7,22 @@ from typing import Any
 import torch
 
 from gemmule import files
-from gemmule.carbon import EnergyMeter
 from gemmule.checkpoints.checkpoint import weights_fingerprint
-from gemmule.checkpoints.hf_writer import save_model
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Loader
-from gemmule.distill.store import Store
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
-from gemmule.runlog import RunDir
+from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.run_dir import RunDir
+from gemmule.runtime import device, memory, torch_compile
 from gemmule.teachers.gemma import GemmaTeacher, load_partner
+from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import open_foreign_teacher, open_teacher
 from gemmule.teachers.pieces import OwnPieces
 from gemmule.teachers.teacher import LocalTeacher
-from gemmule.train import machine
+from gemmule.train import memory_check
 from gemmule.train.config import DistillConfig, TrainConfig
 from gemmule.train.evaluate import evaluate
 from gemmule.train.loop import train
@@ -68,7 +69,7 @@ def run_training(
         if (out / RESULT).is_file():
             return dict(files.read_json(out / RESULT))
         config = type(config).load(out / "config.toml")
-    machine.keep_freed_memory()
+    memory.keep_freed_memory()
     dataset = Dataset.open(config.data)
     model = _build(config, dataset)
     teacher = _open_teacher(config, model, dataset)
@@ -81,7 +82,7 @@ def run_training(
     train_flops = flops_per_token * config.steps * config.tokens_per_step
     EnergyMeter(config.country)  # a wrong country is to be found before anything is written
     manifest = _manifest(config, model, teacher, dataset)
-    config = machine.resolve(config, train_flops)
+    config = device.resolve(config, train_flops)
     if not resume:
         run = RunDir.create(out, config)
     if (out / MANIFEST).is_file():
@@ -92,9 +93,9 @@ def run_training(
     if isinstance(teacher, LocalTeacher):
         teacher.module.to(config.device)
     if config.compile:
-        machine.compile_blocks(model)
+        torch_compile.compile_blocks(model.layers)
         if isinstance(teacher, GemmaTeacher):
-            machine.compile_blocks(teacher.model)
+            torch_compile.compile_blocks(teacher.model.layers)
     objective = _objective(config, teacher, dataset, compiled=bool(config.compile))
 
     def validate() -> dict[str, float]:
@@ -165,7 +166,7 @@ def _build(config: TrainConfig, dataset: Dataset) -> Gemma:
             f"{tokenizer.vocab_size} pieces: leave it out, or make it at least that"
         )
     _check_context(config, shape)
-    machine.check_memory(config, shape)
+    memory_check.check_memory(config, shape)
     torch.manual_seed(config.seed)
     return Gemma(shape)
 

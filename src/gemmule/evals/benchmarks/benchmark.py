@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from gemmule.evals.sandbox import Sandbox
+    from gemmule.sandbox import Sandbox
 
 Row = dict[str, Any]
 Config = Callable[[str], dict[str, Any]]  # from a task's name to its settings

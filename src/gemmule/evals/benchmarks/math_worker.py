@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from gemmule.evals.benchmarks import killable
+from gemmule.evals.benchmarks import worker_pool
 
 _NONE = "[invalidanswer]"  # lm-eval's word for a response without a final answer
 
@@ -22,7 +22,7 @@ def main() -> None:
         target = utils.parse(job["response"])
         return bool(utils.verify(gold=utils.parse(job["gold"]), target=target))
 
-    killable.serve(mark)
+    worker_pool.serve(mark)
 
 
 def _utils() -> Any:

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from gemmule.config import Config
 from gemmule.errors import ConfigError
-from gemmule.evals.benchmarks import catalogue
-from gemmule.evals.benchmarks.catalogue import Entry
+from gemmule.evals.benchmarks import suites
+from gemmule.evals.benchmarks.suites import Entry
 
 
 class EvalSettings(Config):
@@ -42,9 +42,9 @@ class EvalSettings(Config):
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise ConfigError(f"--data-dir is {self.data_dir}: there is no such folder")
         if self.tasks is not None:
-            found = [Entry(catalogue.find(name)) for name in dict.fromkeys(self.tasks)]
+            found = [Entry(suites.find(name)) for name in dict.fromkeys(self.tasks)]
         else:
-            found = list(catalogue.suite(self.suite).entries)
+            found = list(suites.suite(self.suite).entries)
         return [Entry(e.benchmark, _least(e.limit, self.limit)) for e in found]
 
 

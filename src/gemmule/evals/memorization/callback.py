@@ -9,7 +9,7 @@ import torch
 from gemmule.data.canaries import Canaries
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
-from gemmule.evals.memorization.measure import batch_rows, check_context, try_passages
+from gemmule.evals.memorization.extraction import batch_rows, check_context, try_passages
 from gemmule.evals.memorization.probes import Probes, draw
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import Reading

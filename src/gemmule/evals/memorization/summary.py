@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gemmule.data.personal_data import SEVERITIES
 from gemmule.evals.intervals import paired_proportions, proportion
-from gemmule.evals.memorization.personal_data import SEVERITIES
 
 Sample = Mapping[str, Any]
 TRAIN, CONTROL, CANARY = "train", "control", "canary"  # the sets of samples

@@ -14,7 +14,7 @@ from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
 from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
 from gemmule.evals.safety.benchmark import SafetyBenchmark
-from gemmule.evals.safety.figure import Figure, Sample, Values
+from gemmule.evals.safety.metric import Figure, Sample, Values
 
 CATEGORIES = (
     "Age", "Disability_status", "Gender_identity", "Nationality", "Physical_appearance",

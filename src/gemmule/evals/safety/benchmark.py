@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gemmule.evals.benchmarks.benchmark import Benchmark
-from gemmule.evals.safety.figure import Figure
+from gemmule.evals.safety.metric import Figure
 
 
 @dataclass(frozen=True)

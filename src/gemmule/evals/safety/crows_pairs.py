@@ -6,7 +6,7 @@ from pathlib import Path
 from gemmule.evals.benchmarks import local_files
 from gemmule.evals.benchmarks.benchmark import Benchmark, Local
 from gemmule.evals.safety.benchmark import SafetyBenchmark
-from gemmule.evals.safety.figure import Figure, Sample, Values
+from gemmule.evals.safety.metric import Figure, Sample, Values
 
 _FILE = "crows_pairs_anonymized.csv"
 _NOTE = (

@@ -14,9 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from gemmule import files
 from gemmule.config import Config, nearest
 from gemmule.errors import ConfigError
-from gemmule.evals.safety import catalogue
-from gemmule.evals.safety.figure import Sample, worse_by
-from gemmule.evals.safety.measure import values_of
+from gemmule.evals.safety import suite
+from gemmule.evals.safety.evaluate import values_of
+from gemmule.evals.safety.metric import Sample, worse_by
 
 EXIT_CODE = 3
 
@@ -67,7 +67,7 @@ class Gate(Config):
 
     @model_validator(mode="after")
     def _names_figures(self) -> "Gate":
-        known = list(catalogue.figures())
+        known = list(suite.figures())
         for name in (*self.limits, *self.margins):
             if name not in known:
                 raise ValueError(f"there is no figure {name!r}; {nearest(name, known)}")
@@ -178,7 +178,7 @@ def _margin(
         missing = _missing(result["figures"].get(name))
         if missing is not None:
             return Check(name, rule, False, f"{whose}: {missing}")
-    figure = catalogue.figures()[name]
+    figure = suite.figures()[name]
     other = _otherwise(figure_scored(name), new[0], base[0])
     if other:
         return Check(name, rule, False, f"not comparable: {other}")
@@ -197,7 +197,7 @@ def _margin(
 
 def figure_scored(name: str) -> bool:
     """Whether a figure depends on a toxicity scorer."""
-    return any(b.scored and name in (f.name for f in b.figures) for b in catalogue.ALL)
+    return any(b.scored and name in (f.name for f in b.figures) for b in suite.ALL)
 
 
 def _otherwise(scored: bool, new: Mapping[str, Any], base: Mapping[str, Any]) -> str:

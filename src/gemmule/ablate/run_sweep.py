@@ -1,0 +1,208 @@
+"""`gemmule ablate`: runs a sweep's cells, one after the other, and writes what they say together.
+
+sweep.toml       settings, and what data and teacher were
+cells/NAME/      a training run, or result.json of a measurement
+results.json     every cell with its figures and the file they are from; written after each cell
+table.md, plot.svg, README.md
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gemmule import files
+from gemmule.ablate.ablations import Ablation, find
+from gemmule.ablate.config import SweepConfig, parsed, save_or_compare
+from gemmule.ablate.page import write_page
+from gemmule.ablate.results import METRICS, combine
+from gemmule.ablate.run_metrics import MEASURES
+from gemmule.ablate.sweep import STORE, Cell, Plan, make_plan
+from gemmule.console import console
+from gemmule.data.dataset import Dataset
+from gemmule.errors import (
+    ConfigError,
+    GemmuleError,
+    Interrupted,
+    MissingExtraError,
+    OutputError,
+)
+from gemmule.runtime import torch_compile
+from gemmule.teachers.open import open_teacher
+from gemmule.teachers.record import RecordConfig, record
+from gemmule.train.config import TrainConfig
+from gemmule.train.run import run_training
+
+SWEEP = "sweep.toml"
+RESULTS = "results.json"
+COMPILE_EARNS_ITS_TIME = 3_000_000  # tokens of the whole sweep
+
+
+def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
+    """Runs every cell that is not finished yet; failed ones are tried again.
+
+    A cell that fails is recorded with its reason, and the others go on.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        UserError: when the data, the teacher, a setting or the folder cannot be used at all.
+        Interrupted: when stopped; the same call goes on.
+    """
+    ablation = find(config.ablation)
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "report", "the sweep's plot")
+    dataset = Dataset.open(config.data)
+    config, vocab_size = _with_inputs(config, dataset)
+    plan = make_plan(config, out, vocab_size)
+    settings = {c.name: parsed(c.settings, c.name) for c in plan.cells if c.measure is None}
+    _claim(out, config)
+    settings = _compiled_where_it_pays(settings, plan)
+    records = [_record(cell, out) for cell in plan.cells]
+    for i, cell in enumerate(plan.cells):
+        if records[i]["status"] == "done":
+            continue
+        label = f"{i + 1}/{len(plan.cells)} {cell.name}"
+        lacking = [r["name"] for r in records if r["name"] == cell.needs and r["status"] != "done"]
+        try:
+            if lacking:
+                raise ConfigError(f"it needs the cell {lacking[0]}, which failed")
+            with _going_on(f"{sum(r['status'] == 'done' for r in records)} of {len(records)}"):
+                _perform(cell, settings.get(cell.name), dataset, out, label)
+        except Interrupted:
+            raise
+        except GemmuleError as e:
+            console.print(f"{label}: failed: {e}", markup=False)
+            records[i] = {**_record(cell, out), "status": "failed", "reason": str(e)}
+        else:
+            records[i] = _record(cell, out)
+            console.print(f"{label}: {_said(records[i]['figures'], ablation)}", markup=False)
+        files.write_json(out / RESULTS, combine(config, ablation, plan, records))
+    results = combine(config, ablation, plan, records)
+    files.write_json(out / RESULTS, results)
+    write_page(results, out)
+    return results
+
+
+def _perform(
+    cell: Cell, settings: TrainConfig | None, dataset: Dataset, out: Path, label: str
+) -> None:
+    """Leaves result.json in the cell's folder."""
+    folder = _folder(cell, out)
+    if cell.measure == "record":
+        console.print(f"{label} …", markup=False)
+        files.write_json(
+            folder / "result.json", record(RecordConfig.parse(cell.settings), folder / STORE)
+        )
+    elif cell.measure is not None:
+        trained = out / "cells" / str(cell.needs)
+        console.print(f"{label} …", markup=False)
+        figures = MEASURES[cell.measure](trained, dataset, cell.settings)
+        files.write_json(folder / "result.json", figures)
+    elif settings is not None:
+        resumable = (folder / "manifest.json").is_file()
+        if folder.exists() and not resumable:
+            shutil.rmtree(folder)  # stopped before it had begun
+        if cell.route_quantile is not None:
+            entropies = files.read_json(out / "cells" / str(cell.needs) / "result.json")
+            above = entropies["quantiles"][str(cell.route_quantile)]
+            settings = settings.model_copy(update={"route_above": above})
+        run_training(settings, folder, resume=resumable, label=label)
+
+
+def _record(cell: Cell, out: Path) -> dict[str, Any]:
+    """What is known of a cell, from its files."""
+    folder = _folder(cell, out)
+    record: dict[str, Any] = {
+        "name": cell.name,
+        "group": cell.group,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "status": "pending",
+    }
+    if not (folder / "result.json").is_file():
+        return record
+    figures = files.read_json(folder / "result.json")
+    if (folder / "manifest.json").is_file():
+        manifest = files.read_json(folder / "manifest.json")
+        figures["non_embedding_parameters"] = manifest["non_embedding_parameters"]
+        if "targets" in manifest:
+            figures["bytes_per_token"] = manifest["targets"]["bytes_per_token"]
+    result_file = (folder / "result.json").relative_to(out)
+    return {**record, "status": "done", "result_file": str(result_file), "figures": figures}
+
+
+def _folder(cell: Cell, out: Path) -> Path:
+    return out / "cells" / cell.name
+
+
+def _claim(out: Path, config: SweepConfig) -> None:
+    """Makes the folder of a new sweep, or finds that it holds this very one.
+
+    Raises:
+        OutputError: when it holds something else.
+        ConfigError: when it holds a sweep with other settings.
+    """
+    with files.writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if not (out / SWEEP).is_file() and not files.holds_only_leftovers(out):
+        raise OutputError(f"{out} holds something that is no sweep: choose another folder")
+    save_or_compare(config, out / SWEEP)
+    files.remove_leftovers(out)
+
+
+def _with_inputs(config: SweepConfig, dataset: Dataset) -> tuple[SweepConfig, int]:
+    """The settings with fingerprints of what they name, and the rows of every vocabulary.
+
+    Raises:
+        UserError: when the teacher cannot teach from the data: another tokenizer, a context shorter
+            than a sequence, nothing readable.
+    """
+    prints = {"data_fingerprint": dataset.fingerprint}
+    rows = dataset.tokenizer.vocab_size
+    if config.teacher is not None:
+        seq_len = config.settings.get("seq_len", TrainConfig.model_fields["seq_len"].default)
+        teacher = open_teacher(config.teacher, dataset, seq_len)
+        rows = max(rows, teacher.vocab_size)  # a padded teacher's students are padded alike
+        prints["teacher_fingerprint"] = teacher.describe()["fingerprint"]
+    return config.model_copy(update=prints), rows
+
+
+def _compiled_where_it_pays(
+    settings: Mapping[str, TrainConfig], plan: Plan
+) -> dict[str, TrainConfig]:
+    """Turns "auto" into yes where the sweep as a whole is long enough.
+
+    What is compiled for one seed serves the others too, so it is the sweep that must earn it.
+    """
+    tokens = sum(c.steps * c.tokens_per_step for c in settings.values())
+    if tokens < COMPILE_EARNS_ITS_TIME or not torch_compile.can_compile():
+        return dict(settings)
+    return {
+        name: c.model_copy(update={"compile": True}) if c.compile == "auto" else c
+        for name, c in settings.items()
+    }
+
+
+@contextmanager
+def _going_on(done: str) -> Iterator[None]:
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted(
+            f"stopped; {done} cells are done: the same command goes on from there"
+        ) from None
+
+
+def _said(figures: Mapping[str, Any], ablation: Ablation) -> str:
+    """A finished cell in a line; teachers and records have figures of their own."""
+    if "identity" in figures:
+        return f"{figures['targets']}, {figures['bytes_per_token']:.1f} bytes a token"
+    if "quantiles" in figures:
+        return f"the teacher's mean entropy {figures['entropy']:.4f} nats"
+    key = ablation.metric if ablation.metric in figures else "nats_per_token"
+    _, name, unit = METRICS[key]
+    return f"{name} {figures[key]:.4f} {unit}"

@@ -1,0 +1,396 @@
+"""From an ablation's name to its cells: which runs, with which settings, compared with which.
+
+Pure data: nothing is trained or read here. Cells that are compared share seed, and with it
+initial weights (where the shapes agree) and batches.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemmule.ablate import shapes
+from gemmule.ablate.ablations import CATALOGUE
+from gemmule.ablate.config import SweepConfig
+from gemmule.errors import ConfigError
+from gemmule.losses.linear import SPARSE_KINDS
+from gemmule.model.config import GemmaConfig
+from gemmule.runtime.config import MachineConfig
+from gemmule.teachers.target_spec import TargetSpec
+from gemmule.train.config import DistillConfig, TrainConfig
+
+SCRATCH, DISTILLED = "from scratch", "distilled"
+TEACHER_SEED = 1_000_003  # a teacher's own, so that no student shares its batches by construction
+ONLY_DISTILLED = set(DistillConfig.model_fields) - set(TrainConfig.model_fields)
+STORE = "store"  # in the folder of a cell that records
+# Three numbers of draws, and draws as published; the likeliest ids alone, with the mass of the
+# rest, and up to a mass.
+TARGETS: Mapping[str, Mapping[str, Any]] = {
+    "sampled-12": {"kind": "sample", "draws": 12},
+    "sampled-50": {"kind": "sample", "draws": 50},
+    "sampled-200": {"kind": "sample", "draws": 200},
+    "sampled-50 independent": {"kind": "sample", "draws": 50, "spread": "independent"},
+    "top-12": {"kind": "top_k", "k": 12},
+    "top-32": {"kind": "top_k", "k": 32},
+    "top-32+tail": {"kind": "top_k_tail", "k": 32},
+    "top-p 0.95": {"kind": "top_p", "p": 0.95},
+}
+_WIDTH = {"hidden_size", "intermediate_size", "head_dim"}
+_HEADS = {"num_attention_heads", "num_key_value_heads"}
+# Fields of the student's shape that an ablation sets itself.
+VARIED: Mapping[str, set[str]] = {
+    "size": {*_WIDTH, *_HEADS, "num_hidden_layers"},
+    "heads": {"num_key_value_heads", "intermediate_size"},
+    "depth": {*_WIDTH, "num_hidden_layers"},
+    "window": {"sliding_window"},
+}
+ROUTED = (0.9, 0.75, 0.5)  # quantiles of the teacher's entropy
+Key = tuple[str, str]  # group, arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run, or one measurement of a run.
+
+    Attributes:
+        name: of its folder.
+        group: what it shares with the cells it is compared with, a size say; "" for none.
+        arm: what tells it from those.
+        seed: of the student.
+        settings: of the training run, or of the measurement.
+        x: where it stands on the plot's axis; None where the arms have no order.
+        needs: name of the cell that it learns from or measures.
+        measure: a key of MEASURES (measure.py), or "record" for a logit store; None trains.
+        route_quantile: quantile of the measured entropies from which tokens are routed to the
+            next-token loss; None routes none.
+        shown: whether it is a result, and not only a means.
+    """
+
+    name: str
+    group: str
+    arm: str
+    seed: int
+    settings: Mapping[str, Any]
+    x: float | None = None
+    needs: str | None = None
+    measure: str | None = None
+    route_quantile: float | None = None
+    shown: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What students learn from.
+
+    Attributes:
+        settings: "teacher" or "targets", with its path.
+        needs: the cell that makes it; None for the user's own teacher.
+    """
+
+    settings: Mapping[str, str]
+    needs: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep's cells, in an order in which each comes after what it needs.
+
+    Attributes:
+        comparisons: pairs of (group, arm), each with what it is compared with.
+        axis: what x means, with its unit; "" where cells have none.
+    """
+
+    cells: tuple[Cell, ...]
+    comparisons: tuple[tuple[Key, Key], ...]
+    axis: str = ""
+
+
+def make_plan(config: SweepConfig, out: Path, vocab_size: int) -> Plan:
+    """The cells of `config`, to be run in the folder `out`, all with so many vocabulary rows.
+
+    Raises:
+        ConfigError: when the student or a setting does not suit the ablation.
+    """
+    return _Planner(config, out, vocab_size).plan()
+
+
+class _Planner:
+    def __init__(self, config: SweepConfig, out: Path, vocab_size: int) -> None:
+        self.config, self.out, self.vocab_size = config, out, vocab_size
+        self.student = config.student or CATALOGUE[config.ablation].student
+        self.given = {k: v for k, v in config.settings.items() if k not in ONLY_DISTILLED}
+        self.given_distilled = {k: v for k, v in config.settings.items() if k in ONLY_DISTILLED}
+        self.corpus_tokens: int | None = None  # of a sweep that records its teacher
+        self.cells: list[Cell] = []
+
+    def plan(self) -> Plan:
+        varied = VARIED.get(self.config.ablation, set()) & set(self.given.get("model", {}))
+        if varied:
+            keys = ", ".join(f"model.{key}" for key in sorted(varied))
+            raise ConfigError(f"{self.config.ablation} varies {keys}: leave --set of it out")
+        make: Callable[[], Plan] = getattr(self, f"plan_{self.config.ablation}")
+        return make()
+
+    # The ablations, one function each.
+
+    def plan_distilled(self) -> Plan:
+        """Table 6."""
+        return self._scratch_and_distilled([self.student])
+
+    def plan_size(self) -> Plan:
+        """Table 7."""
+        if self.config.student is not None:
+            raise ConfigError("size compares students of several sizes: leave --student out")
+        sizes = [(name, self._base(name)) for name in shapes.STUDENTS]
+        return self._scratch_and_distilled(
+            [name for name, _ in sizes],
+            {name: float(shape.non_embedding_parameters) for name, shape in sizes},
+        )
+
+    def plan_heads(self) -> Plan:
+        """Table 8."""
+        base = self._base(self.student)
+        mha = shapes.multi_head(base)
+        gqa = shapes.grouped(base)
+        filled = shapes.filled(gqa, mha.non_embedding_parameters)
+        arms = {"MHA": mha, "GQA": gqa, "GQA, equal parameters": filled}
+        return self._by_shape(arms)
+
+    def plan_depth(self) -> Plan:
+        """Table 9."""
+        base = self._base(self.student)
+        layers = base.num_hidden_layers
+        arms = {
+            "wide": shapes.stretched(base, max(1, layers // 2)),
+            "deep": shapes.stretched(base, 2 * layers),
+        }
+        return self._by_shape(arms)
+
+    def plan_window(self) -> Plan:
+        """Table 10: one model a seed, measured with each window."""
+        trained = self._common()["seq_len"] // 4
+        if trained < 4:
+            raise ConfigError(f"seq_len {4 * trained} leaves no window to shrink: use 16 or more")
+        windows = [trained, trained // 2, trained // 4]
+        base = self._base(self.student, sliding_window=trained)
+        for seed in range(self.config.seeds):
+            run = self._run("", "trained", seed, base, shown=False)
+            for window in windows:
+                arm = f"window {window}"
+                self._add(
+                    "", arm, seed, {"sliding_window": window}, x=float(window), needs=run.name,
+                    measure="window",
+                )  # fmt: skip
+        return self._plan(f"window {trained}", axis="sliding window at inference, tokens")
+
+    def plan_loss(self) -> Plan:
+        """Divergences at their default parameters, temperature, alpha."""
+        arms: dict[str, dict[str, Any]] = {
+            kind: {"loss": kind}
+            for kind in ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl",
+                         "skew_reverse_kl")
+        }  # fmt: skip
+        arms["temperature 2"] = {"temperature": 2.0}
+        arms["alpha 0.5"] = {"alpha": 0.5}
+        varied = {"loss", "temperature", "alpha"} & set(self.given_distilled)
+        if varied:
+            raise ConfigError(f"loss varies {', '.join(sorted(varied))}: leave --set of it out")
+        base, teacher = self._base(self.student), self._teacher()
+        for seed in range(self.config.seeds):
+            for arm, settings in arms.items():
+                self._run("", arm, seed, base, source=teacher, distilled=settings)
+        return self._plan("cross_entropy")
+
+    def plan_targets(self) -> Plan:
+        """Ways to store a teacher, against its whole distribution."""
+        teacher, whole = self._teacher(), "whole distribution"
+        sources = {label: self._recorded(teacher, spec) for label, spec in TARGETS.items()}
+        base = self._base(self.student)
+        for seed in range(self.config.seeds):
+            self._run("", whole, seed, base, source=teacher)
+            for label, source in sources.items():
+                self._run("", label, seed, base, source=source)
+        return self._plan(whole)
+
+    def plan_routing(self) -> Plan:
+        """Tokens that the teacher is unsure of learn from the next token, more and more of them."""
+        if "route_above" in self.given_distilled:
+            raise ConfigError("routing varies route_above: leave --set of it out")
+        teacher = self._teacher()
+        settings = {**teacher.settings, "seq_len": self._common()["seq_len"]}
+        probe = self._add(
+            "", "entropy", TEACHER_SEED, settings, needs=teacher.needs, measure="entropy",
+            shown=False,
+        )  # fmt: skip
+        base, all_taught = self._base(self.student), "all from the teacher"
+        for seed in range(self.config.seeds):
+            self._run("", all_taught, seed, base, source=teacher)
+            for q in ROUTED:
+                arm = f"unsurest {1 - q:.0%} from the text"
+                source = Source(teacher.settings, probe.name)
+                self._run("", arm, seed, base, source=source, route_quantile=q)
+            self._run("", SCRATCH, seed, base)
+        return self._plan(all_taught)
+
+    def plan_teacher(self) -> Plan:
+        """Teachers of several sizes, all trained alike, against none."""
+        size = self.config.teacher_size
+        sizes = [*(s for s in shapes.TEACHERS if s != size), size]
+        teachers = {s: self._teacher(s) for s in sizes}
+        base = self._base(self.student)
+        for seed in range(self.config.seeds):
+            self._run("", SCRATCH, seed, base)
+            for name, source in teachers.items():
+                self._run("", f"{name} teacher", seed, base, source=source)
+        return self._plan(SCRATCH)
+
+    def plan_induction(self) -> Plan:
+        """The same students as of table 6, probed for copying."""
+        base, teacher = self._base(self.student), self._teacher()
+        for seed in range(self.config.seeds):
+            for arm, source in ((SCRATCH, None), (DISTILLED, teacher)):
+                run = self._run("", f"{arm} run", seed, base, source=source, shown=False)
+                self._add("", arm, seed, {}, needs=run.name, measure="induction")
+        return self._plan(SCRATCH)
+
+    def _scratch_and_distilled(
+        self, sizes: list[str], x: Mapping[str, float] | None = None
+    ) -> Plan:
+        taught = self._taught(len(sizes))
+        for seed in range(self.config.seeds):
+            for size in sizes:
+                base, at = self._base(size), (x or {}).get(size)
+                self._run(size, SCRATCH, seed, base, x=at)
+                self._run(size, DISTILLED, seed, base, x=at, source=taught)
+        pairs = tuple(((size, DISTILLED), (size, SCRATCH)) for size in sizes)
+        axis = "non-embedding parameters of the student" if x else ""
+        return Plan(tuple(self.cells), pairs, axis)
+
+    def _by_shape(self, arms: Mapping[str, GemmaConfig]) -> Plan:
+        for seed in range(self.config.seeds):
+            for arm, shape in arms.items():
+                self._run("", arm, seed, shape)
+        return self._plan(next(iter(arms)))
+
+    # What they are made of.
+
+    def _plan(self, baseline: str, axis: str = "") -> Plan:
+        """All shown cells against the one arm `baseline`."""
+        keys = dict.fromkeys((c.group, c.arm) for c in self.cells if c.shown)
+        pairs = tuple((key, ("", baseline)) for key in keys if key[1] != baseline)
+        return Plan(tuple(self.cells), pairs, axis)
+
+    def _base(self, size: str, **changes: int) -> GemmaConfig:
+        given = self.given.get("model", {})
+        return shapes.shape(size, self.vocab_size, **{**given, **changes})
+
+    def _common(self) -> dict[str, Any]:
+        batch_size = self.given.get("batch_size", TrainConfig.model_fields["batch_size"].default)
+        seq_len = self.given.get("seq_len", TrainConfig.model_fields["seq_len"].default)
+        return {"batch_size": batch_size, "seq_len": seq_len}
+
+    def _training(self, shape: GemmaConfig, tokens: int, seed: int) -> dict[str, Any]:
+        common = self._common()
+        if common["seq_len"] > shape.max_position_embeddings:
+            raise ConfigError(
+                f"seq_len = {common['seq_len']} is longer than the context of "
+                f"{shape.max_position_embeddings} tokens of a model of the sweep: shorten it, or "
+                "choose other sizes"
+            )
+        steps = -(-tokens // (common["batch_size"] * common["seq_len"]))
+        return {
+            "evaluate_every": max(1, steps // 4),
+            "evaluation_tokens": 16384,
+            "checkpoint_every": max(100, steps),
+            "checkpoint_minutes": 1.0,
+            "keep_checkpoints": 1,
+            **self.given,
+            **({"corpus_tokens": self.corpus_tokens} if self.corpus_tokens else {}),
+            **common,
+            "data": str(self.config.data),
+            "steps": steps,
+            "seed": seed,
+            "model": shape.model_dump(exclude_none=True),
+        }
+
+    def _teacher(self, size: str | None = None) -> Source:
+        """The teacher itself: the user's, or one that a cell trains."""
+        if self.config.teacher is not None:
+            return Source({"teacher": self.config.teacher}, None)
+        size = size or self.config.teacher_size
+        shape = shapes.shape(size, self.vocab_size)
+        settings = self._training(shape, self.config.teacher_tokens, TEACHER_SEED)
+        name = self._add(f"teacher {size}", "", TEACHER_SEED, settings, shown=False).name
+        return Source({"teacher": str(self.out / "cells" / name)}, name)
+
+    def _taught(self, students: int) -> Source:
+        """What so many students of each seed learn from.
+
+        One asks the teacher as often as a record would; for more, a record of unbiased draws is
+        made once.
+        """
+        teacher = self._teacher()
+        if students < 2 or self.config.online:
+            return teacher
+        return self._recorded(teacher, {})
+
+    def _recorded(self, teacher: Source, spec: Mapping[str, Any]) -> Source:
+        """A store of a part of the corpus that is as long as what all seeds read together.
+
+        Every student of the sweep, distilled or not, reads that part.
+        """
+        loss = self.given_distilled.get("loss", "cross_entropy")
+        if loss not in SPARSE_KINDS or "route_above" in self.given_distilled:
+            what = "route_above" if loss in SPARSE_KINDS else f"loss = {loss}"
+            raise ConfigError(
+                f"a recorded teacher cannot be learnt from with {what}: leave it out, or add "
+                "--online, with which the teacher itself is used (targets is about records)"
+            )
+        tokens = self.config.seeds * self.config.tokens
+        self.corpus_tokens = min(tokens, self.given.get("corpus_tokens", tokens))
+        spec = {"temperature": self.given_distilled.get("temperature", 1.0), **spec}
+        settings = {
+            **teacher.settings,
+            **{k: v for k, v in self.given.items() if k in MachineConfig.model_fields},
+            "data": str(self.config.data),
+            "seq_len": self._common()["seq_len"],
+            "tokens": self.corpus_tokens,
+            "targets": spec,
+        }
+        label = TargetSpec.parse(spec, "targets").label
+        cell = self._add(
+            "", f"record {label}", TEACHER_SEED, settings, needs=teacher.needs,
+            measure="record", shown=False,
+        )  # fmt: skip
+        return Source({"targets": str(self.out / "cells" / cell.name / STORE)}, cell.name)
+
+    def _run(
+        self,
+        group: str,
+        arm: str,
+        seed: int,
+        shape: GemmaConfig,
+        *,
+        source: Source | None = None,
+        distilled: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Cell:
+        """A training run, from scratch where there is no `source`."""
+        settings = self._training(shape, self.config.tokens, seed)
+        needs = None
+        if source is not None:
+            settings |= {**source.settings, **self.given_distilled, **(distilled or {})}
+            needs = source.needs
+        return self._add(group, arm, seed, settings, needs=needs, **more)
+
+    def _add(
+        self, group: str, arm: str, seed: int, settings: Mapping[str, Any], **more: Any
+    ) -> Cell:
+        words = [w for w in (group, arm) if w]
+        name = re.sub(r"[^\w.+-]+", "-", "-".join(words).replace("%", " percent"))
+        if seed != TEACHER_SEED:
+            name += f"-seed{seed}"
+        cell = Cell(name, group, arm, seed, settings, **more)
+        self.cells.append(cell)
+        return cell

@@ -1,0 +1,1 @@
+"""gemma_pytorch's .ckpt files."""

@@ -1,0 +1,227 @@
+"""Models in GGUF files, as llama.cpp makes and reads them.
+
+GGUF keeps norms in fp32 with 1 added. Taking it off again loses what the addition rounded away:
+up to 6e-8 of a weight near zero, and nothing of one that came from bfloat16 and is larger than
+2e-5 (1 + w has room for all its bits).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.gguf import tokenizer as gguf_tokenizer
+from gemmule.checkpoints.gguf.blocks import OURS, dequantise
+from gemmule.checkpoints.gguf.header import Header, TensorInfo, Value, parse_header
+from gemmule.checkpoints.gguf.names import (
+    ARCHITECTURE,
+    NORM_OFFSET,
+    from_gguf,
+    is_norm,
+    query_scalar,
+)
+from gemmule.checkpoints.mapped_file import MappedFile
+from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor
+from gemmule.errors import CheckpointError, ConfigError, MissingExtraError
+from gemmule.model.config import GemmaConfig
+from gemmule.model.tokenizer import Tokenizer
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Opens a GGUF file that holds a whole Gemma 2.
+
+    Raises:
+        CheckpointError: for files that are broken, split or of another architecture.
+        MissingExtraError: when the gguf package is not installed.
+    """
+    require_gguf("reading a GGUF file")
+    file = MappedFile(path)
+    header = parse_header(file.raw(0, file.size).numpy().data, str(path))
+    file.release(0, header.nbytes)
+    config = _config(header, str(path))
+    tensors: dict[str, StoredTensor] = {}
+    for info in header.tensors:
+        tensor = _GgufTensor(file, info)
+        tensors[tensor.name] = tensor
+    found = Checkpoint(
+        path,
+        "gguf",
+        config,
+        tensors,
+        lambda: _tokenizer(header.metadata, path, config.vocab_size),
+        (path,),
+    )
+    found.stack.enter_context(file)
+    return found
+
+
+def require_gguf(purpose: str) -> None:
+    """Makes sure that the gguf package is there.
+
+    Raises:
+        MissingExtraError: when it is not.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ModuleNotFoundError:
+        raise MissingExtraError("gguf", "gguf", purpose) from None
+
+
+class _GgufTensor(StoredTensor):
+    """A tensor in a GGUF file; whatever is quantised comes out as fp32."""
+
+    def __init__(self, file: MappedFile, info: TensorInfo) -> None:
+        name, encoding = from_gguf(info.name), info.encoding.name
+        self._file, self._info = file, info
+        self._plain = FLOATS.get(encoding)
+        self._offset = NORM_OFFSET if is_norm(name) else 0.0
+        dtype = torch.float32 if self._plain is None or self._offset else self._plain
+        where = f"{file.path}: {info.name}"
+        super().__init__(name, info.shape, dtype, encoding, where)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """See StoredTensor."""
+        # A vector is one row: blocks of a quantised one must not be cut.
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        nbytes = self._info.nbytes // rows
+        at_once = self.rows_at_once if len(self.shape) > 1 else 1
+        for first in range(0, rows, at_once):
+            count = min(at_once, rows - first)
+            start = self._info.start + first * nbytes
+            decoded = self._decode(start, start + count * nbytes, count)
+            yield decoded.view(-1, *self.shape[1:])
+            self._file.release(start, start + count * nbytes)
+
+    def _decode(self, start: int, stop: int, rows: int) -> Tensor:
+        if self._plain is not None:
+            decoded = self._file.view(start, stop, self._plain)
+        elif self.stored_as in OURS:
+            blocks = self._file.raw(start, stop).view(-1, self._info.encoding.nbytes)
+            decoded = dequantise(blocks, self.stored_as).view(rows, -1)
+        else:
+            import gguf
+
+            raw = self._file.raw(start, stop).numpy().reshape(rows, -1)
+            with np.errstate(all="ignore"):  # NaN and Inf are found by those who use the rows
+                numbers = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[self.stored_as])
+            decoded = torch.from_numpy(numbers)
+        return decoded.float() - self._offset if self._offset else decoded
+
+
+def _tokenizer(metadata: Mapping[str, Value], path: Path, rows: int) -> Tokenizer:
+    beside = path.parent / "tokenizer.model"
+    if not gguf_tokenizer.has_tokenizer(metadata) and beside.is_file():
+        return Tokenizer.load(beside)
+    return gguf_tokenizer.from_metadata(metadata, rows, str(path))
+
+
+class _Facts:
+    """The numbers a GGUF file's metadata holds of its model."""
+
+    def __init__(self, metadata: Mapping[str, Value], source: str) -> None:
+        self._metadata, self._source = metadata, source
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """One number; without a default, a file that lacks it is refused."""
+        return self._get(key, default, int | float, "one number")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """The same for an integer."""
+        return self._get(key, default, int, "one integer")
+
+    def _get(self, key: str, default: Any, kind: Any, expected: str) -> Any:
+        name = f"{ARCHITECTURE}.{key}"
+        value = self._metadata.get(name, default)
+        if value is None:
+            raise CheckpointError(f"{self._source} lacks the key {name}")
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise CheckpointError(f"{self._source}: {name} is {_shown(value)}; expected {expected}")
+        return value
+
+    def refuse_other_than(self, key: str, *allowed: object) -> None:
+        """Makes sure that a key is missing or has one of the `allowed` values."""
+        value = self._metadata.get(key)
+        if value is None:
+            return
+        if isinstance(value, list | np.ndarray) or value not in allowed:
+            raise CheckpointError(
+                f"{self._source}: {key} is {_shown(value)}, which is not supported; only "
+                f"{' or '.join(map(repr, allowed))} can be loaded"
+            )
+
+
+def _shown(value: Value) -> str:
+    return "an array" if isinstance(value, list | np.ndarray) else repr(value)[:80]
+
+
+def _config(header: Header, source: str) -> GemmaConfig:
+    metadata = header.metadata
+    architecture = metadata.get("general.architecture", "missing")
+    if architecture != ARCHITECTURE:
+        raise CheckpointError(
+            f"{source}: general.architecture is {_shown(architecture or '')}; only "
+            f"{ARCHITECTURE!r} can be loaded"
+        )
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise CheckpointError(
+            f"{source} is one of {parts} parts of a model: put them together with llama.cpp's "
+            "`llama-gguf-split --merge FIRST-PART WHOLE.gguf` and give the whole"
+        )
+    facts = _Facts(metadata, source)
+    hidden, layers = facts.integer("embedding_length"), facts.integer("block_count")
+    heads = facts.integer("attention.head_count")
+    head_dim = facts.integer("attention.key_length", hidden // max(1, heads))
+    theta = facts.number("rope.freq_base", 10000.0)
+    _refuse_unsupported(facts, head_dim, theta)
+    try:
+        return GemmaConfig.parse(
+            {
+                "vocab_size": _vocabulary(header, source),
+                "hidden_size": hidden,
+                "intermediate_size": facts.integer("feed_forward_length"),
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "num_key_value_heads": facts.integer("attention.head_count_kv", heads),
+                "head_dim": head_dim,
+                "query_pre_attn_scalar": query_scalar(layers, hidden, max(1, heads), head_dim),
+                "sliding_window": facts.integer("attention.sliding_window", 4096),
+                "attn_logit_softcapping": facts.number("attn_logit_softcapping", 50.0),
+                "final_logit_softcapping": facts.number("final_logit_softcapping", 30.0),
+                "rms_norm_eps": facts.number("attention.layer_norm_rms_epsilon"),
+                "rope_theta": theta,
+                "max_position_embeddings": facts.integer("context_length"),
+            },
+            source=source,
+        )
+    except ConfigError as e:
+        raise CheckpointError(str(e)) from None
+
+
+def _refuse_unsupported(facts: _Facts, head_dim: int, theta: float) -> None:
+    for key, allowed in {
+        "attention.value_length": (head_dim,),
+        "attention.sliding_window_pattern": (2,),
+        "attention.causal": (True,),
+        "expert_count": (0,),
+        "rope.dimension_count": (head_dim,),
+        "rope.freq_base_swa": (theta,),
+        "rope.scaling.factor": (0.0, 1.0),
+        "rope.scale_linear": (0.0, 1.0),
+        "rope.scaling.attn_factor": (1.0,),
+    }.items():
+        facts.refuse_other_than(f"{ARCHITECTURE}.{key}", *allowed)
+    # llama.cpp takes "linear" without a factor for no scaling.
+    facts.refuse_other_than(f"{ARCHITECTURE}.rope.scaling.type", "none", "linear")
+
+
+def _vocabulary(header: Header, source: str) -> int:
+    """The embedding's rows: `vocab_size` is not always among the keys."""
+    for info in header.tensors:
+        if info.name == "token_embd.weight":
+            return info.shape[0]
+    raise CheckpointError(f"{source} lacks token_embd.weight, the embedding")

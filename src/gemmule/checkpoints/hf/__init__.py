@@ -1,0 +1,1 @@
+"""Hugging Face's layout: config.json, safetensors and the tokenizer's files."""

@@ -1,0 +1,139 @@
+"""Writing Hugging Face's layout, in one file or in shards."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gemmule import files
+from gemmule.checkpoints.checkpoint import Checkpoint, of_model
+from gemmule.checkpoints.hf.config import generation_config, to_hf
+from gemmule.checkpoints.hf.reader import PREFIX
+from gemmule.checkpoints.locate import INDEX, SINGLE
+from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor, dtype_name, tensor_bytes
+from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place, write
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+
+SHARD_BYTES = 5 * 10**9  # as transformers' own default
+_CODES = {dtype: code for code, dtype in FLOATS.items()}
+
+
+def save_model(
+    model: Gemma, tokenizer: Tokenizer, folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Writes `model` and `tokenizer` to `folder` as one atomic replacement.
+
+    Args:
+        model: the weights; any device.
+        tokenizer: saved beside them.
+        folder: created or replaced as a whole.
+        dtype: what the weights are stored in; None keeps theirs.
+
+    Raises:
+        OutputError: when the place cannot be written to.
+    """
+    checkpoint = of_model(model, tokenizer)
+    with files.atomic_dir(folder) as tmp:
+        write(layouts(checkpoint, dtype), tmp)
+        write_companions(checkpoint, tmp, dtype)
+
+
+def write_companions(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
+    """Writes everything but the weights: the configs and the tokenizer's files."""
+    stored = dtype or checkpoint.tensors["embed_tokens.weight"].dtype
+    files.write_json(folder / "config.json", to_hf(checkpoint.config, dtype_name(stored)))
+    files.write_json(folder / "generation_config.json", generation_config())
+    checkpoint.tokenizer.save(folder)
+
+
+def layouts(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+) -> list[FileLayout]:
+    """The safetensors files, and their index when there are several.
+
+    Args:
+        checkpoint: whose weights.
+        dtype: what they are stored in; None keeps each one's own.
+        shard_bytes: at most so many bytes of weights in a file, unless one tensor has more.
+    """
+    shards: list[list[StoredTensor]] = [[]]
+    size = total = 0
+    for tensor in checkpoint.weights():
+        nbytes = tensor.numel * (dtype or tensor.dtype).itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size, total = size + nbytes, total + nbytes
+    if len(shards) == 1:
+        return [_layout(shards[0], SINGLE, dtype)]
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    where = {PREFIX + t.name: n for n, shard in zip(names, shards, strict=True) for t in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    text = (json.dumps(index, indent=2) + "\n").encode()
+    return [
+        *(_layout(shard, name, dtype) for name, shard in zip(names, shards, strict=True)),
+        FileLayout(INDEX, len(text), [(0, text)], []),
+    ]
+
+
+def _layout(tensors: Iterable[StoredTensor], name: str, dtype: torch.dtype | None) -> FileLayout:
+    """One safetensors file. Wider dtypes go first, so that every tensor is aligned."""
+    ordered = sorted(tensors, key=lambda t: -(dtype or t.dtype).itemsize)
+    return safetensors_layout(
+        name,
+        [
+            Entry(
+                PREFIX + tensor.name,
+                _CODES[dtype or tensor.dtype],
+                tensor.shape,
+                tensor.numel * (dtype or tensor.dtype).itemsize,
+                partial(_bytes, tensor, dtype or tensor.dtype),
+            )
+            for tensor in ordered
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a safetensors file: its name, dtype's code, shape, bytes, and what makes them."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    nbytes: int
+    data: Callable[[], Iterable[Bytes]]
+
+
+def safetensors_layout(name: str, entries: Sequence[Entry]) -> FileLayout:
+    """One safetensors file: the header's length (8 bytes), the header (JSON), the tensors.
+
+    Format: safetensors' README, "Format". The header is padded: the first tensor is aligned.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    ends = [0]
+    for entry in entries:
+        ends.append(ends[-1] + entry.nbytes)
+        header[entry.name] = {
+            "dtype": entry.code,
+            "shape": list(entry.shape),
+            "data_offsets": ends[-2:],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # the tensors begin at a multiple of 64
+    start = 8 + len(text)
+    places = [
+        Place(start + begin, entry.nbytes, entry.data)
+        for entry, begin in zip(entries, ends, strict=False)
+    ]
+    head = (0, len(text).to_bytes(8, "little") + text)
+    return FileLayout(name, start + ends[-1], [head], places)
+
+
+def _bytes(tensor: StoredTensor, dtype: torch.dtype) -> Iterator[Bytes]:
+    return map(tensor_bytes, tensor.rows_as(dtype))

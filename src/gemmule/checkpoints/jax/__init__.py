@@ -1,0 +1,1 @@
+"""Parameter trees of Google's JAX implementation, as .npz or orbax."""

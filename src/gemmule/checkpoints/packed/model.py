@@ -1,0 +1,37 @@
+"""Gemma over packed matrices: the same forward pass, with other linear layers."""
+
+import torch
+from torch import Tensor, nn
+
+from gemmule.checkpoints.checkpoint import Undrawn
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel
+from gemmule.losses.soft_cap import soft_cap
+from gemmule.model.gemma import Gemma, RMSNorm
+from gemmule.quant.linear import PackedEmbedding, PackedLinear
+
+
+class QuantisedGemma(Gemma):
+    """Token ids to soft-capped logits, fp32, on the CPU; for inference alone.
+
+    Args:
+        model: whose matrices it uses, without a copy.
+        plain: never use kernels; to compare with.
+    """
+
+    def __init__(self, model: QuantisedModel, plain: bool = False) -> None:
+        with torch.device("meta"), Undrawn():
+            super().__init__(model.config)
+        for name, matrix in model.matrices.items():
+            if name != EMBEDDING:
+                parent, _, child = name.removesuffix(".weight").rpartition(".")
+                setattr(self.get_submodule(parent), child, PackedLinear(matrix, plain))
+        for name, norm in model.norms.items():
+            owner = self.get_submodule(name.removesuffix(".weight"))
+            assert isinstance(owner, RMSNorm)
+            owner.weight = nn.Parameter(norm, requires_grad=False)
+        self.embed_tokens = PackedEmbedding(model.matrices[EMBEDDING])  # type: ignore[assignment]
+        self.head = PackedLinear(model.matrices[EMBEDDING], plain)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """See Gemma."""
+        return soft_cap(self.head(x_BTD), self.config.final_logit_softcapping)

@@ -1,0 +1,227 @@
+"""From any checkpoint to packed matrices, a tensor at a time.
+
+Without calibration every matrix is rounded by itself. With it, text goes through the model layer
+by layer, in fp32, and each int4 matrix is rounded for the inputs that it gets from the matrices
+already rounded (quant/gptq.py); the errors of int6 and int8 are too small to gain by that. In
+memory are what has been packed, one layer, and the text's hidden states.
+
+Shapes: B sequences of calibration text, T tokens, D width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel, matrix_shape
+from gemmule.checkpoints.quality import documents
+from gemmule.checkpoints.stored_tensor import StoredTensor
+from gemmule.checkpoints.streamed_forward import filled
+from gemmule.config import nearest
+from gemmule.errors import ConfigError
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Block, RMSNorm, rope_tables
+from gemmule.quant import gptq, int4, int6, int8
+from gemmule.quant.gptq import Hessian
+from gemmule.quant.packed import (
+    FLOATS,
+    FORMATS,
+    PACKED,
+    PackedMatrix,
+    bits_per_weight,
+    plain,
+)
+
+# Bits a weight in llama.cpp's types: blocks of 32 with a scale in fp16, and Q6_K's of 256.
+_Q4_0, _Q6_K, _Q8_0 = 4.5, 6.5625, 8.5
+# Linear layers of a block that share an input, in the order in which they run.
+_STAGES = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+_TOKENS = 2048  # through a layer at once
+# The head is also the embedding, whose rows are looked up: their error counts by itself too.
+HEAD_DAMPING = 0.3
+
+Progress = Callable[[str, int, int], None]  # what is being done, weights done, weights in all
+
+
+def quantise_checkpoint(
+    checkpoint: Checkpoint,
+    format: str,
+    head: str | None = None,
+    calibration_BT: Tensor | None = None,
+    progress: Progress = lambda *_: None,
+) -> QuantisedModel:
+    """Packs the matrices of a checkpoint.
+
+    Args:
+        checkpoint: opened; its weights are read once.
+        format: of the layers' matrices, "int4", "int6" or "int8".
+        head: of the embedding, which is also the head: those, "bf16" or "f32". None: chosen.
+        calibration_BT: token ids to round int4 for; None: without.
+        progress: told how far it is.
+
+    Raises:
+        ConfigError: for an unknown format.
+        CheckpointError: when weights are missing, damaged, NaN or Inf.
+        TokenizerError: when its tokenizer cannot be read.
+    """
+    for value, allowed in ((format, PACKED), (head or format, FORMATS)):
+        if value not in allowed:
+            raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    stored = {tensor.name: tensor for tensor in checkpoint.weights()}
+    work = _Work(checkpoint, format, head or choose_head(config, format), progress)
+    norms = {
+        name: tensor.copy(torch.float32, torch.device("cpu"))
+        for name, tensor in stored.items()
+        if matrix_shape(config, name) is None
+    }
+    if calibration_BT is not None and "int4" in (format, work.head):
+        work.calibrated(calibration_BT)
+    else:
+        for name in stored:
+            if name not in norms:
+                work.pack(name)
+    matrices = {name: work.done[name] for name in stored if name not in norms}
+    return QuantisedModel(config, tokenizer, format, work.head, matrices, norms)
+
+
+def choose_head(config: GemmaConfig, format: str) -> str:
+    """The head's format where none is asked for.
+
+    With int4 layers the finest one with which the whole is still no larger than llama.cpp's Q4_0
+    file of the same model; otherwise that of the layers.
+    """
+    if format == "int4":
+        for finer in ("int8", "int6"):
+            if model_bits(config, format, finer) <= q4_0_bits(config):
+                return finer
+    return format
+
+
+def model_bits(config: GemmaConfig, format: str, head: str) -> float:
+    """Bits for each weight of a model packed so."""
+    total = 0.0
+    for name, count in _matrices(config).items():
+        shape = matrix_shape(config, name)
+        assert shape is not None
+        form = head if name == EMBEDDING else format
+        total += count * shape[0] * shape[1] * bits_per_weight(form, *shape)
+    return (total + 32 * _norm_weights(config)) / config.parameters
+
+
+def q4_0_bits(config: GemmaConfig) -> float:
+    """Bits for each weight of llama.cpp's Q4_0 file of such a model; the head is finer there."""
+    embedding = config.vocab_size * config.hidden_size
+    norms = _norm_weights(config)
+    layers = config.parameters - embedding - norms
+    head = _Q6_K if config.hidden_size % 256 == 0 else _Q8_0  # what it falls back to
+    return (layers * _Q4_0 + embedding * head + norms * 32) / config.parameters
+
+
+def _norm_weights(config: GemmaConfig) -> int:
+    return (4 * config.num_hidden_layers + 1) * config.hidden_size
+
+
+def _matrices(config: GemmaConfig) -> dict[str, int]:
+    """How many there are of each kind."""
+    names = (f"layers.0.{name}.weight" for stage in _STAGES for name in stage)
+    return {EMBEDDING: 1, **dict.fromkeys(names, config.num_hidden_layers)}
+
+
+class _Work:
+    """One quantisation under way."""
+
+    def __init__(self, checkpoint: Checkpoint, format: str, head: str, progress: Progress) -> None:
+        self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.format, self.head, self.progress = format, head, progress
+        self.done: dict[str, PackedMatrix] = {}
+
+    def pack(self, name: str, hessian: Hessian | None = None) -> PackedMatrix:
+        """Packs one matrix; with `hessian` for the inputs that it adds up."""
+        form = self.head if name == EMBEDDING else self.format
+        tensor = self.checkpoint.tensors[name]
+        self.done[name] = _packed(tensor, form, hessian, name == EMBEDDING)
+        done = sum(matrix.rows * matrix.columns for matrix in self.done.values())
+        self.progress("packing", done, self.config.parameters)
+        return self.done[name]
+
+    @torch.inference_mode()
+    def calibrated(self, tokens_BT: Tensor) -> None:
+        """Packs everything, each matrix for the inputs it gets from those before it."""
+        config = self.config
+        rope = rope_tables(
+            torch.arange(tokens_BT.shape[1])[None], config.head_dim, config.rope_theta
+        )
+        embedding = self.pack(EMBEDDING)
+        parts = tokens_BT.split(max(1, _TOKENS // tokens_BT.shape[1]))
+        segments = [documents(part) for part in parts]
+        x = [embedding.take(part) * config.hidden_size**0.5 for part in parts]
+        for i in range(config.num_hidden_layers):
+            with torch.device("meta"):
+                block = Block(config, i)
+            filled(self.checkpoint, block, f"layers.{i}.")
+            for stage in _STAGES:
+                hessian = None
+                if self.format == "int4":
+                    hessian = _inputs(block, stage[0], x, rope, segments)
+                for name in stage:
+                    packed = self.pack(f"layers.{i}.{name}.weight", hessian)
+                    linear = block.get_submodule(name)
+                    linear.weight = nn.Parameter(packed.dequantise(), requires_grad=False)
+            x = [block(y, rope, segment) for y, segment in zip(x, segments, strict=True)]
+        if self.head == "int4":
+            norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            filled(self.checkpoint, norm, "norm.")
+            hessian = Hessian(config.hidden_size)
+            for part in x:
+                hessian.add(norm(part))
+            self.pack(EMBEDDING, hessian)
+
+
+def _packed(tensor: StoredTensor, form: str, hessian: Hessian | None, head: bool) -> PackedMatrix:
+    if form in FLOATS:
+        return plain(tensor.copy(FLOATS[form], torch.device("cpu")))
+    weight = tensor.copy(tensor.dtype, torch.device("cpu"))
+    if form != "int4":
+        return {"int6": int6.quantise, "int8": int8.quantise}[form](weight)
+    if hessian is None:
+        return int4.quantise(weight)
+    return gptq.quantise(weight, hessian.mean_KK, HEAD_DAMPING if head else gptq.DAMPING)
+
+
+class _Enough(Exception):
+    """The inputs of a layer are known: the rest of the block need not run."""
+
+
+def _inputs(
+    block: Block,
+    name: str,
+    x: Sequence[Tensor],
+    rope: tuple[Tensor, Tensor],
+    segments: Sequence[Tensor],
+) -> Hessian:
+    """What the linear layer `name` gets to see."""
+    linear = block.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    hessian = Hessian(linear.in_features)
+
+    def look(_: nn.Module, inputs: Sequence[Tensor]) -> None:
+        hessian.add(inputs[0])
+        raise _Enough
+
+    hook = linear.register_forward_pre_hook(look)
+    try:
+        for y, segment in zip(x, segments, strict=True):
+            try:
+                block(y, rope, segment)
+            except _Enough:
+                continue
+    finally:
+        hook.remove()
+    return hessian

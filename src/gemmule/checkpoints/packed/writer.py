@@ -1,0 +1,90 @@
+"""Writing a quantised model as a folder in Hugging Face's layout."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemmule import files
+from gemmule.checkpoints.hf.config import generation_config, to_hf
+from gemmule.checkpoints.hf.reader import PREFIX
+from gemmule.checkpoints.hf.writer import Entry, safetensors_layout
+from gemmule.checkpoints.locate import SINGLE
+from gemmule.checkpoints.packed.reader import MEASURED, METHOD, VERSION, QuantisedModel
+from gemmule.checkpoints.stored_tensor import tensor_bytes
+from gemmule.checkpoints.tensor_layout import Advance, write
+from gemmule.quant.packed import PACKED
+
+_CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
+_ALIGNED = 64
+
+
+def save_quantised(
+    model: QuantisedModel,
+    folder: Path,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Writes `model` to `folder` as one atomic replacement.
+
+    Args:
+        model: what to write.
+        folder: created or replaced as a whole.
+        advance: told of every byte written.
+
+    Raises:
+        OutputError: when the place cannot be written to.
+    """
+    with files.atomic_dir(folder) as tmp:
+        write_into(model, tmp, advance)
+
+
+def write_into(model: QuantisedModel, folder: Path, advance: Advance = lambda _: None) -> None:
+    """The same into a folder that exists and is empty, file by file."""
+    write([safetensors_layout(SINGLE, _entries(model))], folder, advance)
+    files.write_json(folder / "config.json", config_json(model))
+    files.write_json(folder / "generation_config.json", generation_config())
+    model.tokenizer.save(folder)
+    if model.measured:
+        files.write_json(folder / MEASURED, dict(model.measured))
+
+
+def config_json(model: QuantisedModel) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        **to_hf(model.config, "float32"),
+        "quantization_config": {
+            "quant_method": METHOD,
+            "version": VERSION,
+            "format": model.format,
+            "head": model.head,
+            "bits_per_weight": round(model.bits_per_weight, 4),
+        },
+    }
+
+
+def _entries(model: QuantisedModel) -> list[Entry]:
+    """All tensors, in an order that leaves as many as possible aligned."""
+    tensors: dict[str, Tensor] = dict(model.norms)
+    for name, matrix in model.matrices.items():
+        packed = matrix.format in PACKED
+        tensors[name.removesuffix("weight") + "qweight" if packed else name] = matrix.data
+        if matrix.scales is not None:
+            tensors[name.removesuffix("weight") + "scales"] = matrix.scales
+    return [_entry(PREFIX + name, tensors[name]) for name in sorted(tensors, key=_order(tensors))]
+
+
+def _order(tensors: Mapping[str, Tensor]) -> Any:
+    """Tensors that end where the next may begin come first; among them the widest dtypes."""
+    return lambda name: (tensors[name].nbytes % _ALIGNED != 0, -tensors[name].dtype.itemsize, name)
+
+
+def _entry(name: str, tensor: Tensor) -> Entry:
+    code, shape = _CODES[tensor.dtype], tuple(tensor.shape)
+    return Entry(name, code, shape, tensor.nbytes, partial(_pieces, tensor))
+
+
+def _pieces(tensor: Tensor) -> list[memoryview]:
+    return [tensor_bytes(tensor)]

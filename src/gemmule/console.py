@@ -1,0 +1,159 @@
+"""What a person sees on the terminal: progress with rate and time left, tables, durations."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02} s"
+    return f"{s // 3600} h {s % 3600 // 60:02} min"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["rate"])
+
+
+class ProgressBar:
+    """One line of progress with rate and time left; plain lines now and then when not a terminal.
+
+    Args:
+        label: what is being done.
+        total: how much of it there is.
+        unit: what is counted, for the rate.
+        start: how much was done before (a resumed run).
+    """
+
+    PLAIN_SECONDS = 15.0
+    RATE_SECONDS = 20.0  # the rate is that of the last so many seconds: compiling is left behind
+
+    def __init__(self, label: str, total: float, unit: str, start: float = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._seen = deque([(time.monotonic(), start)])
+        self._printed = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                _RateColumn(),
+                TextColumn("{task.fields[note]}", style="dim"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(label, total=total, rate="…", note="")
+            self._bar.update(self._task, completed=start)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: float, note: str = "") -> None:
+        """Shows that `done` of the total is done, with a short note (a loss, say) beside it."""
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > self.RATE_SECONDS:
+            self._seen.popleft()
+        if self._bar:
+            self._bar.update(self._task, completed=done, rate=self._rate(), note=note)
+        elif now - self._printed >= self.PLAIN_SECONDS:
+            self._printed = now
+            share = f"{done / self.total:4.0%}" if self.total else ""
+            console.print(f"{self.label} {share} {self._rate()} {note}".rstrip(), markup=False)
+
+    def _rate(self) -> str:
+        (began, before), (now, done) = self._seen[0], self._seen[-1]
+        if done <= before or now <= began:
+            return "…"
+        rate = (done - before) / (now - began)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        left = f", {duration((self.total - done) / rate)} left" if done < self.total else ""
+        return f"{shown} {self.unit}/s{left}"
+
+
+@contextmanager
+def counting(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A callback (done, total, unit) that draws a progress bar as its first total arrives."""
+    bars: dict[str, ProgressBar] = {}
+    with ExitStack() as stack:
+
+        def progress(done: int, total: int, unit: str) -> None:
+            if total and unit not in bars:
+                bars[unit] = stack.enter_context(ProgressBar(label, total, unit, done))
+            if total:
+                bars[unit].update(done)
+
+        yield progress
+
+
+@contextmanager
+def staged() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (what, bytes done, bytes in all): a bar, or a line where there is no total."""
+    bar: ProgressBar | None = None
+    with ExitStack() as stack:
+
+        def progress(what: str, done: int, total: int) -> None:
+            nonlocal bar
+            if not total:
+                stack.close()
+                console.print(what, style="dim", markup=False)
+            elif bar is None:
+                bar = stack.enter_context(ProgressBar(what, total / 1e6, "MB", done / 1e6))
+            if bar and total:
+                bar.update(done / 1e6)
+
+        yield progress
+
+
+def facts(rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Prints what is known of one thing, a line each: the name, then the fact."""
+    shown = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE, padding=0, pad_edge=False,
+        show_header=False,
+    )  # fmt: skip
+    shown.add_column(no_wrap=True, style="dim")
+    shown.add_column(overflow="fold")
+    for name, fact in rows:
+        shown.add_row(Text(name), Text(fact))
+    console.print(shown)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Prints a table whose first column is text and whose others are figures."""
+    shown = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    for i, header in enumerate(headers):
+        shown.add_column(header, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown)

@@ -1,1 +1,0 @@
-"""Knowledge distillation at full vocabulary."""

@@ -1,0 +1,161 @@
+"""The doctor's visit: what is examined, in which order."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gemmule.checkpoints.stored_tensor import dtype_name
+from gemmule.console import ProgressBar
+from gemmule.doctor import (
+    endpoint,
+    local_checks,
+    stress,
+    text_checks,
+    transformers_model,
+)
+from gemmule.doctor.bugs import Bug
+from gemmule.doctor.findings import logit_rows
+from gemmule.doctor.local import GemmuleModel, GemmuleText, LocalModel, Text, weights_of
+from gemmule.doctor.local_checks import Subject
+from gemmule.doctor.report import FAIL, Report, Row
+from gemmule.errors import ConfigError
+from gemmule.infer.language_model import LanguageModel, load
+from gemmule.teachers.completions import CompletionServer
+
+BACKENDS = ("gemmule", "transformers", "openai")
+DTYPES = ("float32", "bfloat16", "float16")
+_FLOPS = 1e11  # of one pass over the user's own weights; there are about ten
+_SHORTEST, _LONGEST = 24, 320  # tokens
+
+
+def run_doctor(
+    path: str,
+    backend: str = "gemmule",
+    url: str | None = None,
+    served: str | None = None,
+    attention: str = "eager",
+    dtype: str | None = None,
+) -> Report:
+    """Examines a stack that runs Gemma 2.
+
+    Args:
+        path: the model: a run, a folder in HF layout, or a hub id.
+        backend: who runs it: "gemmule", "transformers", or "openai" (a server at `url`).
+        url: base address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+        served: what that server calls the model; None: the first it lists.
+        attention: transformers' attn_implementation.
+        dtype: of weights and activations; None: as stored.
+
+    Raises:
+        ConfigError: for an unknown backend, dtype or attention, or an endpoint that cannot be used.
+        CheckpointError: when the model cannot be read.
+        MissingExtraError: when transformers is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if (backend == "openai") != (url is not None):
+        raise ConfigError("--url goes with --backend openai, and that needs it")
+    began = time.monotonic()
+    lm = load(path, dtype=dtype if backend == "gemmule" else None)
+    if backend == "openai":
+        chosen = getattr(torch, dtype) if dtype else lm.model.embed_tokens.weight.dtype
+        server = CompletionServer(url or "", served, pauses=(), option="--model")
+        rows = endpoint.examine(server, lm, chosen)
+    else:
+        model: LocalModel = GemmuleModel(lm.model)
+        text: Text = GemmuleText(lm)
+        chosen = model.dtype
+        if backend == "transformers":
+            wanted = getattr(torch, dtype) if dtype else chosen
+            model, text = transformers_model.load(path, attention, wanted)
+            chosen = wanted
+        rows = examine(model, text, lm, library_default=backend == "transformers")
+    name = f"{backend} at {url}" if url else backend
+    return Report(str(path), name, dtype_name(chosen), tuple(rows), time.monotonic() - began)
+
+
+def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: bool) -> list[Row]:
+    """Every check of a model that runs in this process.
+
+    Args:
+        model: the model.
+        text: its tokenizer.
+        lm: the checkpoint as gemmule reads it, whose weights the reference uses.
+        library_default: see `text_checks.markers_row`.
+    """
+    config, weights = lm.config, weights_of(lm)
+    layers = config.num_hidden_layers
+    with ProgressBar("examining", 12 + 2 * layers, "steps") as bar:
+        done = 0
+
+        def tick(label: str = "reference") -> None:
+            nonlocal done
+            done += 1
+            bar.update(min(done, 12 + 2 * layers), label)
+
+        tick("stressed weights")
+        near = local_checks.stressed_subject(model, config, torch.float32)
+        found = near.probe.causes or ()
+        subjects = [near]
+        for dtype in dict.fromkeys((torch.float32, model.dtype)):
+            for start in (0, stress.FAR):
+                if dtype != torch.float32 or start:
+                    subjects.append(
+                        local_checks.stressed_subject(model, config, dtype, start, found)
+                    )
+        tick("own weights")
+        own = _own_subject(model, text, lm, weights, found, tick)
+        subjects.append(own)
+        loud = local_checks.loud_logits(model, config, model.dtype)
+        finite = local_checks.finite_row(subjects, loud)
+        tick("logits")
+        tied = local_checks.tied_row(near, model)
+        logits = logit_rows([s.probe for s in subjects], tied.result == FAIL)
+        near_ones = [s for s in subjects if "positions" not in s.name]
+        invariances = local_checks.invariance_rows(near_ones, tick)
+        tick("text")
+        return [
+            *logits[:-1], tied, *invariances, finite,
+            text_checks.published_row(config),
+            text_checks.bos_row(text, _bos_losses(model, text, own)),
+            text_checks.ids_row(text),
+            text_checks.markers_row(text, library_default),
+            logits[-1],
+        ]  # fmt: skip
+
+
+def _own_subject(
+    model: LocalModel,
+    text: Text,
+    lm: LanguageModel,
+    weights: dict[str, Tensor],
+    suspects: Sequence[Bug],
+    tick: Callable[[], None],
+) -> Subject:
+    config = lm.config
+    prose = text.encode_plain(text_checks.PROSE)
+    afford = int(_FLOPS / (2 * config.parameters))
+    length = min(max(afford, _SHORTEST), _LONGEST, config.max_position_embeddings)
+    ids = [text_checks.BOS, *(prose * (length // len(prose) + 1))][:length]
+    stored = weights["embed_tokens.weight"].dtype
+    if torch.promote_types(stored, model.dtype) != model.dtype:  # the model has rounded them
+        weights = {name: w.to(model.dtype) for name, w in weights.items()}
+    return local_checks.subject(
+        "your weights", model, weights, config, ids, stressed=False, suspects=suspects, tick=tick
+    )
+
+
+def _bos_losses(model: LocalModel, text: Text, own: Subject) -> dict[int, float]:
+    """Nats a token of the same text under none, one and two <bos>."""
+    ids = text.encode_plain(text_checks.PROSE)[: len(own.ids) // 2]
+    losses = {}
+    for count in (0, 1, 2):
+        row = torch.tensor([text_checks.BOS] * count + ids)
+        log_probs = model.logits(row[None])[0].float().log_softmax(-1)
+        chosen = log_probs[:-1].gather(1, row[1:, None])[:, 0]
+        losses[count] = -chosen[-len(ids) + 1 :].mean().item()
+    return losses

@@ -1,0 +1,101 @@
+"""`gemmule memorization`: one model, or two on the same passages, from paths to results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gemmule import files
+from gemmule.console import counting
+from gemmule.errors import DataError
+from gemmule.evals.eval_target import Subject, open_subject, results_folder
+from gemmule.evals.memorization import summary
+from gemmule.evals.memorization.extraction import RESULT, measure, read_samples
+from gemmule.evals.memorization.settings import Settings
+from gemmule.evals.training_data import Reading, TrainingData, open_training_data
+from gemmule.runtime import memory
+
+
+def run_memorization(
+    model: str,
+    settings: Settings,
+    *,
+    against: str | None = None,
+    data: Path | None = None,
+    out: Path | None = None,
+    device: str = "cpu",
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Measures what a model gives back of its training text, and how much more than another does.
+
+    Args:
+        model: a run; of a quickstart's folder its distilled student, against the one from scratch;
+            with `data` any model.
+        settings: what to draw, and what counts.
+        against: another model to try on the same passages.
+        data: the data folder, where the run does not lead to it.
+        out: where results go; None: the run's evals/.
+        device: where the model runs.
+        fresh: begin anew, whatever was measured before.
+
+    Returns:
+        The content of memorization.json.
+
+    Raises:
+        UserError: when models, text and settings do not fit together.
+    """
+    memory.keep_freed_memory()
+    if against is None:
+        model, against = students(model)
+    training = open_training_data(model, data)
+    other = None if against is None else _other(against, training)
+    readings = [t.reading for t in (training, other) if t and t.reading]
+    subject = open_subject(model, out=out, device=device)
+    result = _measure(subject, training, settings, readings, fresh)
+    if against is None or other is None:
+        return result
+    folder = (out or results_folder(model)) / "against" if out else results_folder(against)
+    opponent = open_subject(against, out=folder, device=device)
+    theirs = _measure(opponent, other, settings, readings, fresh)
+    result["against"] = {
+        "model": opponent.identity,
+        **{key: theirs[key] for key in ("train", "control")},
+        "difference": summary.differences(
+            read_samples(subject.folder), read_samples(opponent.folder)
+        ),
+    }
+    files.write_json(subject.folder / RESULT, result)
+    return result
+
+
+def students(path: str) -> tuple[str, str | None]:
+    """Of a quickstart the distilled student and the one from scratch; else `path` alone."""
+    folder = Path(path)
+    student, scratch = folder / "student", folder / "scratch"
+    if (folder / "manifest.json").is_file() or not (student / "manifest.json").is_file():
+        return path, None
+    return str(student), str(scratch) if (scratch / "model").is_dir() else None
+
+
+def _measure(
+    subject: Subject,
+    training: TrainingData,
+    settings: Settings,
+    readings: Sequence[Reading],
+    fresh: bool,
+) -> dict[str, Any]:
+    with counting(f"memorisation, {subject.name}") as progress:
+        return measure(
+            subject, training, settings, also_read_by=readings, fresh=fresh, progress=progress
+        )
+
+
+def _other(against: str, training: TrainingData) -> TrainingData:
+    """The other model's training data, which must be the same."""
+    found = open_training_data(against, training.dataset.path)
+    if found.dataset.fingerprint != training.dataset.fingerprint:
+        raise DataError(
+            f"{against} was trained on other text ({found.dataset.name}) than "
+            f"{training.dataset.name}: only models of the same text can be tried on the same "
+            "passages"
+        )
+    return found

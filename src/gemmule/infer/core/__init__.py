@@ -1,0 +1,1 @@
+"""The engine's core: requests, scheduler, pages, sampling. No threads, no I/O."""

@@ -1,0 +1,1 @@
+"""Runners: one model, one step of a batch at a time."""

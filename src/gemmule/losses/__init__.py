@@ -1,0 +1,1 @@
+"""Losses from hidden states and the head, and the plain versions they are compared with."""

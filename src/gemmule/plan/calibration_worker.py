@@ -1,0 +1,323 @@
+"""A calibration's child process: real steps of the real loop, each finding a line of JSON.
+
+Run as `python -m gemmule.plan.calibration_worker SPEC`, in a process of its own so that the peak
+of memory is that of a training process and nothing else. Findings come in the order teacher,
+scratch, distill; the parent stops the process when the time is up, and goes on with what has
+arrived.
+
+Shapes: B batch, T tokens of a row.
+"""
+
+import itertools
+import json
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemmule.data.dataset import Dataset
+from gemmule.data.loader import IGNORED, Batch, Loader, eval_batches
+from gemmule.losses.linear import linear_cross_entropy
+from gemmule.losses.sparse_targets import sparse_targets
+from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
+from gemmule.runs.run_dir import RunDir
+from gemmule.runtime import device, memory, torch_compile
+from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.teachers.target_spec import TargetSpec
+from gemmule.train.config import TrainConfig
+from gemmule.train.evaluate import evaluate
+from gemmule.train.loop import train
+from gemmule.train.objectives import Distillation, NextToken, Objective
+
+STEPS_SECONDS = 4.0  # of steady steps, for each objective
+MIN_STEPS = 6  # the heap still grows in the first few
+TEACHER_TOKENS = 4096  # read by the teacher for its loss and what its targets take
+EVALUATION_TOKENS = 4096
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had in use."""
+    # Linux hands ru_maxrss on to a process that another one starts: a large parent would count.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+class RandomLoader:
+    """Batches of random ids, where there is no corpus yet; every row is one document."""
+
+    def __init__(self, vocab_size: int, batch_size: int, seq_len: int) -> None:
+        ids = torch.randint(4, vocab_size, (batch_size, seq_len + 1))
+        segments = torch.ones(batch_size, seq_len, dtype=torch.int64)
+        windows = torch.arange(batch_size)
+        self.batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), segments, windows)
+
+    def next(self) -> Batch:
+        """The same batch each time: what ids are costs nothing."""
+        return self.batch
+
+    def state(self) -> dict[str, int]:
+        """Nothing to keep."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        student: its shape, maybe with fewer layers than planned.
+        config: of the run, resolved.
+        dataset: None where there is no corpus yet.
+    """
+
+    student: GemmaConfig
+    config: TrainConfig
+    dataset: Dataset | None
+
+    def loader(self) -> Any:
+        """Batches of a micro-batch's size."""
+        config = self.config
+        if self.dataset is None:
+            return RandomLoader(self.student.vocab_size, config.micro_batch, config.seq_len)
+        split = self.dataset.split("train")
+        return Loader(split, config.micro_batch, config.seq_len, config.seed)
+
+    def validate(self, model: Gemma) -> int:
+        """Evaluates as a run does, on a few batches; returns how many tokens that were."""
+        if self.dataset is None:
+            batch = self.loader().next()
+            with torch.no_grad(), torch.compiler.set_stance("eager_on_recompile"):
+                next_token_loss(model, batch, bool(self.config.compile)).item()
+            return batch.tokens_BT.numel()
+        found = evaluate(
+            model,
+            self.dataset.split("validation"),
+            self.dataset.tokenizer,
+            seq_len=self.config.seq_len,
+            batch_size=self.config.micro_batch,
+            max_tokens=EVALUATION_TOKENS,
+            compiled=bool(self.config.compile),
+        )
+        return int(found["tokens"])
+
+
+def next_token_loss(model: Gemma, batch: Batch, compiled: bool) -> torch.Tensor:
+    """Summed over tokens, nats."""
+    x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
+    return linear_cross_entropy(
+        x_BTD.flatten(0, 1),
+        model.embed_tokens.weight.detach(),
+        batch.targets_BT.flatten(),
+        cap=model.config.final_logit_softcapping,
+        compiled=compiled,
+    )
+
+
+def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[str, Any]:
+    """Times the training loop on `model`: a step that compiles, then steady ones."""
+    evaluation, evaluated = [0.0], [1]
+
+    def validate() -> dict[str, float]:
+        began = time.perf_counter()
+        evaluated.append(subject.validate(model))
+        evaluation.append(time.perf_counter() - began)
+        return {"tokens": float(evaluated[-1])}
+
+    def loop(steps: int) -> tuple[list[float], float, dict[str, Any]]:
+        """Each step's seconds, those of all else but evaluation, and what the meter said."""
+        settings = {"steps": steps, "log_every": 1, "evaluate_every": steps}
+        config = subject.config.model_copy(update=settings)
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunDir.create(Path(folder) / "run", config)
+            began = time.perf_counter()
+            state = train(run, config, model, objective, subject.loader(), validate, "calibrating")
+            took = time.perf_counter() - began
+            lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        logged = [json.loads(line) for line in lines]
+        ends = [0.0] + [m["seconds"] for m in logged if "loss" in m]
+        seconds = [b - a for a, b in itertools.pairwise(ends)]
+        other = took - state.seconds - evaluation[-1]
+        return seconds, max(0.0, other), state.carbon or {}
+
+    first, overhead, carbon = loop(2)
+    steady, save = [first[-1]], overhead
+    if first[-1] < STEPS_SECONDS:
+        steps = min(200, max(MIN_STEPS, round(STEPS_SECONDS / first[-1])))
+        steady, save, carbon = loop(steps)
+        steady = steady[1:]  # the first waits for new optimiser states
+    step = sum(steady) / len(steady)
+    energy, seconds = carbon.get("energy_wh"), carbon.get("seconds")
+    return {
+        "step_seconds": step,
+        "steps": len(steady),
+        "compile_seconds": max(0.0, first[0] - step),
+        "evaluation_seconds_per_token": evaluation[-1] / evaluated[-1],
+        "overhead_seconds": overhead,
+        "save_seconds": save,
+        "watts": energy * 3600 / seconds if energy and seconds else None,
+        "how": carbon.get("how", {}),
+        "grid_gco2e_per_kwh": carbon.get("grid_gco2e_per_kwh"),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+@torch.no_grad()
+def measure_teacher(
+    teacher: GemmaTeacher, dataset: Dataset | None, batch_size: int, seq_len: int, real: bool
+) -> dict[str, Any]:
+    """Times its forward pass and recording; of a real one also its loss and what targets take."""
+    cap = teacher.cap
+    if dataset is None:
+        batches = [RandomLoader(teacher.vocab_size, batch_size, seq_len).next()]
+    else:
+        split = dataset.split("validation")
+        batches = list(eval_batches(split, batch_size, seq_len, TEACHER_TOKENS))
+    nats, count, entropy, forward, record = 0.0, 0, 0.0, 0.0, 0.0
+    sizes: dict[str, int] = {}
+    specs = storage_specs(teacher.vocab_size) if real else [TargetSpec()]
+    teacher.hidden_states(batches[0])  # the first pass is slower
+    for batch in batches:
+        began = time.perf_counter()
+        x_BTD = teacher.hidden_states(batch)
+        forward += time.perf_counter() - began
+        if real:
+            x_ND, targets_N = x_BTD.flatten(0, 1), batch.targets_BT.flatten()
+            nats += linear_cross_entropy(x_ND, teacher.head, targets_N, cap=cap).item()
+            count += int((targets_N != IGNORED).sum())
+        for spec in specs:
+            began = time.perf_counter()
+            found = [
+                sparse_targets(x_TD, teacher.head, spec.choice(0, i), cap=cap)
+                for i, x_TD in enumerate(x_BTD)
+            ]
+            data = [spec.codec(teacher.vocab_size).encode(t) for t in found]
+            if spec == TargetSpec():
+                record += time.perf_counter() - began
+                entropy += sum(float(t.entropy_N.sum()) for t in found)
+            sizes[spec.label] = sizes.get(spec.label, 0) + sum(map(len, data))
+    tokens = sum(b.tokens_BT.numel() for b in batches)
+    return {
+        "forward_seconds_per_token": forward / tokens,
+        "record_seconds_per_token": (forward + record) / tokens,
+        "nats_per_token": nats / count if real else None,
+        "entropy": entropy / tokens if real else None,
+        "bytes_per_token": {k: v / tokens for k, v in sizes.items()} if real else None,
+        "tokens": tokens,
+    }
+
+
+def storage_specs(vocab_size: int) -> list[TargetSpec]:
+    """The kinds of stored targets that a plan compares; of `record`'s default first."""
+    k = min(32, vocab_size)
+    return [
+        TargetSpec(),
+        TargetSpec(draws=12),
+        TargetSpec(draws=256),
+        TargetSpec(kind="top_k", k=k),
+        TargetSpec(kind="top_k_tail", k=k),
+        TargetSpec(kind="top_p", most=min(512, vocab_size)),
+    ]
+
+
+def main(spec: Mapping[str, Any]) -> None:
+    """Measures what `spec` asks for (calibrate.py makes it), and tells each finding as it comes."""
+    findings = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print must not mix with findings
+
+    def tell(name: str, found: Mapping[str, Any]) -> None:
+        findings.write(json.dumps({"finding": name, **found}) + "\n")
+        findings.flush()
+
+    memory.keep_freed_memory()
+    dataset = Dataset.open(Path(spec["data"])) if spec["data"] else None
+    if dataset is not None:
+        _ = dataset.tokenizer
+    asked = TrainConfig.parse({**spec["train"], "data": spec["data"] or "none"})
+    config = device.resolve(asked, spec["flops"]["scratch"])
+    distill = config
+    if asked.compile == "auto" and spec["flops"]["distill"] >= device.COMPILE_EARNS_ITS_TIME:
+        distill = config.model_copy(update={"compile": torch_compile.can_compile()})
+    tell("start", {
+        "seconds": time.time() - spec["started"], "peak_bytes": peak_bytes(),
+        "threads": config.threads, "dtype": config.dtype,
+        "compiled": [bool(config.compile), bool(distill.compile)],
+    })  # fmt: skip
+    model = None
+    for i, values in enumerate(spec["student"]):
+        model = None  # only one at a time is held
+        model = random_model(GemmaConfig.parse(values))
+        if config.compile:
+            torch_compile.compile_blocks(model.layers)
+        subject = Subject(model.config, config, dataset)
+        found = measure_steps(subject, model, NextToken(bool(config.compile)))
+        tell(f"scratch-{i}", found)
+    teacher = None
+    for i, values in enumerate(spec["teacher"]):
+        teacher = None
+        teacher, load = open_teacher(GemmaConfig.parse(values), spec["teacher_path"], dataset)
+        real = bool(spec["teacher_path"] and dataset)
+        found = measure_teacher(teacher, dataset, config.micro_batch, config.seq_len, real)
+        tell(f"teacher-{i}", {"load_seconds": load, **found})
+    if spec["distill"] and teacher is not None and model is not None:
+        compiled = bool(distill.compile)
+        if compiled:
+            torch_compile.compile_blocks(teacher.model.layers)
+            if not config.compile:
+                torch_compile.compile_blocks(model.layers)
+        objective = Distillation(teacher, 1.0, 0.0, compiled)
+        subject = Subject(model.config, distill, dataset)
+        tell("distill-0", measure_steps(subject, model, objective))
+
+
+def open_teacher(
+    shape: GemmaConfig, path: str | None, dataset: Dataset | None
+) -> tuple[GemmaTeacher, float]:
+    """The real one, or one of that shape with random weights; and the seconds it took."""
+    began = time.perf_counter()
+    if path and dataset is not None:
+        return GemmaTeacher.open(path, dataset), time.perf_counter() - began
+    return _Unhashed(random_model(shape)), time.perf_counter() - began
+
+
+class _Unhashed(GemmaTeacher):
+    """A teacher with random weights, whose fingerprint nobody will ask for."""
+
+    def __init__(self, model: Gemma) -> None:
+        self.path, self.module = "random", model.requires_grad_(False).eval()
+        self.model, self.cap = model, model.config.final_logit_softcapping
+        self._fingerprint = ""
+
+
+def random_model(config: GemmaConfig) -> Gemma:
+    """A model with weights of the usual size, the same million of them over and over: fast."""
+    with torch.device("meta"):
+        model = Gemma(config)
+    model.to_empty(device="cpu")
+    pool = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:  # norms
+                weight.zero_()
+                continue
+            flat, scale = weight.view(-1), weight.shape[1] ** -0.5
+            for part in flat.split(len(pool)):
+                torch.mul(pool[: len(part)], scale, out=part)
+    return model
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

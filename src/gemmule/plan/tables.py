@@ -1,0 +1,125 @@
+"""A plan as tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemmule.console import console, duration, facts, table
+
+ROUTES = {
+    "scratch": "from scratch",
+    "online": "distilled online",
+    "record": "recording the teacher once",
+    "stored": "distilled from the record",
+    "scratch_equal_online": "from scratch, compute of online",
+    "scratch_equal_stored": "from scratch, compute of record + stored",
+}
+COMPARISONS = {
+    "equal_tokens": "equal tokens",
+    "equal_compute_online": "equal compute, online",
+    "equal_compute_stored": "equal compute, recorded",
+    "equal_compute_with_teacher": "and the teacher's training",
+}
+
+
+def show(plan: Mapping[str, Any]) -> None:
+    """Prints it."""
+    run, memory = plan["run"], plan["memory"]
+    limit = memory["limit_bytes"]
+    facts(
+        [
+            ["teacher", _model(plan["teacher"])],
+            ["student", _model(plan["student"])],
+            ["run", f"{run['tokens']:,} tokens: {run['steps']:,} steps of {run['batch_size']} x "
+             f"{run['seq_len']}"],
+            ["machine", f"{plan['machine']['processor']}, {plan['machine']['cores']} cores, "
+             f"{_bytes(limit)} usable"],
+            ["calibration", f"{plan['calibration']['seconds']:.0f} s"],
+        ],
+        title="plan",
+    )  # fmt: skip
+    table(
+        ["memory", "peak", "largest micro-batch"],
+        [
+            [label, _bytes(memory[name]["peak_bytes"]), _rows(memory[name]["largest_micro_batch"])]
+            for name, label in ROUTES.items() if name in memory
+        ],
+    )  # fmt: skip
+    table(
+        ["time and energy", "tokens", "FLOP", "time", "Wh", "gCO2e"],
+        [[label, *_route(plan["routes"][name])] for name, label in ROUTES.items()],
+    )
+    disk = plan["disk"]
+    table(
+        [f"store of {disk['tokens']:,} tokens", "bytes/token", "size"],
+        [
+            [name, f"{t['bytes_per_token']:,.1f}", _bytes(t["bytes"])]
+            for name, t in disk["targets"].items()
+        ],
+    )
+    law = plan["scaling"]
+    table(
+        ["nats/token, 90%", "scratch", "distilled", "gain", "P(gain)"],
+        [
+            [label, _loss(law[name]["scratch"]), _loss(law[name]["distilled"]),
+             _interval(law[name]["gap"]), f"{law[name]['probability']:.2f}"]
+            for name, label in COMPARISONS.items() if name in law
+        ],
+    )  # fmt: skip
+    teacher = law["teacher_loss"]
+    known = [
+        ["verdict", law["verdict"]],
+        ["law", f"{law['source']}; {law['basis']}"],
+        ["teacher's loss", f"{teacher['median']:.3f} nats/token, {teacher['how']}"],
+        ["store's sizes", disk["how"]],
+        *([f"energy, {part}", how] for part, how in plan["energy_how"].items()),
+        *(["note", note] for note in plan["notes"]),
+    ]
+    facts(known, title="how it is known")
+    console.print(
+        "equal compute counts the teacher's passes; stored, shared by all students of the record",
+        style="dim",
+    )
+
+
+def _model(about: Mapping[str, Any]) -> str:
+    return (
+        f"{about['name']}: {about['parameters'] / 1e6:,.1f}M parameters, "
+        f"{about['non_embedding_parameters'] / 1e6:,.1f}M without the embedding of "
+        f"{about['vocab_size']:,} words"
+    )
+
+
+def _route(route: Mapping[str, Any]) -> list[str]:
+    wh, grams = route["energy_wh"], route["gco2e"]
+    return [
+        f"{route['tokens'] / 1e6:,.2f}M",
+        f"{route['flops']:.2e}",
+        _time(route["seconds"]),
+        "?" if wh is None else f"{wh:,.2f}",
+        "?" if grams is None else f"{grams:,.2f}",
+    ]
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds < 4 * 86400 else f"{seconds / 86400:,.0f} days"
+
+
+def _loss(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.2f} ±{(found['high'] - found['low']) / 2:.2f}"
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def _rows(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}" if count else "not even 1"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "?"
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count / 1e3:,.1f} kB"

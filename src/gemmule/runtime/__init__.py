@@ -1,0 +1,1 @@
+"""What a process runs on: device, dtype, memory, signals, and its rank among others."""

@@ -1,0 +1,84 @@
+"""gemmule bench: figures are there and fit together; times themselves are never judged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gemmule import cli
+from gemmule.checkpoints.hf.writer import save_model
+from gemmule.errors import ConfigError
+from gemmule.model.config import preset
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.speed import machine_peak, roofline
+from gemmule.speed.settings import SpeedRequest
+
+
+@pytest.fixture(scope="module")
+def model(pieces: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("speed") / "model"
+    save_model(Gemma(preset("1m", vocab_size=512)), pieces, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_peak, "buffer_size", lambda: 2**22)
+
+
+@pytest.mark.parametrize("quantize", [None, "int4"])
+def test_the_command(model: Path, quantize: str | None) -> None:
+    arguments = ["bench", str(model), "--prompt", "40", "--context", "16", "--batch", "1,3"]
+    arguments += ["--threads", "1", *(["--quantize", quantize] if quantize else [])]
+    done = CliRunner().invoke(cli.app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["model"]["format"] == (quantize or "f32")
+    assert [row["batch"] for row in found["decode"]] == [1, 3]
+    for row in (*found["decode"], found["prefill"], found["long_context"]):
+        share = row["tokens_per_second"] / row["floor_tokens_per_second"]
+        assert row["share_of_floor"] == pytest.approx(share)
+    assert found["long_context"]["context"] > 64
+    assert found["load_seconds"] > 0
+    assert found["peak_bytes"] > found["model"]["weight_bytes"]
+    assert found["machine"]["threads"] == 1
+    shown = CliRunner().invoke(cli.app, arguments).output
+    assert "decoding after 16, 3 at once" in shown
+    assert "peak memory" in shown
+
+
+def test_floors_of_a_2b() -> None:
+    config = preset("2b")
+    load = roofline.Model(config, 1_500_000_000, 4096, "int4", "int8")
+    assert roofline.matrix_weights(config) == 2_614_099_968 + 0 * config.hidden_size
+    # 13 local layers see 4096 positions, 13 global ones all.
+    assert load.cache_bytes(8192) == 4096 * 13 * (4096 + 8192)
+    machine = roofline.Machine(30e9, 1e12)
+    one, many = load.step(machine, 1, 128), load.step(machine, 1000, 128)
+    assert (one.bound, many.bound) == ("memory", "arithmetic")
+    assert one.seconds == one.bytes_read / 30e9
+    assert load.prompt(machine, 512).bound == "arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "1,x"], "whole numbers with commas"),
+        (["--batch", "0"], "each must be from 1 to 256"),
+        (["--threads", "0"], "threads = 0"),
+        (["--prompt", "5000"], "this model's context is 1024 tokens"),
+        (["--quantize", "int3"], "int3"),
+    ],
+)
+def test_mistakes(model: Path, arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", str(model), *arguments])
+    assert isinstance(done.exception, ConfigError)
+    assert message in str(done.exception)
+
+
+def test_a_request_always_decodes_one_sequence_too() -> None:
+    assert SpeedRequest(model="x", batch="8,2").batch == (1, 2, 8)  # type: ignore[arg-type]

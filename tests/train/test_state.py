@@ -1,0 +1,176 @@
+"""Training states: exact, whole or absent, and never more than asked for."""
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gemmule.errors import CheckpointError, OutputError
+from gemmule.train import state
+from gemmule.train.muon import Muon
+from gemmule.train.state import (
+    drop_old_states,
+    load_training_state,
+    save_training_state,
+    training_states,
+)
+
+Pair = tuple[nn.Module, list[torch.optim.Optimizer]]
+
+
+def build(seed: int, width: int = 6) -> Pair:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, width), nn.Linear(width, 5))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if p.ndim == 1]
+    return model, [
+        Muon(matrices, lr=0.1, momentum=0.9, weight_decay=0.1),
+        torch.optim.AdamW(rest, lr=0.1, fused=True),
+    ]
+
+
+def work(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], steps: int) -> None:
+    for _ in range(steps):
+        (model(torch.ones(3, 5)) - 2.0).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def save(folder: Path, pair: Pair, step: int = 3, keep: int = 2, **state: Any) -> Path:
+    return save_training_state(folder, step, *pair, state, keep)
+
+
+def test_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    one = build(0)
+    work(*one, 3)
+    path = save(tmp_path, one, tokens=12, loader={"epoch": 1})
+    other = build(1)
+    work(*other, 1)  # states of another shape of history must not shine through
+    state = load_training_state(path, *other)
+    assert state == {"step": 3, "tokens": 12, "loader": {"epoch": 1}}
+    work(*one, 3)
+    work(*other, 3)
+    for a, b in zip(one[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_before_the_first_step(tmp_path: Path) -> None:
+    one, other = build(0), build(1)
+    load_training_state(save(tmp_path, one, 0), *other)
+    for pair in (one, other):
+        work(*pair, 2)
+    for a, b in zip(one[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_keeps_the_newest(tmp_path: Path) -> None:
+    pair = build(0)
+    for step in (8, 9, 10, 11):
+        save(tmp_path, pair, step)
+    assert [p.name for p in training_states(tmp_path)] == ["step-10", "step-11"]
+    drop_old_states(tmp_path, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-11"]
+
+
+def test_other_names_are_no_states(tmp_path: Path) -> None:
+    for name in ("step-3.bak", ".step-4.99.tmp", "step-", "astep-5"):
+        (tmp_path / name).mkdir()
+    assert training_states(tmp_path) == []
+    assert training_states(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise"])
+def test_damage_is_named(file: str, damage: str, tmp_path: Path) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    content = (path / file).read_bytes()
+    if damage == "missing":
+        (path / file).unlink()
+    else:
+        kept = {"empty": b"", "cut": content[: len(content) // 2], "noise": b"\xff" * 100}
+        (path / file).write_bytes(kept[damage])
+    with pytest.raises(CheckpointError, match=r"cannot read the training state .*step-3.*delete"):
+        load_training_state(path, *build(0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}", "[]", '"scalars"', '{"scalars": 3}', '{"scalars": {"x": 1}}', "[" * 100_000,
+        '{"scalars": {"optimizer.9.0.step": 1}}', '{"scalars": {"optimizer.a.0.step": 1}}',
+        '{"step": ' + "9" * 5000 + "}",
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_state_of_another_form_is_named(text: str, tmp_path: Path) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    (path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"cannot read the training state .*step-3.*delete"):
+        load_training_state(path, *build(0))
+
+
+def test_an_optimizer_state_of_another_shape_is_named(tmp_path: Path) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    tensors = load_file(path / "state.safetensors")
+    tensors["optimizer.1.0.exp_avg"] = torch.zeros(7)
+    save_file(tensors, path / "state.safetensors")
+    with pytest.raises(CheckpointError, match=r"exp_avg of shape \[7\] for \[6\]"):
+        load_training_state(path, *build(0))
+
+
+@pytest.mark.parametrize("lost", ["optimizer.1.0.exp_avg", "optimizer.1.0.step"])
+def test_an_optimizer_state_with_a_hole_is_named(tmp_path: Path, lost: str) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    tensors = load_file(path / "state.safetensors")
+    del tensors[lost]
+    save_file(tensors, path / "state.safetensors")
+    with pytest.raises(CheckpointError, match=r"it holds \[.*\] where \['exp_avg', .* belong"):
+        load_training_state(path, *build(0))
+
+
+def test_another_model_is_named(tmp_path: Path) -> None:
+    pair = build(0)
+    work(*pair, 1)
+    path = save(tmp_path, pair)
+    with pytest.raises(CheckpointError, match="does not fit this run's model"):
+        load_training_state(path, *build(0, width=7))
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "permission denied"),
+    ],
+)
+def test_what_the_disk_refuses_leaves_the_last_state(
+    number: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = build(0)
+    save(tmp_path, pair, 1, keep=1)
+
+    def refuse(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        message = f"Error while serializing: I/O error: refused (os error {number})"
+        raise state.SafetensorError(message)
+
+    monkeypatch.setattr(state, "save_file", refuse)
+    with pytest.raises(OutputError, match=reason):
+        save(tmp_path, pair, 2, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+    load_training_state(tmp_path / "step-1", *build(1))
