@@ -21,7 +21,7 @@ LEVELS = [
 ]
 # Within a level, as the modules' docstrings say; nothing may lead back.
 WITHIN = {
-    ("files", "errors"), ("config", "errors"), ("config", "files"), ("console", "errors"), ("runs", "runtime"),
+    ("files", "errors"), ("config", "errors"), ("config", "files"), ("runs", "runtime"),
 }  # fmt: skip
 # The package itself offers load() and two names, imported when first used.
 LAZY = {("__init__", "infer")}

@@ -1,1 +1,1 @@
-"""Run directories: their layout, the schema of their files, and what reports on a run while it goes on."""
+"""Run directories: their layout, the schema of their files, and the reporter that writes them."""
