@@ -25,7 +25,8 @@ NAMES = {
 }
 # Wording in comments, docstrings, string literals and prose.
 WORDING = [
-    (r"\b(?:is|are|was|were) no (?!longer|more|less|fewer|other|one|better|worse|larger|smaller)(?=[a-z])",
+    (r"\b(?:is|are|was|were) no "
+     r"(?!longer|more|less|fewer|other|one|better|worse|larger|smaller)(?=[a-z])",
      'write "is not a …" or "there is no …"'),
     (r"\banew\b", 'write "again"'),
     (r"\b(?:whoever|whomever)\b", "name who or what it is"),
@@ -33,7 +34,8 @@ WORDING = [
     (r"\balike\b", 'write "the same", "equal" or "both"'),
     (r"\bbeside\b", 'write "next to", "alongside" or "with"'),
     (r"\blikeliest\b", 'write "most likely" or "top-k"'),
-    (r"\bin (?:any|what|whatever) company\b", 'write "whatever else is in the batch" or "batch-invariant"'),
+    (r"\bin (?:any|what|whatever) company\b",
+     'write "whatever else is in the batch" or "batch-invariant"'),
     (r"\bso many\b", "say how many, or name the number"),
     (r"\bpieces of the vocabulary\b|\bwords of the (?:vocabulary|head)\b", 'write "tokens"'),
     (r"\bjournal\b", 'write "response cache"'),
@@ -76,12 +78,8 @@ def check_python(path: Path) -> Iterator[tuple[int, str]]:
             if SEE.match(text.strip()):
                 yield line, 'a docstring that only says "See X": drop it, or say what it does'
             for match in ATTRIBUTE.finditer(text):
-                yield (
-                    line + text[: match.start()].count("\n"),
-                    (
-                        f"{match[0].strip()!r}: an attribute's text is a noun phrase that stands alone"
-                    ),
-                )
+                advice = "an attribute's text is a noun phrase that stands alone"
+                yield line + text[: match.start()].count("\n"), f"{match[0].strip()!r}: {advice}"
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING, FSTRING_TEXT):
             for offset, message in wording(token.string):
