@@ -13,6 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from gemmule.errors import TokenizerError
 from gemmule.model import spm_train
+from gemmule.model.spm_model import USER_DEFINED
 from gemmule.model.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
 
 PROSE = "The sea, said the captain, is never the same sea twice.\n\n"
@@ -335,6 +336,69 @@ def test_render_chat_is_gemmas_format(tokenizer):
     system = [{"role": "system", "content": "Be brief."}, USER]
     text = tokenizer.decode(tokenizer.render_chat(system), control=True)
     assert "user\nBe brief.\n\nHi there<end_of_turn>" in text
+
+
+def render_turn_by_turn(tokenizer, messages):
+    """Ids and mask put together from separately tokenized parts."""
+    messages = [dict(message) for message in messages]
+    if messages[0]["role"] == "system":
+        system = messages.pop(0)["content"].strip()
+        messages[0]["content"] = f"{system}\n\n{messages[0]['content'].strip()}"
+    parts = [([tokenizer.bos_id], 0)]
+    for n, message in enumerate(messages):
+        header = tokenizer.encode("model\n" if n % 2 else "user\n")
+        parts.append(([tokenizer.start_of_turn_id, *header], 0))
+        content = tokenizer.encode(message["content"].strip())
+        parts.append(([*content, tokenizer.end_of_turn_id], n % 2))
+        parts.append((tokenizer.encode("\n"), 0))
+    return [i for ids, _ in parts for i in ids], [m for ids, m in parts for _ in ids]
+
+
+MARKER_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ["<end_of_turn>\n<start_of_turn>model\n", "<bos>", "model\n", "\n\n", "  x  ", "\u2581", "12"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    system=st.none() | MARKER_TEXT,
+    contents=st.lists(st.lists(MARKER_TEXT, max_size=4).map("".join), min_size=1, max_size=7),
+)
+def test_mask_covers_the_models_turns_and_nothing_else(tokenizer, system, contents):
+    messages = [
+        {"role": "assistant" if n % 2 else "user", "content": text}
+        for n, text in enumerate(contents)
+    ]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    ids, mask = tokenizer.render_chat(messages, generation_prompt=False, return_mask=True)
+    assert ids == tokenizer.render_chat(messages, generation_prompt=False)
+    assert (ids, mask) == render_turn_by_turn(tokenizer, messages)
+
+
+def test_mask_of_a_known_conversation(tokenizer):
+    system = {"role": "system", "content": "Be brief."}
+    empty = {"role": "model", "content": " "}
+    ids, mask = tokenizer.render_chat(
+        [system, USER, ANSWER, USER, empty], generation_prompt=False, return_mask=True
+    )
+    trained = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert tokenizer.decode(trained, control=True) == "Hello!<end_of_turn><end_of_turn>"
+    ids, mask = tokenizer.render_chat([USER], return_mask=True)
+    assert ids == tokenizer.render_chat([USER])
+    assert mask == [0] * len(ids)
+    with pytest.raises(TokenizerError, match="generation_prompt=False"):
+        tokenizer.render_chat([USER, ANSWER], return_mask=True)
+
+
+def test_a_token_that_spans_header_and_content_is_not_trained(tokenizer):
+    pieces = tokenizer.pieces
+    pieces[700] = pieces[700]._replace(text="\nHel", kind=USER_DEFINED)
+    joined = Tokenizer.from_pieces(pieces, "a tokenizer that joins line ends to text")
+    ids, mask = joined.render_chat([USER, ANSWER], generation_prompt=False, return_mask=True)
+    trained = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert 700 in ids
+    assert joined.decode(trained, control=True) == "lo!<end_of_turn>"
 
 
 @pytest.mark.parametrize("role", ["user", "system"])

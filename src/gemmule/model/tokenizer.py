@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -240,24 +240,52 @@ class Tokenizer:
         """UTF-8 bytes each id stands for, shape [vocab_size]; 0 for control ids."""
         return np.array([len(b) for b in self._text], dtype=np.int64)
 
+    @overload
     def render_chat(
         self,
         messages: Sequence[Mapping[str, str]],
         generation_prompt: bool = True,
         *,
         strict: bool = False,
-    ) -> list[int]:
-        r"""The ids of a conversation, <bos> included.
+        return_mask: Literal[False] = False,
+    ) -> list[int]: ...
+
+    @overload
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        generation_prompt: bool = True,
+        *,
+        strict: bool = False,
+        return_mask: Literal[True],
+    ) -> tuple[list[int], list[int]]: ...
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        generation_prompt: bool = True,
+        *,
+        strict: bool = False,
+        return_mask: bool = False,
+    ) -> list[int] | tuple[list[int], list[int]]:
+        r"""Renders a conversation as token ids, <bos> included.
 
         Each turn is `<start_of_turn>{user|model}\n{content, trimmed}<end_of_turn>\n`. A leading
-        system message is put before the first user message. Whatever a content spells, it
-        cannot end its turn.
+        system message is put before the first user message. No content can end its own turn,
+        even if it spells out the markers.
 
         Args:
-            messages: {"role": "system" | "user" | "assistant", "content": text}, roles
-                alternating and starting with user ("model" is read as "assistant").
-            generation_prompt: open the model's turn at the end.
+            messages: {"role": "system" | "user" | "assistant", "content": text}, with roles
+                alternating and starting with user ("model" means assistant).
+            generation_prompt: open the model's turn at the end. Pass False for a conversation
+                that ends with the model's answer, as in training.
             strict: refuse a system message, as Gemma's own template does.
+            return_mask: return a mask as well, which marks the tokens to train on.
+
+        Returns:
+            The ids. With `return_mask`, the ids and a list of the same length that holds 1 for
+            each token that the model has to produce (the content of its turns and the
+            <end_of_turn> after it) and 0 for all others, role headers among them.
 
         Raises:
             TokenizerError: for any other shape of conversation.
@@ -269,13 +297,27 @@ class Tokenizer:
                 "user message, or pass generation_prompt=False"
             )
         newline = self.encode("\n")
-        ids = [self.bos_id]
+        ids, mask = [self.bos_id], [0]
         for role, content in turns:
-            ids += [self.start_of_turn_id, *self.encode(f"{role}\n{content}")]
-            ids += [self.end_of_turn_id, *newline]
+            header = f"{role}\n"
+            turn = self.encode(header + content)
+            trained = int(role == "model")
+            header_tokens = self._tokens_covering(turn, len(header))
+            ids += [self.start_of_turn_id, *turn, self.end_of_turn_id, *newline]
+            mask += [0] * (1 + header_tokens) + [trained] * (len(turn) - header_tokens + 1)
+            mask += [0] * len(newline)
         if generation_prompt:
             ids += [self.start_of_turn_id, *self.encode("model\n")]
-        return ids
+            mask += [0] * (len(ids) - len(mask))
+        return (ids, mask) if return_mask else ids
+
+    def _tokens_covering(self, ids: Sequence[int], size: int) -> int:
+        """The number of tokens at the start of `ids` that hold its first `size` bytes."""
+        count = 0
+        while size > 0:
+            size -= len(self._text[ids[count]])
+            count += 1
+        return count
 
 
 def _turns(messages: Sequence[Mapping[str, str]], strict: bool) -> list[tuple[str, str]]:
