@@ -10,7 +10,7 @@ import gemmule
 
 ROOT = Path(gemmule.__file__).parent
 LEVELS = [
-    {"errors", "config", "files", "console"},
+    {"errors", "config", "files", "console", "stats"},
     {"runtime", "runs", "losses"},
     {"model", "quant", "sandbox", "report"},
     {"data", "checkpoints"},

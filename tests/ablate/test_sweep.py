@@ -10,7 +10,6 @@ import pytest
 
 from gemmule.ablate import run_sweep as module
 from gemmule.ablate.config import SweepConfig, given_settings
-from gemmule.ablate.intervals import summary
 from gemmule.ablate.run_sweep import run_ablation
 from gemmule.errors import (
     ConfigError,
@@ -19,6 +18,7 @@ from gemmule.errors import (
     TokenizerError,
     TrainingError,
 )
+from gemmule.stats import student_mean
 from gemmule.train.run import run_training
 
 Sweep = Callable[..., SweepConfig]
@@ -94,7 +94,7 @@ def test_summary_and_differences(size: tuple[Path, dict[str, Any]]) -> None:
     row = results["summary"][1]
     assert (row["group"], row["arm"], row["done"]) == ("0.1m", "distilled", 2)
     values = [by_name[f"0.1m-distilled-seed{s}"] for s in (0, 1)]
-    assert row["nats_per_token"] == {**summary(values), "values": values}
+    assert row["nats_per_token"] == {**student_mean(values), "values": values}
     difference = results["differences"][0]
     gains = [by_name[f"0.1m-from-scratch-seed{s}"] - values[s] for s in (0, 1)]
     assert difference["mean"] == pytest.approx(sum(gains) / 2)

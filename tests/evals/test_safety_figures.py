@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from gemmule.evals.intervals import paired
 from gemmule.evals.safety.metric import Figure, Values, estimate, worse_by
+from gemmule.stats import paired
 
 
 def numbered(values: list[float | None]) -> Values:

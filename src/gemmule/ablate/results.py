@@ -6,8 +6,8 @@ from typing import Any
 
 from gemmule.ablate.ablations import REPORT, Ablation
 from gemmule.ablate.config import SweepConfig
-from gemmule.ablate.intervals import CONFIDENCE, summary, verdict
 from gemmule.ablate.sweep import Cell, Key, Plan
+from gemmule.stats import CONFIDENCE, student_mean
 
 # Key of a figure, whether more is better, what it is called, its unit.
 METRICS = {
@@ -39,7 +39,7 @@ def combine(
     differences = []
     for key, baseline in plan.comparisons:
         gains = _gains(shown, key, baseline, ablation.metric, sign)
-        gain = summary(list(gains.values()))
+        gain = student_mean(list(gains.values()))
         differences.append(
             {
                 "group": key[0],
@@ -91,7 +91,7 @@ def _row(key: Key, shown: Sequence[tuple[Cell, Mapping[str, Any]]]) -> dict[str,
     for name in SUMMED:
         values = [figures[name] for figures in done if figures.get(name) is not None]
         if values:
-            row[name] = {**summary(values), "values": values}
+            row[name] = {**student_mean(values), "values": values}
     for name in CONSTANT:
         row[name] = done[0].get(name) if done else None
     seconds = [figures["seconds"] for figures in done if figures.get("seconds") is not None]
@@ -115,6 +115,22 @@ def _gains(
     return {seed: sign * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs}
 
 
+def verdict(arm: str, baseline: str, gain: Mapping[str, Any], unit: str) -> str:
+    """States whether `arm` is better than `baseline`, from the Student mean of paired gains."""
+    mean, half, n = gain["mean"], gain["half_width"], gain["n"]
+    if mean is None:
+        return f"{arm} against {baseline}: no seed has both"
+    direction = "ahead of" if mean > 0 else "behind"
+    if half is None:
+        return f"{arm} {direction} {baseline} by {abs(mean):.3f} {unit} (one seed: no interval)"
+    if abs(mean) <= half:
+        return (
+            f"{arm} against {baseline}: no difference seen ({mean:+.3f} ± {half:.3f} {unit}, "
+            f"{n} seeds)"
+        )
+    return f"{arm} {direction} {baseline} by {abs(mean):.3f} ± {half:.3f} {unit} ({n} seeds)"
+
+
 def _trend(
     shown: Sequence[tuple[Cell, Mapping[str, Any]]],
     plan: Plan,
@@ -128,7 +144,7 @@ def _trend(
         return None
     small = _gains(shown, *groups[0], metric, sign)
     large = _gains(shown, *groups[-1], metric, sign)
-    change = summary([large[seed] - small[seed] for seed in small if seed in large])
+    change = student_mean([large[seed] - small[seed] for seed in small if seed in large])
     names = groups[0][0][0], groups[-1][0][0]
     return {
         "from": names[0],

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule.data.dataset import Split
-from gemmule.evals.intervals import proportion
 from gemmule.evals.training_data import NoTrainingData, open_training_data
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.stats import proportion
 
 N = 13
 RULE = f"{N} words in a row, in lower case, letters and digits alone"

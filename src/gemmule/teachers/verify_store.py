@@ -5,7 +5,6 @@ and two figures are worked out that must not be mixed up (teachers/fidelity.py):
 truncation. Intervals are over windows, since the tokens of one are no independent samples.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from gemmule.data.loader import IGNORED, Batch, batch_of
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.losses.chunked_head import tiles
 from gemmule.losses.sparse_targets import SparseTargets
+from gemmule.stats import normal_mean
 from gemmule.teachers.fidelity import distance, truncation
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import is_address, open_teacher
@@ -229,9 +229,8 @@ def _report(
 
 def _interval(values: list[float]) -> dict[str, float]:
     """Mean and 95% interval over windows."""
-    mean = float(np.mean(values))
-    half = Z * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    estimate = normal_mean(values, Z)
+    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def describe(report: dict[str, Any]) -> list[tuple[str, str]]:

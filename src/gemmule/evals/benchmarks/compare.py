@@ -1,12 +1,12 @@
-"""Two models on the same questions: differences with paired intervals."""
+"""Two models on the same questions: differences with paired stats."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemmule import stats
 from gemmule.errors import DataError
-from gemmule.evals import intervals
 
 Scores = dict[str, dict[str, tuple[str, float]]]  # by benchmark and question: prompt, score
 
@@ -49,13 +49,13 @@ def differences(a: Scores, b: Scores) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _difference(a: Sequence[float], b: Sequence[float]) -> intervals.Estimate:
+def _difference(a: Sequence[float], b: Sequence[float]) -> stats.Estimate:
     if all(score in (0, 1) for score in (*a, *b)):
-        return intervals.paired_proportions([bool(x) for x in a], [bool(y) for y in b])
-    return intervals.paired(a, b)
+        return stats.paired_proportions([bool(x) for x in a], [bool(y) for y in b])
+    return stats.paired(a, b)
 
 
-def _verdict(difference: intervals.Estimate) -> str:
+def _verdict(difference: stats.Estimate) -> str:
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "no difference seen"

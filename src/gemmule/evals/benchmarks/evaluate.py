@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from gemmule import files
+from gemmule import files, stats
 from gemmule.console import counting
 from gemmule.errors import DataError, UserError, first_line
-from gemmule.evals import contamination, intervals
+from gemmule.evals import contamination
 from gemmule.evals.benchmarks import prompt_formats, published
 from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
 from gemmule.evals.benchmarks.settings import EvalSettings
@@ -146,7 +146,7 @@ def _row(
     benchmark = loaded.benchmark
     counted = {task: _counted(loaded, some) for task, some in samples.items()}
     groups = [[_value(sample, benchmark.metric) for sample in some] for some in counted.values()]
-    estimate = intervals.stratified(groups, equal=benchmark.equal)
+    estimate = stats.stratified(groups, equal=benchmark.equal)
     chance = benchmark.chance
     shots = {int(task.config.num_fewshot or 0) for task in loaded.tasks.values()}
     notes = list(loaded.notes)
@@ -155,7 +155,7 @@ def _row(
         notes.append(f"{cut} requests were longer than the model's context: cut at their beginning")
     tasks = {
         task: {
-            **intervals.mean([_value(sample, benchmark.metric) for sample in some]).json(),
+            **stats.mean([_value(sample, benchmark.metric) for sample in some]).json(),
             "of": len(loaded.tasks[task].eval_docs),
             "version": loaded.tasks[task].VERSION,
         }
@@ -248,7 +248,7 @@ def _formats(
             groups = [
                 [_value(s, "acc") for s in _counted(tasks, samples[task])] for task in tasks.tasks
             ]
-            scores.append({"format": variant.words, **intervals.stratified(groups).json()})
+            scores.append({"format": variant.words, **stats.stratified(groups).json()})
         if scores:
             found[name] = {
                 "title": benchmark.benchmark.title,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gemmule.data.personal_data import SEVERITIES
-from gemmule.evals.intervals import paired_proportions, proportion
+from gemmule.stats import paired_proportions, proportion
 
 Sample = Mapping[str, Any]
 TRAIN, CONTROL, CANARY = "train", "control", "canary"  # the sets of samples

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gemmule.evals import intervals
-from gemmule.evals.intervals import Estimate
+from gemmule import stats
+from gemmule.stats import Estimate
 
 # By document; documents of two results are paired by these keys.
 Values = Mapping[str, float | None]
@@ -56,25 +56,15 @@ def estimate(figure: Figure, values: Values) -> Estimate | None:
     seen = set(counted)
     signed = figure.better == "zero"
     if signed and seen <= {-1, 1}:  # a share of two kinds, stretched
-        share = intervals.proportion(counted.count(1), len(counted))
+        share = stats.proportion(counted.count(1), len(counted))
         found = Estimate(2 * share.value - 1, 2 * share.low - 1, 2 * share.high - 1, share.n)
     elif signed and seen <= {-1, 0, 1}:
-        found = _difference_of_shares(counted.count(1), counted.count(-1), len(counted))
+        found = stats.signed_difference(counted.count(1), counted.count(-1), len(counted))
     else:
-        found = intervals.mean(counted)
+        found = stats.mean(counted)
         low, high = max(-1.0 if signed else 0.0, found.low), min(1.0, found.high)
         found = Estimate(found.value, low, high, found.n)
     return Estimate(100 * found.value, 100 * found.low, 100 * found.high, found.n)
-
-
-def _difference_of_shares(plus: int, minus: int, n: int) -> Estimate:
-    """(plus - minus) / n with Agresti and Min's interval (2005), half a document added to each."""
-    value = (plus - minus) / n
-    centre = (plus - minus) / (n + 2)
-    variance = ((plus + minus + 1) / (n + 2) - centre**2) / (n + 2)
-    half = intervals.Z * math.sqrt(variance)
-    low, high = max(-1.0, centre - half), min(1.0, centre + half)
-    return Estimate(value, min(value, low), max(value, high), n)
 
 
 def worse_by(figure: Figure, new: Values, base: Values) -> Estimate:
@@ -99,7 +89,7 @@ def worse_by(figure: Figure, new: Values, base: Values) -> Estimate:
         variance = (math.fsum(squares) + span**2) / (n + 2) ** 2
     else:
         variance = math.fsum(squares) / max(1, n - 1) / n
-    half = intervals.Z * math.sqrt(variance)
+    half = stats.Z * math.sqrt(variance)
     return Estimate(100 * (a - b), 100 * (a - b - half), 100 * (a - b + half), n)
 
 
