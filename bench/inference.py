@@ -1,7 +1,7 @@
 """How fast a 2B model runs here: gemmule beside llama.cpp, and both beside the machine's limits.
 
 A Gemma 2 2B of random weights is made once, in --folder, in our int4 and int8 and as llama.cpp's
-Q4_0 (token embedding in Q6_K, as its own quantiser has it) and Q8_0. Each contestant lives in a
+Q4_0 (token embedding in Q6_K, as its own quantizer has it) and Q8_0. Each contestant lives in a
 process of its own, and those that are compared take turns; figures are medians:
 
 - decode: tokens a second after a prompt of 128 tokens; ours draws them, llama.cpp's logits are

@@ -1,6 +1,6 @@
 """Models to measure: random, of the right shape, in our format and in llama.cpp's.
 
-A matrix is made of some rows of random weights, quantised in earnest and repeated: values are
+A matrix is made of some rows of random weights, quantized in earnest and repeated: values are
 finite and of a sensible size, and no kernel's time depends on them.
 """
 
@@ -19,8 +19,8 @@ from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.gguf import blocks, writer
 from gemmule.checkpoints.gguf.header import ENCODINGS
-from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel, matrix_shape
-from gemmule.checkpoints.packed.writer import save_quantised
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantizedModel, matrix_shape
+from gemmule.checkpoints.packed.writer import save_quantized
 from gemmule.checkpoints.stored_tensor import StoredTensor, tensor_bytes
 from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place, write
 from gemmule.model.config import GemmaConfig
@@ -43,7 +43,7 @@ def tokenizer_of(rows: int) -> Tokenizer:
 
 
 def ours(folder: Path, config: GemmaConfig, form: str, head: str) -> dict[str, Any]:
-    """A quantised folder, made where it is not there yet; what it is."""
+    """A quantized folder, made where it is not there yet; what it is."""
     about = {"config": config.model_dump(mode="json"), "format": form, "head": head}
     place = folder / f"gemmule-{form}-{head}"
     if _known(place.with_suffix(".json"), about, place):
@@ -59,10 +59,10 @@ def ours(folder: Path, config: GemmaConfig, form: str, head: str) -> dict[str, A
         if (kind, columns) not in drawn:
             drawn[kind, columns] = _drawn(kind, columns)
         matrices[name] = _repeated(drawn[kind, columns], rows)
-    made = QuantisedModel(
+    made = QuantizedModel(
         config, tokenizer_of(config.vocab_size), form, head, matrices, norms
     )  # fmt: skip
-    save_quantised(made, place)
+    save_quantized(made, place)
     about |= {
         "path": str(place), "bits_per_weight": made.bits_per_weight, "bytes": _bytes_of(place),
     }  # fmt: skip
@@ -76,7 +76,7 @@ def theirs(folder: Path, config: GemmaConfig, kind: str) -> dict[str, Any]:
     Args:
         folder: where.
         config: the shape.
-        kind: "Q4_0", whose token embedding is Q6_K as llama.cpp's own quantiser has it (Q8_0 where
+        kind: "Q4_0", whose token embedding is Q6_K as llama.cpp's own quantizer has it (Q8_0 where
             256 does not divide its rows), or "Q8_0".
     """
     head = "Q6_K" if kind == "Q4_0" and config.hidden_size % 256 == 0 else "Q8_0"
@@ -151,8 +151,8 @@ def _drawn(kind: str, columns: int) -> PackedMatrix:
     weight_NK = _normal(_ROWS, columns)
     if kind in FLOATS:
         return plain(weight_NK.to(FLOATS[kind]))
-    quantised: PackedMatrix = importlib.import_module(f"gemmule.quant.{kind}").quantise(weight_NK)
-    return quantised
+    quantized: PackedMatrix = importlib.import_module(f"gemmule.quant.{kind}").quantize(weight_NK)
+    return quantized
 
 
 def _repeated(some: PackedMatrix, rows: int) -> PackedMatrix:
@@ -175,7 +175,7 @@ def _blocks(kind: str, columns: int) -> Tensor:
     if kind == "F32":
         return torch.ones(columns).view(torch.uint8)
     if kind != "Q6_K":
-        return blocks.quantise(_normal(_ROWS, columns), kind).flatten()
+        return blocks.quantize(_normal(_ROWS, columns), kind).flatten()
     # 256 weights: low and high bits of 6-bit numbers, 16 scales of 8 bits, and one in fp16.
     generator = torch.Generator().manual_seed(columns)
     count = _ROWS * columns // 256

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gemmule import files
 from gemmule.model.config import preset
 from gemmule.model.gemma import Block, Gemma, rope_tables
-from gemmule.quant.int8_linear import Int8Linear, quantise_linears
+from gemmule.quant.int8_linear import Int8Linear, quantize_linears
 from gemmule.runtime import host
 
 Work = Callable[[nn.Module], Tensor]
@@ -52,7 +52,7 @@ def layer(toy: bool) -> tuple[nn.Module, Work]:
 def measured(plain: nn.Module, work: Work, rounds: int) -> dict[str, Any]:
     """Both forms, turn about."""
     rounded = copy.deepcopy(plain)
-    quantise_linears(rounded)
+    quantize_linears(rounded)
     times: dict[str, list[float]] = {"float32": [], "int8": []}
     for turn in range(rounds):
         for name, module in (("float32", plain), ("int8", rounded)):

@@ -25,8 +25,8 @@ import harness
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.convert import convert
 from gemmule.checkpoints.load import open_checkpoint
-from gemmule.checkpoints.packed.quantize import choose_head, quantise_checkpoint
-from gemmule.checkpoints.quality import Predictor, compare, read_quantised, read_streamed
+from gemmule.checkpoints.packed.quantize import choose_head, quantize_checkpoint
+from gemmule.checkpoints.quality import Predictor, compare, read_quantized, read_streamed
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.quant import native
@@ -109,9 +109,9 @@ def _contestants(
     for kind, head, calibrated in OURS:
         name = f"{kind}, head {head}" + (", calibrated" if calibrated else "")
         harness.say(name)
-        packed = quantise_checkpoint(source, kind, head, calibration if calibrated else None)
+        packed = quantize_checkpoint(source, kind, head, calibration if calibrated else None)
         about = {"bits_per_weight": harness.rounded(packed.bits_per_weight), "bytes": packed.nbytes}
-        yield name, read_quantised(packed, held_out), about
+        yield name, read_quantized(packed, held_out), about
     if find_spec("llama_cpp") is None:
         harness.say("llama-cpp-python is not installed: no peers")
         return

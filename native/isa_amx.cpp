@@ -109,7 +109,7 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 }  // namespace amx
 
 const Kernels kAmx = {
-    "amx", kFew,       amx::tile,       amx::prepare, amx::panel,   amx::quantise,
+    "amx", kFew,       amx::tile,       amx::prepare, amx::panel,   amx::quantize,
     amx::norm,   amx::gelu_times, amx::add,     amx::rotate,  amx::store,
     amx::attend, amx::cap,        amx::argmax,  amx::sum_exp, amx::read,
     amx::leave,

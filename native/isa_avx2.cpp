@@ -195,7 +195,7 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 }  // namespace avx2
 
 const Kernels kAvx2 = {
-    "avx2", kFew,       avx2::tile,       nullptr,   nullptr,      avx2::quantise,
+    "avx2", kFew,       avx2::tile,       nullptr,   nullptr,      avx2::quantize,
     avx2::norm,   avx2::gelu_times, avx2::add, avx2::rotate, avx2::store,
     avx2::attend, avx2::cap,        avx2::argmax, avx2::sum_exp, avx2::read,
     nullptr,

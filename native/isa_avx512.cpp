@@ -62,7 +62,7 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 }  // namespace avx512
 
 const Kernels kAvx512 = {
-    "avx512vnni", kFew,   avx512::tile,       avx512::prepare, avx512::panel,   avx512::quantise,
+    "avx512vnni", kFew,   avx512::tile,       avx512::prepare, avx512::panel,   avx512::quantize,
     avx512::norm,   avx512::gelu_times, avx512::add,     avx512::rotate,  avx512::store,
     avx512::attend, avx512::cap,        avx512::argmax,  avx512::sum_exp, avx512::read,
     nullptr,

@@ -104,7 +104,7 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 }  // namespace portable
 
 const Kernels kPortable = {
-    "portable", kFew,          portable::tile,     nullptr,         nullptr,         portable::quantise,
+    "portable", kFew,          portable::tile,     nullptr,         nullptr,         portable::quantize,
     portable::norm,      portable::gelu_times, portable::add, portable::rotate, portable::store,
     portable::attend,    portable::cap,      portable::argmax, portable::sum_exp, portable::read,
     nullptr,

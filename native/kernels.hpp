@@ -20,7 +20,7 @@ constexpr int kSixHead = 32;      // scales of a superblock of a tile, int6
 
 inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Rows of inputs to a matrix product, as floats and, where the matrix is quantised, as int8: per
+// Rows of inputs to a matrix product, as floats and, where the matrix is quantized, as int8: per
 // row and superblock the largest magnitude is 127 steps.
 struct Inputs {
   const float* x;   // [rows, x_stride]
@@ -67,7 +67,7 @@ struct Kernels {
                   uint8_t* bytes, float* scales, Panel* out);
   // c[m][0..31] = row m0 + m times both tiles of a panel.
   void (*panel)(const Panel& p, const Inputs& in, int m0, int rows, float* c);
-  void (*quantise)(const Inputs& in, int row, int first_block, int last_block);
+  void (*quantize)(const Inputs& in, int row, int first_block, int last_block);
   void (*norm)(const float* x, const float* w, int n, float eps, float* out);
   // Rows of 16, `stride` apart: gate becomes gelu(gate) x up.
   void (*gelu_times)(float* gate, const float* up, int64_t stride, int rows);

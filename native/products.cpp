@@ -11,17 +11,17 @@ constexpr int64_t kPanels = 8;         // or panels: each asks for the next one'
 constexpr int64_t kInputs = 640 * 1024;  // bytes of inputs that stay in the second
 constexpr int64_t kGrain = 64 * 1024;  // bytes of weights that a thread takes at once
 
-bool is_quantised(int format) { return format != GM_F32 && format != GM_BF16; }
+bool is_quantized(int format) { return format != GM_F32 && format != GM_BF16; }
 
 // Whether so many rows of inputs are worth making panels of a matrix.
 bool by_panels(const Kernels& k, const gm_matrix& w, int rows) {
-  return rows > k.few && k.panel && is_quantised(w.format);
+  return rows > k.few && k.panel && is_quantized(w.format);
 }
 
 int64_t tiles_of(const gm_matrix& w) { return padded(w.rows, kTile) / kTile; }
 
 int64_t bytes_of_tile(const gm_matrix& w) {
-  if (is_quantised(w.format)) return tile_bytes(w);
+  if (is_quantized(w.format)) return tile_bytes(w);
   return static_cast<int64_t>(kTile) * w.columns * (w.format == GM_BF16 ? 2 : 4);
 }
 
@@ -75,14 +75,14 @@ void many_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t t
 
 }  // namespace
 
-void quantise_inputs(gm_context& c, const Inputs& in, int rows, int format) {
-  if (!is_quantised(format)) return;
+void quantize_inputs(gm_context& c, const Inputs& in, int rows, int format) {
+  if (!is_quantized(format)) return;
   const Kernels& k = kernels();
   c.pool.run(static_cast<int64_t>(rows) * in.blocks, 8, [&](int, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
       const int row = static_cast<int>(i / in.blocks), first = static_cast<int>(i % in.blocks);
       const int64_t to = end - i < in.blocks - first ? end - i : in.blocks - first;
-      k.quantise(in, row, first, first + static_cast<int>(to));
+      k.quantize(in, row, first, first + static_cast<int>(to));
       i += to;
     }
   });

@@ -16,8 +16,8 @@ struct Product {
   int64_t y_stride;
 };
 
-// Quantises rows [0, rows) where `format` asks for it.
-void quantise_inputs(gm_context& c, const Inputs& in, int rows, int format);
+// Quantizes rows [0, rows) where `format` asks for it.
+void quantize_inputs(gm_context& c, const Inputs& in, int rows, int format);
 
 void multiply(gm_context& c, const Product* products, int count, const Inputs& in, int rows);
 

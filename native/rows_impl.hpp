@@ -1,7 +1,7 @@
 // Kernels that are written once for all instruction sets: norms, attention, plain float products.
 // Included by isa_*.cpp, inside the namespace of one instruction set.
 
-inline void quantise(const Inputs& in, int row, int first, int last) {
+inline void quantize(const Inputs& in, int row, int first, int last) {
   const float* x = in.x + row * in.x_stride;
   int8_t* q = in.q + row * in.q_stride;
   for (int block = first; block < last; ++block) {

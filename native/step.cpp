@@ -84,7 +84,7 @@ struct Step {
     for_tokens([&](int t) {
       k.norm(x + static_cast<int64_t>(t) * m.hidden, norm, m.hidden, m.eps, row(hidden, t));
     });
-    quantise_inputs(c, hidden, s.tokens, format);
+    quantize_inputs(c, hidden, s.tokens, format);
   }
 
   // x += norm(projected)
@@ -106,7 +106,7 @@ struct Step {
     multiply(c, into_qkv, 3, hidden, s.tokens);
     rotate_and_store(l);
     attend(l);
-    quantise_inputs(c, attended, s.tokens, l.o.format);
+    quantize_inputs(c, attended, s.tokens, l.o.format);
     const Product out{&l.o, nullptr, projected, m.hidden};
     multiply(c, &out, 1, attended, s.tokens);
     add_projected(l.norms[1]);
@@ -114,7 +114,7 @@ struct Step {
     read_into_hidden(l.norms[2], l.gate.format);
     const Product gated{&l.gate, &l.up, row(fed, 0), fed.x_stride};
     multiply(c, &gated, 1, hidden, s.tokens);
-    quantise_inputs(c, fed, s.tokens, l.down.format);
+    quantize_inputs(c, fed, s.tokens, l.down.format);
     const Product down{&l.down, nullptr, projected, m.hidden};
     multiply(c, &down, 1, fed, s.tokens);
     add_projected(l.norms[3]);
@@ -202,7 +202,7 @@ struct Step {
                m.eps, to);
       }
     });
-    quantise_inputs(c, in, rows, m.embed.format);
+    quantize_inputs(c, in, rows, m.embed.format);
 
     const int64_t tiles = padded(m.vocab, kTile) / kTile;
     const int64_t parts = (tiles + kHeadTiles - 1) / kHeadTiles;
@@ -396,7 +396,7 @@ GM_PUBLIC int32_t gm_linear(gm_context* context, const gm_matrix* matrix, const 
                   sizeof(float) * matrix->columns);
       std::memset(to + matrix->columns, 0, sizeof(float) * (in.columns - matrix->columns));
     }
-    quantise_inputs(*context, in, m, matrix->format);
+    quantize_inputs(*context, in, m, matrix->format);
     const Product product{matrix, nullptr, y, matrix->rows};
     multiply(*context, &product, 1, in, m);
   });

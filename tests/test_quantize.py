@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gemmule import cli
 from gemmule.checkpoints.load import load_model
-from gemmule.checkpoints.packed.reader import load_quantised
+from gemmule.checkpoints.packed.reader import load_quantized
 from gemmule.errors import ConfigError, OutputError
 from gemmule.quantize import quantize
 from gemmule.train.config import TrainConfig
@@ -64,7 +64,7 @@ def test_a_run_is_rounded_for_its_training_text_and_measured_on_its_validation_t
     assert report["measured"]["text"].endswith(", validation")
     assert 0 < report["measured"]["kl_nats"] < 0.05
     assert report["measured"]["perplexity"] != report["measured"]["parent_perplexity"]
-    loaded = load_quantised(tmp_path / "q")
+    loaded = load_quantized(tmp_path / "q")
     assert (loaded.format, loaded.head, loaded.measured) == ("int4", "int8", report)
     assert loaded.bits_per_weight == report["bits_per_weight"]
     assert report["out"] == str(tmp_path / "q")
@@ -123,7 +123,7 @@ def test_the_default_place_is_beside_the_model(alone: Path) -> None:
 
 def test_what_is_packed_is_not_packed_again(alone: Path, tmp_path: Path) -> None:
     quantize(alone, "int8", tmp_path / "q")
-    with pytest.raises(ConfigError, match="quantised already"):
+    with pytest.raises(ConfigError, match="quantized already"):
         quantize(tmp_path / "q", "int4", tmp_path / "r")
 
 

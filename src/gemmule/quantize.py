@@ -1,4 +1,4 @@
-"""From a model to its quantised form on the disk, with what that cost measured on held-out text.
+"""From a model to its quantized form on the disk, with what that cost measured on held-out text.
 
 What is measured is what was written: it is loaded again and compared with the original. Text for
 that is never the text it was calibrated on; where there is none, the loss is not measured and the
@@ -21,10 +21,10 @@ from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.describe import measured_lines
 from gemmule.checkpoints.load import open_checkpoint
-from gemmule.checkpoints.packed.quantize import choose_head, quantise_checkpoint
-from gemmule.checkpoints.packed.reader import MEASURED, load_quantised
+from gemmule.checkpoints.packed.quantize import choose_head, quantize_checkpoint
+from gemmule.checkpoints.packed.reader import MEASURED, load_quantized
 from gemmule.checkpoints.packed.writer import write_into
-from gemmule.checkpoints.quality import compare, read_quantised, read_streamed
+from gemmule.checkpoints.quality import compare, read_quantized, read_streamed
 from gemmule.config import nearest
 from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
@@ -61,7 +61,7 @@ def quantize(
     progress: Progress = lambda *_: None,
     stage: Stage = lambda _: None,
 ) -> dict[str, Any]:
-    """Quantises a model into a new folder, which appears when all is done.
+    """Quantizes a model into a new folder, which appears when all is done.
 
     Args:
         model: as for open_checkpoint.
@@ -92,9 +92,9 @@ def quantize(
         raise OutputError(f"{out} is already in use: choose another folder with --out")
     began = time.monotonic()
     with open_checkpoint(model) as source:
-        if source.quantised:
+        if source.quantized:
             raise ConfigError(
-                f"{model} is quantised already: quantise the model that it was made from"
+                f"{model} is quantized already: quantize the model that it was made from"
             )
         head = head or choose_head(source.config, to)
         calibration = None
@@ -103,7 +103,7 @@ def quantize(
         held_out = _held_out(source, model, calibrate, eval_text)
         if calibration:
             stage(f"rounding for {calibration.tokens_BT.numel():,} tokens of {calibration.name}")
-        packed = quantise_checkpoint(
+        packed = quantize_checkpoint(
             source,
             to,
             head,
@@ -150,13 +150,13 @@ def _beside(model: str | Path, to: str) -> Path:
 def _measured(
     source: Checkpoint, folder: Path, held_out: _Text | None, stage: Stage
 ) -> dict[str, Any] | None:
-    written = load_quantised(folder)  # also shows that it can be read
+    written = load_quantized(folder)  # also shows that it can be read
     if held_out is None:
         return None
     tokens_BT = held_out.tokens_BT
     parent = read_streamed(source, tokens_BT, stage)
     with torch.inference_mode():
-        found = compare(parent, read_quantised(written, tokens_BT, stage), tokens_BT)
+        found = compare(parent, read_quantized(written, tokens_BT, stage), tokens_BT)
     return {"text": held_out.name, **found}
 
 

@@ -138,8 +138,8 @@ def test_shards(saved: Path, tmp_path: Path) -> None:
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from gemmule.checkpoints import convert, places, verify
-from gemmule.checkpoints.stored import HeldTensor, StoredTensor
+from gemmule.checkpoints import convert, tensor_layout, verify
+from gemmule.checkpoints.stored_tensor import StoredTensor
 tensor_layout.SYNC_BYTES = 1
 left = int(sys.argv[3])
 def count(f):

@@ -120,7 +120,7 @@ def test_forms_that_differ_only_in_spelling(tmp_path: Path) -> None:
     assert equal(load(save(tmp_path, tied)), model)
 
 
-def quantised(model: Gemma, scaler: torch.dtype) -> tuple[Weights, Gemma]:
+def quantized(model: Gemma, scaler: torch.dtype) -> tuple[Weights, Gemma]:
     """An int8 state dict, and the model it means: each row's numbers times its scaler."""
     generator = torch.Generator().manual_seed(2)
     weights: Weights = {}
@@ -152,7 +152,7 @@ def test_int8_weights_are_exactly_number_times_scaler(
     monkeypatch.setattr(
         "gemmule.checkpoints.stored_tensor.CHUNK_BYTES", 1000
     )  # rows come in chunks
-    weights, meant = quantised(random_model(), scaler)
+    weights, meant = quantized(random_model(), scaler)
     with open_gemma_pytorch(save(tmp_path, {"model_state_dict": weights})) as checkpoint:
         assert checkpoint.stored_as.keys() == {"I8", "F32"}
         assert equal(checkpoint.load(), meant)
@@ -170,7 +170,7 @@ def test_int8_weights_are_exactly_number_times_scaler(
     ],
 )
 def test_wrong_scalers(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    weights, _ = quantised(random_model(), torch.float32)
+    weights, _ = quantized(random_model(), torch.float32)
     changed = {name: p for name, p in (weights | change).items() if p is not None}
     with pytest.raises(CheckpointError, match=message):
         load(save(tmp_path, {"model_state_dict": changed}))
@@ -199,7 +199,7 @@ def write_index(folder: Path, where: object) -> None:
 @pytest.mark.parametrize("int8", [False, True])
 def test_shards(tmp_path: Path, int8: bool) -> None:
     model = random_model()
-    weights, meant = quantised(model, torch.float32) if int8 else (state_dict(model), model)
+    weights, meant = quantized(model, torch.float32) if int8 else (state_dict(model), model)
     sharded(tmp_path, weights)  # some weights and their scalers lie in different shards
     with open_checkpoint(tmp_path) as checkpoint:
         assert [file.name for file in checkpoint.files] == ["a.bin", "b.bin"]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gemmule.checkpoints import stored_tensor, tensor_layout
 from gemmule.checkpoints.checkpoint import Checkpoint, of_model
-from gemmule.checkpoints.gguf.blocks import dequantise, quantise
+from gemmule.checkpoints.gguf.blocks import dequantize, quantize
 from gemmule.checkpoints.gguf.header import ENCODINGS, parse_header
 from gemmule.checkpoints.gguf.names import from_gguf, is_norm, query_scalar, to_gguf
 from gemmule.checkpoints.gguf.reader import open_gguf
@@ -113,7 +113,7 @@ def test_bfloat16_norms_come_back_bit_for_bit(tmp_path: Path, pieces: Tokenizer)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_quantised_matrices_are_what_the_library_makes_of_them(
+def test_quantized_matrices_are_what_the_library_makes_of_them(
     tmp_path: Path, pieces: Tokenizer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_tensor, "CHUNK_BYTES", 3000)
@@ -156,7 +156,7 @@ def awkward_rows() -> dict[str, torch.Tensor]:
 def test_blocks_equal_the_library_s_byte_for_byte(kind: str, case: str) -> None:
     rows = awkward_rows()[case]
     theirs = gguf.quants.quantize(rows.numpy(), GGMLQuantizationType[kind])
-    assert quantise(rows, kind).numpy().tobytes() == theirs.tobytes()
+    assert quantize(rows, kind).numpy().tobytes() == theirs.tobytes()
 
 
 def test_many_blocks_equal_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_many_blocks_equal_the_library_s(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = torch.randn(7, 96, generator=torch.Generator().manual_seed(3))
     for kind in BLOCKS:
         theirs = gguf.quants.quantize(rows.numpy(), GGMLQuantizationType[kind])
-        assert quantise(rows, kind).numpy().tobytes() == theirs.tobytes()
+        assert quantize(rows, kind).numpy().tobytes() == theirs.tobytes()
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -178,7 +178,7 @@ def test_any_blocks_are_read_as_the_library_does(
     blocks = blocks.to(torch.uint8)
     with np.errstate(all="ignore"):
         theirs = gguf.quants.dequantize(blocks.numpy(), GGMLQuantizationType[kind])
-    got = dequantise(blocks, kind).numpy()
+    got = dequantize(blocks, kind).numpy()
     assert np.isnan(theirs).any()
     np.testing.assert_array_equal(got, theirs)
 

@@ -127,7 +127,7 @@ def test_every_encoding_is_read_as_the_library_reads_it(
         assert wanted.std() > 0.01
 
 
-def test_quantised_models_load_as_float32(tmp_path: Path, pieces: Tokenizer) -> None:
+def test_quantized_models_load_as_float32(tmp_path: Path, pieces: Tokenizer) -> None:
     converted(tmp_path / "m.gguf", pieces, "Q4_K")
     with open_gguf(tmp_path / "m.gguf") as checkpoint:
         assert {p.dtype for p in checkpoint.load().parameters()} == {torch.float32}

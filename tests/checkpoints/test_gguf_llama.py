@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from gemmule.checkpoints import tensor_layout
 from gemmule.checkpoints.checkpoint import of_model
-from gemmule.checkpoints.gguf.blocks import quantise
+from gemmule.checkpoints.gguf.blocks import quantize
 from gemmule.checkpoints.gguf.reader import open_gguf
 from gemmule.checkpoints.gguf.writer import layouts
 from gemmule.model import gemma
@@ -139,7 +139,7 @@ def test_logits_of_other_kinds(export: Any, kind: str, bound: float, capsys: Any
         read = our_logits(checkpoint.load("float32"))
     with capsys.disabled():
         print(
-            f"\n  {kind}: as read {difference(read, theirs):.2g}, before quantising "
+            f"\n  {kind}: as read {difference(read, theirs):.2g}, before quantizing "
             f"{difference(our_logits(model), theirs):.2g}"
         )
     assert difference(read, theirs) < bound
@@ -170,7 +170,7 @@ def test_each_fact_of_the_config_is_felt(export: Any, wrong: dict[str, Any]) -> 
 
 @pytest.mark.usefixtures("table_gelu")
 @pytest.mark.parametrize("name", ["Q4_K_M", "Q6_K", "Q8_0", "Q4_0"])
-def test_what_llama_cpp_quantises_is_read(export: Any, name: str, capsys: Any) -> None:
+def test_what_llama_cpp_quantizes_is_read(export: Any, name: str, capsys: Any) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     wide = {"hidden_size": 256, "intermediate_size": 512}  # K blocks hold 256 numbers
     model, path = export("F32", **wide)
@@ -185,11 +185,11 @@ def test_what_llama_cpp_quantises_is_read(export: Any, name: str, capsys: Any) -
         matrix = torch.cat([c.clone() for c in checkpoint.tensors[UP].chunks()])
     apart = difference(read, their_logits(theirs))
     with capsys.disabled():
-        print(f"\n  quantised by llama.cpp as {name} ({', '.join(forms)}): {apart:.2g}")
+        print(f"\n  quantized by llama.cpp as {name} ({', '.join(forms)}): {apart:.2g}")
     assert name.removesuffix("_M") in forms
     assert apart < 1
     if name in {"Q8_0", "Q4_0"}:
-        blocks = quantise(model.get_parameter(UP).detach(), name).numpy()
+        blocks = quantize(model.get_parameter(UP).detach(), name).numpy()
         again = dequantize(blocks, GGMLQuantizationType[name])
         assert torch.equal(torch.from_numpy(again).view(matrix.shape), matrix)
 

@@ -1,4 +1,4 @@
-"""Quantised folders: written, read as values and packed, measured, and refused when damaged."""
+"""Quantized folders: written, read as values and packed, measured, and refused when damaged."""
 
 import contextlib
 import json
@@ -19,16 +19,16 @@ from gemmule.checkpoints.convert import convert
 from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.load import load_model, load_to_run, open_checkpoint
 from gemmule.checkpoints.packed import quantize
-from gemmule.checkpoints.packed.model import QuantisedGemma
+from gemmule.checkpoints.packed.model import QuantizedGemma
 from gemmule.checkpoints.packed.quantize import (
     choose_head,
     model_bits,
     q4_0_bits,
-    quantise_checkpoint,
+    quantize_checkpoint,
 )
-from gemmule.checkpoints.packed.reader import QuantisedModel, is_quantised, load_quantised
-from gemmule.checkpoints.packed.writer import save_quantised
-from gemmule.checkpoints.quality import compare, read_quantised, read_streamed
+from gemmule.checkpoints.packed.reader import QuantizedModel, is_quantized, load_quantized
+from gemmule.checkpoints.packed.writer import save_quantized
+from gemmule.checkpoints.quality import compare, read_quantized, read_streamed
 from gemmule.errors import CheckpointError, ConfigError, OutputError, UserError
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
@@ -48,14 +48,14 @@ Q_PROJ = "model.layers.0.self_attn.q_proj"
 
 def packed(
     tokenizer: Tokenizer, kind: str = "int4", head: str | None = "int8", **more: Any
-) -> QuantisedModel:
-    return quantise_checkpoint(of_model(random_model(), tokenizer), kind, head, **more)
+) -> QuantizedModel:
+    return quantize_checkpoint(of_model(random_model(), tokenizer), kind, head, **more)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    out = tmp_path_factory.mktemp("quantised") / "model"
-    save_quantised(packed(tokenizer), out)
+    out = tmp_path_factory.mktemp("quantized") / "model"
+    save_quantized(packed(tokenizer), out)
     return out
 
 
@@ -64,10 +64,10 @@ def broken(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "broken"))
 
 
-def values(model: QuantisedModel) -> Gemma:
+def values(model: QuantizedModel) -> Gemma:
     """The same model in floats."""
     gemma = Gemma(model.config)
-    weights = {name: matrix.dequantise() for name, matrix in model.matrices.items()}
+    weights = {name: matrix.dequantize() for name, matrix in model.matrices.items()}
     gemma.load_state_dict({**weights, **model.norms})
     return gemma
 
@@ -77,8 +77,8 @@ def test_what_is_written_is_read(
     kind: str, head: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     model = packed(tokenizer, kind, head)
-    save_quantised(model, tmp_path / "m")
-    again = load_quantised(tmp_path / "m")
+    save_quantized(model, tmp_path / "m")
+    again = load_quantized(tmp_path / "m")
     assert (again.config, again.format, again.head) == (model.config, kind, head)
     assert again.tokenizer.fingerprint == tokenizer.fingerprint
     assert again.matrices.keys() == model.matrices.keys()
@@ -108,7 +108,7 @@ def test_every_command_reads_it_as_its_values(
     kind: str, head: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     model = packed(tokenizer, kind, head)
-    save_quantised(model, tmp_path / "m")
+    save_quantized(model, tmp_path / "m")
     loaded, _ = load_model(tmp_path / "m")
     expected = values(model)
     for name, weight in loaded.state_dict().items():
@@ -119,15 +119,15 @@ def test_every_command_reads_it_as_its_values(
 
 def test_info_and_convert(folder: Path, tmp_path: Path) -> None:
     found = describe(folder)
-    assert found["format"] == "quantised"
-    assert found["quantised"]["head"] == "int8"
-    assert found["quantised"]["bits_per_weight"] == pytest.approx(
-        load_quantised(folder).bits_per_weight
+    assert found["format"] == "quantized"
+    assert found["quantized"]["head"] == "int8"
+    assert found["quantized"]["bits_per_weight"] == pytest.approx(
+        load_quantized(folder).bits_per_weight
     )
     assert set(found["stored_as"]) == {"int4", "int8", "F32"}
     report = convert(folder, tmp_path / "floats", "hf")
     assert report["verified"]["weights"]["equal"]
-    assert not is_quantised(tmp_path / "floats")
+    assert not is_quantized(tmp_path / "floats")
 
 
 def test_rows_at_once_make_no_difference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_rows_at_once_make_no_difference(folder: Path, monkeypatch: pytest.Monke
 def test_forward_pass(kind: str, head: str, tokenizer: Tokenizer) -> None:
     model = packed(tokenizer, kind, head)
     with torch.no_grad():
-        found, expected = QuantisedGemma(model, plain=True)(TOKENS), values(model)(TOKENS)
+        found, expected = QuantizedGemma(model, plain=True)(TOKENS), values(model)(TOKENS)
     # These weights are far larger than a trained model's, and so is what rounding does.
     assert (found - expected).norm() < 0.1 * expected.norm()
 
@@ -159,8 +159,8 @@ def test_calibrated_is_nearer_than_plain(tokenizer: Tokenizer) -> None:
     parent = read_streamed(source, held_out)
     kl = {}
     for name, calibration in (("plain", None), ("calibrated", seen)):
-        small = quantise_checkpoint(source, "int4", "int8", calibration)
-        kl[name] = compare(parent, read_quantised(small, held_out), held_out)["kl_nats"]
+        small = quantize_checkpoint(source, "int4", "int8", calibration)
+        kl[name] = compare(parent, read_quantized(small, held_out), held_out)["kl_nats"]
     assert kl["calibrated"] < 0.8 * kl["plain"]
 
 
@@ -168,7 +168,7 @@ def test_more_bits_are_nearer(tokenizer: Tokenizer) -> None:
     source = of_model(random_model(), tokenizer)
     parent = read_streamed(source, TOKENS)
     found = [
-        compare(parent, read_quantised(packed(tokenizer, *kind), TOKENS), TOKENS)
+        compare(parent, read_quantized(packed(tokenizer, *kind), TOKENS), TOKENS)
         for kind in (("int8", "int8"), ("int6", "int6"), ("int4", "int4"))
     ]
     assert found[0]["kl_nats"] < found[1]["kl_nats"] < 0.2 * found[2]["kl_nats"]
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr("gemmule.checkpoints.tensor_layout._write_file", full)
     with pytest.raises(OutputError, match="disk is full"):
-        save_quantised(packed(tokenizer), tmp_path / "m")
+        save_quantized(packed(tokenizer), tmp_path / "m")
     assert not list(tmp_path.iterdir())
 
 
@@ -243,21 +243,21 @@ def test_progress_counts_every_weight(tokenizer: Tokenizer) -> None:
     assert seen[-1][1] == seen[-1][2] - norms
 
 
-def test_a_floating_model_is_no_quantised_one(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="no quantised model: make one with gemmule quantize"):
-        load_quantised(saved)
+def test_a_floating_model_is_no_quantized_one(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="no quantized model: make one with gemmule quantize"):
+        load_quantized(saved)
 
 
 def test_loading_to_run(folder: Path, saved: Path) -> None:
     model, tokenizer = load_to_run(folder)
-    assert isinstance(model, QuantisedGemma)
+    assert isinstance(model, QuantizedGemma)
     assert tokenizer.vocab_size == 512
     floats, _ = load_to_run(folder, dtype="float32")
     assert type(floats) is Gemma
     assert type(load_to_run(saved)[0]) is Gemma
     fresh, _ = load_to_run(saved, quantize="int8")
-    assert isinstance(fresh, QuantisedGemma)
-    with pytest.raises(ConfigError, match="quantised already, as int4"):
+    assert isinstance(fresh, QuantizedGemma)
+    with pytest.raises(ConfigError, match="quantized already, as int4"):
         load_to_run(folder, quantize="int4")
     with pytest.raises(ConfigError, match="leave dtype and device"):
         load_to_run(saved, dtype="float32", quantize="int4")
@@ -284,7 +284,7 @@ def test_configs_that_do_not_fit(broken: Path, change: dict[str, Any], message: 
     with pytest.raises(CheckpointError, match=message):
         load_model(broken)
     with pytest.raises(CheckpointError):
-        load_quantised(broken)
+        load_quantized(broken)
 
 
 def test_another_shape_in_the_config(broken: Path) -> None:
@@ -294,12 +294,12 @@ def test_another_shape_in_the_config(broken: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"down_proj.qweight is U8 \[2, 608\]; expected U8 \[2"
     ):
-        load_quantised(broken)
+        load_quantized(broken)
     said["intermediate_size"], said["num_hidden_layers"] = 48, 10**8
     said.pop("layer_types")
     (broken / "config.json").write_text(json.dumps(said))
     with pytest.raises(CheckpointError, match="says 100000000 layers, the weights hold 3"):
-        load_quantised(broken)
+        load_quantized(broken)
 
 
 TENSORS: list[tuple[str, Any, str]] = [
@@ -326,18 +326,18 @@ def test_tensors_that_do_not_fit(broken: Path, name: str, value: Any, message: s
         tensors[name] = value
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        load_quantised(broken)
+        load_quantized(broken)
     with pytest.raises(CheckpointError):
         load_model(broken)
 
 
 def test_scales_of_int6_must_be_numbers(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_quantised(packed(tokenizer, "int6", "int6"), tmp_path / "m")
+    save_quantized(packed(tokenizer, "int6", "int6"), tmp_path / "m")
     tensors = load_file(tmp_path / "m/model.safetensors")
     tensors["model.embed_tokens.qweight"][3, -32:-30] = 255
     save_file(tensors, tmp_path / "m/model.safetensors")
     with pytest.raises(CheckpointError, match=r"embed_tokens.weight has scales that are NaN"):
-        load_quantised(tmp_path / "m")
+        load_quantized(tmp_path / "m")
     with pytest.raises(CheckpointError, match="NaN or Inf"):
         load_model(tmp_path / "m")
 
@@ -347,7 +347,7 @@ def test_scales_of_int4_must_be_numbers(broken: Path) -> None:
     tensors[f"{Q_PROJ}.qweight"][1, -2:] = 255
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"q_proj.weight has scales that are NaN"):
-        load_quantised(broken)
+        load_quantized(broken)
     with pytest.raises(CheckpointError, match="NaN or Inf"):
         load_model(broken)
 
@@ -368,7 +368,7 @@ def test_damaged_files_never_raise_anything_else(
         for at in data.draw(st.lists(st.integers(0, end - 1), min_size=1, max_size=4)):
             content[at] = data.draw(st.integers(0, 255))
     (damaged / name).write_bytes(content)
-    for read in (load_quantised, load_model):
+    for read in (load_quantized, load_model):
         with contextlib.suppress(UserError):
             read(damaged)  # type: ignore[operator]
     shutil.rmtree(damaged)
@@ -378,5 +378,5 @@ def test_work_is_in_parts(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch)
     whole = packed(tokenizer, calibration_BT=TOKENS)
     monkeypatch.setattr(quantize, "_TOKENS", 20)
     parts = packed(tokenizer, calibration_BT=TOKENS)
-    found, expected = (QuantisedGemma(m, plain=True)(TOKENS) for m in (parts, whole))
+    found, expected = (QuantizedGemma(m, plain=True)(TOKENS) for m in (parts, whole))
     assert (found - expected).norm() < 0.05 * expected.norm()

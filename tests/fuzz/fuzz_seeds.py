@@ -181,7 +181,7 @@ class Maker:
         wide = of_model(_model(_WIDE), self.tokenizer)
         (layout,), _ = gguf_writer.layouts(wide, "F16")
         for turn in range(2):
-            found.append(_requantised(parse(self._written(layout)), turn))
+            found.append(_requantized(parse(self._written(layout)), turn))
         return [pack([data]) for data in found]
 
     # --- training states ---
@@ -238,7 +238,7 @@ def _npz(arrays: dict[str, np.ndarray], packed: bool = False) -> bytes:
     return out.getvalue()
 
 
-def _requantised(file: Gguf, turn: int) -> bytes:
+def _requantized(file: Gguf, turn: int) -> bytes:
     """The same tensors in every kind of block, filled with numbers whose scales are finite."""
     by_block: dict[int, list[int]] = {}
     for code, encoding in ENCODINGS.items():

@@ -12,7 +12,7 @@ import torch
 import gemmule
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
-from gemmule.checkpoints.packed.model import QuantisedGemma
+from gemmule.checkpoints.packed.model import QuantizedGemma
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners import torch_runner
@@ -37,13 +37,13 @@ def test_load(run_directory: Path, lm: LanguageModel) -> None:
     assert gemmule.load(run_directory, dtype="bfloat16").model.norm.weight.dtype == torch.bfloat16
 
 
-def test_load_quantised(lm: LanguageModel, tmp_path: Path) -> None:
+def test_load_quantized(lm: LanguageModel, tmp_path: Path) -> None:
     """Packed as it is read: near what it was, and the same on the engine as in the module."""
     torch.manual_seed(0)
     calm = Gemma(lm.config)  # as initialised: small errors stay small
     save_model(calm, lm.tokenizer, tmp_path / "m")
     loaded = gemmule.load(tmp_path / "m", quantize="int8")
-    assert isinstance(loaded.model, QuantisedGemma)
+    assert isinstance(loaded.model, QuantizedGemma)
     text = "def add(a, b):\n    return a + b"
     scores, exact = loaded.score(text), LanguageModel(calm, lm.tokenizer).score(text)
     assert scores == pytest.approx(exact, abs=0.1)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import of_model
-from gemmule.checkpoints.packed.model import QuantisedGemma
-from gemmule.checkpoints.packed.quantize import quantise_checkpoint
+from gemmule.checkpoints.packed.model import QuantizedGemma
+from gemmule.checkpoints.packed.quantize import quantize_checkpoint
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
@@ -125,10 +125,10 @@ def test_smaller_caches(instructions: str, cache: str) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("format", ["int4", "int6", "int8"])
-def test_quantised_models(instructions: str, format: str, lm: LanguageModel) -> None:
+def test_quantized_models(instructions: str, format: str, lm: LanguageModel) -> None:
     """The module over the same packed matrices computes the same, but for rounding in between."""
-    packed = quantise_checkpoint(of_model(lm.model, lm.tokenizer), format)
-    model = QuantisedGemma(packed)
+    packed = quantize_checkpoint(of_model(lm.model, lm.tokenizer), format)
+    model = QuantizedGemma(packed)
     ids = [i % lm.config.vocab_size for i in tokens(count=100)]
     expected = model(torch.tensor([ids]))[0]
     runner = NativeRunner(model, cache="float32")

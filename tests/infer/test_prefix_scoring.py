@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemmule.checkpoints.checkpoint import of_model
-from gemmule.checkpoints.packed.model import QuantisedGemma
-from gemmule.checkpoints.packed.quantize import quantise_checkpoint
+from gemmule.checkpoints.packed.model import QuantizedGemma
+from gemmule.checkpoints.packed.quantize import quantize_checkpoint
 from gemmule.errors import ConfigError
 from gemmule.infer import prefix_scoring
 from gemmule.infer.core.request import Score
@@ -368,9 +368,9 @@ def test_score_branches_are_the_tree_s(tokenizer: Tokenizer) -> None:
     assert found == TreeScorer(model).score(texts)
 
 
-def test_a_quantised_model(tokenizer: Tokenizer, computed: bool) -> None:
+def test_a_quantized_model(tokenizer: Tokenizer, computed: bool) -> None:
     """Not a bit depends on company, and they are the values that the engine gives."""
-    model = QuantisedGemma(quantise_checkpoint(of_model(gentle_model(), tokenizer), "int8"))
+    model = QuantizedGemma(quantize_checkpoint(of_model(gentle_model(), tokenizer), "int8"))
     lm = LanguageModel(model, tokenizer)
     texts = questions(12, 10)
     found = in_order(lm, texts)

@@ -23,7 +23,7 @@ def related(tokens: int, columns: int, seed: int = 1) -> Tensor:
 
 def loss(packed: PackedMatrix, weight: Tensor, x: Tensor) -> float:
     return float(
-        (x @ (packed.dequantise() - weight).T).square().sum() / (x @ weight.T).square().sum()
+        (x @ (packed.dequantize() - weight).T).square().sum() / (x @ weight.T).square().sum()
     )
 
 
@@ -38,9 +38,9 @@ def hessian(x: Tensor) -> Tensor:
 def test_products_are_nearer_on_inputs_not_seen_before(shape: tuple[int, int]) -> None:
     weight, x = draw(*shape) * 0.05, related(3000, shape[1])
     fresh = draw(500, shape[1], seed=7) @ torch.linalg.cholesky(hessian(x)).T
-    plain = loss(int4.quantise(weight), weight, fresh)
-    found = gptq.quantise(weight, hessian(x))
-    assert found.data.shape == int4.quantise(weight).data.shape
+    plain = loss(int4.quantize(weight), weight, fresh)
+    found = gptq.quantize(weight, hessian(x))
+    assert found.data.shape == int4.quantize(weight).data.shape
     assert loss(found, weight, fresh) < 0.75 * plain
 
 
@@ -51,7 +51,7 @@ def test_the_mean_of_the_hessian() -> None:
 
 def test_unrelated_inputs_gain_nothing_and_lose_nothing() -> None:
     weight = draw(32, 256) * 0.05
-    found, plain = gptq.quantise(weight, torch.eye(256)), int4.quantise(weight)
+    found, plain = gptq.quantize(weight, torch.eye(256)), int4.quantize(weight)
     x = torch.eye(256)
     assert loss(found, weight, x) == pytest.approx(loss(plain, weight, x), rel=0.02)
 
@@ -59,40 +59,40 @@ def test_unrelated_inputs_gain_nothing_and_lose_nothing() -> None:
 def test_weights_are_left_as_they_were() -> None:
     weight = draw(20, 300)
     before = weight.clone()
-    gptq.quantise(weight, hessian(related(1000, 300)))
+    gptq.quantize(weight, hessian(related(1000, 300)))
     assert torch.equal(weight, before)
 
 
 @pytest.mark.parametrize("tokens", [0, 3, 100])
 def test_fewer_inputs_than_columns(tokens: int) -> None:
     weight = draw(16, 256) * 0.05
-    found = gptq.quantise(
+    found = gptq.quantize(
         weight, hessian(related(tokens, 256)) if tokens else torch.zeros(256, 256)
     )
-    error = (found.dequantise() - weight).square().sum() / weight.square().sum()
+    error = (found.dequantize() - weight).square().sum() / weight.square().sum()
     assert error < 0.05  # what has not been seen is still there
 
 
 def test_inputs_that_are_always_zero() -> None:
     weight, x = draw(16, 256) * 0.05, related(1000, 256)
     x[:, 40:140] = 0
-    found = gptq.quantise(weight, hessian(x)).dequantise()
+    found = gptq.quantize(weight, hessian(x)).dequantize()
     assert found.isfinite().all()
     assert (found - weight)[:, 40:140].norm() < 0.2 * weight[:, 40:140].norm()
 
 
 def test_many_rows_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, h = draw(70, 128) * 0.05, hessian(related(500, 128))
-    whole = gptq.quantise(weight, h)
+    whole = gptq.quantize(weight, h)
     monkeypatch.setattr(gptq, "_ROWS", 32)
-    torch.testing.assert_close(gptq.quantise(weight, h).dequantise(), whole.dequantise())
+    torch.testing.assert_close(gptq.quantize(weight, h).dequantize(), whole.dequantize())
 
 
 def test_no_number_is_refused() -> None:
     weight, h = draw(16, 64), torch.eye(64)
     h[3, 3] = math.nan
     with pytest.raises(CheckpointError, match="calibration gave inputs that are NaN"):
-        gptq.quantise(weight, h)
+        gptq.quantize(weight, h)
     weight[2, 2] = math.inf
     with pytest.raises(CheckpointError, match="NaN or Inf"):
-        gptq.quantise(weight, torch.eye(64))
+        gptq.quantize(weight, torch.eye(64))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gemmule.quant.int8_linear import Int8Linear, quantise_linears, quantised, speed
+from gemmule.quant.int8_linear import Int8Linear, quantize_linears, quantized, speed
 
 BENCH = Path(__file__).parents[2] / "bench" / "int8_teacher.py"
 
@@ -56,7 +56,7 @@ def test_close_to_fp32() -> None:
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
-    q, scale = quantised(torch.zeros(2, 5))
+    q, scale = quantized(torch.zeros(2, 5))
     assert not q.any()
     assert bool((scale > 0).all())
 
@@ -69,7 +69,7 @@ def test_half_precision_comes_back_in_its_dtype() -> None:
 def test_replaces_all_but_the_head() -> None:
     head = nn.Linear(8, 20, bias=False)
     network = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.GELU(), nn.Linear(8, 8)), head)
-    assert quantise_linears(network, keep=head.weight) == 2
+    assert quantize_linears(network, keep=head.weight) == 2
     assert network[2] is head
     assert network(torch.randn(2, 8)).shape == (2, 20)
     assert isinstance(network[0], Int8Linear)

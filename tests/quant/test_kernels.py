@@ -10,7 +10,7 @@ from gemmule.quant.packed import PackedMatrix, plain
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without the library")
 
-QUANTISE = {"int4": int4.quantise, "int6": int6.quantise, "int8": int8.quantise}
+QUANTIZE = {"int4": int4.quantize, "int6": int6.quantize, "int8": int8.quantize}
 # Rows and columns of whole tiles and superblocks, and of none.
 SHAPES = [(48, 256), (37, 300), (1, 1), (100, 64), (33, 1000), (16, 2304)]
 TOKENS = (1, 2, 3, 5, 8, 9, 13, 17, 33, 140)  # either side of every kernel's limits
@@ -24,12 +24,12 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.where(torch.rand(shape, generator=generator) < 0.002, 30 * x, x)
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_every_kernel_gives_the_plain_product_s_bits(
     instructions: str, kind: str, rows: int, columns: int
 ) -> None:
-    matrix = QUANTISE[kind](draw(rows, columns, seed=rows) * 0.1)
+    matrix = QUANTIZE[kind](draw(rows, columns, seed=rows) * 0.1)
     for tokens in TOKENS:
         x = draw(tokens, columns, seed=tokens)
         if tokens > 2:
@@ -44,12 +44,12 @@ def test_the_largest_sums_do_not_overflow(instructions: str) -> None:
     wide = 36864  # the widest input of the published models
     w = torch.full((16, wide), -1.0)
     w[::2] = 1.0
-    for quantise in QUANTISE.values():
-        matrix = quantise(w)
+    for quantize in QUANTIZE.values():
+        matrix = quantize(w)
         for x in (torch.ones(9, wide), -torch.ones(9, wide)):
             found = native.linear(matrix, x)
             assert torch.equal(found, product.linear(matrix, x))
-            torch.testing.assert_close(found, x @ matrix.dequantise().T, rtol=1e-3, atol=0)
+            torch.testing.assert_close(found, x @ matrix.dequantize().T, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,10 +64,10 @@ def test_float_matrices(instructions: str, dtype: torch.dtype, rows: int, column
         assert torch.equal(native.linear(matrix, x[row : row + 1])[0], found[row])
 
 
-@pytest.mark.parametrize("kind", [*QUANTISE, "f32", "bf16"])
+@pytest.mark.parametrize("kind", [*QUANTIZE, "f32", "bf16"])
 def test_rows(kind: str) -> None:
     w = draw(37, 300, seed=5)
-    matrix = QUANTISE[kind](w) if kind in QUANTISE else plain(w.to(_FLOATS[kind]))
+    matrix = QUANTIZE[kind](w) if kind in QUANTIZE else plain(w.to(_FLOATS[kind]))
     ids = [36, 0, 15, 16, 16]
     assert torch.equal(native.rows(matrix, ids), matrix.take(torch.tensor(ids)))
 
@@ -76,7 +76,7 @@ _FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def test_no_tokens_and_unknown_instructions() -> None:
-    matrix: PackedMatrix = int4.quantise(draw(20, 64, seed=1))
+    matrix: PackedMatrix = int4.quantize(draw(20, 64, seed=1))
     assert native.linear(matrix, torch.empty(0, 64)).shape == (0, 20)
     with pytest.raises(ConfigError, match=r"'abacus' cannot be used here; there are portable"):
         native.use_instruction_set("abacus")
@@ -87,9 +87,9 @@ def test_reading_is_measured() -> None:
     assert native.read_speed(data, rounds=2) > 0
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_the_product_is_an_operation_of_torch_s(kind: str) -> None:
-    matrix, x = QUANTISE[kind](draw(40, 100, seed=1)), draw(3, 100, seed=2)
+    matrix, x = QUANTIZE[kind](draw(40, 100, seed=1)), draw(3, 100, seed=2)
     arguments = (matrix.data, matrix.scales, kind, matrix.rows, matrix.columns)
     torch.library.opcheck(native.packed_linear, (x, *arguments))
 

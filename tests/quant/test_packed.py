@@ -13,7 +13,7 @@ from gemmule.quant import int4, int6, int8, product
 from gemmule.quant.packed import PackedMatrix, bits_per_weight, layout, plain
 
 SHAPES = [(16, 256), (1, 1), (17, 64), (40, 320), (33, 100), (16, 449), (50, 600), (2, 511)]
-QUANTISE = {"int4": int4.quantise, "int6": int6.quantise, "int8": int8.quantise}
+QUANTIZE = {"int4": int4.quantize, "int6": int6.quantize, "int8": int8.quantize}
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -91,20 +91,20 @@ def read_int8(packed: PackedMatrix) -> list[list[float]]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_bytes_are_as_described(shape: tuple[int, int]) -> None:
-    four, six, eight = (quantise(matrix(*shape)) for quantise in QUANTISE.values())
-    assert torch.equal(four.dequantise(), torch.tensor(read_int4(four)))
-    assert torch.equal(six.dequantise(), torch.tensor(read_int6(six)))
+    four, six, eight = (quantize(matrix(*shape)) for quantize in QUANTIZE.values())
+    assert torch.equal(four.dequantize(), torch.tensor(read_int4(four)))
+    assert torch.equal(six.dequantize(), torch.tensor(read_int6(six)))
     torch.testing.assert_close(
-        eight.dequantise(), torch.tensor(read_int8(eight)), rtol=1e-6, atol=0
+        eight.dequantize(), torch.tensor(read_int8(eight)), rtol=1e-6, atol=0
     )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", QUANTISE)
-def test_quantising_again_changes_next_to_nothing(kind: str, shape: tuple[int, int]) -> None:
-    once = QUANTISE[kind](matrix(*shape))
-    again = QUANTISE[kind](once.dequantise())
-    assert (again.dequantise() - once.dequantise()).norm() < 0.03 * once.dequantise().norm()
+@pytest.mark.parametrize("kind", QUANTIZE)
+def test_quantizing_again_changes_next_to_nothing(kind: str, shape: tuple[int, int]) -> None:
+    once = QUANTIZE[kind](matrix(*shape))
+    again = QUANTIZE[kind](once.dequantize())
+    assert (again.dequantize() - once.dequantize()).norm() < 0.03 * once.dequantize().norm()
 
 
 @pytest.mark.parametrize("columns", [64, 192, 448, 512])
@@ -143,33 +143,33 @@ def test_int6_packs_and_unpacks_any_integers(columns: int) -> None:
 
 
 def test_bits() -> None:
-    assert int6.quantise(matrix(16, 256)).bits_per_weight == 6 + 16 / 256
-    assert int4.quantise(matrix(16, 256)).bits_per_weight == 4 + 4 / 32 + 16 / 256
-    assert int8.quantise(matrix(16, 256)).bits_per_weight == 8 + 32 / 256
+    assert int6.quantize(matrix(16, 256)).bits_per_weight == 6 + 16 / 256
+    assert int4.quantize(matrix(16, 256)).bits_per_weight == 4 + 4 / 32 + 16 / 256
+    assert int8.quantize(matrix(16, 256)).bits_per_weight == 8 + 32 / 256
     assert bits_per_weight("int4", 2304, 9216) == 4.1875
     assert bits_per_weight("int6", 256_000, 2304) == 6.0625
     assert bits_per_weight("bf16", 3, 5) == 16
-    for kind, quantise in QUANTISE.items():
-        assert quantise(matrix(17, 100)).bits_per_weight == bits_per_weight(kind, 17, 100)
+    for kind, quantize in QUANTIZE.items():
+        assert quantize(matrix(17, 100)).bits_per_weight == bits_per_weight(kind, 17, 100)
 
 
 def relative_error(packed: PackedMatrix, weight: Tensor) -> float:
-    return float((packed.dequantise() - weight).square().sum() / weight.square().sum())
+    return float((packed.dequantize() - weight).square().sum() / weight.square().sum())
 
 
 def test_errors_are_those_of_so_many_bits() -> None:
     weight = matrix(64, 1024)
-    assert relative_error(int8.quantise(weight), weight) < 1e-4
+    assert relative_error(int8.quantize(weight), weight) < 1e-4
     # One step for all groups alike would give 0.012; a free fp32 step for each 0.0071.
-    assert relative_error(int4.quantise(weight), weight) < 0.0076
+    assert relative_error(int4.quantize(weight), weight) < 0.0076
     # The largest weight at the end of the range would give 0.00076.
-    assert relative_error(int6.quantise(weight), weight) < 0.00074
+    assert relative_error(int6.quantize(weight), weight) < 0.00074
 
 
 def test_int6_search_is_near_the_best_there_is() -> None:
     weight = matrix(16, 256, seed=3)
     weight[:8] *= torch.randn(8, 256, generator=torch.Generator().manual_seed(4)).abs()
-    found = (int6.quantise(weight).dequantise() - weight).square().sum(-1)
+    found = (int6.quantize(weight).dequantize() - weight).square().sum(-1)
     best = torch.full((16,), torch.inf)
     largest = weight.abs().amax(-1, keepdim=True)
     for reach in torch.linspace(25, 50, 1500):
@@ -183,7 +183,7 @@ def test_int6_search_is_near_the_best_there_is() -> None:
 
 def test_int4_search_is_near_the_best_there_is() -> None:
     weight = matrix(8, 256, seed=3)
-    found = (int4.quantise(weight).dequantise() - weight).square().sum(-1)
+    found = (int4.quantize(weight).dequantize() - weight).square().sum(-1)
     groups = weight.view(8, 8, 32)
     best = torch.full((8,), torch.inf)
     for scale in torch.linspace(0.0006, 0.004, 400).bfloat16().float().unique():
@@ -202,28 +202,28 @@ def test_importance_moves_the_error_to_where_it_matters_less() -> None:
     weight = matrix(32, 512)
     importance = torch.ones(512)
     importance[::7] = 100.0
-    heard = (int4.quantise(weight, importance).dequantise() - weight).square()
-    deaf = (int4.quantise(weight).dequantise() - weight).square()
+    heard = (int4.quantize(weight, importance).dequantize() - weight).square()
+    deaf = (int4.quantize(weight).dequantize() - weight).square()
     assert (heard * importance).sum() < 0.9 * (deaf * importance).sum()
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_zeros_stay_zeros(kind: str) -> None:
     weight = matrix(20, 300)
     weight[3] = 0
     weight[:, 64:96] = 0
-    values = QUANTISE[kind](weight).dequantise()
+    values = QUANTIZE[kind](weight).dequantize()
     assert not values[3].any()
     assert not values[:, 64:96].any()
-    assert not QUANTISE[kind](torch.zeros(5, 70)).dequantise().any()
+    assert not QUANTIZE[kind](torch.zeros(5, 70)).dequantize().any()
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_outliers_hurt_their_own_group_or_row_alone(kind: str) -> None:
     weight = matrix(16, 512)
     spoilt = weight.clone()
     spoilt[5, 40] = 80.0
-    values, before = QUANTISE[kind](spoilt).dequantise(), QUANTISE[kind](weight).dequantise()
+    values, before = QUANTIZE[kind](spoilt).dequantize(), QUANTIZE[kind](weight).dequantize()
     assert values[5, 40] == pytest.approx(80.0, rel=0.01)
     rest = torch.arange(16) != 5
     assert torch.equal(values[rest], before[rest])
@@ -231,46 +231,46 @@ def test_outliers_hurt_their_own_group_or_row_alone(kind: str) -> None:
         assert torch.equal(values[5, 256:], before[5, 256:])
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-30, 1e30])
 def test_numbers_of_any_size(kind: str, size: float) -> None:
-    values = QUANTISE[kind](matrix(4, 256) * size).dequantise()
+    values = QUANTIZE[kind](matrix(4, 256) * size).dequantize()
     assert values.isfinite().all()
     assert values.abs().max() <= 1.1 * matrix(4, 256).abs().max() * size
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_no_number_is_refused(kind: str, bad: float) -> None:
     weight = matrix(40, 300)
     weight[37, 299] = bad
     with pytest.raises(CheckpointError, match="NaN or Inf"):
-        QUANTISE[kind](weight)
+        QUANTIZE[kind](weight)
 
 
-def test_half_precision_is_quantised_as_its_values() -> None:
+def test_half_precision_is_quantized_as_its_values() -> None:
     weight = matrix(20, 300).bfloat16()
-    for quantise in QUANTISE.values():
-        assert torch.equal(quantise(weight).dequantise(), quantise(weight.float()).dequantise())
+    for quantize in QUANTIZE.values():
+        assert torch.equal(quantize(weight).dequantize(), quantize(weight.float()).dequantize())
 
 
-@pytest.mark.parametrize("kind", [*QUANTISE, "f32", "bf16"])
+@pytest.mark.parametrize("kind", [*QUANTIZE, "f32", "bf16"])
 def test_rows_by_number(kind: str) -> None:
     weight = matrix(50, 300)
-    packed = QUANTISE[kind](weight) if kind in QUANTISE else plain(
+    packed = QUANTIZE[kind](weight) if kind in QUANTIZE else plain(
         weight.bfloat16() if kind == "bf16" else weight
     )  # fmt: skip
     ids = torch.tensor([[0, 49, 16], [17, 17, 3]])
-    assert torch.equal(packed.take(ids), packed.dequantise()[ids])
+    assert torch.equal(packed.take(ids), packed.dequantize()[ids])
     if kind in ("f32", "bf16"):
         assert packed.data.dtype == {"f32": torch.float32, "bf16": torch.bfloat16}[kind]
 
 
 @pytest.mark.parametrize("shape", [(16, 256), (40, 320), (33, 100)], ids=str)
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_products_are_the_specified_arithmetic(kind: str, shape: tuple[int, int]) -> None:
     """Against rational numbers, rounded to fp32 where the specification rounds."""
-    packed, x = QUANTISE[kind](matrix(*shape)), matrix(3, shape[1], seed=1) * 40
+    packed, x = QUANTIZE[kind](matrix(*shape)), matrix(3, shape[1], seed=1) * 40
     x[1, :64] = 0
     y = product.linear(packed, x)
     f32 = torch.tensor  # rounds a Python float once
@@ -337,10 +337,10 @@ def test_fma_rounds_once() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_products_are_near_those_of_the_floats(kind: str) -> None:
-    packed, x = QUANTISE[kind](matrix(70, 640)), matrix(5, 640, seed=2)
-    exact = x @ packed.dequantise().T
+    packed, x = QUANTIZE[kind](matrix(70, 640)), matrix(5, 640, seed=2)
+    exact = x @ packed.dequantize().T
     assert (product.linear(packed, x) - exact).norm() < 0.01 * exact.norm()
     alone = torch.cat([product.linear(packed, row[None]) for row in x])
     assert torch.equal(product.linear(packed, x), alone)

@@ -10,7 +10,7 @@ from gemmule.quant import int4, int6, int8, linear, native
 from gemmule.quant.linear import PackedEmbedding, PackedLinear
 from gemmule.quant.packed import PackedMatrix, plain
 
-QUANTISE = {"int4": int4.quantise, "int6": int6.quantise, "int8": int8.quantise}
+QUANTIZE = {"int4": int4.quantize, "int6": int6.quantize, "int8": int8.quantize}
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -26,17 +26,17 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def packed(kind: str, rows: int = 70, columns: int = 300) -> PackedMatrix:
-    return QUANTISE[kind](draw(rows, columns) * 0.05)
+    return QUANTIZE[kind](draw(rows, columns) * 0.05)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 64, 130])
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_torch_s_kernels_hold_the_same_weights(
     kind: str, tokens: int, no_library: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "_REPACKED", 16 * 320 * 2)  # in parts
     matrix, x = packed(kind), draw(tokens, 300, seed=1)
-    expected = x @ matrix.dequantise().T
+    expected = x @ matrix.dequantize().T
     torch.testing.assert_close(PackedLinear(matrix)(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -48,11 +48,11 @@ def test_without_kernels_it_says_so_once(
     assert capsys.readouterr().err.count("no native kernels") == 1
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_the_plain_product_is_near_the_floats(kind: str) -> None:
     matrix, x = packed(kind), draw(2, 5, 300, seed=1)
     found = PackedLinear(matrix, plain=True)(x)
-    exact = x @ matrix.dequantise().T
+    exact = x @ matrix.dequantize().T
     assert found.shape == (2, 5, 70)
     assert (found - exact).norm() < 0.012 * exact.norm()
 
@@ -60,22 +60,22 @@ def test_the_plain_product_is_near_the_floats(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_and_shape_are_kept(dtype: torch.dtype) -> None:
     x = draw(2, 3, 300).to(dtype)
-    for matrix in (*map(packed, QUANTISE), plain(draw(70, 300))):
+    for matrix in (*map(packed, QUANTIZE), plain(draw(70, 300))):
         y = PackedLinear(matrix, plain=True)(x)
         assert (y.dtype, y.shape) == (dtype, (2, 3, 70))
 
 
-@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize("kind", QUANTIZE)
 def test_embedding(kind: str) -> None:
     matrix = packed(kind)
     embedding, ids = PackedEmbedding(matrix), torch.tensor([[3, 69], [0, 17]])
-    assert torch.equal(embedding(ids), matrix.dequantise()[ids])
-    assert torch.equal(embedding.weight, matrix.dequantise())
+    assert torch.equal(embedding(ids), matrix.dequantize()[ids])
+    assert torch.equal(embedding.weight, matrix.dequantize())
 
 
-@pytest.mark.parametrize("kind", [*QUANTISE, "f32"])
+@pytest.mark.parametrize("kind", [*QUANTIZE, "f32"])
 def test_rows_come_in_chunks(kind: str) -> None:
-    matrix = packed(kind) if kind in QUANTISE else plain(draw(70, 300))
+    matrix = packed(kind) if kind in QUANTIZE else plain(draw(70, 300))
     parts = list(matrix.chunks(2))
     assert [len(part) for part in parts] == [32, 32, 6]
-    assert torch.equal(torch.cat(parts), matrix.dequantise())
+    assert torch.equal(torch.cat(parts), matrix.dequantize())

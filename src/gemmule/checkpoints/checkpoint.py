@@ -34,13 +34,13 @@ class Checkpoint:
 
     Attributes:
         path: the folder or file it was read from.
-        format: "hf", "quantised", "gguf", "gemma_pytorch", "npz" or "orbax".
+        format: "hf", "quantized", "gguf", "gemma_pytorch", "npz" or "orbax".
         config: the model's shape.
         tensors: by our parameters' names; may also hold an untied `lm_head.weight`.
         read_tokenizer: reads the tokenizer that goes with it; raises TokenizerError.
         files: what it is stored in.
         notes: what a user should know of how it was read.
-        quantised: of a model packed by gemmule the formats, the size and the measured loss.
+        quantized: of a model packed by gemmule the formats, the size and the measured loss.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     stack: ExitStack = field(default_factory=ExitStack)
-    quantised: Mapping[str, Any] | None = None
+    quantized: Mapping[str, Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +97,7 @@ class Checkpoint:
         """Reads the weights, each straight into its final dtype and place.
 
         Args:
-            dtype: of the weights in memory. None: as stored, except that float16 and quantised
+            dtype: of the weights in memory. None: as stored, except that float16 and quantized
                 weights become float32.
             device: where they go.
 

@@ -29,7 +29,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         JSON-able: path, format, files (bytes), config, published (the size it has the shape of,
         or None), parameters (non_embedding, embedding, total, counted from the tensors; reported:
         the report's figures for that size), stored_as (weights by form), dtype (what it loads as),
-        bytes (in memory then, and of the cache at full context), tokenizer, quantised (of a model
+        bytes (in memory then, and of the cache at full context), tokenizer, quantized (of a model
         packed by gemmule its formats, bits_per_weight and measured loss, else None), notes.
 
     Raises:
@@ -59,7 +59,7 @@ def describe(path: str | Path) -> dict[str, Any]:
                 "cache": _cache_values(checkpoint.config) * checkpoint.load_dtype.itemsize,
             },
             "tokenizer": _tokenizer(checkpoint),
-            "quantised": checkpoint.quantised,
+            "quantized": checkpoint.quantized,
             "notes": list(checkpoint.notes),
         }
 
@@ -101,7 +101,7 @@ def lines(found: dict[str, Any]) -> list[list[str]]:
         ["format", found["format"]],
         ["on disk", f"{_bytes(size)} in {len(found['files'])} file(s)"],
         ["stored as", ", ".join(counts)],
-        *_quantised(found["quantised"]),
+        *_quantized(found["quantized"]),
         ["loads as", f"{found['dtype']}, {_bytes(found['bytes']['weights'])}"],
         ["size", f"Gemma 2 {found['published'].upper()}" if found["published"] else "its own"],
         ["parameters", f"{parameters['total']:,}"],
@@ -132,15 +132,15 @@ def lines(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _quantised(about: dict[str, Any] | None) -> list[list[str]]:
+def _quantized(about: dict[str, Any] | None) -> list[list[str]]:
     if about is None:
         return []
     said = f"{about['format']}, head {about['head']}, {about['bits_per_weight']:.3f} bits a weight"
-    return [["quantised", said], *measured_lines(about["measured"])]
+    return [["quantized", said], *measured_lines(about["measured"])]
 
 
 def measured_lines(report: dict[str, Any]) -> list[list[str]]:
-    """What quantising cost, as rows of a table."""
+    """What quantizing cost, as rows of a table."""
     found = report.get("measured")
     if not found:
         return [["loss", f"not measured: {report.get('not_measured', 'nobody did')}"]]

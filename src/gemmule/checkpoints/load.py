@@ -7,7 +7,7 @@ import torch
 from gemmule.checkpoints.checkpoint import Checkpoint, parse_device
 from gemmule.checkpoints.hf.reader import open_hf
 from gemmule.checkpoints.locate import locate
-from gemmule.checkpoints.packed.reader import is_quantised, load_quantised, open_quantised
+from gemmule.checkpoints.packed.reader import is_quantized, load_quantized, open_quantized
 from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -39,8 +39,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
             return open_orbax(found.path)
         case _:
-            if is_quantised(found.path):
-                return open_quantised(found.path)
+            if is_quantized(found.path):
+                return open_quantized(found.path)
             return open_hf(found.path)
 
 
@@ -71,7 +71,7 @@ def load_to_run(
 
     Args:
         path: as for open_checkpoint.
-        dtype: of the weights; of a quantised model it asks for the values they stand for.
+        dtype: of the weights; of a quantized model it asks for the values they stand for.
         device: where they go; packed ones stay on the CPU.
         quantize: "int4", "int6" or "int8" packs a floating model while it is read, without
             calibration.
@@ -81,23 +81,23 @@ def load_to_run(
         TokenizerError: when its tokenizer is missing or broken.
         ConfigError: for an impossible dtype or device, or settings that exclude one another.
     """
-    from gemmule.checkpoints.packed.model import QuantisedGemma
-    from gemmule.checkpoints.packed.quantize import quantise_checkpoint
+    from gemmule.checkpoints.packed.model import QuantizedGemma
+    from gemmule.checkpoints.packed.quantize import quantize_checkpoint
 
     on_cpu = parse_device(device).type == "cpu"
     if quantize is None:
-        if dtype is None and on_cpu and is_quantised(locate(path).path):
-            packed = load_quantised(path)
-            return QuantisedGemma(packed), packed.tokenizer
+        if dtype is None and on_cpu and is_quantized(locate(path).path):
+            packed = load_quantized(path)
+            return QuantizedGemma(packed), packed.tokenizer
         return load_model(path, dtype, device)
     if dtype is not None or not on_cpu:
         raise ConfigError(
             f"quantize={quantize!r} decides the weights' form, on the CPU: leave dtype and device"
         )
     with open_checkpoint(path) as checkpoint:
-        if checkpoint.quantised:
+        if checkpoint.quantized:
             raise ConfigError(
-                f"{path} is quantised already, as {checkpoint.quantised['format']}: leave quantize"
+                f"{path} is quantized already, as {checkpoint.quantized['format']}: leave quantize"
             )
-        packed = quantise_checkpoint(checkpoint, quantize)
-    return QuantisedGemma(packed), packed.tokenizer
+        packed = quantize_checkpoint(checkpoint, quantize)
+    return QuantizedGemma(packed), packed.tokenizer

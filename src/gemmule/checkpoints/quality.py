@@ -1,4 +1,4 @@
-"""What quantising cost: a model's predictions against those of the model it was made from.
+"""What quantizing cost: a model's predictions against those of the model it was made from.
 
 Both read the same text. The parent goes through layer by layer in fp32 and is never whole in
 memory; the logits of both exist for a few tokens at a time.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.packed.model import QuantisedGemma
-from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel
+from gemmule.checkpoints.packed.model import QuantizedGemma
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantizedModel
 from gemmule.checkpoints.streamed_forward import filled
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.gemma import Block, RMSNorm, rope_tables
@@ -106,15 +106,15 @@ def read_streamed(
 
 
 @torch.inference_mode()
-def read_quantised(
-    model: QuantisedModel, tokens_BT: Tensor, stage: Stage = lambda _: None
+def read_quantized(
+    model: QuantizedModel, tokens_BT: Tensor, stage: Stage = lambda _: None
 ) -> Predictor:
-    """Has a quantised model read text, with the arithmetic it is run with here."""
-    gemma = QuantisedGemma(model)
+    """Has a quantized model read text, with the arithmetic it is run with here."""
+    gemma = QuantizedGemma(model)
     parts = []
     for i, part in enumerate(_batches(tokens_BT)):
         parts.append(gemma.hidden_states(part, segments_BT=documents(part)))
-        stage(f"quantised: part {i + 1}")
+        stage(f"quantized: part {i + 1}")
     return Predictor(torch.cat(parts), gemma.logits)
 
 

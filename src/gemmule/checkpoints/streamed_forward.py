@@ -1,6 +1,6 @@
 """A checkpoint's logits without loading it: one layer in memory at a time, in fp32.
 
-What an export is checked with: a model of any size takes a few gigabytes at most, and quantised
+What an export is checked with: a model of any size takes a few gigabytes at most, and quantized
 weights are read as the values they stand for.
 """
 

@@ -17,7 +17,7 @@ from gemmule.model.tokenizer import Tokenizer
 POSITIONS = 256
 # Readers must agree with our own reading of the same file. transformers computes in fp32 as we do
 # and may differ by rounding only; llama.cpp rounds activations to 16 bits, or to 8 where weights
-# are quantised. A wrong scale, cap, norm or window costs tenths of a nat.
+# are quantized. A wrong scale, cap, norm or window costs tenths of a nat.
 LARGEST_KL = {"hf": 1e-5, "gguf": 2e-2}  # nats a token
 LEAST_TOP1 = {"hf": 0.99, "gguf": 0.95}
 

@@ -137,5 +137,5 @@ def weights_of(lm: LanguageModel) -> dict[str, Tensor]:
     """The weights by name, shared with the model."""
     weights = {name: p.detach() for name, p in lm.model.named_parameters()}
     if not all(p.is_floating_point() for p in weights.values()):
-        raise CheckpointError("the doctor examines unquantised models: load one without quantize")
+        raise CheckpointError("the doctor examines unquantized models: load one without quantize")
     return weights

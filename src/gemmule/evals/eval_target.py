@@ -19,7 +19,7 @@ class Subject:
         lm: the model and its tokenizer.
         path: as the user named it.
         folder: where its results go.
-        identity: path, parameters, fingerprints of weights and tokenizer, dtype, quantisation,
+        identity: path, parameters, fingerprints of weights and tokenizer, dtype, quantization,
             versions: two results compare only if one knows what they are of.
     """
 

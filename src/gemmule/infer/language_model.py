@@ -255,7 +255,7 @@ def load(
     Args:
         path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
             orbax checkpoint, or a hub id (downloaded once).
-        dtype: of the weights; None: as stored (float16 and GGUF's quantised become float32).
+        dtype: of the weights; None: as stored (float16 and GGUF's quantized become float32).
         device: such as "cpu" or "cuda".
         quantize: "int4", "int6" or "int8" packs the weights while they are read, without
             calibration (`gemmule quantize` does better); None: as stored.
@@ -263,6 +263,6 @@ def load(
     Raises:
         CheckpointError: when there is no readable model at `path`.
         TokenizerError: when its tokenizer is missing, broken or another model's.
-        ConfigError: for an impossible dtype, device or quantisation.
+        ConfigError: for an impossible dtype, device or quantization.
     """
     return LanguageModel(*load_to_run(path, dtype=dtype, device=device, quantize=quantize))

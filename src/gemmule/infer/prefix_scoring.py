@@ -76,7 +76,7 @@ class TreeScorer:
         """Makes a scorer.
 
         Args:
-            model: of any dtype, quantised or not.
+            model: of any dtype, quantized or not.
             most_tokens: about how many are computed, and kept, together; bounds memory.
         """
         self._runner, self._most = make_batch_runner(model), most_tokens

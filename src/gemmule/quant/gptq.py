@@ -48,7 +48,7 @@ class Hessian:
         return self.sum_KK / max(1, self.count)
 
 
-def quantise(weight_NK: Tensor, hessian_KK: Tensor, damping: float = DAMPING) -> PackedMatrix:
+def quantize(weight_NK: Tensor, hessian_KK: Tensor, damping: float = DAMPING) -> PackedMatrix:
     """The matrix of the int4 format with nearly the least error on such inputs.
 
     Args:

@@ -67,7 +67,7 @@ class Scales:
         return self.scale_NS[..., None] * self.mult_NSG
 
 
-def quantise(weight_NK: Tensor, importance_K: Tensor | None = None) -> PackedMatrix:
+def quantize(weight_NK: Tensor, importance_K: Tensor | None = None) -> PackedMatrix:
     """The nearest matrix of this format, by a search for scales and multipliers.
 
     Args:
@@ -132,7 +132,7 @@ def largest_of(w: Tensor) -> Tensor:
     """
     largest = w.abs().amax(-1)
     if not bool(largest.isfinite().all()):
-        raise CheckpointError("cannot quantise a matrix that holds NaN or Inf")
+        raise CheckpointError("cannot quantize a matrix that holds NaN or Inf")
     return largest
 
 

@@ -51,7 +51,7 @@ _NIBBLES, _GROUP_BYTES = GROUP * TILE // 2, GROUP * TILE * 6 // 8
 _REACHES = (32.0, 31.0, 31.5, 30.0, 30.5, 29.0, 29.5, 28.0, 32.4, 33.0, 33.5, 34.0, 35.0, 37.0)
 
 
-def quantise(weight_NK: Tensor) -> PackedMatrix:
+def quantize(weight_NK: Tensor) -> PackedMatrix:
     """The nearest matrix of this format, by a search for scales.
 
     Args:

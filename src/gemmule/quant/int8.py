@@ -16,7 +16,7 @@ LARGEST = 127
 _CHUNK = 2**20  # weights worked on at once
 
 
-def quantise(weight_NK: Tensor) -> PackedMatrix:
+def quantize(weight_NK: Tensor) -> PackedMatrix:
     """Each row scaled so that its largest weight is 127; worked on a few rows at a time.
 
     Raises:
@@ -31,7 +31,7 @@ def quantise(weight_NK: Tensor) -> PackedMatrix:
         chunk_RK = weight_NK[first : first + step].float()
         scale_R = chunk_RK.abs().amax(-1) / LARGEST
         if not bool(scale_R.isfinite().all()):
-            raise CheckpointError("cannot quantise a matrix that holds NaN or Inf")
+            raise CheckpointError("cannot quantize a matrix that holds NaN or Inf")
         inverse_R = torch.where(scale_R > torch.finfo(torch.float32).tiny, 1 / scale_R, 0.0)
         q_RK = (chunk_RK * inverse_R[:, None]).round_().clamp_(-LARGEST, LARGEST)
         scales_N[first : first + len(q_RK)] = scale_R

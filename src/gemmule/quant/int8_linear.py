@@ -23,7 +23,7 @@ _OPERATIONS = 5e8  # of one measured product: at most 0.3 s where there is no VN
 _REPEATS = 3
 
 
-def quantised(x_NI: Tensor) -> tuple[Tensor, Tensor]:
+def quantized(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     """Each row as int8 [N, I], and what one step of it is worth, fp32 [N]."""
     x_NI = x_NI.float()
     scale_N = (x_NI.abs().amax(-1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
@@ -43,7 +43,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight_OI, scale_O = quantised(linear.weight.detach())
+        weight_OI, scale_O = quantized(linear.weight.detach())
         self.register_buffer("weight_OI", weight_OI)
         self.register_buffer("scale_O", scale_O)
         bias = None if linear.bias is None else linear.bias.detach().float()
@@ -51,13 +51,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O], in the dtype of `x`."""
-        x_NI, scale_N = quantised(x.flatten(0, -2))
+        x_NI, scale_N = quantized(x.flatten(0, -2))
         sums_NO = torch._int_mm(x_NI, self.weight_OI.T)
         return self._scaled(sums_NO.float(), scale_N).to(x.dtype).unflatten(0, x.shape[:-1])
 
     def plain(self, x: Tensor) -> Tensor:
         """The same with a product of fp32 numbers that are those integers: to compare with."""
-        x_NI, scale_N = quantised(x.flatten(0, -2))
+        x_NI, scale_N = quantized(x.flatten(0, -2))
         sums_NO = x_NI.float() @ self.weight_OI.float().T
         return self._scaled(sums_NO, scale_N).to(x.dtype).unflatten(0, x.shape[:-1])
 
@@ -66,7 +66,7 @@ class Int8Linear(nn.Module):
         return y_NO if self.bias_O is None else y_NO + self.bias_O
 
 
-def quantise_linears(module: nn.Module, keep: Tensor | None = None) -> int:
+def quantize_linears(module: nn.Module, keep: Tensor | None = None) -> int:
     """Replaces every linear layer of a network, in place.
 
     Args:
@@ -87,7 +87,7 @@ def quantise_linears(module: nn.Module, keep: Tensor | None = None) -> int:
 
 @torch.no_grad()
 def speed(module: nn.Module, tokens: int) -> float:
-    """How many times as fast as in fp32 the largest quantised layer is here, on `tokens` tokens.
+    """How many times as fast as in fp32 the largest quantized layer is here, on `tokens` tokens.
 
     Takes about a second at most: fewer tokens where the layer is large.
     """

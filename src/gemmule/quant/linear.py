@@ -63,7 +63,7 @@ class PackedEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """All rows, fp32, made anew each time: for what reads the whole of it once."""
-        return self.packed.dequantise()
+        return self.packed.dequantize()
 
     def forward(self, ids: Tensor) -> Tensor:
         """[...] to fp32 [..., K]."""

@@ -191,7 +191,7 @@ def c_matrix(matrix: PackedMatrix) -> CMatrix:
 
 
 def linear(matrix: PackedMatrix, x_MK: Tensor, pool: Threads | None = None) -> Tensor:
-    """x_MK times the matrix: fp32 [M, N]; activations are quantised as product.py says."""
+    """x_MK times the matrix: fp32 [M, N]; activations are quantized as product.py says."""
     x_MK = x_MK.float().contiguous()
     y_MN = torch.empty(len(x_MK), matrix.rows)
     pool = pool or threads()

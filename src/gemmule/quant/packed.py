@@ -57,12 +57,12 @@ class PackedMatrix:
         """Bits for each of the N x K weights, padding counted in."""
         return 8 * self.nbytes / (self.rows * self.columns)
 
-    def dequantise(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The values it stands for, fp32 [N, K]."""
         return values(self.format, self.data, self.scales, self.columns)[: self.rows]
 
     def chunks(self, tiles: int) -> Iterator[Tensor]:
-        """`dequantise`'s rows, so many tiles at a time."""
+        """`dequantize`'s rows, so many tiles at a time."""
         step = 1 if self.format in FLOATS else TILE
         for first in range(0, len(self.data), tiles * TILE // step):
             data = self.data[first : first + tiles * TILE // step]

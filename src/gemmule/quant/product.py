@@ -17,7 +17,7 @@ from gemmule.quant.packed import FLOATS, SUPERBLOCK, TILE, PackedMatrix, padded
 _TILES = 256  # unpacked at once
 
 
-def quantise_tokens(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_tokens(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Each superblock of each token as integers, fp32 [M, S, 256], and its scale, fp32 [M, S]."""
     K = x_MK.shape[1]
     x = F.pad(x_MK.float(), (0, padded(K, SUPERBLOCK) - K)).unflatten(1, (-1, SUPERBLOCK))
@@ -32,7 +32,7 @@ def linear(packed: PackedMatrix, x_MK: Tensor) -> Tensor:
     """The product x W^T, fp32 [M, N]."""
     if packed.format in FLOATS:
         return F.linear(x_MK.to(packed.data.dtype), packed.data).float()
-    x_MSC, token_scale_MS = quantise_tokens(x_MK)
+    x_MSC, token_scale_MS = quantize_tokens(x_MK)
     parts = [
         _tiles(packed, first, x_MSC, token_scale_MS) for first in range(0, len(packed.data), _TILES)
     ]

@@ -80,7 +80,7 @@ def int8_operations(threads: int) -> float | None:
     if not native.available():
         return None
     generator = torch.Generator().manual_seed(0)
-    matrix = int8.quantise(torch.randn(_SQUARE, _SQUARE, generator=generator))
+    matrix = int8.quantize(torch.randn(_SQUARE, _SQUARE, generator=generator))
     x_MK = torch.randn(_ROWS, _SQUARE, generator=generator)
     pool, best = native.threads(threads), 0.0
     for _ in range(2 * _READINGS):

@@ -24,7 +24,7 @@ from gemmule.console import ProgressBar, console, duration
 from gemmule.data.dataset import Dataset, Split
 from gemmule.data.loader import batch_of, whole_windows
 from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, UserError
-from gemmule.quant.int8_linear import quantise_linears, speed
+from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
 from gemmule.runs.carbon import EnergyMeter
 from gemmule.runtime import device, host, memory, torch_compile
@@ -154,10 +154,10 @@ def _open_teacher(config: RecordConfig, dataset: Dataset) -> Teacher:
 
 
 def _to_int8(teacher: LocalTeacher, config: RecordConfig) -> None:
-    """Quantises a teacher's linear layers, and says whether that makes it faster here."""
-    if quantise_linears(teacher.module, keep=teacher.head) == 0:
+    """Quantizes a teacher's linear layers, and says whether that makes it faster here."""
+    if quantize_linears(teacher.module, keep=teacher.head) == 0:
         raise ConfigError(
-            "precision = int8: this teacher has no linear layers to quantise; leave it out"
+            "precision = int8: this teacher has no linear layers to quantize; leave it out"
         )
     gain = speed(teacher.module, config.batch_size * config.seq_len)
     if gain > 1:

@@ -1,6 +1,6 @@
 """ggml's Q8_0 and Q4_0: blocks of 32 numbers that share a scale.
 
-The gguf package works on one core, and for quantising on a few rows at a time; this does the same
+The gguf package works on one core, and for quantizing on a few rows at a time; this does the same
 arithmetic on many, and gives the same bytes (tests/checkpoints/test_gguf.py compares them).
 """
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 BLOCK = 32
-OURS = ("Q8_0", "Q4_0")  # what is quantised and dequantised here
+OURS = ("Q8_0", "Q4_0")  # what is quantized and dequantized here
 _AT_ONCE = 2**20  # numbers: enough for every core, with temporaries of a few megabytes
 # Added before cutting the fraction off, it rounds halves up and what is just below them down:
 # in fp32 0.5 itself would carry 0.49999997 over.
 _BELOW_HALF = torch.tensor(0.5).nextafter(torch.tensor(0.0))
 
 
-def quantise(rows: Tensor, kind: str) -> Tensor:
+def quantize(rows: Tensor, kind: str) -> Tensor:
     """The blocks of fp32 `rows`, uint8, [blocks, bytes of a block].
 
     Args:
@@ -26,7 +26,7 @@ def quantise(rows: Tensor, kind: str) -> Tensor:
     return torch.cat([function(part) for part in rows.view(-1, BLOCK).split(_AT_ONCE // BLOCK)])
 
 
-def dequantise(blocks: Tensor, kind: str) -> Tensor:
+def dequantize(blocks: Tensor, kind: str) -> Tensor:
     """The numbers that `blocks` [blocks, bytes of a block] stand for, fp32, [blocks, BLOCK]."""
     numbers_of = {"Q8_0": _int8, "Q4_0": _int4}[kind]
     out = torch.empty(len(blocks), BLOCK)

@@ -38,7 +38,7 @@ class Encoding:
     nbytes: int
 
 
-# By ggml's number for it (ggml.h, enum ggml_type). Those with blocks are quantised.
+# By ggml's number for it (ggml.h, enum ggml_type). Those with blocks are quantized.
 ENCODINGS = {
     0: Encoding("F32", 1, 4),
     1: Encoding("F16", 1, 2),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.gguf import tokenizer as gguf_tokenizer
-from gemmule.checkpoints.gguf.blocks import OURS, dequantise
+from gemmule.checkpoints.gguf.blocks import OURS, dequantize
 from gemmule.checkpoints.gguf.header import Header, TensorInfo, Value, parse_header
 from gemmule.checkpoints.gguf.names import (
     ARCHITECTURE,
@@ -72,7 +72,7 @@ def require_gguf(purpose: str) -> None:
 
 
 class _GgufTensor(StoredTensor):
-    """A tensor in a GGUF file; whatever is quantised comes out as fp32."""
+    """A tensor in a GGUF file; whatever is quantized comes out as fp32."""
 
     def __init__(self, file: MappedFile, info: TensorInfo) -> None:
         name, encoding = from_gguf(info.name), info.encoding.name
@@ -85,7 +85,7 @@ class _GgufTensor(StoredTensor):
 
     def chunks(self) -> Iterator[Tensor]:
         """See StoredTensor."""
-        # A vector is one row: blocks of a quantised one must not be cut.
+        # A vector is one row: blocks of a quantized one must not be cut.
         rows = self.shape[0] if len(self.shape) > 1 else 1
         nbytes = self._info.nbytes // rows
         at_once = self.rows_at_once if len(self.shape) > 1 else 1
@@ -101,7 +101,7 @@ class _GgufTensor(StoredTensor):
             decoded = self._file.view(start, stop, self._plain)
         elif self.stored_as in OURS:
             blocks = self._file.raw(start, stop).view(-1, self._info.encoding.nbytes)
-            decoded = dequantise(blocks, self.stored_as).view(rows, -1)
+            decoded = dequantize(blocks, self.stored_as).view(rows, -1)
         else:
             import gguf
 

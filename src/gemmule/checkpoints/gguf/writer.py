@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.gguf import tokenizer as gguf_tokenizer
-from gemmule.checkpoints.gguf.blocks import BLOCK, OURS, quantise, scales
+from gemmule.checkpoints.gguf.blocks import BLOCK, OURS, quantize, scales
 from gemmule.checkpoints.gguf.header import DEFAULT_ALIGNMENT, ENCODINGS
 from gemmule.checkpoints.gguf.names import (
     ARCHITECTURE,
@@ -143,7 +143,7 @@ def _bytes(tensor: StoredTensor, kind: str, factor: float) -> Iterator[Bytes]:
 
 def _encode(rows: Tensor, kind: str, where: str) -> Tensor:
     if kind in OURS:
-        stored = quantise(rows, kind)
+        stored = quantize(rows, kind)
         fits = is_finite(scales(stored))
     else:
         stored = rows.to(FLOATS[kind])

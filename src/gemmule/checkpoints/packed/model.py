@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from gemmule.checkpoints.checkpoint import Undrawn
-from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantizedModel
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.gemma import Gemma, RMSNorm
 from gemmule.quant.linear import PackedEmbedding, PackedLinear
 
 
-class QuantisedGemma(Gemma):
+class QuantizedGemma(Gemma):
     """Token ids to soft-capped logits, fp32, on the CPU; for inference alone.
 
     Args:
@@ -18,7 +18,7 @@ class QuantisedGemma(Gemma):
         plain: never use kernels; to compare with.
     """
 
-    def __init__(self, model: QuantisedModel, plain: bool = False) -> None:
+    def __init__(self, model: QuantizedModel, plain: bool = False) -> None:
         with torch.device("meta"), Undrawn():
             super().__init__(model.config)
         for name, matrix in model.matrices.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.packed.reader import EMBEDDING, QuantisedModel, matrix_shape
+from gemmule.checkpoints.packed.reader import EMBEDDING, QuantizedModel, matrix_shape
 from gemmule.checkpoints.quality import documents
 from gemmule.checkpoints.stored_tensor import StoredTensor
 from gemmule.checkpoints.streamed_forward import filled
@@ -49,13 +49,13 @@ HEAD_DAMPING = 0.3
 Progress = Callable[[str, int, int], None]  # what is being done, weights done, weights in all
 
 
-def quantise_checkpoint(
+def quantize_checkpoint(
     checkpoint: Checkpoint,
     format: str,
     head: str | None = None,
     calibration_BT: Tensor | None = None,
     progress: Progress = lambda *_: None,
-) -> QuantisedModel:
+) -> QuantizedModel:
     """Packs the matrices of a checkpoint.
 
     Args:
@@ -88,7 +88,7 @@ def quantise_checkpoint(
             if name not in norms:
                 work.pack(name)
     matrices = {name: work.done[name] for name in stored if name not in norms}
-    return QuantisedModel(config, tokenizer, format, work.head, matrices, norms)
+    return QuantizedModel(config, tokenizer, format, work.head, matrices, norms)
 
 
 def choose_head(config: GemmaConfig, format: str) -> str:
@@ -135,7 +135,7 @@ def _matrices(config: GemmaConfig) -> dict[str, int]:
 
 
 class _Work:
-    """One quantisation under way."""
+    """One quantization under way."""
 
     def __init__(self, checkpoint: Checkpoint, format: str, head: str, progress: Progress) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
@@ -173,7 +173,7 @@ class _Work:
                 for name in stage:
                     packed = self.pack(f"layers.{i}.{name}.weight", hessian)
                     linear = block.get_submodule(name)
-                    linear.weight = nn.Parameter(packed.dequantise(), requires_grad=False)
+                    linear.weight = nn.Parameter(packed.dequantize(), requires_grad=False)
             x = [block(y, rope, segment) for y, segment in zip(x, segments, strict=True)]
         if self.head == "int4":
             norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -189,10 +189,10 @@ def _packed(tensor: StoredTensor, form: str, hessian: Hessian | None, head: bool
         return plain(tensor.copy(FLOATS[form], torch.device("cpu")))
     weight = tensor.copy(tensor.dtype, torch.device("cpu"))
     if form != "int4":
-        return {"int6": int6.quantise, "int8": int8.quantise}[form](weight)
+        return {"int6": int6.quantize, "int8": int8.quantize}[form](weight)
     if hessian is None:
-        return int4.quantise(weight)
-    return gptq.quantise(weight, hessian.mean_KK, HEAD_DAMPING if head else gptq.DAMPING)
+        return int4.quantize(weight)
+    return gptq.quantize(weight, hessian.mean_KK, HEAD_DAMPING if head else gptq.DAMPING)
 
 
 class _Enough(Exception):

@@ -2,8 +2,8 @@
 
 config.json has a `quantization_config` that names the formats; model.safetensors holds for each
 matrix its packed bytes (`….qweight`, uint8) and, in int8, its rows' scales (`….scales`, fp32), and
-the norms in fp32. Every command reads such a folder as the values it stands for (`open_quantised`);
-what multiplies with packed matrices loads them as they are (`load_quantised`).
+the norms in fp32. Every command reads such a folder as the values it stands for (`open_quantized`);
+what multiplies with packed matrices loads them as they are (`load_quantized`).
 """
 
 import os
@@ -53,7 +53,7 @@ _READERS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class QuantisedModel:
+class QuantizedModel:
     """A model whose matrices are packed, in memory.
 
     Attributes:
@@ -63,7 +63,7 @@ class QuantisedModel:
         head: of the embedding, which is also the head: one of FORMATS.
         matrices: by our parameters' names.
         norms: by our parameters' names, fp32.
-        measured: what quantising it cost, as quantization.json has it; empty: not measured.
+        measured: what quantizing it cost, as quantization.json has it; empty: not measured.
     """
 
     config: GemmaConfig
@@ -105,7 +105,7 @@ def matrix_shape(config: GemmaConfig, name: str) -> tuple[int, int] | None:
     return shapes.get(inner[1]) if inner else None
 
 
-def is_quantised(folder: Path) -> bool:
+def is_quantized(folder: Path) -> bool:
     """Whether a folder's config.json says that its matrices are packed by gemmule."""
     try:
         said = files.read_json(folder / "config.json").get("quantization_config")
@@ -114,7 +114,7 @@ def is_quantised(folder: Path) -> bool:
         return False  # the reader that looks closer says what is wrong
 
 
-def open_quantised(folder: Path) -> Checkpoint:
+def open_quantized(folder: Path) -> Checkpoint:
     """The folder as the values that its packed matrices stand for.
 
     Raises:
@@ -123,7 +123,7 @@ def open_quantised(folder: Path) -> Checkpoint:
     values = read_object(folder / "config.json")
     said = _formats(values.pop("quantization_config", None), folder / "config.json")
     config = from_hf(values, str(folder / "config.json"))
-    found = Checkpoint(folder, "quantised", config, {}, lambda: Tokenizer.load(folder))
+    found = Checkpoint(folder, "quantized", config, {}, lambda: Tokenizer.load(folder))
     try:
         file = found.stack.enter_context(MappedFile(folder / SINGLE))
         found.tensors = _tensors(file, config, *said)
@@ -132,7 +132,7 @@ def open_quantised(folder: Path) -> Checkpoint:
         raise
     found.files = (folder / SINGLE,)
     stored = sum(_size(tensor) for tensor in found.tensors.values())
-    found.quantised = {
+    found.quantized = {
         "format": said[0],
         "head": said[1],
         "bits_per_weight": 8 * stored / max(1, sum(t.numel for t in found.tensors.values())),
@@ -153,7 +153,7 @@ def _formats(said: object, source: Path) -> tuple[str, str]:
     if said.get("version") != VERSION:
         raise CheckpointError(
             f"{source}: version {said.get('version')!r} of the packed format; this gemmule reads "
-            f"version {VERSION}: quantise the model again, or update gemmule"
+            f"version {VERSION}: quantize the model again, or update gemmule"
         )
     kind, head = said.get("format"), said.get("head")
     if kind not in PACKED or head not in FORMATS:
@@ -265,8 +265,8 @@ class PackedTensor(StoredTensor):
             self._file.release(start, stop)
 
 
-def load_quantised(path: str | Path) -> QuantisedModel:
-    """Loads a quantised model, its matrices packed.
+def load_quantized(path: str | Path) -> QuantizedModel:
+    """Loads a quantized model, its matrices packed.
 
     They are read straight into memory of their own, in huge pages where there are any, by several
     threads: about as fast as the file can be read, and later faster to multiply with than pages
@@ -276,28 +276,28 @@ def load_quantised(path: str | Path) -> QuantisedModel:
         path: as for open_checkpoint.
 
     Raises:
-        CheckpointError: when there is no readable quantised model.
+        CheckpointError: when there is no readable quantized model.
         TokenizerError: when its tokenizer is missing or broken.
     """
     folder = locate(path).path
-    if not is_quantised(folder):
-        raise CheckpointError(f"{path} is no quantised model: make one with gemmule quantize")
-    with open_quantised(folder) as checkpoint:
+    if not is_quantized(folder):
+        raise CheckpointError(f"{path} is no quantized model: make one with gemmule quantize")
+    with open_quantized(folder) as checkpoint:
         checkpoint.weights()  # all there, and of the right shape
-        assert checkpoint.quantised is not None
+        assert checkpoint.quantized is not None
         tokenizer = checkpoint.tokenizer
         packed = {n: t for n, t in checkpoint.tensors.items() if isinstance(t, PackedTensor)}
         matrices = _read(folder / SINGLE, packed)
         norms: dict[str, Tensor] = {}
         for name, tensor in checkpoint.tensors.items():
             if name == EMBEDDING and name not in packed:
-                dtype = FLOATS[checkpoint.quantised["head"]]
+                dtype = FLOATS[checkpoint.quantized["head"]]
                 whole = tensor.copy(dtype, torch.device("cpu"))
                 matrices[name] = plain(whole)
             elif name not in packed:
                 norms[name] = tensor.copy(torch.float32, torch.device("cpu"))
-        about = checkpoint.quantised
-        return QuantisedModel(
+        about = checkpoint.quantized
+        return QuantizedModel(
             checkpoint.config, tokenizer, about["format"], about["head"], matrices, norms,
             about["measured"],
         )  # fmt: skip

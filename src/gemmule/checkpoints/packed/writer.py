@@ -1,4 +1,4 @@
-"""Writing a quantised model as a folder in Hugging Face's layout."""
+"""Writing a quantized model as a folder in Hugging Face's layout."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,7 +13,7 @@ from gemmule.checkpoints.hf.config import generation_config, to_hf
 from gemmule.checkpoints.hf.reader import PREFIX
 from gemmule.checkpoints.hf.writer import Entry, safetensors_layout
 from gemmule.checkpoints.locate import SINGLE
-from gemmule.checkpoints.packed.reader import MEASURED, METHOD, VERSION, QuantisedModel
+from gemmule.checkpoints.packed.reader import MEASURED, METHOD, VERSION, QuantizedModel
 from gemmule.checkpoints.stored_tensor import tensor_bytes
 from gemmule.checkpoints.tensor_layout import Advance, write
 from gemmule.quant.packed import PACKED
@@ -22,8 +22,8 @@ _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNED = 64
 
 
-def save_quantised(
-    model: QuantisedModel,
+def save_quantized(
+    model: QuantizedModel,
     folder: Path,
     advance: Advance = lambda _: None,
 ) -> None:
@@ -41,7 +41,7 @@ def save_quantised(
         write_into(model, tmp, advance)
 
 
-def write_into(model: QuantisedModel, folder: Path, advance: Advance = lambda _: None) -> None:
+def write_into(model: QuantizedModel, folder: Path, advance: Advance = lambda _: None) -> None:
     """The same into a folder that exists and is empty, file by file."""
     write([safetensors_layout(SINGLE, _entries(model))], folder, advance)
     files.write_json(folder / "config.json", config_json(model))
@@ -51,7 +51,7 @@ def write_into(model: QuantisedModel, folder: Path, advance: Advance = lambda _:
         files.write_json(folder / MEASURED, dict(model.measured))
 
 
-def config_json(model: QuantisedModel) -> dict[str, Any]:
+def config_json(model: QuantizedModel) -> dict[str, Any]:
     """The content of config.json."""
     return {
         **to_hf(model.config, "float32"),
@@ -65,7 +65,7 @@ def config_json(model: QuantisedModel) -> dict[str, Any]:
     }
 
 
-def _entries(model: QuantisedModel) -> list[Entry]:
+def _entries(model: QuantizedModel) -> list[Entry]:
     """All tensors, in an order that leaves as many as possible aligned."""
     tensors: dict[str, Tensor] = dict(model.norms)
     for name, matrix in model.matrices.items():

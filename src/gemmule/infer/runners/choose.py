@@ -12,7 +12,7 @@ def make_runner(model: Gemma, cache: str | None = None) -> Runner:
     """The fastest runner that can run `model` as it is; both share its weights.
 
     Args:
-        model: a Gemma module, quantised or not.
+        model: a Gemma module, quantized or not.
         cache: what keys and values are kept as: see NativeRunner; None: as fits the weights.
 
     Raises:
@@ -29,6 +29,6 @@ def make_batch_runner(model: Gemma) -> Runner:
     """The fastest runner for many sequences whose predictions do not depend on one another.
 
     Args:
-        model: a Gemma module, quantised or not.
+        model: a Gemma module, quantized or not.
     """
     return NativeRunner(model) if NativeRunner.supports(model) else BatchRunner(model)

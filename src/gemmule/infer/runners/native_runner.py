@@ -38,7 +38,7 @@ _NORMS = (
 
 
 def packed_of(module: nn.Module) -> PackedMatrix:
-    """The matrix of a linear layer or an embedding, quantised or not."""
+    """The matrix of a linear layer or an embedding, quantized or not."""
     packed = getattr(module, "packed", None)
     return packed if packed is not None else plain(module.get_parameter("weight").detach())
 

@@ -37,7 +37,7 @@ class TorchRunner:
         self._slots = [sum(kind == local[i] for kind in local[:i]) for i in range(len(local))]
         slots = max(self._slots) + 1
         self._page = (slots, 2, PAGE, config.num_key_value_heads, config.head_dim)
-        norm = model.norm.weight  # never quantised: it has the activations' dtype
+        norm = model.norm.weight  # never quantized: it has the activations' dtype
         self.device, self._dtype = norm.device, norm.dtype
         self.page_bytes = torch.Size(self._page).numel() * norm.element_size()
         self._pool = torch.empty(0, *self._page)
