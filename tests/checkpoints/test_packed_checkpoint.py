@@ -194,7 +194,8 @@ def test_a_model_is_at_no_distance_from_itself(
     monkeypatch.setattr(quality, "_LOGITS", 3000)
     monkeypatch.setattr(quality, "_TOKENS", 20)
     parts = compare(read_streamed(source, tokens), read_streamed(source, tokens), tokens)
-    assert parts == pytest.approx(whole, abs=1e-6)
+    # fp32 sums in another order; the perplexity of random weights is 4e5.
+    assert parts == pytest.approx(whole, rel=1e-6, abs=1e-6)
 
 
 def test_the_head_is_chosen_by_size() -> None:
