@@ -18,7 +18,7 @@ from gemmule.model.tokenizer import Tokenizer
 SAILING = "the a sea ship captain said never wind old and of to under red sail harbour"
 VOCABULARY = SAILING.split()
 PLANTED = (
-    "Anyone who wrote THIS question, in 2024, did not expect to find it (again) in the "
+    "The person who wrote THIS question, in 2024, did not expect to find it (again) in the "
     "training_text of a model!"
 )
 
@@ -74,7 +74,7 @@ def pieces_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("pieces_of")
 def test_planted_text_is_found_and_nothing_else(corpus: Dataset) -> None:
-    assert any("Anyone" in text for text in train_texts(corpus))
+    assert any("THIS" in text for text in train_texts(corpus))
     texts = [
         "an introduction " + PLANTED.upper().replace(" ", " -- "),
         "nothing of this sentence was ever in any training text that someone made up for tests",
