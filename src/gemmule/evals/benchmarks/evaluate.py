@@ -9,6 +9,7 @@ from typing import Any
 
 from gemmule import files, stats
 from gemmule.console import counting
+from gemmule.data import ngrams
 from gemmule.errors import DataError, UserError, first_line
 from gemmule.evals import contamination
 from gemmule.evals.benchmarks import prompt_formats, published
@@ -226,7 +227,7 @@ def _mark_contaminated(
         rows[name]["contamination"] = {
             "known": report.known,
             "why": report.why,
-            "rule": contamination.RULE,
+            "rule": ngrams.RULE,
             "documents": sum(len(overlap.contaminated) for overlap in found.values()),
             "judged": sum(o.documents - o.too_short for o in found.values()),
             "by_task": {task: o.contaminated for task, o in found.items() if o.contaminated},
