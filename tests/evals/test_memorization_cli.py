@@ -77,7 +77,7 @@ def test_stopped_it_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measuring, "try_passages", stop)
-    with pytest.raises(Interrupted, match="the same command goes on where this one stopped"):
+    with pytest.raises(Interrupted, match="the same command continues from there"):
         gemmule("memorization", by_heart, *SHORT, "--out", tmp_path)
 
 

@@ -311,7 +311,7 @@ def test_ctrl_c_while_training(settings: Path, tmp_path: Path) -> None:
     assert "Traceback" not in message
     found = message.splitlines()[-1]
     assert found.startswith("gemmule: stopped after step ")
-    assert "with --resume goes on from there" in found
+    assert "with --resume continues from there" in found
     (saved,) = (out / "checkpoints").iterdir()
     assert f"step {saved.name.removeprefix('step-')} of 100000" in found
 

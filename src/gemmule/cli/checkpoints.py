@@ -1,0 +1,113 @@
+"""gemmule info, convert and quantize: checkpoints as files."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemmule.cli.app import CHECKPOINTS, RERUN, command, stoppable
+from gemmule.cli.options import AsJson, Model
+
+
+@command(CHECKPOINTS)
+def info(model: Model, as_json: AsJson = False) -> None:
+    """Show a checkpoint's shape, sizes, dtype and tokenizer without loading its weights.
+
+    Example: gemmule info google/gemma-2-2b
+    """
+    from gemmule.checkpoints.describe import describe, lines
+    from gemmule.console import facts
+
+    description = describe(model)
+    if as_json:
+        print(json.dumps(description))
+    else:
+        facts(lines(description), title=description["path"])
+
+
+@command(CHECKPOINTS)
+def convert(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    to: Annotated[str, typer.Option(help="Format to write: hf, gguf or gemma_pytorch.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="dtype of the matrices: float32, bfloat16, float16; GGUF: Q8_0, Q4_0."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text to compare on; default: a module of Python's standard library."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the copy with the original.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a model to the format of other programs, and verify the copy by reading it back.
+
+    If it is stopped, the same command continues from there. The folder's export.json holds the
+    result of the comparison.
+
+    Example: gemmule convert runs/quickstart/student exports/student-gguf --to gguf --dtype Q8_0
+    """
+    from gemmule.checkpoints.convert import convert as run
+    from gemmule.checkpoints.convert import summary
+    from gemmule.console import facts, staged
+
+    with stoppable(RERUN), staged() as progress:
+        report = run(model, out, to, dtype, verify=verify, text=text, progress=progress)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        facts(summary(report), title=str(out))
+
+
+@command(CHECKPOINTS)
+def quantize(
+    model: Model,
+    to: Annotated[str, typer.Option(help="Format of the layers' matrices: int4, int6 or int8.")],
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="Format of embedding and head: int4, int6, int8 or bf16; default: by size."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file or data folder to calibrate int4 on, or none; default: the run's data."
+        ),
+    ] = None,
+    eval_text: Annotated[
+        Path | None, typer.Option(help="Text file to evaluate on; default: the run's data.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: NAME-int4 next to the model.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model to 4, 6 or 8 bits per weight, and measure the loss in quality.
+
+    KL divergence from the original, top-1 agreement and perplexity on held-out text are in the
+    folder's quantization.json. A stopped run leaves nothing and starts from the beginning.
+
+    Example: gemmule quantize runs/quickstart/student --to int4 --out exports/student-int4
+    """
+    from gemmule.console import console, counting, facts
+    from gemmule.quantize import quantize as run
+    from gemmule.quantize import summary
+
+    def stage(what: str) -> None:
+        console.print(what, style="dim", markup=False)
+
+    with stoppable("nothing was written"), counting("quantizing") as progress:
+        report = run(
+            model, to, out, head=head, calibrate=calibrate, eval_text=eval_text,
+            progress=progress, stage=stage,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+    else:
+        facts(summary(report), title=report["out"])
+        console.print(f"next: gemmule generate {report['out']} 'The'", markup=False)

@@ -1,0 +1,51 @@
+"""gemmule data."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemmule.cli.app import DATA, RERUN, command, stoppable
+from gemmule.cli.options import AsJson, CorpusLicence, CorpusName, Field, Out, Text
+
+
+@command(DATA)
+def data(
+    tokenizer: Annotated[Path, typer.Option(help="Folder or .model file of the tokenizer.")],
+    out: Out,
+    source: Text = None,
+    field: Field = "text",
+    name: CorpusName = None,
+    licence: CorpusLicence = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize text and split it into train, validation and held-out documents.
+
+    If it is stopped, the same command continues from there.
+
+    Example: gemmule data ~/notes --tokenizer runs/tokenizer --out runs/data
+    """
+    from gemmule.console import counting, table
+    from gemmule.data.prepare import prepare
+    from gemmule.model.tokenizer import Tokenizer
+
+    with stoppable(RERUN), counting("tokenizing") as progress:
+        dataset = prepare(
+            source, Tokenizer.load(tokenizer), out, field=field, name=name, licence=licence,
+            progress=progress,
+        )  # fmt: skip
+    splits = dataset.manifest["splits"]
+    counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}
+    if as_json:
+        about = {k: dataset.manifest[k] for k in ("name", "licence", "dropped", "notes")}
+        print(json.dumps({**about, "fingerprint": dataset.fingerprint, "splits": counts}))
+        return
+    rows = [[k, *(f"{n:,}" for n in c.values())] for k, c in counts.items()]
+    table(["split", "documents", "tokens", "bytes"], rows, title=dataset.name)
+    for note in [*dataset.manifest["notes"], *_dropped(dataset.manifest["dropped"])]:
+        print(note)
+
+
+def _dropped(reasons: dict[str, int]) -> list[str]:
+    return [f"dropped, {reason}: {count:,}" for reason, count in reasons.items()]

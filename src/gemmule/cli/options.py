@@ -1,0 +1,154 @@
+"""Options of the command line: those that commands share, and groups of options.
+
+An option is an annotated type, so that its help text is written once:
+
+    def info(model: Model, as_json: AsJson = False) -> None: ...
+
+A group is a dataclass of such options that a command takes as one parameter; `expand` turns it
+into the options that Typer sees, and hands the command an instance:
+
+    def chat(model: Model, sampling: Sampling) -> None: ...
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# Arguments.
+Model = Annotated[str, typer.Argument(help="Run, HF folder, hub id, or .gguf, .ckpt or .npz file.")]
+Text = Annotated[
+    Path | None,
+    typer.Argument(help="File, folder or glob of text; default: Python's standard library."),
+]
+ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file of settings.")]
+
+# Where things are read and written.
+Data = Annotated[Path, typer.Option(help="Folder made by gemmule data.")]
+OptionalData = Annotated[Path | None, typer.Option(help="Folder made by gemmule data.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Results = Annotated[
+    Path | None, typer.Option("--out", help="Folder of results; default: evals/ in the run.")
+]
+BenchmarkFiles = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of benchmark files; default: the hub.")
+]
+
+# Text and its labels.
+Field = Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")]
+CorpusName = Annotated[str | None, typer.Option(help="Name of the corpus on model cards.")]
+CorpusLicence = Annotated[str | None, typer.Option(help="License of the corpus, for model cards.")]
+
+# Models.
+Quantize = Annotated[
+    str | None, typer.Option(help="Quantize the weights first: int4, int6 or int8.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
+]
+Device = Annotated[str, typer.Option(help="Device to run the model on: cpu or cuda.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens to generate.")]
+Temperature = Annotated[
+    float, typer.Option(help="Sampling temperature; 0 always takes the most likely token.")
+]
+
+# Runs.
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable."),
+]
+Country = Annotated[
+    str | None, typer.Option(help="Country for the carbon intensity, ISO 3166 (DEU, USA, …).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class Options:
+    """Base of the groups: a subclass is a keyword-only dataclass of options."""
+
+    def given(self) -> dict[str, Any]:
+        """The options that have a value, by name; those left out at a default of None are not."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(Options):
+    """How tokens are chosen (infer/core/sampling.py)."""
+
+    max_new_tokens: MaxNewTokens = 256
+    temperature: Temperature = 0.8
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the most likely tokens that sum to this probability.")
+    ] = 0.95
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many most likely tokens.")] = (
+        None
+    )
+    seed: Annotated[int | None, typer.Option(help="Seed; default: different every time.")] = None
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that occurred before become less likely.")
+    ] = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serving(Options):
+    """How a model is held in memory to generate."""
+
+    draft: Annotated[
+        str | None,
+        typer.Option(help="Draft model for speculative decoding; same tokenizer."),
+    ] = None
+    quantize: Quantize = None
+    cache: Annotated[
+        str | None, typer.Option(help="Format of the KV cache: float32, float16 or int8.")
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluated(Options):
+    """How a model is loaded to be evaluated, and where the results go."""
+
+    out: Results = None
+    quantize: Quantize = None
+    dtype: Dtype = None
+    device: Device = "cpu"
+
+
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with each parameter that is a group replaced by the group's options."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type[Options]] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and issubclass(kind, Options):
+            groups[parameter.name] = kind
+            parameters += [_parameter(field) for field in _fields(kind)]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in _fields(kind)})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _fields(kind: type[Options]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)  # type: ignore[arg-type]  # the subclasses are dataclasses
+
+
+def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
+    missing = field.default is dataclasses.MISSING
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if missing else field.default,
+        annotation=field.type,
+    )
