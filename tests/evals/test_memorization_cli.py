@@ -21,7 +21,7 @@ SHORT = ["--prompt-tokens", "10", "--continuation-tokens", "10", "--probes", "30
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemmule.runs.run_dir.console.width", 160)
+    monkeypatch.setattr("gemmule.console.console.width", 160)
 
 
 def gemmule(*arguments: object) -> Any:

@@ -106,8 +106,8 @@ def test_a_bad_file_among_good_ones_is_left_out(
         (mixed / path.name).write_bytes(path.read_bytes())
     code, out, _ = gemmule("data", mixed, "--tokenizer", tokenizer, "--out", tmp_path / "out")
     assert code == 0
-    assert "left out, not UTF-8: 1" in out
-    assert "left out, binary (NUL bytes): 1" in out
+    assert "dropped, not UTF-8: 1" in out
+    assert "dropped, binary (NUL bytes): 1" in out
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_ctrl_c_while_training(settings: Path, tmp_path: Path) -> None:
     assert "Traceback" not in message
     found = message.splitlines()[-1]
     assert found.startswith("gemmule: stopped after step ")
-    assert "with --resume continues from there" in found
+    assert "with --resume goes on from there" in found
     (saved,) = (out / "checkpoints").iterdir()
     assert f"step {saved.name.removeprefix('step-')} of 100000" in found
 
@@ -324,7 +324,7 @@ def test_ctrl_c_anywhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gemmule.train.run.Dataset.open", stop)
     monkeypatch.setattr("gemmule.model.tokenizer.Tokenizer.load", lambda path: None)
     out = tmp_path / "out"
-    assert "goes on" in refused("data", "--tokenizer", "t", "--out", out, code=130)
+    assert "continues" in refused("data", "--tokenizer", "t", "--out", out, code=130)
     train = ["train", "--set", "data=d", "--set", "steps=1", "--out", out]
-    assert "--resume goes on" in refused(*train, code=130)
+    assert "--resume continues" in refused(*train, code=130)
     assert refused("tokenizer", "train", "--out", out, code=130) == "gemmule: stopped"
