@@ -110,7 +110,7 @@ def test_canaries_are_planted(prepared: Path, tmp_path: Path) -> None:
     )
     assert found["canaries"]["repeats"] == [1, 3]
     assert json.loads((out / "manifest.json").read_text())["fingerprint"] == found["fingerprint"]
-    with pytest.raises(ConfigError, match="no list of numbers"):
+    with pytest.raises(ConfigError, match="not a list of numbers"):
         gemmule("canaries", prepared, "--out", tmp_path / "x", "--repeats", "1;3")
 
 
