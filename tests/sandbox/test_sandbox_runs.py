@@ -334,7 +334,17 @@ def test_a_start_that_takes_too_long(box: Sandbox, monkeypatch: pytest.MonkeyPat
         box.run("")
 
 
-def test_every_guarantee_says_what_it_is_worth() -> None:
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "not installed"])
+def test_every_guarantee_says_what_it_is_worth(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: bool
+) -> None:
+    if installed:
+        program = tmp_path / "bwrap"
+        program.write_text("#!/bin/sh\necho bubblewrap 1.2.3\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ("by bubblewrap 1.2.3," in Kind("bubblewrap").guarantee) == installed
+    assert "by bubblewrap" in Kind("bubblewrap").guarantee
     ways = [way for name in kinds.NAMES for way in kinds.candidates(name)]
     assert len({way.guarantee for way in ways}) == len(ways)
     for way in ways:

@@ -99,7 +99,7 @@ class Kind:
     def guarantee(self) -> str:
         """What it protects from, and what not, for people who read the results."""
         if self.jailed:
-            by = f" by {_version('bwrap')}" if self.name == "bubblewrap" else ""
+            by = f" by {_bubblewrap_version()}" if self.name == "bubblewrap" else ""
             return (
                 f"Programs ran in Linux namespaces of their own{by}, with a filter on system "
                 "calls: no network, no other processes, none of the user's files. They saw "
@@ -170,9 +170,13 @@ def _bubblewrap(seen: list[view.Seen], limits: Limits, info: int) -> list[str]:
     return [*command, "--remount-ro", "/", "--chdir", "/tmp"]
 
 
-def _version(program: str) -> str:
-    result = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or program
+def _bubblewrap_version() -> str:
+    """What bwrap says of itself ("bubblewrap 0.9.0"); its bare name where it is not installed."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return "bubblewrap"
+    result = subprocess.run([bwrap, "--version"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "bubblewrap"
 
 
 def _rlimits(limits: Limits) -> list[tuple[str, int, int]]:
