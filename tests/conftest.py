@@ -9,20 +9,10 @@ import pytest
 
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.quant import native
+from models import TINY
 
 TEXT = "the a sea ship captain said never wind old and of to under red sail harbour"
 WORDS = TEXT.split()
-
-TINY_MODEL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "sliding_window": 8,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +56,7 @@ def tiny(prepared: Path) -> Callable[..., dict[str, Any]]:
     def settings(**changes: Any) -> dict[str, Any]:
         return {
             "data": str(prepared),
-            "model": TINY_MODEL,
+            "model": dict(TINY),
             "steps": 12,
             "batch_size": 4,
             "micro_batch_size": 2,

@@ -19,6 +19,7 @@ from gemmule.runs import run_dir
 from gemmule.runs.run_dir import RunDir, read_metrics
 from gemmule.runtime import device, torch_compile
 from gemmule.train import loop, run
+from models import TINY
 
 STAGES = ("teacher", "scratch", "student", "scratch_equal_compute")
 FIGURES = {
@@ -29,9 +30,7 @@ FIGURES = {
 
 def tiny_shape(width: int) -> dict[str, Any]:
     return {
-        "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-        "sliding_window": 8, "max_position_embeddings": 128,
+        **TINY, "hidden_size": width, "intermediate_size": 2 * width, "max_position_embeddings": 128
     }  # fmt: skip
 
 

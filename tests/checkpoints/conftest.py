@@ -1,13 +1,13 @@
-"""The small model of random_models.py with a tokenizer, saved."""
+"""A small random model with a tokenizer, saved."""
 
 import textwrap
 from pathlib import Path
 
 import pytest
-from random_models import random_model
 
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+from models import random_model
 
 
 @pytest.fixture(scope="session")

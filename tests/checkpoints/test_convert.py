@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from random_models import CONFIG, TOKENS, random_model
 
 from gemmule.checkpoints import peers, tensor_layout, verify
 from gemmule.checkpoints.checkpoint import of_model, weights_fingerprint
@@ -24,6 +23,7 @@ from gemmule.checkpoints.stored_tensor import HeldTensor, StoredTensor
 from gemmule.checkpoints.streamed_forward import streamed_logits
 from gemmule.errors import CheckpointError, ConfigError, OutputError
 from gemmule.model.tokenizer import Tokenizer
+from models import DISTINCT_CONFIG, TOKENS, random_model
 
 
 @pytest.fixture
@@ -297,4 +297,4 @@ def test_a_full_disk_is_one_clear_error(saved: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     report = convert(saved, tmp_path / "out", "hf", verify=False)  # and then it goes on
     assert report["dtype"] == "float32"
-    assert load_model(tmp_path / "out")[0].config == CONFIG
+    assert load_model(tmp_path / "out")[0].config == DISTINCT_CONFIG

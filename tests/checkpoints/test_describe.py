@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_models import random_model
 
 from gemmule.checkpoints.checkpoint import of_model
 from gemmule.checkpoints.describe import REPORTED, describe, lines
@@ -13,6 +12,7 @@ from gemmule.errors import CheckpointError
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from models import random_model
 
 
 def test_a_small_model(saved: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import CONFIG, TOKENS, random_model
 from torch import Tensor
 
 from gemmule.checkpoints import tensor_layout
@@ -31,18 +30,12 @@ from gemmule.errors import CheckpointError, TokenizerError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from models import DISTINCT, DISTINCT_CONFIG, TOKENS, random_model, tiny_config
 
-TINY = CONFIG.model_copy(
-    update={
-        "vocab_size": 8,
-        "hidden_size": 8,
-        "intermediate_size": 12,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 4,
-    }
-)
+ONE_LAYER = tiny_config(
+    DISTINCT, vocab_size=8, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+)  # fmt: skip
 Weights = dict[str, Tensor]
 
 
@@ -59,7 +52,7 @@ def state_dict(model: Gemma) -> Weights:
     return weights
 
 
-def save(folder: Path, value: object, config: GemmaConfig | None = CONFIG) -> Path:
+def save(folder: Path, value: object, config: GemmaConfig | None = DISTINCT_CONFIG) -> Path:
     folder.mkdir(exist_ok=True)
     if config:
         (folder / "config.json").write_text(json.dumps(to_hf(config, "float32")))
@@ -93,7 +86,7 @@ def test_single_file(tmp_path: Path, dtype: torch.dtype) -> None:
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.format == "gemma_pytorch"
         assert checkpoint.files == (path,)
-        assert checkpoint.config == CONFIG
+        assert checkpoint.config == DISTINCT_CONFIG
         assert checkpoint.dtype == dtype
         assert equal(checkpoint.load(dtype), model)
 
@@ -182,7 +175,7 @@ def test_wrong_scalers(tmp_path: Path, change: dict[str, Any], message: str) -> 
 def sharded(folder: Path, weights: Weights) -> dict[str, str]:
     """Two plain state dicts and their index; returns its weight_map."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_hf(CONFIG, "float32")))
+    (folder / "config.json").write_text(json.dumps(to_hf(DISTINCT_CONFIG, "float32")))
     names = list(weights)
     where = {name: "a.bin" if i < 9 else "b.bin" for i, name in enumerate(names)}
     for file in ("a.bin", "b.bin"):
@@ -245,8 +238,8 @@ def test_a_missing_and_a_cut_shard(tmp_path: Path) -> None:
 def test_where_the_config_comes_from(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = exported(tmp_path, random_model(), tokenizer)
     with open_gemma_pytorch(path) as inside:
-        assert inside.config == CONFIG
-    beside = CONFIG.model_copy(update={"sliding_window": 7})
+        assert inside.config == DISTINCT_CONFIG
+    beside = DISTINCT_CONFIG.model_copy(update={"sliding_window": 7})
     (tmp_path / "config.json").write_text(json.dumps(to_hf(beside, "float32")))
     with open_gemma_pytorch(path) as outside:
         assert outside.config == beside
@@ -282,7 +275,7 @@ def test_a_published_size_needs_no_config(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_of_another_model(tmp_path: Path, config: dict[str, Any], message: str) -> None:
-    path = save(tmp_path, state_dict(random_model()), CONFIG.model_copy(update=config))
+    path = save(tmp_path, state_dict(random_model()), DISTINCT_CONFIG.model_copy(update=config))
     with pytest.raises(CheckpointError, match=message):
         load(path)
 
@@ -310,7 +303,7 @@ def test_torch_loads_what_we_write(tmp_path: Path, tokenizer: Tokenizer, mmap: b
     for name, p in theirs["model_state_dict"].items():
         assert torch.equal(p, expected[name]), name
         assert p.data_ptr() % 64 == 0
-    assert theirs["config"] == to_hf(CONFIG, "float32")
+    assert theirs["config"] == to_hf(DISTINCT_CONFIG, "float32")
     assert equal(load(path), model)
 
 
@@ -319,7 +312,7 @@ def test_written_in_another_dtype(tmp_path: Path, tokenizer: Tokenizer, form: st
     dtype = FLOATS[form]
     path = exported(tmp_path, random_model(), tokenizer, dtype=dtype)
     with open_gemma_pytorch(path) as checkpoint:
-        assert checkpoint.stored_as == {form: CONFIG.parameters}
+        assert checkpoint.stored_as == {form: DISTINCT_CONFIG.parameters}
         assert equal(checkpoint.load(dtype), random_model().to(dtype))
 
 
@@ -526,7 +519,7 @@ def test_an_impossible_config_inside(tmp_path: Path) -> None:
         page = [page, page]
     weights = state_dict(random_model())
     for change in ({"rope_scaling": page}, {"rope_parameters": {"rope_type": page}}):
-        value = {"model_state_dict": weights, "config": to_hf(CONFIG, "float32") | change}
+        value = {"model_state_dict": weights, "config": to_hf(DISTINCT_CONFIG, "float32") | change}
         with pytest.raises(CheckpointError, match="the config in it has an impossible 'rope_"):
             open_gemma_pytorch(save(tmp_path, value, None))
     value = {"model_state_dict": weights, "config": {"model_type": "llama"}}
@@ -648,7 +641,7 @@ def test_cut_anywhere(ckpt: Path) -> None:
 
 
 def test_damaged_files_never_raise_anything_else(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    model = random_model(TINY)
+    model = random_model(ONE_LAYER)
     (layout,) = layouts(of_model(model, tokenizer))
     path = exported(tmp_path, model, tokenizer)
     whole = path.read_bytes()

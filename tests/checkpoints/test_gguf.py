@@ -11,12 +11,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import random_models
 import torch
 from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import models
 from gemmule.checkpoints import stored_tensor, tensor_layout
 from gemmule.checkpoints.checkpoint import Checkpoint, of_model
 from gemmule.checkpoints.gguf.blocks import dequantize, quantize
@@ -37,21 +37,9 @@ from gemmule.model.hf_tokenizer import CHAT_TEMPLATE
 from gemmule.model.spm_model import CONTROL, NORMAL, UNUSED, USER_DEFINED, Piece
 from gemmule.model.tokenizer import Tokenizer
 
-CONFIG = GemmaConfig(
-    vocab_size=520,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    query_pre_attn_scalar=32,
-    sliding_window=6,
-    max_position_embeddings=64,
-    rope_theta=5000.0,
-    rms_norm_eps=1e-5,
-    attn_logit_softcapping=20.0,
-    final_logit_softcapping=15.0,
+# ggml's blocks hold 32 numbers of a row.
+CONFIG = models.tiny_config(
+    models.DISTINCT, hidden_size=64, intermediate_size=96, head_dim=32, query_pre_attn_scalar=32
 )
 PLAIN = ("F32", "F16", "BF16")
 BLOCKS = ("Q8_0", "Q4_0")
@@ -59,7 +47,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def random_model(config: GemmaConfig = CONFIG) -> Gemma:
-    return random_models.random_model(config)
+    return models.random_model(config)
 
 
 def export(model: Gemma, tokenizer: Tokenizer, path: Path, kind: str = "F32") -> Path:

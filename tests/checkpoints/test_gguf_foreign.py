@@ -16,27 +16,15 @@ from gemmule.checkpoints.gguf.header import ENCODINGS
 from gemmule.checkpoints.gguf.names import is_norm, to_gguf
 from gemmule.checkpoints.gguf.reader import open_gguf
 from gemmule.errors import CheckpointError, TokenizerError
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_model import CONTROL
 from gemmule.model.tokenizer import Tokenizer
+from models import DISTINCT, tiny_config
 
-CONFIG = GemmaConfig(
-    vocab_size=512,
-    hidden_size=256,
-    intermediate_size=256,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=128,
-    query_pre_attn_scalar=128,
-    sliding_window=6,
-    max_position_embeddings=64,
-    rope_theta=5000.0,
-    rms_norm_eps=1e-5,
-    attn_logit_softcapping=20.0,
-    final_logit_softcapping=15.0,
-)
+CONFIG = tiny_config(
+    DISTINCT, vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=128, query_pre_attn_scalar=128,
+)  # fmt: skip
 PLAIN = ("F32", "F16", "BF16")
 # Where a block keeps float16 numbers, which random bytes would make NaN now and then.
 HALVES = {

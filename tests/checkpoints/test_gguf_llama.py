@@ -24,28 +24,17 @@ from gemmule.checkpoints.gguf.blocks import quantize
 from gemmule.checkpoints.gguf.reader import open_gguf
 from gemmule.checkpoints.gguf.writer import layouts
 from gemmule.model import gemma
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from models import DISTINCT, fan_in, random_model, tiny_config
 
 pytestmark = pytest.mark.llama
 
-CONFIG = GemmaConfig(
-    vocab_size=520,
-    hidden_size=128,
-    intermediate_size=192,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    query_pre_attn_scalar=64,
-    sliding_window=8,
-    max_position_embeddings=256,
-    rope_theta=5000.0,
-    rms_norm_eps=1e-5,
+CONFIG = tiny_config(
+    DISTINCT, hidden_size=128, intermediate_size=192, num_hidden_layers=4, head_dim=64,
+    query_pre_attn_scalar=64, sliding_window=8, max_position_embeddings=256,
     attn_logit_softcapping=4.0,
-    final_logit_softcapping=15.0,
-)
+)  # fmt: skip
 IDS = [2, *torch.randint(3, 512, (39,), generator=torch.Generator().manual_seed(1)).tolist()]
 UP = "layers.1.mlp.up_proj.weight"
 OF_27B = {"num_hidden_layers": 46, "hidden_size": 96, "query_pre_attn_scalar": 24}
@@ -56,12 +45,8 @@ def export(tmp_path: Path, pieces: Tokenizer) -> Callable[..., tuple[Gemma, Path
     """export(kind, **changes): a random model and its file."""
 
     def make(kind: str, **changes: Any) -> tuple[Gemma, Path]:
-        model = Gemma(CONFIG.model_copy(update=changes))
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                std = 0.3 if "norm" in name else 1.0 if "embed" in name else p.shape[-1] ** -0.5
-                p.copy_(torch.randn(p.shape, generator=generator) * std)
+        config = CONFIG.model_copy(update=changes)
+        model = random_model(config, std={"norm": 0.3, "embed": 1.0, "": fan_in})
         files, _ = layouts(of_model(model, pieces), kind)
         tensor_layout.write(files, tmp_path)
         return model, tmp_path / "model.gguf"

@@ -10,7 +10,6 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import CONFIG, TOKENS, random_model
 from safetensors.torch import load_file, save_file
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
@@ -21,6 +20,7 @@ from gemmule.errors import CheckpointError, ConfigError, OutputError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from models import DISTINCT_CONFIG, TOKENS, random_model
 
 
 def load(folder: Path, dtype: torch.dtype | str | None = None, device: str = "cpu") -> Gemma:
@@ -59,9 +59,9 @@ def test_transformers_reads_config_with_the_same_meaning(saved: Path) -> None:
     theirs = transformers.AutoConfig.from_pretrained(saved)
     assert type(theirs) is transformers.Gemma2Config
     for name in ("hidden_size", "head_dim", "query_pre_attn_scalar", "sliding_window"):
-        assert getattr(theirs, name) == getattr(CONFIG, name)
+        assert getattr(theirs, name) == getattr(DISTINCT_CONFIG, name)
     assert theirs.rope_parameters is not None
-    assert theirs.rope_parameters["rope_theta"] == CONFIG.rope_theta
+    assert theirs.rope_parameters["rope_theta"] == DISTINCT_CONFIG.rope_theta
     assert theirs.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
     assert (theirs.pad_token_id, theirs.eos_token_id, theirs.bos_token_id) == (0, 1, 2)
     assert theirs.dtype == torch.float32
@@ -77,7 +77,7 @@ def test_the_saved_tokenizer_loads_in_transformers(saved: Path, tokenizer: Token
 @pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
 def test_what_transformers_saves_loads_here(tmp_path: Path, shard_size: str) -> None:
     config = transformers.Gemma2Config(
-        **{k: v for k, v in to_hf(CONFIG, "float32").items() if "dtype" not in k},
+        **{k: v for k, v in to_hf(DISTINCT_CONFIG, "float32").items() if "dtype" not in k},
     )
     config.initializer_range = 1.0
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_what_transformers_saves_loads_here(tmp_path: Path, shard_size: str) -> 
     theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (tmp_path / "model.safetensors").exists() == (shard_size == "1GB")
     model = load(tmp_path)
-    assert model.config == CONFIG
+    assert model.config == DISTINCT_CONFIG
     assert (our_logits(model) - their_logits(tmp_path)).abs().max() <= 3e-5
 
 
@@ -95,7 +95,7 @@ def test_round_trip_is_bit_identical_aligned_and_independent(saved: Path, tmp_pa
     with (copy / "model.safetensors").open("r+b") as f:  # scribble over the file in place
         f.seek(-5000, 2)
         f.write(b"\0" * 5000)
-    assert loaded.config == CONFIG
+    assert loaded.config == DISTINCT_CONFIG
     assert weights_fingerprint(loaded) == weights_fingerprint(original)
     for name, p in loaded.named_parameters():
         assert torch.equal(p, original.get_parameter(name)), name
@@ -181,7 +181,7 @@ def test_presets_survive_the_translation(name: str) -> None:
 
 def test_uncapped_models_survive_the_translation() -> None:
     update = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-    config = CONFIG.model_copy(update=update)
+    config = DISTINCT_CONFIG.model_copy(update=update)
     assert from_hf(to_hf(config, "float32")) == config
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import CONFIG, random_model
 
 from gemmule.checkpoints.checkpoint import Checkpoint, weights_fingerprint
 from gemmule.checkpoints.hf.config import to_hf
@@ -22,19 +21,13 @@ from gemmule.errors import CheckpointError, MissingExtraError, TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import train_tokenizer
+from models import DISTINCT, DISTINCT_CONFIG, random_model, tiny_config
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-TINY = CONFIG.model_copy(
-    update={
-        "vocab_size": 8,
-        "hidden_size": 8,
-        "intermediate_size": 12,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 4,
-    }
-)
+ONE_LAYER = tiny_config(
+    DISTINCT, vocab_size=8, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+)  # fmt: skip
 NORMS = {
     "pre_attention_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
@@ -80,7 +73,7 @@ def tree(model: Gemma, wide_first: bool = False, rows: int | None = None) -> Arr
     return {name: np.ascontiguousarray(x) for name, x in found.items()}
 
 
-def save(folder: Path, arrays: Arrays, config: GemmaConfig | None = CONFIG) -> Path:
+def save(folder: Path, arrays: Arrays, config: GemmaConfig | None = DISTINCT_CONFIG) -> Path:
     folder.mkdir(exist_ok=True)
     if config:
         (folder / "config.json").write_text(json.dumps(to_hf(config, "float32")))
@@ -114,8 +107,8 @@ def test_every_spelling_and_gating_layout(tmp_path: Path, spelling: str, wide_fi
     arrays = {NAMES[spelling](name): x for name, x in tree(model, wide_first).items()}
     with open_checkpoint(save(tmp_path, arrays)) as checkpoint:
         assert checkpoint.format == "npz"
-        assert checkpoint.config == CONFIG
-        assert checkpoint.stored_as == {"F32": CONFIG.parameters}
+        assert checkpoint.config == DISTINCT_CONFIG
+        assert checkpoint.stored_as == {"F32": DISTINCT_CONFIG.parameters}
         assert same(checkpoint, model)
 
 
@@ -144,7 +137,7 @@ def test_columns_first(tmp_path: Path) -> None:
 
 def test_stacked_layers(tmp_path: Path) -> None:
     """Layers 0, 2, ... under attention_type_0; 1, 3, ... under attention_type_1."""
-    config = CONFIG.model_copy(update={"num_hidden_layers": 4})
+    config = DISTINCT_CONFIG.model_copy(update={"num_hidden_layers": 4})
     model, stacked = random_model(config), {}
     arrays = tree(model)
     for name, x in arrays.items():
@@ -158,7 +151,7 @@ def test_stacked_layers(tmp_path: Path) -> None:
 
 
 def test_heads_with_keys_of_their_own(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"num_key_value_heads": 4})
+    config = DISTINCT_CONFIG.model_copy(update={"num_key_value_heads": 4})
     model = random_model(config)
     arrays = tree(model)
     for i in range(3):
@@ -186,7 +179,7 @@ def test_rows_that_pad_the_embedding_are_dropped(tmp_path: Path) -> None:
     assert padded.config.vocab_size == 520
     assert "last 120 of 640 rows" in padded.notes[0]
     assert same(padded, model)
-    full = CONFIG.model_copy(update={"vocab_size": 640})
+    full = DISTINCT_CONFIG.model_copy(update={"vocab_size": 640})
     whole = open_npz(save(tmp_path, tree(model, rows=640), full))
     assert whole.config == full
     assert not whole.notes
@@ -198,7 +191,7 @@ def test_the_tokenizer_tells_which_rows_pad(tmp_path: Path, pieces: int, kept: i
     """512 pieces would have filled whole blocks of 128: then 640 rows are no padded 512."""
     tokenizer = train_tokenizer([Path(textwrap.__file__).read_text()], pieces)
     tokenizer.save(tmp_path)
-    full = CONFIG.model_copy(update={"vocab_size": 640})
+    full = DISTINCT_CONFIG.model_copy(update={"vocab_size": 640})
     with open_npz(save(tmp_path, tree(random_model(), rows=640), full)) as checkpoint:
         assert checkpoint.config == full.model_copy(update={"vocab_size": kept})
         assert checkpoint.load().embed_tokens.weight.shape == (kept, 32)
@@ -206,12 +199,12 @@ def test_the_tokenizer_tells_which_rows_pad(tmp_path: Path, pieces: int, kept: i
 
 
 def test_a_published_size_needs_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {k: v for k, v in CONFIG.model_dump().items() if k != "rope_theta"}
+    fields = {k: v for k, v in DISTINCT_CONFIG.model_dump().items() if k != "rope_theta"}
     monkeypatch.setitem(PRESETS, "2b", fields)
     monkeypatch.setattr(reader, "JAX_ROWS", 640)
     model = random_model()
     found = open_npz(save(tmp_path, tree(model, rows=640), config=None))
-    assert found.config == CONFIG.model_copy(update={"rope_theta": 10000.0})
+    assert found.config == DISTINCT_CONFIG.model_copy(update={"rope_theta": 10000.0})
     assert same(found, model)
     with pytest.raises(TokenizerError, match=r"put its tokenizer\.model into"):
         _ = found.tokenizer
@@ -221,13 +214,13 @@ def test_a_published_size_needs_no_config(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_config_of_another_model(tmp_path: Path) -> None:
-    path = save(tmp_path, tree(random_model()), CONFIG.model_copy(update={"head_dim": 8}))
+    path = save(tmp_path, tree(random_model()), DISTINCT_CONFIG.model_copy(update={"head_dim": 8}))
     with pytest.raises(CheckpointError, match=r"q_einsum/w \[4, 32, 16\] instead of \[4, 32, 8\]"):
         open_npz(path)
 
 
 def test_equal_sizes_leave_the_gating_layout_open(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"intermediate_size": 32})
+    config = DISTINCT_CONFIG.model_copy(update={"intermediate_size": 32})
     path = save(tmp_path, tree(random_model(config)), config)
     with pytest.raises(CheckpointError, match="may be either of two layouts"):
         open_npz(path)
@@ -285,7 +278,7 @@ def test_members_that_lie(tmp_path: Path, member: bytes, message: str) -> None:
 
 
 def test_zip_bombs(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(to_hf(CONFIG, "float32")))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(DISTINCT_CONFIG, "float32")))
     path = tmp_path / "model.npz"
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -377,11 +370,11 @@ def test_another_models_tree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_damaged_files_never_raise_anything_else(tmp_path: Path, compressed: bool) -> None:
-    path = save(tmp_path, {}, TINY)
+    path = save(tmp_path, {}, ONE_LAYER)
     write = np.savez_compressed if compressed else np.savez
-    write(path, **tree(random_model(TINY)))  # type: ignore[operator]
+    write(path, **tree(random_model(ONE_LAYER)))  # type: ignore[operator]
     whole = path.read_bytes()
-    assert same(open_npz(path), random_model(TINY))
+    assert same(open_npz(path), random_model(ONE_LAYER))
 
     @settings(max_examples=200, deadline=None)
     @given(st.data())
@@ -456,10 +449,10 @@ def test_orbax(tmp_path: Path, form: str) -> None:
     else:
         with ocp.PyTreeCheckpointer() as writer:
             writer.save(folder, value)
-    (folder / "config.json").write_text(json.dumps(to_hf(CONFIG, "float32")))
+    (folder / "config.json").write_text(json.dumps(to_hf(DISTINCT_CONFIG, "float32")))
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.format == "orbax"
-        assert checkpoint.config == CONFIG
+        assert checkpoint.config == DISTINCT_CONFIG
         assert same(checkpoint, model)
 
 
@@ -474,7 +467,7 @@ def test_orbax_bfloat16_and_damage(tmp_path: Path) -> None:
     with ocp.StandardCheckpointer() as writer:
         writer.save(folder, nested(arrays))
         writer.wait_until_finished()
-    (folder / "config.json").write_text(json.dumps(to_hf(CONFIG, "float32")))
+    (folder / "config.json").write_text(json.dumps(to_hf(DISTINCT_CONFIG, "float32")))
     assert same(open_orbax(folder), model)
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != "config.json":

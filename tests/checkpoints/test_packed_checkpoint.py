@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import TOKENS, random_model
 from safetensors.torch import load_file, save_file
 
 from gemmule.checkpoints import quality
@@ -33,6 +32,7 @@ from gemmule.errors import CheckpointError, ConfigError, OutputError, UserError
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from models import TOKENS, random_model
 
 KINDS = [
     ("int4", "int4"),

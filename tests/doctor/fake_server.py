@@ -7,25 +7,18 @@ from typing import Any
 import torch
 
 from gemmule.infer.language_model import LanguageModel
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
+from models import GROUPED, random_model, tiny_config
 
 
 def felt_model() -> Gemma:
     """Weights under which caps, window and scale are all felt on the served weights too."""
-    model = Gemma(
-        GemmaConfig(
-            vocab_size=544, hidden_size=48, intermediate_size=96, num_hidden_layers=4,
-            num_attention_heads=8, num_key_value_heads=4, head_dim=16, query_pre_attn_scalar=12,
-            sliding_window=9, max_position_embeddings=128,
-        )
+    config = tiny_config(
+        GROUPED, vocab_size=544, hidden_size=48, intermediate_size=96, num_attention_heads=8,
+        num_key_value_heads=4, query_pre_attn_scalar=12, sliding_window=9,
+        max_position_embeddings=128,
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            std = 0.3 if "norm" in name else 1.0
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
-    return model
+    return random_model(config, 5, std={"norm": 0.3, "": 1.0})
 
 
 class Server:

@@ -18,9 +18,9 @@ from gemmule.evals.benchmarks.run_benchmarks import run_eval
 from gemmule.evals.benchmarks.settings import EvalSettings
 from gemmule.evals.eval_target import Subject, open_subject
 from gemmule.infer.language_model import LanguageModel
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+from models import GROUPED, tiny_config
 
 ANIMALS = ("cat", "dog", "horse", "sparrow", "trout", "adder", "newt", "wasp", "crab", "snail")
 
@@ -31,17 +31,8 @@ def tokenizer() -> Tokenizer:
 
 
 def make_model(seed: int) -> Gemma:
-    config = GemmaConfig(
-        vocab_size=540,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=24,
-        sliding_window=16,
-        max_position_embeddings=512,
+    config = tiny_config(
+        GROUPED, vocab_size=540, num_hidden_layers=2, sliding_window=16, max_position_embeddings=512
     )
     model = Gemma(config)
     model.init_weights(torch.Generator().manual_seed(seed))

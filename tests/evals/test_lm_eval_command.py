@@ -9,12 +9,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
 
 from gemmule.checkpoints.hf.writer import save_model
-from gemmule.model.config import GemmaConfig
-from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import train_tokenizer
+from models import fresh_model, tiny_config
 
 pytest.importorskip("lm_eval")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -38,13 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and a task over a file of its own."""
     root = tmp_path_factory.mktemp("command")
     tokenizer = train_tokenizer([Path(textwrap.__file__).read_text()], 540)
-    torch.manual_seed(0)
-    config = GemmaConfig(
-        vocab_size=540, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16,
-        sliding_window=16, max_position_embeddings=128,
-    )  # fmt: skip
-    save_model(Gemma(config), tokenizer, root / "model")
+    config = tiny_config(
+        vocab_size=540, query_pre_attn_scalar=16, sliding_window=16, max_position_embeddings=128
+    )
+    save_model(fresh_model(config, 0), tokenizer, root / "model")
     pick = random.Random(0)
     rows = [
         {"question": f"What wraps {i}?", "choices": ["text", "a line", "fill"], "gold": i % 3}

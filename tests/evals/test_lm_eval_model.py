@@ -28,10 +28,10 @@ from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.prefix_scoring import Branches
 from gemmule.infer.runners.native_runner import NativeRunner
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.quant import native
+from models import GROUPED, random_model, tiny_config
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
@@ -57,24 +57,12 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model() -> Gemma:
-    config = GemmaConfig(
-        vocab_size=608,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=24,
-        sliding_window=50,
+    config = tiny_config(
+        GROUPED, vocab_size=608, num_hidden_layers=3, sliding_window=50,
         max_position_embeddings=CONTEXT,
-    )
-    model = Gemma(config)
-    generator = torch.Generator().manual_seed(3)
+    )  # fmt: skip
+    model = random_model(config, 3, std={"": 0.2}, mean={"post_": 1.0})
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            mean, std = (1.0, 0.2) if "post_" in name else (0.0, 0.2)
-            p.copy_(torch.randn(p.shape, generator=generator) * std + mean)
         model.norm.weight.add_(1.0)  # logits that the soft cap bends
         # Unlikely: rows without a token, and single bytes, of which there are texts that are no
         # UTF-8, and of these each library makes its own.
@@ -566,10 +554,9 @@ def test_nothing_to_score_is_refused(lm: LanguageModel) -> None:
 
 
 def test_logits_that_are_no_numbers_are_an_error(computed: str, tokenizer: Tokenizer) -> None:
-    config = GemmaConfig(
+    config = tiny_config(
         vocab_size=608, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16,
-        sliding_window=8, max_position_embeddings=64, final_logit_softcapping=None,
+        num_attention_heads=1, query_pre_attn_scalar=16, final_logit_softcapping=None,
     )  # fmt: skip
     broken = Gemma(config)
     with torch.no_grad():

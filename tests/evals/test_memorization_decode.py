@@ -12,9 +12,9 @@ from gemmule.evals.memorization.decode import continue_greedily, rows_at_once
 from gemmule.evals.memorization.edit_distance import EditDistances
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel
-from gemmule.model.config import GemmaConfig, preset
-from gemmule.model.gemma import Gemma
+from gemmule.model.config import preset
 from gemmule.model.tokenizer import Tokenizer
+from models import GROUPED, random_model, tiny_config
 
 PROMPT, COUNT = 12, 24
 
@@ -22,24 +22,9 @@ PROMPT, COUNT = 12, 24
 @pytest.fixture(scope="module")
 def lm(pieces: Tokenizer) -> LanguageModel:
     """Random weights; the window bites, and some rows of the head are no token."""
-    config = GemmaConfig(
-        vocab_size=520,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=24,
-        sliding_window=7,
-        max_position_embeddings=64,
-    )
-    model = Gemma(config)
-    generator = torch.Generator().manual_seed(3)
+    config = tiny_config(GROUPED, vocab_size=520)
+    model = random_model(config, 3, std={"post_": 0.5, "": 0.4}, mean={"post_": 3.0})
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            mean, std = (3.0, 0.5) if "post_" in name else (0.0, 0.4)
-            p.copy_(torch.randn(p.shape, generator=generator) * std + mean)
         model.embed_tokens.weight[512:] *= 10  # they would win if they were allowed to
         model.embed_tokens.weight[pieces.eos_id] *= 2.0  # so that some rows end early
     return LanguageModel(model, pieces)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import safety_files
-import torch
 
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.cli import main
@@ -17,9 +16,8 @@ from gemmule.evals.lm_eval_model import GemmuleLM
 from gemmule.evals.response_cache import Journal
 from gemmule.evals.safety.evaluate import read_samples
 from gemmule.infer.language_model import load
-from gemmule.model.config import GemmaConfig
-from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import train_tokenizer
+from models import random_model, tiny_config
 
 pytest.importorskip("lm_eval")
 TEXT = "Yes No you are a fool and the sea was calm. Who was slow? The nurse told the patient. " * 40
@@ -50,17 +48,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     def make(seed: int) -> Path:
         if seed not in made:
             made[seed] = tmp_path_factory.mktemp(f"model{seed}")
-            config = GemmaConfig(
-                vocab_size=540, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                num_attention_heads=2, num_key_value_heads=1, head_dim=8, sliding_window=64,
-                max_position_embeddings=1500,
+            config = tiny_config(
+                vocab_size=540, hidden_size=16, intermediate_size=24, head_dim=8,
+                sliding_window=64, max_position_embeddings=1500,
             )  # fmt: skip
-            network = Gemma(config)
-            generator = torch.Generator().manual_seed(seed)
-            with torch.no_grad():
-                for name, p in network.named_parameters():
-                    mean, std = (2.0, 0.5) if "post_" in name else (0.0, 0.4)
-                    p.copy_(torch.randn(p.shape, generator=generator) * std + mean)
+            network = random_model(config, seed, std={"post_": 0.5, "": 0.4}, mean={"post_": 2.0})
             save_model(network, tokenizer, made[seed])
         return made[seed]
 

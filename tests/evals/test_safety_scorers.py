@@ -16,9 +16,9 @@ from gemmule.evals.safety.classifier import Classifier
 from gemmule.evals.safety.judge import RULES, Judge
 from gemmule.evals.safety.toxicity_scorer import open_scorer
 from gemmule.evals.safety.verdict import Verdict
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+from models import random_model, tiny_config
 
 transformers = pytest.importorskip("transformers")
 WORDS = [
@@ -188,18 +188,10 @@ JUDGED = "Yes No Yes. No. Does the answer violate the principle? " * 40
 
 
 def tiny_gemma(tokenizer: Tokenizer, context: int = 2048) -> Gemma:
-    config = GemmaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        sliding_window=64, max_position_embeddings=context,
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(3)
-    model = Gemma(config)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            mean, std = (2.0, 0.5) if "post_" in name else (0.0, 0.4)
-            p.copy_(torch.randn(p.shape, generator=generator) * std + mean)
-    return model
+    config = tiny_config(
+        vocab_size=tokenizer.vocab_size, sliding_window=64, max_position_embeddings=context
+    )
+    return random_model(config, 3, std={"post_": 0.5, "": 0.4}, mean={"post_": 2.0})
 
 
 @pytest.fixture(scope="module")

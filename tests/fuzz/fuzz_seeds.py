@@ -25,21 +25,11 @@ from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.train.muon import Muon
 from gemmule.train.state import save_training_state
+from models import SMALLEST, random_model, tiny_config
 
 Weights = dict[str, torch.Tensor]
 
-_CONFIG = GemmaConfig(
-    vocab_size=512,
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=4,
-    query_pre_attn_scalar=4,
-    sliding_window=6,
-    max_position_embeddings=64,
-)
+_CONFIG = tiny_config(SMALLEST, vocab_size=512, query_pre_attn_scalar=4)
 # ggml's blocks hold 32 numbers of a row, its k-quants 256.
 _BLOCKS = _CONFIG.model_copy(update={"hidden_size": 32, "intermediate_size": 32})
 _WIDE = _CONFIG.model_copy(
@@ -48,12 +38,7 @@ _WIDE = _CONFIG.model_copy(
 
 
 def _model(config: GemmaConfig) -> Gemma:
-    model = Gemma(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
+    return random_model(config, std={"": 0.3})
 
 
 class Maker:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # where models.py is
+
 import fuzzing
 from mutate import pack
 from mutate_pickle import CALLS

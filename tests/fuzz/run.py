@@ -65,6 +65,7 @@ def main() -> int:
         engine = "atheris" if importlib.util.find_spec("atheris") else "random"
     with instrumented(engine), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries that are imported
+        sys.path.append(str(Path(__file__).parents[1]))  # where models.py is
         import fuzzing
         import targets
 

@@ -11,6 +11,7 @@ from gemmule.infer.core.text_stream import TextStream
 from gemmule.infer.runners.protocol import PAGE, Prediction, Span
 from gemmule.infer.runners.torch_runner import predict
 from gemmule.model.config import GemmaConfig
+from models import SMALLEST, tiny_config
 
 WINDOW, ROWS, WORDS = 40, 29, 27
 _LARGE = 2**40
@@ -20,10 +21,9 @@ _TABLE[:, 1] -= 4  # most answers go on for a while
 
 
 def config(context: int = 160) -> GemmaConfig:
-    return GemmaConfig(
-        vocab_size=ROWS, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=8, sliding_window=WINDOW,
-        max_position_embeddings=context,
+    return tiny_config(
+        SMALLEST, vocab_size=ROWS, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1,
+        head_dim=8, sliding_window=WINDOW, max_position_embeddings=context,
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from gemmule.infer.runners.choose import make_batch_runner
 from gemmule.infer.runners.native_runner import NativeRunner
 from gemmule.infer.runners.protocol import PAGE, Output, Span
 from gemmule.infer.runners.torch_runner import TorchRunner
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
+from models import GROUPED, tiny_config
 
 WORDS = 540
 
@@ -24,20 +24,10 @@ WORDS = 540
 @pytest.fixture(scope="module")
 def model() -> Gemma:
     """Window shorter than the texts, caps that bite, weights small enough not to be chaotic."""
-    config = GemmaConfig(
-        vocab_size=544,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=24,
-        sliding_window=40,
-        max_position_embeddings=400,
-        attn_logit_softcapping=3.0,
-        final_logit_softcapping=5.0,
-    )
+    config = tiny_config(
+        GROUPED, vocab_size=544, hidden_size=48, intermediate_size=96, sliding_window=40,
+        max_position_embeddings=400, attn_logit_softcapping=3.0, final_logit_softcapping=5.0,
+    )  # fmt: skip
     made = Gemma(config)
     made.init_weights(torch.Generator().manual_seed(5))
     return made

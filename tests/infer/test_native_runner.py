@@ -15,18 +15,17 @@ from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
 from gemmule.infer.runners.native_runner import NativeRunner
 from gemmule.infer.runners.protocol import PAGE, Output, Prediction, Span
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native
+from models import GROUPED, fan_in, random_model, tiny_config
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without the library")
 
 T, V = 150, 1100  # more words than the head computes at once
 BASE = {
-    "vocab_size": V, "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 20,
-    "query_pre_attn_scalar": 7, "sliding_window": 45, "max_position_embeddings": 256,
-    "final_logit_softcapping": 10.0,
+    **GROUPED, "vocab_size": V, "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 3,
+    "head_dim": 20, "query_pre_attn_scalar": 7, "sliding_window": 45,
+    "max_position_embeddings": 256, "final_logit_softcapping": 10.0,
 }  # fmt: skip
 SHAPES = [
     {},
@@ -40,12 +39,9 @@ SHAPES = [
 
 def strong_model(changes: dict[str, float | None], dtype: torch.dtype = torch.float32) -> Gemma:
     """Weights so large that both soft caps bite."""
-    model = Gemma(GemmaConfig.parse({**BASE, **changes}, source="test"))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            size = 0.3 if "norm" in name else 1.7 * p.shape[-1] ** -0.5
-            p.copy_(torch.randn(p.shape, generator=generator) * size)
+    model = random_model(
+        tiny_config(BASE, **changes), std={"norm": 0.3, "": lambda p: 1.7 * fan_in(p)}
+    )
     return model.to(dtype)
 
 

@@ -24,16 +24,15 @@ from gemmule.infer.prefix_scoring import Branches, TreeScorer
 from gemmule.infer.runners import batch_runner
 from gemmule.infer.runners.batch_runner import BatchRunner
 from gemmule.infer.runners.native_runner import NativeRunner
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quant import native
+from models import GROUPED, random_model, tiny_config
 
 pytestmark = pytest.mark.usefixtures("computed")
 V, CONTEXT = 544, 600
 BASE = {
-    "vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    **GROUPED, "vocab_size": V,
     "query_pre_attn_scalar": 7,  # no head's size, so that one cannot pass for the other
     "sliding_window": 30, "max_position_embeddings": CONTEXT,
     "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,  # low enough to bite
@@ -48,13 +47,8 @@ SHAPES = [
 
 def gentle_model(changes: dict[str, float | None] | None = None) -> Gemma:
     """Weights that make no more of rounding than there is."""
-    model = Gemma(GemmaConfig.parse({**BASE, **(changes or {})}, source="test"))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            mean = 1.0 if "post_" in name else 0.0
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.2 + mean)
-    return model
+    config = tiny_config(BASE, **(changes or {}))
+    return random_model(config, 3, std={"": 0.2}, mean={"post_": 1.0})
 
 
 def strong_model() -> Gemma:

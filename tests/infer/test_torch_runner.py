@@ -9,27 +9,23 @@ import torch
 from gemmule.infer.runners.protocol import PAGE, Output, Prediction, Span
 from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.losses import soft_cap
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
+from models import GROUPED, random_model, tiny_config
 
 T, V = 150, 61
 
 
 def strong_model(seed: int, **changes: int | float | None) -> Gemma:
     """Weights so large that both soft caps bite."""
-    values = {
-        "vocab_size": V, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 5,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
-        "query_pre_attn_scalar": 7, "sliding_window": 45, "max_position_embeddings": 256,
-        "final_logit_softcapping": 10.0,
-    }  # fmt: skip
-    model = Gemma(GemmaConfig.parse({**values, **changes}, source="test"))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            std = 0.3 if "norm" in name else 1.2 if "q_proj" in name else 0.6
-            p.copy_(torch.randn(p.shape, generator=generator) * std)
-    return model
+    config = tiny_config(
+        GROUPED,
+        **{
+            "vocab_size": V, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 5,
+            "head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 45,
+            "max_position_embeddings": 256, "final_logit_softcapping": 10.0, **changes,
+        },
+    )  # fmt: skip
+    return random_model(config, seed, std={"norm": 0.3, "q_proj": 1.2, "": 0.6})
 
 
 def run(

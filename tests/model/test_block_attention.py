@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gemmule.model import block_attention
 from gemmule.model.block_attention import LARGEST_SAFE_CAP, attend_sequence
-from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma, attend, gelu_tanh
 from gemmule.runtime import torch_compile
+from models import fresh_model, tiny_config
 
 SCALE = 0.3
 
@@ -206,13 +206,7 @@ def test_gelu_branches_agree() -> None:
 
 
 def tiny_model() -> Gemma:
-    torch.manual_seed(0)
-    return Gemma(
-        preset(
-            "1m", vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=16, sliding_window=8,
-        )
-    )  # fmt: skip
+    return fresh_model(tiny_config(vocab_size=64, intermediate_size=64), 0)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from fake_completions import FakeServer
 from gemmule.data.dataset import Dataset
 from gemmule.data.loader import Batch, batch_of, whole_windows
 from gemmule.errors import ConfigError, TokenizerError
-from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers import completions
@@ -24,27 +23,21 @@ from gemmule.teachers.logit_store import Store
 from gemmule.teachers.record import RecordConfig, record
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.teachers.verify_store import verify
+from models import fresh_model, tiny_config
 
 NO_PAUSES = (0.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
 def model(pieces: Tokenizer) -> Gemma:
-    torch.manual_seed(0)
-    found = Gemma(
-        preset(
-            "1m", vocab_size=pieces.vocab_size, hidden_size=32, intermediate_size=48,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-            sliding_window=8,
-        )
-    )  # fmt: skip
+    model = fresh_model(tiny_config(vocab_size=pieces.vocab_size), 0)
     with torch.no_grad():
-        for p in found.parameters():
+        for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
         # Bytes of text that has pieces, and control pieces, never come: a text names one id.
-        x = found.embed_tokens.weight
+        x = model.embed_tokens.weight
         x[:473] = x[:473] * 0.01
-    return found
+    return model
 
 
 @pytest.fixture(scope="module")

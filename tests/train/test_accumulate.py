@@ -8,24 +8,18 @@ import pytest
 import torch
 
 from gemmule.data.loader import Batch
-from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.config import TrainConfig
 from gemmule.train.loop import _accumulate
 from gemmule.train.objectives import Distillation, NextToken, Objective
+from models import fresh_model, tiny_config
 
 VOCAB = 60
 
 
 def build(seed: int, **changes: Any) -> Gemma:
-    torch.manual_seed(seed)
-    shape = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 5,
-        **changes,
-    }  # fmt: skip
-    return Gemma(preset("1m", **shape))
+    return fresh_model(tiny_config(vocab_size=VOCAB, sliding_window=5, **changes), seed)
 
 
 def batch() -> Batch:

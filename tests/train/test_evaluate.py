@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gemmule.data.dataset import Dataset
-from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.train.evaluate import evaluate
+from models import fresh_model, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +18,11 @@ def dataset(prepared: Path) -> Dataset:
 
 
 def build(dataset: Dataset, vocab_size: int) -> Gemma:
-    torch.manual_seed(0)
-    return Gemma(
-        preset(
-            "1m", vocab_size=vocab_size, hidden_size=16, intermediate_size=24,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-            sliding_window=5, max_position_embeddings=4096,
-        )
+    config = tiny_config(
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=24, head_dim=8, sliding_window=5,
+        max_position_embeddings=4096,
     )  # fmt: skip
+    return fresh_model(config, 0)
 
 
 @pytest.mark.parametrize("spare_rows", [0, 8])

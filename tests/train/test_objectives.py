@@ -8,23 +8,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemmule.data.loader import Batch
-from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.objectives import Distillation, NextToken, Objective
+from models import fresh_model, tiny_config
 
 VOCAB = 80
 
 
 def build(seed: int, hidden: int = 32, vocab: int = VOCAB) -> Gemma:
-    torch.manual_seed(seed)
-    return Gemma(
-        preset(
-            "1m", vocab_size=vocab, hidden_size=hidden, intermediate_size=48,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-            sliding_window=5,
-        )
-    )  # fmt: skip
+    return fresh_model(tiny_config(vocab_size=vocab, hidden_size=hidden, sliding_window=5), seed)
 
 
 def taught_by(model: Gemma) -> GemmaTeacher:

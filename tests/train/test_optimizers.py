@@ -1,21 +1,18 @@
 import pytest
 import torch
 
-from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.train.config import OptimizerConfig
 from gemmule.train.muon import Muon
 from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
+from models import SMALLEST, tiny_config
 
-SHAPE = {
-    "vocab_size": 24, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
-}  # fmt: skip
+CONFIG = tiny_config(SMALLEST, vocab_size=24, num_hidden_layers=2, sliding_window=4096)
 
 
 @pytest.fixture
 def model() -> Gemma:
-    return Gemma(GemmaConfig.parse(SHAPE))
+    return Gemma(CONFIG)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

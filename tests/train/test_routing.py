@@ -8,25 +8,19 @@ from gemmule.data.loader import Batch
 from gemmule.errors import ConfigError
 from gemmule.losses.divergences import Divergence
 from gemmule.losses.plain import plain_distillation
-from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.config import DistillConfig
 from gemmule.train.objectives import Distillation, NextToken, Objective, teacher_entropy
+from models import fresh_model, tiny_config
 
 VOCAB = 80
 CAP = 30.0
 
 
 def build(seed: int, hidden: int) -> Gemma:
-    torch.manual_seed(seed)
-    return Gemma(
-        preset(
-            "1m", vocab_size=VOCAB, hidden_size=hidden, intermediate_size=48,
-            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-            sliding_window=5,
-        )
-    )  # fmt: skip
+    config = tiny_config(vocab_size=VOCAB, hidden_size=hidden, sliding_window=5)
+    return fresh_model(config, seed)
 
 
 @pytest.fixture
