@@ -159,7 +159,7 @@ def contestant(settings: Mapping[str, Any]) -> Callable[[Inputs], Callable[[], f
     """For the mode: from inputs to a step, which leaves gradients and returns the mean loss."""
     import torch
 
-    from gemmule.losses.divergences import Divergence
+    from gemmule.losses.divergences import DistillationLoss, Divergence
 
     mode, cap = settings["mode"], settings["cap"]
     if mode == "products":
@@ -171,30 +171,26 @@ def contestant(settings: Mapping[str, Any]) -> Callable[[Inputs], Callable[[], f
     if mode.endswith("-uncapped"):
         cap = None
     kind = "jsd" if "jsd" in mode else "cross_entropy"
-    common = {"divergence": Divergence(kind, beta=settings["beta"]), "cap": cap}
+    measured = DistillationLoss(Divergence(kind, beta=settings["beta"]))
 
     def prepare(inputs: Inputs) -> Callable[[], float]:
-        from gemmule.losses import linear, plain, sparse_targets
+        from gemmule.losses import plain, sparse_targets
+        from gemmule.losses.head import Head
 
+        head, teacher = Head(inputs.weight, cap), Head(inputs.teacher_weight, cap)
+        x, teacher_x, labels = inputs.x, inputs.teacher_x, inputs.target
         if mode == "gemmule-sampled":
-            kept = sparse_targets.sparse_targets(
-                inputs.teacher_x,
-                inputs.teacher_weight,
-                lambda p: sparse_targets.sample(p, settings["draws"]),
-                cap=cap,
+            kept = teacher.sparse_targets(
+                teacher_x, lambda p: sparse_targets.sample(p, settings["draws"])
             )
 
         def loss() -> torch.Tensor:
             if mode.startswith("plain"):
-                return plain.plain_distillation(*inputs.all, teacher_cap=cap, **common)[0]
+                return plain.plain_distillation(head, x, teacher, teacher_x, labels, measured)[0]
             if mode == "gemmule-sampled":
-                return linear.linear_sparse_distillation(
-                    inputs.x, inputs.weight, kept, inputs.target, compiled=True, **common
-                )[0]
+                return head.sparse_distillation(x, kept, labels, measured, compiled=True)[0]
             compiled = mode != "gemmule-eager"
-            return linear.linear_distillation(
-                *inputs.all, teacher_cap=cap, compiled=compiled, **common
-            )[0]
+            return head.distillation(x, teacher, teacher_x, labels, measured, compiled=compiled)[0]
 
         return lambda: backward(loss() / len(inputs.x))
 

@@ -32,7 +32,7 @@ import harness
 from gemmule import files
 from gemmule.console import table
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Loader, batch_of
+from gemmule.data.packed_text import SEQUENCE_INDICES, PackedText, batch_of
 from gemmule.errors import ConfigError
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
@@ -237,7 +237,7 @@ def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, An
 def _recording(teacher: GemmaTeacher, store: Store, batches: list[Any]) -> Callable[[], int]:
     def turn() -> int:
         for batch in batches:
-            choices = [store.spec.choice(0, int(w)) for w in batch.windows_B]
+            choices = [store.spec.choice(0, int(w)) for w in batch.extras[SEQUENCE_INDICES]]
             for targets in teacher.targets(batch, choices, 1.0):
                 store.codec.encode(targets)
         return len(batches) * BATCH * store.seq_len
@@ -267,12 +267,12 @@ def _training(
     objective = build()
     optimizers = build_optimizers(model, OptimizerConfig(), torch.float32)
     windows = args.steps * BATCH
-    loader = Loader(dataset.split("train"), BATCH, args.seq_len, 0, windows)
+    source = PackedText(dataset.split("train"), BATCH, args.seq_len, 0, windows)
     steps = 5
 
     def turn() -> int:
         for _ in range(steps):
-            loss, _ = objective(model, loader.next())
+            loss, _ = objective(model, source.next())
             (loss / (BATCH * args.seq_len)).backward()
             for optimizer in optimizers:
                 optimizer.step()

@@ -156,7 +156,8 @@ def gemmule_step(settings: Mapping[str, Any], *, compiled: bool) -> Step:
     """What `gemmule train` does for a user, with AdamW."""
     import torch
 
-    from gemmule.data.loader import IGNORED, Batch
+    from gemmule.data.batch import Batch
+    from gemmule.losses.labels import IGNORED
     from gemmule.runtime import memory, torch_compile
     from gemmule.train.config import OptimizerConfig
     from gemmule.train.objectives import NextToken
@@ -166,7 +167,7 @@ def gemmule_step(settings: Mapping[str, Any], *, compiled: bool) -> Step:
     memory.keep_freed_memory()
     model, tokens = start(settings)
     targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], 1)
-    batch = Batch(tokens, targets, torch.ones_like(tokens), torch.arange(len(tokens)))
+    batch = Batch(tokens, targets, torch.ones_like(tokens))
     if compiled:
         torch_compile.compile_blocks(model.layers)
     objective = NextToken(compiled)

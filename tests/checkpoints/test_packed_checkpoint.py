@@ -185,7 +185,7 @@ def test_a_model_is_at_no_distance_from_itself(
     assert whole["kl_nats"] == pytest.approx(0, abs=1e-6)
     assert (whole["top1_agreement"], whole["tokens"]) == (1.0, 37)  # 2 x 19, less the new document
     with torch.no_grad():
-        logits = random_model()(tokens, segments_BT=quality.documents(tokens))
+        logits = random_model()(tokens, doc_ids_BT=quality.documents(tokens))
     nats = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
     )

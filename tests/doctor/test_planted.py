@@ -202,10 +202,10 @@ def unscaled_embeddings(patch: Patch) -> None:
 @plant("tied head", "does not follow the embedding")
 def untied_head(patch: Patch) -> None:
     def logits(self: Gemma, x: torch.Tensor) -> torch.Tensor:
-        if not hasattr(self, "head"):
+        if not hasattr(self, "untied"):
             g = torch.Generator().manual_seed(0)
-            self.head = torch.randn(self.embed_tokens.weight.shape, generator=g)
-        return gemma.soft_cap(F.linear(x, self.head), self.config.final_logit_softcapping)
+            self.untied = torch.randn(self.embed_tokens.weight.shape, generator=g)
+        return gemma.soft_cap(F.linear(x, self.untied), self.config.final_logit_softcapping)
 
     patch.setattr(Gemma, "logits", logits)
 

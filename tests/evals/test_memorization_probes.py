@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Loader, times_read, whole_windows
+from gemmule.data.packed_text import SEQUENCE_INDICES, PackedText, sequence_count, times_read
 from gemmule.errors import ConfigError
 from gemmule.evals.memorization import probes
 from gemmule.evals.memorization.probes import draw
@@ -58,13 +58,13 @@ def test_documents_too_short_give_nothing(prepared: Path) -> None:
 
 @pytest.mark.parametrize(("rows", "seq_len"), [(11, 24), (200, 24), (40, 100)])
 def test_only_what_was_read_whole_is_drawn(prepared: Path, rows: int, seq_len: int) -> None:
-    """Against what a loader really gives: every token a target, the prompt's first an input."""
+    """Against what a source really gives: every token a target, the prompt's first an input."""
     split = Dataset.open(prepared).split("train")
-    windows = whole_windows(split, seq_len)
-    loader = Loader(split, 1, seq_len, seed=9)
+    windows = sequence_count(split, seq_len)
+    source = PackedText(split, 1, seq_len, seed=9)
     seen = np.zeros(split.token_count + 1, int)
     for _ in range(rows):
-        window = int(loader.next().windows_B[0])
+        window = int(source.next().extras[SEQUENCE_INDICES][0])
         seen[window * seq_len + 1 : (window + 1) * seq_len + 1] += 1
     reading = Reading(times_read(windows, rows, seed=9), seq_len)
     everything = draw(split, 10**9, 30, 0).starts

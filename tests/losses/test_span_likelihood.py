@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemmule.losses.likelihood import linear_log_likelihoods
-from gemmule.losses.linear import IGNORED
+from gemmule.losses.head import Head
+from gemmule.losses.labels import IGNORED
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.losses.span_likelihood import NO_SPAN, span_log_likelihoods, span_matching
 
@@ -54,7 +54,7 @@ def test_loss_and_gradients(
             sums = torch.stack([log_p[span == s].sum() for s in range(SPANS)])
             loss = plain_matching(sums, teacher, temperature)
         else:
-            log_p = linear_log_likelihoods(x_, weight_, target, cap=cap, vocab=vocab, chunk=chunk)
+            log_p = Head(weight_, cap, vocab, chunk).log_likelihoods(x_, target)
             loss = span_matching(span_log_likelihoods(log_p, span, SPANS), teacher, temperature)
         (0.7 * loss - 0.3 * log_p.sum()).backward()
         results.append((log_p.detach(), loss.detach(), x_.grad, weight_.grad))
@@ -76,8 +76,8 @@ def test_nothing_to_learn_where_both_agree() -> None:
 
 def test_a_large_temperature_compares_log_likelihoods() -> None:
     a, b = 12.0, 3.0
-    found = span_matching(torch.tensor([-b]), torch.tensor([-a]), 1e6)
-    assert found.item() == pytest.approx(a * math.log(a / b) - a + b, rel=1e-3)
+    loss = span_matching(torch.tensor([-b]), torch.tensor([-a]), 1e6)
+    assert loss.item() == pytest.approx(a * math.log(a / b) - a + b, rel=1e-3)
 
 
 def test_certain_events_stay_finite() -> None:
@@ -93,10 +93,10 @@ def test_certain_events_stay_finite() -> None:
 def test_the_head_alone_and_the_states_alone() -> None:
     x, weight, target, *_ = (t.float() if t.is_floating_point() else t for t in inputs(1))
     both = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-    linear_log_likelihoods(*both, target, cap=None).sum().backward()
+    Head(both[1]).log_likelihoods(both[0], target).sum().backward()
     for i in range(2):
         one = [x.clone(), weight.clone()]
         one[i].requires_grad_()
-        linear_log_likelihoods(*one, target, cap=None).sum().backward()
+        Head(one[1]).log_likelihoods(one[0], target).sum().backward()
         torch.testing.assert_close(one[i].grad, both[i].grad)
         assert one[1 - i].grad is None

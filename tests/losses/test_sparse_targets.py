@@ -1,6 +1,5 @@
 """Sparse targets: what is kept, and losses on it, against plain float64."""
 
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -12,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemmule.errors import ConfigError
 from gemmule.losses import chunked_head
-from gemmule.losses.divergences import Divergence, Kind
-from gemmule.losses.linear import linear_distillation, linear_sparse_distillation
+from gemmule.losses.divergences import DistillationLoss, Divergence, Kind
+from gemmule.losses.head import Head
 from gemmule.losses.plain import plain_sparse_distillation
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.losses.sparse_targets import (
@@ -21,7 +20,6 @@ from gemmule.losses.sparse_targets import (
     SparseTargets,
     joined,
     sample,
-    sparse_targets,
     top_k,
     top_k_with_tail,
     top_p,
@@ -40,8 +38,8 @@ def probabilities(n: int, v: int, seed: int = 0, spread: float = 2.0) -> Tensor:
 
 def dense(targets: SparseTargets, vocab: int) -> Tensor:
     """Weights by id [N, V], as float64."""
-    found = torch.zeros(len(targets), vocab, dtype=torch.float64)
-    return found.scatter_add_(1, targets.ids_NK, targets.weight_NK.double())
+    weights = torch.zeros(len(targets), vocab, dtype=torch.float64)
+    return weights.scatter_add_(1, targets.ids_NK, targets.weight_NK.double())
 
 
 def problem(n: int, v: int, seed: int) -> dict[str, Tensor]:
@@ -54,7 +52,7 @@ def problem(n: int, v: int, seed: int) -> dict[str, Tensor]:
         "tx": torch.randn(n, 10, generator=g),
         "tw": torch.randn(v, 10, generator=g),
         "target": target,
-        "token_weight": 2 * torch.rand(n, generator=g),
+        "weights": 2 * torch.rand(n, generator=g),
     }
 
 
@@ -69,7 +67,7 @@ CHOICES: dict[str, Choice] = {
 
 
 def close(got: Tensor, expected: Tensor) -> None:
-    """As in test_losses.py."""
+    """As in test_head.py."""
     error = (got.double() - expected).norm().item()
     assert error <= 1e-5 * expected.norm().item() + 2e-6
 
@@ -88,22 +86,23 @@ def test_losses(
 ) -> None:  # fmt: skip
     p = problem(n, v + spare, seed)
     p["target"].clamp_(max=v - 1)
-    targets = sparse_targets(
-        p["tx"], p["tw"], CHOICES[choice], cap=cap, temperature=temperature, vocab=v, chunk=chunk
-    )
-    common: dict[str, Any] = {
-        "cap": cap, "alpha": alpha, "divergence": Divergence(kind), "vocab": v,
-        "token_weight_N": p["token_weight"] if weighted else None,
-    }  # fmt: skip
+    teacher = Head(p["tw"], cap, v, chunk)
+    targets = teacher.sparse_targets(p["tx"], CHOICES[choice], temperature=temperature)
+    settings = DistillationLoss(Divergence(kind), temperature, alpha)
+    weights = p["weights"] if weighted else None
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
     with mock.patch.object(chunked_head, "TILE_BYTES", 4 * v * tile):
-        loss, hard = linear_sparse_distillation(x, w, targets, p["target"], **common, chunk=chunk)
+        loss, hard = Head(w, cap, v, chunk).sparse_distillation(
+            x, targets, p["target"], settings, weights_N=weights
+        )
     x64, w64 = (p[k].double().requires_grad_() for k in ("x", "w"))
-    plain, plain_hard = plain_sparse_distillation(x64, w64, targets, p["target"], **common)
+    plain, plain_hard = plain_sparse_distillation(
+        Head(w64, cap, v), x64, targets, p["target"], settings, weights_N=weights
+    )
     close(loss.detach(), plain.detach())
     close(hard, plain_hard)
-    wanted = torch.autograd.grad(2.0 * plain, (x64, w64))
-    for got, expected in zip(torch.autograd.grad(2.0 * loss, (x, w)), wanted, strict=True):
+    plain_grads = torch.autograd.grad(2.0 * plain, (x64, w64))
+    for got, expected in zip(torch.autograd.grad(2.0 * loss, (x, w)), plain_grads, strict=True):
         close(got, expected)
 
 
@@ -115,17 +114,17 @@ def test_losses(
 )
 def test_all_ids_kept_is_the_whole_distribution(choose: Choice, kind: Kind) -> None:
     p = problem(25, 40, 0)
-    targets = sparse_targets(p["tx"], p["tw"], choose, cap=30.0, temperature=2.0)
+    teacher = Head(p["tw"], 30.0)
+    targets = teacher.sparse_targets(p["tx"], choose, temperature=2.0)
+    settings = DistillationLoss(Divergence(kind), 2.0, 0.2)
     results = []
     for sparse in (True, False):
         x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
-        common: dict[str, Any] = {"cap": 30.0, "alpha": 0.2, "divergence": Divergence(kind)}
+        head = Head(w, 30.0)
         if sparse:
-            loss, _ = linear_sparse_distillation(x, w, targets, p["target"], **common)
+            loss, _ = head.sparse_distillation(x, targets, p["target"], settings)
         else:
-            loss, _ = linear_distillation(
-                x, w, p["tx"], p["tw"], p["target"], teacher_cap=30.0, temperature=2.0, **common
-            )
+            loss, _ = head.distillation(x, teacher, p["tx"], p["target"], settings)
         results.append((loss.detach(), *torch.autograd.grad(loss, (x, w))))
     for got, expected in zip(*results, strict=True):
         close(got, expected.double())
@@ -148,22 +147,21 @@ def test_samples_give_the_full_loss_and_gradient_on_average(proposal: float) -> 
         assert error.max() < 0.02  # sharp enough to see a bias
     # And the chunked loss forms just this gradient.
     x = student.float().expand(copies, v).clone().requires_grad_()
-    sums, _ = linear_sparse_distillation(
-        x, torch.eye(v), targets, torch.zeros(copies, dtype=torch.long), cap=None
-    )
+    labels = torch.zeros(copies, dtype=torch.long)
+    sums, _ = Head(torch.eye(v)).sparse_distillation(x, targets, labels)
     close(torch.autograd.grad(sums, x)[0], gradient)
     close(sums.detach(), loss.sum())
 
 
-def test_renormalised_samples_are_biased_and_steadier() -> None:
+def test_renormalized_samples_are_biased_and_steadier() -> None:
     q = probabilities(1, 12, 3).expand(40_000, 12)
     plain = sample(q, 4, proposal=0.5, generator=generator())
-    renormalised = sample(q, 4, proposal=0.5, renormalise=True, generator=generator())
-    assert torch.equal(plain.ids_NK, renormalised.ids_NK)
-    close(renormalised.weight_NK.sum(-1), torch.ones(len(q), dtype=torch.float64))
-    a, b = (dense(t, 12) for t in (plain, renormalised))
-    likeliest = int(q[0].argmax())
-    assert b.std(0)[likeliest] < a.std(0)[likeliest]
+    renormalized = sample(q, 4, proposal=0.5, renormalize=True, generator=generator())
+    assert torch.equal(plain.ids_NK, renormalized.ids_NK)
+    close(renormalized.weight_NK.sum(-1), torch.ones(len(q), dtype=torch.float64))
+    a, b = (dense(t, 12) for t in (plain, renormalized))
+    most_likely = int(q[0].argmax())
+    assert b.std(0)[most_likely] < a.std(0)[most_likely]
     error = b.std(0) / 200
     assert ((b.mean(0) - q[0]).abs() > 6 * error).any()
 
@@ -203,7 +201,7 @@ def test_top_p() -> None:
     assert targets.ids_NK.tolist() == [[1, 3], [0, 2]]
     close(targets.weight_NK, torch.tensor([[2 / 3, 1 / 3], [1, 0]]).double())
     assert top_p(p, 1e-9).ids_NK.tolist() == [[1], [0]]
-    assert top_p(p, 1.0, most=3).ids_NK.shape == (2, 3)
+    assert top_p(p, 1.0, max_ids=3).ids_NK.shape == (2, 3)
     assert dense(top_p(p, 1.0), 4).sum(-1).tolist() == pytest.approx([1, 1])
 
 
@@ -222,10 +220,10 @@ def test_a_small_tail_keeps_its_digits() -> None:
     x = logits.clone().requires_grad_()
     targets = top_k_with_tail(torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1]]), 1)
     target = torch.zeros(1, dtype=torch.long)
-    loss, _ = linear_sparse_distillation(x, torch.eye(5), targets, target, cap=None)
+    loss, _ = Head(torch.eye(5)).sparse_distillation(x, targets, target)
     x64 = logits.double().requires_grad_()
     plain, _ = plain_sparse_distillation(
-        x64, torch.eye(5, dtype=torch.float64), targets, target, cap=None
+        Head(torch.eye(5, dtype=torch.float64)), x64, targets, target
     )
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     (got,), (expected,) = torch.autograd.grad(loss, x), torch.autograd.grad(plain, x64)
@@ -234,16 +232,15 @@ def test_a_small_tail_keeps_its_digits() -> None:
 
 def test_targets_are_of_the_capped_and_tempered_teacher() -> None:
     p = problem(20, 30, 0)
-    targets = sparse_targets(
-        p["tx"], p["tw"], lambda q: top_k(q, 28), cap=5.0, temperature=2.0, vocab=28, chunk=7
-    )
+    head = Head(p["tw"], 5.0, 28, chunk=7)
+    targets = head.sparse_targets(p["tx"], lambda q: top_k(q, 28), temperature=2.0)
     logits = soft_cap(p["tx"].double() @ p["tw"][:28].double().T, 5.0)
     close(dense(targets, 28), (logits / 2).softmax(-1))
     assert targets.temperature == 2.0
     whole = (logits / 2).softmax(-1)
     close(targets.entropy_N, -(whole * whole.log()).sum(-1))
-    sampled = sparse_targets(
-        p["tx"], p["tw"], lambda q: sample(q, 3), cap=5.0, temperature=2.0, vocab=28
+    sampled = Head(p["tw"], 5.0, 28).sparse_targets(
+        p["tx"], lambda q: sample(q, 3), temperature=2.0
     )
     close(sampled.entropy_N, -(whole * whole.log()).sum(-1))
 
@@ -261,17 +258,22 @@ def test_other_divergences_are_refused(kind: Kind) -> None:
     p = problem(3, 5, 0)
     targets = top_k(probabilities(3, 5), 2)
     with pytest.raises(ConfigError, match=f"{kind} needs the teacher's whole distribution"):
-        linear_sparse_distillation(
-            p["x"], p["w"], targets, p["target"], cap=None, divergence=Divergence(kind)
+        Head(p["w"]).sparse_distillation(
+            p["x"], targets, p["target"], DistillationLoss(Divergence(kind))
         )
 
 
 def test_targets_of_other_tokens_are_refused() -> None:
     p = problem(3, 5, 0)
     with pytest.raises(ConfigError, match="targets of 4 tokens and 3 tokens"):
-        linear_sparse_distillation(
-            p["x"], p["w"], top_k(probabilities(4, 5), 2), p["target"], cap=None
-        )
+        Head(p["w"]).sparse_distillation(p["x"], top_k(probabilities(4, 5), 2), p["target"])
+
+
+def test_targets_of_another_temperature_are_refused() -> None:
+    p = problem(3, 5, 0)
+    targets = Head(p["tw"]).sparse_targets(p["tx"], lambda q: top_k(q, 2), temperature=2.0)
+    with pytest.raises(ConfigError, match=r"targets have temperature 2.0 and the loss 1.0"):
+        Head(p["w"]).sparse_distillation(p["x"], targets, p["target"])
 
 
 @pytest.mark.parametrize(
@@ -292,13 +294,11 @@ def test_impossible_choices_are_refused(choose: Choice, message: str) -> None:
 def test_compiled_kernels_equal_plain_ones() -> None:
     p = problem(64, 128, 0)
     for choose in (CHOICES["sample"], CHOICES["tail"]):
-        targets = sparse_targets(p["tx"], p["tw"], choose, cap=30.0)
+        targets = Head(p["tw"], 30.0).sparse_targets(p["tx"], choose)
         results = []
         for compiled in (False, True):
             x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
-            loss, _ = linear_sparse_distillation(
-                x, w, targets, p["target"], cap=30.0, compiled=compiled
-            )
+            loss, _ = Head(w, 30.0).sparse_distillation(x, targets, p["target"], compiled=compiled)
             results.append((loss.detach(), *torch.autograd.grad(loss, (x, w))))
         for plain, got in zip(*results, strict=True):
             close(got, plain.double())
@@ -321,7 +321,7 @@ def test_never_holds_the_whole_batch_of_logits() -> None:
 
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
     with Watch():
-        targets = sparse_targets(p["tx"], p["tw"], CHOICES["tail"], cap=30.0, chunk=chunk)
-        loss, _ = linear_sparse_distillation(x, w, targets, p["target"], cap=30.0, chunk=chunk)
+        targets = Head(p["tw"], 30.0, chunk=chunk).sparse_targets(p["tx"], CHOICES["tail"])
+        loss, _ = Head(w, 30.0, chunk=chunk).sparse_distillation(x, targets, p["target"])
         loss.backward()
     assert largest == chunk * v

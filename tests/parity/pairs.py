@@ -152,7 +152,7 @@ def cached(
             model(
                 ids[:, now],
                 positions_BT=None if positions is None else positions[:, now],
-                segments_BT=None if segments is None else segments[:, now],
+                doc_ids_BT=None if segments is None else segments[:, now],
                 cache=cache,
             )
         )

@@ -128,7 +128,7 @@ def test_prefill_padding_and_decode(name: str, figures: Figures) -> None:
         mask, positions = padding([40, 25, 7], 40, side)
         real = mask.bool()
         expected, _ = reference(ids, positions, causal & real[:, None, :])
-        got = ours(ids, positions_BT=positions, segments_BT=mask)
+        got = ours(ids, positions_BT=positions, doc_ids_BT=mask)
         figures.compare(f"gemma (JAX), padded {side}", got[real], expected[real], TOLERANCE)
 
     # Their cached decoding against ours: a prompt longer than the window, then token by token.

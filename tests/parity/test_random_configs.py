@@ -51,7 +51,7 @@ def test_random_configs(figures: Figures, case: Case) -> None:
         mask, positions = padding(case.lengths, case.length, side)
         real = mask.bool()
         expected = theirs(ids, attention_mask=mask, position_ids=positions).logits[real]
-        padded = ours(ids, positions_BT=positions, segments_BT=mask)[real]
+        padded = ours(ids, positions_BT=positions, doc_ids_BT=mask)[real]
         decoded = cached(ours, ids, case.chunks, positions, mask)[real]
         figures.compare(f"random configs, padded {side}", padded, expected, TOLERANCE)
         figures.compare(f"random configs, padded {side}, decode", decoded, expected, TOLERANCE)

@@ -53,7 +53,7 @@ def test_padded_batches(name: str, side: str, figures: Figures) -> None:
     ids = tokens(ours.config, 3, 32)
     mask, positions = padding([32, 20, 7], 32, side)
     expected = theirs(ids, attention_mask=mask, position_ids=positions).logits
-    got = ours(ids, positions_BT=positions, segments_BT=mask)
+    got = ours(ids, positions_BT=positions, doc_ids_BT=mask)
     decoded = cached(ours, ids, [16] + [1] * 16, positions, mask)
     real = mask.bool()
     for logits in (got, decoded):

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import IGNORED, Batch, eval_batches
+from gemmule.data.packed_text import eval_batches
 from gemmule.errors import ConfigError, TokenizerError
+from gemmule.losses.labels import IGNORED
 from gemmule.losses.span_likelihood import NO_SPAN
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.alignment import _whole_characters, align, align_batch
@@ -133,7 +135,7 @@ def test_a_tokenizer_that_changes_text_is_refused(tmp_path: Path) -> None:
 
 def test_batches(prepared: Path, others: dict[str, Pieces]) -> None:
     dataset = Dataset.open(prepared)
-    batches = [b for b in eval_batches(dataset.split("train"), 4, 24) if b.segments_BT.max() >= 2]
+    batches = [b for b in eval_batches(dataset.split("train"), 4, 24) if b.doc_ids_BT.max() >= 2]
     batch = batches[0]
     student, teacher = others["same"], others["own"]
     found = align_batch(batch, student, teacher)
@@ -142,12 +144,12 @@ def test_batches(prepared: Path, others: dict[str, Pieces]) -> None:
     for side, spans_BT, who in (
         (batch, found.student_span_BT, student), (found.teacher, found.teacher_span_BU, teacher),
     ):  # fmt: skip
-        assert bool((side.targets_BT[spans_BT != NO_SPAN] != IGNORED).all())
+        assert bool((side.labels_BT[spans_BT != NO_SPAN] != IGNORED).all())
         assert set(spans_BT[spans_BT != NO_SPAN].tolist()) == set(range(found.spans))
         assert who is not None
     for span in range(found.spans):
         texts = [
-            b"".join(who.pieces(side.targets_BT[spans == span].tolist()))
+            b"".join(who.pieces(side.labels_BT[spans == span].tolist()))
             for side, spans, who in (
                 (batch, found.student_span_BT, student),
                 (found.teacher, found.teacher_span_BU, teacher),
@@ -161,10 +163,10 @@ def test_the_same_tokenizer_gives_every_token_a_span(
 ) -> None:
     batch = next(iter(eval_batches(Dataset.open(prepared).split("train"), 4, 24)))
     found = align_batch(batch, others["same"], others["same"])
-    counts = batch.targets_BT != IGNORED
+    counts = batch.labels_BT != IGNORED
     assert torch.equal(found.student_span_BT != NO_SPAN, counts)
-    assert torch.equal(found.teacher.targets_BT[found.teacher_span_BU != NO_SPAN],
-                       batch.targets_BT[counts])  # fmt: skip
+    assert torch.equal(found.teacher.labels_BT[found.teacher_span_BU != NO_SPAN],
+                       batch.labels_BT[counts])  # fmt: skip
     assert isinstance(found.teacher, Batch)
 
 

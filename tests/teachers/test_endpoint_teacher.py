@@ -10,8 +10,9 @@ import pytest
 import torch
 from fake_completions import FakeServer
 
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Batch, batch_of, whole_windows
+from gemmule.data.packed_text import batch_of, sequence_count
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -70,10 +71,10 @@ def opened(fake: FakeServer, dataset: Dataset, **spec: Any) -> EndpointTeacher:
 
 def rows(dataset: Dataset) -> Batch:
     split = dataset.split("train")
-    windows = np.arange(whole_windows(split, 24))
-    documents = batch_of(split, windows, 24).segments_BT.amax(1)
+    windows = np.arange(sequence_count(split, 24))
+    documents = batch_of(split, windows, 24).doc_ids_BT.amax(1)
     batch = batch_of(split, np.sort(windows[documents.argsort(descending=True)[:6]]), 24)
-    assert batch.segments_BT.max() >= 3  # several documents in one row
+    assert batch.doc_ids_BT.max() >= 3  # several documents in one row
     return batch
 
 
@@ -93,7 +94,7 @@ def test_says_what_the_model_says(
     found = teacher.targets(batch, choices, temperature)
     expected = GemmaTeacher("", model).targets(batch, choices, temperature)
     for row, (a, b) in enumerate(zip(found, expected, strict=True)):
-        counts = batch.targets_BT[row] != -100
+        counts = batch.labels_BT[row] != -100
         for mine, theirs in ((a.ids_NK, b.ids_NK), (a.weight_NK, b.weight_NK)):
             torch.testing.assert_close(mine[counts], theirs[counts], rtol=1e-3, atol=1e-5)
         assert a.temperature == temperature

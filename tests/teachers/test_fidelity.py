@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gemmule.losses.head import Head
 from gemmule.losses.plain import plain_sparse_distillation
 from gemmule.losses.sparse_targets import SparseTargets, joined
 from gemmule.teachers.fidelity import dense, distance, truncation
@@ -25,11 +26,10 @@ def gradients(targets: SparseTargets, logits_CV: Tensor) -> tuple[Tensor, Tensor
     for i in range(len(logits_CV)):
         x = logits_CV[i : i + 1].clone().requires_grad_()
         loss, _ = plain_sparse_distillation(
+            Head(torch.eye(VOCAB, dtype=torch.float64)),
             x,
-            torch.eye(VOCAB, dtype=torch.float64),
             targets.part(slice(i, i + 1)),
             torch.zeros(1, dtype=torch.long),
-            cap=None,
         )
         loss.backward()
         assert x.grad is not None

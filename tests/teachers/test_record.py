@@ -11,7 +11,7 @@ import torch
 
 from gemmule import files
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Loader, eval_batches
+from gemmule.data.packed_text import SEQUENCE_INDICES, PackedText, eval_batches
 from gemmule.errors import (
     CheckpointError,
     ConfigError,
@@ -92,7 +92,7 @@ def test_stored_is_what_the_teacher_says(
     model = GemmaTeacher.open(str(teacher), dataset).model
     batch = next(iter(eval_batches(dataset.split("train"), 4, 24)))
     with torch.no_grad():
-        logits = model(batch.tokens_BT, segments_BT=batch.segments_BT)
+        logits = model(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
     p_NV = logits.flatten(0, 1).softmax(-1)
     got = store.targets(range(4))
     found = torch.zeros_like(p_NV).scatter_add_(1, got.ids_NK, got.weight_NK)
@@ -359,11 +359,11 @@ def test_another_store_does_not_slip_into_a_resumed_run(
 def test_corpus_tokens(tiny: Settings, tmp_path: Path) -> None:
     few = TrainConfig.parse(tiny(corpus_tokens=24 * 4, steps=3, batch_size=4))
     run_training(few, tmp_path / "few")
-    loader = Loader(Dataset.open(few.data).split("train"), 4, 24, 0, windows=4)
-    seen = {int(w) for _ in range(3) for w in loader.next().windows_B}
+    source = PackedText(Dataset.open(few.data).split("train"), 4, 24, 0, sequences=4)
+    seen = {int(w) for _ in range(3) for w in source.next().extras[SEQUENCE_INDICES]}
     assert seen == {0, 1, 2, 3}
     state = files.read_json(next((tmp_path / "few/checkpoints").iterdir()) / "state.json")
-    assert state["loader"] == loader.state()
+    assert state["loader"] == source.state()
 
 
 def test_spec_labels() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Batch, eval_batches
+from gemmule.data.packed_text import eval_batches
 from gemmule.errors import (
     CheckpointError,
     ConfigError,
@@ -39,10 +40,10 @@ def dataset(prepared: Path) -> Dataset:
 def packed(dataset: Dataset) -> Batch:
     """Rows with one document and with many, and a padded one."""
     batches = list(eval_batches(dataset.split("train"), 4, 40))
-    found = next(b for b in batches if b.segments_BT.max() >= 3)
+    found = next(b for b in batches if b.doc_ids_BT.max() >= 3)
     last = batches[-1]
     return Batch(*(torch.cat([getattr(found, n), getattr(last, n)]) for n in (
-        "tokens_BT", "targets_BT", "segments_BT", "windows_B"
+        "tokens_BT", "labels_BT", "doc_ids_BT"
     )))  # fmt: skip
 
 
@@ -51,9 +52,9 @@ def test_documents_are_as_if_alone(kind: str, foreign: Foreign, dataset: Dataset
     teacher = TransformersTeacher.open("x", foreign(kind), dataset.tokenizer.vocab_size)
     batch = packed(dataset)
     x_BTD = teacher.hidden_states(batch)
-    logits_BTV = soft_cap(x_BTD @ teacher.head.T, teacher.cap)
+    logits_BTV = soft_cap(x_BTD @ teacher.head.weight_VD.T, teacher.head.cap)
     documents = 0
-    for row, segments in enumerate(batch.segments_BT):
+    for row, segments in enumerate(batch.doc_ids_BT):
         for segment in segments.unique().tolist():
             where = segments == segment
             if segment == 0:
@@ -62,8 +63,8 @@ def test_documents_are_as_if_alone(kind: str, foreign: Foreign, dataset: Dataset
             documents += 1
             alone = teacher.module(batch.tokens_BT[row, where][None]).logits[0]
             torch.testing.assert_close(logits_BTV[row, where], alone, rtol=1e-4, atol=1e-4)
-    assert documents > len(batch.segments_BT)
-    assert (batch.segments_BT == 0).any()
+    assert documents > len(batch.doc_ids_BT)
+    assert (batch.doc_ids_BT == 0).any()
 
 
 def test_a_gemma_is_the_same_to_both(foreign: Foreign, dataset: Dataset, tmp_path: Path) -> None:
@@ -73,8 +74,11 @@ def test_a_gemma_is_the_same_to_both(foreign: Foreign, dataset: Dataset, tmp_pat
     ours = open_teacher(str(folder), dataset, 40)
     assert isinstance(ours, GemmaTeacher)
     batch = packed(dataset)
-    real = batch.segments_BT > 0
-    logits = [soft_cap(t.hidden_states(batch)[real] @ t.head.T, t.cap) for t in (ours, theirs)]
+    real = batch.doc_ids_BT > 0
+    logits = [
+        soft_cap(t.hidden_states(batch)[real] @ t.head.weight_VD.T, t.head.cap)
+        for t in (ours, theirs)
+    ]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
@@ -82,7 +86,7 @@ def test_open_finds_the_kind_and_the_padding(foreign: Foreign, dataset: Dataset)
     teacher = open_teacher(str(foreign("llama")), dataset, 40)
     assert isinstance(teacher, TransformersTeacher)
     assert teacher.vocab_size == 512
-    assert len(teacher.head) == 528
+    assert len(teacher.head.weight_VD) == 528
     said = teacher.describe()
     assert said["backend"] == "transformers"
     assert said["architecture"] == "LlamaForCausalLM"

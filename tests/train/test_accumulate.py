@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gemmule.data.loader import Batch
+from gemmule.data.batch import Batch
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.config import TrainConfig
@@ -27,20 +27,19 @@ def batch() -> Batch:
     g = torch.Generator().manual_seed(0)
     tokens = torch.randint(4, VOCAB, (6, 12), generator=g)
     targets = torch.randint(4, VOCAB, (6, 12), generator=g)
-    segments = torch.ones(6, 12, dtype=torch.long)
+    doc_ids = torch.ones(6, 12, dtype=torch.long)
     for row, kept in enumerate([12, 1, 7, 0, 3, 11]):
         targets[row, kept:] = -100
-        segments[row, 6:] = row % 2 + 1
-    return Batch(tokens, targets, segments, torch.arange(6))
+        doc_ids[row, 6:] = row % 2 + 1
+    return Batch(tokens, targets, doc_ids)
 
 
 def rows(whole: Batch, size: int) -> list[Batch]:
     return [
         Batch(
             whole.tokens_BT[i : i + size],
-            whole.targets_BT[i : i + size],
-            whole.segments_BT[i : i + size],
-            whole.windows_B[i : i + size],
+            whole.labels_BT[i : i + size],
+            whole.doc_ids_BT[i : i + size],
         )
         for i in range(0, 6, size)
     ]
@@ -78,7 +77,7 @@ def test_equals_one_big_batch(name: str, size: int, tiny: Callable[..., dict[str
 def test_a_batch_without_targets_gives_zero(tiny: Callable[..., dict[str, Any]]) -> None:
     config = TrainConfig.parse(tiny(device="cpu"))
     whole = batch()
-    nothing = dataclasses.replace(whole, targets_BT=torch.full_like(whole.targets_BT, -100))
+    nothing = dataclasses.replace(whole, labels_BT=torch.full_like(whole.labels_BT, -100))
     model = build(1)
     assert _accumulate(model, NextToken(compiled=False), [nothing], config) == {"loss": 0.0}
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -88,6 +87,6 @@ def test_loss_is_the_mean_over_targets(tiny: Callable[..., dict[str, Any]]) -> N
     config = TrainConfig.parse(tiny(device="cpu"))
     sums, _ = step(NextToken(compiled=False), 2, config)
     whole, model = batch(), build(1).double()
-    logits = model(whole.tokens_BT, segments_BT=whole.segments_BT)
-    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.targets_BT.flatten())
+    logits = model(whole.tokens_BT, doc_ids_BT=whole.doc_ids_BT)
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.labels_BT.flatten())
     assert sums["loss"] == pytest.approx(plain.item(), rel=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gemmule.data.loader import Batch
+from gemmule.data.batch import Batch
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.objectives import Distillation, NextToken, Objective
@@ -28,7 +28,7 @@ def batch(rows: int = 3, length: int = 10, vocab: int = VOCAB) -> Batch:
     g = torch.Generator().manual_seed(0)
     tokens, targets = torch.randint(4, vocab, (2, rows, length), generator=g)
     targets[0, 4:6] = -100
-    return Batch(tokens, targets, torch.ones_like(tokens), torch.arange(len(tokens)))
+    return Batch(tokens, targets, torch.ones_like(tokens))
 
 
 def gradients(objective: Objective, model: Gemma) -> tuple[float, Tensor]:

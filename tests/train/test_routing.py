@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemmule.data.loader import Batch
+from gemmule.data.batch import Batch
 from gemmule.errors import ConfigError
-from gemmule.losses.divergences import Divergence
+from gemmule.losses.divergences import DistillationLoss, Divergence
+from gemmule.losses.head import Head
 from gemmule.losses.plain import plain_distillation
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.config import DistillConfig
-from gemmule.train.objectives import Distillation, NextToken, Objective, teacher_entropy
+from gemmule.train.objectives import Distillation, NextToken, Objective
 from models import fresh_model, tiny_config
 
 VOCAB = 80
@@ -36,7 +37,7 @@ def batch() -> Batch:
     g = torch.Generator().manual_seed(0)
     tokens, targets = torch.randint(4, VOCAB, (2, 4, 12), generator=g)
     targets[0, 4:6] = -100
-    return Batch(tokens, targets, torch.ones_like(tokens), torch.arange(4))
+    return Batch(tokens, targets, torch.ones_like(tokens))
 
 
 def gradients(objective: Objective, model: Gemma, batch: Batch) -> tuple[float, Tensor, dict]:  # type: ignore[type-arg]
@@ -49,7 +50,7 @@ def gradients(objective: Objective, model: Gemma, batch: Batch) -> tuple[float, 
 
 def entropies(teacher: GemmaTeacher, batch: Batch) -> Tensor:
     with torch.no_grad():
-        logits = teacher.model(batch.tokens_BT, segments_BT=batch.segments_BT).flatten(0, 1)
+        logits = teacher.model(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT).flatten(0, 1)
     return torch.distributions.Categorical(logits=logits.double()).entropy()
 
 
@@ -61,7 +62,7 @@ def between(entropy_N: Tensor) -> float:
 
 
 def test_entropy_is_that_of_the_whole_distribution(teacher: GemmaTeacher, batch: Batch) -> None:
-    found = teacher_entropy(teacher, teacher.hidden_states(batch).flatten(0, 1))
+    found = teacher.head.entropies(teacher.hidden_states(batch).flatten(0, 1))
     expected = entropies(teacher, batch)
     assert torch.allclose(found.double(), expected, atol=1e-5)
     assert expected.max() - expected.min() > 0.3
@@ -81,22 +82,21 @@ def test_as_written_plainly(
     loss, grads, figures = gradients(objective, student, batch)
 
     def plain(model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x_ND = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT).flatten(0, 1)
-        given = (x_ND, model.embed_tokens.weight, teacher.hidden_states(batch).flatten(0, 1),
-                 teacher.head, batch.targets_BT.flatten())  # fmt: skip
-        caps = {"cap": CAP, "teacher_cap": CAP}
+        x_ND = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT).flatten(0, 1)
+        inputs = (Head(model.embed_tokens.weight, CAP), x_ND,
+                  Head(teacher.model.embed_tokens.weight, CAP),
+                  teacher.hidden_states(batch).flatten(0, 1),
+                  batch.labels_BT.flatten())  # fmt: skip
         sure_N = (entropy_N <= threshold).float()
-        soft, _ = plain_distillation(
-            *given, **caps, temperature=temperature, alpha=alpha, divergence=divergence,
-            token_weight_N=sure_N,
-        )  # fmt: skip
-        hard, _ = plain_distillation(*given, **caps, alpha=1.0, token_weight_N=1 - sure_N)
+        loss = DistillationLoss(divergence, temperature, alpha)
+        soft, _ = plain_distillation(*inputs, loss, weights_N=sure_N)
+        hard, _ = plain_distillation(*inputs, DistillationLoss(alpha=1.0), weights_N=1 - sure_N)
         return soft + hard, {}
 
     plain_loss, plain_grads, _ = gradients(plain, student, batch)  # type: ignore[arg-type]
     assert loss == pytest.approx(plain_loss, rel=1e-5)
     assert (grads - plain_grads).norm() <= 1e-5 * plain_grads.norm()
-    counted = batch.targets_BT.flatten() >= 0
+    counted = batch.labels_BT.flatten() >= 0
     assert figures["routed"].item() == ((entropy_N > threshold) & counted).sum()
     whole, _ = NextToken(compiled=False)(student, batch)
     assert figures["next_token_loss"].item() == pytest.approx(whole.item(), rel=1e-5)

@@ -10,7 +10,7 @@ import torch
 
 from gemmule import files
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Loader
+from gemmule.data.packed_text import PackedText
 from gemmule.data.prepare import prepare
 from gemmule.errors import (
     CheckpointError,
@@ -279,14 +279,14 @@ def test_students_share_weights_and_batches(
     tiny: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[torch.Tensor]] = []
-    plain = Loader.next
+    plain = PackedText.next
 
-    def watched(loader: Loader) -> Any:
+    def watched(loader: PackedText) -> Any:
         found = plain(loader)
         seen[-1].append(found.tokens_BT)
         return found
 
-    monkeypatch.setattr(Loader, "next", watched)
+    monkeypatch.setattr(PackedText, "next", watched)
     firsts = []
     for kind, more in ((TrainConfig, {}), (DistillConfig, {"teacher": str(teacher)})):
         seen.append([])
@@ -300,7 +300,7 @@ def test_students_share_weights_and_batches(
 def test_the_loader_is_not_read_ahead(prepared: Path) -> None:
     """The position after n batches is what a checkpoint of step n holds."""
     split = Dataset.open(prepared).split("train")
-    a, b = Loader(split, 2, 24, 0), Loader(split, 2, 24, 0)
+    a, b = PackedText(split, 2, 24, 0), PackedText(split, 2, 24, 0)
     for _ in range(5):
         a.next()
     b.load_state(a.state())

@@ -12,12 +12,11 @@ from gemmule.ablate.induction import LENGTH, induction
 from gemmule.ablate.sweep import ROUTED
 from gemmule.checkpoints.load import load_model
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import eval_batches
+from gemmule.data.packed_text import eval_batches
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import FIRST_LEARNED_ID
 from gemmule.teachers.open import open_teacher
 from gemmule.train.evaluate import evaluate
-from gemmule.train.objectives import teacher_entropy
 
 
 def with_window(model: Gemma, window: int) -> Gemma:
@@ -77,8 +76,8 @@ def _entropy(_: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str
     teacher = open_teacher(settings["teacher"], dataset, seq_len)
     found = []
     for batch in eval_batches(dataset.split("train"), 8, seq_len, ENTROPY_TOKENS):
-        entropy_N = teacher_entropy(teacher, teacher.hidden_states(batch).flatten(0, 1))
-        found.append(entropy_N[batch.targets_BT.flatten() >= 0])
+        entropy_N = teacher.head.entropies(teacher.hidden_states(batch).flatten(0, 1))
+        found.append(entropy_N[batch.labels_BT.flatten() >= 0])
     entropy_N = torch.cat(found)
     quantiles = {str(q): entropy_N.quantile(q).item() for q in ROUTED}
     return {"entropy": entropy_N.mean().item(), "tokens": len(entropy_N), "quantiles": quantiles}

@@ -14,7 +14,7 @@ from gemmule.ablate import shapes
 from gemmule.ablate.ablations import CATALOGUE
 from gemmule.ablate.config import SweepConfig
 from gemmule.errors import ConfigError
-from gemmule.losses.linear import SPARSE_KINDS
+from gemmule.losses.divergences import SPARSE_KINDS
 from gemmule.model.config import GemmaConfig
 from gemmule.runtime.config import MachineConfig
 from gemmule.teachers.target_spec import TargetSpec

@@ -113,7 +113,7 @@ def read_quantized(
     gemma = QuantizedGemma(model)
     parts = []
     for i, part in enumerate(_batches(tokens_BT)):
-        parts.append(gemma.hidden_states(part, segments_BT=documents(part)))
+        parts.append(gemma.hidden_states(part, doc_ids_BT=documents(part)))
         stage(f"quantized: part {i + 1}")
     return Predictor(torch.cat(parts), gemma.logits)
 

@@ -82,7 +82,7 @@ class GemmuleModel:
             places = positions(mask_BT)
         else:
             places = torch.arange(start, start + tokens_BT.shape[1])[None]
-        return self._model(tokens_BT, positions_BT=places, segments_BT=mask_BT)
+        return self._model(tokens_BT, positions_BT=places, doc_ids_BT=mask_BT)
 
     @torch.inference_mode()
     def decode(self, tokens_BT: Tensor, chunks: Sequence[int]) -> Tensor:

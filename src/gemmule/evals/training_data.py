@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gemmule import files
 from gemmule.data.dataset import Dataset, Split
-from gemmule.data.loader import times_read, whole_windows
+from gemmule.data.packed_text import sequence_count, times_read
 from gemmule.errors import DataError, GemmuleError, UserError
 from gemmule.teachers.logit_store import Store
 from gemmule.train.config import DistillConfig, TrainConfig
@@ -38,7 +38,7 @@ class Reading:
         Raises:
             UserError: when a record of a teacher decides it and is not there.
         """
-        windows = whole_windows(split, config.seq_len)
+        windows = sequence_count(split, config.seq_len)
         if config.corpus_tokens is not None:
             windows = min(windows, -(-config.corpus_tokens // config.seq_len))
         if isinstance(config, DistillConfig) and config.targets is not None:

@@ -1,17 +1,17 @@
-"""Which measure of how far a student's distribution is from its teacher's.
+"""Divergences between a student's distribution and its teacher's.
 
 | kind | value, with p the student's and q the teacher's probabilities |
 |---|---|
 | cross_entropy | -sum q log p: the Gemma 2 report's objective (section 3) |
-| forward_kl | sum q log(q / p): the same gradient; zero when there is nothing left to learn |
+| forward_kl | sum q log(q / p): the same gradient; zero when the two are equal |
 | reverse_kl | sum p log(p / q) |
 | jsd | beta sum q log(q / m) + (1 - beta) sum p log(p / m), m = beta q + (1 - beta) p |
 | skew_kl | sum q log(q / m), m = skew q + (1 - skew) p |
 | skew_reverse_kl | sum p log(p / m), m = skew p + (1 - skew) q |
 
-jsd is the generalised Jensen-Shannon divergence of arXiv 2306.13649, the skewed ones are those of
-DistiLLM (arXiv 2402.03898). All are in nats; formulas.py computes them. Settings are checked with
-this module, so it does without torch.
+jsd is the generalized Jensen-Shannon divergence of arXiv 2306.13649, the skewed ones are those of
+DistiLLM (arXiv 2402.03898). All are in nats; formulas.py computes them. This module does not import
+torch, because settings are checked with it.
 """
 
 import typing
@@ -22,19 +22,20 @@ from gemmule.errors import ConfigError
 
 Kind = Literal["cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
+SPARSE_KINDS = ("cross_entropy", "forward_kl")  # those that a few ids of the teacher suffice for
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Which divergence, and its parameters.
+    """A divergence and its parameters.
 
     Attributes:
-        kind: see the module's table.
-        beta: the teacher's share in the mixture of "jsd", between 0 and 1.
-        skew: share of the distribution that is not replaced in the skewed ones' mixture.
+        kind: name in the module's table.
+        beta: the teacher's fraction of the mixture in "jsd", between 0 and 1.
+        skew: fraction of its own distribution in a skewed divergence's mixture, between 0 and 1.
 
     Raises:
-        ConfigError: for another kind, or a parameter that is not inside (0, 1).
+        ConfigError: for an unknown kind, or a parameter outside (0, 1).
     """
 
     kind: Kind = "cross_entropy"
@@ -47,20 +48,48 @@ class Divergence:
         for name in ("beta", "skew"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(
-                    f"{name} = {getattr(self, name)} is not between 0 and 1: at the ends take "
+                    f"{name} = {getattr(self, name)} is not between 0 and 1: at the ends use "
                     "forward_kl or reverse_kl"
                 )
 
     def parameter(self) -> dict[str, float]:
-        """The one parameter that the kind has, by name; empty for those without."""
+        """The parameter of the kind by name; empty for a kind without one."""
         if self.kind == "jsd":
             return {"beta": self.beta}
         return {"skew": self.skew} if self.kind.startswith("skew") else {}
 
     @property
     def mix(self) -> float:
-        """The value of that parameter, or 0."""
+        """The value of the parameter, or 0 for a kind without one."""
         return next(iter(self.parameter().values()), 0.0)
 
 
 CROSS_ENTROPY = Divergence()
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """The loss (1 - alpha) T^2 divergence(student, teacher) + alpha (-log P_student) of a token.
+
+    Attributes:
+        divergence: distance between the student's distribution and the teacher's.
+        temperature: temperature T of both distributions.
+        alpha: weight of the next-token loss, from 0 to 1.
+    """
+
+    divergence: Divergence = CROSS_ENTROPY
+    temperature: float = 1.0
+    alpha: float = 0.0
+
+
+def check_sparse(divergence: Divergence) -> None:
+    """Refuses a divergence that sparse targets do not allow.
+
+    Raises:
+        ConfigError: for all but cross-entropy and forward KL.
+    """
+    if divergence.kind not in SPARSE_KINDS:
+        raise ConfigError(
+            f"{divergence.kind} needs the teacher's whole distribution; with sparse targets there "
+            f"are: {', '.join(SPARSE_KINDS)}"
+        )

@@ -1,79 +1,62 @@
-"""Log-likelihoods of given tokens from hidden states and head, one figure a token.
+"""Log-likelihoods of given tokens from hidden states and head, one value per token.
 
-What a loss does with them is its own affair: autograd hands back what each counts, and the
+What a loss does with them is up to the loss: autograd passes back what each token weighs, and the
 gradient is that of a cross-entropy with those weights. It is formed in the backward pass, from
-logits computed a second time: only there are the weights known.
+logits computed a second time, because the weights are known only there.
 
 Shapes: N tokens, C tokens of one chunk, D model, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gemmule.losses.chunked_head import capped, chunk_size, tiles
-from gemmule.losses.linear import IGNORED, linear_cross_entropy
+from gemmule.losses.chunked_head import capped, raw_logits, tiles
+from gemmule.losses.labels import IGNORED
+
+# Cross-entropy of hidden states [N, D], head [V, D] and weights of the tokens [N], summed.
+WeightedCrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def linear_log_likelihoods(
-    x_ND: Tensor,
-    weight_VD: Tensor,
-    target_N: Tensor,
-    *,
-    cap: float | None,
-    vocab: int | None = None,
-    chunk: int | None = None,
-    compiled: bool = False,
-) -> Tensor:
-    """Log-probability of each target, nats, fp32 [N]; 0 for IGNORED ones.
+class LogLikelihoods(torch.autograd.Function):
+    """`Head.log_likelihoods`: holds one chunk's logits at a time, in either pass."""
 
-    Arguments as in losses.py. No more than a chunk's logits exist at a time, in either pass.
-    """
-    return _LogLikelihoods.apply(  # type: ignore[no-untyped-call]
-        x_ND, weight_VD, target_N, cap, vocab, chunk, compiled
-    )
-
-
-class _LogLikelihoods(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x_ND: Tensor,
         weight_VD: Tensor,
-        target_N: Tensor,
+        labels_N: Tensor,
         cap: float | None,
-        vocab: int | None,
+        vocab_size: int | None,
         chunk: int | None,
-        compiled: bool,
+        weighted: WeightedCrossEntropy,
     ) -> Tensor:
-        ctx.save_for_backward(x_ND, weight_VD, target_N)
-        ctx.settings = {"cap": cap, "vocab": vocab, "chunk": chunk, "compiled": compiled}
-        weight_VD = weight_VD[:vocab].to(x_ND.dtype)
-        size = min(chunk or chunk_size(len(weight_VD)), len(x_ND))
-        buffer_CV = x_ND.new_empty(size, len(weight_VD))
-        found = []
-        for start in range(0, len(x_ND), size):
-            rows = slice(start, min(start + size, len(x_ND)))
-            raw_CV = torch.mm(x_ND[rows], weight_VD.T, out=buffer_CV[: rows.stop - start])
+        """Log-probability of each label, nats, fp32 [N]; 0 for IGNORED ones."""
+        ctx.save_for_backward(x_ND, weight_VD)
+        ctx.weighted = weighted
+        weight_VD = weight_VD[:vocab_size].to(x_ND.dtype)
+        values = []
+        for rows, raw_CV in raw_logits(x_ND, weight_VD, chunk):
             for part, tokens in tiles(rows, len(weight_VD)):
                 logits_CV, _ = capped(raw_CV[part], cap)
-                hit_C = logits_CV.gather(1, target_N[tokens].clamp(min=0)[:, None])[:, 0]
-                found.append(hit_C - logits_CV.logsumexp(-1))
-        return torch.where(target_N == IGNORED, 0.0, torch.cat(found))
+                label_C = logits_CV.gather(1, labels_N[tokens].clamp(min=0)[:, None])[:, 0]
+                values.append(label_C - logits_CV.logsumexp(-1))
+        return torch.where(labels_N == IGNORED, 0.0, torch.cat(values))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weight_VD, target_N = ctx.saved_tensors
+        """The gradient of a cross-entropy in which each token weighs minus `grad_N`."""
+        x_ND, weight_VD = ctx.saved_tensors
         x_ND = x_ND.detach().requires_grad_(ctx.needs_input_grad[0])
         weight_VD = weight_VD.detach().requires_grad_(ctx.needs_input_grad[1])
         with torch.enable_grad():
-            loss = linear_cross_entropy(
-                x_ND, weight_VD, target_N, token_weight_N=-grad_N, **ctx.settings
-            )
-        wanted = [t for t in (x_ND, weight_VD) if t.requires_grad]
-        grads = iter(torch.autograd.grad(loss, wanted))
-        found = [next(grads) if t.requires_grad else None for t in (x_ND, weight_VD)]
-        return (*found, None, None, None, None, None)
+            loss = ctx.weighted(x_ND, weight_VD, -grad_N)
+        inputs = [t for t in (x_ND, weight_VD) if t.requires_grad]
+        grads = iter(torch.autograd.grad(loss, inputs))
+        results = [next(grads) if t.requires_grad else None for t in (x_ND, weight_VD)]
+        return (*results, None, None, None, None, None)

@@ -1,58 +1,51 @@
-"""The losses of losses.py on whole logits, with autograd: to read, and to compare with.
+"""The losses of head.py on whole logits, with autograd: to read, and to compare with.
 
-They hold [tokens, vocabulary] many times over and work in the dtype that they are given; in
-float64 they are what the tests take for true. Arguments, sums and results as in losses.py.
+They hold several tensors [tokens, vocabulary] and work in the dtype of their inputs; in float64
+they are the tests' reference. Arguments, sums and results are those of head.py.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gemmule.losses.divergences import CROSS_ENTROPY, Divergence
-from gemmule.losses.linear import IGNORED
+from gemmule.losses.divergences import DistillationLoss, Divergence
+from gemmule.losses.head import REPORT, Head
+from gemmule.losses.labels import IGNORED
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.losses.sparse_targets import SparseTargets
 
 
 def plain_distillation(
+    head: Head,
     x_ND: Tensor,
-    weight_VD: Tensor,
+    teacher: Head,
     teacher_x_ND: Tensor,
-    teacher_weight_VD: Tensor,
-    target_N: Tensor,
+    labels_N: Tensor,
+    loss: DistillationLoss = REPORT,
     *,
-    cap: float | None,
-    teacher_cap: float | None,
-    temperature: float = 1.0,
-    alpha: float = 0.0,
-    divergence: Divergence = CROSS_ENTROPY,
-    token_weight_N: Tensor | None = None,
-    vocab: int | None = None,
+    weights_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As linear_distillation."""
-    logits_NV = soft_cap(x_ND @ _real(weight_VD, vocab).T, cap)
+    """`Head.distillation` of `head`."""
+    logits_NV = _logits(head, x_ND)
     with torch.no_grad():
-        teacher_NV = soft_cap(teacher_x_ND @ _real(teacher_weight_VD, vocab).T, teacher_cap)
-        log_q_NV = (teacher_NV / temperature).log_softmax(-1)
-    soft_N = _divergence(divergence, (logits_NV / temperature).log_softmax(-1), log_q_NV)
-    return _mixed(logits_NV, soft_N, target_N, token_weight_N, temperature, alpha)
+        log_q_NV = (_logits(teacher, teacher_x_ND) / loss.temperature).log_softmax(-1)
+    log_p_NV = (logits_NV / loss.temperature).log_softmax(-1)
+    soft_N = _divergence(loss.divergence, log_p_NV, log_q_NV)
+    return _mixed(logits_NV, soft_N, labels_N, weights_N, loss)
 
 
 def plain_sparse_distillation(
+    head: Head,
     x_ND: Tensor,
-    weight_VD: Tensor,
     targets: SparseTargets,
-    target_N: Tensor,
+    labels_N: Tensor,
+    loss: DistillationLoss = REPORT,
     *,
-    cap: float | None,
-    alpha: float = 0.0,
-    divergence: Divergence = CROSS_ENTROPY,
-    token_weight_N: Tensor | None = None,
-    vocab: int | None = None,
+    weights_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As linear_sparse_distillation."""
-    logits_NV = soft_cap(x_ND @ _real(weight_VD, vocab).T, cap)
-    log_p_NV = (logits_NV / targets.temperature).log_softmax(-1)
+    """`Head.sparse_distillation` of `head`."""
+    logits_NV = _logits(head, x_ND)
+    log_p_NV = (logits_NV / loss.temperature).log_softmax(-1)
     weight_NK = targets.weight_NK.to(x_ND.dtype)
     soft_N = -(weight_NK * log_p_NV.gather(1, targets.ids_NK)).sum(-1)
     if targets.tail_N is not None:
@@ -62,22 +55,21 @@ def plain_sparse_distillation(
         soft_N = soft_N - torch.where(
             targets.tail_N > 0, targets.tail_N.to(x_ND.dtype) * tail_log_p_N, 0.0
         )
-    if divergence.kind == "forward_kl":
+    if loss.divergence.kind == "forward_kl":
         soft_N = soft_N - targets.entropy_N
-    return _mixed(logits_NV, soft_N, target_N, token_weight_N, targets.temperature, alpha)
+    return _mixed(logits_NV, soft_N, labels_N, weights_N, loss)
 
 
-def _real(weight_VD: Tensor, vocab: int | None) -> Tensor:
-    """Without padding; not even sliced where there is none, for that copies the gradient."""
-    return weight_VD if vocab is None else weight_VD[:vocab]
+def _logits(head: Head, x_ND: Tensor) -> Tensor:
+    return soft_cap(x_ND @ head.real_VD.T, head.cap)
 
 
 def _divergence(divergence: Divergence, log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
-    """Of the table in divergences.py, for each token."""
+    """The divergence of each token, by the formulas in divergences.py."""
     p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
 
-    def log_mixture(share_of_q: float) -> Tensor:
-        return (share_of_q * q_NV + (1.0 - share_of_q) * p_NV).log()
+    def log_mixture(q_fraction: float) -> Tensor:
+        return (q_fraction * q_NV + (1.0 - q_fraction) * p_NV).log()
 
     def kl(a_NV: Tensor, log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:
         return (a_NV * (log_a_NV - log_b_NV)).sum(-1)
@@ -103,15 +95,15 @@ def _divergence(divergence: Divergence, log_p_NV: Tensor, log_q_NV: Tensor) -> T
 def _mixed(
     logits_NV: Tensor,
     soft_N: Tensor,
-    target_N: Tensor,
-    token_weight_N: Tensor | None,
-    temperature: float,
-    alpha: float,
+    labels_N: Tensor,
+    weights_N: Tensor | None,
+    loss: DistillationLoss,
 ) -> tuple[Tensor, Tensor]:
-    """Soft and hard loss, weighted and summed."""
-    nll_N = F.cross_entropy(logits_NV, target_N, reduction="none", ignore_index=IGNORED)
-    count_N = (target_N != IGNORED).to(logits_NV.dtype)
-    if token_weight_N is not None:
-        count_N = count_N * token_weight_N
+    """Soft and next-token loss, weighted and summed."""
+    nll_N = F.cross_entropy(logits_NV, labels_N, reduction="none", ignore_index=IGNORED)
+    count_N = (labels_N != IGNORED).to(logits_NV.dtype)
+    if weights_N is not None:
+        count_N = count_N * weights_N
     hard = (nll_N * count_N).sum()
-    return (1.0 - alpha) * temperature**2 * (soft_N * count_N).sum() + alpha * hard, hard.detach()
+    soft = (soft_N * count_N).sum()
+    return (1.0 - loss.alpha) * loss.temperature**2 * soft + loss.alpha * hard, hard.detach()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+LARGEST_SAFE_LOGIT = 60.0  # exp(60) summed a million times is far below fp32's largest number
+
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """Bounds `x` smoothly to (-cap, cap); None leaves it alone."""

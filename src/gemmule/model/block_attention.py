@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gemmule.losses.soft_cap import fast_tanh
+from gemmule.losses.soft_cap import LARGEST_SAFE_LOGIT, fast_tanh
 
 QUERY_BLOCK = 128  # small enough that a block's scores stay in a core's cache
 MAX_UNROLLED_BLOCKS = 8  # bounds the size of the compiled graph
-LARGEST_SAFE_CAP = 60.0  # exp(60) times a million keys is far below fp32's largest number
 
 
 class _CappedAttention(torch.autograd.Function):
@@ -46,7 +45,7 @@ class _CappedAttention(torch.autograd.Function):
         scores = scores.view(grouped)
         allowed = allowed_B1TS[:, :, None]
         shift = None
-        if cap is None or cap > LARGEST_SAFE_CAP:
+        if cap is None or cap > LARGEST_SAFE_LOGIT:
             shift = scores.masked_fill(~allowed, -torch.inf).amax(-1, keepdim=True)
             shift = shift.clamp(min=torch.finfo(shift.dtype).min)
         weights = _exp(scores, allowed, shift)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gemmule.losses.head import Head
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.block_attention import attend_sequence
 from gemmule.model.config import GemmaConfig
@@ -210,7 +211,7 @@ class Gemma(nn.Module):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        doc_ids_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, D], after the final norm.
@@ -218,7 +219,7 @@ class Gemma(nn.Module):
         Args:
             tokens_BT: ids.
             positions_BT: rotary positions; by default they count on from the cache's length.
-            segments_BT: a token sees only tokens of its own segment (packed documents; padding
+            doc_ids_BT: a token sees only tokens of its own segment (packed documents; padding
                 has a segment of its own, 0). None: each row is one document.
             cache: what was seen before; it takes in these tokens.
         """
@@ -226,33 +227,36 @@ class Gemma(nn.Module):
         start = 0
         if cache is not None:
             start = cache.length
-            segments_BT = cache.begin(tokens_BT.shape[1], segments_BT)
+            doc_ids_BT = cache.begin(tokens_BT.shape[1], doc_ids_BT)
         if positions_BT is None:
             positions_BT = torch.arange(start, start + T, device=tokens_BT.device)[None]
         rope = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
         x_BTD = self.embed(tokens_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rope, segments_BT, cache)
+            x_BTD = layer(x_BTD, rope, doc_ids_BT, cache)
         if cache is not None:
             cache.length += T
         return self.norm(x_BTD)
 
+    @property
+    def head(self) -> Head:
+        """The output head: the embedding's transpose and the final soft cap."""
+        return Head(self.embed_tokens.weight, self.config.final_logit_softcapping)
+
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Soft-capped logits [..., V] of final hidden states [..., D]."""
-        return soft_cap(
-            F.linear(x_BTD, self.embed_tokens.weight), self.config.final_logit_softcapping
-        )
+        return self.head.logits(x_BTD)
 
     def forward(
         self,
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        doc_ids_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Soft-capped logits [B, T, V]; arguments as in `hidden_states`."""
         x_BTD = self.hidden_states(
-            tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache
+            tokens_BT, positions_BT=positions_BT, doc_ids_BT=doc_ids_BT, cache=cache
         )
         return self.logits(x_BTD)

@@ -18,7 +18,7 @@ class Cache(Protocol):
     length: int
     segment_BS: Tensor
 
-    def begin(self, count: int, segments_BT: Tensor | None) -> Tensor | None:
+    def begin(self, count: int, doc_ids_BT: Tensor | None) -> Tensor | None:
         """Makes ready for `count` more tokens; returns their segments, or None if never given."""
 
     def extend(self, layer: int, k_BTKH: Tensor, v_BTKH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +63,7 @@ class KVCache:
         """Memory held by keys and values, bytes."""
         return sum(t.nbytes for t in (*self._k, *self._v))
 
-    def begin(self, count: int, segments_BT: Tensor | None) -> Tensor | None:
+    def begin(self, count: int, doc_ids_BT: Tensor | None) -> Tensor | None:
         """Makes ready for `count` more tokens; returns their segments, or None if never given.
 
         Raises:
@@ -72,9 +72,9 @@ class KVCache:
         end = self.length + count
         if end > self.max_length:
             raise ValueError(f"{end} tokens do not fit in a cache of {self.max_length}")
-        if segments_BT is not None:
+        if doc_ids_BT is not None:
             self._has_segments = True
-            self.segment_BS[:, self.length : end] = segments_BT
+            self.segment_BS[:, self.length : end] = doc_ids_BT
         return self.segment_BS[:, self.length : end] if self._has_segments else None
 
     def extend(self, layer: int, k_BTKH: Tensor, v_BTKH: Tensor) -> tuple[Tensor, Tensor, Tensor]:

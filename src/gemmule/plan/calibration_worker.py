@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import IGNORED, Batch, Loader, eval_batches
-from gemmule.losses.linear import linear_cross_entropy
-from gemmule.losses.sparse_targets import sparse_targets
+from gemmule.data.packed_text import PackedText, eval_batches
+from gemmule.data.source import Source
+from gemmule.losses.labels import IGNORED
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.runs.run_dir import RunDir
@@ -56,22 +57,24 @@ def peak_bytes() -> int:
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
-class RandomLoader:
+class RandomSource:
     """Batches of random ids, where there is no corpus yet; every row is one document."""
 
     def __init__(self, vocab_size: int, batch_size: int, seq_len: int) -> None:
         ids = torch.randint(4, vocab_size, (batch_size, seq_len + 1))
-        segments = torch.ones(batch_size, seq_len, dtype=torch.int64)
-        windows = torch.arange(batch_size)
-        self.batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), segments, windows)
+        doc_ids = torch.ones(batch_size, seq_len, dtype=torch.int64)
+        self.batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), doc_ids)
 
     def next(self) -> Batch:
         """The same batch each time: what ids are costs nothing."""
         return self.batch
 
-    def state(self) -> dict[str, int]:
-        """Nothing to keep."""
+    def state(self) -> dict[str, Any]:
+        """An empty state: every batch is the same."""
         return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Does nothing: every batch is the same."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,18 @@ class Subject:
     config: TrainConfig
     dataset: Dataset | None
 
-    def loader(self) -> Any:
+    def source(self) -> Source:
         """Batches of a micro-batch's size."""
         config = self.config
         if self.dataset is None:
-            return RandomLoader(self.student.vocab_size, config.micro_batch, config.seq_len)
+            return RandomSource(self.student.vocab_size, config.micro_batch, config.seq_len)
         split = self.dataset.split("train")
-        return Loader(split, config.micro_batch, config.seq_len, config.seed)
+        return PackedText(split, config.micro_batch, config.seq_len, config.seed)
 
     def validate(self, model: Gemma) -> int:
         """Evaluates as a run does, on a few batches; returns how many tokens that were."""
         if self.dataset is None:
-            batch = self.loader().next()
+            batch = self.source().next()
             with torch.no_grad(), torch.compiler.set_stance("eager_on_recompile"):
                 next_token_loss(model, batch, bool(self.config.compile)).item()
             return batch.tokens_BT.numel()
@@ -117,13 +120,9 @@ class Subject:
 
 def next_token_loss(model: Gemma, batch: Batch, compiled: bool) -> torch.Tensor:
     """Summed over tokens, nats."""
-    x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
-    return linear_cross_entropy(
-        x_BTD.flatten(0, 1),
-        model.embed_tokens.weight.detach(),
-        batch.targets_BT.flatten(),
-        cap=model.config.final_logit_softcapping,
-        compiled=compiled,
+    x_BTD = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
+    return model.head.cross_entropy(
+        x_BTD.flatten(0, 1), batch.labels_BT.flatten(), compiled=compiled
     )
 
 
@@ -144,7 +143,7 @@ def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[
         with tempfile.TemporaryDirectory() as folder:
             run = RunDir.create(Path(folder) / "run", config)
             began = time.perf_counter()
-            state = train(run, config, model, objective, subject.loader(), validate, "calibrating")
+            state = train(run, config, model, objective, subject.source(), validate, "calibrating")
             took = time.perf_counter() - began
             lines = (run.path / "metrics.jsonl").read_text().splitlines()
         logged = [json.loads(line) for line in lines]
@@ -180,9 +179,8 @@ def measure_teacher(
     teacher: GemmaTeacher, dataset: Dataset | None, batch_size: int, seq_len: int, real: bool
 ) -> dict[str, Any]:
     """Times its forward pass and recording; of a real one also its loss and what targets take."""
-    cap = teacher.cap
     if dataset is None:
-        batches = [RandomLoader(teacher.vocab_size, batch_size, seq_len).next()]
+        batches = [RandomSource(teacher.vocab_size, batch_size, seq_len).next()]
     else:
         split = dataset.split("validation")
         batches = list(eval_batches(split, batch_size, seq_len, TEACHER_TOKENS))
@@ -195,14 +193,13 @@ def measure_teacher(
         x_BTD = teacher.hidden_states(batch)
         forward += time.perf_counter() - began
         if real:
-            x_ND, targets_N = x_BTD.flatten(0, 1), batch.targets_BT.flatten()
-            nats += linear_cross_entropy(x_ND, teacher.head, targets_N, cap=cap).item()
-            count += int((targets_N != IGNORED).sum())
+            x_ND, labels_N = x_BTD.flatten(0, 1), batch.labels_BT.flatten()
+            nats += teacher.head.cross_entropy(x_ND, labels_N).item()
+            count += int((labels_N != IGNORED).sum())
         for spec in specs:
             began = time.perf_counter()
             found = [
-                sparse_targets(x_TD, teacher.head, spec.choice(0, i), cap=cap)
-                for i, x_TD in enumerate(x_BTD)
+                teacher.head.sparse_targets(x_TD, spec.choice(0, i)) for i, x_TD in enumerate(x_BTD)
             ]
             data = [spec.codec(teacher.vocab_size).encode(t) for t in found]
             if spec == TargetSpec():
@@ -298,7 +295,7 @@ class _Unhashed(GemmaTeacher):
 
     def __init__(self, model: Gemma) -> None:
         self.path, self.module = "random", model.requires_grad_(False).eval()
-        self.model, self.cap = model, model.config.final_logit_softcapping
+        self.model = model
         self._fingerprint = ""
 
 

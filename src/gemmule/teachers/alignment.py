@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemmule.data.loader import IGNORED, Batch
+from gemmule.data.batch import Batch
+from gemmule.losses.labels import IGNORED
 from gemmule.losses.span_likelihood import NO_SPAN
 from gemmule.teachers.pieces import Pieces
 
@@ -137,8 +138,8 @@ def align_batch(
     student_span_BT = torch.full_like(batch.tokens_BT, NO_SPAN, device="cpu")
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
     spans = 0
-    tokens_BT, targets_BT = batch.tokens_BT.cpu(), batch.targets_BT.cpu()
-    for row, segments_T in enumerate(batch.segments_BT.cpu()):
+    tokens_BT, labels_BT = batch.tokens_BT.cpu(), batch.labels_BT.cpu()
+    for row, segments_T in enumerate(batch.doc_ids_BT.cpu()):
         values, counts = segments_T.unique_consecutive(return_counts=True)
         tokens: list[int] = []
         targets: list[int] = []
@@ -149,7 +150,7 @@ def align_batch(
             stop = start + count
             if value:
                 ids = tokens_BT[row, start:stop].tolist()
-                follows = int(targets_BT[row, stop - 1])
+                follows = int(labels_BT[row, stop - 1])
                 ids += [] if follows == IGNORED else [follows]
                 found = align(ids, student, teacher, longest)
                 ours, theirs = (
@@ -171,9 +172,7 @@ def align_batch(
         _filled([row[i] for row in rows], filler)
         for i, filler in enumerate((0, IGNORED, 0, NO_SPAN))
     ]
-    return AlignedBatch(
-        Batch(filled[0], filled[1], filled[2], batch.windows_B), student_span_BT, filled[3], spans
-    )
+    return AlignedBatch(Batch(filled[0], filled[1], filled[2]), student_span_BT, filled[3], spans)
 
 
 def _filled(rows: list[list[int]], filler: int) -> Tensor:

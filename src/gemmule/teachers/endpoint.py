@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import IGNORED, Batch
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.losses.chunked_head import tiles
+from gemmule.losses.labels import IGNORED
 from gemmule.losses.sparse_targets import Choice, SparseTargets, joined
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID
 from gemmule.model.tokenizer import Tokenizer
@@ -288,13 +289,13 @@ def _probes(dataset: Dataset) -> list[list[int]]:
 
 def _prompts(batch: Batch, row: int, filler: int) -> list[list[int]]:
     """A row's documents, each with the token that follows it (any, where none counts)."""
-    segments_T = batch.segments_BT[row]
+    segments_T = batch.doc_ids_BT[row]
     values, counts = segments_T.unique_consecutive(return_counts=True)
     prompts, start = [], 0
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         stop = start + count
         if value:
-            follows = int(batch.targets_BT[row, stop - 1])
+            follows = int(batch.labels_BT[row, stop - 1])
             last = filler if follows == IGNORED else follows
             prompts.append([*batch.tokens_BT[row, start:stop].tolist(), last])
         start = stop

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.load import open_checkpoint
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Batch
 from gemmule.errors import TokenizerError
+from gemmule.losses.head import Head
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.teacher import LocalTeacher
 
@@ -50,7 +51,6 @@ class GemmaTeacher(LocalTeacher):
     def __init__(self, path: str, model: Gemma) -> None:
         self.path, self.module = path, model.requires_grad_(False).eval()
         self.model = model
-        self.cap = model.config.final_logit_softcapping
         self._fingerprint = weights_fingerprint(model)
 
     @classmethod
@@ -65,13 +65,13 @@ class GemmaTeacher(LocalTeacher):
         return self.model.config.vocab_size
 
     @property
-    def head(self) -> Tensor:
-        """The tied embedding."""
-        return self.model.embed_tokens.weight
+    def head(self) -> Head:
+        """The model's output head."""
+        return self.model.head
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D]."""
-        return self.model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
+        return self.model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
 
     def describe(self) -> dict[str, Any]:
         """Path, weights' fingerprint, parameters and caps."""

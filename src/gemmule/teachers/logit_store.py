@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from gemmule import files
 from gemmule.errors import ConfigError, DataError, UserError
-from gemmule.losses.sparse_targets import SparseTargets, renormalised
+from gemmule.losses.sparse_targets import SparseTargets, renormalized
 from gemmule.teachers.bit_packing import Bytes
 from gemmule.teachers.target_codec import TargetCodec, Window, to_sparse_targets
 from gemmule.teachers.target_spec import TargetSpec
@@ -332,7 +332,7 @@ def at_temperature(targets: SparseTargets, temperature: float, spec: TargetSpec)
         return targets
     check_temperature(spec, temperature)
     rescaled_NK = targets.weight_NK ** (targets.temperature / temperature)
-    found = renormalised(targets.ids_NK, rescaled_NK)
+    found = renormalized(targets.ids_NK, rescaled_NK)
     return dataclasses.replace(found, temperature=temperature)
 
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from gemmule import files
 from gemmule.console import ProgressBar, console, duration
 from gemmule.data.dataset import Dataset, Split
-from gemmule.data.loader import batch_of, whole_windows
+from gemmule.data.packed_text import batch_of, sequence_count
 from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, UserError
 from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
@@ -103,7 +103,7 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     """
     dataset = Dataset.open(config.data)
     split = dataset.split(SPLIT)
-    windows = whole_windows(split, config.seq_len)
+    windows = sequence_count(split, config.seq_len)
     if config.tokens is not None:
         windows = min(windows, -(-config.tokens // config.seq_len))
     if windows < 1:
@@ -155,7 +155,7 @@ def _open_teacher(config: RecordConfig, dataset: Dataset) -> Teacher:
 
 def _to_int8(teacher: LocalTeacher, config: RecordConfig) -> None:
     """Quantizes a teacher's linear layers, and says whether that makes it faster here."""
-    if quantize_linears(teacher.module, keep=teacher.head) == 0:
+    if quantize_linears(teacher.module, keep=teacher.head.weight_VD) == 0:
         raise ConfigError(
             "precision = int8: this teacher has no linear layers to quantize; leave it out"
         )

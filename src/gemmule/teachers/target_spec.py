@@ -110,7 +110,7 @@ class TargetSpec(Config):
         if self.kind == "top_k_tail":
             return lambda p_CV: top_k_with_tail(p_CV, self.k)
         if self.kind == "top_p":
-            return lambda p_CV: top_p(p_CV, self.p, most=self.most)
+            return lambda p_CV: top_p(p_CV, self.p, max_ids=self.most)
         rng = np.random.default_rng([seed, window])  # the same numbers on every device
 
         def draw(p_CV: Tensor) -> SparseTargets:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gemmule.data.loader import Batch
-from gemmule.losses.sparse_targets import Choice, SparseTargets, sparse_targets
+from gemmule.data.batch import Batch
+from gemmule.losses.head import Head
+from gemmule.losses.sparse_targets import Choice, SparseTargets
 from gemmule.teachers.pieces import Pieces
 
 
@@ -43,12 +44,10 @@ class LocalTeacher(ABC):
 
     Attributes:
         module: its network.
-        cap: its final soft cap; None for none.
         pieces: its tokenizer, where it has another one than the data; else None.
     """
 
     module: nn.Module
-    cap: float | None
     pieces: Pieces | None = None
 
     @property
@@ -58,8 +57,8 @@ class LocalTeacher(ABC):
 
     @property
     @abstractmethod
-    def head(self) -> Tensor:
-        """Its head [V or more, D]; rows from `vocab_size` on are padding."""
+    def head(self) -> Head:
+        """The output head; its rows from `vocab_size` on are padding."""
 
     @abstractmethod
     def hidden_states(self, batch: Batch) -> Tensor:
@@ -85,13 +84,6 @@ class LocalTeacher(ABC):
         """See Teacher; a row's draws do not depend on the other rows."""
         x_BTD = self.hidden_states(batch)
         return [
-            sparse_targets(
-                x_TD,
-                self.head,
-                choose,
-                cap=self.cap,
-                temperature=temperature,
-                vocab=self.vocab_size,
-            )
+            self.head.sparse_targets(x_TD, choose, temperature=temperature)
             for x_TD, choose in zip(x_BTD, choices, strict=True)
         ]

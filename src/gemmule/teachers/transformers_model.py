@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
-from gemmule.data.loader import Batch
+from gemmule.data.batch import Batch
 from gemmule.errors import CheckpointError, MissingExtraError, first_line
+from gemmule.losses.head import Head
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.teachers.teacher import LocalTeacher
 
@@ -79,11 +80,10 @@ class TransformersTeacher(LocalTeacher):
     def __init__(self, path: str, model: Any, vocab_size: int) -> None:
         self.path, self._vocab_size = path, vocab_size
         self.module: nn.Module = model.requires_grad_(False).eval()
-        self.cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._base, self._config = model.base_model, model.config.get_text_config()
         self._out = model.get_output_embeddings()
-        if self._out is None or len(self.head) < vocab_size:
-            rows = 0 if self._out is None else len(self.head)
+        rows = 0 if self._out is None else len(self._out.weight)
+        if rows < vocab_size:
             raise CheckpointError(
                 f"the head of {path} has {rows} rows, and its tokenizer {vocab_size} pieces: its "
                 "files do not belong together"
@@ -122,9 +122,13 @@ class TransformersTeacher(LocalTeacher):
         return self._vocab_size
 
     @property
-    def head(self) -> Tensor:
-        """Its output embedding."""
-        return self._out.weight
+    def head(self) -> Head:
+        """The output embedding, without the rows that belong to no token of the tokenizer."""
+        return Head(self._out.weight, self._cap, self._vocab_size)
+
+    @property
+    def _cap(self) -> float | None:
+        return getattr(self._config, "final_logit_softcapping", None)
 
     @property
     def context(self) -> int | None:
@@ -134,14 +138,12 @@ class TransformersTeacher(LocalTeacher):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D]; zero where there is padding."""
-        documents = _documents(batch.segments_BT)
+        documents = _documents(batch.doc_ids_BT)
         rows, length = batch.tokens_BT.shape
-        dtype = self.head.dtype
+        width, dtype = self._out.weight.shape[1], self._out.weight.dtype
         if torch.is_autocast_enabled(batch.tokens_BT.device.type):
             dtype = torch.get_autocast_dtype(batch.tokens_BT.device.type)
-        x_BTD = torch.zeros(
-            rows, length, self.head.shape[1], dtype=dtype, device=batch.tokens_BT.device
-        )
+        x_BTD = torch.zeros(rows, length, width, dtype=dtype, device=batch.tokens_BT.device)
         for group in _groups(documents, rows * length):
             longest = max(stop - start for _, start, stop in group)
             tokens_RM = torch.zeros(
@@ -162,15 +164,15 @@ class TransformersTeacher(LocalTeacher):
             "fingerprint": self._fingerprint,
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "architecture": type(self.module).__name__,
-            "final_logit_softcapping": self.cap,
+            "final_logit_softcapping": self._cap,
         }
 
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Two for each weight that is multiplied (all experts of a mixture), and attention's."""
-        weights = sum(p.numel() for p in self._base.parameters()) + self.head.numel()
+        weights = sum(p.numel() for p in self._base.parameters()) + self._out.weight.numel()
         embedding = self.module.get_input_embeddings().weight.numel()  # type: ignore[operator]
         layers = getattr(self._config, "num_hidden_layers", 0)
-        return 2.0 * (weights - embedding) + 2.0 * layers * seq_len * self.head.shape[1]
+        return 2.0 * (weights - embedding) + 2.0 * layers * seq_len * self._out.weight.shape[1]
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -180,7 +182,7 @@ class TransformersTeacher(LocalTeacher):
         try:
             theirs = self.module(tokens_BT, use_cache=False).logits
             x_BTD = self._base(tokens_BT, use_cache=False).last_hidden_state
-            ours = soft_cap(x_BTD @ self.head.T, self.cap)
+            ours = soft_cap(x_BTD @ self._out.weight.T, self._cap)
         except (RuntimeError, TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(
                 f"{self.path} ({type(self.module).__name__}) cannot be run on token ids alone "
@@ -212,10 +214,10 @@ class TransformersTeacher(LocalTeacher):
 Document = tuple[int, int, int]  # row, first token, token after the last
 
 
-def _documents(segments_BT: Tensor) -> list[Document]:
+def _documents(doc_ids_BT: Tensor) -> list[Document]:
     """Where the documents of a batch are; padding is none."""
     found: list[Document] = []
-    for row, segments_T in enumerate(segments_BT.cpu()):
+    for row, segments_T in enumerate(doc_ids_BT.cpu()):
         values, counts = segments_T.unique_consecutive(return_counts=True)
         stop = 0
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):

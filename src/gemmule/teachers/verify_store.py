@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from gemmule.console import ProgressBar
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import IGNORED, Batch, batch_of
+from gemmule.data.packed_text import batch_of
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.losses.chunked_head import tiles
+from gemmule.losses.labels import IGNORED
 from gemmule.losses.sparse_targets import SparseTargets
 from gemmule.stats import normal_mean
 from gemmule.teachers.fidelity import distance, truncation
@@ -133,7 +135,7 @@ def _compare(
     redraw = []
     if spec.kind == "sample":
         redraw = [spec.choice(store.manifest["seed"] + i, window) for i in range(1, REDRAWS + 1)]
-    keep_T = batch.targets_BT[0] != IGNORED
+    keep_T = batch.labels_BT[0] != IGNORED
     sums: dict[str, float] = {}
     rows = zip(
         _probabilities(teacher, batch, spec.temperature),
@@ -174,11 +176,11 @@ def _probabilities(
 ) -> Iterator[tuple[slice, Tensor]]:
     """The whole distributions of a window's tokens, some at a time, float64."""
     x_TD = model.hidden_states(batch)[0]
-    head = model.head[: model.vocab_size]
-    for part, _ in tiles(slice(0, len(x_TD)), 4 * len(head)):
-        logits_CV = (x_TD[part] @ head.T).double()
-        if model.cap is not None:
-            logits_CV = model.cap * torch.tanh(logits_CV / model.cap)
+    weight_VD, cap = model.head.real_VD, model.head.cap
+    for part, _ in tiles(slice(0, len(x_TD)), 4 * len(weight_VD)):
+        logits_CV = (x_TD[part] @ weight_VD.T).double()
+        if cap is not None:
+            logits_CV = cap * torch.tanh(logits_CV / cap)
         yield part, (logits_CV / temperature).softmax(-1)
 
 

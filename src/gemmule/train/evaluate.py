@@ -5,8 +5,7 @@ import math
 import torch
 
 from gemmule.data.dataset import Split
-from gemmule.data.loader import eval_batches
-from gemmule.losses.linear import linear_cross_entropy
+from gemmule.data.packed_text import eval_batches
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
@@ -36,16 +35,11 @@ def evaluate(
     # What training compiled is used; compiling more for a forward pass would not pay.
     with torch.compiler.set_stance("eager_on_recompile"):
         for batch in eval_batches(split, batch_size, seq_len, max_tokens):
-            target = batch.targets_BT.to(device)
-            segments = batch.segments_BT.to(device)
-            x_BTD = model.hidden_states(batch.tokens_BT.to(device), segments_BT=segments)
-            nats += linear_cross_entropy(
-                x_BTD.flatten(0, 1),
-                model.embed_tokens.weight.detach(),  # else its gradient would be formed
-                target.flatten(),
-                cap=model.config.final_logit_softcapping,
-                compiled=compiled,
-            ).item()
+            target = batch.labels_BT.to(device)
+            segments = batch.doc_ids_BT.to(device)
+            x_BTD = model.hidden_states(batch.tokens_BT.to(device), doc_ids_BT=segments)
+            x_ND = x_BTD.flatten(0, 1)
+            nats += model.head.cross_entropy(x_ND, target.flatten(), compiled=compiled).item()
             real = target[target >= 0]
             count += real.numel()
             size += int(byte_length_V[real].sum())

@@ -10,7 +10,8 @@ import torch
 
 from gemmule import files
 from gemmule.console import ProgressBar
-from gemmule.data.loader import Batch, Loader
+from gemmule.data.batch import Batch
+from gemmule.data.source import Source
 from gemmule.errors import Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
 from gemmule.runs.carbon import EnergyMeter
@@ -38,14 +39,14 @@ class TrainState:
         step: finished optimiser steps.
         tokens: input tokens read.
         seconds: time spent in steps, evaluation left out.
-        loader: the loader's position.
+        loader: position of the source.
         carbon: content of carbon.json.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    loader: dict[str, int] = dataclasses.field(default_factory=dict)
+    loader: dict[str, Any] = dataclasses.field(default_factory=dict)
     carbon: dict[str, Any] | None = None
 
 
@@ -54,7 +55,7 @@ def train(
     config: TrainConfig,
     model: Gemma,
     objective: Objective,
-    loader: Loader,
+    source: Source,
     evaluate: Callable[[], Mapping[str, float]],
     label: str,
     probes: Sequence[Probe] = (),
@@ -68,7 +69,7 @@ def train(
         config: resolved settings (no "auto" left).
         model: trained in place.
         objective: what a step minimises.
-        loader: batches of config.micro_batch sequences.
+        source: batches of config.micro_batch sequences.
         evaluate: figures on validation text.
         label: for the progress bar.
         probes: what else to measure on the way.
@@ -78,7 +79,7 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.dtype))
-    state = _resume(run, model, optimizers, loader)
+    state = _resume(run, model, optimizers, source)
     drop_old_states(run.path / "checkpoints", config.keep_checkpoints)
     micro_batches = config.batch_size // config.micro_batch
     meter = EnergyMeter(config.country, state.carbon)
@@ -95,7 +96,7 @@ def train(
             began = time.perf_counter()
             factor = learning_rate_factor(state.step, config.steps, config.schedule)
             set_learning_rate(optimizers, factor)
-            batches = [loader.next() for _ in range(micro_batches)]
+            batches = [source.next() for _ in range(micro_batches)]
             sums = _accumulate(model, objective, batches, config)
             norm = clip_gradients(model, config.optimizer.clip).item()
             if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
@@ -107,7 +108,7 @@ def train(
             state.tokens += config.tokens_per_step
             elapsed = time.perf_counter() - began
             state.seconds += elapsed
-            state.loader = loader.state()
+            state.loader = source.state()
 
             last = state.step == config.steps
             note = f"loss {sums['loss']:.3f}"
@@ -147,7 +148,7 @@ def _accumulate(
     model: Gemma, objective: Objective, batches: list[Batch], config: TrainConfig
 ) -> dict[str, float]:
     """Adds up gradients; every target of the step weighs the same, whatever its micro-batch."""
-    targets = max(1, sum(int((b.targets_BT >= 0).sum()) for b in batches))
+    targets = max(1, sum(int((b.labels_BT >= 0).sum()) for b in batches))
     sums: dict[str, float] = {}
     half = config.dtype == "bfloat16"
     for batch in batches:
@@ -160,7 +161,7 @@ def _accumulate(
 
 
 def _resume(
-    run: RunDir, model: Gemma, optimizers: list[torch.optim.Optimizer], loader: Loader
+    run: RunDir, model: Gemma, optimizers: list[torch.optim.Optimizer], source: Source
 ) -> TrainState:
     files.remove_leftovers(run.path)
     files.remove_leftovers(run.path / "checkpoints")
@@ -169,7 +170,7 @@ def _resume(
         run.cut_metrics(0)
         return TrainState()
     state = TrainState(**load_training_state(found[-1], model, optimizers))
-    loader.load_state(state.loader)
+    source.load_state(state.loader)
     run.cut_metrics(state.step)
     files.write_json(run.path / "carbon.json", state.carbon)  # a kill may have come before it
     return state

@@ -5,17 +5,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gemmule.data.loader import Batch
-from gemmule.losses.divergences import CROSS_ENTROPY, Divergence
-from gemmule.losses.likelihood import linear_log_likelihoods
-from gemmule.losses.linear import (
+from gemmule.data.batch import Batch
+from gemmule.data.packed_text import SEQUENCE_INDICES
+from gemmule.losses.divergences import (
+    CROSS_ENTROPY,
+    DistillationLoss,
+    Divergence,
     check_sparse,
-    linear_cross_entropy,
-    linear_distillation,
-    linear_sparse_distillation,
 )
 from gemmule.losses.span_likelihood import span_log_likelihoods, span_matching
-from gemmule.losses.sparse_targets import SparseTargets, sparse_targets
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.alignment import align_batch
 from gemmule.teachers.logit_store import Store, at_temperature, check_temperature
@@ -48,13 +46,9 @@ class NextToken:
 
     def __call__(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood, nats."""
-        x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
-        loss = linear_cross_entropy(
-            x_BTD.flatten(0, 1),
-            model.embed_tokens.weight,
-            batch.targets_BT.flatten(),
-            cap=model.config.final_logit_softcapping,
-            compiled=self.compiled,
+        x_BTD = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
+        loss = model.head.cross_entropy(
+            x_BTD.flatten(0, 1), batch.labels_BT.flatten(), compiled=self.compiled
         )
         return loss, {}
 
@@ -70,7 +64,7 @@ class Distillation:
         teacher: whose distribution.
         temperature: of both distributions.
         alpha: weight of the next-token loss.
-        compiled: see gemmule.losses.linear.
+        compiled: whether the losses go through torch.compile.
         divergence: how far the student is from the teacher.
         route_above: tokens of which the teacher's entropy, at temperature 1, is above so many nats
             learn from the next token alone. Costs the heads' products a second time.
@@ -92,37 +86,23 @@ class Distillation:
         """Summed distillation loss; beside it the student's next-token loss."""
         with torch.no_grad():
             teacher_x_BTD = self.teacher.hidden_states(batch)
-        teacher_x_ND, target_N = teacher_x_BTD.flatten(0, 1), batch.targets_BT.flatten()
+        teacher_x_ND, target_N = teacher_x_BTD.flatten(0, 1), batch.labels_BT.flatten()
         sure_N = None
         if self.route_above is not None:
-            sure_N = teacher_entropy(self.teacher, teacher_x_ND) <= self.route_above
-        x_ND = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT).flatten(0, 1)
-        loss, hard = linear_distillation(
+            sure_N = self.teacher.head.entropies(teacher_x_ND) <= self.route_above
+        x_ND = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT).flatten(0, 1)
+        loss, hard = model.head.distillation(
             x_ND,
-            model.embed_tokens.weight,
-            teacher_x_ND,
             self.teacher.head,
+            teacher_x_ND,
             target_N,
-            cap=model.config.final_logit_softcapping,
-            teacher_cap=self.teacher.cap,
-            temperature=self.temperature,
-            alpha=self.alpha,
-            divergence=self.divergence,
-            token_weight_N=sure_N,
-            vocab=self.teacher.vocab_size,
+            DistillationLoss(self.divergence, self.temperature, self.alpha),
+            weights_N=sure_N,
             compiled=self.compiled,
         )
         if sure_N is None:
             return loss, {"next_token_loss": hard}
-        routed = linear_cross_entropy(
-            x_ND,
-            model.embed_tokens.weight,
-            target_N,
-            cap=model.config.final_logit_softcapping,
-            token_weight_N=~sure_N,
-            vocab=self.teacher.vocab_size,
-            compiled=self.compiled,
-        )
+        routed = model.head.cross_entropy(x_ND, target_N, weights_N=~sure_N, compiled=self.compiled)
         count = (~sure_N & (target_N >= 0)).sum()
         return loss + routed, {"next_token_loss": hard + routed.detach(), "routed": count}
 
@@ -130,21 +110,8 @@ class Distillation:
         """Of the student, and of the teacher's forward pass."""
         flops = student_flops(model, seq_len) + self.teacher.forward_flops_per_token(seq_len)
         if self.route_above is not None:
-            flops += 6.0 * model.embed_tokens.weight.numel() + 2.0 * self.teacher.head.numel()
+            flops += 6.0 * model.head.weight_VD.numel() + 2.0 * self.teacher.head.weight_VD.numel()
         return flops
-
-
-def teacher_entropy(teacher: LocalTeacher, x_ND: Tensor) -> Tensor:
-    """Entropy [N] of a teacher's distributions at temperature 1, nats, from its hidden states."""
-
-    def nothing_but_the_entropy(p_CV: Tensor) -> SparseTargets:
-        none_C1 = p_CV.new_zeros(len(p_CV), 1)
-        return SparseTargets(none_C1.long(), none_C1, torch.special.entr(p_CV).sum(-1))
-
-    found = sparse_targets(
-        x_ND, teacher.head, nothing_but_the_entropy, cap=teacher.cap, vocab=teacher.vocab_size
-    )
-    return found.entropy_N
 
 
 class StoredDistillation:
@@ -154,7 +121,7 @@ class StoredDistillation:
         store: of the very windows that the loader cuts.
         temperature: of both distributions; one that the stored targets can be brought to.
         alpha: weight of the next-token loss.
-        compiled: see gemmule.losses.linear.
+        compiled: whether the losses go through torch.compile.
         divergence: cross-entropy or forward KL.
     """
 
@@ -173,17 +140,14 @@ class StoredDistillation:
 
     def __call__(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed distillation loss; beside it the student's next-token loss."""
-        stored = self.store.targets(batch.windows_B.tolist())
+        stored = self.store.targets(batch.extras[SEQUENCE_INDICES].tolist())
         targets = at_temperature(stored, self.temperature, self.store.spec)
-        x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
-        loss, hard = linear_sparse_distillation(
+        x_BTD = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
+        loss, hard = model.head.sparse_distillation(
             x_BTD.flatten(0, 1),
-            model.embed_tokens.weight,
             targets.to(x_BTD.device),
-            batch.targets_BT.flatten(),
-            cap=model.config.final_logit_softcapping,
-            alpha=self.alpha,
-            divergence=self.divergence,
+            batch.labels_BT.flatten(),
+            DistillationLoss(self.divergence, self.temperature, self.alpha),
             compiled=self.compiled,
         )
         return loss, {"next_token_loss": hard}
@@ -201,7 +165,7 @@ class CrossTokenizerDistillation:
         pieces: the data's tokenizer.
         span_temperature: see span_matching.
         alpha: weight of the next-token loss.
-        compiled: see gemmule.losses.linear.
+        compiled: whether the losses go through torch.compile.
     """
 
     def __init__(
@@ -223,20 +187,12 @@ class CrossTokenizerDistillation:
         device = batch.tokens_BT.device
         theirs = aligned.teacher.to(str(device))
         with torch.no_grad():
-            teacher_log_p_M = linear_log_likelihoods(
-                self.teacher.hidden_states(theirs).flatten(0, 1),
-                self.teacher.head,
-                theirs.targets_BT.flatten(),
-                cap=self.teacher.cap,
-                vocab=self.teacher.vocab_size,
+            teacher_log_p_M = self.teacher.head.log_likelihoods(
+                self.teacher.hidden_states(theirs).flatten(0, 1), theirs.labels_BT.flatten()
             )
-        x_BTD = model.hidden_states(batch.tokens_BT, segments_BT=batch.segments_BT)
-        log_p_N = linear_log_likelihoods(
-            x_BTD.flatten(0, 1),
-            model.embed_tokens.weight,
-            batch.targets_BT.flatten(),
-            cap=model.config.final_logit_softcapping,
-            compiled=self.compiled,
+        x_BTD = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
+        log_p_N = model.head.log_likelihoods(
+            x_BTD.flatten(0, 1), batch.labels_BT.flatten(), compiled=self.compiled
         )
         spans = [aligned.student_span_BT.to(device), aligned.teacher_span_BU.to(device)]
         student_S, teacher_S = (

@@ -10,7 +10,7 @@ from gemmule import files
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
-from gemmule.data.loader import Loader
+from gemmule.data.packed_text import PackedText
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
@@ -75,7 +75,7 @@ def run_training(
     teacher = _open_teacher(config, model, dataset)
     windows = _windows(config, teacher)
     train_split = dataset.split("train")
-    loader = Loader(train_split, config.micro_batch, config.seq_len, config.seed, windows)
+    source = PackedText(train_split, config.micro_batch, config.seq_len, config.seed, windows)
     objective = _objective(config, teacher, dataset, compiled=False)
     probes = _probes(config, model, dataset, make_probes)
     flops_per_token = objective.flops_per_token(model, config.seq_len)
@@ -102,7 +102,7 @@ def run_training(
         figures = _figures(model, dataset, "validation", config, config.evaluation_tokens)
         return {k: figures[k] for k in ("nats_per_token", "perplexity", "bits_per_byte")}
 
-    state = train(run, config, model, objective, loader, validate, label or out.name, probes)
+    state = train(run, config, model, objective, source, validate, label or out.name, probes)
     model.eval()
     heldout = _figures(model, dataset, "heldout", config, config.heldout_tokens)
     save_model(model, dataset.tokenizer, out / "model")

@@ -30,8 +30,8 @@ class QuantizedGemma(Gemma):
             assert isinstance(owner, RMSNorm)
             owner.weight = nn.Parameter(norm, requires_grad=False)
         self.embed_tokens = PackedEmbedding(model.matrices[EMBEDDING])  # type: ignore[assignment]
-        self.head = PackedLinear(model.matrices[EMBEDDING], plain)
+        self.packed_head = PackedLinear(model.matrices[EMBEDDING], plain)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """See Gemma."""
-        return soft_cap(self.head(x_BTD), self.config.final_logit_softcapping)
+        return soft_cap(self.packed_head(x_BTD), self.config.final_logit_softcapping)

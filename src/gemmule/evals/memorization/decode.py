@@ -41,7 +41,7 @@ class _Cache:
         self._k = [torch.empty(shape, dtype=like.dtype, device=like.device) for _ in layers]
         self._v = [torch.empty(shape, dtype=like.dtype, device=like.device) for _ in layers]
 
-    def begin(self, count: int, segments_BT: Tensor | None) -> Tensor | None:
+    def begin(self, count: int, doc_ids_BT: Tensor | None) -> Tensor | None:
         """See `Cache`."""
         return None
 

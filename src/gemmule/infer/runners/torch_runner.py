@@ -103,7 +103,7 @@ class _SpanCache:
             index = torch.arange(first * PAGE, end, device=runner.device)
             self._read[local] = (first, numbers, index)
 
-    def begin(self, count: int, segments_BT: Tensor | None) -> Tensor | None:
+    def begin(self, count: int, doc_ids_BT: Tensor | None) -> Tensor | None:
         """See `Cache`."""
         return None
 

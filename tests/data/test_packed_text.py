@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from gemmule.data.loader import IGNORED, Loader, eval_batches, times_read
+from gemmule.data.packed_text import SEQUENCE_INDICES, PackedText, eval_batches, times_read
 from gemmule.data.prepare import prepare
 from gemmule.errors import DataError
+from gemmule.losses.labels import IGNORED
 
 
 @pytest.fixture(scope="module")
@@ -24,65 +25,64 @@ def train(dataset):
 def equal(a, b):
     return all(
         torch.equal(getattr(a, name), getattr(b, name))
-        for name in ("tokens_BT", "targets_BT", "segments_BT")
+        for name in ("tokens_BT", "labels_BT", "doc_ids_BT")
     )
 
 
 def check_rows(batch, bos=2):
-    """Targets follow inputs within a document; segments change where a document starts."""
-    for tokens, targets, segments in zip(
-        batch.tokens_BT.numpy(), batch.targets_BT.numpy(), batch.segments_BT.numpy(), strict=True
+    """Labels follow inputs within a document; document ids change where a document starts."""
+    for tokens, labels, doc_ids in zip(
+        batch.tokens_BT.numpy(), batch.labels_BT.numpy(), batch.doc_ids_BT.numpy(), strict=True
     ):
-        length = int((segments > 0).sum())
-        assert (segments[length:] == 0).all()
-        assert (targets[length:] == IGNORED).all()
-        assert segments[0] == 1
+        length = int((doc_ids > 0).sum())
+        assert (doc_ids[length:] == 0).all()
+        assert (labels[length:] == IGNORED).all()
+        assert doc_ids[0] == 1
         starts = tokens[1:length] == bos
-        assert np.array_equal(np.diff(segments[:length]), starts)
-        inside = targets[: length - 1] != IGNORED
+        assert np.array_equal(np.diff(doc_ids[:length]), starts)
+        inside = labels[: length - 1] != IGNORED
         assert np.array_equal(inside, ~starts)
-        assert np.array_equal(targets[: length - 1][inside], tokens[1:length][inside])
+        assert np.array_equal(labels[: length - 1][inside], tokens[1:length][inside])
 
 
 def test_shapes_types_and_document_borders(train):
-    batch = Loader(train, 4, 1000, seed=0).next()
-    for tensor in (batch.tokens_BT, batch.targets_BT, batch.segments_BT):
+    batch = PackedText(train, 4, 1000, seed=0).next()
+    for tensor in (batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT):
         assert tensor.shape == (4, 1000)
         assert tensor.dtype == torch.int64
         assert tensor.is_contiguous()
     check_rows(batch)
-    assert batch.segments_BT.max() > 1
-    assert (batch.targets_BT != 2).all()
+    assert batch.doc_ids_BT.max() > 1
+    assert (batch.labels_BT != 2).all()
 
 
-def test_an_epoch_holds_every_window_once_in_its_own_order(train):
-    loader = Loader(train, 1, 64, seed=3)
-    windows = (train.token_count - 1) // 64
-    assert loader.tokens_per_epoch == windows * 64
-    whole = train.read(0, windows * 64).reshape(-1, 64)
-    epochs = [[loader.next().tokens_BT[0].numpy() for _ in range(windows)] for _ in range(2)]
+def test_an_epoch_holds_every_sequence_once_in_its_own_order(train):
+    source = PackedText(train, 1, 64, seed=3)
+    count = (train.token_count - 1) // 64
+    whole = train.read(0, count * 64).reshape(-1, 64)
+    epochs = [[source.next().tokens_BT[0].numpy() for _ in range(count)] for _ in range(2)]
     for epoch in epochs:
         assert sorted(map(tuple, epoch)) == sorted(map(tuple, whole))
     assert not all(np.array_equal(a, b) for a, b in zip(*epochs, strict=True))
 
 
 def test_the_seed_decides_the_order(train):
-    first = Loader(train, 4, 64, seed=1).next()
-    assert equal(first, Loader(train, 4, 64, seed=1).next())
-    assert not equal(first, Loader(train, 4, 64, seed=2).next())
+    first = PackedText(train, 4, 64, seed=1).next()
+    assert equal(first, PackedText(train, 4, 64, seed=1).next())
+    assert not equal(first, PackedText(train, 4, 64, seed=2).next())
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 5), st.integers(1, 3000), st.integers(0, 40), st.integers(0, 2**32))
 def test_a_restored_position_goes_on_with_the_same_batches(train, batch_size, seq_len, steps, seed):
-    loader = Loader(train, batch_size, seq_len, seed)
+    source = PackedText(train, batch_size, seq_len, seed)
     for _ in range(steps):
-        loader.next()
-    state = json.loads(json.dumps(loader.state()))
-    other = Loader(train, batch_size, seq_len, seed=0)
+        source.next()
+    state = json.loads(json.dumps(source.state()))
+    other = PackedText(train, batch_size, seq_len, seed=0)
     other.load_state(state)
     for _ in range(3):
-        batch = loader.next()
+        batch = source.next()
         check_rows(batch)
         assert equal(batch, other.next())
 
@@ -92,29 +92,29 @@ def test_a_restored_position_goes_on_with_the_same_batches(train, batch_size, se
     [{}, {"seed": 0, "epoch": 0, "position": 10**9}, {"seed": 0, "epoch": -1, "position": 0}],
 )
 def test_an_impossible_position_is_refused(train, state):
-    with pytest.raises(DataError, match="is no position in train"):
-        Loader(train, 2, 64, seed=0).load_state(state)
+    with pytest.raises(DataError, match="is not a position in train"):
+        PackedText(train, 2, 64, seed=0).load_state(state)
 
 
 def test_a_sequence_longer_than_the_data_names_both_numbers(train):
     with pytest.raises(DataError, match=rf"seq_len 99999999.*{train.token_count} tokens"):
-        Loader(train, 1, 99_999_999, seed=0)
+        PackedText(train, 1, 99_999_999, seed=0)
     with pytest.raises(DataError, match="at least 1"):
-        Loader(train, 0, 64, seed=0)
+        PackedText(train, 0, 64, seed=0)
 
 
 @pytest.mark.parametrize("seq_len", [7, 64, 1000, 10**6])
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_evaluation_predicts_every_token_once(dataset, tokenizer, batch_size, seq_len):
     split = dataset.split("heldout")
-    targets = []
+    labels = []
     for batch in eval_batches(split, batch_size, min(seq_len, 2 * split.token_count)):
         check_rows(batch)
-        targets.append(batch.targets_BT[batch.targets_BT != IGNORED].numpy())
-    targets = np.concatenate(targets)
+        labels.append(batch.labels_BT[batch.labels_BT != IGNORED].numpy())
+    labels = np.concatenate(labels)
     whole = split.read(0, split.token_count)
-    assert np.array_equal(targets, whole[whole != 2])
-    assert tokenizer.token_bytes()[targets].sum() == split.byte_count
+    assert np.array_equal(labels, whole[whole != 2])
+    assert tokenizer.token_bytes()[labels].sum() == split.byte_count
 
 
 def test_evaluation_of_a_part_is_spread_over_the_split(dataset):
@@ -128,10 +128,10 @@ def test_evaluation_of_a_part_is_spread_over_the_split(dataset):
 
 
 @pytest.mark.parametrize("rows", [0, 3, 40, 41, 100])
-def test_how_often_each_window_was_read_is_known_without_reading(train, rows):
-    windows = 20
-    loader = Loader(train, 1, 16, seed=5, windows=windows)
-    read = np.zeros(windows, int)
+def test_how_often_each_sequence_was_read_is_known_without_reading(train, rows):
+    count = 20
+    source = PackedText(train, 1, 16, seed=5, sequences=count)
+    read = np.zeros(count, int)
     for _ in range(rows):
-        read[loader.next().windows_B] += 1
-    assert np.array_equal(times_read(windows, rows, seed=5), read)
+        read[source.next().extras[SEQUENCE_INDICES]] += 1
+    assert np.array_equal(times_read(count, rows, seed=5), read)

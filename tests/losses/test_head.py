@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from gemmule.errors import ConfigError
 from gemmule.losses import chunked_head
 from gemmule.losses.chunked_head import chunk_size
-from gemmule.losses.divergences import KINDS, Divergence, Kind
-from gemmule.losses.linear import linear_cross_entropy, linear_distillation
+from gemmule.losses.divergences import CROSS_ENTROPY, KINDS, DistillationLoss, Divergence, Kind
+from gemmule.losses.head import Head
 from gemmule.losses.plain import plain_distillation
 from gemmule.losses.soft_cap import soft_cap
 
@@ -23,7 +23,7 @@ CAPS = st.sampled_from([None, 2.0, 30.0])
 
 
 def problem(n: int, d: int, v: int, seed: int, padding: int = 0) -> dict[str, Tensor]:
-    """Student and teacher of unlike widths; heads with rows beyond the vocabulary, unequally."""
+    """Student and teacher of different widths; heads with different numbers of padding rows."""
     g = torch.Generator().manual_seed(seed)
     target = torch.randint(0, v, (n,), generator=g)
     target[torch.rand(n, generator=g) < 0.2] = -100
@@ -33,8 +33,36 @@ def problem(n: int, d: int, v: int, seed: int, padding: int = 0) -> dict[str, Te
         "tx": torch.randn(n, d + 3, generator=g),
         "tw": torch.randn(v + 2 * padding, d + 3, generator=g),
         "target": target,
-        "token_weight": 2 * torch.rand(n, generator=g),
+        "weights": 2 * torch.rand(n, generator=g),
     }
+
+
+def arranged(
+    w: Tensor, tw: Tensor, *, cap: float | None, teacher_cap: float | None,
+    vocab: int | None = None, chunk: int | None = None, temperature: float = 1.0,
+    alpha: float = 0.0, divergence: Divergence = CROSS_ENTROPY,
+) -> tuple[Head, Head, DistillationLoss]:  # fmt: skip
+    return (
+        Head(w, cap, vocab, chunk),
+        Head(tw, teacher_cap, vocab),
+        DistillationLoss(divergence, temperature, alpha),
+    )
+
+
+def distill(
+    x: Tensor, w: Tensor, tx: Tensor, tw: Tensor, target: Tensor, *,
+    weights: Tensor | None = None, compiled: bool = False, **settings: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    student, teacher, loss = arranged(w, tw, **settings)
+    return student.distillation(x, teacher, tx, target, loss, weights_N=weights, compiled=compiled)
+
+
+def plain_distill(
+    x: Tensor, w: Tensor, tx: Tensor, tw: Tensor, target: Tensor, *,
+    weights: Tensor | None = None, **settings: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    student, teacher, loss = arranged(w, tw, **settings)
+    return plain_distillation(student, x, teacher, tx, target, loss, weights_N=weights)
 
 
 def grads(loss: Tensor, *wrt: Tensor) -> list[Tensor]:
@@ -55,7 +83,7 @@ def close(got: Tensor, expected: Tensor) -> None:
 def test_cross_entropy(n: int, v: int, cap: float | None, chunk: int, seed: int) -> None:
     p = problem(n, 7, v, seed)
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
-    loss = linear_cross_entropy(x, w, p["target"], cap=cap, chunk=chunk)
+    loss = Head(w, cap, chunk=chunk).cross_entropy(x, p["target"])
     x64, w64 = (p[k].double().requires_grad_() for k in ("x", "w"))
     plain = F.cross_entropy(soft_cap(x64 @ w64.T, cap), p["target"], reduction="sum")
     close(loss.detach(), plain.detach())
@@ -81,13 +109,13 @@ def test_distillation(
     common: dict[str, Any] = {
         "cap": cap, "teacher_cap": teacher_cap, "temperature": temperature, "alpha": alpha,
         "divergence": divergence, "vocab": v if padding else None,
-        "token_weight_N": p["token_weight"] if weighted else None,
+        "weights": p["weights"] if weighted else None,
     }  # fmt: skip
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
     with mock.patch.object(chunked_head, "TILE_BYTES", 4 * v * tile):
-        loss, hard = linear_distillation(x, w, p["tx"], p["tw"], p["target"], **common, chunk=chunk)
+        loss, hard = distill(x, w, p["tx"], p["tw"], p["target"], **common, chunk=chunk)
     x64, w64, tx64, tw64 = (p[k].double().requires_grad_() for k in ("x", "w", "tx", "tw"))
-    plain, plain_hard = plain_distillation(x64, w64, tx64, tw64, p["target"], **common)
+    plain, plain_hard = plain_distill(x64, w64, tx64, tw64, p["target"], **common)
     close(loss.detach(), plain.detach())
     close(hard, plain_hard)
     for got, expected in zip(grads(2.0 * loss, x, w), grads(2.0 * plain, x64, w64), strict=True):
@@ -104,7 +132,7 @@ def test_plain_cross_entropy_is_written_out_once_more() -> None:
     q = (teacher / 2).softmax(-1)
     soft = -(q * (logits / 2).log_softmax(-1)).sum(-1)[keep].sum()
     nll = F.cross_entropy(logits, p["target"], reduction="sum")
-    got, hard = plain_distillation(
+    got, hard = plain_distill(
         p["x"], p["w"], p["tx"], p["tw"], p["target"], cap=5.0, teacher_cap=3.0, temperature=2.0,
         alpha=0.3,
     )  # fmt: skip
@@ -113,7 +141,7 @@ def test_plain_cross_entropy_is_written_out_once_more() -> None:
 
 
 def soft_loss(p: dict[str, Tensor], divergence: Divergence) -> float:
-    loss, _ = linear_distillation(
+    loss, _ = distill(
         p["x"], p["w"], p["tx"], p["tw"], p["target"], cap=30.0, teacher_cap=30.0,
         divergence=divergence,
     )  # fmt: skip
@@ -142,7 +170,7 @@ def test_divergences_relate_as_they_should() -> None:
 def test_nothing_is_lost_on_oneself(kind: Kind) -> None:
     p = problem(40, 7, 50, 2)
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
-    loss, _ = linear_distillation(
+    loss, _ = distill(
         x, w, p["x"], p["w"], p["target"], cap=30.0, teacher_cap=30.0, divergence=Divergence(kind)
     )
     assert abs(loss.item()) < 1e-5 * len(p["x"])
@@ -159,10 +187,10 @@ def test_probabilities_too_small_for_fp32(kind: Kind) -> None:
     common: dict[str, Any] = {
         "cap": None, "teacher_cap": None, "divergence": Divergence(kind),
     }  # fmt: skip
-    loss, _ = linear_distillation(x, w, p["tx"], p["tw"], p["target"], **common)
+    loss, _ = distill(x, w, p["tx"], p["tw"], p["target"], **common)
     assert all(g.isfinite().all() for g in grads(loss, x, w))
     q = {k: t.double() if t.is_floating_point() else t for k, t in p.items()}
-    plain, _ = plain_distillation(q["x"], q["w"], q["tx"], q["tw"], q["target"], **common)
+    plain, _ = plain_distill(q["x"], q["w"], q["tx"], q["tw"], q["target"], **common)
     # In float64 too some are 0, where the plain version has no number to offer.
     if plain.isfinite():
         assert loss.item() == pytest.approx(plain.item(), rel=1e-4)
@@ -179,11 +207,11 @@ def test_half_precision_inputs_are_summed_in_fp32(dtype: torch.dtype) -> None:
     w = p["w"].clone().requires_grad_()
     common: dict[str, Any] = {"cap": 30.0, "teacher_cap": 30.0, "divergence": Divergence("jsd")}
     with mock.patch.object(chunked_head, "BLOCK", 70 * 16):  # the head's gradient in five blocks
-        loss, _ = linear_distillation(x, w, tx, p["tw"], p["target"], **common, chunk=8)
+        loss, _ = distill(x, w, tx, p["tw"], p["target"], **common, chunk=8)
     x64 = x.detach().double().requires_grad_()
     w64, tw64 = (p[k].to(dtype).double() for k in ("w", "tw"))
     w64.requires_grad_()
-    plain, _ = plain_distillation(x64, w64, tx.double(), tw64, p["target"], **common)
+    plain, _ = plain_distill(x64, w64, tx.double(), tw64, p["target"], **common)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(plain.item(), rel=2e-3)
     got, got_w = grads(loss, x, w)
@@ -206,18 +234,16 @@ def test_wrong_divergences_are_refused(arguments: dict[str, Any], message: str) 
         Divergence(**arguments)
 
 
-def test_unlike_heads_need_a_vocabulary() -> None:
+def test_heads_of_different_sizes_need_a_vocabulary_size() -> None:
     p = problem(12, 7, 20, 0, padding=2)
-    with pytest.raises(ConfigError, match="head has 22 rows and the teacher's 24: give vocab"):
-        linear_distillation(
-            p["x"], p["w"], p["tx"], p["tw"], p["target"], cap=None, teacher_cap=None
-        )
+    with pytest.raises(ConfigError, match="head has 22 rows and the teacher's 24: set vocab_size"):
+        distill(p["x"], p["w"], p["tx"], p["tw"], p["target"], cap=None, teacher_cap=None)
 
 
 def test_gradients_are_handed_over_once() -> None:
     p = problem(12, 7, 20, 0)
     x = p["x"].requires_grad_()
-    loss = linear_cross_entropy(x, p["w"], p["target"], cap=30.0)
+    loss = Head(p["w"], 30.0).cross_entropy(x, p["target"])
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="hands its gradients over once"):
         loss.backward()
@@ -227,7 +253,7 @@ def test_tied_embedding_gets_both_gradients() -> None:
     p = problem(12, 7, 20, 0)
     ids = torch.arange(12)
     w = p["w"].clone().requires_grad_()
-    (got,) = grads(linear_cross_entropy(w[ids], w, p["target"], cap=30.0, chunk=5), w)
+    (got,) = grads(Head(w, 30.0, chunk=5).cross_entropy(w[ids], p["target"]), w)
     w64 = p["w"].double().requires_grad_()
     plain = F.cross_entropy(soft_cap(w64[ids] @ w64.T, 30.0), p["target"], reduction="sum")
     close(got, *grads(plain, w64))
@@ -237,12 +263,12 @@ def test_compiled_kernels_equal_plain_ones() -> None:
     p = problem(64, 16, 128, 0)
     for compiled in (False, True):
         x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
-        ce = linear_cross_entropy(x, w, p["target"], cap=30.0, chunk=32, compiled=compiled)
-        kd, _ = linear_distillation(
+        ce = Head(w, 30.0, chunk=32).cross_entropy(x, p["target"], compiled=compiled)
+        kd, _ = distill(
             x, w, p["tx"], p["tw"], p["target"], cap=30.0, teacher_cap=30.0, chunk=32,
             compiled=compiled,
         )  # fmt: skip
-        jsd, _ = linear_distillation(
+        jsd, _ = distill(
             x, w, p["tx"], p["tw"], p["target"], cap=30.0, teacher_cap=30.0, chunk=32,
             temperature=2.0, alpha=0.3, divergence=Divergence("jsd"), compiled=compiled,
         )  # fmt: skip
@@ -255,7 +281,7 @@ def test_compiled_kernels_equal_plain_ones() -> None:
 
 @pytest.mark.parametrize("cap", [30.0, None])
 def test_compiled_sums_over_a_large_vocabulary_keep_small_terms(cap: float | None) -> None:
-    """The likeliest words first and a quarter of a million unlikely ones after them."""
+    """The most likely tokens first and a quarter of a million unlikely ones after them."""
     g = torch.Generator().manual_seed(0)
     n, v = 4, 250_100
     x, tx = torch.randn(2, n, 16, generator=g)
@@ -264,9 +290,9 @@ def test_compiled_sums_over_a_large_vocabulary_keep_small_terms(cap: float | Non
     target = torch.randint(v, (n,), generator=g)
     common: dict[str, Any] = {"cap": cap, "teacher_cap": cap, "divergence": Divergence("jsd")}
     x.requires_grad_()
-    loss, _ = linear_distillation(x, w, tx, tw, target, **common, compiled=True)
+    loss, _ = distill(x, w, tx, tw, target, **common, compiled=True)
     x64 = x.detach().double().requires_grad_()
-    plain, _ = plain_distillation(x64, w.double(), tx.double(), tw.double(), target, **common)
+    plain, _ = plain_distill(x64, w.double(), tx.double(), tw.double(), target, **common)
     close(loss.detach(), plain.detach())
     close(*grads(loss, x), *grads(plain, x64))
 
@@ -288,7 +314,7 @@ def test_never_holds_the_whole_batch_of_logits() -> None:
 
     x, w = (p[k].clone().requires_grad_() for k in ("x", "w"))
     with Watch():
-        loss, _ = linear_distillation(
+        loss, _ = distill(
             x, w, p["tx"], p["tw"], p["target"], cap=30.0, teacher_cap=30.0, chunk=chunk
         )
         loss.backward()

@@ -1,0 +1,190 @@
+"""Training and evaluation batches of packed documents, cut from a split's token stream.
+
+Shape letters: B sequences of a batch, T tokens of a sequence.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gemmule.data.batch import Batch
+from gemmule.data.dataset import Split
+from gemmule.errors import DataError
+from gemmule.losses.labels import IGNORED
+
+SEQUENCE_INDICES = "sequence_indices_B"  # extra of a batch: each row's index in the split, from 0
+
+
+class PackedText:
+    """A `Source`: an endless, seeded stream of batches over a split.
+
+    The split's tokens are cut into sequences of seq_len + 1 tokens, each starting with the last
+    token of the one before, so that every token is a label once an epoch (except up to seq_len - 1
+    tokens at the end of the split). Each epoch has its own order.
+
+    Args:
+        split: tokens to read.
+        batch_size: sequences per batch, B.
+        seq_len: tokens per sequence, T.
+        seed: seed of the order.
+        sequences: number of sequences to use, counted from the start of the split; None: all.
+
+    Raises:
+        DataError: when the split is shorter than one sequence.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, seq_len: int, seed: int, sequences: int | None = None
+    ) -> None:
+        if batch_size < 1 or seq_len < 1 or seed < 0:
+            raise DataError(
+                f"batch_size {batch_size} and seq_len {seq_len} must be at least 1, and seed {seed}"
+                " at least 0"
+            )
+        self._split = split
+        self._batch_size = batch_size
+        self._seq_len = seq_len
+        self._seed = seed
+        self._epoch = 0
+        self._position = 0
+        self._sequences = sequence_count(split, seq_len)
+        if sequences is not None:
+            self._sequences = min(sequences, self._sequences)
+        if self._sequences < 1:
+            raise DataError(
+                f"seq_len {seq_len} is longer than the data: {split.name} has "
+                f"{split.token_count} tokens and a sequence needs {seq_len + 1}; use a shorter "
+                "seq_len or more text"
+            )
+        self._order = self._shuffled()
+
+    def next(self) -> Batch:
+        """The next batch."""
+        indices = np.empty(self._batch_size, np.int64)
+        for i in range(self._batch_size):
+            if self._position == self._sequences:
+                self._epoch, self._position = self._epoch + 1, 0
+                self._order = self._shuffled()
+            indices[i] = self._order[self._position]
+            self._position += 1
+        return batch_of(self._split, indices, self._seq_len)
+
+    def state(self) -> dict[str, Any]:
+        """The position: seed, epoch, and sequences read of that epoch."""
+        return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Moves to a position that `state` returned, for the same split and seq_len.
+
+        Raises:
+            DataError: when it cannot be a position in this split.
+        """
+        seed, epoch, position = (state.get(key) for key in ("seed", "epoch", "position"))
+        if (
+            not (isinstance(seed, int) and isinstance(epoch, int) and isinstance(position, int))
+            or epoch < 0
+            or not 0 <= position <= self._sequences
+        ):
+            raise DataError(
+                f"{dict(state)} is not a position in {self._split.name}, which has "
+                f"{self._sequences} sequences of {self._seq_len} tokens: resume with the data that "
+                "the run was started with"
+            )
+        self._seed, self._epoch, self._position = seed, epoch, position
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> npt.NDArray[np.int64]:
+        return _order(self._sequences, self._seed, self._epoch)
+
+
+def sequence_count(split: Split, seq_len: int) -> int:
+    """Number of whole sequences of seq_len tokens in a split, each with the label of its last."""
+    return (split.token_count - 1) // seq_len
+
+
+def times_read(sequences: int, rows: int, seed: int) -> npt.NDArray[np.int64]:
+    """How often a `PackedText` has read each sequence after its first `rows` rows.
+
+    Args:
+        sequences: number of sequences in an epoch.
+        rows: number of sequences in all batches up to now.
+        seed: seed of the order.
+
+    Returns:
+        Counts, shape [sequences].
+    """
+    epochs, rest = divmod(rows, sequences)
+    times = np.full(sequences, epochs, np.int64)
+    times[_order(sequences, seed, epochs)[:rest]] += 1
+    return times
+
+
+def _order(sequences: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(sequences)
+
+
+def batch_of(split: Split, indices: npt.NDArray[np.int64], seq_len: int) -> Batch:
+    """The sequences with the given indices, in that order.
+
+    The last sequence of a split may be shorter than seq_len and is padded.
+    """
+    rows = np.full((len(indices), seq_len + 1), split.pad_id, np.int64)
+    lengths = np.empty(len(indices), np.int64)
+    for i, index in enumerate(indices):
+        start = int(index) * seq_len
+        part = split.read(start, start + seq_len + 1)
+        rows[i, : len(part)] = part
+        lengths[i] = len(part)
+    return _batch(rows, split, lengths, indices)
+
+
+def eval_batches(
+    split: Split, batch_size: int, seq_len: int, max_tokens: int | None = None
+) -> Iterator[Batch]:
+    """The whole split once, in order; the last sequence is padded, the last batch may be smaller.
+
+    Args:
+        split: tokens to read.
+        batch_size: sequences per batch, B.
+        seq_len: tokens per sequence, T.
+        max_tokens: read only about this many tokens, in sequences spread evenly over the split.
+
+    Raises:
+        DataError: when the split has fewer than two tokens.
+    """
+    count = -(-(split.token_count - 1) // seq_len)
+    if count < 1:
+        raise DataError(f"{split.name} has {split.token_count} tokens: nothing to predict")
+    indices = np.arange(count)
+    if max_tokens is not None and max_tokens < count * seq_len:
+        fewer = max(1, max_tokens // seq_len)
+        indices = np.arange(fewer) * count // fewer
+    for first in range(0, len(indices), batch_size):
+        yield batch_of(split, indices[first : first + batch_size], seq_len)
+
+
+def _batch(
+    rows: npt.NDArray[np.int64],
+    split: Split,
+    lengths: npt.NDArray[np.int64],
+    indices: npt.NDArray[np.int64],
+) -> Batch:
+    """A batch of T tokens from rows of T + 1, the first `lengths` tokens of each being text."""
+    tokens = rows[:, :-1]
+    starts = tokens == split.bos_id
+    doc_ids = np.cumsum(starts, axis=1) + ~starts[:, :1]
+    # The token before a <bos> belongs to another document and cannot predict it.
+    labels = np.where(rows[:, 1:] == split.bos_id, IGNORED, rows[:, 1:])
+    position = np.arange(tokens.shape[1])
+    last = lengths[:, None] - 1
+    labels[position >= last] = IGNORED
+    doc_ids[position > last] = 0
+    return Batch(
+        torch.from_numpy(np.ascontiguousarray(tokens)),
+        torch.from_numpy(labels),
+        torch.from_numpy(doc_ids),
+        extras={SEQUENCE_INDICES: torch.from_numpy(indices)},
+    )

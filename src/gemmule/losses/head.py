@@ -1,0 +1,322 @@
+"""The output head of a language model: its weight, its soft cap, and the losses computed with it.
+
+Everything goes chunk by chunk of tokens: head product, soft cap and softmax, and each chunk's
+gradient is formed while its logits are still there (chunked_head.py). Neither the forward nor the
+backward pass holds logits [tokens, vocabulary] beyond one chunk. plain.py has the same losses on
+whole logits, for comparison.
+
+Losses are sums over tokens: divide by the number of labels for the mean. Arguments they share:
+
+    x_ND: final hidden states.
+    labels_N: ids of the next tokens; IGNORED (-100) ones count for nothing.
+    weights_N: weight of each token in the loss, 1 by default.
+    compiled: whether the element-wise part of a chunk goes through torch.compile.
+
+Logits have the dtype of the hidden states; everything after them, and the sum of the head's
+gradient over chunks, is fp32. Under torch.no_grad() no gradient is formed.
+
+Shapes: N tokens, C tokens of one chunk, D model, V vocabulary, K kept ids of a token.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gemmule.errors import ConfigError
+from gemmule.losses.chunked_head import (
+    ChunkedHead,
+    Step,
+    capped,
+    maybe_compiled,
+    raw_logits,
+    row_chunks,
+    softmax,
+    tiles,
+)
+from gemmule.losses.divergences import DistillationLoss, check_sparse
+from gemmule.losses.kernels import (
+    LabelTerm,
+    TokenValues,
+    by_tiles,
+    cross_entropy_kernel,
+    distillation_kernel,
+    label_weights,
+    sparse_kernel,
+)
+from gemmule.losses.likelihood import LogLikelihoods
+from gemmule.losses.soft_cap import soft_cap
+from gemmule.losses.sparse_targets import Choice, SparseTargets, joined
+
+REPORT = DistillationLoss()  # the objective of the Gemma 2 report
+
+
+@dataclass(frozen=True)
+class Head:
+    """Projection from final hidden states to soft-capped logits.
+
+    Attributes:
+        weight_VD: the matrix, in Gemma 2 the tied embedding.
+        cap: final soft cap; None: no cap.
+        vocab_size: number of real rows; the rows after them are padding and get neither probability
+            nor gradient. None: all rows are real.
+        chunk: tokens per chunk; None: as many as make its logits take about 16 MiB.
+    """
+
+    weight_VD: Tensor
+    cap: float | None = None
+    vocab_size: int | None = None
+    chunk: int | None = None
+
+    @property
+    def real_VD(self) -> Tensor:
+        """The weight without padding rows."""
+        # Not sliced when there is no padding: autograd would copy the gradient.
+        return self.weight_VD if self.vocab_size is None else self.weight_VD[: self.vocab_size]
+
+    @property
+    def num_logits(self) -> int:
+        """Number of logits per token, V."""
+        return len(self.real_VD)
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Soft-capped logits [..., V] of final hidden states [..., D], all at once."""
+        return soft_cap(F.linear(x_ND, self.real_VD), self.cap)
+
+    def chunked_logits(
+        self, x_ND: Tensor, chunk: int | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Soft-capped logits of a chunk of tokens at a time.
+
+        Args:
+            x_ND: final hidden states.
+            chunk: tokens per chunk; None: the head's own.
+
+        Yields:
+            Which tokens, as a slice, and their logits [C, V].
+        """
+        for rows in row_chunks(len(x_ND), chunk or self.chunk, self.num_logits):
+            yield rows, self.logits(x_ND[rows])
+
+    def cross_entropy(
+        self,
+        x_ND: Tensor,
+        labels_N: Tensor,
+        *,
+        weights_N: Tensor | None = None,
+        compiled: bool = False,
+    ) -> Tensor:
+        """Sum over tokens of the next-token loss, nats."""
+        kernel = maybe_compiled(cross_entropy_kernel, compiled)
+        weight_N = label_weights(labels_N, weights_N)
+
+        def tile(raw_CV: Tensor, _: slice, rows: slice) -> TokenValues:
+            label = LabelTerm(raw_CV, labels_N[rows], weight_N[rows], self.cap)
+            log_z_C = kernel(raw_CV, weight_N[rows], self.cap)
+            label.add_gradient(raw_CV, 1.0)
+            return (label.nll(log_z_C),)
+
+        def step(raw_CV: Tensor, rows: slice) -> list[Tensor]:
+            return [values_C.sum() for values_C in by_tiles(tile, raw_CV, rows)]
+
+        (loss,) = self._apply(x_ND, step)
+        return loss
+
+    def distillation(
+        self,
+        x_ND: Tensor,
+        teacher: "Head",
+        teacher_x_ND: Tensor,
+        labels_N: Tensor,
+        loss: DistillationLoss = REPORT,
+        *,
+        weights_N: Tensor | None = None,
+        compiled: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Sum over tokens of (1 - alpha) T^2 divergence(student, teacher) + alpha (-log P_student).
+
+        Both distributions of the divergence are at temperature T. The report's objective (section
+        3) is cross-entropy at temperature 1 and alpha 0.
+
+        Args:
+            x_ND: the student's hidden states.
+            teacher: the teacher's head; its width and soft cap may differ. It gets no gradient.
+            teacher_x_ND: the teacher's hidden states for the same tokens.
+            labels_N: ids of the next tokens; they also decide which tokens count.
+            loss: divergence, temperature and alpha.
+            weights_N: weight of each token.
+            compiled: whether to compile the element-wise part.
+
+        Returns:
+            The loss, and the student's next-token loss, detached.
+
+        Raises:
+            ConfigError: when the two heads have different numbers of logits.
+        """
+        if self.num_logits != teacher.num_logits:
+            raise ConfigError(
+                f"the student's head has {self.num_logits} rows and the teacher's "
+                f"{teacher.num_logits}: set vocab_size, the number of real ones"
+            )
+        kernel = maybe_compiled(distillation_kernel, compiled)
+        weight_N = label_weights(labels_N, weights_N)
+        teacher_x_ND = teacher_x_ND.detach()
+        teacher_weight_VD = teacher.real_VD.detach().to(teacher_x_ND.dtype)
+        teacher_buffer_CV = teacher_x_ND.new_empty(0)
+        temperature, alpha = loss.temperature, loss.alpha
+
+        def step(raw_CV: Tensor, rows: slice) -> list[Tensor]:
+            nonlocal teacher_buffer_CV
+            if len(teacher_buffer_CV) < len(raw_CV):  # the first chunk is the largest
+                teacher_buffer_CV = teacher_x_ND.new_empty(raw_CV.shape)
+            teacher_raw_CV = torch.mm(
+                teacher_x_ND[rows], teacher_weight_VD.T, out=teacher_buffer_CV[: len(raw_CV)]
+            )
+
+            def tile(raw_CV: Tensor, part: slice, rows: slice) -> TokenValues:
+                label = LabelTerm(raw_CV, labels_N[rows], weight_N[rows], self.cap)
+                log_z_C, soft_C = kernel(
+                    raw_CV,
+                    teacher_raw_CV[part],
+                    weight_N[rows],
+                    self.cap,
+                    teacher.cap,
+                    temperature,
+                    alpha,
+                    loss.divergence.kind,
+                    loss.divergence.mix,
+                )
+                label.add_gradient(raw_CV, alpha)
+                return soft_C, label.nll(log_z_C)
+
+            soft_C, nll_C = by_tiles(tile, raw_CV, rows)
+            nll = nll_C.sum()
+            return [soft_C.sum() + alpha * nll, nll]
+
+        total, hard = self._apply(x_ND, step)
+        return total, hard.detach()
+
+    def sparse_distillation(
+        self,
+        x_ND: Tensor,
+        targets: SparseTargets,
+        labels_N: Tensor,
+        loss: DistillationLoss = REPORT,
+        *,
+        weights_N: Tensor | None = None,
+        compiled: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of `distillation` when only some ids of the teacher's distribution are kept.
+
+        Divergences that need the whole distribution are refused. With a tail, the ids that are not
+        kept are one event: the teacher's tail mass against the student's probability of all of
+        them.
+
+        Args:
+            x_ND: the student's hidden states.
+            targets: kept ids of the teacher's distributions, one row per token.
+            labels_N: ids of the next tokens; they also decide which tokens count.
+            loss: divergence, temperature (that of the targets) and alpha.
+            weights_N: weight of each token.
+            compiled: whether to compile the element-wise part.
+
+        Returns:
+            The loss, and the student's next-token loss, detached.
+
+        Raises:
+            ConfigError: for a divergence other than cross-entropy and forward KL, and for targets
+                of another temperature or another number of tokens.
+        """
+        if len(targets) != len(x_ND):
+            raise ConfigError(f"there are targets of {len(targets)} tokens and {len(x_ND)} tokens")
+        if targets.temperature != loss.temperature:
+            raise ConfigError(
+                f"the targets have temperature {targets.temperature} and the loss "
+                f"{loss.temperature}: they must be equal"
+            )
+        check_sparse(loss.divergence)
+        kernel = maybe_compiled(sparse_kernel, compiled)
+        weight_N = label_weights(labels_N, weights_N)
+        temperature, alpha = loss.temperature, loss.alpha
+        scale = (1.0 - alpha) * temperature
+
+        def tile(raw_CV: Tensor, _: slice, rows: slice) -> TokenValues:
+            weight_C = weight_N[rows]
+            ids_CK, weight_CK, tail_C, entropy_C = targets.rows(rows)
+            label = LabelTerm(raw_CV, labels_N[rows], weight_C, self.cap)
+            logit_CK, slope_CK = capped(raw_CV.gather(1, ids_CK), self.cap)
+            hot_CK = logit_CK / temperature
+            log_z_C, hot_log_z_C, tail_p_C = kernel(
+                raw_CV, ids_CK, weight_CK, tail_C, weight_C, self.cap, temperature, alpha
+            )
+            raw_CV.scatter_add_(1, ids_CK, -scale * weight_CK * slope_CK * weight_C[:, None])
+            label.add_gradient(raw_CV, alpha)
+            soft_C = (weight_CK * (hot_log_z_C[:, None] - hot_CK)).sum(-1)
+            if tail_C is not None:
+                soft_C = soft_C - tail_C * tail_p_C.log()
+            if loss.divergence.kind == "forward_kl":
+                soft_C = soft_C - entropy_C
+            return scale * temperature * soft_C * weight_C, label.nll(log_z_C)
+
+        def step(raw_CV: Tensor, rows: slice) -> list[Tensor]:
+            soft_C, nll_C = by_tiles(tile, raw_CV, rows)
+            nll = nll_C.sum()
+            return [soft_C.sum() + alpha * nll, nll]
+
+        total, hard = self._apply(x_ND, step)
+        return total, hard.detach()
+
+    def log_likelihoods(self, x_ND: Tensor, labels_N: Tensor, *, compiled: bool = False) -> Tensor:
+        """Log-probability of each label, nats, fp32 [N]; 0 for IGNORED ones.
+
+        Differentiable: autograd passes back what each token weighs in a loss, and the gradient is
+        that of a cross-entropy with those weights (likelihood.py).
+        """
+
+        def weighted(x_ND: Tensor, weight_VD: Tensor, weights_N: Tensor) -> Tensor:
+            head = dataclasses.replace(self, weight_VD=weight_VD)
+            return head.cross_entropy(x_ND, labels_N, weights_N=weights_N, compiled=compiled)
+
+        return LogLikelihoods.apply(  # type: ignore[no-untyped-call]
+            x_ND, self.weight_VD, labels_N, self.cap, self.vocab_size, self.chunk, weighted
+        )
+
+    @torch.no_grad()
+    def sparse_targets(
+        self, x_ND: Tensor, choose: Choice, *, temperature: float = 1.0
+    ) -> SparseTargets:
+        """What `choose` keeps of the distribution of each token.
+
+        Args:
+            x_ND: final hidden states of a teacher.
+            choose: selection of ids, as in `lambda p_CV: sample(p_CV, 256)`.
+            temperature: temperature of the softmax.
+        """
+        kept = [choose(p_CV) for p_CV in self._probabilities(x_ND, temperature)]
+        return dataclasses.replace(joined(kept), temperature=temperature)
+
+    @torch.no_grad()
+    def entropies(self, x_ND: Tensor) -> Tensor:
+        """Entropy of each token's distribution at temperature 1, nats, fp32 [N]."""
+        tiles_C = [torch.special.entr(p_CV).sum(-1) for p_CV in self._probabilities(x_ND, 1.0)]
+        return torch.cat(tiles_C)
+
+    def _probabilities(self, x_ND: Tensor, temperature: float) -> Iterator[Tensor]:
+        """Probabilities [C, V] of a tile of tokens at a time, in order."""
+        weight_VD = self.real_VD.to(x_ND.dtype)
+        for rows, raw_CV in raw_logits(x_ND, weight_VD, self.chunk):
+            for part, _ in tiles(rows, len(weight_VD)):
+                logits_CV = raw_CV[part].float()
+                if self.cap is not None:
+                    logits_CV.div_(self.cap).tanh_().mul_(self.cap)  # in place: raw ones are done
+                p_CV, _ = softmax(logits_CV / temperature, self.cap and self.cap / temperature)
+                yield p_CV
+
+    def _apply(self, x_ND: Tensor, step: Step) -> tuple[Tensor, ...]:
+        weight_VD = self.weight_VD if torch.is_grad_enabled() else self.weight_VD.detach()
+        return ChunkedHead.apply(  # type: ignore[no-untyped-call]
+            x_ND, weight_VD, self.vocab_size, self.chunk, step
+        )
