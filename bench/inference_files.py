@@ -5,7 +5,6 @@ finite and of a sensible size, and no kernel's time depends on them.
 """
 
 import argparse
-import importlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,8 @@ from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_model import NORMAL, Piece
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
-from gemmule.quant.packed import FLOATS, TILE, PackedMatrix, layout, plain
+from gemmule.quant.layout import TILE, tensor_specs
+from gemmule.quant.packed import PackedMatrix, quantize
 
 TEXT = (Path(tempfile.__file__), Path(argparse.__file__))  # real text, on every machine
 _ROWS = 256  # that are drawn
@@ -148,19 +148,15 @@ def _normal(rows: int, columns: int) -> Tensor:
 
 
 def _drawn(kind: str, columns: int) -> PackedMatrix:
-    weight_NK = _normal(_ROWS, columns)
-    if kind in FLOATS:
-        return plain(weight_NK.to(FLOATS[kind]))
-    quantized: PackedMatrix = importlib.import_module(f"gemmule.quant.{kind}").quantize(weight_NK)
-    return quantized
+    return quantize(_normal(_ROWS, columns), kind)
 
 
 def _repeated(some: PackedMatrix, rows: int) -> PackedMatrix:
     """The matrix of `rows` rows that repeats these."""
-    (shape, _), scales_form = layout(some.format, rows, some.columns)
+    (shape, _), scales_spec = tensor_specs(some.format, rows, some.columns)
     data = _cycled(some.data, shape[0])
     scales = None
-    if some.scales is not None and scales_form is not None:
+    if some.scales is not None and scales_spec is not None:
         scales = _cycled(some.scales, -(-rows // TILE) * TILE)
     return PackedMatrix(some.format, rows, some.columns, data, scales)
 

@@ -54,6 +54,66 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
         yield path.relative_to(ROOT).parts[0].removesuffix(".py"), ast.parse(path.read_text())
 
 
+def module_graph(sources: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """The modules that each module imports, at its top or inside a function."""
+    graph: dict[str, set[str]] = {}
+    for name, tree in sources.items():
+        graph[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [s if s in sources else str(node.module) for s in submodules]
+            else:
+                continue
+            graph[name].update(t for t in targets if t in sources)
+    return graph
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Every cycle that a depth-first search meets, as the modules along it."""
+    done: set[str] = set()
+    path: list[str] = []
+    results: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        if name in path:
+            results.append([*path[path.index(name) :], name])
+        elif name not in done:
+            path.append(name)
+            for target in sorted(graph[name]):
+                visit(target)
+            done.add(path.pop())
+
+    for name in sorted(graph):
+        visit(name)
+    return results
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    sources = {
+        ".".join(("gemmule", *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+    graph = module_graph({name: ast.parse(path.read_text()) for name, path in sources.items()})
+    assert len(graph) > 200
+    assert cycles(graph) == []
+
+
+def test_a_lazy_import_closes_a_cycle() -> None:
+    graph = module_graph(
+        {
+            "gemmule.a": ast.parse("from gemmule import b"),
+            "gemmule.b": ast.parse("import gemmule.c\nfrom gemmule.d import x"),
+            "gemmule.c": ast.parse("def f():\n    from gemmule.a import g"),
+            "gemmule.d": ast.parse("import ast"),
+        }
+    )
+    assert cycles(graph) == [["gemmule.a", "gemmule.b", "gemmule.c", "gemmule.a"]]
+
+
 def is_lazy_name(part: str) -> bool:
     return part in {"load", "LanguageModel", "SamplingParams", "__version__"}
 

@@ -29,7 +29,7 @@ from gemmule.config import nearest
 from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.quant.packed import PACKED
+from gemmule.quant.layout import PACKED
 
 HEADS = (*PACKED, "bf16")
 NONE = "none"

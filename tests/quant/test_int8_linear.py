@@ -16,15 +16,15 @@ BENCH = Path(__file__).parents[2] / "bench" / "int8_teacher.py"
 
 
 def layer(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    found = nn.Linear(inputs, outputs, bias=bias)
+    linear = nn.Linear(inputs, outputs, bias=bias)
     with torch.no_grad():
-        found.weight.copy_(torch.randn(outputs, inputs) * torch.rand(outputs, 1) * 3)
-    return found
+        linear.weight.copy_(torch.randn(outputs, inputs) * torch.rand(outputs, 1) * 3)
+    return linear
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_fast_and_plain_agree(seed: int) -> None:
-    """Sizes that are no multiples of anything, single tokens, more dimensions, a bias."""
+    """Odd sizes, single tokens, more dimensions, a bias."""
     torch.manual_seed(seed)
     pick = random.Random(seed)
     inputs, outputs = pick.randint(1, 300), pick.randint(1, 300)

@@ -5,15 +5,15 @@ import torch
 from torch import Tensor
 
 from gemmule.errors import ConfigError
-from gemmule.quant import int4, int6, int8, native, product
-from gemmule.quant.packed import PackedMatrix, plain
+from gemmule.quant import native, product
+from gemmule.quant.layout import PACKED
+from gemmule.quant.packed import FORMATS, plain, quantize
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="built without the library")
 
-QUANTIZE = {"int4": int4.quantize, "int6": int6.quantize, "int8": int8.quantize}
-# Rows and columns of whole tiles and superblocks, and of none.
+# Rows and columns that fill whole tiles and superblocks, and others that do not.
 SHAPES = [(48, 256), (37, 300), (1, 1), (100, 64), (33, 1000), (16, 2304)]
-TOKENS = (1, 2, 3, 5, 8, 9, 13, 17, 33, 140)  # either side of every kernel's limits
+TOKENS = (1, 2, 3, 5, 8, 9, 13, 17, 33, 140)  # on either side of every kernel's limits
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -24,12 +24,12 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.where(torch.rand(shape, generator=generator) < 0.002, 30 * x, x)
 
 
-@pytest.mark.parametrize("kind", QUANTIZE)
+@pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_every_kernel_gives_the_plain_product_s_bits(
     instructions: str, kind: str, rows: int, columns: int
 ) -> None:
-    matrix = QUANTIZE[kind](draw(rows, columns, seed=rows) * 0.1)
+    matrix = quantize(draw(rows, columns, seed=rows) * 0.1, kind)
     for tokens in TOKENS:
         x = draw(tokens, columns, seed=tokens)
         if tokens > 2:
@@ -44,12 +44,12 @@ def test_the_largest_sums_do_not_overflow(instructions: str) -> None:
     wide = 36864  # the widest input of the published models
     w = torch.full((16, wide), -1.0)
     w[::2] = 1.0
-    for quantize in QUANTIZE.values():
-        matrix = quantize(w)
+    for kind in PACKED:
+        matrix = quantize(w, kind)
         for x in (torch.ones(9, wide), -torch.ones(9, wide)):
-            found = native.linear(matrix, x)
-            assert torch.equal(found, product.linear(matrix, x))
-            torch.testing.assert_close(found, x @ matrix.dequantize().T, rtol=1e-3, atol=0)
+            y = native.linear(matrix, x)
+            assert torch.equal(y, product.linear(matrix, x))
+            torch.testing.assert_close(y, x @ matrix.dequantize().T, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,25 +58,22 @@ def test_float_matrices(instructions: str, dtype: torch.dtype, rows: int, column
     matrix = plain(draw(rows, columns, seed=3).to(dtype))
     x = draw(21, columns, seed=4)
     exact = x.double() @ matrix.data.double().T
-    found = native.linear(matrix, x)
-    assert (found - exact).abs().max() <= 1e-6 * exact.abs().max() + 1e-30
+    y = native.linear(matrix, x)
+    assert (y - exact).abs().max() <= 1e-6 * exact.abs().max() + 1e-30
     for row in range(21):  # a token alone gets the same bits
-        assert torch.equal(native.linear(matrix, x[row : row + 1])[0], found[row])
+        assert torch.equal(native.linear(matrix, x[row : row + 1])[0], y[row])
 
 
-@pytest.mark.parametrize("kind", [*QUANTIZE, "f32", "bf16"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_rows(kind: str) -> None:
     w = draw(37, 300, seed=5)
-    matrix = QUANTIZE[kind](w) if kind in QUANTIZE else plain(w.to(_FLOATS[kind]))
+    matrix = quantize(w, kind)
     ids = [36, 0, 15, 16, 16]
     assert torch.equal(native.rows(matrix, ids), matrix.take(torch.tensor(ids)))
 
 
-_FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16}
-
-
 def test_no_tokens_and_unknown_instructions() -> None:
-    matrix: PackedMatrix = int4.quantize(draw(20, 64, seed=1))
+    matrix = quantize(draw(20, 64, seed=1), "int4")
     assert native.linear(matrix, torch.empty(0, 64)).shape == (0, 20)
     with pytest.raises(ConfigError, match=r"'abacus' cannot be used here; there are portable"):
         native.use_instruction_set("abacus")
@@ -87,9 +84,9 @@ def test_reading_is_measured() -> None:
     assert native.read_speed(data, rounds=2) > 0
 
 
-@pytest.mark.parametrize("kind", QUANTIZE)
+@pytest.mark.parametrize("kind", PACKED)
 def test_the_product_is_an_operation_of_torch_s(kind: str) -> None:
-    matrix, x = QUANTIZE[kind](draw(40, 100, seed=1)), draw(3, 100, seed=2)
+    matrix, x = quantize(draw(40, 100, seed=1), kind), draw(3, 100, seed=2)
     arguments = (matrix.data, matrix.scales, kind, matrix.rows, matrix.columns)
     torch.library.opcheck(native.packed_linear, (x, *arguments))
 

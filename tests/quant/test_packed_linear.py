@@ -1,4 +1,4 @@
-"""Layers over packed matrices: with kernels, with torch's, and plainly."""
+"""Layers over packed matrices: native kernels, torch's kernels and the reference product."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemmule.quant import int4, int6, int8, linear, native
+from gemmule.quant import linear, native
+from gemmule.quant.layout import PACKED
 from gemmule.quant.linear import PackedEmbedding, PackedLinear
-from gemmule.quant.packed import PackedMatrix, plain
-
-QUANTIZE = {"int4": int4.quantize, "int6": int6.quantize, "int8": int8.quantize}
+from gemmule.quant.packed import PackedMatrix, plain, quantize
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -26,11 +25,11 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def packed(kind: str, rows: int = 70, columns: int = 300) -> PackedMatrix:
-    return QUANTIZE[kind](draw(rows, columns) * 0.05)
+    return quantize(draw(rows, columns) * 0.05, kind)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 64, 130])
-@pytest.mark.parametrize("kind", QUANTIZE)
+@pytest.mark.parametrize("kind", PACKED)
 def test_torch_s_kernels_hold_the_same_weights(
     kind: str, tokens: int, no_library: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,24 +47,24 @@ def test_without_kernels_it_says_so_once(
     assert capsys.readouterr().err.count("no native kernels") == 1
 
 
-@pytest.mark.parametrize("kind", QUANTIZE)
+@pytest.mark.parametrize("kind", PACKED)
 def test_the_plain_product_is_near_the_floats(kind: str) -> None:
     matrix, x = packed(kind), draw(2, 5, 300, seed=1)
-    found = PackedLinear(matrix, plain=True)(x)
+    y = PackedLinear(matrix, plain=True)(x)
     exact = x @ matrix.dequantize().T
-    assert found.shape == (2, 5, 70)
-    assert (found - exact).norm() < 0.012 * exact.norm()
+    assert y.shape == (2, 5, 70)
+    assert (y - exact).norm() < 0.012 * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_and_shape_are_kept(dtype: torch.dtype) -> None:
     x = draw(2, 3, 300).to(dtype)
-    for matrix in (*map(packed, QUANTIZE), plain(draw(70, 300))):
+    for matrix in (*map(packed, PACKED), plain(draw(70, 300))):
         y = PackedLinear(matrix, plain=True)(x)
         assert (y.dtype, y.shape) == (dtype, (2, 3, 70))
 
 
-@pytest.mark.parametrize("kind", QUANTIZE)
+@pytest.mark.parametrize("kind", PACKED)
 def test_embedding(kind: str) -> None:
     matrix = packed(kind)
     embedding, ids = PackedEmbedding(matrix), torch.tensor([[3, 69], [0, 17]])
@@ -73,9 +72,9 @@ def test_embedding(kind: str) -> None:
     assert torch.equal(embedding.weight, matrix.dequantize())
 
 
-@pytest.mark.parametrize("kind", [*QUANTIZE, "f32"])
+@pytest.mark.parametrize("kind", [*PACKED, "f32"])
 def test_rows_come_in_chunks(kind: str) -> None:
-    matrix = packed(kind) if kind in QUANTIZE else plain(draw(70, 300))
+    matrix = packed(kind) if kind in PACKED else plain(draw(70, 300))
     parts = list(matrix.chunks(2))
     assert [len(part) for part in parts] == [32, 32, 6]
     assert torch.equal(torch.cat(parts), matrix.dequantize())

@@ -13,15 +13,15 @@ TESTS = ("tests/quant/test_kernels.py", "tests/infer/test_native_runner.py")
 
 
 def preloaded(compiler: str) -> str:
-    """The sanitizers' libraries, which must come before everything else in the process."""
-    found = []
+    """The sanitizers' libraries, which must be loaded before anything else."""
+    paths = []
     for name in ("libasan.so", "libubsan.so"):
         asked = [compiler, f"-print-file-name={name}"]
         path = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-        if path == name:  # what GCC says of a file that it does not have
+        if path == name:  # GCC's answer for a file that it does not have
             pytest.skip(f"the compiler has no {name}")
-        found.append(path)
-    return " ".join(found)
+        paths.append(path)
+    return " ".join(paths)
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_no_kernel_reads_or_writes_out_of_bounds(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "LD_PRELOAD": preloaded(gcc),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps what it has until it ends
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python frees much of its memory only at exit, or never
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "GEMMULE_LIBRARY": str(tmp_path / "libgemmule_kernels.so"),
     }

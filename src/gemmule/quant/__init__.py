@@ -1,1 +1,1 @@
-"""Weights and activations in fewer bits."""
+"""Quantized weights and activations, and the kernels that multiply them."""

@@ -1,13 +1,13 @@
 """int4 by second-order information: GPTQ (arXiv 2210.17323).
 
-What is to stay small is not the error of the weights but that of their products with the inputs
-they will meet: sum over rows of (w - v) H (w - v), where H adds up x x^T over calibration inputs x.
-Columns are rounded one after the other, and what a column's rounding did to the products is made
-good as far as possible by the columns that are still to come; how, the inverse of H says.
+GPTQ minimizes the error of the products with typical inputs rather than that of the weights: the
+sum over rows of (w - v) H (w - v), where H is the sum of x x^T over calibration inputs x. Columns
+are rounded one after another, and the columns that are still unrounded compensate for the error of
+each as far as possible; the inverse of H says how.
 
-Scales are searched for beforehand, weighed by the columns' mean squares. Columns with the largest
-inputs go first, while there are many left to make their errors good; that order is in nothing
-that is stored.
+Scales are chosen beforehand by the search in int4.py, weighted by the columns' mean squares.
+Columns with the largest inputs are rounded first, while many others can still compensate. The
+order is not stored anywhere.
 
 Shapes: N rows, K columns, R rows of a chunk, B columns of a block.
 """
@@ -18,18 +18,20 @@ from torch import Tensor
 from gemmule.errors import CheckpointError
 from gemmule.quant import int4
 from gemmule.quant.int4 import Scales
-from gemmule.quant.packed import GROUP, SUPERBLOCK, TILE, PackedMatrix, layout, padded
+from gemmule.quant.layout import GROUP, SUPERBLOCK, TILE, padded, tensor_specs
+from gemmule.quant.packed import PackedMatrix
 
-DAMPING = 0.01  # of H's mean diagonal, added to it
-_ROWS = 4096  # worked on at once
-_BLOCK = 64  # columns whose errors are passed on within the block at once, beyond it together
+DAMPING = 0.01  # fraction of the mean diagonal of H that is added to the diagonal
+_ROWS = 4096  # rows converted at once
+# Columns whose errors update the rest of the block at once, and what lies beyond it together.
+_BLOCK = 64
 
 
 class Hessian:
-    """Adds up x x^T over a layer's inputs.
+    """Accumulates x x^T over the inputs of a layer.
 
     Args:
-        columns: how many inputs the layer has.
+        columns: number of inputs of the layer.
     """
 
     def __init__(self, columns: int) -> None:
@@ -37,7 +39,7 @@ class Hessian:
         self.count = 0
 
     def add(self, x_MK: Tensor) -> None:
-        """Takes in inputs [..., K]."""
+        """Adds a batch of inputs [..., K]."""
         x_MK = x_MK.flatten(0, -2).float()
         self.sum_KK.addmm_(x_MK.T, x_MK)
         self.count += len(x_MK)
@@ -49,12 +51,12 @@ class Hessian:
 
 
 def quantize(weight_NK: Tensor, hessian_KK: Tensor, damping: float = DAMPING) -> PackedMatrix:
-    """The matrix of the int4 format with nearly the least error on such inputs.
+    """Packs a matrix in int4 with nearly the least error on inputs like those of calibration.
 
     Args:
-        weight_NK: floats; worked on a few thousand rows at a time.
+        weight_NK: floats; converted a few thousand rows at a time.
         hessian_KK: E[x x^T] of the inputs.
-        damping: share of the mean diagonal that is added to the diagonal.
+        damping: fraction of the mean diagonal that is added to the diagonal.
 
     Raises:
         CheckpointError: for NaN or Inf.
@@ -65,9 +67,9 @@ def quantize(weight_NK: Tensor, hessian_KK: Tensor, damping: float = DAMPING) ->
         raise CheckpointError("calibration gave inputs that are NaN or Inf")
     order_K = importance_K.argsort(descending=True, stable=True)
     factor_KK = _inverse_factor(hessian_KK[order_K][:, order_K], damping)
-    # What has no inputs at all matters a little too: the next text may have some.
+    # Columns that had no input at all count a little too: other text may use them.
     importance_K = importance_K + damping * importance_K.mean()
-    data = torch.empty(layout("int4", N, K)[0][0], dtype=torch.uint8)
+    data = torch.empty(tensor_specs("int4", N, K)[0][0], dtype=torch.uint8)
     for first in range(0, N, _ROWS):
         chunk_RK = weight_NK[first : first + _ROWS].float()
         scales = _scales(chunk_RK, importance_K)
@@ -78,9 +80,9 @@ def quantize(weight_NK: Tensor, hessian_KK: Tensor, damping: float = DAMPING) ->
 
 
 def _inverse_factor(hessian_KK: Tensor, damping: float) -> Tensor:
-    """The upper factor U of the damped H's inverse, U^T U = H^-1, each row over its diagonal.
+    """The upper factor U of the inverse of the damped H, U^T U = H^-1, each row over its diagonal.
 
-    Row k then says what a unit of error in column k is worth to the columns after it.
+    Row k then holds how much each later column changes to compensate a unit of error in column k.
     """
     mean = float(hessian_KK.diagonal().mean()) or 1.0
     while True:
@@ -92,11 +94,11 @@ def _inverse_factor(hessian_KK: Tensor, damping: float) -> Tensor:
             upper_KK, failed = torch.linalg.cholesky_ex(inverse_KK, upper=True)
             if not failed:
                 return upper_KK / upper_KK.diagonal()[:, None]
-        damping *= 10  # too few inputs for so many columns, and fp32 ran out
+        damping *= 10  # too few inputs for this many columns: fp32 was not precise enough
 
 
 def _scales(w_RK: Tensor, importance_K: Tensor) -> Scales:
-    """The search of int4.py, a few rows at a time."""
+    """Scales and multipliers from the search in int4.py, a few rows at a time."""
     step = int4.rows_at_once(w_RK.shape[1])
     parts = [int4.choose_scales(part, importance_K) for part in w_RK.split(step)]
     return Scales(
@@ -105,9 +107,9 @@ def _scales(w_RK: Tensor, importance_K: Tensor) -> Scales:
 
 
 def _rounded(w_RK: Tensor, scales: Scales, factor_KK: Tensor, order_K: Tensor) -> Tensor:
-    """The integers, [R, K] filled up to whole superblocks."""
+    """The integers, [R, K padded to whole superblocks]."""
     K = w_RK.shape[1]
-    # A copy, in the order in which columns are rounded, as is all that follows.
+    # A copy with the columns in the order of rounding, as in everything that follows.
     w_RK = w_RK[:, order_K]
     step_RK = scales.step_NSG.flatten(1).repeat_interleave(GROUP, 1)[:, order_K]
     q_RK = torch.empty_like(w_RK)
@@ -124,7 +126,7 @@ def _block(
     w_RK: Tensor, q_RK: Tensor, step_RK: Tensor, factor_KK: Tensor, first: int, last: int
 ) -> Tensor:
     """Rounds columns first..last one by one; returns their errors [R, last - first]."""
-    w_BR = w_RK[:, first:last].T.contiguous()  # a column is contiguous now
+    w_BR = w_RK[:, first:last].T.contiguous()  # columns become contiguous
     step_BR = step_RK[:, first:last].T.contiguous()
     inverse_BR = int4.inverse(step_BR)
     q_BR, errors_BR = torch.empty_like(w_BR), torch.empty_like(w_BR)

@@ -1,12 +1,12 @@
-"""Linear layers in int8: weights per output row, activations per token, sums in int32.
+"""Linear layers in int8: one scale per row of the weight and per token, sums in int32.
 
-Each row of a weight is scaled so that its largest element is 127, once; each token's input is,
-as it comes. The product of integers is exact, and the only error is the two roundings
-(LLM.int8(), arXiv 2208.07339, section 2.1, without its outliers).
+Each row of a weight is scaled once so that its largest element is 127; each token's activations are
+scaled in the same way as they come. The product of integers is exact, so the only error is that of
+the two roundings (LLM.int8(), arXiv 2208.07339, section 2.1, without its outliers).
 
-Whether this is faster is a matter of the processor: `torch._int_mm` needs VNNI (or AMX) to be. On
-others oneDNN's product of int8 is a reference implementation, exact and far slower than fp32:
-`speed` measures it.
+Whether this is faster depends on the processor: `torch._int_mm` needs VNNI or AMX. Without them
+oneDNN falls back to a reference implementation, which is exact but far slower than fp32. `speed`
+measures the gain.
 
 Shapes: N tokens, I inputs, O outputs.
 """
@@ -19,22 +19,22 @@ import torch
 from torch import Tensor, nn
 
 LARGEST = 127
-_OPERATIONS = 5e8  # of one measured product: at most 0.3 s where there is no VNNI
+_OPERATIONS = 5e8  # operations of one measured product: at most 0.3 s without VNNI
 _REPEATS = 3
 
 
 def quantized(x_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row as int8 [N, I], and what one step of it is worth, fp32 [N]."""
+    """Quantizes each row: int8 [N, I], and the scale of each row, fp32 [N]."""
     x_NI = x_NI.float()
     scale_N = (x_NI.abs().amax(-1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
     return (x_NI / scale_N[:, None]).round().to(torch.int8), scale_N
 
 
 class Int8Linear(nn.Module):
-    """Takes the place of a linear layer whose weights do not change any more.
+    """Replaces a linear layer whose weights no longer change.
 
     Args:
-        linear: what it stands for.
+        linear: the layer to replace.
     """
 
     weight_OI: Tensor
@@ -56,7 +56,7 @@ class Int8Linear(nn.Module):
         return self._scaled(sums_NO.float(), scale_N).to(x.dtype).unflatten(0, x.shape[:-1])
 
     def plain(self, x: Tensor) -> Tensor:
-        """The same with a product of fp32 numbers that are those integers: to compare with."""
+        """`forward` with an fp32 product of the same integers, for comparisons."""
         x_NI, scale_N = quantized(x.flatten(0, -2))
         sums_NO = x_NI.float() @ self.weight_OI.float().T
         return self._scaled(sums_NO, scale_N).to(x.dtype).unflatten(0, x.shape[:-1])
@@ -71,25 +71,25 @@ def quantize_linears(module: nn.Module, keep: Tensor | None = None) -> int:
 
     Args:
         module: the network.
-        keep: a weight whose layer stays as it is: the head.
+        keep: the weight of a layer that stays as it is, such as the output head.
 
     Returns:
-        How many were replaced.
+        The number of layers replaced.
     """
-    found = 0
+    replaced = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child.weight is not keep:
                 setattr(parent, name, Int8Linear(child))
-                found += 1
-    return found
+                replaced += 1
+    return replaced
 
 
 @torch.no_grad()
 def speed(module: nn.Module, tokens: int) -> float:
-    """How many times as fast as in fp32 the largest quantized layer is here, on `tokens` tokens.
+    """Measures the speed of the largest quantized layer relative to fp32, on `tokens` tokens.
 
-    Takes about a second at most: fewer tokens where the layer is large.
+    Takes about a second at most: a large layer is measured on fewer tokens.
     """
     layers = [m for m in module.modules() if isinstance(m, Int8Linear)]
     layer = max(layers, key=lambda m: m.weight_OI.numel())

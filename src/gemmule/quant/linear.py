@@ -1,8 +1,8 @@
-"""Layers over packed matrices, with whatever computes them best here.
+"""Linear and embedding layers over packed matrices, with the fastest product available.
 
-The native kernels where the library was built; else torch's own int4 and int8 products, which take
-floats in: their formats hold the same weights, so that only the roundings of activations are
-missing. `plain` is the arithmetic of product.py, which the native kernels equal bit for bit.
+That is the native kernels if the library was built. Otherwise it is torch's own int4 and int8
+products, which take float activations: their formats hold the same weights, but activations are not
+rounded. `plain` selects the arithmetic of product.py, which the native kernels equal bit for bit.
 
 Shapes: M tokens, N outputs, K inputs, G groups of a row.
 """
@@ -16,30 +16,23 @@ from torch.nn import functional as F
 
 from gemmule.console import console
 from gemmule.quant import int4, int6, int8, native, product
-from gemmule.quant.packed import (
-    ALIGN,
-    FLOATS,
-    GROUP,
-    SUPERBLOCK,
-    TILE,
-    PackedMatrix,
-    padded,
-)
+from gemmule.quant.layout import ALIGN, FLOATS, GROUP, SUPERBLOCK, TILE, padded
+from gemmule.quant.packed import PackedMatrix
 
-_REPACKED = 2**24  # weights at once
-_MANY = 64  # tokens, for which unpacking pays
+_REPACKED = 2**24  # weights converted at once
+_MANY = 64  # tokens from which unpacking the matrix pays off
 Product = Callable[[Tensor], Tensor]  # fp32 [M, K] to fp32 [M, N]
 
 
 class PackedLinear(nn.Module):
-    """Takes the place of a linear layer without a bias.
+    """A linear layer without a bias over a packed matrix.
 
     Args:
-        matrix: its weight.
-        plain: never use kernels; to compare with.
+        matrix: the weight.
+        plain: use the reference arithmetic instead of kernels, for comparisons.
 
     Attributes:
-        packed: its weight.
+        packed: the weight.
     """
 
     def __init__(self, matrix: PackedMatrix, plain: bool = False) -> None:
@@ -54,7 +47,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """Takes the place of an embedding; `packed` are its rows."""
+    """An embedding over a packed matrix, `packed`."""
 
     def __init__(self, matrix: PackedMatrix) -> None:
         super().__init__()
@@ -62,7 +55,7 @@ class PackedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """All rows, fp32, made anew each time: for what reads the whole of it once."""
+        """All rows, fp32, dequantized at each access: for code that reads the whole of it once."""
         return self.packed.dequantize()
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -71,7 +64,7 @@ class PackedEmbedding(nn.Module):
 
 
 def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
-    """How this matrix is multiplied with here."""
+    """The fastest available product with `matrix`; the reference one if `plain`."""
     if matrix.format in FLOATS:
         return lambda x_MK: F.linear(x_MK.to(matrix.data.dtype), matrix.data).float()
     if plain:
@@ -81,8 +74,9 @@ def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
             x_MK, matrix.data, matrix.scales, matrix.format, matrix.rows, matrix.columns
         )
     _say_once()
-    few = {"int4": _torch_int4, "int6": _torch_int6, "int8": _torch_int8}[matrix.format](matrix)
-    return lambda x_MK: few(x_MK) if len(x_MK) < _MANY else _as_floats(matrix, x_MK)
+    torch_product = {"int4": _torch_int4, "int6": _torch_int6, "int8": _torch_int8}[matrix.format]
+    packed = torch_product(matrix)
+    return lambda x_MK: packed(x_MK) if len(x_MK) < _MANY else _as_floats(matrix, x_MK)
 
 
 @cache
@@ -95,7 +89,7 @@ def _say_once() -> None:
 
 
 def _as_floats(matrix: PackedMatrix, x_MK: Tensor) -> Tensor:
-    """The product with the values it stands for, some rows of them at a time."""
+    """The product with the dequantized matrix, some of its rows at a time."""
     tiles = max(1, _REPACKED // (matrix.columns * TILE))
     return torch.cat([x_MK @ rows_RK.T for rows_RK in matrix.chunks(tiles)], 1)
 
@@ -108,7 +102,7 @@ def _torch_int8(matrix: PackedMatrix) -> Product:
 
 
 def _torch_int6(matrix: PackedMatrix) -> Product:
-    """A product in int8 for each superblock, whose scales are those of rows."""
+    """One int8 product per superblock, with that superblock's scale for each row."""
     q_NK, scale_NS = int6.unpack(matrix.data, matrix.columns)
     parts_NC = q_NK[: matrix.rows, : matrix.columns].split(SUPERBLOCK, 1)
     scales_N = scale_NS[: matrix.rows].T.contiguous()
@@ -127,18 +121,18 @@ def _torch_int6(matrix: PackedMatrix) -> Product:
 
 
 def _torch_int4(matrix: PackedMatrix) -> Product:
-    """Groups of 32 with a scale in fp32 each, which is our scale times our multiplier."""
+    """Torch's groups of 32 with an fp32 scale each, which is our scale times our multiplier."""
     columns = padded(matrix.columns, ALIGN)
     tiles = max(1, _REPACKED // (columns * TILE))
     parts = [_repacked(data_TB, matrix.columns, columns) for data_TB in matrix.data.split(tiles)]
 
     def multiply(x_MK: Tensor) -> Tensor:
         x_MK = F.pad(x_MK, (0, columns - matrix.columns))
-        found = [
+        products = [
             torch.ops.aten._weight_int4pack_mm_for_cpu(x_MK, quants, GROUP, scales)
             for quants, scales in parts
         ]
-        return torch.cat(found, 1)[:, : matrix.rows]
+        return torch.cat(products, 1)[:, : matrix.rows]
 
     return multiply
 

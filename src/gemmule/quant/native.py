@@ -19,7 +19,7 @@ from gemmule.quant.packed import PackedMatrix
 INTERFACE = 1
 # Another build of it, such as one with sanitizers, can be named in the environment.
 PATH = Path(os.environ.get("GEMMULE_LIBRARY") or Path(__file__).with_name("libgemmule_kernels.so"))
-_FORMATS = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
+_FORMAT_CODES = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
 INSTRUCTION_SETS = ("portable", "avx2", "avx512vnni", "amx")
 
 
@@ -186,7 +186,7 @@ def c_matrix(matrix: PackedMatrix) -> CMatrix:
     """Pointers into `matrix`, which must live as long as they are used."""
     scales = None if matrix.scales is None else matrix.scales.data_ptr()
     return CMatrix(
-        matrix.data.data_ptr(), scales, _FORMATS[matrix.format], matrix.rows, matrix.columns, 0
+        matrix.data.data_ptr(), scales, _FORMAT_CODES[matrix.format], matrix.rows, matrix.columns, 0
     )
 
 

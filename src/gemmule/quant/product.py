@@ -1,10 +1,11 @@
-"""Tokens times a packed matrix, plainly: what every kernel must equal bit for bit.
+"""Reference product of activations with a packed matrix: every kernel must equal it bit for bit.
 
-Of each token and superblock of 256 inputs the largest is 127 (int8); the products with the
-weights' integers add up to one exact integer, which is worth `weight scale x token scale`. Over a
-row's superblocks, in order, acc = fma(integer, weight scale * token scale, acc), all fp32.
+Each token's activations are quantized to int8, with one scale per superblock of 256 inputs, so that
+the largest becomes 127. Their products with the integers of the weights add up to one exact
+integer, whose unit is `weight scale x token scale`. Over the superblocks of a row, in order,
+acc = fma(integer, weight scale * token scale, acc), all in fp32.
 
-Shapes: M tokens, N outputs, K inputs, S superblocks.
+Shapes: M tokens, N outputs, K inputs, S superblocks, C columns of a superblock, T tiles.
 """
 
 import torch
@@ -12,17 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gemmule.quant import int4, int6, int8
-from gemmule.quant.packed import FLOATS, SUPERBLOCK, TILE, PackedMatrix, padded
+from gemmule.quant.layout import FLOATS, SUPERBLOCK, TILE, padded
+from gemmule.quant.packed import PackedMatrix
 
-_TILES = 256  # unpacked at once
+_TILES = 256  # tiles unpacked at once
 
 
 def quantize_tokens(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """Each superblock of each token as integers, fp32 [M, S, 256], and its scale, fp32 [M, S]."""
+    """Quantizes activations per superblock: integers, fp32 [M, S, 256], and scales, fp32 [M, S]."""
     K = x_MK.shape[1]
     x = F.pad(x_MK.float(), (0, padded(K, SUPERBLOCK) - K)).unflatten(1, (-1, SUPERBLOCK))
     largest_MS = x.abs().amax(-1)
-    # Tensor by tensor: a number over a tensor is a product with a rounded reciprocal in torch.
+    # Tensor over tensor: torch divides a number by a tensor with a rounded reciprocal.
     factor_MS = torch.full_like(largest_MS, int8.LARGEST) / largest_MS
     factor_MS = torch.where(factor_MS.isfinite(), factor_MS, 0.0)
     return (x * factor_MS[..., None]).round_(), largest_MS / int8.LARGEST
@@ -57,18 +59,18 @@ def _tiles(packed: PackedMatrix, first: int, x_MSC: Tensor, token_scale_MS: Tens
         scale_NS = scale_N[:, None].expand(-1, S)
     acc_MN = torch.zeros(len(x_MSC), len(w_NSC))
     for s in range(S):
-        # Integers below 2^24, their partial sums included: exact in fp32.
+        # Integers and their partial sums stay below 2^24: exact in fp32.
         sums_MN = x_MSC[:, s] @ w_NSC[:, s].T
         acc_MN = fma(sums_MN, token_scale_MS[:, s, None] * scale_NS[None, :, s], acc_MN)
     return acc_MN
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The product a b + c of fp32 numbers, rounded once.
+    """Fused multiply-add: a b + c of fp32 numbers, rounded once.
 
-    In fp64 the product is exact and the sum rounded; rounding that again to fp32 could differ from
-    rounding once where it lies just between two fp32 numbers. So the sum is rounded to odd: what
-    was lost shows in its last bit (Boldo and Melquiond, 2008).
+    In fp64 the product is exact but the sum is rounded. Rounding it again to fp32 could differ from
+    rounding once if the sum lies halfway between two fp32 numbers. So the sum is rounded to odd:
+    its last bit records whether anything was lost (Boldo and Melquiond, 2008).
     """
     product, c = a.double() * b.double(), c.double()
     total = product + c

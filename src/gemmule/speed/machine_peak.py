@@ -11,7 +11,7 @@ import torch
 
 from gemmule.checkpoints.stored_tensor import empty
 from gemmule.infer.core.cache_size import available_memory
-from gemmule.quant import int8, native
+from gemmule.quant import native, packed
 from gemmule.runtime.device import matmul_gflops
 
 _READINGS = 5
@@ -80,7 +80,7 @@ def int8_operations(threads: int) -> float | None:
     if not native.available():
         return None
     generator = torch.Generator().manual_seed(0)
-    matrix = int8.quantize(torch.randn(_SQUARE, _SQUARE, generator=generator))
+    matrix = packed.quantize(torch.randn(_SQUARE, _SQUARE, generator=generator), "int8")
     x_MK = torch.randn(_ROWS, _SQUARE, generator=generator)
     pool, best = native.threads(threads), 0.0
     for _ in range(2 * _READINGS):

@@ -10,7 +10,7 @@ from gemmule.infer.runners.native_runner import matrices_of, packed_of
 from gemmule.infer.runners.protocol import PAGE, Runner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
-from gemmule.quant.packed import FLOATS
+from gemmule.quant.layout import FLOATS
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,10 @@ from gemmule.config import nearest
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Block, RMSNorm, rope_tables
-from gemmule.quant import gptq, int4, int6, int8
+from gemmule.quant import gptq, packed
 from gemmule.quant.gptq import Hessian
-from gemmule.quant.packed import (
-    FLOATS,
-    FORMATS,
-    PACKED,
-    PackedMatrix,
-    bits_per_weight,
-    plain,
-)
+from gemmule.quant.layout import FLOATS, PACKED, bits_per_weight
+from gemmule.quant.packed import FORMATS, PackedMatrix
 
 # Bits a weight in llama.cpp's types: blocks of 32 with a scale in fp16, and Q6_K's of 256.
 _Q4_0, _Q6_K, _Q8_0 = 4.5, 6.5625, 8.5
@@ -171,9 +165,9 @@ class _Work:
                 if self.format == "int4":
                     hessian = _inputs(block, stage[0], x, rope, segments)
                 for name in stage:
-                    packed = self.pack(f"layers.{i}.{name}.weight", hessian)
+                    matrix = self.pack(f"layers.{i}.{name}.weight", hessian)
                     linear = block.get_submodule(name)
-                    linear.weight = nn.Parameter(packed.dequantize(), requires_grad=False)
+                    linear.weight = nn.Parameter(matrix.dequantize(), requires_grad=False)
             x = [block(y, rope, segment) for y, segment in zip(x, segments, strict=True)]
         if self.head == "int4":
             norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -185,14 +179,10 @@ class _Work:
 
 
 def _packed(tensor: StoredTensor, form: str, hessian: Hessian | None, head: bool) -> PackedMatrix:
-    if form in FLOATS:
-        return plain(tensor.copy(FLOATS[form], torch.device("cpu")))
-    weight = tensor.copy(tensor.dtype, torch.device("cpu"))
-    if form != "int4":
-        return {"int6": int6.quantize, "int8": int8.quantize}[form](weight)
-    if hessian is None:
-        return int4.quantize(weight)
-    return gptq.quantize(weight, hessian.mean_KK, HEAD_DAMPING if head else gptq.DAMPING)
+    weight = tensor.copy(FLOATS.get(form, tensor.dtype), torch.device("cpu"))
+    if form == "int4" and hessian is not None:
+        return gptq.quantize(weight, hessian.mean_KK, HEAD_DAMPING if head else gptq.DAMPING)
+    return packed.quantize(weight, form)
 
 
 class _Enough(Exception):

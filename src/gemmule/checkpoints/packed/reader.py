@@ -27,20 +27,18 @@ from gemmule.checkpoints.stored_tensor import StoredTensor, empty, is_finite
 from gemmule.errors import CheckpointError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.quant.packed import (
+from gemmule.quant.layout import (
     FLOATS,
-    FORMATS,
     PACKED,
-    SCALES,
+    SCALE_BYTES,
     TILE,
-    PackedMatrix,
-    layout,
+    TensorSpec,
     padded,
-    plain,
     superblock_bytes,
     superblocks,
-    values,
+    tensor_specs,
 )
+from gemmule.quant.packed import FORMATS, PackedMatrix, dequantize, plain
 
 METHOD, VERSION = "gemmule", 1
 MEASURED = "quantization.json"
@@ -156,7 +154,7 @@ def _formats(said: object, source: Path) -> tuple[str, str]:
             f"version {VERSION}: quantize the model again, or update gemmule"
         )
     kind, head = said.get("format"), said.get("head")
-    if kind not in PACKED or head not in FORMATS:
+    if kind not in PACKED or head not in tuple(FORMATS):  # which may be of any type
         raise CheckpointError(
             f"{source}: format is {kind!r} and head {head!r}; expected one of "
             f"{', '.join(PACKED)} and one of {', '.join(FORMATS)}"
@@ -182,13 +180,13 @@ def _tensors(
             continue
         form = head if weight == EMBEDDING else kind
         if part == "qweight" and shape and form in PACKED:
-            parts = [_part(file, name, entry, layout(form, *shape)[0], data)]
-            scales_form = layout(form, *shape)[1]
-            if scales_form:
+            data_spec, scales_spec = tensor_specs(form, *shape)
+            parts = [_part(file, name, entry, data_spec, data)]
+            if scales_spec:
                 if f"{base}.scales" not in entries:
                     raise CheckpointError(f"{file.path}: {name} has no scales")
                 theirs = entries[f"{base}.scales"]
-                parts.append(_part(file, *theirs, scales_form, data))
+                parts.append(_part(file, *theirs, scales_spec, data))
             found[weight] = PackedTensor(file, weight, form, shape, parts)
         elif part == "weight" and (shape is None or form in FLOATS):
             found[ours] = MappedTensor(file, name, entry, data)
@@ -203,10 +201,10 @@ def _part(
     file: MappedFile,
     name: str,
     entry: Mapping[str, Any],
-    form: tuple[tuple[int, ...], torch.dtype],
+    spec: TensorSpec,
     data: int,
 ) -> "_Part":
-    shape, dtype = form
+    shape, dtype = spec
     if tuple(entry["shape"]) != shape or entry["dtype"] != _CODES[dtype]:
         raise CheckpointError(
             f"{file.path}: {name} is {entry['dtype']} {entry['shape']}; expected "
@@ -261,7 +259,8 @@ class PackedTensor(StoredTensor):
             if len(self.parts) > 1:
                 scales = self.parts[1].start + first * TILE * 4
                 scales_N = self._file.view(scales, scales + count * TILE * 4, torch.float32)
-            yield values(self.format, tiles, scales_N, columns)[: rows - first * TILE]
+            values = dequantize(self.format, tiles, scales_N, columns)
+            yield values[: rows - first * TILE]
             self._file.release(start, stop)
 
 
@@ -351,7 +350,7 @@ def _check_scales(matrix: PackedMatrix, where: str) -> None:
         sound, at = True, 0
         for width in superblocks(matrix.columns):
             at += superblock_bytes(matrix.format, width)
-            scales = matrix.data[:, at - SCALES : at].contiguous().view(torch.bfloat16)
+            scales = matrix.data[:, at - SCALE_BYTES : at].contiguous().view(torch.bfloat16)
             sound = sound and is_finite(scales.float())
     if not sound:
         raise CheckpointError(f"{where} has scales that are NaN or Inf: the file is damaged")

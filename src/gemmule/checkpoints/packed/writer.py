@@ -16,7 +16,7 @@ from gemmule.checkpoints.locate import SINGLE
 from gemmule.checkpoints.packed.reader import MEASURED, METHOD, VERSION, QuantizedModel
 from gemmule.checkpoints.stored_tensor import tensor_bytes
 from gemmule.checkpoints.tensor_layout import Advance, write
-from gemmule.quant.packed import PACKED
+from gemmule.quant.layout import PACKED
 
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNED = 64

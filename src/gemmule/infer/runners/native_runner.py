@@ -21,8 +21,9 @@ from gemmule.infer.runners.protocol import MOST_CANDIDATES, Output, Prediction, 
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native
+from gemmule.quant.layout import FLOATS
 from gemmule.quant.native import CLayer, CMatrix, CModel, CStep
-from gemmule.quant.packed import FLOATS, PackedMatrix, plain
+from gemmule.quant.packed import PackedMatrix, plain
 
 CACHES = {"float16": 0, "int8": 1, "float32": 2}
 _STEP_TOKENS = 512  # enough for the arithmetic, not the memory, to be what limits a long prompt
