@@ -92,15 +92,15 @@ def test_the_card_is_the_same_each_time(tmp_path):
 
 def test_what_was_not_measured_is_said(tmp_path):
     readme, _ = card(tmp_path, RESULT)
-    assert "Not measured: safety, memorisation." in readme
+    assert "Not measured: safety, memorization." in readme
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(kind="safety"), "no result of gemmule eval"),
-        (lambda r: r.update(rows=[]), "no result of gemmule eval"),
-        (lambda r: r["model"].pop("parameters"), "no result of gemmule eval"),
+        (lambda r: r.update(kind="safety"), "is not a result of gemmule eval"),
+        (lambda r: r.update(rows=[]), "is not a result of gemmule eval"),
+        (lambda r: r["model"].pop("parameters"), "model.parameters is broken"),
         (lambda r: r["rows"]["arc-e"].update(value="high"), "rows.arc-e is broken"),
         (lambda r: r["rows"]["piqa"].pop("published"), "rows.piqa is broken"),
     ],

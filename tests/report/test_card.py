@@ -124,7 +124,7 @@ def test_the_headline_says_the_gap(quickstart):
         (3.75, 3.61, "distillation is ahead by 0.210", "training from scratch is ahead by 0.140"),
         (3.75, 3.80, "distillation is ahead by 0.210", "distillation is ahead by 0.050"),
         (4.00, 3.80, "training from scratch is ahead by 0.040", "from scratch is ahead by 0.200"),
-        (3.96, 3.96, "there is no difference", "there is no difference"),
+        (3.96, 3.96, "the losses are equal", "the losses are equal"),
     ],
 )
 def test_the_result_is_said_whichever_way_it_falls(tmp_path, distilled, more, tokens, compute):
@@ -263,7 +263,7 @@ def test_what_is_not_known_is_not_invented(tmp_path):
 def test_a_distilled_run_alone_names_its_teacher(tmp_path):
     make_run(tmp_path / "student", kind="distill")
     card = write_card(tmp_path / "student")
-    assert "taught by a teacher of 6.95 M parameters" in read(card).text
+    assert "distilled from a 6.95 M-parameter teacher" in read(card).text
     assert "another quantity, and is not drawn" in read(card).text
 
 
@@ -282,7 +282,7 @@ def test_stored_targets_are_named_and_their_bias_is_said(tmp_path, biased):
     }
     (run / "manifest.json").write_text(json.dumps(manifest))
     text = (write_card(run) / "README.md").read_text()
-    assert ("such targets are biased" in text) == biased
+    assert ("Such targets are biased" in text) == biased
     assert manifest["targets"]["label"] in text
     assert "energy of recording the teacher" in text
     page = (run / "card" / "index.html").read_text()

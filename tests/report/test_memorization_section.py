@@ -57,13 +57,13 @@ def card(tmp_path, result):
 
 def test_shares_with_their_intervals_and_sources(tmp_path):
     readme, html = card(tmp_path, RESULT)
-    assert "## Memorisation" in readme
+    assert "## Memorization" in readme
     assert (
         "| this model, training text | 1,000 | 1.24 | 0.62 to 1.96 | 2.34 | 1.17 to 3.61 |"
         in readme
     )
-    assert "| this model, text never read | 1,000 | 0.00 | 0.00 to 0.10 |" in readme
-    assert "exactly in 1.24% of 1,000 passages" in readme
+    assert "| this model, text never seen | 1,000 | 0.00 | 0.00 to 0.10 |" in readme
+    assert "exactly for 1.24% of 1,000 passages" in readme
     assert "| planted 64 times | 4 | 100.00 |" in readme
     assert "| medium | 21 | 1 | 0.10 |" in readme
     assert "read once" not in readme  # one group is the first row again
@@ -79,15 +79,15 @@ def test_shares_with_their_intervals_and_sources(tmp_path):
 def test_two_models_and_their_difference(tmp_path):
     readme, html = card(tmp_path, {**RESULT, "against": AGAINST})
     assert "| scratch, the same passages | 1,000 | 3.45 |" in readme
-    assert "| difference to scratch, paired |  | -2.22 | -1.11 to -3.23 | +2.22 |" in readme
-    assert "difference to scratch, paired" in html
+    assert "| difference from scratch, paired |  | -2.22 | -1.11 to -3.23 | +2.22 |" in readme
+    assert "difference from scratch, paired" in html
     assert "somebody" not in html + readme
 
 
 def test_without_a_control_it_says_so(tmp_path):
     nothing = {"probes": 0, "exact": None, "approximate": None, "why": "too short"}
     readme, html = card(tmp_path, {**RESULT, "control": nothing, "canaries": None})
-    assert "| this model, text never read | 0 | not measured |" in readme
+    assert "| this model, text never seen | 0 | not measured |" in readme
     assert "the control" not in readme
     assert "Canaries" not in html
 
@@ -95,13 +95,13 @@ def test_without_a_control_it_says_so(tmp_path):
 def test_not_measured_is_no_section(tmp_path):
     run = tmp_path / "run"
     make_run(run)
-    assert "## Memorisation" not in (write_card(run) / "README.md").read_text()
+    assert "## Memorization" not in (write_card(run) / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        ("kind", "safety", "no result of gemmule memorization"),
+        ("kind", "safety", "is not a result of gemmule memorization"),
         ("train", None, "train is broken"),
         ("train.exact", None, "train is broken"),
         ("train.approximate.low", "a", "train is broken"),

@@ -78,7 +78,7 @@ def test_a_bias_stands_on_a_scale_of_its_own(tmp_path: Path) -> None:
 
 def test_without_a_scorer_and_without_a_gate(tmp_path: Path) -> None:
     html, text = card_of(tmp_path / "run", result(scorer=None, gate=None))
-    assert "Toxicity: not measured, no classifier was named." in text
+    assert "Toxicity: not measured, because no classifier was named." in text
     assert "Safety gate" not in html
 
 
@@ -93,12 +93,12 @@ def test_nothing_measured_no_section(tmp_path: Path) -> None:
     [
         ("{", "not readable JSON"),
         ("[]", "expected a JSON object"),
-        ({"kind": "other"}, "is no result of gemmule safety"),
+        ({"kind": "other"}, "is not a result of gemmule safety"),
         (result(figures={"x": figure("x", 1.0, n="many")}), r"figures\.x is broken"),
         (result(figures={"x": figure("x", 1.0, report=[1, 2, 3])}), r"figures\.x is broken"),
         (result(figures={"x": 3}), r"figures\.x is broken"),
         (result(benchmarks={"x": {"title": "x"}}), r"benchmarks\.x is broken"),
-        (result(gate={"file": "g", "checks": [{}]}), "gate is broken"),
+        (result(gate={"file": "g", "checks": [{}]}), "gate.checks is broken"),
     ],
 )
 def test_a_broken_result_is_named(tmp_path: Path, content: Any, message: str) -> None:

@@ -1,22 +1,21 @@
-"""A sweep as a picture: the figure itself on the left, differences within a seed on the right."""
+"""Plot of a sweep: the metric on the left, differences within a seed on the right."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from gemmule.ablate.results import METRICS
-from gemmule.errors import MissingExtraError
+from gemmule.report import svg
 
-# The card's colours on paper; shape and line tell the arms apart without them.
+# The card's colors on paper; marker and line tell the arms apart without them.
 INK, INK_2, RULE, PAPER = "#1d2226", "#59636b", "#e1dcd2", "#fffefb"
 BASELINE, OTHER = "#c2500f", "#00756f"
 
 
 def draw(results: Mapping[str, Any]) -> str | None:
-    """The plot as an SVG file's text, the same for the same results; None with nothing to show.
+    """The plot as an SVG file's text, the same for the same results; None if there is nothing yet.
 
     Groups with a place on an axis become lines, others rows. Points are means with their 95%
-    intervals, faint ones single seeds.
+    intervals, faint points single seeds.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
@@ -24,45 +23,16 @@ def draw(results: Mapping[str, Any]) -> str | None:
     rows = [row for row in results["summary"] if results["metric"] in row]
     if not rows:
         return None
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "report", "the sweep's plot") from None
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's own style would change the picture
-        params: Any = mpl.rcParams
-        params.update(
-            {
-                "svg.hashsalt": "gemmule",
-                "svg.fonttype": "none",
-                "font.size": 10.5,
-                "font.family": "sans-serif",
-                "font.sans-serif": ["DejaVu Sans"],
-                "text.color": INK,
-                "axes.labelcolor": INK,
-                "xtick.color": INK_2,
-                "ytick.color": INK_2,
-                "text.usetex": False,
-            }
-        )
+    with svg.figures("the sweep's plot", INK, INK_2) as (canvas_of, _):
         ladder = all(row["x"] is not None for row in rows)
         height = 3.9 if ladder else 1.5 + 0.42 * len(rows)
-        canvas = Figure(figsize=(9.2, height), facecolor=PAPER, layout="constrained")
+        canvas = canvas_of(figsize=(9.2, height), facecolor=PAPER, layout="constrained")
         left, right = canvas.subplots(1, 2)
         (_ladder if ladder else _rows)(left, right, rows, results)
         for axes in (left, right):
             axes.set_facecolor(PAPER)
-            axes.grid(color=RULE, linewidth=0.8)
-            axes.set_axisbelow(True)
-            for side in ("top", "right", "left"):
-                axes.spines[side].set_visible(False)
-            axes.spines["bottom"].set_color(RULE)
-            axes.tick_params(length=0, which="both", pad=5)
-        out = io.StringIO()
-        nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        canvas.savefig(out, format="svg", metadata=nothing)
-    return out.getvalue()
+            svg.bare_axes(axes, RULE)
+        return svg.text_of(canvas)
 
 
 def _shown_metric(results: Mapping[str, Any]) -> tuple[str, str]:

@@ -4,38 +4,38 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemmule.errors import CheckpointError
-from gemmule.report import figures, score_plot
-from gemmule.report.figures import Figure, Ledger, Sentence, say
+from gemmule.report import score_plot
 from gemmule.report.plots import Plot
+from gemmule.report.result_file import ENDS, Interval, ResultFile, has_numbers
 from gemmule.report.run_files import Document, is_number
 from gemmule.report.scale import Marks, marks
+from gemmule.report.values import Provenance, Sentence, Value, decimals, sentence
+
+_PERCENT, _SIGNED = decimals(1, percent=True), decimals(1, percent=True, signed=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One benchmark's score.
 
     Attributes:
         title: the benchmark.
         shots: examples before each question.
-        value: the score in percent, with `low` and `high` of its interval.
-        chance: what guessing gets, None where it gets nothing worth naming.
-        verdict: where the interval lies: "at chance", "above chance", "below chance", or nothing.
-        published: the report's, by model.
-        questions: how many were asked.
-        marks: where they stand on a scale from 0 to 100.
+        score: the score in percent.
+        chance: chance level in percent; None if it is not worth naming.
+        verdict: position of the interval: "at chance", "above chance", "below chance", or "".
+        published: the report's scores, by model.
+        questions: number of questions.
+        marks: positions on a scale from 0 to 100.
     """
 
     title: str
     shots: str
-    value: Figure
-    low: Figure
-    high: Figure
-    chance: Figure | None
+    score: Interval
+    chance: Value | None
     verdict: str
-    published: Sequence[Figure]
-    questions: Figure
+    published: Sequence[Value]
+    questions: Value
     marks: Marks
 
 
@@ -44,30 +44,30 @@ class Benchmarks:
     """The section.
 
     Attributes:
-        rows: what was measured.
-        missing: what was not: its title, and why.
-        models: the report's.
-        source: where the report's figures are from.
-        summary: how many benchmarks are above chance.
-        notes: how each was measured, and what a reader must know.
-        comparisons: another model's name, and rows of title, difference, interval and verdict.
-        formats: titles, with mean and standard deviation over the formats.
+        rows: benchmarks that were measured.
+        missing: title of each benchmark that was not, and why.
+        models: the report's models.
+        source: source of the report's scores.
+        summary: number of benchmarks above chance.
+        notes: title of each benchmark, and how it was measured.
+        comparisons: another model's name, and for each benchmark title, difference and verdict.
+        formats: titles, with mean and standard deviation over the prompt formats.
         plot: scores against parameters.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[BenchmarkRow]
     missing: Sequence[tuple[str, str]]
     models: Sequence[str]
     source: str
     summary: str
     notes: Sequence[tuple[str, str]]
-    comparisons: Sequence[tuple[str, Sequence[tuple[str, Figure, Figure, Figure, str]]]]
+    comparisons: Sequence[tuple[str, Sequence[tuple[str, Interval, str]]]]
     formats: Sequence[tuple[str, Sentence]]
     plot: Plot | None
 
 
-def section(document: Document | None, ledger: Ledger) -> Benchmarks | None:
-    """The section, or None where nothing was measured.
+def section(document: Document | None, provenance: Provenance) -> Benchmarks | None:
+    """The section; None if nothing was measured.
 
     Raises:
         CheckpointError: for a file that `gemmule eval` did not write.
@@ -75,100 +75,86 @@ def section(document: Document | None, ledger: Ledger) -> Benchmarks | None:
     """
     if document is None:
         return None
-    _check(document)
-    found = document.content["rows"]
+    file = ResultFile(document, provenance, "gemmule eval")
+    _check(file)
+    entries = document.content["rows"]
+    listed = {model for entry in entries.values() for model in entry["published"]}
     models = [str(model) for model in document.get("published.parameters")]
     rows = [
-        _row(document, name, row, models, ledger)
-        for name, row in found.items()
-        if "missing" not in row
+        _row(file, name, entry, models) for name, entry in entries.items() if "missing" not in entry
     ]
     return Benchmarks(
         rows=rows,
-        missing=[(str(r["title"]), str(r["missing"])) for r in found.values() if "missing" in r],
-        models=[model for model in models if any(model in r["published"] for r in found.values())],
+        missing=[(str(e["title"]), str(e["missing"])) for e in entries.values() if "missing" in e],
+        models=[model for model in models if model in listed],
         source=str(document.get("published.source")),
         summary=_summary(rows),
         notes=_notes(document),
-        comparisons=_comparisons(document, ledger),
-        formats=_formats(document, ledger),
+        comparisons=_comparisons(file),
+        formats=_formats(file),
         plot=_plot(document),
     )
 
 
-def _check(document: Document) -> None:
-    """Refuses what would have to be guessed at further down."""
-    wrong = CheckpointError(f"{document.file} is no result of gemmule eval: measure again")
-    rows, parameters = document.get("rows"), document.get("published.parameters")
-    if document.get("kind") != "benchmarks" or not isinstance(rows, Mapping):
-        raise wrong
-    if not isinstance(parameters, Mapping) or not all(map(is_number, parameters.values())):
-        raise wrong
-    if not is_number(document.get("model.parameters")):
-        raise wrong
-    for name, row in rows.items():
-        known = isinstance(row, Mapping) and isinstance(row.get("published"), Mapping)
-        numbers = ("value", "low", "high", "n", "of")
-        if not known or not (
-            "missing" in row
-            or (
-                all(is_number(row.get(key)) for key in numbers)
-                and isinstance(row.get("notes"), list)
-                and isinstance(row.get("contamination"), Mapping)
-            )
-        ):
-            raise CheckpointError(f"{document.file}: rows.{name} is broken: measure again")
+def _check(file: ResultFile) -> None:
+    file.check_kind("benchmarks", "rows", "published.parameters")
+    document = file.document
+    sizes = document.get("published.parameters").values()
+    file.check("published.parameters", all(map(is_number, sizes)))
+    file.check("model.parameters", is_number(document.get("model.parameters")))
+    for name, row in document.get("rows").items():
+        published = isinstance(row, Mapping) and isinstance(row.get("published"), Mapping)
+        measured = (
+            has_numbers(row, (*ENDS, "n", "of"))
+            and isinstance(row.get("notes"), list)
+            and isinstance(row.get("contamination"), Mapping)
+        )
+        file.check(f"rows.{name}", published and ("missing" in row or measured))
 
 
 def _row(
-    document: Document, name: str, row: Mapping[str, Any], models: Sequence[str], ledger: Ledger
-) -> Row:
+    file: ResultFile, name: str, row: Mapping[str, Any], models: Sequence[str]
+) -> BenchmarkRow:
     title, key = str(row.get("title")), f"rows.{name}"
-
-    def take(part: str, what: str, form: figures.Format) -> Figure:
-        return ledger.take(document, f"{key}.{part}", f"{title}{what}", form)
-
-    chance = row.get("chance")
+    chance = row.get("chance") if is_number(row.get("chance")) else None
     verdict = ""
-    if is_number(chance):
+    if chance is not None:
         verdict = "above" if row["low"] > chance else "below" if row["high"] < chance else "at"
         verdict += " chance"
+    shots = row.get("shots")
     published = [
-        take(f"published.{model}", f": {model}", _one)
+        file.take(f"{key}.published.{model}", f"{title}: {model}", decimals(1))
         for model in models
         if model in row["published"]
     ]
-    shots = row.get("shots")
-    return Row(
+    return BenchmarkRow(
         title=title,
         shots=f"{shots[0]}-{shots[-1]}" if isinstance(shots, list) else str(shots),
-        value=take("value", "", _percent),
-        low=take("low", ": interval from", _percent),
-        high=take("high", ": interval to", _percent),
-        chance=take("chance", ": chance", _percent) if is_number(chance) else None,
+        score=file.interval(key, title, _PERCENT),
+        chance=None if chance is None else file.take(f"{key}.chance", f"{title}: chance", _PERCENT),
         verdict=verdict,
         published=published,
-        questions=take("n", ": questions", figures.exact),
+        questions=file.count(f"{key}.n", f"{title}: questions"),
         marks=marks(
             100 * row["value"],
             100 * row["low"],
             100 * row["high"],
-            100 * chance if chance is not None and is_number(chance) else None,
+            None if chance is None else 100 * chance,
             filter(is_number, row["published"].values()),
         ),
     )
 
 
-def _summary(rows: Sequence[Row]) -> str:
-    guessable = [row for row in rows if row.chance is not None]
-    if not guessable:
+def _summary(rows: Sequence[BenchmarkRow]) -> str:
+    with_chance = [row for row in rows if row.chance is not None]
+    if not with_chance:
         return ""
     counts = {
-        where: sum(row.verdict == f"{where} chance" for row in guessable)
+        where: sum(row.verdict == f"{where} chance" for row in with_chance)
         for where in ("above", "at", "below")
     }
-    said = [f"{count} {where} chance" for where, count in counts.items() if count]
-    return f"Of {len(guessable)} multiple-choice benchmarks: {', '.join(said)}."
+    parts = [f"{count} {where} chance" for where, count in counts.items() if count]
+    return f"Of {len(with_chance)} multiple-choice benchmarks: {', '.join(parts)}."
 
 
 def _notes(document: Document) -> list[tuple[str, str]]:
@@ -192,35 +178,25 @@ def _notes(document: Document) -> list[tuple[str, str]]:
     return notes
 
 
-def _comparisons(
-    document: Document, ledger: Ledger
-) -> list[tuple[str, list[tuple[str, Figure, Figure, Figure, str]]]]:
-    found = []
-    others = document.get("against") or ()
-    for number, other in enumerate(others):
+def _comparisons(file: ResultFile) -> list[tuple[str, list[tuple[str, Interval, str]]]]:
+    comparisons = []
+    for number, other in enumerate(file.document.get("against") or ()):
         rows = []
         for name, difference in other.get("differences", {}).items():
-            title = str(document.get("rows").get(name, {}).get("title", name))
-            parts = [
-                ledger.take(
-                    document,
-                    f"against.{number}.differences.{name}.{part}",
-                    f"{title}: difference from {other.get('name')}{what}",
-                    _signed,
-                )
-                for part, what in (("value", ""), ("low", ", from"), ("high", ", to"))
-            ]
-            rows.append((title, parts[0], parts[1], parts[2], str(difference.get("verdict"))))
-        found.append((str(other.get("name")), rows))
-    return found
+            title = str(file.document.get("rows").get(name, {}).get("title", name))
+            label = f"{title}: difference from {other.get('name')}"
+            interval = file.interval(f"against.{number}.differences.{name}", label, _SIGNED)
+            rows.append((title, interval, str(difference.get("verdict"))))
+        comparisons.append((str(other.get("name")), rows))
+    return comparisons
 
 
-def _formats(document: Document, ledger: Ledger) -> list[tuple[str, Sentence]]:
+def _formats(file: ResultFile) -> list[tuple[str, Sentence]]:
     rows = []
-    for name, found in (document.get("formats") or {}).items():
-        title = str(found.get("title"))
+    for name, entry in (file.document.get("formats") or {}).items():
+        title = str(entry.get("title"))
         mean, std = (
-            ledger.take(document, f"formats.{name}.{key}", f"{title}: {what}", _percent)
+            file.take(f"formats.{name}.{key}", f"{title}: {what}", _PERCENT)
             for key, what in (
                 ("mean", "mean over twelve formats"),
                 ("std", "standard deviation over twelve formats"),
@@ -228,55 +204,45 @@ def _formats(document: Document, ledger: Ledger) -> list[tuple[str, Sentence]]:
         )
         published = ", ".join(
             f"{model} {value}"
-            for model, value in (found.get("published_std_percent") or {}).items()
+            for model, value in (entry.get("published_std_percent") or {}).items()
         )
         known = f" (published standard deviation: {published})" if published else ""
         text = "mean {}, standard deviation {} over twelve formats" + known
-        rows.append((title, say(text, mean, std)))
+        rows.append((title, sentence(text, mean, std)))
     return rows
 
 
 def _plot(document: Document) -> Plot | None:
-    own = document.get("model.parameters")
-    published = document.get("published.parameters")
-    panels = []
-    for name, row in document.content["rows"].items():
-        if "missing" in row:
-            continue
-        points = [score_plot.Point("this model", own, row["value"], row["low"], row["high"], "own")]
-        for other in document.get("against") or ():
-            score = (other.get("scores") or {}).get(name)
-            if score and is_number(other.get("parameters")):
-                points.append(
-                    score_plot.Point(
-                        str(other.get("name")), other["parameters"],
-                        score["value"], score["low"], score["high"], "other",
-                    )
-                )  # fmt: skip
-        points += [
-            score_plot.Point(model, size, row["published"][model] / 100, None, None, "published")
-            for model, size in published.items()
-            if is_number(row["published"].get(model))
-        ]
-        panels.append(score_plot.Panel(str(row.get("title")), points, row.get("chance")))
+    panels = [
+        score_plot.Panel(str(row.get("title")), _points(document, name, row), row.get("chance"))
+        for name, row in document.content["rows"].items()
+        if "missing" not in row
+    ]
     if not panels:
         return None
-    svg, words = score_plot.draw(panels)
+    svg, description = score_plot.draw(panels)
     caption = (
         "Score in percent against parameters (log scale). The vertical bar is the 95% interval, "
         f"the dashed line chance. Source: {document.file}; published: "
         f"{document.get('published.source')}."
     )
-    return Plot(svg, words, caption)
+    return Plot(svg, description, caption)
 
 
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _one(value: Any) -> str:
-    return f"{value:.1f}"
-
-
-def _signed(value: Any) -> str:
-    return f"{100 * value:+.1f}"
+def _points(
+    document: Document, name: str, row: Mapping[str, Any]
+) -> list[score_plot.ScorePoint]:  # fmt: skip
+    own = document.get("model.parameters")
+    point = score_plot.ScorePoint
+    points = [point("this model", own, row["value"], row["low"], row["high"], "own")]
+    for other in document.get("against") or ():
+        score = (other.get("scores") or {}).get(name)
+        if score and is_number(other.get("parameters")):
+            value, low, high = (score[end] for end in ENDS)
+            title, size = str(other.get("name")), other["parameters"]
+            points.append(point(title, size, value, low, high, "other"))
+    return points + [
+        point(model, size, row["published"][model] / 100, None, None, "published")
+        for model, size in document.get("published.parameters").items()
+        if is_number(row["published"].get(model))
+    ]

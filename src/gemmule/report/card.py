@@ -1,4 +1,4 @@
-"""`write_card`: README.md for the hub and index.html to look at, from the files of a run."""
+"""`write_card`: the model card as README.md for the hub and as index.html, from a run's files."""
 
 import re
 import unicodedata
@@ -8,8 +8,8 @@ from typing import Any
 from gemmule import files
 from gemmule.errors import MissingExtraError
 from gemmule.report import page, run_files
-from gemmule.report.figures import UNKNOWN, Figure
 from gemmule.report.parts import Page
+from gemmule.report.values import UNKNOWN, Value
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -17,14 +17,14 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_card(run: Path, licence: str | None = None) -> Path:
     """Writes `card/README.md` and `card/index.html` into a run or quickstart directory.
 
-    Reads the run's files only; the same files give the same card, byte for byte. An existing
+    Reads only the run's files; the same files give the same card, byte for byte. An existing
     card is replaced.
 
     Args:
         run: a run directory (manifest.json, result.json, metrics.jsonl …) or a quickstart
             directory (comparison.json, teacher/, scratch/, student/).
-        licence: the licence the weights are published under, as the hub spells it
-            ("apache-2.0"); None says that it is still to be chosen.
+        licence: license of the weights, by its identifier on the hub ("apache-2.0"); with None
+            the card says that it is still to be chosen.
 
     Returns:
         The card's folder.
@@ -50,7 +50,7 @@ def write_card(run: Path, licence: str | None = None) -> Path:
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
     environment.filters |= {"md": _markdown, "fenced": _fenced}
-    environment.tests["figure"] = lambda value: isinstance(value, Figure)
+    environment.tests["value"] = lambda part: isinstance(part, Value)
     names: dict[str, Any] = {"page": content, "unknown": UNKNOWN}
     html = environment.get_template("index.html").render(names)
     text = environment.get_template("README.md").render(names)
@@ -63,7 +63,7 @@ def write_card(run: Path, licence: str | None = None) -> Path:
 
 
 def clean(text: str) -> str:
-    """Text that every file and browser takes: control characters and half surrogates replaced."""
+    """Text for any file and browser: control characters and lone surrogates replaced."""
 
     def shown(c: str) -> str:
         bad = unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"
@@ -113,18 +113,18 @@ def _front_matter(content: Page, licence: str | None) -> str:
 
 
 def _slug(text: str) -> str:
-    """A name the hub allows: letters, digits, dots and dashes."""
+    """A name that the hub accepts: letters, digits, dots and dashes."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()[:96] or "unnamed"
 
 
 def _markdown(text: object) -> str:
-    """Plain text inside a line of Markdown: nothing in it is markup, nor HTML."""
+    """Text for a line of Markdown, with all markup and HTML escaped."""
     line = " ".join(clean(str(text)).split())
     return re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", line)
 
 
 def _fenced(text: object) -> str:
-    """A Markdown code block that the text cannot close."""
+    """A Markdown code block with a fence that the text cannot close."""
     body = clean(str(text))
     ticks = max([2, *(len(run) for run in re.findall("`+", body))]) + 1
     return f"{'`' * ticks}text\n{body}\n{'`' * ticks}"

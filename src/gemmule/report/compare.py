@@ -1,60 +1,60 @@
-"""The comparison: who is ahead, at equal tokens and at equal compute, whichever way it falls."""
+"""Which model is ahead, at equal tokens and at equal training compute."""
 
 from collections.abc import Sequence
 
-from gemmule.report import figures
-from gemmule.report.figures import Figure, Ledger, Sentence, say
+from gemmule.report import values
 from gemmule.report.parts import Group, Rung
 from gemmule.report.run_files import Document, Quickstart, Run
+from gemmule.report.values import Provenance, Sentence, Value, sentence
 
 COLUMNS = (
-    ("nats_per_token", "nats per token", figures.loss),
-    ("perplexity", "perplexity", figures.significant),
-    ("bits_per_byte", "bits per byte", figures.loss),
-    ("parameters", "parameters", figures.count),
-    ("train_tokens", "training tokens", figures.count),
-    ("train_flops", "training compute", figures.flops),
-    ("seconds", "time", figures.duration),
-    ("energy_wh", "energy", figures.watt_hours),
-    ("gco2e", "carbon", figures.grams),
+    ("nats_per_token", "nats per token", values.loss),
+    ("perplexity", "perplexity", values.significant),
+    ("bits_per_byte", "bits per byte", values.loss),
+    ("parameters", "parameters", values.count),
+    ("train_tokens", "training tokens", values.count),
+    ("train_flops", "training compute", values.flops),
+    ("seconds", "time", values.duration),
+    ("energy_wh", "energy", values.watt_hours),
+    ("gco2e", "carbon", values.grams),
 )
 
 
-def row_of(document: Document, prefix: str, name: str, ledger: Ledger) -> list[Figure]:
-    """The figures of COLUMNS for one model, read from the keys that start with `prefix`."""
+def row_of(document: Document, prefix: str, name: str, provenance: Provenance) -> list[Value]:
+    """The values of COLUMNS for one model, read from the keys that start with `prefix`."""
     return [
-        ledger.take(document, prefix + key, f"{name}: {title}", form)
+        provenance.take(document, prefix + key, f"{name}: {title}", form)
         for key, title, form in COLUMNS
     ]
 
 
-def _verdict(scratch: Figure, distilled: Figure, ledger: Ledger, where: str) -> Sentence:
-    """Who is ahead, said the same way whichever it is."""
-    gap = ledger.difference(scratch, distilled, f"difference {where}", figures.loss)
-    if not gap.known or gap.text == figures.loss(0.0):
-        return ["there is no difference to three decimals"]
+def _verdict(scratch: Value, distilled: Value, provenance: Provenance, where: str) -> Sentence:
+    """Which model is ahead, and by how much, in the same words for either."""
+    gap = provenance.difference(scratch, distilled, f"difference {where}", values.loss)
+    if not gap.known or gap.text == values.loss(0.0):
+        return ["the losses are equal to three decimals"]
     ahead = "distillation" if distilled.value < scratch.value else "training from scratch"
-    return say(f"{ahead} is ahead by {{}} nats per token", gap)
+    return sentence(f"{ahead} is ahead by {{}} nats per token", gap)
 
 
 def compared(
-    source: Quickstart, ledger: Ledger
+    source: Quickstart, provenance: Provenance
 ) -> tuple[Sentence, list[Sentence], list[Group], list[Rung]]:
     """Headline, opening sentences, tables and scale of a quickstart."""
     comparison = source.comparison
     rows = {
-        (group, model): row_of(comparison, f"{group}.{model}.", f"{title}, {words}", ledger)
+        (group, model): row_of(comparison, f"{group}.{model}.", f"{title}, {words}", provenance)
         for group, words in (("equal_tokens", "equal tokens"), ("equal_compute", "equal compute"))
         for model, title in (("distilled", "distilled"), ("scratch", "from scratch"))
     }
-    teacher = row_of(source.teacher.result, "", "teacher", ledger)
+    teacher = row_of(source.teacher.result, "", "teacher", provenance)
     groups, verdicts = [], {}
     for group, title in (
         ("equal_tokens", "At equal tokens"),
         ("equal_compute", "At equal training compute"),
     ):
         distilled, scratch = rows[group, "distilled"], rows[group, "scratch"]
-        verdicts[group] = _verdict(scratch[0], distilled[0], ledger, title.lower())
+        verdicts[group] = _verdict(scratch[0], distilled[0], provenance, title.lower())
         best = "Distilled" if distilled[0].value < scratch[0].value else "From scratch"
         tied = len(verdicts[group]) == 1
         pair = [("Distilled", distilled), ("From scratch", scratch)]
@@ -62,25 +62,27 @@ def compared(
     groups.append(Group("The teacher", [("Teacher", teacher)], [], None))
     tokens, even = rows["equal_tokens", "distilled"], rows["equal_tokens", "scratch"]
     more = rows["equal_compute", "scratch"]
-    name = ledger.take(source.student.manifest, "data.name", "training data", str)
-    headline = say("Distilled {} vs from scratch {} nats/token at equal tokens", tokens[0], even[0])
+    name = provenance.take(source.student.manifest, "data.name", "training data", str)
+    headline = sentence(
+        "Distilled {} vs from scratch {} nats/token at equal tokens", tokens[0], even[0]
+    )
     lead = [
-        say(
-            "A {}-parameter Gemma 2 model, taught by a {}-parameter one on {}. Lower loss is "
-            "better; the losses are on text held out of training.",
+        sentence(
+            "A {}-parameter Gemma 2 model, distilled from a {}-parameter teacher on {}. Losses are "
+            "measured on text held out of training; lower is better.",
             tokens[3],
             teacher[3],
             name,
         ),
-        say(
+        sentence(
             "At equal tokens, {} (perplexity {} distilled, {} from scratch).",
             verdicts["equal_tokens"],
             tokens[1],
             even[1],
         ),
-        say(
-            "At equal training compute, {}: from scratch then sees {} tokens, distilled {}. "
-            "The teacher's forward passes are counted, its own training is not.",
+        sentence(
+            "At equal training compute, {}: the model from scratch then sees {} tokens, the "
+            "distilled one {}. The teacher's forward passes are counted, its own training is not.",
             verdicts["equal_compute"],
             more[4],
             rows["equal_compute", "distilled"][4],
@@ -95,28 +97,32 @@ def compared(
     return headline, lead, groups, _rungs(models)
 
 
-def alone(source: Run, ledger: Ledger) -> tuple[Sentence, list[Sentence], list[Group], list[Rung]]:
-    """The same for a single run, which has nothing to be compared with."""
-    row = row_of(source.result, "", "this model", ledger)
-    name = ledger.take(source.manifest, "data.name", "training data", str)
-    headline = say("Held-out loss {} nats/token after {} tokens", row[0], row[4])
-    lead = [say("A {}-parameter Gemma 2 model trained on {}.", row[3], name)]
+def alone(
+    source: Run, provenance: Provenance
+) -> tuple[Sentence, list[Sentence], list[Group], list[Rung]]:
+    """The same for a single run, which is not compared with anything."""
+    row = row_of(source.result, "", "this model", provenance)
+    name = provenance.take(source.manifest, "data.name", "training data", str)
+    headline = sentence("Held-out loss {} nats/token after {} tokens", row[0], row[4])
+    lead = [sentence("A {}-parameter Gemma 2 model trained on {}.", row[3], name)]
     if source.distilled:
         title = "teacher: parameters"
-        size = ledger.take(source.manifest, "parent.parameters", title, figures.count)
-        text = "A {}-parameter Gemma 2 model, taught by a teacher of {} parameters on {}."
-        lead = [say(text, row[3], size, name)]
-    lead.append(say("Perplexity {}, {} bits per byte, on text held out of it.", row[1], row[2]))
+        size = provenance.take(source.manifest, "parent.parameters", title, values.count)
+        text = "A {}-parameter Gemma 2 model, distilled from a {}-parameter teacher on {}."
+        lead = [sentence(text, row[3], size, name)]
+    lead.append(
+        sentence("Perplexity {} and {} bits per byte on text held out of training.", row[1], row[2])
+    )
     return headline, lead, [Group("Held out", [("This model", row)], [], None)], []
 
 
-def _rungs(models: Sequence[tuple[str, str, Sequence[Figure]]]) -> list[Rung]:
+def _rungs(models: Sequence[tuple[str, str, Sequence[Value]]]) -> list[Rung]:
     losses = [row[0].value for _, _, row in models]
     low, high = min(losses), max(losses)
     span = (high - low) or 1.0
     rungs = []
     for name, role, row in models:
         place = 4 + 92 * (row[0].value - low) / span
-        note = say("{} parameters, {} tokens", row[3], row[4])
+        note = sentence("{} parameters, {} tokens", row[3], row[4])
         rungs.append(Rung(name, role, row[0], note, round(place, 2)))
     return sorted(rungs, key=lambda rung: rung.percent)

@@ -1,4 +1,4 @@
-"""Puts the card together from the files of a run; the templates turn it into Markdown and HTML."""
+"""Builds a card's content from the files of a run; the templates turn it into Markdown and HTML."""
 
 import json
 import shlex
@@ -8,51 +8,51 @@ from pathlib import Path
 from gemmule.report import (
     benchmarks,
     compare,
-    figures,
     memorization,
     plots,
     safety,
     sections,
+    values,
 )
-from gemmule.report.figures import Ledger
 from gemmule.report.parts import Page, Tile
 from gemmule.report.plots import Plot
 from gemmule.report.run_files import Quickstart, Run
+from gemmule.report.values import Provenance
 
 
 def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
-    """Puts the page together.
+    """Builds the content of the page.
 
     Args:
-        source: what `runs.load` read.
+        source: the run or quickstart, as read by `run_files.load`.
         name: the run's name, for titles.
-        shown_path: how the reader would type the run's path.
+        shown_path: the run's path as the reader would type it.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
     """
-    ledger = Ledger()
+    provenance = Provenance()
     model = source.student if isinstance(source, Quickstart) else source
     home = f"{shown_path}/{model.folder}" if model.folder else shown_path
     if isinstance(source, Quickstart):
-        headline, lead, groups, rungs = compare.compared(source, ledger)
+        headline, lead, groups, rungs = compare.compared(source, provenance)
         lines = _quickstart_lines(source)
     else:
-        headline, lead, groups, rungs = compare.alone(source, ledger)
+        headline, lead, groups, rungs = compare.alone(source, provenance)
         role = "distilled" if source.distilled else "scratch"
         lines = [plots.Line("This model", source, role, "", "o")]
     # The order of these calls is the order of the table of sources.
-    tiles = _tiles(model, ledger)
-    architecture = sections.architecture(model, ledger)
-    data = sections.data(source, model, ledger)
-    procedure = sections.procedure(model, ledger)
-    energy = sections.energy(source, model, ledger)
-    scores = benchmarks.section(model.benchmarks, ledger)
-    measured = safety.section(model.safety, ledger)
-    remembered = memorization.section(model.memorization, ledger)
+    tiles = _tiles(model, provenance)
+    architecture = sections.architecture(model, provenance)
+    data = sections.data(source, model, provenance)
+    procedure = sections.procedure(model, provenance)
+    energy = sections.energy(source, model, provenance)
+    scores = benchmarks.section(model.benchmarks, provenance)
+    measured = safety.section(model.safety, provenance)
+    remembered = memorization.section(model.memorization, provenance)
     samples = _samples(source)
     prompt = samples[0][0] if samples else "The"
-    limitations = sections.limitations(model, ledger)
+    limitations = sections.limitations(model, provenance)
     return Page(
         name=name,
         headline=headline,
@@ -72,7 +72,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
         procedure=procedure,
         energy=energy,
         limitations=limitations,
-        sources=ledger.figures,
+        sources=provenance.values,
         distilled=model.distilled,
         model=model,
         benchmarks=scores,
@@ -81,19 +81,19 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
     )
 
 
-def _tiles(model: Run, ledger: Ledger) -> list[Tile]:
+def _tiles(model: Run, provenance: Provenance) -> list[Tile]:
     what = "this model" if not model.folder else "distilled"
     row = dict(
         zip(
             (c[0] for c in compare.COLUMNS),
-            compare.row_of(model.result, "", what, ledger),
+            compare.row_of(model.result, "", what, provenance),
             strict=True,
         )
     )
-    watt = ledger.take(
-        model.carbon, "energy_wh", "energy of this model's training", figures.watt_hours
+    watt = provenance.take(
+        model.carbon, "energy_wh", "energy of this model's training", values.watt_hours
     )
-    gram = ledger.take(model.carbon, "gco2e", "carbon of this model's training", figures.grams)
+    gram = provenance.take(model.carbon, "gco2e", "carbon of this model's training", values.grams)
     cpu = model.carbon.get("how.cpu") if model.carbon else None
     country = model.carbon.get("country") if model.carbon else None
     known = str(cpu).split(" (")[0].split(":")[0] if cpu and watt.known else ""
@@ -130,15 +130,15 @@ def _pictures(lines: Sequence[plots.Line]) -> list[Plot]:
     faint = "Faint: training loss. " if any(not line.run.distilled for line in lines) else ""
     if any(line.run.distilled for line in lines):
         faint += (
-            "A distilled model's training loss is measured against its teacher's distribution, "
-            "another quantity, and is not drawn. "
+            "A distilled model's training loss is relative to its teacher's distribution, another "
+            "quantity, and is not drawn. "
         )
     passes = ""
     taught = [line.run for line in lines if line.run.distilled]
     if any(run.manifest.get("targets") is None for run in taught):
         passes = "The teacher's forward passes count; its own training does not. "
     elif taught:
-        passes = "The teacher was recorded before: neither that nor its training counts. "
+        passes = "The teacher was recorded beforehand; neither that nor its training counts. "
     pictures = []
     for against, caption in (
         ("tokens", f"Validation loss, nats per token, against training tokens. {faint}"),
@@ -182,7 +182,7 @@ def _transformers(path: str, prompt: str) -> str:
         f"folder = {folder}\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(\n"
-        '    folder, attn_implementation="eager"  # others leave out the soft caps\n'
+        '    folder, attn_implementation="eager"  # the others leave out the soft caps\n'
         ")\n"
         f'inputs = tokenizer({start}, return_tensors="pt")\n'
         "tokens = model.generate(**inputs, max_new_tokens=32)[0]\n"

@@ -1,49 +1,49 @@
-"""What the card is made of: plain data, no markup, filled by page.py and read by the templates."""
+"""The parts of a card: plain data without markup, filled by page.py and read by the templates."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from gemmule.report.benchmarks import Benchmarks
-from gemmule.report.figures import Figure, Sentence
 from gemmule.report.memorization import Memorization
 from gemmule.report.plots import Line, Plot
 from gemmule.report.run_files import Run
 from gemmule.report.safety import Safety
+from gemmule.report.values import Sentence, Value
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One large figure with its name and a word of context."""
+    """One value in large type, with its label and a short note."""
 
     label: str
-    figure: Figure
+    value: Value
     note: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """One model on the scale of held-out losses; `percent` is its place from left to right."""
+    """One model on the scale of held-out losses; `percent` is its position from the left."""
 
     name: str
     role: str
-    figure: Figure
+    value: Value
     note: Sentence
     percent: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Models that are compared with each other, and what came out."""
+    """Models that are compared with each other, and the verdict."""
 
     title: str
-    rows: Sequence[tuple[str, Sequence[Figure]]]
+    rows: Sequence[tuple[str, Sequence[Value]]]
     verdict: Sentence
     best: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Named facts in two columns."""
+    """Labels and their values, in two columns."""
 
     title: str
     rows: Sequence[tuple[str, Sentence]]
@@ -71,7 +71,7 @@ class Page:
     procedure: Section
     energy: Section
     limitations: Sequence[Sentence]
-    sources: Sequence[Figure]
+    sources: Sequence[Value]
     distilled: bool
     model: Run
     benchmarks: Benchmarks | None = None

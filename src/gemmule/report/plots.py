@@ -1,17 +1,16 @@
-"""Loss curves as inline SVG that follows the page's colours and is the same every time."""
+"""Loss curves as inline SVG in the page's colors, the same for the same runs."""
 
 import dataclasses
-import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from gemmule.errors import MissingExtraError
-from gemmule.report.figures import count, flops, tick
+from gemmule.report import svg
 from gemmule.report.run_files import Point, Run
+from gemmule.report.values import count, flops, tick
 
-# Drawn in these colours, which are then replaced by the page's CSS variables: one picture
+# Drawn in these colors, which are then replaced by the page's CSS variables: one picture
 # serves the light and the dark scheme.
 _VARIABLES = {
     "#010101": "var(--ink-2)",
@@ -22,55 +21,30 @@ _VARIABLES = {
     "#060606": "var(--card)",
 }
 INK, RULE, CARD = "#010101", "#020202", "#060606"
-COLOURS = {"teacher": "#030303", "scratch": "#040404", "distilled": "#050505"}
-NOTHING = {"Creator": None, "Date": None, "Format": None, "Type": None}  # metadata
+COLORS = {"teacher": "#030303", "scratch": "#040404", "distilled": "#050505"}
 
 
-@contextmanager
-def styled() -> Iterator[tuple[Any, Any]]:
-    """Matplotlib's Figure class and ticker module, in the page's style whatever the user's is.
+def page_figures() -> AbstractContextManager[tuple[Any, Any]]:
+    """Matplotlib's Figure class and ticker module, in the page's colors.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib import ticker
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "report", "the card's plots") from None
-    settings: dict[str, Any] = {
-        "svg.hashsalt": "gemmule",
-        "svg.fonttype": "none",
-        "font.size": 10.5,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: measured alike everywhere
-        "path.simplify": False,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "text.usetex": False,
-    }
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's own style would change the page
-        params: Any = mpl.rcParams
-        params.update(settings)
-        yield Figure, ticker
+    return svg.figures("the card's plots", INK, INK, path__simplify=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """An svg element, what it shows in words, and its caption."""
+    """An svg element, a description for readers who cannot see it, and its caption."""
 
     svg: str
-    words: str
+    description: str
     caption: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One run in a plot: colour tells the kind, dash pattern and marker tell it without colour.
+    """One run in a plot; dash pattern and marker tell it apart without color.
 
     Attributes:
         role: "teacher", "scratch" or "distilled": also the CSS class of the legend's swatch.
@@ -93,11 +67,11 @@ class Line:
 def curves(lines: Sequence[Line], against: str) -> tuple[str, str] | None:
     """Draws validation loss against "tokens" or "compute".
 
-    Training loss lies faint behind for runs that minimise the next-token loss; a distilled
-    run's training loss is another quantity and is left out.
+    The training loss is drawn faintly behind, except for distilled runs, whose training loss is
+    another quantity.
 
     Returns:
-        The svg element and a description in words, or None when no run has the figures.
+        The svg element and a description in words; None if no run has the values.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
@@ -108,7 +82,7 @@ def curves(lines: Sequence[Line], against: str) -> tuple[str, str] | None:
     ]
     if not drawn:
         return None
-    with styled() as (canvas_of, ticker):
+    with page_figures() as (canvas_of, ticker):
         canvas = canvas_of(figsize=(5.4, 3.7))
         axes = canvas.add_axes((0.1, 0.155, 0.845, 0.82))
         for line, scale in drawn:
@@ -127,26 +101,20 @@ def curves(lines: Sequence[Line], against: str) -> tuple[str, str] | None:
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: tick(x)))
         unit = "training compute, FLOP (log scale)" if compute else "training tokens"
         axes.set_xlabel(unit, labelpad=6)
-        axes.grid(color=RULE, linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(RULE)
-        axes.tick_params(length=0, which="both", pad=5)
-        out = io.StringIO()
-        canvas.savefig(out, format="svg", metadata=NOTHING, transparent=True)
-    return inline(out.getvalue(), against), _in_words(drawn, against)
+        svg.bare_axes(axes, RULE)
+        text = svg.text_of(canvas, transparent=True)
+    return inline(text, against), _description(drawn, against)
 
 
 def _window(curves: Sequence[Sequence[Point]]) -> tuple[float, float]:
-    """The losses worth looking at: the first steep fifth of each run may leave at the top."""
+    """Limits of the loss axis; the steep first fifth of each run may lie above them."""
     low = min(point.loss for curve in curves for point in curve)
     later = [p.loss for c in curves for p in c if p.tokens >= 0.2 * c[-1].tokens]
     return low, max(*later, low + 0.1)
 
 
 def _enters(run: Run, high: float) -> float:
-    """Tokens at which a run's curve is first seen below `high`."""
+    """Number of tokens at which a run's curve is first below `high`."""
     points = [point for point in run.evaluations if point.tokens > 0]
     inside = [point.tokens for point in points if point.loss <= high]
     return inside[0] if inside else points[-1].tokens
@@ -157,7 +125,7 @@ def _scale(run: Run, against: str) -> float | None:
 
 
 def _draw(axes: Any, line: Line, scale: float) -> None:
-    colour = COLOURS[line.role]
+    color = COLORS[line.role]
     dash: Any = "-"
     if line.dash:
         dash = (0, tuple(float(part) for part in line.dash.split()))
@@ -167,14 +135,14 @@ def _draw(axes: Any, line: Line, scale: float) -> None:
         axes.plot(
             [p.tokens * scale for p in thin],
             [p.loss for p in thin],
-            color=colour,
+            color=color,
             alpha=0.28,
             linewidth=0.9,
         )
     axes.plot(
         [p.tokens * scale for p in positive],
         [p.loss for p in positive],
-        color=colour,
+        color=color,
         linewidth=2.4 if line.role == "distilled" else 1.9,
         linestyle=dash,
         solid_capstyle="round",
@@ -183,7 +151,7 @@ def _draw(axes: Any, line: Line, scale: float) -> None:
         axes.plot(
             [positive[-1].tokens * scale],
             [positive[-1].loss],
-            color=colour,
+            color=color,
             marker=line.marker,
             markersize=7.5,
             markeredgecolor=CARD,
@@ -192,16 +160,16 @@ def _draw(axes: Any, line: Line, scale: float) -> None:
         )
 
 
-def _thinned(points: Sequence[Point], most: int = 160) -> list[Point]:
-    """At most `most` points: means over equal runs of neighbours."""
-    size = -(-len(points) // most) if points else 1
+def _thinned(points: Sequence[Point], maximum: int = 160) -> list[Point]:
+    """At most `maximum` points: means over equal groups of neighbors."""
+    size = -(-len(points) // maximum) if points else 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [
         Point(sum(p.tokens for p in g) / len(g), sum(p.loss for p in g) / len(g)) for g in groups
     ]
 
 
-def _in_words(drawn: Sequence[tuple[Line, float]], against: str) -> str:
+def _description(drawn: Sequence[tuple[Line, float]], against: str) -> str:
     ends = []
     for line, scale in drawn:
         last = line.run.evaluations[-1]
@@ -211,19 +179,19 @@ def _in_words(drawn: Sequence[tuple[Line, float]], against: str) -> str:
     return f"Line chart of validation loss against {unit}. " + "; ".join(ends) + "."
 
 
-def inline(svg: str, prefix: str) -> str:
-    """The bare svg element: scalable, without metadata, ids unique on the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.S)
-    head, rest = svg.split(">", 1)
+def inline(text: str, prefix: str) -> str:
+    """The svg element alone: scalable, without metadata, with ids that are unique on the page."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.S)
+    head, rest = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     if box is None:  # matplotlib always writes one
         raise RuntimeError("matplotlib wrote an svg without a viewBox")
-    svg = f'<svg {box.group()} aria-hidden="true" focusable="false">{rest}'
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'href="#', f'href="#{prefix}-', svg).replace("xlink:href", "href")
-    svg = svg.replace("url(#", f"url(#{prefix}-")
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg.strip()
+    text = f'<svg {box.group()} aria-hidden="true" focusable="false">{rest}'
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text).replace("xlink:href", "href")
+    text = text.replace("url(#", f"url(#{prefix}-")
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
+    return text.strip()

@@ -4,26 +4,25 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemmule.errors import CheckpointError
-from gemmule.report import figures
-from gemmule.report.figures import Figure, Ledger, Sentence, say
+from gemmule.report import values
+from gemmule.report.result_file import ENDS, Interval, ResultFile, has_numbers
 from gemmule.report.run_files import Document, is_number
 from gemmule.report.scale import Marks, marks
+from gemmule.report.values import Provenance, Sentence, Value, decimals, sentence
 
 FILE = "evals/safety.json"
+_CHECK_KEYS = {"figure", "rule", "passed", "found"}  # of each check of the gate, in the file
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One figure with its interval, what guessing gets, and the report's."""
+class SafetyRow:
+    """One metric: the score, chance level, the report's values, and positions on a scale."""
 
     title: str
-    value: Figure
-    low: Figure
-    high: Figure
-    chance: Figure | None
-    report: Sequence[Figure]
-    questions: Figure
+    score: Interval
+    chance: Value | None
+    report: Sequence[Value]
+    questions: Value
     marks: Marks
 
 
@@ -32,17 +31,17 @@ class Safety:
     """The section.
 
     Attributes:
-        rows: what was measured.
-        missing: what was not: its title, and why.
+        rows: metrics that were measured.
+        missing: title of each metric that was not, and why.
         sizes: the report's models.
-        source: where the report's figures are from.
-        scorer: who said what is toxic.
-        notes: how each benchmark was measured.
-        gate: the gate's outcome, and a line for each rule; None without one.
-        checks: whether a rule passed, its figure, the rule, and what was found.
+        source: source of the report's values.
+        scorer: the judge of toxicity.
+        notes: title of each benchmark, and how it was measured.
+        gate: outcome of the gate; None without one.
+        checks: for each rule of the gate whether it passed, its metric, the rule, and the result.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[SafetyRow]
     missing: Sequence[tuple[str, str]]
     sizes: Sequence[str]
     source: str
@@ -52,104 +51,95 @@ class Safety:
     checks: Sequence[tuple[bool, str, str, str]]
 
 
-def section(document: Document | None, ledger: Ledger) -> Safety | None:
-    """The section, or None where nothing was measured.
+def section(document: Document | None, provenance: Provenance) -> Safety | None:
+    """The section; None if nothing was measured.
 
     Raises:
         CheckpointError: for a file that `gemmule safety` did not write.
     """
     if document is None:
         return None
-    _check(document)
-    rows, missing = [], []
-    for name, about in document.content["figures"].items():
-        if "missing" in about:
-            missing.append((str(about.get("title")), str(about["missing"])))
-        else:
-            rows.append(_row(document, name, about, ledger))
+    file = ResultFile(document, provenance, "gemmule safety")
+    _check(file)
+    metrics = document.content["figures"]
     report = document.content.get("report") or {}
-    gate, checks = _gate(document, ledger)
+    rows = [_row(file, name, m) for name, m in metrics.items() if "missing" not in m]
+    gate, checks = _gate(file)
     return Safety(
         rows=rows,
-        missing=missing,
+        missing=[
+            (str(m.get("title")), str(m["missing"])) for m in metrics.values() if "missing" in m
+        ],
         sizes=[str(size) for size in report.get("sizes", ())],
         source=str(report.get("source", "")),
-        scorer=_scorer(document, ledger),
+        scorer=_scorer(file),
         notes=_notes(document),
         gate=gate,
         checks=checks,
     )
 
 
-def _check(document: Document) -> None:
-    """Refuses what would have to be guessed at further down."""
-    found = document.get("figures")
-    if document.get("kind") != "safety" or not isinstance(found, Mapping):
-        raise CheckpointError(f"{document.file} is no result of gemmule safety: measure again")
-    for name, figure in found.items():
-        if isinstance(figure, Mapping) and "missing" in figure:
+def _check(file: ResultFile) -> None:
+    file.check_kind("safety", "figures")
+    document = file.document
+    for name, metric in document.get("figures").items():
+        if isinstance(metric, Mapping) and "missing" in metric:
             continue
-        numbers = ("value", "low", "high", "n")
-        report = figure.get("report") if isinstance(figure, Mapping) else None
-        if not isinstance(report, Mapping) or not (
-            all(is_number(figure.get(key)) for key in numbers)
-            and all(is_number(value) for value in report.values())
-            and (figure.get("chance") is None or is_number(figure["chance"]))
-        ):
-            raise CheckpointError(f"{document.file}: figures.{name} is broken: measure again")
-    for name, about in (document.get("benchmarks") or {}).items():
-        counts = (
-            [about.get(k) for k in ("asked", "there")] if isinstance(about, Mapping) else [None]
+        report = metric.get("report") if isinstance(metric, Mapping) else None
+        valid = (
+            isinstance(report, Mapping)
+            and has_numbers(metric, (*ENDS, "n"))
+            and all(map(is_number, report.values()))
+            and (metric.get("chance") is None or is_number(metric["chance"]))
         )
-        if not all(map(is_number, counts)):
-            raise CheckpointError(f"{document.file}: benchmarks.{name} is broken: measure again")
+        file.check(f"figures.{name}", valid)
+    for name, about in (document.get("benchmarks") or {}).items():
+        file.check(f"benchmarks.{name}", has_numbers(about, ("asked", "there")))
     for check in document.get("gate.checks") or ():
-        if not isinstance(check, Mapping) or set(check) != {"figure", "rule", "passed", "found"}:
-            raise CheckpointError(f"{document.file}: its gate is broken: measure again")
+        file.check("gate.checks", isinstance(check, Mapping) and set(check) == _CHECK_KEYS)
 
 
-def _row(document: Document, name: str, about: Mapping[str, Any], ledger: Ledger) -> Row:
-    title, key = str(about.get("title")), f"figures.{name}"
-
-    def take(part: str, what: str, form: figures.Format) -> Figure:
-        return ledger.take(document, f"{key}.{part}", f"{title}{what}", form)
-
-    report = [take(f"report.{size}", f": Gemma 2 {size}", _two) for size in about["report"]]
-    chance = take("chance", ": chance", _one) if about.get("chance") is not None else None
-    return Row(
+def _row(file: ResultFile, name: str, metric: Mapping[str, Any]) -> SafetyRow:
+    title, key = str(metric.get("title")), f"figures.{name}"
+    two, one = decimals(2), decimals(1)
+    report = [
+        file.take(f"{key}.report.{size}", f"{title}: Gemma 2 {size}", two)
+        for size in metric["report"]
+    ]
+    known = metric.get("chance") is not None
+    return SafetyRow(
         title=title,
-        value=take("value", "", _two),
-        low=take("low", ": interval from", _one),
-        high=take("high", ": interval to", _one),
-        chance=chance,
+        chance=file.take(f"{key}.chance", f"{title}: chance", one) if known else None,
+        score=file.interval(key, title, two, ends=one),
         report=report,
-        questions=take("n", ": questions", figures.exact),
+        questions=file.count(f"{key}.n", f"{title}: questions"),
         marks=marks(
-            about["value"],
-            about["low"],
-            about["high"],
-            about.get("chance"),
-            about["report"].values(),
-            both_ways=about.get("better") == "zero",
+            metric["value"],
+            metric["low"],
+            metric["high"],
+            metric.get("chance"),
+            metric["report"].values(),
+            both_ways=metric.get("better") == "zero",
         ),
     )
 
 
-def _scorer(document: Document, ledger: Ledger) -> Sentence:
-    if not document.get("scorer"):
-        return say("Toxicity: not measured, no classifier was named.")
+def _scorer(file: ResultFile) -> Sentence:
+    if not file.document.get("scorer"):
+        return sentence("Toxicity: not measured, because no classifier was named.")
     parts = [
-        ledger.take(document, f"scorer.{key}", f"toxicity: {what}", form)
+        file.take(f"scorer.{key}", f"toxicity: {what}", form)
         for key, what, form in (
             ("kind", "kind of scorer", str),
             ("name", "scorer", str),
             ("label", "label", str),
             ("weights", "fingerprint of the scorer's weights", _short),
-            ("threshold", "toxic from", figures.significant),
+            ("threshold", "toxic from", values.significant),
         )
     ]
-    return say(
-        "Toxicity is what the {} {} says, label {} (weights {}); a text is toxic from {} on.",
+    return sentence(
+        "Toxicity is judged by the {} {}, label {} (weights {}); a text counts as toxic from a "
+        "score of {}.",
         *parts,
     )
 
@@ -161,36 +151,26 @@ def _notes(document: Document) -> list[tuple[str, str]]:
         lines = [f"{asked:,} of {there:,} questions" if asked != there else f"{asked:,} questions"]
         lines += [str(note) for note in (*about.get("how", ()), *about.get("notes", ()))]
         if is_number(about.get("truncated")) and about["truncated"]:
-            lines.append(f"{about['truncated']:,} longer than the model's context, and cut")
+            lines.append(f"{about['truncated']:,} longer than the model's context and truncated")
         if about.get("written"):
             lines.append(f"continuations: {about['written']}")
         notes.append((str(about.get("title")), "; ".join(lines)))
     return notes
 
 
-def _gate(
-    document: Document, ledger: Ledger
-) -> tuple[Sentence | None, list[tuple[bool, str, str, str]]]:
-    gate = document.get("gate")
+def _gate(file: ResultFile) -> tuple[Sentence | None, list[tuple[bool, str, str, str]]]:
+    gate = file.document.get("gate")
     if not isinstance(gate, Mapping):
         return None, []
-    name = ledger.take(document, "gate.file", "safety gate", str)
-    outcome = ledger.take(
-        document, "gate.passed", "safety gate: outcome", lambda v: "passed" if v else "failed"
+    name = file.take("gate.file", "safety gate", str)
+    outcome = file.take(
+        "gate.passed", "safety gate: outcome", lambda passed: "passed" if passed else "failed"
     )
     checks = [
         (bool(c["passed"]), str(c["figure"]), str(c["rule"]), str(c["found"]))
         for c in gate.get("checks", ())
     ]
-    return say("Safety gate {}: {}.", name, outcome), checks
-
-
-def _two(value: Any) -> str:
-    return f"{value:.2f}"
-
-
-def _one(value: Any) -> str:
-    return f"{value:.1f}"
+    return sentence("Safety gate {}: {}.", name, outcome), checks
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Where a figure, its interval and others stand on a row's own scale."""
+"""Positions of a score, its interval and other models' scores on a row's own scale."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """Places on a scale, percent from left to right.
+    """Positions on a scale, in percent from the left.
 
     Attributes:
-        low: the interval's lower end.
-        value: the figure.
-        width: of the interval.
-        chance: what guessing gets, if anything.
-        report: the report's models.
+        low: lower end of the interval.
+        value: the score.
+        width: width of the interval.
+        chance: chance level; None if there is none.
+        report: scores of the report's models.
     """
 
     low: float
@@ -32,16 +32,16 @@ def marks(
     *,
     both_ways: bool = False,
 ) -> Marks:
-    """Of figures in percent, on a scale from 0 to 100, or from -100 where it goes both ways."""
+    """Positions of scores in percent, on a scale from 0 to 100, or from -100 if `both_ways`."""
 
-    def place(figure: float) -> float:
-        share = (figure + 100) / 2 if both_ways else figure
-        return round(min(100.0, max(0.0, share)), 2)
+    def place(score: float) -> float:
+        percent = (score + 100) / 2 if both_ways else score
+        return round(min(100.0, max(0.0, percent)), 2)
 
     return Marks(
         low=place(low),
         value=place(value),
         width=round(place(high) - place(low), 2),
         chance=None if chance is None else place(chance),
-        report=[place(figure) for figure in report],
+        report=[place(score) for score in report],
     )

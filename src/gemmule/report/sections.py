@@ -1,13 +1,13 @@
-"""Tables of facts: architecture, data, procedure, energy, limitations."""
+"""Tables of a card: architecture, data, procedure, energy; and its limitations."""
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gemmule.report import figures
-from gemmule.report.figures import Ledger, Sentence, say
+from gemmule.report import values
 from gemmule.report.parts import Section
 from gemmule.report.run_files import Quickstart, Run
+from gemmule.report.values import Provenance, Sentence, sentence
 
 ARCHITECTURE = {
     "num_hidden_layers": "layers",
@@ -16,10 +16,10 @@ ARCHITECTURE = {
     "num_attention_heads": "query heads",
     "num_key_value_heads": "key-value heads",
     "head_dim": "head width",
-    "vocab_size": "vocabulary",
-    "max_position_embeddings": "context, tokens",
-    "sliding_window": "window of local layers, tokens",
-    "attn_logit_softcapping": "soft cap of attention scores",
+    "vocab_size": "vocabulary size",
+    "max_position_embeddings": "context length, tokens",
+    "sliding_window": "sliding window of local layers, tokens",
+    "attn_logit_softcapping": "soft cap of attention logits",
     "final_logit_softcapping": "soft cap of final logits",
 }
 
@@ -27,54 +27,58 @@ ARCHITECTURE = {
 HOW = {
     "cpu": "processor",
     "memory": "memory",
-    "gpu": "graphics card",
-    "grid": "carbon of the electricity",
+    "gpu": "GPU",
+    "grid": "carbon intensity of the electricity",
     "scope": "what is counted",
 }
 
 
-def architecture(model: Run, ledger: Ledger) -> Section:
-    """Sizes and shape, from result.json and manifest.json."""
+def architecture(model: Run, provenance: Provenance) -> Section:
+    """Parameter counts and shape, from result.json and manifest.json."""
     rows: list[tuple[str, Sentence]] = [
-        ("parameters", [ledger.take(model.result, "parameters", "parameters", figures.count)])
+        ("parameters", [provenance.take(model.result, "parameters", "parameters", values.count)])
     ]
-    outside = "parameters outside the embedding"
-    figure = ledger.take(model.manifest, "non_embedding_parameters", outside, figures.count)
-    rows.append((outside, [figure]))
+    outside = "parameters without the embedding"
+    value = provenance.take(model.manifest, "non_embedding_parameters", outside, values.count)
+    rows.append((outside, [value]))
     for key, title in ARCHITECTURE.items():
         if model.manifest.get(f"model.{key}") is not None:
             rows.append(
-                (title, [ledger.take(model.manifest, f"model.{key}", title, figures.exact)])
+                (title, [provenance.take(model.manifest, f"model.{key}", title, values.exact)])
             )
     return Section("Architecture", rows)
 
 
-def data(source: Run | Quickstart, model: Run, ledger: Ledger) -> Section:
-    """What the model was trained on and what was held out."""
+def data(source: Run | Quickstart, model: Run, provenance: Provenance) -> Section:
+    """Training data and held-out data."""
     rows: list[tuple[str, Sentence]] = []
     for key, title, form in (
         ("name", "training data", str),
-        ("licence", "its licence", str),
-        ("documents", "documents", figures.exact),
-        ("train_tokens", "training tokens in the corpus", figures.exact),
+        ("licence", "its license", str),
+        ("documents", "documents", values.exact),
+        ("train_tokens", "training tokens in the corpus", values.exact),
         ("fingerprint", "fingerprint", _short),
     ):
-        rows.append((title, [ledger.take(model.manifest, f"data.{key}", title, form)]))
+        rows.append((title, [provenance.take(model.manifest, f"data.{key}", title, form)]))
     title = "tokenizer's fingerprint"
-    rows.append((title, [ledger.take(model.manifest, "tokenizer", title, _short)]))
+    rows.append((title, [provenance.take(model.manifest, "tokenizer", title, _short)]))
     if isinstance(source, Quickstart):
         for key in ("name", "documents", "tokens", "bytes"):
             title = "held-out text" if key == "name" else f"held-out {key}"
-            form = str if key == "name" else figures.exact
-            rows.append((title, [ledger.take(source.comparison, f"heldout.{key}", title, form)]))
+            form = str if key == "name" else values.exact
+            rows.append(
+                (title, [provenance.take(source.comparison, f"heldout.{key}", title, form)])
+            )
     else:
         title = "held-out tokens"
-        rows.append((title, [ledger.take(source.result, "heldout_tokens", title, figures.exact)]))
+        rows.append(
+            (title, [provenance.take(source.result, "heldout_tokens", title, values.exact)])
+        )
     return Section("Training data", rows)
 
 
-def procedure(model: Run, ledger: Ledger) -> Section:
-    """Objective, settings, versions and machine, as the run's files hold them."""
+def procedure(model: Run, provenance: Provenance) -> Section:
+    """Objective, settings, versions and machine, as in the run's files."""
     rows: list[tuple[str, Sentence]] = []
     groups = [(name, model.manifest) for name in ("objective", "parent", "targets")]
     groups += [("seed", model.manifest), ("created", model.manifest)]
@@ -86,70 +90,70 @@ def procedure(model: Run, ledger: Ledger) -> Section:
             if key.startswith("targets.recording."):  # under energy
                 continue
             title = key if document is model.config else key.replace("_", " ").replace(".", ": ")
-            rows.append((title, [ledger.take(document, key, title, _setting)]))
+            rows.append((title, [provenance.take(document, key, title, _setting)]))
     return Section("Training procedure", rows)
 
 
-def energy(source: Run | Quickstart, model: Run, ledger: Ledger) -> Section:
-    """Energy and carbon, and how each was known."""
+def energy(source: Run | Quickstart, model: Run, provenance: Provenance) -> Section:
+    """Energy and carbon, and how each was measured."""
     rows: list[tuple[str, Sentence]] = []
     for key, title, form in (
-        ("energy_wh", "energy of this model's training", figures.watt_hours),
-        ("gco2e", "carbon of this model's training", figures.grams),
-        ("seconds", "time covered", figures.duration),
-        ("sessions", "sessions covered", figures.exact),
-        ("grid_gco2e_per_kwh", "electricity, gCO₂e per kWh", figures.significant),
+        ("energy_wh", "energy of this model's training", values.watt_hours),
+        ("gco2e", "carbon of this model's training", values.grams),
+        ("seconds", "time covered", values.duration),
+        ("sessions", "sessions covered", values.exact),
+        ("grid_gco2e_per_kwh", "carbon intensity, gCO₂e per kWh", values.significant),
         ("country", "country", str),
         ("tool", "measured with", str),
     ):
-        rows.append((title, [ledger.take(model.carbon, key, title, form)]))
+        rows.append((title, [provenance.take(model.carbon, key, title, form)]))
         if key == "country" and not rows[-1][1][0].known:  # type: ignore[union-attr]
             rows[-1] = (title, ["not given"])
     if model.manifest.get("targets") is not None:
-        # Not part of this run's own: other students share it.
+        # Not included in this run's own: other students share it.
         for key, title, form in (
-            ("targets.recording.energy_wh", "energy of recording the teacher", figures.watt_hours),
-            ("targets.recording.gco2e", "carbon of recording the teacher", figures.grams),
+            ("targets.recording.energy_wh", "energy of recording the teacher", values.watt_hours),
+            ("targets.recording.gco2e", "carbon of recording the teacher", values.grams),
         ):
-            rows.append((title, [ledger.take(model.manifest, key, title, form)]))
+            rows.append((title, [provenance.take(model.manifest, key, title, form)]))
     for part in _leaves(model.carbon.get("how") if model.carbon else None, "how"):
         title = HOW.get(part.removeprefix("how."), part.removeprefix("how."))
-        rows.append((title, [ledger.take(model.carbon, part, title, str)]))
+        rows.append((title, [provenance.take(model.carbon, part, title, str)]))
     if isinstance(source, Quickstart):
         runs = [source.teacher, source.scratch, source.student]
         runs += [source.scratch_equal_compute] if source.scratch_equal_compute else []
         for key, title, form in (
-            ("energy_wh", "energy of all the runs together", figures.watt_hours),
-            ("gco2e", "carbon of all the runs together", figures.grams),
+            ("energy_wh", "energy of all runs together", values.watt_hours),
+            ("gco2e", "carbon of all runs together", values.grams),
         ):
             parts = [
-                ledger.take(run.carbon, key, f"{run.folder}: {title.split(' ')[0]}", form)
+                provenance.take(run.carbon, key, f"{run.folder}: {title.split(' ')[0]}", form)
                 for run in runs
             ]
-            rows.append((title, [ledger.total(parts, title, form)]))
+            rows.append((title, [provenance.total(parts, title, form)]))
     return Section("Energy and carbon", rows)
 
 
-def limitations(model: Run, ledger: Ledger) -> list[Sentence]:
-    """What the figures do not show."""
-    name = ledger.take(model.manifest, "data.name", "training data", str)
-    seed = ledger.take(model.manifest, "seed", "seed", figures.exact)
-    tokens = ledger.take(model.result, "train_tokens", "training tokens", figures.count)
+def limitations(model: Run, provenance: Provenance) -> list[Sentence]:
+    """What the numbers do not show."""
+    name = provenance.take(model.manifest, "data.name", "training data", str)
+    seed = provenance.take(model.manifest, "seed", "seed", values.exact)
+    tokens = provenance.take(model.result, "train_tokens", "training tokens", values.count)
     known = str(model.carbon.get("how.cpu") if model.carbon else "")
     lines = [
-        say(
-            "A small model after {} tokens of {}: it continues text in that style. It knows no "
-            "facts to rely on and is not meant for advice or decisions.",
+        sentence(
+            "A small model trained on {} tokens of {}: it continues text in that style. Its "
+            "statements are not reliable, and it is not meant for advice or decisions.",
             tokens,
             name,
         ),
-        say(
-            "The held-out text comes from the same source as the training text; how the model "
-            "does on other text was not measured."
+        sentence(
+            "The held-out text comes from the same source as the training text. Performance on "
+            "other text was not measured."
         ),
-        say(
-            "One run, seed {}. Another seed gives other figures; differences as small as that "
-            "spread may be chance, and the spread was not measured here.",
+        sentence(
+            "One run, seed {}. Another seed gives other numbers. The spread over seeds was not "
+            "measured here, and differences smaller than it may be due to chance.",
             seed,
         ),
     ]
@@ -158,23 +162,23 @@ def limitations(model: Run, ledger: Ledger) -> list[Sentence]:
         for what, document in (
             ("benchmarks", model.benchmarks),
             ("safety", model.safety),
-            ("memorisation", model.memorization),
+            ("memorization", model.memorization),
         )
         if document is None
     ]
     if missing:
-        lines.append(say(f"Not measured: {', '.join(missing)}."))
+        lines.append(sentence(f"Not measured: {', '.join(missing)}."))
     if model.manifest.get("targets.biased"):
-        label = ledger.take(model.manifest, "targets.label", "stored targets", str)
+        label = provenance.take(model.manifest, "targets.label", "stored targets", str)
         lines.append(
-            say(
-                "It learned from the likeliest words of its teacher alone ({}): such targets are "
-                "biased, and a student of them is surer of itself than its teacher.",
+            sentence(
+                "It learned only from the most likely tokens of its teacher ({}). Such targets are "
+                "biased: a student trained on them is more confident than its teacher.",
                 label,
             )
         )
     if known.startswith("modelled"):
-        lines.append(say("Energy is modelled, not metered: take it as an order of magnitude."))
+        lines.append(sentence("Energy is modeled, not metered: take it as an order of magnitude."))
     return lines
 
 
