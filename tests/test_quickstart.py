@@ -16,7 +16,8 @@ from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
 from gemmule.model.config import PRESETS
 from gemmule.quickstart import Plan, QuickstartConfig, run_quickstart
 from gemmule.runs import run_dir
-from gemmule.runs.run_dir import RunDir, read_metrics
+from gemmule.runs.metrics import read_metrics
+from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, torch_compile
 from gemmule.train import loop, run
 from models import TINY

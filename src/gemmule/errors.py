@@ -1,7 +1,7 @@
 """What can go wrong, as types.
 
 GemmuleError                everything raised on purpose
-├── UserError               the user can mend it: one clear message, exit code 2
+├── UserError               the user can fix it: one clear message, exit code 2
 │   ├── ConfigError         a setting that does not exist or is out of range
 │   ├── DataError           a corpus that cannot be used as given
 │   ├── TokenizerError      a tokenizer that is broken, or does not match its partner
@@ -9,6 +9,7 @@ GemmuleError                everything raised on purpose
 │   ├── OutputError         a place that cannot be written to
 │   └── MissingExtraError   an optional package that is not installed
 ├── TrainingError           training cannot go on (NaN or Inf): exit code 1
+├── RankError               another process of the same run failed or is gone: exit code 1
 └── Interrupted             stopped by Ctrl-C or SIGTERM, with everything saved: exit code 130
 
 A message says what we got, what is allowed, and what to do.
@@ -24,7 +25,7 @@ class GemmuleError(Exception):
 
 
 class UserError(GemmuleError):
-    """A mistake the user can mend; the command line prints its message without a traceback."""
+    """A mistake the user can fix; the command line prints its message without a traceback."""
 
     exit_code = 2
 
@@ -61,6 +62,10 @@ class MissingExtraError(UserError):
 
 class TrainingError(GemmuleError):
     """Training cannot continue."""
+
+
+class RankError(GemmuleError):
+    """Another process of the same run has failed, or cannot be reached."""
 
 
 class Interrupted(GemmuleError):

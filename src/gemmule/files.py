@@ -48,9 +48,9 @@ def fsync_dir(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and renamed over `path`.
+    """Yields a temporary path next to `path`; on success it is synced and renamed over `path`.
 
-    On any failure the temporary file is removed and whatever stood at `path` stays as it was.
+    On any failure the temporary file is removed and `path` stays as it was.
     """
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing_to(path):
@@ -67,7 +67,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success it is synced and renamed to `path`.
+    """Yields a temporary folder next to `path`; on success it is synced and renamed to `path`.
 
     An existing folder at `path` is replaced. On failure the temporary folder is removed.
     """
@@ -97,9 +97,14 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(tmp, ignore_errors=True)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is what atomic_path or atomic_dir of a killed process left."""
+    return path.match(_LEFTOVER)
+
+
 def holds_only_leftovers(folder: Path) -> bool:
     """Whether `folder` is empty but for what a killed process was about to write."""
-    return all(entry.match(_LEFTOVER) for entry in folder.iterdir())
+    return all(is_leftover(entry) for entry in folder.iterdir())
 
 
 def remove_leftovers(folder: Path) -> None:

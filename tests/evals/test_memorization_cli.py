@@ -14,7 +14,7 @@ from gemmule.cli import app
 from gemmule.errors import ConfigError, Interrupted
 from gemmule.evals.memorization import extraction as measuring
 from gemmule.evals.memorization import results_table
-from gemmule.runs.run_dir import read_metrics
+from gemmule.runs.metrics import read_metrics
 
 SHORT = ["--prompt-tokens", "10", "--continuation-tokens", "10", "--probes", "30"]
 

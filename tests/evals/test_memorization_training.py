@@ -10,7 +10,7 @@ import pytest
 from gemmule.errors import ConfigError, Interrupted
 from gemmule.evals.memorization import callback
 from gemmule.evals.memorization.callback import memorization_probe
-from gemmule.runs.run_dir import read_metrics
+from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop
 from gemmule.train.config import TrainConfig
 from gemmule.train.run import run_training

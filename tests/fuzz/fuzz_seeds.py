@@ -24,7 +24,7 @@ from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.train.muon import Muon
-from gemmule.train.state import save_training_state
+from gemmule.train.state import SafetensorsStates
 from models import SMALLEST, random_model, tiny_config
 
 Weights = dict[str, torch.Tensor]
@@ -176,7 +176,9 @@ class Maker:
         model(torch.ones(1, 3)).sum().backward()
         for optimizer in optimizers:
             optimizer.step()
-        path = save_training_state(self.work / "states", 3, model, optimizers, {"tokens": 5}, 1)
+        states = SafetensorsStates(self.work / "states", 1)
+        states.save(3, model, optimizers, {"tokens": 5})
+        path = states.path(3)
         return [pack([(path / n).read_bytes() for n in ("state.safetensors", "state.json")])]
 
     # --- tokenizers ---

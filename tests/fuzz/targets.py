@@ -28,7 +28,7 @@ from gemmule.checkpoints.load import open_checkpoint
 from gemmule.errors import TokenizerError, UserError
 from gemmule.model.spm_train import FIRST_TEXT_ID
 from gemmule.model.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
-from gemmule.train.state import load_training_state
+from gemmule.train.state import SafetensorsStates
 
 LONGEST_MESSAGE = 2000  # characters
 _SAMPLE = "The sea,  said <end_of_turn> 42\n\u2581\0é"
@@ -120,10 +120,17 @@ def use_tokenizer(tokenizer: Tokenizer) -> None:
     tokenizer.render_chat([{"role": "user", "content": _SAMPLE}])
 
 
+class _OneState(SafetensorsStates):
+    """States of which there is one, in the folder itself."""
+
+    def path(self, step: int) -> Path:
+        return self.folder
+
+
 def check_training_state(folder: Path) -> None:
     """A state that loads is one that a training can go on from."""
     model, optimizers = fuzz_seeds.small_training()
-    load_training_state(folder, model, optimizers)
+    _OneState(folder, 1).load(3, model, optimizers)
     model(torch.ones(1, 3)).sum().backward()
     for optimizer in optimizers:
         optimizer.step()

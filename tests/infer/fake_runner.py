@@ -52,6 +52,7 @@ class History:
 class FakeRunner:
     def __init__(self, max_step_tokens: int = 48, context: int = 160) -> None:
         self.config = config(context)
+        self.device = torch.device("cpu")
         self.page_bytes = 1024
         self.max_step_tokens = max_step_tokens
         self.steps = self.tokens = 0

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from fake_runner import WINDOW, WORDS, FakeRunner, FakeTokenizer, History, expected
 
 from gemmule.errors import ConfigError
@@ -17,6 +18,7 @@ from gemmule.infer.core.request import Completion, Event, Request, Score
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.engine import Engine
 from gemmule.infer.runners.protocol import PAGE, Prediction
+from gemmule.runtime import memory
 
 TOKENIZER: Any = FakeTokenizer()
 
@@ -436,9 +438,20 @@ def test_without_a_tokenizer_there_is_no_text_to_stop_at() -> None:
 def test_the_default_pool_is_bounded_by_memory_and_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert cache_size.available_memory() > 0
     pages = {}
     for available in (0, 40 * 1024, 2**50):
-        monkeypatch.setattr(cache_size, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(memory, "available", lambda device, available=available: available)
         pages[available] = cache_size.pages_for(FakeRunner())  # type: ignore[arg-type]
     assert pages == {0: 2, 40 * 1024: 10, 2**50: 16 * most_pages(160, WINDOW)}
+
+
+def test_on_a_gpu_the_default_pool_is_bounded_by_the_gpu_s_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_gpu = FakeRunner()
+    on_gpu.device = torch.device("cuda", 1)
+    free = {torch.device("cuda", 1): 40 * 1024, torch.device("cuda", 0): 2**50}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 2**50))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    assert cache_size.pages_for(on_gpu) == 10  # type: ignore[arg-type]

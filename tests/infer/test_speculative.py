@@ -104,7 +104,7 @@ def test_a_good_draft_saves_steps() -> None:
 class Markov:
     """Logits that depend on the last token alone, of a tiny vocabulary."""
 
-    max_step_tokens, page_bytes = 64, 64
+    max_step_tokens, page_bytes, device = 64, 64, torch.device("cpu")
 
     def __init__(self, seed: int) -> None:
         self.config = FakeRunner().config.model_copy(update={"vocab_size": 5})

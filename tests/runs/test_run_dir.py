@@ -9,7 +9,8 @@ from gemmule import console
 from gemmule.config import Config
 from gemmule.console import ProgressBar, counting, duration, table
 from gemmule.errors import OutputError
-from gemmule.runs.run_dir import RunDir, claim, read_metrics
+from gemmule.runs.metrics import read_metrics
+from gemmule.runs.run_dir import RunDir, claim
 
 
 class Settings(Config):

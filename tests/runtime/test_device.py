@@ -6,7 +6,7 @@ import torch
 
 from gemmule.errors import ConfigError
 from gemmule.model.config import preset
-from gemmule.runtime import device, host, torch_compile
+from gemmule.runtime import device, host, memory, torch_compile
 from gemmule.train import memory_check
 from gemmule.train.config import TrainConfig
 
@@ -75,7 +75,7 @@ def test_emulated_bfloat16_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_cannot_fit_is_refused(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "machine", lambda: {"memory_gib": 8.0})
+    monkeypatch.setattr(memory, "machine", lambda: 8 * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = TrainConfig.parse(tiny())
     memory_check.check_memory(config, preset("200m", vocab_size=32_000))
@@ -85,5 +85,5 @@ def test_what_cannot_fit_is_refused(tiny: Settings, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="micro_batch_size"):
         memory_check.check_memory(wide, preset("1m", vocab_size=512))
     # An unknown memory refuses nothing.
-    monkeypatch.setattr(host, "machine", lambda: {"memory_gib": None})
+    monkeypatch.setattr(memory, "machine", lambda: None)
     memory_check.check_memory(wide, preset("27b"))

@@ -22,11 +22,11 @@ from gemmule.errors import (
 )
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.carbon import Energy
-from gemmule.runs.run_dir import read_metrics
+from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop, run
 from gemmule.train.config import DistillConfig, TrainConfig
 from gemmule.train.run import run_training
-from gemmule.train.state import training_states
+from gemmule.train.state import SafetensorsStates
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
@@ -133,7 +133,7 @@ def test_nan_stops_before_the_weights_move(
     with pytest.raises(TrainingError, match=r"diverged at step 6: .* is step-4.*learning_rate"):
         run_training(TrainConfig.parse(tiny()), out)
     assert torch.equal(*kept)
-    assert [p.name for p in training_states(out / "checkpoints")] == ["step-4"]
+    assert SafetensorsStates(out / "checkpoints", 1).steps() == [4]
     assert not (out / "model").exists()
     assert [m["step"] for m in read_metrics(out) if "loss" in m] == [1, 2, 3, 4, 5]
     # Had it been a passing fault of the machine, the run goes on as if nothing had happened.

@@ -16,7 +16,7 @@ from gemmule.ablate.config import SweepConfig
 from gemmule.errors import ConfigError
 from gemmule.losses.divergences import SPARSE_KINDS
 from gemmule.model.config import GemmaConfig
-from gemmule.runtime.config import MachineConfig
+from gemmule.runtime.config import RuntimeConfig
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.train.config import DistillConfig, TrainConfig
 
@@ -352,7 +352,7 @@ class _Planner:
         spec = {"temperature": self.given_distilled.get("temperature", 1.0), **spec}
         settings = {
             **teacher.settings,
-            **{k: v for k, v in self.given.items() if k in MachineConfig.model_fields},
+            **{k: v for k, v in self.given.items() if k in RuntimeConfig.model_fields},
             "data": str(self.config.data),
             "seq_len": self._common()["seq_len"],
             "tokens": self.corpus_tokens,

@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 from gemmule.errors import GemmuleError
 from gemmule.model.config import GemmaConfig
-from gemmule.plan.memory import Shape, counted_bytes, usable_memory
+from gemmule.plan.memory import Shape, counted_bytes
+from gemmule.runtime import memory
 
 SECONDS = 60.0
 STEP_LIMIT = 5.0  # seconds that a step may take to be measured whole
@@ -116,8 +117,7 @@ def calibrate(
         CalibrationError: when the process failed, or did not even start in time.
     """
     began = time.monotonic()
-    memory = usable_memory() or float("inf")
-    cuts = _cuts(asked, gflops, memory)
+    cuts = _cuts(asked, gflops, memory.usable() or float("inf"))
     found, failed = _run(asked, cuts, seconds, say)
     notes = list(cuts.notes)
     more = asked.train["batch_size"] / cuts.rows if cuts.rows != asked.rows else 1.0
@@ -161,7 +161,7 @@ class _Cuts:
         return len(self.student) == 1 and len(self.teacher) <= 1
 
 
-def _cuts(asked: Asked, gflops: float, memory: float) -> _Cuts:
+def _cuts(asked: Asked, gflops: float, usable: float) -> _Cuts:
     rows, notes = asked.rows, []
     budget = STEP_LIMIT * gflops * 1e9 / 2  # half of the peak is what small matrices reach
 
@@ -170,7 +170,7 @@ def _cuts(asked: Asked, gflops: float, memory: float) -> _Cuts:
 
     def fits(config: GemmaConfig, rows: int) -> bool:
         shape = Shape(config, rows, asked.seq_len, compiled=False)
-        return counted_bytes(shape) < 0.5 * memory and config.parameters < 3e8
+        return counted_bytes(shape) < 0.5 * usable and config.parameters < 3e8
 
     student = [asked.student]
     if work(asked.student, 3, rows) > budget or not fits(asked.student, rows):
@@ -185,9 +185,9 @@ def _cuts(asked: Asked, gflops: float, memory: float) -> _Cuts:
         )
     teacher = [] if asked.teacher is None else [asked.teacher]
     if asked.teacher and (
-        work(asked.teacher, 1, rows) > budget or asked.teacher.parameters > min(5e8, memory / 16)
+        work(asked.teacher, 1, rows) > budget or asked.teacher.parameters > min(5e8, usable / 16)
     ):
-        teacher = _few_layers(asked.teacher, lambda c: c.parameters < min(5e8, memory / 16))
+        teacher = _few_layers(asked.teacher, lambda c: c.parameters < min(5e8, usable / 16))
         notes.append(
             f"the teacher is measured with {teacher[0].num_hidden_layers} and "
             f"{teacher[1].num_hidden_layers} layers and random weights; its time is "

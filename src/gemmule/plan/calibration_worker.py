@@ -11,8 +11,6 @@ Shapes: B batch, T tokens of a row.
 import itertools
 import json
 import os
-import re
-import resource
 import sys
 import tempfile
 import time
@@ -43,18 +41,6 @@ STEPS_SECONDS = 4.0  # of steady steps, for each objective
 MIN_STEPS = 6  # the heap still grows in the first few
 TEACHER_TOKENS = 4096  # read by the teacher for its loss and what its targets take
 EVALUATION_TOKENS = 4096
-
-
-def peak_bytes() -> int:
-    """The most memory this process has had in use."""
-    # Linux hands ru_maxrss on to a process that another one starts: a large parent would count.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 class RandomSource:
@@ -170,7 +156,7 @@ def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[
         "watts": energy * 3600 / seconds if energy and seconds else None,
         "how": carbon.get("how", {}),
         "grid_gco2e_per_kwh": carbon.get("grid_gco2e_per_kwh"),
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": memory.peak(),
     }
 
 
@@ -246,10 +232,10 @@ def main(spec: Mapping[str, Any]) -> None:
     asked = TrainConfig.parse({**spec["train"], "data": spec["data"] or "none"})
     config = device.resolve(asked, spec["flops"]["scratch"])
     distill = config
-    if asked.compile == "auto" and spec["flops"]["distill"] >= device.COMPILE_EARNS_ITS_TIME:
+    if asked.compile == "auto" and spec["flops"]["distill"] >= device.COMPILE_PAYS_FROM:
         distill = config.model_copy(update={"compile": torch_compile.can_compile()})
     tell("start", {
-        "seconds": time.time() - spec["started"], "peak_bytes": peak_bytes(),
+        "seconds": time.time() - spec["started"], "peak_bytes": memory.peak(),
         "threads": config.threads, "dtype": config.dtype,
         "compiled": [bool(config.compile), bool(distill.compile)],
     })  # fmt: skip

@@ -16,14 +16,13 @@ from gemmule.plan.memory import (
     counted_bytes,
     largest_rows,
     predict_peak,
-    usable_memory,
 )
 from gemmule.plan.models import Planned, find_both
 from gemmule.plan.routes import STORED_OVER_SCRATCH, Clock, Corpus, Route
 from gemmule.plan.settings import PlanRequest
 from gemmule.plan.storage import estimated_bytes
 from gemmule.runs.carbon import EnergyMeter
-from gemmule.runtime import device, host
+from gemmule.runtime import device, host, memory
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.train.config import TrainConfig
 
@@ -152,7 +151,7 @@ def _memory(
     found: Calibration, config: TrainConfig, teacher: Planned, student: Planned
 ) -> dict[str, Any]:
     """Peaks of the processes, and the most sequences at once that fit."""
-    limit = usable_memory()
+    limit = memory.usable()
 
     def shape(rows: int, online: bool) -> Shape:
         return Shape(

@@ -7,12 +7,10 @@ gradients, optimiser states, what the backward pass keeps, the loss's buffers. T
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from gemmule.losses.chunked_head import TILE_BYTES, chunk_size
 from gemmule.model.block_attention import QUERY_BLOCK
 from gemmule.model.config import GemmaConfig
-from gemmule.runtime import host
 
 MARGIN = 0.1  # of the memory is left free: what a prediction may be off by
 HEAP_GROWTH = 1.04  # a whole run's peak over that of its first few steps: the heap fragments
@@ -78,35 +76,6 @@ def largest_rows(peak: Callable[[int], float], memory: float, most: int = 2**20)
         else:
             high = middle - 1
     return low
-
-
-def usable_memory() -> float | None:
-    """Bytes this process may use: the machine's, or its control group's limit if that is lower."""
-    total = host.machine()["memory_gib"]
-    found = [] if total is None else [total * 2**30]
-    for limit in _limit_files():
-        try:
-            text = limit.read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():  # "max" is none
-            found.append(float(text))
-    return min(found) if found else None
-
-
-def _limit_files() -> list[Path]:
-    root = Path("/sys/fs/cgroup")
-    files = [root / "memory.max", root / "memory/memory.limit_in_bytes"]
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return files
-    for line in lines:
-        path = line.split(":", 2)[-1].strip("/")
-        while path:  # a limit further up counts as well
-            files.append(root / path / "memory.max")
-            path = path.rpartition("/")[0]
-    return files
 
 
 def _state_bytes(config: GemmaConfig) -> float:

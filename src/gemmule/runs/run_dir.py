@@ -1,12 +1,9 @@
-"""A run directory: config, manifest, metrics.
+"""Making and opening the folder of a run.
 
-Every file of a run is written whole or not at all; metrics.jsonl grows line by line and is cut
-back to the checkpoint a run resumes from, so that a resumed run's log equals an unbroken one's.
+Every file of a run is written whole or not at all, but for metrics.jsonl, which grows.
 """
 
 import datetime
-import json
-import math
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,9 +12,10 @@ from typing import Any, Self
 from gemmule import files
 from gemmule.config import Config
 from gemmule.errors import OutputError
+from gemmule.runs import metrics
+from gemmule.runs.layout import RunLayout
+from gemmule.runs.lock import is_lock
 from gemmule.runtime import host
-
-METRICS = "metrics.jsonl"
 
 
 class RunDir:
@@ -25,10 +23,11 @@ class RunDir:
 
     Attributes:
         path: the folder.
+        layout: paths of the files in it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.layout = path, RunLayout(path)
 
     @classmethod
     def create(cls, path: Path, config: Config) -> Self:
@@ -38,7 +37,7 @@ class RunDir:
             OutputError: when the folder is not empty or cannot be written.
         """
         claim(path, "add --resume to go on with the run there, or ")
-        config.save(path / "config.toml")
+        config.save(RunLayout(path).config)
         return cls(path)
 
     @classmethod
@@ -48,33 +47,22 @@ class RunDir:
         Raises:
             OutputError: when there is none at `path`.
         """
-        if not (path / "config.toml").is_file():
+        if not RunLayout(path).config.is_file():
             raise OutputError(f"{path} holds no run to resume (it has no config.toml)")
         return cls(path)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl; NaN and Inf become null."""
-        clean = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()
-        }
-        with (
-            files.writing_to(self.path / METRICS),
-            (self.path / METRICS).open("a", encoding="utf-8") as f,
-        ):
-            f.write(json.dumps(clean) + "\n")
+        metrics.append(self.layout.metrics, values)
 
     def cut_metrics(self, step: int) -> None:
         """Drops metrics after `step`, and a line that was only half written."""
-        path = self.path / METRICS
-        if path.exists():
-            kept = [m for m in read_metrics(self.path) if m["step"] <= step]
-            files.write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
+        metrics.cut(self.layout.metrics, step)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Writes manifest.json: what a reader needs to trace and repeat the run."""
         files.write_json(
-            self.path / "manifest.json",
+            self.layout.manifest,
             {
                 "gemmule": metadata.version("gemmule"),
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -88,20 +76,21 @@ class RunDir:
 def claim(path: Path, otherwise: str = "") -> None:
     """Makes the folder `path`, which must not hold anything yet.
 
+    What a killed process left there is removed; a lock file does not count.
+
+    Args:
+        path: the folder.
+        otherwise: what else a user can do when it is in use, as in "add --resume, or ".
+
     Raises:
-        OutputError: when it does, or cannot be made.
+        OutputError: when it holds something, or cannot be made.
     """
     with files.writing_to(path):
-        if path.is_dir() and not files.holds_only_leftovers(path):
+        if path.is_dir() and not _is_free(path):
             raise OutputError(f"{path} is already in use: {otherwise}choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(path)
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl, in order."""
-    lines = []
-    for line in (run / METRICS).read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            lines.append(json.loads(line))
-    return lines
+def _is_free(path: Path) -> bool:
+    return all(files.is_leftover(entry) or is_lock(entry) for entry in path.iterdir())

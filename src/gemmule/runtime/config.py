@@ -1,4 +1,4 @@
-"""Settings of the machine; the resolved ones are saved with the run."""
+"""Settings of the hardware a run uses; the resolved ones are saved with the run."""
 
 from typing import Literal
 
@@ -7,14 +7,14 @@ from pydantic import Field
 from gemmule.config import Config
 
 
-class MachineConfig(Config):
-    """How the machine is used; "auto" is settled at the start and saved (runtime/machine.py).
+class RuntimeConfig(Config):
+    """How a run uses the machine; every "auto" is resolved at the start and saved (device.py).
 
     Attributes:
-        device: "auto", "cpu", "cuda".
-        dtype: of activations; "auto" takes what multiplies fastest on this machine.
-        compile: torch.compile the block; "auto" does where the run is long enough to earn it.
-        threads: CPU threads; 0 takes the cores there are.
+        device: "auto", "cpu" or "cuda".
+        dtype: type of activations; "auto" takes the one that multiplies fastest on this machine.
+        compile: torch.compile each block; "auto" does where the run is long enough to pay for it.
+        threads: CPU threads; 0 takes all cores, shared among the processes of a run.
         country: ISO 3166 three-letter code for the carbon intensity of electricity.
     """
 

@@ -1,4 +1,4 @@
-"""Fitting a run to the machine: device, threads, dtype."""
+"""Resolves what a run leaves to the machine: device, threads, dtype, compilation."""
 
 import functools
 import time
@@ -8,34 +8,42 @@ import torch
 
 from gemmule.errors import ConfigError
 from gemmule.runtime import host, torch_compile
-from gemmule.runtime.config import MachineConfig
+from gemmule.runtime.config import RuntimeConfig
+from gemmule.runtime.world import SOLO, World
 
-C = TypeVar("C", bound=MachineConfig)
+C = TypeVar("C", bound=RuntimeConfig)
 
-COMPILE_EARNS_ITS_TIME = 1.5e13  # floating-point operations: about two minutes on two cores
+COMPILE_PAYS_FROM = 1.5e13  # floating-point operations: about two minutes on two cores
 
 
-def resolve(config: C, flops: float) -> C:
-    """Replaces every "auto" by what this machine is best at, so that a resumed run repeats it.
+def resolve(config: C, flops: float, world: World = SOLO) -> C:
+    """Replaces every "auto" by this machine's best choice, so that a resumed run repeats it.
+
+    Also sets the number of threads that torch uses in this process. What is measured or depends on
+    the machine is decided by the first rank for all.
 
     Args:
-        config: as the user wrote it.
-        flops: what the whole run will take.
+        config: settings as the user wrote them.
+        flops: floating-point operations of the whole run.
+        world: the ranks of the run; those of one machine share its cores.
 
     Raises:
-        ConfigError: for a device that is not there.
+        ConfigError: for a device or compiler that is not there.
     """
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda': torch finds no CUDA device here; use device = 'cpu'")
-    threads = config.threads or host.usable_cores()
+    threads = config.threads or max(1, host.usable_cores() // world.local_size)
     torch.set_num_threads(threads)
-    dtype = config.dtype if config.dtype != "auto" else fastest_dtype(device)
+    dtype: str = config.dtype
+    if dtype == "auto":
+        halves = world.agree(world.first and fastest_dtype(device) == "bfloat16")
+        dtype = "bfloat16" if halves else "float32"
     compiled = config.compile
     if compiled == "auto":
-        compiled = flops >= COMPILE_EARNS_ITS_TIME and torch_compile.can_compile()
+        compiled = world.agree(flops >= COMPILE_PAYS_FROM and torch_compile.can_compile())
     elif compiled and not torch_compile.can_compile():
         raise ConfigError("compile = true: torch.compile finds no working C++ compiler here")
     return config.model_copy(
@@ -47,7 +55,7 @@ def resolve(config: C, flops: float) -> C:
 def fastest_dtype(device: str) -> str:
     """bfloat16 where it multiplies matrices clearly faster than float32, else float32."""
     # A processor without bfloat16 products emulates them, seventy times slower than float32: small
-    # matrices show that in no time, large ones would take half a minute.
+    # matrices show that at once, large ones would take half a minute.
     for size in (128, None):
         half, full = (matmul_gflops(device, d, size=size) for d in (torch.bfloat16, torch.float32))
         if half < full:
@@ -64,10 +72,11 @@ def matmul_gflops(
     """Best rate of a square matrix product, in 1e9 operations a second.
 
     Args:
-        device: where.
-        dtype: of the matrices.
-        seconds: go on for so long, to see past a moment's other work; six products at least.
-        size: rows of the matrices; None takes what shows a processor's best rate.
+        device: device that multiplies.
+        dtype: type of the matrices.
+        seconds: time to go on measuring, to see past other work of the moment; at least six
+            products are measured.
+        size: rows of the matrices; None takes a size that shows the device's best rate.
     """
     size = size or (1024 if device == "cpu" else 4096)
     a = torch.ones(size, size, dtype=dtype, device=device)

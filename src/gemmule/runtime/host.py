@@ -6,23 +6,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gemmule.runtime import memory
+
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers"):
-        found[name] = metadata.version(name)
-    return found
+    libraries = ("torch", "numpy", "safetensors", "sentencepiece", "tokenizers")
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in libraries},
+    }
 
 
 def machine() -> dict[str, Any]:
-    """What this machine is: processor, usable cores, memory (GiB), system."""
+    """Description of the machine: processor, usable cores, memory (GiB), system."""
+    total = memory.machine()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "memory_gib": _memory_gib(),
+        "cores": usable_cores(),
+        "memory_gib": None if total is None else round(total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
@@ -42,10 +44,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None

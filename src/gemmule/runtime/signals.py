@@ -1,4 +1,4 @@
-"""Stopping on request: after the work in hand is saved, not in the middle of it."""
+"""Stopping on request: after the current work is saved, not in the middle of it."""
 
 import signal
 from collections.abc import Iterator
@@ -7,14 +7,21 @@ from types import FrameType
 
 
 class Stop:
-    """Whether somebody asked to stop."""
+    """A request to stop.
+
+    Attributes:
+        requested: whether a signal has asked for it.
+    """
 
     requested = False
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second Ctrl-C does not wait."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a request to stop; a second Ctrl-C does not wait.
+
+    A signal that this process was started to ignore, as nohup does with SIGHUP, stays ignored.
+    """
     stop = Stop()
 
     def request(number: int, frame: FrameType | None) -> None:
@@ -22,9 +29,11 @@ def stop_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.requested = True
 
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
     try:
-        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's business
+        before = {number: signal.signal(number, request) for number in heeded}
+    except ValueError:  # only the main thread can set handlers
         yield stop
         return
     try:

@@ -1,13 +1,9 @@
 """The measurement: load, prompts, decoding, a long context; then the machine's limits."""
 
 import gc
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +14,7 @@ from gemmule.infer.runners.protocol import Runner
 from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native
-from gemmule.runtime import host
+from gemmule.runtime import host, memory
 from gemmule.speed import machine_peak, roofline
 from gemmule.speed.drive import Driver
 from gemmule.speed.settings import SpeedRequest
@@ -78,7 +74,7 @@ def _measured(request: SpeedRequest, threads: int, progress: Progress) -> dict[s
     prompt_seconds = statistics.median(prompts)
     next_is("a long context")
     long = _long_context(request, driver, model, prompt_seconds / request.prompt)
-    peak = peak_bytes()
+    peak = memory.peak()
     load = roofline.of_model(model, runner)
     name = type(runner).__name__
     cache = "float16" if isinstance(runner, NativeRunner) else str(_dtype(model))
@@ -122,17 +118,6 @@ def runner_of(model: Gemma, threads: int, cache: str | None = None) -> Runner:
     if NativeRunner.supports(model):
         return NativeRunner(model, cache=cache, threads=threads)
     return TorchRunner(model)
-
-
-def peak_bytes() -> int:
-    """The most memory this process has had in use (resident)."""
-    # getrusage's figure outlives exec: it may be that of whoever started this process.
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def _dtype(model: Gemma) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from gemmule.checkpoints.stored_tensor import empty
-from gemmule.infer.core.cache_size import available_memory
 from gemmule.quant import native, packed
+from gemmule.runtime import memory
 from gemmule.runtime.device import matmul_gflops
 
 _READINGS = 5
@@ -37,7 +37,7 @@ def last_level_cache() -> int | None:
 def buffer_size() -> int:
     """Bytes to read so that caches are of little help, within a quarter of what is free."""
     wanted = max(_LEAST, _TIMES_THE_CACHE * (last_level_cache() or 0))
-    return max(2**24, min(wanted, available_memory() // 4)) // 4096 * 4096
+    return max(2**24, min(wanted, (memory.available() or 2**32) // 4)) // 4096 * 4096
 
 
 def read_speeds(threads: list[int], size: int | None = None) -> dict[int, float]:

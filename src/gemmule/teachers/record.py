@@ -28,7 +28,7 @@ from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
 from gemmule.runs.carbon import EnergyMeter
 from gemmule.runtime import device, host, memory, torch_compile
-from gemmule.runtime.config import MachineConfig
+from gemmule.runtime.config import RuntimeConfig
 from gemmule.runtime.signals import Stop, stop_signals
 from gemmule.teachers import logit_store as stores
 from gemmule.teachers.completions import CompletionServer
@@ -43,7 +43,7 @@ UNIT = 128  # windows that one process takes in hand at a time
 SPLIT = "train"
 
 
-class RecordConfig(MachineConfig):
+class RecordConfig(RuntimeConfig):
     """What is recorded, of whom, on what.
 
     Attributes:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gemmule.config import Config
 from gemmule.losses.divergences import CROSS_ENTROPY, Divergence, Kind
-from gemmule.runtime.config import MachineConfig
+from gemmule.runtime.config import RuntimeConfig
 
 
 class OptimizerConfig(Config):
@@ -69,7 +69,7 @@ class MemorizationConfig(Config):
     continuation_tokens: int = Field(default=50, gt=0)
 
 
-class TrainConfig(MachineConfig):
+class TrainConfig(RuntimeConfig):
     """One training run.
 
     Attributes:

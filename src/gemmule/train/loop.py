@@ -15,20 +15,15 @@ from gemmule.data.source import Source
 from gemmule.errors import Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
 from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.event_file import EventFile
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime.signals import stop_signals
 from gemmule.train.config import TrainConfig
-from gemmule.train.event_file import EventFile
 from gemmule.train.objectives import Objective
 from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
 from gemmule.train.probe import Probe
 from gemmule.train.schedule import learning_rate_factor
-from gemmule.train.state import (
-    drop_old_states,
-    load_training_state,
-    save_training_state,
-    training_states,
-)
+from gemmule.train.state import SafetensorsStates, StateStore
 
 
 @dataclasses.dataclass
@@ -79,8 +74,8 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.dtype))
-    state = _resume(run, model, optimizers, source)
-    drop_old_states(run.path / "checkpoints", config.keep_checkpoints)
+    states = SafetensorsStates(run.layout.checkpoints, config.keep_checkpoints)
+    state = _resume(run, states, model, optimizers, source)
     micro_batches = config.batch_size // config.micro_batch
     meter = EnergyMeter(config.country, state.carbon)
     saved = time.monotonic()
@@ -100,7 +95,7 @@ def train(
             sums = _accumulate(model, objective, batches, config)
             norm = clip_gradients(model, config.optimizer.clip).item()
             if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
-                raise TrainingError(_diverged(run, state.step + 1, sums["loss"], norm))
+                raise TrainingError(_diverged(states, state.step + 1, sums["loss"], norm))
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -134,7 +129,7 @@ def train(
             stopping = stop.requested  # read once: what stops the loop has been saved
             if last or stopping or overdue or state.step % config.checkpoint_every == 0:
                 state.carbon = meter.reading().to_json()
-                _save(run, model, optimizers, state, config.keep_checkpoints)
+                _save(run, states, model, optimizers, state)
                 saved = time.monotonic()
     if state.step < config.steps:
         raise Interrupted(
@@ -161,32 +156,36 @@ def _accumulate(
 
 
 def _resume(
-    run: RunDir, model: Gemma, optimizers: list[torch.optim.Optimizer], source: Source
+    run: RunDir,
+    states: StateStore,
+    model: Gemma,
+    optimizers: list[torch.optim.Optimizer],
+    source: Source,
 ) -> TrainState:
     files.remove_leftovers(run.path)
-    files.remove_leftovers(run.path / "checkpoints")
-    found = training_states(run.path / "checkpoints")
-    if not found:
+    states.clean()
+    steps = states.steps()
+    if not steps:
         run.cut_metrics(0)
         return TrainState()
-    state = TrainState(**load_training_state(found[-1], model, optimizers))
+    state = TrainState(step=steps[-1], **states.load(steps[-1], model, optimizers))
     source.load_state(state.loader)
     run.cut_metrics(state.step)
-    files.write_json(run.path / "carbon.json", state.carbon)  # a kill may have come before it
+    files.write_json(run.layout.carbon, state.carbon)  # a kill may have come before it
     return state
 
 
 def _save(
     run: RunDir,
+    states: StateStore,
     model: Gemma,
     optimizers: list[torch.optim.Optimizer],
     state: TrainState,
-    keep: int,
 ) -> None:
     values = dataclasses.asdict(state)
     step = values.pop("step")
-    save_training_state(run.path / "checkpoints", step, model, optimizers, values, keep)
-    files.write_json(run.path / "carbon.json", state.carbon)
+    states.save(step, model, optimizers, values)
+    files.write_json(run.layout.carbon, state.carbon)
 
 
 def _log(
@@ -202,9 +201,9 @@ def _log(
         board.flush()
 
 
-def _diverged(run: RunDir, step: int, loss: float, norm: float) -> str:
-    found = training_states(run.path / "checkpoints")
-    kept = f"the last good state is {found[-1].name}" if found else "no state was saved yet"
+def _diverged(states: StateStore, step: int, loss: float, norm: float) -> str:
+    steps = states.steps()
+    kept = f"the last good state is step-{steps[-1]}" if steps else "no state was saved yet"
     return (
         f"training diverged at step {step}: loss {loss}, gradient norm {norm}; {kept}. Lower "
         "optimizer.learning_rate or optimizer.clip, or raise schedule.warmup, and start again"

@@ -4,7 +4,7 @@ import torch
 
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
-from gemmule.runtime import host
+from gemmule.runtime import memory
 from gemmule.train.config import TrainConfig
 
 
@@ -17,17 +17,17 @@ def check_memory(config: TrainConfig, shape: GemmaConfig) -> None:
     Raises:
         ConfigError: when this machine's memory is smaller than that.
     """
-    memory = host.machine()["memory_gib"]
-    if memory is None or config.device == "cuda" or torch.cuda.is_available():
+    total = memory.machine()
+    if total is None or config.device == "cuda" or torch.cuda.is_available():
         return  # a GPU says so itself, and at once
     states = 12 if config.optimizer.name == "muon" else 16
     width = 2 if config.dtype == "bfloat16" else 4
     kept = shape.num_hidden_layers * (4 * shape.hidden_size + 3 * shape.intermediate_size) * width
     need = shape.parameters * states
     need += config.micro_batch * config.seq_len * kept + config.tokens_per_step * 24
-    if need > memory * 2**30:
+    if need > total:
         raise ConfigError(
             f"this run needs at least {need / 2**30:,.1f} GiB of memory (the model "
-            f"{shape.parameters * states / 2**30:,.1f}) and this machine has {memory}: use a "
-            "smaller preset, micro_batch_size or seq_len"
+            f"{shape.parameters * states / 2**30:,.1f}) and this machine has "
+            f"{total / 2**30:.1f}: use a smaller preset, micro_batch_size or seq_len"
         )

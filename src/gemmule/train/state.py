@@ -1,11 +1,19 @@
-"""Training states: everything a run needs to go on bit for bit, as safetensors and JSON."""
+"""Training states: everything a run needs to resume bit for bit.
+
+A `StateStore` keeps the states of one run. `SafetensorsStates` writes each into a folder of its
+own, step-N: state.safetensors with all tensors, state.json with the rest. Weights and optimizer
+states are keyed by the name of their parameter ("model.norm.weight", "optimizer.norm.weight.step"),
+so that they can be read by any number of ranks and by optimizers that divide the parameters up in
+another way. States of the first format, keyed by the number of optimizer and parameter, are read
+too.
+"""
 
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -14,125 +22,220 @@ from torch import Tensor, nn
 
 from gemmule import files
 from gemmule.errors import CheckpointError
+from gemmule.runtime.world import SOLO, World
 
+FORMAT = 2  # of state.json; the first format had no number
 _STEP = re.compile(r"step-(\d+)")
-# What these optimisers keep of each parameter from their first step on.
+# What these optimizers keep for each parameter from their first step on.
 _SLOTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
-# What reading a damaged state can come to, besides what the file system and safetensors say.
+# Exceptions that reading a damaged state raises, besides the file system's and safetensors'.
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
+Optimizers = Sequence[torch.optim.Optimizer]
 
-def save_training_state(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    state: Mapping[str, Any],
-    keep: int,
-) -> Path:
-    """Writes checkpoints/step-N whole or not at all, then drops all but the newest `keep`.
+
+class StateStore(Protocol):
+    """The training states of one run. In a world of several ranks every rank calls each method."""
+
+    def steps(self) -> list[int]:
+        """The steps of which a state is kept, in ascending order."""
+
+    def save(
+        self, step: int, model: nn.Module, optimizers: Optimizers, values: Mapping[str, Any]
+    ) -> None:
+        """Saves a state whole or not at all, then drops the oldest ones beyond the limit.
+
+        Args:
+            step: number of finished steps.
+            model: its parameters are saved.
+            optimizers: their states are saved; every parameter belongs to one of them at most.
+            values: other values to resume from (counters, the source's position), as JSON.
+
+        Raises:
+            OutputError: when the disk refuses.
+        """
+
+    def load(self, step: int, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+        """Fills `model` and `optimizers` from the state of a step.
+
+        Returns:
+            The `values` it was saved with.
+
+        Raises:
+            CheckpointError: when it is damaged or belongs to another model or optimizer.
+        """
+
+    def clean(self) -> None:
+        """Drops the oldest states beyond the limit, and what a killed process left unfinished."""
+
+
+class SafetensorsStates:
+    """A folder of states, one subfolder step-N each, written by the first rank.
 
     Args:
-        folder: the run's checkpoints folder.
-        step: N, the number of finished steps.
-        model: whose parameters to save.
-        optimizers: whose states to save.
-        state: JSON-able rest (counters, the loader's position).
-        keep: how many checkpoints to leave.
-
-    Raises:
-        OutputError: when the disk refuses.
+        folder: made with the first state.
+        keep: how many states to keep.
+        world: the ranks, each of which holds all parameters.
     """
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    scalars: dict[str, Any] = {}
-    for i, optimizer in enumerate(optimizers):
-        for j, slots in optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                key = f"optimizer.{i}.{j}.{name}"
-                if isinstance(value, Tensor):
-                    tensors[key] = value
-                else:
-                    scalars[key] = value
-    target = folder / f"step-{step}"
-    with files.atomic_dir(target) as tmp:
-        _save_tensors(tensors, tmp / "state.safetensors")
-        text = json.dumps({"step": step, **state, "scalars": scalars}, indent=2)
-        (tmp / "state.json").write_text(text, encoding="utf-8")
-    drop_old_states(folder, keep)
-    return target
+
+    def __init__(self, folder: Path, keep: int, world: World = SOLO) -> None:
+        self.folder, self.keep, self.world = folder, keep, world
+
+    def path(self, step: int) -> Path:
+        """The folder of one state."""
+        return self.folder / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """The steps of which a state is kept, in ascending order."""
+        matches = (_STEP.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def save(
+        self, step: int, model: nn.Module, optimizers: Optimizers, values: Mapping[str, Any]
+    ) -> None:
+        """Saves a state whole or not at all, then drops the oldest ones beyond the limit."""
+        if self.world.first:
+            tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+            scalars: dict[str, Any] = {}
+            for name, slots in _optimizer_states(model, optimizers):
+                for slot, value in slots.items():
+                    target = tensors if isinstance(value, Tensor) else scalars
+                    target[f"optimizer.{name}.{slot}"] = value
+            with files.atomic_dir(self.path(step)) as tmp:
+                _save_tensors(tensors, tmp / "state.safetensors")
+                state = {"step": step, **values, "format": FORMAT, "scalars": scalars}
+                (tmp / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+            self._drop_old()
+        self.world.barrier()
+
+    def load(self, step: int, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+        """Fills `model` and `optimizers` from the state of a step; returns its values."""
+        folder = self.path(step)
+        try:
+            tensors = load_file(folder / "state.safetensors")
+            state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            weights, slots = _by_name({**tensors, **state.pop("scalars")})
+            if state.pop("format", 1) == 1:
+                slots = _names_for_numbers(slots, model, optimizers)
+            if state.pop("step") != step:
+                raise ValueError(f"it is not the state of step {step}")
+        except (OSError, SafetensorError, *_BROKEN) as e:
+            raise CheckpointError(
+                f"cannot read the training state {folder} ({e}): delete that folder to resume from "
+                "the one before, or start the run again"
+            ) from None
+        try:
+            model.load_state_dict(weights)
+            _fill(model, optimizers, slots)
+        except _BROKEN as e:
+            raise CheckpointError(
+                f"the training state {folder} does not fit this run's model: {e}"
+            ) from None
+        return state
+
+    def clean(self) -> None:
+        """Drops the oldest states beyond the limit, and what a killed process left unfinished."""
+        if self.world.first:
+            files.remove_leftovers(self.folder)
+            self._drop_old()
+        self.world.barrier()
+
+    def _drop_old(self) -> None:
+        for step in self.steps()[: -self.keep]:
+            old = self.path(step)
+            with files.writing_to(old):
+                shutil.rmtree(old)
+
+
+def _optimizer_states(
+    model: nn.Module, optimizers: Optimizers
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name of each parameter that has an optimizer state, and that state."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in _parameters(optimizer):
+            if parameter in optimizer.state:
+                yield names[parameter], optimizer.state[parameter]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
-    except SafetensorError as e:  # safetensors wraps the system's refusal; find which it was
+    except SafetensorError as e:  # it wraps the system's refusal; find which it was
         match = re.search(r"os error (\d+)", str(e))
         raise OSError(int(match[1]) if match else 5, str(e)) from e
 
 
-def drop_old_states(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` step-N folders."""
-    for old in training_states(folder)[:-keep]:
-        with files.writing_to(old):
-            shutil.rmtree(old)
+def _by_name(
+    values: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Weights by parameter, and optimizer states by parameter and slot."""
+    weights: dict[str, Tensor] = {}
+    slots: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        kind, _, rest = key.partition(".")
+        if kind == "model":
+            weights[rest] = value  # copied into the model's own memory
+            continue
+        name, _, slot = rest.rpartition(".")
+        if kind != "optimizer" or not name:
+            raise ValueError(f"unknown entry {key!r}")
+        # A copy in memory of torch's own alignment, so that arithmetic repeats bit for bit.
+        copied = value.clone() if isinstance(value, Tensor) else value
+        slots.setdefault(name, {})[slot] = copied
+    return weights, slots
 
 
-def training_states(folder: Path) -> list[Path]:
-    """The step-N folders of a checkpoints folder, oldest first."""
-    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _STEP.fullmatch(p.name))]
-    return [p for _, p in sorted(found)]
+def _names_for_numbers(
+    slots: Mapping[str, dict[str, Any]], model: nn.Module, optimizers: Optimizers
+) -> dict[str, dict[str, Any]]:
+    """States of the first format, keyed "optimizer.parameter" by number, keyed by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_number = {
+        f"{i}.{j}": names[parameter]
+        for i, optimizer in enumerate(optimizers)
+        for j, parameter in enumerate(_parameters(optimizer))
+    }
+    return {by_number[number]: state for number, state in slots.items()}
 
 
-def load_training_state(
-    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Any]:
-    """Fills `model` and `optimizers` from one step-N folder.
-
-    Returns:
-        What was given as `state`, and "step".
+def _fill(model: nn.Module, optimizers: Optimizers, slots: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives every optimizer the states of its parameters.
 
     Raises:
-        CheckpointError: when it is damaged or belongs to another model or optimiser.
+        ValueError: for a state that does not fit its parameter, or belongs to none.
     """
-    weights: dict[str, Tensor] = {}
-    slots: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
-    try:
-        tensors = load_file(folder / "state.safetensors")
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        for key, value in {**tensors, **state.pop("scalars")}.items():
-            kind, _, rest = key.partition(".")
-            if kind == "model":
-                weights[rest] = value  # copied into the model's own memory
-            else:
-                i, j, name = rest.split(".")
-                # A copy in memory of torch's own alignment, so that arithmetic repeats bit for bit.
-                copied = value.clone() if isinstance(value, Tensor) else value
-                slots[int(i)].setdefault(int(j), {})[name] = copied
-    except (OSError, SafetensorError, *_BROKEN) as e:
-        raise CheckpointError(
-            f"cannot read the training state {folder} ({e}): delete that folder to go on from "
-            "the one before, or start the run again"
-        ) from None
-    try:
-        model.load_state_dict(weights)
-        for optimizer, filled in zip(optimizers, slots, strict=True):
-            _check_slots(optimizer, filled)
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
-    except _BROKEN as e:
-        raise CheckpointError(
-            f"the training state {folder} does not fit this run's model: {e}"
-        ) from None
-    return state
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    used = set()
+    for optimizer in optimizers:
+        filled = {}
+        for i, parameter in enumerate(_parameters(optimizer)):
+            name = names[parameter]
+            if name in slots:
+                _check(optimizer, name, parameter, slots[name])
+                filled[i] = slots[name]
+                used.add(name)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
+    if unused := sorted(set(slots) - used):
+        raise ValueError(f"it holds an optimizer state of {unused[0]!r}, which is not trained")
 
 
-def _check_slots(optimizer: torch.optim.Optimizer, slots: Mapping[int, Mapping[str, Any]]) -> None:
-    """Makes sure of what torch would only notice in the next step."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, filled in slots.items():
-        names = _SLOTS.get(type(optimizer).__name__, set(filled))
-        if set(filled) != names:
-            raise ValueError(f"it holds {sorted(filled)} where {sorted(names)} belong")
-        for name, value in filled.items():
-            of = parameters[i].shape
-            if isinstance(value, Tensor) and value.ndim and value.shape != of:
-                raise ValueError(f"{name} of shape {list(value.shape)} for {list(of)}")
+def _check(
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    parameter: nn.Parameter,
+    slots: Mapping[str, Any],
+) -> None:
+    """Finds what torch would notice only in the next step."""
+    expected = _SLOTS.get(type(optimizer).__name__, set(slots))
+    if set(slots) != expected:
+        raise ValueError(f"it holds {sorted(slots)} of {name} where {sorted(expected)} belong")
+    for slot, value in slots.items():
+        if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+            raise ValueError(
+                f"{slot} of shape {list(value.shape)} for {name} of {list(parameter.shape)}"
+            )

@@ -1,24 +1,27 @@
-"""How large the pool of pages is. Memory is taken only as pages are used."""
+"""How many pages of keys and values the cache has.
 
-from pathlib import Path
+On a CPU memory is taken only as pages are used, on a GPU at once.
+"""
 
 from gemmule.errors import ConfigError
 from gemmule.infer.core.pages import most_pages
 from gemmule.infer.runners.protocol import PAGE, Runner
+from gemmule.runtime import memory
 
-_SHARE = 4  # of the memory that is available, one part
-_CONTEXTS = 16  # whole ones, at most, where nothing is asked for
-_UNKNOWN = 4 * 2**30  # taken as available where the system does not say
+_FRACTION = 4  # one part in four of the memory that is available
+_CONTEXTS = 16  # full contexts, at most, where no size is given
+_UNKNOWN = 4 * 2**30  # bytes assumed to be available where the system does not say
 
 
 def pages_for(
     runner: Runner, cache_bytes: int | None = None, cache_tokens: int | None = None
 ) -> int:
-    """Pages of a pool.
+    """Number of pages of a runner's cache.
 
     Args:
-        runner: whose pages.
-        cache_bytes: what the pool may take; None: by the memory that is available and the context.
+        runner: runner of the cache, on a CPU or a GPU.
+        cache_bytes: largest size in bytes; None: by the model's context and the memory available on
+            the runner's device.
         cache_tokens: instead, tokens that fit into it (more do where their windows have passed).
 
     Raises:
@@ -36,8 +39,9 @@ def pages_for(
     else:
         config = runner.config
         context = most_pages(config.max_position_embeddings, config.sliding_window)
-        share = available_memory() // _SHARE // runner.page_bytes
-        pages = max(2, min(share, _CONTEXTS * context))
+        available = memory.available(runner.device)
+        affordable = (_UNKNOWN if available is None else available) // _FRACTION
+        pages = max(2, min(affordable // runner.page_bytes, _CONTEXTS * context))
     if pages < 2:
         least = 2 * runner.page_bytes
         raise ConfigError(
@@ -45,32 +49,3 @@ def pages_for(
             f"more, or cache_tokens={PAGE} or more"
         )
     return pages
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping, within the control group's limit."""
-    found = [size for size in (_machine(), _control_group()) if size is not None]
-    return min(found, default=_UNKNOWN)
-
-
-def _machine() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _control_group() -> int | None:
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = (root / "memory.current").read_text().strip()
-    except OSError:
-        return None
-    if not (limit.isdigit() and used.isdigit()):  # "max" is none
-        return None
-    return max(0, int(limit) - int(used))

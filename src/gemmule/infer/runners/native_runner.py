@@ -82,6 +82,7 @@ class NativeRunner:
         if cache not in CACHES:
             raise ConfigError(f"cache {cache!r} is not one of {', '.join(CACHES)}")
         self.config: GemmaConfig = model.config
+        self.device = torch.device("cpu")
         self.max_step_tokens = _STEP_TOKENS
         self._threads = native.threads(threads)
         self._kept: list[object] = []  # what the pointers below point to

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
     from gemmule.model.config import GemmaConfig
 
@@ -82,6 +82,7 @@ class Runner(Protocol):
     """
 
     config: "GemmaConfig"
+    device: "device"  # where the cache is
     page_bytes: int
     max_step_tokens: int  # most tokens of one step, of all spans together
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from gemmule.errors import OutputError
-from gemmule.train.event_file import EventFile
+from gemmule.runs.event_file import EventFile
 
 
 def scalars(folder: Path) -> list[tuple[int, float]]:

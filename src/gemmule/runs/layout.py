@@ -1,0 +1,178 @@
+"""Where everything is in the folder of a run: the only place that knows the names of its files.
+
+A training run (`gemmule train`, `gemmule distill`):
+
+    config.toml     resolved settings                  written first
+    manifest.json   data, model, parents, versions     written before the first step
+    metrics.jsonl   losses and other metrics by step   grows line by line
+    tensorboard/    the same as TensorBoard events
+    checkpoints/    training states, step-N each
+    carbon.json     energy and carbon so far
+    model/          the weights in Hugging Face layout
+    result.json     final metrics                      written last: the run has finished
+    evals/          benchmarks.json, safety.json, memorization.json and what they rest on
+    card/           the model card
+    .lock           held by the process that writes the folder (lock.py)
+
+A quickstart holds four such runs, its data and tokenizer, and a comparison.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = "config.toml"
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+CARBON = "carbon.json"
+RESULT = "result.json"
+COMPARISON = "comparison.json"
+SAMPLES = "samples.json"
+EVALS = "evals"
+BENCHMARKS = "benchmarks.json"
+SAFETY = "safety.json"
+MEMORIZATION = "memorization.json"
+QUICKSTART_RUNS = ("teacher", "scratch", "student", "scratch_equal_compute")
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths in the folder of one training run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """config.toml, the resolved settings."""
+        return self.path / CONFIG
+
+    @property
+    def manifest(self) -> Path:
+        """manifest.json, what a reader needs to trace and repeat the run."""
+        return self.path / MANIFEST
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl, one line per logged step or measurement."""
+        return self.path / METRICS
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of training states."""
+        return self.path / "checkpoints"
+
+    @property
+    def carbon(self) -> Path:
+        """carbon.json, energy and carbon of all sessions together."""
+        return self.path / CARBON
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model, in Hugging Face layout."""
+        return self.path / "model"
+
+    @property
+    def result(self) -> Path:
+        """result.json, final metrics; a run that has it is finished."""
+        return self.path / RESULT
+
+    @property
+    def evals(self) -> Path:
+        """Folder of evaluation results."""
+        return self.path / EVALS
+
+    @property
+    def benchmarks(self) -> Path:
+        """Result of `gemmule eval`."""
+        return self.evals / BENCHMARKS
+
+    @property
+    def safety(self) -> Path:
+        """Result of `gemmule safety`."""
+        return self.evals / SAFETY
+
+    @property
+    def memorization(self) -> Path:
+        """Result of `gemmule memorization`."""
+        return self.evals / MEMORIZATION
+
+    @property
+    def card(self) -> Path:
+        """Folder of the model card."""
+        return self.path / "card"
+
+    @property
+    def started(self) -> bool:
+        """Whether a run was begun here, as far as its manifest."""
+        return self.manifest.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run was finished here."""
+        return self.result.is_file()
+
+
+@dataclass(frozen=True)
+class QuickstartLayout:
+    """Paths in the folder of a quickstart.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """config.toml, the settings given."""
+        return self.path / CONFIG
+
+    @property
+    def plan(self) -> Path:
+        """plan.json, sizes and steps."""
+        return self.path / "plan.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.path / "tokenizer"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the tokenized corpus."""
+        return self.path / "data"
+
+    @property
+    def comparison(self) -> Path:
+        """comparison.json; a quickstart that has it has trained all its models."""
+        return self.path / COMPARISON
+
+    @property
+    def samples(self) -> Path:
+        """samples.json, generated text."""
+        return self.path / SAMPLES
+
+    @property
+    def card(self) -> Path:
+        """Folder of the model card."""
+        return self.path / "card"
+
+    def run(self, name: str) -> RunLayout:
+        """One of its runs, named as in QUICKSTART_RUNS."""
+        return RunLayout(self.path / name)
+
+
+def runs_in(folder: Path) -> list[RunLayout]:
+    """The runs a folder holds: itself, or those of a quickstart that are there."""
+    if not (folder / COMPARISON).is_file():
+        return [RunLayout(folder)]
+    runs = [QuickstartLayout(folder).run(name) for name in QUICKSTART_RUNS]
+    return [run for run in runs if run.path.is_dir()]

@@ -1,0 +1,354 @@
+"""The processes of one run, built on torch.distributed.
+
+    with World.from_env() as world:              # SOLO unless torchrun started this process
+        totals = world.sum([loss, targets])      # the same float64 sums on every rank
+        if world.first: write()
+        world.barrier()
+
+`SOLO` is the world of one process: its methods do nothing and return their arguments, so that code
+is written once for any number of ranks. All methods but the properties are collective: every rank
+calls them in the same order.
+
+When one rank fails, the others must not wait for it forever. The failing rank leaves its reason in
+the store that the processes met at and closes its connections, which ends a collective operation
+that others are blocked in: they raise one `RankError` naming the rank and its reason. A rank that
+does not come to a collective operation, being busy or blocked in one of its own, is ended by a
+watching thread after `grace` seconds. A rank that vanishes without a word (SIGKILL, a lost machine)
+closes its connections too; where even that fails, operations end at the timeout.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from gemmule.errors import ConfigError, GemmuleError, RankError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+TIMEOUT = 1800.0
+"""Seconds an operation waits for other ranks: the first rank may be evaluating or saving."""
+
+_MEETING = 300.0  # seconds for all processes to come up
+_GRACE = 30.0
+_POLL = 0.5  # seconds between looks at whether another rank has failed
+_LINGER = 5.0  # seconds the rank that holds the store stays for the others to read it
+_FAILURE, _LEFT = "gemmule/failure", "gemmule/left"
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class World:
+    """The world of one process; `from_env` makes one of several.
+
+    Attributes:
+        rank: number of this process among all, from 0.
+        size: how many processes there are.
+        local_rank: number of this process among those on its machine.
+        local_size: how many processes run on this machine.
+    """
+
+    rank = 0
+    size = 1
+    local_rank = 0
+    local_size = 1
+
+    @staticmethod
+    def from_env(
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        *,
+        timeout: float = TIMEOUT,
+        grace: float = _GRACE,
+    ) -> "World":
+        """The world that torchrun's environment variables describe; SOLO where there are none.
+
+        Args:
+            device: what the ranks compute on. Where it is a GPU, NCCL joins it and this process
+                takes the GPU of its local rank; on CPU tensors gloo is used.
+            timeout: seconds an operation waits for the other ranks.
+            grace: seconds a rank may go on by itself after another has failed.
+
+        Raises:
+            ConfigError: when the environment is not a complete description.
+            RankError: when the other processes cannot be reached.
+        """
+        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+            return SOLO
+        place = _place(os.environ)
+        if place["WORLD_SIZE"] == 1:
+            return SOLO
+        return _Group(place, device, timeout, grace)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sums over all ranks, in float64 and the same bits on every rank."""
+        return list(values)
+
+    def agree(self, answer: bool) -> bool:
+        """The first rank's answer, for what must not be decided by each rank alone."""
+        return self.sum([float(answer and self.first)])[0] > 0
+
+    def barrier(self) -> None:
+        """Waits until every rank is here.
+
+        Raises:
+            RankError: naming the ranks that did not come.
+        """
+
+    def device(self, kind: str) -> "torch.device":
+        """The device of this rank: "cpu", or the GPU of its local rank for "cuda"."""
+        import torch
+
+        return torch.device(kind, self.local_rank) if kind == "cuda" else torch.device(kind)
+
+    def __enter__(self) -> Self:
+        """Nothing to do: a world is open once it is made."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves the world: waits for the others, or tells them why this rank has failed."""
+
+
+SOLO = World()
+
+
+class _Group(World):
+    """Several processes."""
+
+    def __init__(
+        self,
+        place: Mapping[str, Any],
+        device: Literal["auto", "cpu", "cuda"],
+        timeout: float,
+        grace: float,
+    ) -> None:
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
+        self.rank, self.size = place["RANK"], place["WORLD_SIZE"]
+        self.local_rank, self.local_size = place["LOCAL_RANK"], place["LOCAL_WORLD_SIZE"]
+        self._timeout, self._grace = timeout, grace
+        cuda = device != "cpu" and torch.cuda.is_available()
+        if cuda and self.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"LOCAL_RANK is {self.local_rank} and this machine has "
+                f"{torch.cuda.device_count()} GPUs: start one process per GPU, or use device = cpu"
+            )
+        address = f"{place['MASTER_ADDR']}:{place['MASTER_PORT']}"
+        meeting = datetime.timedelta(seconds=min(timeout, _MEETING))
+        try:
+            store, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=meeting)))
+            if cuda:
+                torch.cuda.set_device(self.local_rank)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+            # A group of its own: a save in the background may be using the default one.
+            self._group = dist.new_group(
+                backend="gloo", timeout=datetime.timedelta(seconds=timeout)
+            )
+            self._store = store.clone()
+            self._watched = store.clone()
+        except (RuntimeError, OSError, ValueError) as e:
+            raise RankError(
+                f"rank {self.rank} cannot reach the other processes at {address} within "
+                f"{meeting.total_seconds():g} s ({first_line(e)}): check that all "
+                f"{self.size} were started and that MASTER_ADDR and MASTER_PORT are the first's"
+            ) from None
+        self._failure: RankError | None = None  # of another rank, once it is known
+        self._leaving = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
+        self._watcher.start()
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sums over all ranks, in float64 and the same bits on every rank."""
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(list(values), dtype=torch.float64)
+        with self._naming_who_failed():
+            dist.all_reduce(tensor, group=self._group)
+        return [float(value) for value in tensor.tolist()]
+
+    def barrier(self) -> None:
+        """Waits until every rank is here; the error names the ranks that did not come."""
+        import torch.distributed as dist
+
+        with self._naming_who_failed():
+            dist.monitored_barrier(
+                self._group,
+                timeout=datetime.timedelta(seconds=self._timeout),
+                wait_all_ranks=True,
+            )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Waits for the others, or tells them why this rank has failed, and disconnects."""
+        import torch.distributed as dist
+
+        lost: RankError | None = None
+        try:
+            if error is None:
+                self.barrier()
+            elif isinstance(error, RuntimeError) and not isinstance(error, GemmuleError):
+                # A collective of somewhere else, broken off because its partner has failed.
+                lost = self._failure_of_another(wait=0.0)
+        finally:
+            if error is not None and lost is None:
+                self._tell(error)
+            self._leaving.set()
+            dist.destroy_process_group()  # closes the connections, which wakes the others
+            self._part()
+        if lost is not None:
+            raise lost from error
+
+    @contextlib.contextmanager
+    def _naming_who_failed(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        except RuntimeError as e:
+            failure = self._failure_of_another(wait=5.0)
+            if failure is None:
+                failure = RankError(
+                    f"rank {self.rank} of {self.size} lost contact with another rank after "
+                    f"{time.monotonic() - began:.0f} s; which was killed, or hangs, or whose "
+                    f"machine is gone ({first_line(e)}). Start again with --resume"
+                )
+            raise failure from None
+
+    def _tell(self, error: BaseException) -> None:
+        """Leaves the reason for the others, unless another rank has failed before."""
+        reason = f"{type(error).__name__}: {first_line(error)}" if str(error) else repr(error)
+        where = f"{socket.gethostname()}, process {os.getpid()}"
+        value = json.dumps({"rank": self.rank, "where": where, "reason": reason})
+        with contextlib.suppress(RuntimeError):  # the one that holds the store is gone
+            self._store.compare_set(_FAILURE, "", value)
+
+    def _failure_of_another(self, wait: float) -> RankError | None:
+        """The error that another rank left; waits some seconds for it to arrive."""
+        end = time.monotonic() + wait
+        while self._failure is None:
+            with contextlib.suppress(RuntimeError, ValueError):
+                if self._store.check([_FAILURE]):
+                    self._failure = self._named(json.loads(self._store.get(_FAILURE)))
+                    break
+            if time.monotonic() >= end:
+                break
+            time.sleep(0.05)
+        return self._failure
+
+    def _named(self, failure: Mapping[str, Any]) -> RankError | None:
+        if failure["rank"] == self.rank:
+            return None
+        return RankError(
+            f"rank {failure['rank']} of {self.size} ({failure['where']}) failed, which ends this "
+            f"one: {failure['reason']}"
+        )
+
+    def _part(self) -> None:
+        """Says that this rank has left; the rank that holds the store is the last to leave."""
+        with contextlib.suppress(RuntimeError):
+            gone = self._store.add(_LEFT, 1)
+            end = time.monotonic() + _LINGER
+            while self.first and gone < self.size and time.monotonic() < end:
+                time.sleep(0.02)
+                gone = self._store.add(_LEFT, 0)
+
+    def _watch(self) -> None:
+        """Ends this process when another has failed and this one does not notice."""
+        while not self._leaving.wait(_POLL):
+            try:
+                if not self._watched.check([_FAILURE]):
+                    continue
+                error = self._named(json.loads(self._watched.get(_FAILURE)))
+            except RuntimeError:
+                error = RankError(
+                    f"rank {self.rank} of {self.size} lost contact with the first rank, which was "
+                    "killed or whose machine is gone. Start again with --resume"
+                )
+            self._failure = self._failure or error
+            if error is None or self._leaving.wait(self._grace):
+                return
+            print(f"gemmule: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSums:
+    """What the ranks must agree on in an optimizer step, added up by one `World.sum`.
+
+    Attributes:
+        sums: named sums of this rank's batches: a denominator, losses, counts.
+        non_finite: whether a loss or gradient of this rank is NaN or infinite.
+        stop: whether this rank was asked to stop.
+        due: whether this rank's clock says that a checkpoint is due.
+    """
+
+    sums: Mapping[str, float]
+    non_finite: bool = False
+    stop: bool = False
+    due: bool = False
+
+    def over(self, world: World) -> "StepSums":
+        """The sums over all ranks, and for each flag whether it is set on any; the same on all.
+
+        Every rank names the same sums in the same order.
+        """
+        flags = [self.non_finite, self.stop, self.due]
+        totals = world.sum([*self.sums.values(), *map(float, flags)])
+        values, flagged = totals[: len(self.sums)], totals[len(self.sums) :]
+        non_finite, stop, due = (count > 0 for count in flagged)
+        return StepSums(dict(zip(self.sums, values, strict=True)), non_finite, stop, due)
+
+
+def _place(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Checked values of torchrun's environment variables."""
+    missing = [name for name in _VARIABLES if not environment.get(name)]
+    if missing:
+        known = "RANK" if environment.get("RANK") else "WORLD_SIZE"
+        raise ConfigError(
+            f"{known} is set in the environment and {', '.join(missing)} is not: start the "
+            "processes with torchrun, or unset RANK and WORLD_SIZE to run alone"
+        )
+    place: dict[str, Any] = {"MASTER_ADDR": environment["MASTER_ADDR"]}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        text = environment.get(name) or "1"  # only LOCAL_WORLD_SIZE may be missing
+        if not (text.isascii() and text.isdigit()):
+            raise ConfigError(f"the environment variable {name} is {text!r}; it must be a number")
+        place[name] = int(text)
+    if place["WORLD_SIZE"] < 1:
+        raise ConfigError("the environment variable WORLD_SIZE is 0; it must be 1 or more")
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if place[rank] >= place[size] and (rank == "RANK" or "LOCAL_WORLD_SIZE" in environment):
+            raise ConfigError(
+                f"the environment variable {rank} is {place[rank]} and {size} is {place[size]}: "
+                "ranks count from 0"
+            )
+    return place
