@@ -124,7 +124,7 @@ def test_distillation(
 
 
 def test_plain_cross_entropy_is_written_out_once_more() -> None:
-    """So that the plain version is not only compared with what was written beside it."""
+    """An independent check of the plain version, which is the reference of all other tests."""
     p = {k: t.double() if t.is_floating_point() else t for k, t in problem(30, 7, 50, 3).items()}
     logits = soft_cap(p["x"] @ p["w"].T, 5.0)
     teacher = soft_cap(p["tx"] @ p["tw"].T, 3.0)

@@ -155,7 +155,7 @@ def _copy(dataset: Dataset, folder: Path) -> None:
     (folder / "shards").mkdir()
     for split in dataset.manifest["splits"].values():
         for shard in split["shards"]:
-            for suffix in (".tokens", ".offsets", ".json"):
+            for suffix in (".tokens", ".offsets", ".mask", ".json"):
                 file = (dataset.path / shard["file"]).with_suffix(suffix)
                 if file.is_file():
                     _link((folder / shard["file"]).with_suffix(suffix), file)

@@ -1,13 +1,15 @@
-"""A prepared corpus on disk: memory-mapped token shards and a manifest.
+"""A prepared corpus on disk: memory-mapped token shards and a manifest (docs/data-format.md).
 
 manifest.json                 written last: a folder without one is unfinished
 tokenizer/                    a copy of the tokenizer that made it
 shards/train-00000.tokens     little-endian uint16 (uint32 from 65536 ids): <bos> … <eos> <bos> …
-shards/train-00000.offsets    little-endian int64: where each document starts in the shard
+shards/train-00000.offsets    little-endian int64: index of each document's <bos> in the shard
+shards/train-00000.mask       optional loss mask, one bit per token: 1 where the token is a label
 shards/train-00000.json       counts, checksums, and the documents' names
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,23 +26,33 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 OFFSET_TYPE = np.dtype("<i8")
 NAMES = "names"  # in a shard's .json: where each of its documents came from
+MASK_CHECKSUM = "mask_sha256"  # in the entry of a shard that has a loss mask
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:
-    """The type tokens are stored in."""
+    """The type that tokens are stored in."""
     return np.dtype("<u2") if vocab_size < 65536 else np.dtype("<u4")
 
 
+def mask_bytes(tokens: int) -> int:
+    """Size of the loss mask of a shard, bytes."""
+    return -(-tokens // 8)
+
+
+_REMAKE = "the data folder is damaged, delete it and make it again"
+
+
 class Split:
-    """One split's tokens, every document stored as <bos> ids <eos>.
+    """The tokens of one split, every document stored as <bos> ids <eos>.
 
     Attributes:
-        name: train, validation or heldout.
-        token_count: tokens, <bos> and <eos> included.
-        document_count: documents.
+        name: "train", "validation" or "heldout".
+        token_count: number of tokens, <bos> and <eos> included.
+        document_count: number of documents.
         byte_count: UTF-8 bytes of the text.
-        bos_id: marks where a document starts.
-        pad_id: fills incomplete rows.
+        bos_id: id of the token that starts each document.
+        pad_id: id that fills incomplete sequences.
+        has_mask: whether any shard has a loss mask.
     """
 
     def __init__(self, name: str, folder: Path, entry: dict[str, Any], dtype: np.dtype[Any]):
@@ -54,24 +66,48 @@ class Split:
         self._paths = [folder / shard["file"] for shard in entry["shards"]]
         self._starts = np.cumsum([0] + [shard["tokens"] for shard in entry["shards"]])
         self._first_documents = np.cumsum([0] + [shard["documents"] for shard in entry["shards"]])
+        self._checksums = [shard.get(MASK_CHECKSUM) for shard in entry["shards"]]
+        self.has_mask = any(self._checksums)
         self._maps: dict[int, npt.NDArray[Any]] = {}
+        self._masks: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
         return self.token_count
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Tokens start to stop (exclusive, clipped to the split), shape [stop - start]."""
-        stop = min(stop, self.token_count)
-        out = np.empty(max(stop - start, 0), np.int64)
+        out = np.empty(max(min(stop, self.token_count) - start, 0), np.int64)
+        for shard, inside, place in self._parts(start, len(out)):
+            out[place] = self._map(shard)[inside]
+        return out
+
+    def read_mask(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Loss mask of the tokens that `read` returns: True where a token is a label.
+
+        Tokens of shards without a mask are all labels.
+
+        Raises:
+            DataError: when a mask is missing or damaged.
+        """
+        out = np.ones(max(min(stop, self.token_count) - start, 0), np.bool_)
+        for shard, inside, place in self._parts(start, len(out)):
+            if self._checksums[shard] is not None:
+                first = inside.start // 8
+                bits = self._mask(shard)[first : mask_bytes(inside.stop)]
+                bits = np.unpackbits(bits, bitorder="little")
+                out[place] = bits[inside.start - 8 * first : inside.stop - 8 * first]
+        return out
+
+    def _parts(self, start: int, count: int) -> Iterator[tuple[int, slice, slice]]:
+        """Where `count` tokens from `start` on are: shard, slice of it, slice of the tokens."""
         done = 0
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while done < len(out):
+        while done < count:
             offset = start + done - int(self._starts[shard])
-            part = self._map(shard)[offset : offset + len(out) - done]
-            out[done : done + len(part)] = part
-            done += len(part)
+            size = min(count - done, int(self._starts[shard + 1]) - start - done)
+            yield shard, slice(offset, offset + size), slice(done, done + size)
+            done += size
             shard += 1
-        return out
 
     def document(self, index: int) -> npt.NDArray[np.int64]:
         """The tokens of one document, <bos> and <eos> included."""
@@ -92,31 +128,44 @@ class Split:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def document_names(self) -> Iterator[str | None]:
-        """Where each document came from, in order: a file of the corpus, a module, a record.
+        """Origin of each document, in order: a file of the corpus, a module, a record.
 
-        None for one of a shard without names: earlier versions kept none.
+        None for the documents of a shard without names: earlier versions did not store them.
         """
         counts = np.diff(self._first_documents).tolist()
         for path, count in zip(self._paths, counts, strict=True):
             try:
                 names = files.read_json(path.with_suffix(".json"))[NAMES]
-                whole = len(names) == count and all(isinstance(name, str) for name in names)
+                complete = len(names) == count and all(isinstance(name, str) for name in names)
             except (OSError, ValueError, KeyError, TypeError):
-                whole = False
-            yield from names if whole else [None] * count
+                complete = False
+            yield from names if complete else [None] * count
 
     def _map(self, shard: int) -> npt.NDArray[Any]:
         if shard not in self._maps:
             self._maps[shard] = np.memmap(self._paths[shard], self._dtype, mode="r")
         return self._maps[shard]
 
+    def _mask(self, shard: int) -> npt.NDArray[np.uint8]:
+        """The packed loss mask of a shard; its checksum is compared when it is first read."""
+        if shard not in self._masks:
+            path = self._paths[shard].with_suffix(".mask")
+            try:
+                data = path.read_bytes()
+            except OSError as e:
+                raise DataError(f"the loss mask {path} cannot be read ({e}): {_REMAKE}") from None
+            if hashlib.sha256(data).hexdigest() != self._checksums[shard]:
+                raise DataError(f"the checksum of the loss mask {path} does not match: {_REMAKE}")
+            self._masks[shard] = np.frombuffer(data, np.uint8)
+        return self._masks[shard]
+
 
 class Dataset:
-    """A finished data folder, opened with `Dataset.open`.
+    """A finished data folder; `Dataset.open` opens one.
 
     Attributes:
         path: the folder.
-        manifest: what it was made from and what it holds, as read from manifest.json.
+        manifest: content of manifest.json: origin, counts and shards.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -125,11 +174,11 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path, tokenizer: Tokenizer | None = None) -> "Dataset":
-        """Opens a data folder and checks that it is whole.
+        """Opens a data folder and checks that it is complete.
 
         Args:
-            path: the folder `prepare` wrote.
-            tokenizer: when given, the one the folder must have been made with.
+            path: folder that `gemmule data` wrote.
+            tokenizer: tokenizer that the folder must have been made with; None: any.
 
         Raises:
             DataError: when the folder is missing, unfinished, damaged, of another version, or made
@@ -143,12 +192,12 @@ class Dataset:
         except FileNotFoundError:
             raise DataError(
                 f"{path} is not a finished data folder (it has no {MANIFEST}): run the gemmule data"
-                " command that makes it again, and it goes on where it stopped"
+                " command that made it again, and it continues where it stopped"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
             raise DataError(f"{path / MANIFEST} cannot be read ({e}): make it again") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise DataError(f"{path} is of another version of gemmule: make it again")
+            raise DataError(f"{path} was made by another version of gemmule: make it again")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer.fingerprint:
             raise DataError(
                 f"{path} was made with another tokenizer (fingerprint {manifest['tokenizer'][:12]},"
@@ -163,17 +212,18 @@ class Dataset:
         for entry in self.manifest["splits"].values():
             for shard in entry["shards"]:
                 file = self.path / shard["file"]
-                sizes = (
+                sizes = [
                     (file, shard["tokens"] * width),
                     (file.with_suffix(".offsets"), shard["documents"] * OFFSET_TYPE.itemsize),
-                )
+                ]
+                if MASK_CHECKSUM in shard:
+                    sizes.append((file.with_suffix(".mask"), mask_bytes(shard["tokens"])))
                 for part, expected in sizes:
-                    found = part.stat().st_size if part.is_file() else None
-                    if found != expected:
-                        problem = "is missing" if found is None else f"has {found} bytes"
+                    size = part.stat().st_size if part.is_file() else None
+                    if size != expected:
+                        problem = "is missing" if size is None else f"has {size} bytes"
                         raise DataError(
-                            f"{part} {problem}, the manifest says {expected}: the data folder is "
-                            "damaged, delete it and make it again"
+                            f"{part} {problem}, the manifest says {expected}: {_REMAKE}"
                         )
 
     @property
@@ -182,26 +232,26 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokens of every split: equal text, splits, order and tokenizer."""
+        """SHA-256 of tokens and loss masks of every split: equal text, order and tokenizer."""
         return str(self.manifest["fingerprint"])
 
     @property
     def name(self) -> str:
-        """What a model card calls the corpus."""
+        """Name of the corpus on a model card."""
         return str(self.manifest["name"])
 
     @property
     def licence(self) -> str:
-        """The corpus's licence, as far as it is known."""
+        """License of the corpus, as far as it is known."""
         return str(self.manifest["licence"])
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made it, from the folder's own copy."""
+        """The tokenizer that made the folder, from its own copy."""
         return Tokenizer.load(self.path / "tokenizer")
 
     def split(self, name: str) -> Split:
-        """The tokens of "train", "validation" or "heldout".
+        """The split "train", "validation" or "heldout".
 
         Raises:
             DataError: for another name.

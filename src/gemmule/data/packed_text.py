@@ -129,16 +129,35 @@ def _order(sequences: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 def batch_of(split: Split, indices: npt.NDArray[np.int64], seq_len: int) -> Batch:
     """The sequences with the given indices, in that order.
 
-    The last sequence of a split may be shorter than seq_len and is padded.
+    The last sequence of a split may be shorter than seq_len and is padded. Tokens that the split's
+    loss mask excludes are inputs but not labels.
     """
     rows = np.full((len(indices), seq_len + 1), split.pad_id, np.int64)
+    is_label = np.ones(rows.shape, np.bool_)
     lengths = np.empty(len(indices), np.int64)
     for i, index in enumerate(indices):
         start = int(index) * seq_len
         part = split.read(start, start + seq_len + 1)
         rows[i, : len(part)] = part
         lengths[i] = len(part)
-    return _batch(rows, split, lengths, indices)
+        if split.has_mask:
+            is_label[i, : len(part)] = split.read_mask(start, start + seq_len + 1)
+    tokens = rows[:, :-1]
+    starts = tokens == split.bos_id
+    doc_ids = np.cumsum(starts, axis=1) + ~starts[:, :1]
+    # The token before a <bos> belongs to another document and cannot predict it.
+    is_label &= rows != split.bos_id
+    labels = np.where(is_label[:, 1:], rows[:, 1:], IGNORED)
+    position = np.arange(tokens.shape[1])
+    last = lengths[:, None] - 1
+    labels[position >= last] = IGNORED
+    doc_ids[position > last] = 0
+    return Batch(
+        torch.from_numpy(np.ascontiguousarray(tokens)),
+        torch.from_numpy(labels),
+        torch.from_numpy(doc_ids),
+        extras={SEQUENCE_INDICES: torch.from_numpy(indices)},
+    )
 
 
 def eval_batches(
@@ -164,27 +183,3 @@ def eval_batches(
         indices = np.arange(fewer) * count // fewer
     for first in range(0, len(indices), batch_size):
         yield batch_of(split, indices[first : first + batch_size], seq_len)
-
-
-def _batch(
-    rows: npt.NDArray[np.int64],
-    split: Split,
-    lengths: npt.NDArray[np.int64],
-    indices: npt.NDArray[np.int64],
-) -> Batch:
-    """A batch of T tokens from rows of T + 1, the first `lengths` tokens of each being text."""
-    tokens = rows[:, :-1]
-    starts = tokens == split.bos_id
-    doc_ids = np.cumsum(starts, axis=1) + ~starts[:, :1]
-    # The token before a <bos> belongs to another document and cannot predict it.
-    labels = np.where(rows[:, 1:] == split.bos_id, IGNORED, rows[:, 1:])
-    position = np.arange(tokens.shape[1])
-    last = lengths[:, None] - 1
-    labels[position >= last] = IGNORED
-    doc_ids[position > last] = 0
-    return Batch(
-        torch.from_numpy(np.ascontiguousarray(tokens)),
-        torch.from_numpy(labels),
-        torch.from_numpy(doc_ids),
-        extras={SEQUENCE_INDICES: torch.from_numpy(indices)},
-    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.data.corpus import SPLITS, Corpus, Progress, read_corpus
-from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
+from gemmule.data.dataset import FORMAT, MANIFEST, MASK_CHECKSUM, Dataset
 from gemmule.data.shards import ShardJob, make_shard
 from gemmule.data.sources import Document, find_source
 from gemmule.errors import DataError, OutputError
@@ -246,12 +246,14 @@ def _manifest(
 
 def describe_split(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A split's entry in the manifest, from those of its shards in order."""
-    digest = hashlib.sha256("".join(s["sha256"] for s in shards).encode())
+    digest = hashlib.sha256(
+        "".join(s["sha256"] + s.get(MASK_CHECKSUM, "") for s in shards).encode()
+    )
     return {
         "documents": sum(s["documents"] for s in shards),
         "tokens": sum(s["tokens"] for s in shards),
         "bytes": sum(s["bytes"] for s in shards),
-        "sha256": digest.hexdigest(),  # of the shards' checksums in order
+        "sha256": digest.hexdigest(),  # of the shards' checksums, and their masks', in order
         "shards": list(shards),
     }
 

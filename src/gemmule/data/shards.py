@@ -1,4 +1,4 @@
-"""Writing one shard of tokens, and knowing later whether it is whole."""
+"""Writing one shard of tokens, and recognizing a finished one."""
 
 import dataclasses
 import hashlib
@@ -10,13 +10,21 @@ from typing import Any
 import numpy as np
 
 from gemmule import files
-from gemmule.data.dataset import NAMES, OFFSET_TYPE, token_type
+from gemmule.data.dataset import MASK_CHECKSUM, NAMES, OFFSET_TYPE, token_type
+from gemmule.errors import DataError
 from gemmule.model.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """One shard to make: some consecutive documents of a split, and where each came from."""
+    """One shard to make: consecutive documents of a split.
+
+    Attributes:
+        split: name of the split.
+        index: number of the shard within the split.
+        texts: text of each document.
+        names: origin of each document.
+    """
 
     split: str
     index: int
@@ -30,10 +38,10 @@ class ShardJob:
 
 
 def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Tokenises and writes a shard, unless a whole one is there already.
+    """Tokenizes and writes a shard, unless it is there already.
 
-    The .json beside a shard is written after its data and holds their checksums and the documents'
-    names: a shard without one, or whose data disagree with it, is made again.
+    The shard's .json is written after its data and holds their checksums and the documents' names:
+    a shard without one, or whose data do not match it, is made again.
 
     Returns:
         The shard's manifest entry.
@@ -58,20 +66,28 @@ def write_shard(
     names: Sequence[str],
     facts: dict[str, Any],
     vocab_size: int,
+    masks: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, Any]:
     """Writes documents of ids as one shard.
 
     Args:
         folder: the data folder.
-        file: the token file, relative to it.
-        documents: ids, <bos> and <eos> included.
-        names: where each came from.
-        facts: what the entry says of their text: "bytes" and "text_sha256".
-        vocab_size: decides the type of the tokens.
+        file: the token file, relative to the folder.
+        documents: ids of each document, <bos> and <eos> included.
+        names: origin of each document.
+        facts: the entry's values about the text: "bytes" and "text_sha256".
+        vocab_size: number of ids, which decides the type of the tokens.
+        masks: loss mask of each document, one value per id: whether the id is a label. None: no
+            mask file; every id is a label.
 
     Returns:
         The shard's manifest entry.
+
+    Raises:
+        DataError: when a mask does not have one value per id.
     """
+    if masks is not None and list(map(len, masks)) != list(map(len, documents)):
+        raise DataError(f"the loss masks of {file} do not have one value for each id")
     path = folder / file
     lengths = np.array([len(ids) for ids in documents], OFFSET_TYPE)
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(OFFSET_TYPE)
@@ -89,6 +105,12 @@ def write_shard(
         "offsets_sha256": hashlib.sha256(offsets.tobytes()).hexdigest(),
         "text_sha256": facts["text_sha256"],
     }
+    if masks is not None:
+        mask = np.concatenate([np.array(values, np.bool_) for values in masks])
+        packed = np.packbits(mask, bitorder="little")
+        with files.atomic_path(path.with_suffix(".mask")) as tmp:
+            packed.tofile(tmp)
+        entry[MASK_CHECKSUM] = hashlib.sha256(packed.tobytes()).hexdigest()
     files.write_json(path.with_suffix(".json"), {**entry, NAMES: list(names)})
     return entry
 
@@ -98,12 +120,13 @@ def _finished(
 ) -> dict[str, Any] | None:
     try:
         entry: dict[str, Any] = files.read_json(record)
-        whole = (
+        finished = (
             entry["text_sha256"] == text_digest
+            and MASK_CHECKSUM not in entry  # text alone has no mask
             and entry.pop(NAMES) == names
             and files.sha256_file(path) == entry["sha256"]
             and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
         )
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return None
-    return entry if whole else None
+    return entry if finished else None

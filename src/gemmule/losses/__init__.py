@@ -1,1 +1,1 @@
-"""Losses from hidden states and the head, and the plain versions they are compared with."""
+"""The output head and the losses computed with it in chunks, and plain versions for comparison."""
