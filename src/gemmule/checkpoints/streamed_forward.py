@@ -1,8 +1,12 @@
-"""A checkpoint's logits without loading it: one layer in memory at a time, in fp32.
+"""The forward pass of a checkpoint that is not loaded: one layer in memory at a time, in fp32.
 
-What an export is checked with: a model of any size takes a few gigabytes at most, and quantized
-weights are read as the values they stand for.
+Exports and quantized models are checked with it: a model of any size takes a few gigabytes at most,
+and quantized weights are read as the values they stand for.
+
+Shapes: B sequences, T tokens, C rows of the embedding, D model, V vocabulary.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +20,14 @@ from gemmule.model.gemma import Block, RMSNorm, rope_tables
 def streamed_logits(checkpoint: Checkpoint, tokens: list[int]) -> Tensor:
     """Soft-capped logits [T, V] of one sequence, fp32.
 
-    The same modules as gemma.py's, filled layer by layer; weights and activations in fp32
-    whatever the checkpoint's dtype.
-
     Raises:
         CheckpointError: for tensors that are missing, of a wrong shape, NaN or Inf.
     """
     config = checkpoint.config
     checkpoint.weights()  # all there, and of the right shape
-    tokens_T = torch.tensor(tokens)
-    rope = rope_tables(torch.arange(len(tokens))[None], config.head_dim, config.rope_theta)
-    x_BTD = _embed(checkpoint, tokens_T)[None] * config.hidden_size**0.5
-    for i in range(config.num_hidden_layers):
-        with torch.device("meta"):
-            block = Block(config, i)
-        x_BTD = filled(checkpoint, block, f"layers.{i}.")(x_BTD, rope)
-    norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-    x_TD = filled(checkpoint, norm, "norm.")(x_BTD)[0]
+    rows_TD = _embed(checkpoint, torch.tensor(tokens))
+    (x_BTD,) = streamed_hidden_states(checkpoint, [rows_TD[None]], [None])
+    x_TD = x_BTD[0]
     logits_TV = torch.empty(len(tokens), config.vocab_size)
     at = 0
     for rows_CD in checkpoint.tensors["embed_tokens.weight"].rows_as(torch.float32):
@@ -41,8 +36,47 @@ def streamed_logits(checkpoint: Checkpoint, tokens: list[int]) -> Tensor:
     return soft_cap(logits_TV, config.final_logit_softcapping)
 
 
+@torch.inference_mode()
+def streamed_hidden_states(
+    checkpoint: Checkpoint,
+    rows: Sequence[Tensor],
+    doc_ids: Sequence[Tensor | None],
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Tensor]:
+    """Final hidden states of batches of the same length, fp32.
+
+    Uses the modules of gemma.py, filled layer by layer; weights and activations are fp32 whatever
+    the checkpoint's dtype. Each layer is read once, and all batches go through it.
+
+    Args:
+        checkpoint: checkpoint whose tensors were checked (`Checkpoint.weights`).
+        rows: rows of the embedding for each batch [B, T, D], not yet scaled.
+        doc_ids: document of each token of each batch [B, T]; None: each sequence is one document.
+        progress: called with the number of layers that are done.
+
+    Returns:
+        Hidden states of each batch [B, T, D].
+
+    Raises:
+        CheckpointError: for tensors that are NaN or Inf.
+    """
+    config = checkpoint.config
+    positions_BT = torch.arange(rows[0].shape[1])[None]
+    rope = rope_tables(positions_BT, config.head_dim, config.rope_theta)
+    x = [rows_BTD * config.hidden_size**0.5 for rows_BTD in rows]
+    for i in range(config.num_hidden_layers):
+        with torch.device("meta"):
+            block = Block(config, i)
+        filled(checkpoint, block, f"layers.{i}.")
+        x = [block(x_BTD, rope, ids_BT) for x_BTD, ids_BT in zip(x, doc_ids, strict=True)]
+        progress(i + 1)
+    norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    filled(checkpoint, norm, "norm.")
+    return [norm(x_BTD) for x_BTD in x]
+
+
 def _embed(checkpoint: Checkpoint, tokens_T: Tensor) -> Tensor:
-    """The tokens' rows of the embedding, [T, D]."""
+    """Rows of the embedding [T, D] for the tokens, which is read once."""
     x_TD = torch.empty(len(tokens_T), checkpoint.config.hidden_size)
     at = 0
     for rows_CD in checkpoint.tensors["embed_tokens.weight"].rows_as(torch.float32):
@@ -53,7 +87,7 @@ def _embed(checkpoint: Checkpoint, tokens_T: Tensor) -> Tensor:
 
 
 def filled(checkpoint: Checkpoint, module: nn.Module, prefix: str) -> nn.Module:
-    """Gives a module its weights in fp32: those whose names begin with `prefix`."""
+    """The module with its fp32 weights: the tensors whose names begin with `prefix`."""
     cpu = torch.device("cpu")
     weights = {
         name: checkpoint.tensors[prefix + name].copy(torch.float32, cpu)

@@ -3,8 +3,8 @@
 A span is a shortest run of bytes that starts and ends at a token boundary of both tokenizers. Each
 model gives it a likelihood, the product of its tokens' likelihoods. Whether the span comes next is
 an event, to which the student learns to give the teacher's probability: Approximate Likelihood
-Matching (arXiv 2503.20083) with its binarized KL divergence, without its correction for tokenization
-bias.
+Matching (arXiv 2503.20083) with its binarized KL divergence, without its correction for the bias of
+tokenization.
 
 The alternative, universal logit distillation (arXiv 2402.12030), compares sorted probabilities and
 so loses which token is which; it is of use only in addition to a next-token loss.
