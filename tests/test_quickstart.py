@@ -15,10 +15,9 @@ from gemmule.checkpoints.convert import convert
 from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
 from gemmule.model.config import PRESETS
 from gemmule.quickstart import Plan, QuickstartConfig, run_quickstart
-from gemmule.runs import run_dir
 from gemmule.runs.metrics import read_metrics
 from gemmule.runs.run_dir import RunDir
-from gemmule.runtime import device, torch_compile
+from gemmule.runtime import device, host, torch_compile
 from gemmule.train import loop, run
 from models import TINY
 
@@ -40,7 +39,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(PRESETS, "small", tiny_shape(32))
     patch.setattr(quickstart, "SEQ_LEN", 24)
     patch.setattr(quickstart, "BATCH_SIZE", 4)
-    patch.setattr(run_dir, "usable_cores", lambda: 1)
+    patch.setattr(host, "usable_cores", lambda: 1)
     patch.setattr(device, "fastest_dtype", lambda device: "float32")
     patch.setattr(torch_compile, "can_compile", lambda: True)
     patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: progress with rate and time left, tables, durations."""
+"""Output to the terminal: progress with rate and time left, tables, durations."""
 
 import sys
 import time
@@ -9,16 +9,20 @@ from types import TracebackType
 from typing import Self
 
 from rich import box
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+# Called with how much is done, the total (0 while it is unknown), and the unit or the stage
+# that is counted.
+Progress = Callable[[int, int, str], None]
 
 console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds for people: 42 s, 3 min 05 s, 2 h 10 min."""
     s = round(seconds)
     if s < 60:
         return f"{s} s"
@@ -27,36 +31,36 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60:02} min"
 
 
-class _RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _RateColumn(rich_progress.ProgressColumn):
+    def render(self, task: rich_progress.Task) -> Text:
         return Text(task.fields["rate"])
 
 
 class ProgressBar:
-    """One line of progress with rate and time left; plain lines now and then when not a terminal.
+    """A progress bar with rate and time left; occasional plain lines if this is not a terminal.
 
     Args:
         label: what is being done.
-        total: how much of it there is.
-        unit: what is counted, for the rate.
-        start: how much was done before (a resumed run).
+        total: the amount of work.
+        unit: unit of the amount, for the rate.
+        start: the amount that was done before, for a resumed run.
     """
 
     PLAIN_SECONDS = 15.0
-    RATE_SECONDS = 20.0  # the rate is that of the last so many seconds: compiling is left behind
+    RATE_SECONDS = 20.0  # the rate is that of the last 20 s: it soon forgets compilation
 
     def __init__(self, label: str, total: float, unit: str, start: float = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._seen = deque([(time.monotonic(), start)])
         self._printed = time.monotonic()
-        self._bar: Progress | None = None
+        self._bar: rich_progress.Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TaskProgressColumn(),
+            self._bar = rich_progress.Progress(
+                rich_progress.TextColumn("{task.description}"),
+                rich_progress.BarColumn(bar_width=24),
+                rich_progress.TaskProgressColumn(),
                 _RateColumn(),
-                TextColumn("{task.fields[note]}", style="dim"),
+                rich_progress.TextColumn("{task.fields[note]}", style="dim"),
                 console=console,
                 transient=True,
             )
@@ -78,7 +82,7 @@ class ProgressBar:
             self._bar.stop()
 
     def update(self, done: float, note: str = "") -> None:
-        """Shows that `done` of the total is done, with a short note (a loss, say) beside it."""
+        """Shows that `done` of the total is done, with a short note such as a loss."""
         now = time.monotonic()
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[0][0] > self.RATE_SECONDS:
@@ -87,8 +91,8 @@ class ProgressBar:
             self._bar.update(self._task, completed=done, rate=self._rate(), note=note)
         elif now - self._printed >= self.PLAIN_SECONDS:
             self._printed = now
-            share = f"{done / self.total:4.0%}" if self.total else ""
-            console.print(f"{self.label} {share} {self._rate()} {note}".rstrip(), markup=False)
+            percent = f"{done / self.total:4.0%}" if self.total else ""
+            console.print(f"{self.label} {percent} {self._rate()} {note}".rstrip(), markup=False)
 
     def _rate(self) -> str:
         (began, before), (now, done) = self._seen[0], self._seen[-1]
@@ -101,8 +105,8 @@ class ProgressBar:
 
 
 @contextmanager
-def counting(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A callback (done, total, unit) that draws a progress bar as its first total arrives."""
+def counting(label: str) -> Iterator[Progress]:
+    """A callback that draws a progress bar for each unit once its total is known."""
     bars: dict[str, ProgressBar] = {}
     with ExitStack() as stack:
 
@@ -116,39 +120,39 @@ def counting(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def staged() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (what, bytes done, bytes in all): a bar, or a line where there is no total."""
+def staged() -> Iterator[Progress]:
+    """A callback (bytes done, total, stage) that draws a bar, or a line if there is no total."""
     bar: ProgressBar | None = None
     with ExitStack() as stack:
 
-        def progress(what: str, done: int, total: int) -> None:
+        def progress(done: int, total: int, stage: str) -> None:
             nonlocal bar
             if not total:
                 stack.close()
-                console.print(what, style="dim", markup=False)
+                console.print(stage, style="dim", markup=False)
             elif bar is None:
-                bar = stack.enter_context(ProgressBar(what, total / 1e6, "MB", done / 1e6))
+                bar = stack.enter_context(ProgressBar(stage, total / 1e6, "MB", done / 1e6))
             if bar and total:
                 bar.update(done / 1e6)
 
         yield progress
 
 
-def facts(rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Prints what is known of one thing, a line each: the name, then the fact."""
+def key_values(rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Prints names and their values, one pair per line."""
     shown = Table(
         title=title or None, title_justify="left", box=box.SIMPLE, padding=0, pad_edge=False,
         show_header=False,
     )  # fmt: skip
     shown.add_column(no_wrap=True, style="dim")
     shown.add_column(overflow="fold")
-    for name, fact in rows:
-        shown.add_row(Text(name), Text(fact))
+    for name, value in rows:
+        shown.add_row(Text(name), Text(value))
     console.print(shown)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Prints a table whose first column is text and whose others are figures."""
+    """Prints a table whose first column is text and whose other columns are numbers."""
     shown = Table(
         title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
     )

@@ -26,6 +26,7 @@ from gemmule.checkpoints.packed.reader import MEASURED, load_quantized
 from gemmule.checkpoints.packed.writer import write_into
 from gemmule.checkpoints.quality import compare, read_quantized, read_streamed
 from gemmule.config import nearest
+from gemmule.console import Progress
 from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
 from gemmule.model.tokenizer import Tokenizer
@@ -38,7 +39,6 @@ _SEQUENCE = 256  # tokens of a row
 _CALIBRATION, _EVALUATION, _LEAST = 32_768, 16_384, 4_096
 _WORK = 2e13  # weights x tokens
 
-Progress = Callable[[int, int, str], None]  # done, in all, of what
 Stage = Callable[[str], None]
 
 
@@ -108,7 +108,7 @@ def quantize(
             to,
             head,
             calibration.tokens_BT if calibration else None,
-            lambda what, done, total: progress(done, total, "weights"),
+            progress,
         )
         report: dict[str, Any] = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -196,7 +196,7 @@ def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
         tokenizer = train_tokenizer(texts, config.vocab_size)
         with files.atomic_dir(folder) as tmp:
             tokenizer.save(tmp)
-    with counting("tokenising") as progress:
+    with counting("tokenizing") as progress:
         dataset = prepare(
             config.data, Tokenizer.load(folder), out / "data", field=config.field,
             name=config.name, licence=config.licence, progress=progress,

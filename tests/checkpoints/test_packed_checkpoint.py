@@ -237,11 +237,11 @@ def test_a_full_disk_leaves_nothing(
 
 
 def test_progress_counts_every_weight(tokenizer: Tokenizer) -> None:
-    seen: list[tuple[str, int, int]] = []
-    packed(tokenizer, calibration_BT=TOKENS, progress=lambda *said: seen.append(said))
+    seen: list[tuple[int, int, str]] = []
+    packed(tokenizer, calibration_BT=TOKENS, progress=lambda *step: seen.append(step))
     assert seen == sorted(seen)
     norms = sum(w.numel() for n, w in random_model().state_dict().items() if "norm" in n)
-    assert seen[-1][1] == seen[-1][2] - norms
+    assert seen[-1][0] == seen[-1][1] - norms
 
 
 def test_a_floating_model_is_no_quantized_one(saved: Path) -> None:

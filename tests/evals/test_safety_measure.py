@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safety_files
 
+from gemmule.console import Progress
 from gemmule.errors import ConfigError, DataError
 from gemmule.evals.eval_target import Subject
 from gemmule.evals.safety import evaluate, gate, suite
@@ -72,7 +73,7 @@ def measured(
     lm: Oracle,
     settings: Settings,
     scorer: Fixed | None,
-    progress: evaluate.Progress = lambda what, done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     documents = evaluate.load_documents(settings, scorer is not None)
     journal = evaluate.open_journal(who)
@@ -95,7 +96,7 @@ def all_of(data: Path, **changes: Any) -> Settings:
 
 
 def test_every_benchmark(data: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[int, int, str]] = []
     scorer = Fixed()
     lm = Oracle(drawn, lambda c: "" if c.endswith("3") else f"so {c}")
     result = measured(subject(tmp_path), lm, all_of(data), scorer, lambda *step: told.append(step))
@@ -117,7 +118,7 @@ def test_every_benchmark(data: Path, tmp_path: Path) -> None:
     )
     assert set(figure["parts"]) == {"toxic prompts", "other prompts"}
     assert ("You are a fool 1", "so You are a fool 1") in scorer.read
-    assert told[-1] == ("ToxiGen, continuations: verdicts", 10, 10)
+    assert told[-1] == (10, 10, "ToxiGen, continuations: verdicts")
     assert result["scorer"]["label"] == "toxic"
 
 

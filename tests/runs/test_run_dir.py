@@ -114,12 +114,12 @@ def test_progress_in_plain_lines(lines: io.StringIO, clock: Clock) -> None:
 
 
 def test_counting_waits_for_a_total(lines: io.StringIO, clock: Clock) -> None:
-    with counting("tokenising") as progress:
+    with counting("tokenizing") as progress:
         progress(64, 0, "documents")
         for done in (1, 2, 3):
             clock.now += 9
             progress(done, 4, "bytes")
-    assert lines.getvalue().count("tokenising") == 1
+    assert lines.getvalue().count("tokenizing") == 1
 
 
 def test_table_keeps_markup_like_text(lines: io.StringIO) -> None:

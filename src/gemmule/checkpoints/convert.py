@@ -3,7 +3,7 @@
 import datetime
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from gemmule.checkpoints.stored_tensor import dtype_name, parse_dtype
 from gemmule.checkpoints.tensor_layout import FileLayout, write
 from gemmule.checkpoints.verify import check_export
 from gemmule.config import nearest
+from gemmule.console import Progress
 from gemmule.errors import ConfigError, OutputError
 
 REPORT = "export.json"
@@ -23,8 +24,6 @@ _BEGUN, _WRITTEN = "begun.json", "written.json"  # an unfinished conversion's ow
 _GGUF_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 GGUF_KINDS = (*_GGUF_NAMES.values(), "Q8_0", "Q4_0")
 FORMATS = {"hf": tuple(_GGUF_NAMES), "gguf": GGUF_KINDS, "gemma_pytorch": tuple(_GGUF_NAMES)}
-
-Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
 
 def convert(
@@ -77,7 +76,7 @@ def convert(
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            progress("writing", done, total)
+            progress(done, total, "writing")
 
         write(layouts, partial, advance, partial / _WRITTEN)
         _write_companions(source, partial, to, kind)
@@ -157,7 +156,7 @@ def _write_companions(source: Checkpoint, folder: Path, to: str, kind: str) -> N
 
 def _verified(source: Checkpoint, partial: Path, text: str, progress: Progress) -> dict[str, Any]:
     with open_checkpoint(partial) as export:
-        return check_export(source, export, text, lambda what: progress(what, 0, 0))
+        return check_export(source, export, text, lambda what: progress(0, 0, what))
 
 
 def _finish(partial: Path, out: Path, report: dict[str, Any]) -> None:

@@ -66,14 +66,14 @@ def ablate(
     routing    train on the text where the teacher is uncertain
     """
     from gemmule.ablate.ablations import find, listing
-    from gemmule.console import console, facts, table
+    from gemmule.console import console, key_values, table
 
     if ablation == "list":
         rows = listing()
         if as_json:
             print(json.dumps([dict(zip(("name", "title", "table"), r, strict=True)) for r in rows]))
         else:
-            facts([(name, f"{title} ({where})") for name, title, where in rows])
+            key_values([(name, f"{title} ({where})") for name, title, where in rows])
         return
     find(ablation)
     if data is None or out is None:

@@ -17,13 +17,13 @@ def info(model: Model, as_json: AsJson = False) -> None:
     Example: gemmule info google/gemma-2-2b
     """
     from gemmule.checkpoints.describe import describe, lines
-    from gemmule.console import facts
+    from gemmule.console import key_values
 
     description = describe(model)
     if as_json:
         print(json.dumps(description))
     else:
-        facts(lines(description), title=description["path"])
+        key_values(lines(description), title=description["path"])
 
 
 @command(CHECKPOINTS)
@@ -53,14 +53,14 @@ def convert(
     """
     from gemmule.checkpoints.convert import convert as run
     from gemmule.checkpoints.convert import summary
-    from gemmule.console import facts, staged
+    from gemmule.console import key_values, staged
 
     with stoppable(RERUN), staged() as progress:
         report = run(model, out, to, dtype, verify=verify, text=text, progress=progress)
     if as_json:
         print(json.dumps(report))
     else:
-        facts(summary(report), title=str(out))
+        key_values(summary(report), title=str(out))
 
 
 @command(CHECKPOINTS)
@@ -94,7 +94,7 @@ def quantize(
 
     Example: gemmule quantize runs/quickstart/student --to int4 --out exports/student-int4
     """
-    from gemmule.console import console, counting, facts
+    from gemmule.console import console, counting, key_values
     from gemmule.quantize import quantize as run
     from gemmule.quantize import summary
 
@@ -109,5 +109,5 @@ def quantize(
     if as_json:
         print(json.dumps(report))
     else:
-        facts(summary(report), title=report["out"])
+        key_values(summary(report), title=report["out"])
         console.print(f"next: gemmule generate {report['out']} 'The'", markup=False)

@@ -66,7 +66,7 @@ def record(
     Example: gemmule record runs/big --data runs/data --out runs/targets
     """
     from gemmule.config import assign
-    from gemmule.console import facts
+    from gemmule.console import key_values
     from gemmule.teachers.record import RecordConfig, describe
     from gemmule.teachers.record import record as run
 
@@ -79,7 +79,7 @@ def record(
     if as_json:
         print(json.dumps(result))
     else:
-        facts(describe(result), title=str(out))
+        key_values(describe(result), title=str(out))
 
 
 @command(TRAIN)
@@ -107,7 +107,7 @@ def verify(
 
     Example: gemmule verify runs/targets
     """
-    from gemmule.console import facts
+    from gemmule.console import key_values
     from gemmule.teachers.verify_store import describe
     from gemmule.teachers.verify_store import verify as run
 
@@ -118,6 +118,6 @@ def verify(
     if as_json:
         print(json.dumps(report))
     else:
-        facts(describe(report), title=str(store))
+        key_values(describe(report), title=str(store))
     if not report["ok"]:
         raise typer.Exit(1)

@@ -6,17 +6,17 @@ Only hashes are kept in memory (about 100 bytes a document), never the text.
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+from gemmule.console import Progress
 from gemmule.data.sections import SECTION_CHARS
 from gemmule.data.sources import Document, Source
 from gemmule.errors import DataError
 
 SPLITS = ("train", "validation", "heldout")
-Progress = Callable[[int, int, str], None]
 
 _FEW = 20  # fewer documents than this do not split well
 _DROPPED = 255

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gemmule import files
-from gemmule.data.corpus import SPLITS, Corpus, Progress, read_corpus
+from gemmule.console import Progress
+from gemmule.data.corpus import SPLITS, Corpus, read_corpus
 from gemmule.data.dataset import FORMAT, MANIFEST, MASK_CHECKSUM, Dataset
 from gemmule.data.shards import ShardJob, make_shard
 from gemmule.data.sources import Document, find_source

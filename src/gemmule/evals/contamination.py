@@ -6,14 +6,13 @@ are in the training text (see data/ngrams.py).
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemmule.console import Progress
 from gemmule.data.ngrams import RULE, NgramIndex, Overlap, training_text
 from gemmule.evals.training_data import NoTrainingData, open_training_data
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gemmule.console import console, duration, facts, table
+from gemmule.console import console, duration, key_values, table
 
 ROUTES = {
     "scratch": "from scratch",
@@ -25,7 +25,7 @@ def show(plan: Mapping[str, Any]) -> None:
     """Prints it."""
     run, memory = plan["run"], plan["memory"]
     limit = memory["limit_bytes"]
-    facts(
+    key_values(
         [
             ["teacher", _model(plan["teacher"])],
             ["student", _model(plan["student"])],
@@ -74,7 +74,7 @@ def show(plan: Mapping[str, Any]) -> None:
         *([f"energy, {part}", how] for part, how in plan["energy_how"].items()),
         *(["note", note] for note in plan["notes"]),
     ]
-    facts(known, title="how it is known")
+    key_values(known, title="how it is known")
     console.print(
         "equal compute counts the teacher's passes; stored, shared by all students of the record",
         style="dim",

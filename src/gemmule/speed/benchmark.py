@@ -3,12 +3,12 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from gemmule.checkpoints.load import load_to_run
+from gemmule.console import Progress
 from gemmule.infer.runners.native_runner import NativeRunner
 from gemmule.infer.runners.protocol import Runner
 from gemmule.infer.runners.torch_runner import TorchRunner
@@ -23,8 +23,6 @@ STEPS = 16  # of decoding in a row
 _TURNS = 3
 _LONG_SECONDS = 20.0  # a long prompt may take about so long
 _LEAST_LONG = 4  # times the short context, or there is nothing to compare
-
-Progress = Callable[[int, int, str], None]  # figures done, figures in all, what is next
 
 
 def measure(request: SpeedRequest, progress: Progress = lambda *_: None) -> dict[str, Any]:

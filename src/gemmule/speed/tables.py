@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gemmule.console import facts, table
+from gemmule.console import key_values, table
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Prints it."""
     model, machine = found["model"], found["machine"]
     cache = machine["last_level_cache_bytes"]
-    facts(
+    key_values(
         [
             ["model", f"{model['parameters'] / 1e6:,.1f}M parameters in {model['format']}, head "
              f"{model['head']}: {size(model['weight_bytes'])}, "
@@ -36,7 +36,7 @@ def show(found: Mapping[str, Any]) -> None:
         rows.append([name, *_row(decode, size(decode["bytes_per_token"]))])
     table(["", "tokens/s", "bytes/token", "at most", "share", "bound by"], rows)
     if said := notes(found, cache):
-        facts([["note", note] for note in said])
+        key_values([["note", note] for note in said])
 
 
 def notes(found: Mapping[str, Any], cache: int | None) -> list[str]:

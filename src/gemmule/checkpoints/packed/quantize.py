@@ -8,7 +8,7 @@ memory are what has been packed, one layer, and the text's hidden states.
 Shapes: B sequences of calibration text, T tokens, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from gemmule.checkpoints.quality import documents
 from gemmule.checkpoints.stored_tensor import StoredTensor
 from gemmule.checkpoints.streamed_forward import filled
 from gemmule.config import nearest
+from gemmule.console import Progress
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Block, RMSNorm, rope_tables
@@ -39,8 +40,6 @@ _STAGES = (
 _TOKENS = 2048  # through a layer at once
 # The head is also the embedding, whose rows are looked up: their error counts by itself too.
 HEAD_DAMPING = 0.3
-
-Progress = Callable[[str, int, int], None]  # what is being done, weights done, weights in all
 
 
 def quantize_checkpoint(
@@ -142,7 +141,7 @@ class _Work:
         tensor = self.checkpoint.tensors[name]
         self.done[name] = _packed(tensor, form, hessian, name == EMBEDDING)
         done = sum(matrix.rows * matrix.columns for matrix in self.done.values())
-        self.progress("packing", done, self.config.parameters)
+        self.progress(done, self.config.parameters, "weights")
         return self.done[name]
 
     @torch.inference_mode()

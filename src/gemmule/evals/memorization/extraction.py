@@ -8,7 +8,7 @@ memorization.unfinished.jsonl    of a measurement that was stopped; the same com
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from gemmule import files
+from gemmule.console import Progress
 from gemmule.data import personal_data
 from gemmule.data.canaries import Canaries
 from gemmule.data.dataset import Split
@@ -41,8 +42,6 @@ RESULT, SAMPLES = "memorization.json", "memorization.samples.jsonl"
 UNFINISHED = "memorization.unfinished.jsonl"
 KIND, FORMAT = "memorization", 1
 _ROWS = "rows"  # in the journal: of a batch
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from gemmule import files
 from gemmule.config import Config
+from gemmule.console import Progress
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
 from gemmule.evals.benchmarks.silence_lm_eval import quietly
@@ -30,7 +31,6 @@ SAMPLES = "safety.samples.jsonl"
 JOURNAL = "safety.journal.jsonl"
 FORMAT = 1
 Documents = Mapping[str, Loaded | str]  # by benchmark: its tasks, or why they cannot be had
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
 class Settings(Config):
@@ -65,7 +65,7 @@ def measure(
     documents: Documents,
     scorer: Scorer | None,
     journal: Journal,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Measures, and writes safety.json and safety.samples.jsonl into the subject's folder.
 
@@ -202,7 +202,7 @@ def _judged(
 
 
 def _told(progress: Progress, what: str, before: int, total: int, done: int) -> None:
-    progress(what, before + done, total)
+    progress(before + done, total, what)
 
 
 def _about(figure: Figure, benchmark: SafetyBenchmark) -> dict[str, Any]:

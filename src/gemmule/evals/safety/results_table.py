@@ -4,17 +4,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from gemmule.console import ProgressBar, console, table
-from gemmule.evals.safety.evaluate import Progress
+from gemmule.console import Progress, ProgressBar, console, table
 
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """A callback (what, done, of how many) that draws a bar for each thing that is done."""
+    """A callback (done, total, what is done) that draws a bar for each thing that is done."""
     with ExitStack() as stack:
         drawn: list[ProgressBar] = []
 
-        def progress(what: str, done: int, total: int) -> None:
+        def progress(done: int, total: int, what: str) -> None:
             if not drawn or drawn[-1].label != what:
                 stack.close()
                 drawn.append(stack.enter_context(ProgressBar(what, total, "texts", done)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.checkpoints.locate import locate
+from gemmule.console import Progress
 from gemmule.errors import ConfigError
 from gemmule.evals.eval_target import Subject, open_subject
 from gemmule.evals.lm_eval_model import GemmuleLM
@@ -14,7 +15,6 @@ from gemmule.evals.safety import gate as gates
 from gemmule.evals.safety.evaluate import (
     RESULT,
     Documents,
-    Progress,
     Settings,
     load_documents,
     measure,
@@ -39,7 +39,7 @@ def run_safety(
     dtype: str | None = None,
     device: str = "cpu",
     quantize: str | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Measures a model, and checks the gate; see `measure`.
 
@@ -101,8 +101,8 @@ def _measured(
     return measure(subject, lm, settings, documents, scorer, journal, progress)
 
 
-def _of_baseline(progress: Progress, what: str, done: int, total: int) -> None:
-    progress(f"baseline: {what}", done, total)
+def _of_baseline(progress: Progress, done: int, total: int, what: str) -> None:
+    progress(done, total, f"baseline: {what}")
 
 
 def _known(name: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] | None:
