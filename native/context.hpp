@@ -1,4 +1,4 @@
-// What lives from one call to the next: threads and memory that grows to what was needed.
+// State that lives across calls: threads, and buffers that grow as needed.
 #pragma once
 
 #include <cstdlib>
@@ -18,7 +18,7 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data_); }
 
-  // At least `count` elements, aligned to 64 bytes; what was in it is lost when it grows.
+  // At least `count` elements, aligned to 64 bytes; growing discards the content.
   T* get(int64_t count) {
     const int64_t bytes = padded(count * static_cast<int64_t>(sizeof(T)) + 64, 64);
     if (bytes > bytes_) {
@@ -36,7 +36,7 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
-// Rows of inputs with room for their int8 form.
+// Rows of inputs, and buffers for their int8 form.
 struct InputBuffer {
   Buffer<float> x, scale;
   Buffer<int8_t> q;
@@ -48,7 +48,7 @@ struct InputBuffer {
     in.blocks = static_cast<int32_t>(padded(in.columns, kBlock) / kBlock);
     in.groups = in.columns / kGroup;
     in.x_stride = in.columns;
-    // Rows a multiple of 4 KiB apart would fall on the same lines of the cache.
+    // Rows that lie a multiple of 4 KiB apart would compete for the same cache sets.
     in.q_stride = in.columns + 64;
     in.x = x.get(rows * in.x_stride);
     in.q = q.get(padded(rows, 32) * in.q_stride);
@@ -71,7 +71,7 @@ struct gm_context {
 
   gemmule::Threads pool;
   std::vector<gemmule::ThreadBuffers> of_thread;
-  gemmule::InputBuffer hidden, attended, fed, given;
+  gemmule::InputBuffer hidden, attn_out, ffn_hidden, gemm_input;
   gemmule::Buffer<float> residual, qkv, projected, cos, sin, head, top_logits, picked;
   gemmule::Buffer<double> z;
   gemmule::Buffer<int32_t> top_ids;

@@ -1,4 +1,4 @@
-// Which instruction set is used: the best that the processor and the system offer.
+// Selects the best instruction set that the processor and the system offer.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -16,8 +16,8 @@ namespace {
 #ifdef GEMMULE_X86
 bool has_amx() {
 #ifdef __linux__
-  // The tiles' eight kilobytes of state are the system's to grant (arch_prctl,
-  // ARCH_REQ_XCOMP_PERM for XTILEDATA).
+  // The system must grant the tiles' eight kilobytes of state (arch_prctl, ARCH_REQ_XCOMP_PERM for
+  // XTILEDATA).
   unsigned a = 7, b, c = 0, d;
   asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
   const bool tiles = d >> 24 & 1, bytes = d >> 25 & 1;
@@ -47,9 +47,9 @@ const Kernels* offered(const char* name) {
 const Kernels* best() {
   const char* asked = std::getenv("GEMMULE_ISA");
   if (asked)
-    if (const Kernels* found = offered(asked)) return found;
+    if (const Kernels* table = offered(asked)) return table;
   for (const char* name : {"amx", "avx512vnni", "avx2"})
-    if (const Kernels* found = offered(name)) return found;
+    if (const Kernels* table = offered(name)) return table;
   return &kPortable;
 }
 
@@ -74,9 +74,9 @@ __attribute__((visibility("default"))) int32_t gm_interface(void) { return GM_IN
 __attribute__((visibility("default"))) const char* gm_isa(void) { return gemmule::kernels().name; }
 
 __attribute__((visibility("default"))) int32_t gm_set_isa(const char* name) {
-  const gemmule::Kernels* found = gemmule::offered(name);
-  if (found) gemmule::chosen.store(found, std::memory_order_release);
-  return found ? 0 : -1;
+  const gemmule::Kernels* table = gemmule::offered(name);
+  if (table) gemmule::chosen.store(table, std::memory_order_release);
+  return table ? 0 : -1;
 }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI for few rows, tiles of AMX for many.
+// AVX-512 with VNNI for a few rows of inputs, AMX tiles for many.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -20,8 +20,8 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Once a thread and call: it takes a microsecond. Not the intrinsic: GCC 12 takes it to read 8
-// bytes only, and drops the others' stores.
+// Once per thread and call: it takes a microsecond. Not the intrinsic: GCC 12 believes that it only
+// reads 8 bytes, and drops the stores to the others.
 inline void configure() {
   static const TileConfig config;
   static thread_local uint32_t configured = 0;
@@ -31,7 +31,7 @@ inline void configure() {
   asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
 }
 
-void leave() { _tile_release(); }
+void release_tiles() { _tile_release(); }
 
 // c[m][0..31] += the int32 tiles, scaled; `rows` of the 16.
 inline void scale_tiles(const int32_t (*left)[16], const int32_t (*right)[16], __m512 s0, __m512 s1,
@@ -54,8 +54,8 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
   std::memset(c, 0, sizeof(float) * rows * 32);
   int64_t ahead = 0;
   const int64_t parts = static_cast<int64_t>(in.blocks) * ((rows + 31) / 32);
-  // No more at a time than memory delivers meanwhile.
-  const int64_t each = std::min<int64_t>(padded(p.ahead_bytes / parts + 1, 64), 512);
+  // Prefetches no more at a time than memory delivers meanwhile.
+  const int64_t each = std::min<int64_t>(padded(p.next_bytes / parts + 1, 64), 512);
   for (int block = 0; block < in.blocks; ++block) {
     const int begin = block * kBlock;
     const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
@@ -64,9 +64,9 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
     for (int m = 0; m < rows; m += 32) {
       const int8_t* q = in.q + (m0 + m) * in.q_stride;
       const int left = rows - m;
-      for (int64_t i = 0; i < each && ahead < p.ahead_bytes; i += 64, ahead += 64) {
-        if (p.ahead[0]) _mm_prefetch(reinterpret_cast<const char*>(p.ahead[0] + ahead), _MM_HINT_T1);
-        if (p.ahead[1]) _mm_prefetch(reinterpret_cast<const char*>(p.ahead[1] + ahead), _MM_HINT_T1);
+      for (int64_t i = 0; i < each && ahead < p.next_bytes; i += 64, ahead += 64) {
+        if (p.next[0]) _mm_prefetch(reinterpret_cast<const char*>(p.next[0] + ahead), _MM_HINT_T1);
+        if (p.next[1]) _mm_prefetch(reinterpret_cast<const char*>(p.next[1] + ahead), _MM_HINT_T1);
       }
       _tile_zero(0);
       _tile_zero(1);
@@ -109,10 +109,23 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 }  // namespace amx
 
 const Kernels kAmx = {
-    "amx", kFew,       amx::tile,       amx::prepare, amx::panel,   amx::quantize,
-    amx::norm,   amx::gelu_times, amx::add,     amx::rotate,  amx::store,
-    amx::attend, amx::cap,        amx::argmax,  amx::sum_exp, amx::read,
-    amx::leave,
+    .name = "amx",
+    .gemv_max_rows = kGemvRows,
+    .tile = amx::tile,
+    .prepare = amx::prepare,
+    .panel = amx::panel,
+    .quantize = amx::quantize,
+    .norm = amx::norm,
+    .gelu_times = amx::gelu_times,
+    .add = amx::add,
+    .rotate = amx::rotate,
+    .store = amx::store,
+    .attend = amx::attend,
+    .cap = amx::cap,
+    .argmax = amx::argmax,
+    .sum_exp = amx::sum_exp,
+    .read = amx::read,
+    .release_tiles = amx::release_tiles,
 };
 
 }  // namespace gemmule

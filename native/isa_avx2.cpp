@@ -31,7 +31,7 @@ inline void group(const uint8_t* data, const int8_t* q, int64_t q_stride, __m256
   for (int m = 0; m < M; ++m) sums[m] = _mm256_setzero_si256();
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    ahead(data + i * 64);
+    prefetch(data + i * 64);
     const __m256i w = loadi(data + i * 64);
     const __m256i a = _mm256_and_si256(w, low);
     const __m256i b = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
@@ -51,7 +51,7 @@ inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[
   for (int block = 0; block < in.blocks; ++block) {
     const int first = block * (kBlock / kGroup);
     const int groups = in.groups - first < 8 ? in.groups - first : 8;
-    const uint8_t* mults = data + groups * kQuantBytes;
+    const uint8_t* mults = data + groups * kInt4GroupBytes;
     const int8_t* q = in.q + m0 * in.q_stride + block * kBlock;
     const int32_t* sums = in.group_sums + m0 * in.groups + first;
 #pragma GCC unroll 2
@@ -64,12 +64,12 @@ inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[
       __m256i dot[M];
       for (int m = 0; m < M; ++m) dot[m] = _mm256_setzero_si256();
       for (int g = 0; g < groups; g += 2) {
-        const uint8_t* d = data + g * kQuantBytes + half * 32;
+        const uint8_t* d = data + g * kInt4GroupBytes + half * 32;
         const __m256i factor = _mm256_and_si256(mult, _mm256_set1_epi32(0x000f000f));
         mult = _mm256_srli_epi32(mult, 4);
         __m256i even[M], odd[M];
         group<M>(d, q + g * kGroup, in.q_stride, even);
-        group<M>(d + kQuantBytes, q + (g + 1) * kGroup, in.q_stride, odd);
+        group<M>(d + kInt4GroupBytes, q + (g + 1) * kGroup, in.q_stride, odd);
         for (int m = 0; m < M; ++m) {
           const int32_t* s = sums + m * in.groups + g;
           even[m] = _mm256_add_epi32(even[m], _mm256_set1_epi32(s[0]));
@@ -85,7 +85,7 @@ inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[
         acc[m][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[m]), s, acc[m][half]);
       }
     }
-    data = mults + kBlockHead;
+    data = mults + kInt4HeadBytes;
   }
   for (int m = 0; m < M; ++m) {
     _mm256_storeu_ps(y[m], acc[m][0]);
@@ -106,12 +106,12 @@ void rows_int4(const uint8_t* data, const Inputs& in, int m0, int rows, float (*
 void tile_int6(const uint8_t* data, const Inputs& in, int m0, int rows, float (*y)[kTile]) {
   const __m256i low = _mm256_set1_epi8(15), high = _mm256_set1_epi8(48);
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256 acc[kFew][2];
+  __m256 acc[kGemvRows][2];
   for (int m = 0; m < rows; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
   for (int block = 0; block < in.blocks; ++block) {
     const int left = in.groups - block * 8;
     const int groups = left < 8 ? left : 8;
-    const uint8_t* head = data + groups * kSixBytes;
+    const uint8_t* head = data + groups * kInt6GroupBytes;
     for (int half = 0; half < 2; ++half) {
       const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(
           _mm256_cvtepu16_epi32(
@@ -122,7 +122,7 @@ void tile_int6(const uint8_t* data, const Inputs& in, int m0, int rows, float (*
         const int32_t sum = in.block_sums[(m0 + m) * in.blocks + block] / 4;
         __m256i dot = _mm256_set1_epi32(sum);
         for (int g = 0; g < groups; ++g, q += kGroup) {
-          const uint8_t* d = data + g * kSixBytes + half * 32;
+          const uint8_t* d = data + g * kInt6GroupBytes + half * 32;
           const __m256i h[2] = {loadi(d + 256), loadi(d + 320)};
           for (int i = 0; i < 4; ++i) {
             const __m256i w = loadi(d + i * 64);
@@ -143,7 +143,7 @@ void tile_int6(const uint8_t* data, const Inputs& in, int m0, int rows, float (*
         acc[m][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), s, acc[m][half]);
       }
     }
-    data = head + kSixHead;
+    data = head + kInt6HeadBytes;
   }
   for (int m = 0; m < rows; ++m) {
     _mm256_storeu_ps(y[m], acc[m][0]);
@@ -166,7 +166,7 @@ void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m
         const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
         __m256i dot = _mm256_setzero_si256();
         for (int k = begin; k < end; k += 4, d += 64) {
-          ahead(d);
+          prefetch(d);
           const __m256i a = four(q + k);
           const __m256i w = _mm256_xor_si256(loadi(d), flip);
           const __m256i p = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a));
@@ -195,10 +195,23 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 }  // namespace avx2
 
 const Kernels kAvx2 = {
-    "avx2", kFew,       avx2::tile,       nullptr,   nullptr,      avx2::quantize,
-    avx2::norm,   avx2::gelu_times, avx2::add, avx2::rotate, avx2::store,
-    avx2::attend, avx2::cap,        avx2::argmax, avx2::sum_exp, avx2::read,
-    nullptr,
+    .name = "avx2",
+    .gemv_max_rows = kGemvRows,
+    .tile = avx2::tile,
+    .prepare = nullptr,
+    .panel = nullptr,
+    .quantize = avx2::quantize,
+    .norm = avx2::norm,
+    .gelu_times = avx2::gelu_times,
+    .add = avx2::add,
+    .rotate = avx2::rotate,
+    .store = avx2::store,
+    .attend = avx2::attend,
+    .cap = avx2::cap,
+    .argmax = avx2::argmax,
+    .sum_exp = avx2::sum_exp,
+    .read = avx2::read,
+    .release_tiles = nullptr,
 };
 
 }  // namespace gemmule

@@ -62,10 +62,23 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 }  // namespace avx512
 
 const Kernels kAvx512 = {
-    "avx512vnni", kFew,   avx512::tile,       avx512::prepare, avx512::panel,   avx512::quantize,
-    avx512::norm,   avx512::gelu_times, avx512::add,     avx512::rotate,  avx512::store,
-    avx512::attend, avx512::cap,        avx512::argmax,  avx512::sum_exp, avx512::read,
-    nullptr,
+    .name = "avx512vnni",
+    .gemv_max_rows = kGemvRows,
+    .tile = avx512::tile,
+    .prepare = avx512::prepare,
+    .panel = avx512::panel,
+    .quantize = avx512::quantize,
+    .norm = avx512::norm,
+    .gelu_times = avx512::gelu_times,
+    .add = avx512::add,
+    .rotate = avx512::rotate,
+    .store = avx512::store,
+    .attend = avx512::attend,
+    .cap = avx512::cap,
+    .argmax = avx512::argmax,
+    .sum_exp = avx512::sum_exp,
+    .read = avx512::read,
+    .release_tiles = nullptr,
 };
 
 }  // namespace gemmule

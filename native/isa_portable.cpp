@@ -16,7 +16,7 @@ void tile_int4(const uint8_t* data, const Inputs& in, int m, float* y) {
   for (int block = 0; block < in.blocks; ++block) {
     const int first = block * (kBlock / kGroup);
     const int groups = in.groups - first < 8 ? in.groups - first : 8;
-    const uint8_t* mults = data + groups * kQuantBytes;
+    const uint8_t* mults = data + groups * kInt4GroupBytes;
     const uint8_t* scales = mults + 64;
     int32_t dot[kTile] = {};
     for (int g = 0; g < groups; ++g, q += kGroup) {
@@ -25,7 +25,7 @@ void tile_int4(const uint8_t* data, const Inputs& in, int m, float* y) {
       for (int i = 0; i < 4; ++i)
         for (int r = 0; r < kTile; ++r)
           for (int c = 0; c < 4; ++c) {
-            const int byte = data[g * kQuantBytes + i * 64 + r * 4 + c];
+            const int byte = data[g * kInt4GroupBytes + i * 64 + r * 4 + c];
             part[r] += (byte & 15) * q[4 * i + c] + (byte >> 4) * q[4 * i + 16 + c];
           }
       const int nibble = g / 2 + (g % 2) * 4;
@@ -51,7 +51,7 @@ void tile_int6(const uint8_t* data, const Inputs& in, int m, float* y) {
     const int groups = left < 8 ? left : 8;
     int32_t dot[kTile];
     for (int r = 0; r < kTile; ++r) dot[r] = in.block_sums[m * in.blocks + block] / 4;
-    for (int g = 0; g < groups; ++g, q += kGroup, data += kSixBytes)
+    for (int g = 0; g < groups; ++g, q += kGroup, data += kInt6GroupBytes)
       for (int k = 0; k < kGroup; ++k)
         for (int r = 0; r < kTile; ++r) {
           const int i = k / 4, at = r * 4 + k % 4;
@@ -65,7 +65,7 @@ void tile_int6(const uint8_t* data, const Inputs& in, int m, float* y) {
       std::memcpy(&scale, &bits, 4);
       acc[r] = std::fma(static_cast<float>(dot[r]), scale * in.scale[m * in.blocks + block], acc[r]);
     }
-    data += kSixHead;
+    data += kInt6HeadBytes;
   }
   std::memcpy(y, acc, sizeof acc);
 }
@@ -104,10 +104,23 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 }  // namespace portable
 
 const Kernels kPortable = {
-    "portable", kFew,          portable::tile,     nullptr,         nullptr,         portable::quantize,
-    portable::norm,      portable::gelu_times, portable::add, portable::rotate, portable::store,
-    portable::attend,    portable::cap,      portable::argmax, portable::sum_exp, portable::read,
-    nullptr,
+    .name = "portable",
+    .gemv_max_rows = kGemvRows,
+    .tile = portable::tile,
+    .prepare = nullptr,
+    .panel = nullptr,
+    .quantize = portable::quantize,
+    .norm = portable::norm,
+    .gelu_times = portable::gelu_times,
+    .add = portable::add,
+    .rotate = portable::rotate,
+    .store = portable::store,
+    .attend = portable::attend,
+    .cap = portable::cap,
+    .argmax = portable::argmax,
+    .sum_exp = portable::sum_exp,
+    .read = portable::read,
+    .release_tiles = nullptr,
 };
 
 }  // namespace gemmule

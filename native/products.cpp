@@ -6,16 +6,16 @@
 namespace gemmule {
 namespace {
 
-constexpr int kChunk = 128;            // rows of inputs whose sums stay in the nearest cache
-constexpr int64_t kPanels = 8;         // or panels: each asks for the next one's weights
-constexpr int64_t kInputs = 640 * 1024;  // bytes of inputs that stay in the second
-constexpr int64_t kGrain = 64 * 1024;  // bytes of weights that a thread takes at once
+constexpr int kChunk = 128;                // rows of inputs whose sums stay in the L1 cache
+constexpr int64_t kInputs = 640 * 1024;    // bytes of inputs that stay in the L2 cache
+constexpr int64_t kGrain = 64 * 1024;      // bytes of weights that a thread takes at once,
+constexpr int64_t kPanels = 8;             // or panels; each prefetches the next one's weights
 
 bool is_quantized(int format) { return format != GM_F32 && format != GM_BF16; }
 
-// Whether so many rows of inputs are worth making panels of a matrix.
-bool by_panels(const Kernels& k, const gm_matrix& w, int rows) {
-  return rows > k.few && k.panel && is_quantized(w.format);
+// Whether it pays to unpack a matrix into panels for this number of rows.
+bool uses_panels(const Kernels& k, const gm_matrix& w, int rows) {
+  return rows > k.gemv_max_rows && k.panel && is_quantized(w.format);
 }
 
 int64_t tiles_of(const gm_matrix& w) { return padded(w.rows, kTile) / kTile; }
@@ -25,7 +25,7 @@ int64_t bytes_of_tile(const gm_matrix& w) {
   return static_cast<int64_t>(kTile) * w.columns * (w.format == GM_BF16 ? 2 : 4);
 }
 
-void put(const gm_matrix& w, int64_t tile, const float* from, int64_t from_stride, int rows,
+void copy_out(const gm_matrix& w, int64_t tile, const float* from, int64_t from_stride, int rows,
          float* y, int64_t y_stride) {
   const int64_t at = tile * kTile;
   const int64_t count = w.rows - at < kTile ? w.rows - at : kTile;
@@ -33,33 +33,33 @@ void put(const gm_matrix& w, int64_t tile, const float* from, int64_t from_strid
     std::memcpy(y + m * y_stride + at, from + m * from_stride, count * sizeof(float));
 }
 
-void few_rows(const Kernels& k, const Product& p, int64_t tile, const Inputs& in, int rows) {
-  alignas(64) float y[kFew][kTile], up[kFew][kTile];
-  for (int m = 0; m < rows; m += kFew) {
-    const int n = rows - m < kFew ? rows - m : kFew;
+void gemv_rows(const Kernels& k, const Product& p, int64_t tile, const Inputs& in, int rows) {
+  alignas(64) float y[kGemvRows][kTile], up[kGemvRows][kTile];
+  for (int m = 0; m < rows; m += kGemvRows) {
+    const int n = rows - m < kGemvRows ? rows - m : kGemvRows;
     k.tile(*p.w, tile, in, m, n, y);
     if (p.up) {
       k.tile(*p.up, tile, in, m, n, up);
       k.gelu_times(y[0], up[0], kTile, n);
     }
-    put(*p.w, tile, y[0], kTile, n, p.y + m * p.y_stride, p.y_stride);
+    copy_out(*p.w, tile, y[0], kTile, n, p.y + m * p.y_stride, p.y_stride);
   }
 }
 
-// A panel is a tile of each of two matrices, or two tiles of one; `last` is the tile after the last
-// that this thread will take.
-void many_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t tile, int64_t last,
+// A panel is one tile of each of two matrices, or two tiles of one. `last` ends the tiles of this
+// thread.
+void gemm_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t tile, int64_t last,
                const Inputs& in, int row0, int rows) {
-  const int64_t next = p.up || tile + 1 >= tiles_of(*p.w) ? tile : tile + 1;
+  const int64_t second = p.up || tile + 1 >= tiles_of(*p.w) ? tile : tile + 1;
   Panel panel{};
-  k.prepare(*p.w, tile, p.up ? *p.up : *p.w, next, own.bytes.get(2 * kTile * in.columns),
+  k.prepare(*p.w, tile, p.up ? *p.up : *p.w, second, own.bytes.get(2 * kTile * in.columns),
             own.scales.get(2 * kTile * in.blocks), &panel);
-  for (int i = 0; i < 2 && next + 1 < last; ++i) {
+  for (int i = 0; i < 2 && second + 1 < last; ++i) {
     const gm_matrix& w = p.up && i == 1 ? *p.up : *p.w;
-    const int64_t then = p.up ? tile + 1 : next + 1 + i;
+    const int64_t then = p.up ? tile + 1 : second + 1 + i;
     if (then >= last) break;
-    panel.ahead[i] = static_cast<const uint8_t*>(w.data) + then * bytes_of_tile(w);
-    panel.ahead_bytes = bytes_of_tile(w);
+    panel.next[i] = static_cast<const uint8_t*>(w.data) + then * bytes_of_tile(w);
+    panel.next_bytes = bytes_of_tile(w);
   }
   float* c = own.sums.get(kChunk * 2 * kTile);
   for (int m = 0; m < rows; m += kChunk) {
@@ -67,9 +67,9 @@ void many_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t t
     k.panel(panel, in, row0 + m, n, c);
     float* y = p.y + m * p.y_stride;
     if (p.up) k.gelu_times(c, c + kTile, 2 * kTile, n);
-    put(*p.w, tile, c, 32, n, y, p.y_stride);
-    if (next != tile) put(*p.w, next, c + kTile, 32, n, y, p.y_stride);
-    panel.ahead_bytes = 0;
+    copy_out(*p.w, tile, c, 32, n, y, p.y_stride);
+    if (second != tile) copy_out(*p.w, second, c + kTile, 32, n, y, p.y_stride);
+    panel.next_bytes = 0;
   }
 }
 
@@ -91,7 +91,7 @@ void quantize_inputs(gm_context& c, const Inputs& in, int rows, int format) {
 void multiply(gm_context& c, const Product* products, int count, const Inputs& in, int rows) {
   const Kernels& k = kernels();
   const Product& first = products[0];
-  const bool panels = by_panels(k, *first.w, rows);
+  const bool panels = uses_panels(k, *first.w, rows);
   int64_t starts[4] = {};
   for (int i = 0; i < count; ++i) {
     const int64_t tiles = tiles_of(*products[i].w);
@@ -100,7 +100,7 @@ void multiply(gm_context& c, const Product* products, int count, const Inputs& i
   const int64_t bytes = bytes_of_tile(*first.w) * (first.up ? 2 : 1);
   const int64_t fair = starts[count] / (4 * c.pool.count());
   const int64_t grain = std::max<int64_t>(1, std::min(panels ? kPanels : kGrain / bytes, fair));
-  // All weights go by once for each part of the rows, which stays in the cache meanwhile.
+  // All weights are read once for each part of the rows, which stays in the cache.
   const int64_t part = panels ? std::max<int64_t>(kChunk, kInputs / in.q_stride / 64 * 64) : rows;
   for (int64_t row0 = 0; row0 < rows; row0 += part) {
     const int n = static_cast<int>(std::min(part, rows - row0));
@@ -110,12 +110,12 @@ void multiply(gm_context& c, const Product* products, int count, const Inputs& i
         while (i >= starts[which + 1]) ++which;
         Product p = products[which];
         if (!panels) {
-          few_rows(k, p, i - starts[which], in, rows);
+          gemv_rows(k, p, i - starts[which], in, rows);
           continue;
         }
         const int64_t tiles = p.up ? 1 : 2;
         p.y += row0 * p.y_stride;
-        many_rows(k, c.of_thread[thread], p, (i - starts[which]) * tiles,
+        gemm_rows(k, c.of_thread[thread], p, (i - starts[which]) * tiles,
                   std::min(tiles_of(*p.w), (end - starts[which]) * tiles), in,
                   static_cast<int>(row0), n);
       }
@@ -127,12 +127,12 @@ void multiply_part(ThreadBuffers& own, const gm_matrix& w, int64_t first_tile, i
                    const Inputs& in, int rows, float* y, int64_t y_stride) {
   const Kernels& k = kernels();
   const Product p{&w, nullptr, y - first_tile * kTile, y_stride};
-  const bool panels = by_panels(k, w, rows);
+  const bool panels = uses_panels(k, w, rows);
   for (int64_t t = first_tile; t < last_tile; t += panels ? 2 : 1)
     if (panels)
-      many_rows(k, own, p, t, last_tile, in, 0, rows);
+      gemm_rows(k, own, p, t, last_tile, in, 0, rows);
     else
-      few_rows(k, p, t, in, rows);
+      gemv_rows(k, p, t, in, rows);
 }
 
 }  // namespace gemmule

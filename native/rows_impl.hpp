@@ -7,9 +7,9 @@ inline void quantize(const Inputs& in, int row, int first, int last) {
   for (int block = first; block < last; ++block) {
     const int begin = block * kBlock;
     const int end = begin + kBlock < in.columns ? begin + kBlock : in.columns;
-    v16 most = splat(0.0f);
-    for (int i = begin; i < end; i += 16) most = maximum(most, magnitude(load(x + i)));
-    const float top = largest(most);
+    v16 tops = splat(0.0f);
+    for (int i = begin; i < end; i += 16) tops = maximum(tops, magnitude(load(x + i)));
+    const float top = largest(tops);
     // Numbers so small that their inverse overflows are taken as zeros.
     const float inverse = top > 4e-37f ? 127.0f / top : 0.0f;
     in.scale[row * in.blocks + block] = top / 127.0f;
@@ -76,14 +76,14 @@ inline void cap(float* x, int n, float cap) {
 }
 
 inline int argmax(const float* x, int n) {
-  float most = x[0];
+  float top = x[0];
   int at = 0;
   int i = 0;
   v16 best = splat(-INFINITY);
   for (; i + 16 <= n; i += 16) best = maximum(best, load(x + i));
-  most = i ? largest(best) : x[0];
-  for (int j = i; j < n; ++j) most = x[j] > most ? x[j] : most;
-  while (at < n - 1 && x[at] != most) ++at;
+  top = i ? largest(best) : x[0];
+  for (int j = i; j < n; ++j) top = x[j] > top ? x[j] : top;
+  while (at < n - 1 && x[at] != top) ++at;
   return at;
 }
 
@@ -249,14 +249,13 @@ inline void page_values(const float (*p)[GM_PAGE], int count, int wide, const ui
     }
 }
 
-constexpr float kBounded = 60.0f;  // e^60 summed a million times is far from overflowing
-
-// One page for R rows. With `most` null the weights are exp(score); else that largest score of each
-// row is taken off first (scores without a cap). `o` and `total` take in the page's part; with
-// `o` null, only `found` (each row's largest score so far) is brought up to date.
+// One page for R rows. Weights are exp(score), or exp(score - subtract) if `subtract`, each row's
+// largest score, is given, for scores without a safe cap. `o` and `total` accumulate the page's
+// part. With `o` null, only `row_max`, each row's largest score so far, is updated.
 template <int kCache, int R>
 inline void attend_page(const Attend& a, int r0, int page_index, const uint8_t* page,
-                        const uint8_t* next, const float* most, float* found, float* o, v16* total) {
+                        const uint8_t* next, const float* subtract, float* row_max, float* o,
+                        v16* total) {
   const int wide = static_cast<int>(padded(a.head_dim, 16));
   alignas(64) float s[R][GM_PAGE];
   page_scores<kCache, R>(a.q + r0, a.head_dim, wide, page, s);
@@ -277,10 +276,10 @@ inline void attend_page(const Attend& a, int r0, int page_index, const uint8_t* 
       if (a.cap > 0.0f) x = soft_cap(x, a.cap, inverse);
       const i16 seen = (at <= last) & (at >= first);
       if (!o) {
-        found[r] = std::fmax(found[r], largest(select(seen, x, splat(-INFINITY))));
+        row_max[r] = std::fmax(row_max[r], largest(select(seen, x, splat(-INFINITY))));
         continue;
       }
-      if (most) x = x - most[r];
+      if (subtract) x = x - subtract[r];
       const v16 p = select(seen, exponential(x), splat(0.0f));
       total[r] += p;
       if constexpr (kCache == GM_CACHE_INT8)
@@ -294,7 +293,7 @@ inline void attend_page(const Attend& a, int r0, int page_index, const uint8_t* 
 
 template <int kCache>
 inline void attend_rows(const Attend& a, int r0, int rows, int page_index, int last,
-                        const float* most, float* found, float* o, v16* total) {
+                        const float* subtract, float* row_max, float* o, v16* total) {
   const uint8_t* page = a.pool + a.pages[page_index] * a.page_bytes;
   const uint8_t* next =
       page_index < last ? a.pool + a.pages[page_index + 1] * a.page_bytes : nullptr;
@@ -302,8 +301,8 @@ inline void attend_rows(const Attend& a, int r0, int rows, int page_index, int l
   while (rows > 0) {
     int n = rows >= 2 ? 2 : 1;
     if (kManyRegisters && rows >= 4) n = rows >= 8 ? 8 : 4;
-    const float* m = most ? most + r0 : nullptr;
-    float* f = found ? found + r0 : nullptr;
+    const float* m = subtract ? subtract + r0 : nullptr;
+    float* f = row_max ? row_max + r0 : nullptr;
     float* out = o ? o + r0 * wide : nullptr;
     v16* t = total + r0;
     if constexpr (kManyRegisters) {
@@ -323,22 +322,22 @@ inline void attend_in(const Attend& a, float* o) {
   const int wide = static_cast<int>(padded(a.head_dim, 16));
   std::memset(o, 0, sizeof(float) * a.rows * wide);
   v16 total[kRows];
-  float most[kRows];
+  float row_max[kRows];
   int first = a.position[0], last = 0;
   for (int r = 0; r < a.rows; ++r) {
     total[r] = splat(0.0f);
-    most[r] = -INFINITY;
+    row_max[r] = -INFINITY;
     const int from = a.window ? a.position[r] - a.window + 1 : 0;
     first = from < first ? from : first;
     last = a.position[r] > last ? a.position[r] : last;
   }
   first = first < 0 ? 0 : first;
-  const bool bounded = a.cap > 0.0f && a.cap <= kBounded;
+  const bool bounded = a.cap > 0.0f && a.cap <= kMaxSafeCap;
   if (!bounded)
     for (int page = first / GM_PAGE; page <= last / GM_PAGE; ++page)
-      attend_rows<kCache>(a, 0, a.rows, page, last / GM_PAGE, nullptr, most, nullptr, total);
+      attend_rows<kCache>(a, 0, a.rows, page, last / GM_PAGE, nullptr, row_max, nullptr, total);
   for (int page = first / GM_PAGE; page <= last / GM_PAGE; ++page)
-    attend_rows<kCache>(a, 0, a.rows, page, last / GM_PAGE, bounded ? nullptr : most, nullptr, o,
+    attend_rows<kCache>(a, 0, a.rows, page, last / GM_PAGE, bounded ? nullptr : row_max, nullptr, o,
                         total);
   for (int r = 0; r < a.rows; ++r) {
     const float inverse = 1.0f / sum(total[r]);

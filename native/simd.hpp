@@ -1,5 +1,5 @@
-// Sixteen floats at a time, on any instruction set: GCC and Clang split the vectors as they must.
-// Included by isa_*.cpp alone, inside the namespace of one instruction set.
+// Vectors of sixteen floats on any instruction set: GCC and Clang split them as needed. Included
+// only by isa_*.cpp, inside the namespace of one instruction set.
 
 typedef float v16 __attribute__((vector_size(64)));
 typedef float v16u __attribute__((vector_size(64), aligned(4), may_alias));
@@ -10,9 +10,9 @@ typedef int8_t b16u __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef uint16_t h16u __attribute__((vector_size(32), aligned(2), may_alias));
 
-constexpr int kAhead = 2048;  // bytes of weights that are asked for before they are needed
+constexpr int kPrefetchBytes = 2048;  // how far ahead weights are prefetched
 
-inline void ahead(const uint8_t* p) { __builtin_prefetch(p + kAhead); }
+inline void prefetch(const uint8_t* p) { __builtin_prefetch(p + kPrefetchBytes); }
 
 inline v16 load(const float* p) { return *reinterpret_cast<const v16u*>(p); }
 inline void save(float* p, v16 x) { *reinterpret_cast<v16u*>(p) = x; }
@@ -34,7 +34,7 @@ inline v16 fma(v16 a, v16 b, v16 c) {
 #endif
 }
 
-// In a fixed order, so that a sum does not depend on how it was compiled.
+// Adds in a fixed order, so that the sum does not depend on the compiler.
 inline float sum(v16 x) {
   float t[16];
   save(t, x);
@@ -43,7 +43,7 @@ inline float sum(v16 x) {
   return t[0];
 }
 
-// Lane i is sum(x[i]), bit for bit; far fewer steps than sixteen sums.
+// Lane i is sum(x[i]), bit for bit, in far fewer steps than sixteen sums.
 inline v16 sums(const v16 (&x)[16]) {
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -72,9 +72,9 @@ inline v16 sums(const v16 (&x)[16]) {
          __builtin_shufflevector(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29,
                                  31);
 #else
-  v16 found;
-  for (int i = 0; i < 16; ++i) found[i] = sum(x[i]);
-  return found;
+  v16 result;
+  for (int i = 0; i < 16; ++i) result[i] = sum(x[i]);
+  return result;
 #endif
 }
 
@@ -103,13 +103,13 @@ inline float largest(v16 x) {
   return t[0];
 }
 
-// Nearest integer, ties to even, of |x| < 2^22.
+// The nearest integer, ties to even, for |x| < 2^22.
 inline i16 nearest(v16 x) {
   const v16 shifted = x + 12582912.0f;
   return (i16)shifted - 0x4b400000;
 }
 
-// e^x within 2 units in the last place; x is held to [-87, 88].
+// e^x within 2 units in the last place; x is clamped to [-87, 88].
 inline v16 exponential(v16 x) {
   x = minimum(maximum(x, splat(-87.0f)), splat(88.0f));
   const v16 shifted = fma(x, splat(1.44269504f), splat(12582912.0f));
@@ -127,7 +127,7 @@ inline v16 exponential(v16 x) {
   return p * (v16)power;
 }
 
-// cap * tanh(x / cap). Near zero tanh comes from its series: 1 - 2 / (e^2t + 1) would cancel.
+// cap * tanh(x / cap). Near zero tanh uses its series: 1 - 2 / (e^2t + 1) would lose digits.
 inline v16 soft_cap(v16 x, float cap, float inverse) {
   const v16 t = x * inverse;
   const v16 e = exponential(t * 2.0f);
@@ -152,7 +152,7 @@ inline v16 from_half(const uint16_t* p) {
   return z.all;
 #else
   const i16 h = __builtin_convertvector(*reinterpret_cast<const h16u*>(p), i16);
-  // The exponent is moved by a product, which also puts halves too small for it right.
+  // A multiplication shifts the exponent, which also converts subnormal halves correctly.
   const v16 x = (v16)((h & 0x7fff) << 13) * 0x1p112f;
   return (v16)((i16)x | ((h & 0x8000) << 16));
 #endif
@@ -177,7 +177,7 @@ inline uint16_t to_half(float f) {
 #endif
 }
 
-// The compilers' own conversion of such vectors goes element by element.
+// The compilers convert such vectors element by element.
 inline v16 from_bytes(const int8_t* p) {
 #if defined(__AVX512F__)
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

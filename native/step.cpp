@@ -1,4 +1,4 @@
-// The forward pass over the tokens of a step, as model/gemma.py has it.
+// The forward pass of model/gemma.py over the tokens of a step.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -9,15 +9,15 @@
 namespace gemmule {
 namespace {
 
-constexpr int64_t kHeadTiles = 64;  // 1024 words at a time go through a thread's cache
-constexpr int kHeadRows = 128;      // tokens whose words are computed together
+constexpr int64_t kHeadTiles = 64;  // tiles of the head, 1024 token ids, that a thread does at once
+constexpr int kHeadRows = 128;      // outputs whose logits are computed together
 
 struct Step {
   gm_context& c;
   const gm_model& m;
   const gm_step& s;
   const Kernels& k = kernels();
-  Inputs hidden, attended, fed;
+  Inputs hidden, attn_out, ffn_hidden;
   float *x, *qkv, *projected, *cos, *sin;
   int32_t qkv_width;
 
@@ -25,8 +25,8 @@ struct Step {
       : c(context), m(model), s(step) {
     const int64_t tokens = s.tokens, half = m.head_dim / 2;
     hidden = c.hidden.get(tokens, m.hidden);
-    attended = c.attended.get(tokens, m.heads * m.head_dim);
-    fed = c.fed.get(tokens, m.ffn);
+    attn_out = c.attn_out.get(tokens, m.heads * m.head_dim);
+    ffn_hidden = c.ffn_hidden.get(tokens, m.ffn);
     qkv_width = (m.heads + 2 * m.kv_heads) * m.head_dim;
     x = c.residual.get(tokens * m.hidden);
     qkv = c.qkv.get(tokens * qkv_width);
@@ -34,8 +34,8 @@ struct Step {
     cos = c.cos.get(tokens * half);
     sin = c.sin.get(tokens * half);
     clear_padding(hidden, m.hidden);
-    clear_padding(attended, m.heads * m.head_dim);
-    clear_padding(fed, m.ffn);
+    clear_padding(attn_out, m.heads * m.head_dim);
+    clear_padding(ffn_hidden, m.ffn);
   }
 
   void clear_padding(const Inputs& in, int columns) {
@@ -65,7 +65,8 @@ struct Step {
     return s.span_start[span] + token - s.span_first[span];
   }
 
-  void begin() {
+  // Embeds the tokens and computes their rotary angles.
+  void embed() {
     const int half = m.head_dim / 2;
     for_tokens([&](int t) {
       float* to = x + static_cast<int64_t>(t) * m.hidden;
@@ -106,17 +107,17 @@ struct Step {
     multiply(c, into_qkv, 3, hidden, s.tokens);
     rotate_and_store(l);
     attend(l);
-    quantize_inputs(c, attended, s.tokens, l.o.format);
+    quantize_inputs(c, attn_out, s.tokens, l.o.format);
     const Product out{&l.o, nullptr, projected, m.hidden};
-    multiply(c, &out, 1, attended, s.tokens);
+    multiply(c, &out, 1, attn_out, s.tokens);
     add_projected(l.norms[1]);
 
     read_into_hidden(l.norms[2], l.gate.format);
-    const Product gated{&l.gate, &l.up, row(fed, 0), fed.x_stride};
+    const Product gated{&l.gate, &l.up, row(ffn_hidden, 0), ffn_hidden.x_stride};
     multiply(c, &gated, 1, hidden, s.tokens);
-    quantize_inputs(c, fed, s.tokens, l.down.format);
+    quantize_inputs(c, ffn_hidden, s.tokens, l.down.format);
     const Product down{&l.down, nullptr, projected, m.hidden};
-    multiply(c, &down, 1, fed, s.tokens);
+    multiply(c, &down, 1, ffn_hidden, s.tokens);
     add_projected(l.norms[3]);
   }
 
@@ -124,8 +125,8 @@ struct Step {
     return (l.window ? s.local_pages : s.global_pages) + s.span_pages[span];
   }
 
-  // Where the keys and values of a kv head lie in a page.
-  int64_t place(const gm_layer& l, int head) const {
+  // Offset of the keys and values of a kv head in a page.
+  int64_t head_offset(const gm_layer& l, int head) const {
     return (static_cast<int64_t>(l.slot) * m.kv_heads + head) * head_bytes(m.head_dim, m.cache);
   }
 
@@ -141,12 +142,13 @@ struct Step {
       for (int h = 0; h < m.kv_heads; ++h) {
         const float* key = of_token + static_cast<int64_t>(m.heads + h) * m.head_dim;
         k.store(key, key + static_cast<int64_t>(m.kv_heads) * m.head_dim, m.head_dim, at % GM_PAGE,
-                m.cache, page + place(l, h));
+                m.cache, page + head_offset(l, h));
       }
     });
   }
 
-  // Query rows of a span and a kv head, head after head within a token, kRows at a time.
+  // Work items are a span's query rows of one kv head, kRows at a time; within a token, the rows of
+  // its heads follow one another.
   void attend(const gm_layer& l) {
     const int group = m.heads / m.kv_heads;
     const int64_t scratch = kRows * padded(m.head_dim, 16);
@@ -166,14 +168,14 @@ struct Step {
           const int token = s.span_first[span] + (first + r) / group;
           const int64_t h = static_cast<int64_t>(head) * group + (first + r) % group;
           a.q[r] = qkv + static_cast<int64_t>(token) * qkv_width + h * m.head_dim;
-          a.out[r] = row(attended, token) + h * m.head_dim;
+          a.out[r] = row(attn_out, token) + h * m.head_dim;
           a.position[r] = position(token, span);
         }
         a.head_dim = m.head_dim;
         a.window = l.window;
         a.scale = m.attention_scale;
         a.cap = m.attention_cap;
-        a.pool = s.pool + place(l, head);
+        a.pool = s.pool + head_offset(l, head);
         a.page_bytes = s.page_bytes;
         a.pages = pages(l, span);
         k.attend(a, m.cache, c.of_thread[thread].scratch.get(scratch));
@@ -191,9 +193,9 @@ struct Step {
       predict_rows(first, std::min(kHeadRows, s.outputs - first));
   }
 
-  // The head, some words at a time: of each part only what was asked for is kept.
+  // Computes the head in parts of the vocabulary; of each part only the requested results are kept.
   void predict_rows(int first, int rows) {
-    const Inputs in = c.given.get(rows, m.hidden);
+    const Inputs in = c.gemm_input.get(rows, m.hidden);
     c.pool.run(rows, 1, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         float* to = row(in, r);
@@ -216,76 +218,79 @@ struct Step {
       const int64_t width = kHeadTiles * kTile;
       float* y = own.scratch.get(rows * width);
       for (int64_t p = begin; p < end; ++p) {
-        const int64_t tile = p * kHeadTiles, word = tile * kTile;
+        const int64_t tile = p * kHeadTiles, first_id = tile * kTile;
         const int64_t last = std::min(tiles, tile + kHeadTiles);
-        const int count = static_cast<int>(std::min(width, m.vocab - word));
+        const int count = static_cast<int>(std::min(width, m.vocab - first_id));
         multiply_part(own, m.embed, tile, last, in, rows, y, width);
         for (int r = 0; r < rows; ++r)
-          keep(first + r, y + r * width, static_cast<int32_t>(word), count,
-               ids + (p * rows + r) * top, logits + (p * rows + r) * top, z + p * rows + r);
+          collect(first + r, y + r * width, static_cast<int32_t>(first_id), count,
+                  ids + (p * rows + r) * top, logits + (p * rows + r) * top, z + p * rows + r);
       }
     });
     for (int r = 0; r < rows; ++r) merge(first + r, r, rows, parts, top, ids, logits, z);
   }
 
-  void keep(int output, float* y, int32_t word, int count, int32_t* ids, float* logits,
-            double* z) {
+  // Keeps the requested results of the logits of token ids [first_id, first_id + count).
+  void collect(int output, float* y, int32_t first_id, int count, int32_t* ids, float* logits,
+               double* z) {
     if (m.final_cap > 0.0f) k.cap(y, count, m.final_cap);
     if (s.output_row[output] >= 0)
-      std::memcpy(s.logits + static_cast<int64_t>(s.output_row[output]) * m.vocab + word, y,
+      std::memcpy(s.logits + static_cast<int64_t>(s.output_row[output]) * m.vocab + first_id, y,
                   sizeof(float) * count);
     const int32_t target = s.output_target[output];
-    if (target >= word && target < word + count) s.target_logit[output] = y[target - word];
+    if (target >= first_id && target < first_id + count)
+      s.target_logit[output] = y[target - first_id];
     const int top = s.output_top[output];
     if (top == 1) {
       const int at = k.argmax(y, count);
-      ids[0] = word + at;
+      ids[0] = first_id + at;
       logits[0] = y[at];
     } else if (top > 1) {
-      keep_top(y, word, count, top, ids, logits);
+      collect_top(y, first_id, count, top, ids, logits);
     }
-    // Without a cap the exponentials need the part's largest logit taken off.
+    // Without a safe cap, the part's largest logit is subtracted before exponentiating.
     if (s.output_z[output]) {
-      if (m.final_cap > 0.0f && m.final_cap <= 60.0f) {
+      if (m.final_cap > 0.0f && m.final_cap <= kMaxSafeCap) {
         *z = std::log(k.sum_exp(y, count));
       } else {
-        const float most = y[k.argmax(y, count)];
-        for (int i = 0; i < count; ++i) y[i] -= most;
-        *z = std::log(k.sum_exp(y, count)) + most;
+        const float largest = y[k.argmax(y, count)];
+        for (int i = 0; i < count; ++i) y[i] -= largest;
+        *z = std::log(k.sum_exp(y, count)) + largest;
       }
     }
   }
 
-  // The likeliest `top` of `count` words, likeliest first; of equals the first. Missing ones have
-  // id -1.
-  static void keep_top(const float* y, int32_t word, int count, int top, int32_t* ids,
-                       float* logits) {
-    int held = 0;
+  // The `top` most likely of `count` tokens, in descending order; ties go to the lower id. Missing
+  // entries get id -1.
+  static void collect_top(const float* y, int32_t first_id, int count, int top, int32_t* ids,
+                          float* logits) {
+    int size = 0;
     for (int i = 0; i < count; ++i) {
-      if (held == top && !(y[i] > logits[top - 1])) continue;
-      int at = held < top ? held++ : top - 1;
+      if (size == top && !(y[i] > logits[top - 1])) continue;
+      int at = size < top ? size++ : top - 1;
       for (; at > 0 && y[i] > logits[at - 1]; --at) {
         ids[at] = ids[at - 1];
         logits[at] = logits[at - 1];
       }
-      ids[at] = word + i;
+      ids[at] = first_id + i;
       logits[at] = y[i];
     }
-    for (; held < top; ++held) ids[held] = -1;
+    for (; size < top; ++size) ids[size] = -1;
   }
 
+  // Merges the results of all parts into the step's outputs.
   void merge(int output, int r, int rows, int64_t parts, int top, const int32_t* ids,
              const float* logits, const double* z) {
-    const int wanted = s.output_top[output];
+    const int limit = s.output_top[output];
     int32_t* to_ids = s.top_ids + static_cast<int64_t>(output) * s.top_stride;
     float* to_logits = s.top_logits + static_cast<int64_t>(output) * s.top_stride;
-    int held = 0;
-    for (int64_t p = 0; wanted && p < parts; ++p) {
+    int size = 0;
+    for (int64_t p = 0; limit && p < parts; ++p) {
       const int32_t* part_ids = ids + (p * rows + r) * top;
       const float* part = logits + (p * rows + r) * top;
-      for (int i = 0; i < wanted && part_ids[i] >= 0; ++i) {
-        if (held == wanted && !(part[i] > to_logits[wanted - 1])) break;
-        int at = held < wanted ? held++ : wanted - 1;
+      for (int i = 0; i < limit && part_ids[i] >= 0; ++i) {
+        if (size == limit && !(part[i] > to_logits[limit - 1])) break;
+        int at = size < limit ? size++ : limit - 1;
         for (; at > 0 && part[i] > to_logits[at - 1]; --at) {
           to_ids[at] = to_ids[at - 1];
           to_logits[at] = to_logits[at - 1];
@@ -294,17 +299,17 @@ struct Step {
         to_logits[at] = part[i];
       }
     }
-    for (; held < wanted; ++held) to_ids[held] = -1;
+    for (; size < limit; ++size) to_ids[size] = -1;
     if (!s.output_z[output]) return;
-    double most = z[r];
-    for (int64_t p = 1; p < parts; ++p) most = std::max(most, z[p * rows + r]);
+    double largest = z[r];
+    for (int64_t p = 1; p < parts; ++p) largest = std::max(largest, z[p * rows + r]);
     double total = 0.0;
-    for (int64_t p = 0; p < parts; ++p) total += std::exp(z[p * rows + r] - most);
-    s.log_z[output] = static_cast<float>(std::log(total) + most);
+    for (int64_t p = 0; p < parts; ++p) total += std::exp(z[p * rows + r] - largest);
+    s.log_z[output] = static_cast<float>(std::log(total) + largest);
   }
 
   void run() {
-    begin();
+    embed();
     for (int i = 0; i < m.layers; ++i) layer(m.layer[i]);
     predict();
   }
@@ -317,10 +322,10 @@ float bf16(const uint8_t* p) {
   return x;
 }
 
-// A row of an int4 or int6 matrix as floats.
-void row_of_blocks(const gm_matrix& w, int64_t tile, int64_t r, float* out) {
+// Dequantizes a row of an int4 or int6 matrix.
+void superblock_row(const gm_matrix& w, int64_t tile, int64_t r, float* out) {
   const bool six = w.format == GM_INT6;
-  const int group_bytes = six ? kSixBytes : kQuantBytes, offset = six ? 32 : 8;
+  const int group_bytes = six ? kInt6GroupBytes : kInt4GroupBytes, offset = six ? 32 : 8;
   const uint8_t* block = static_cast<const uint8_t*>(w.data) + tile * tile_bytes(w);
   const int columns = static_cast<int>(padded(w.columns, 64));
   for (int begin = 0; begin < w.columns; begin += kBlock) {
@@ -342,7 +347,7 @@ void row_of_blocks(const gm_matrix& w, int64_t tile, int64_t r, float* out) {
   }
 }
 
-// Runs `work` with the threads awake; 0, or -1 when there was no memory for it.
+// Runs `work` with the threads awake; 0, or -1 if memory ran out.
 template <class Work>
 int32_t call(gm_context* context, const Work& work) {
   calls.fetch_add(1);
@@ -354,7 +359,7 @@ int32_t call(gm_context* context, const Work& work) {
     result = -1;
   }
   context->pool.rest();
-  if (kernels().leave) kernels().leave();
+  if (kernels().release_tiles) kernels().release_tiles();
   return result;
 }
 
@@ -389,7 +394,7 @@ GM_PUBLIC int32_t gm_run(gm_context* context, const gm_model* model, const gm_st
 GM_PUBLIC int32_t gm_linear(gm_context* context, const gm_matrix* matrix, const float* x, int32_t m,
                             float* y) {
   return call(context, [&] {
-    const Inputs in = context->given.get(m, matrix->columns);
+    const Inputs in = context->gemm_input.get(m, matrix->columns);
     for (int i = 0; i < m; ++i) {
       float* to = const_cast<float*>(in.x) + i * in.x_stride;
       std::memcpy(to, x + static_cast<int64_t>(i) * matrix->columns,
@@ -415,7 +420,7 @@ GM_PUBLIC void gm_row(const gm_matrix* w, int32_t row, float* out) {
     for (int k = 0; k < w->columns; ++k)
       out[k] = static_cast<float>(from[k / 4 * 64 + k % 4] - 128) * w->scales[row];
   } else {
-    row_of_blocks(*w, tile, r, out);
+    superblock_row(*w, tile, r, out);
   }
 }
 
@@ -433,7 +438,7 @@ GM_PUBLIC double gm_read_speed(gm_context* context, const void* data, int64_t by
     });
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - began;
   context->pool.rest();
-  volatile int64_t seen = sums[0];  // so that the reads are not dropped
+  volatile int64_t seen = sums[0];  // keeps the compiler from dropping the reads
   (void)seen;
   return static_cast<double>(bytes) * rounds / taken.count();
 }

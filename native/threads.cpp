@@ -11,12 +11,12 @@ inline void pause() {
 #endif
 }
 
-constexpr int kSpins = 20000;  // some tens of microseconds; then another program may have the core
+constexpr int kSpins = 20000;  // tens of microseconds; then the core is offered to other programs
 
 }  // namespace
 
 Threads::Threads(int count) : ranges_(count) {
-  for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { serve(i); });
+  for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
 }
 
 Threads::~Threads() {
@@ -39,7 +39,8 @@ void Threads::wake() {
 
 void Threads::rest() { awake_ = false; }
 
-void Threads::take(int thread) {
+// Works through the thread's own range, then through what is left of the others'.
+void Threads::steal(int thread) {
   const int count = static_cast<int>(ranges_.size());
   for (int i = 0; i < count; ++i) {
     Range& range = ranges_[(thread + i) % count];
@@ -51,7 +52,7 @@ void Threads::take(int thread) {
   }
 }
 
-void Threads::share(int64_t items, int64_t grain) {
+void Threads::dispatch(int64_t items, int64_t grain) {
   const int64_t count = static_cast<int64_t>(ranges_.size());
   for (int64_t i = 0; i < count; ++i) {
     ranges_[i].next.store(items * i / count, std::memory_order_relaxed);
@@ -60,14 +61,14 @@ void Threads::share(int64_t items, int64_t grain) {
   grain_ = grain;
   busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_release);
-  take(0);
+  steal(0);
   for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
     pause();
     if (spins > kSpins) std::this_thread::yield();
   }
 }
 
-void Threads::serve(int thread) {
+void Threads::worker_loop(int thread) {
   uint32_t seen = 0;
   for (;;) {
     int spins = 0;
@@ -82,7 +83,7 @@ void Threads::serve(int thread) {
       if (++spins > kSpins) std::this_thread::yield();
     }
     ++seen;
-    take(thread);
+    steal(thread);
     busy_.fetch_sub(1, std::memory_order_release);
   }
 }

@@ -1,4 +1,4 @@
-// A few threads that work through numbered items together, and wait without sleeping in between.
+// A pool of threads that work through numbered items together and spin between calls.
 #pragma once
 
 #include <atomic>
@@ -17,7 +17,7 @@ class Threads {
 
   int count() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls work(thread, begin, end) for parts of [0, items) of at most `grain` each, from all threads.
+  // Calls work(thread, begin, end) on parts of [0, items) of at most `grain` items, in all threads.
   template <class Work>
   void run(int64_t items, int64_t grain, const Work& work) {
     if (items <= 0) return;
@@ -30,20 +30,20 @@ class Threads {
       (*static_cast<const Work*>(w))(thread, begin, end);
     };
     work_ = &work;
-    share(items, grain);
+    dispatch(items, grain);
   }
 
-  // Between wake and rest the workers spin for the next piece of work.
+  // Between wake and rest the workers spin while they wait for work.
   void wake();
   void rest();
 
  private:
-  void share(int64_t items, int64_t grain);
-  void take(int thread);
-  void serve(int thread);
+  void dispatch(int64_t items, int64_t grain);
+  void steal(int thread);
+  void worker_loop(int thread);
 
-  // Items that one thread begins with, one after the other: what lies ahead of it in memory is its
-  // own. Whoever has finished takes from the others' what is left.
+  // The items that one thread starts with, consecutive so that prefetching helps. A thread that has
+  // finished its own range steals from those of the others.
   struct alignas(64) Range {
     std::atomic<int64_t> next{0};
     int64_t end = 0;

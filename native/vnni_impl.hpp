@@ -1,5 +1,5 @@
-// AVX-512 with VNNI: four products of bytes and their sum in each of sixteen lanes, one lane a row
-// of the tile. Included by isa_avx512.cpp and isa_amx.cpp, inside their namespaces.
+// AVX-512 with VNNI: each of sixteen lanes, one per row of the tile, adds up four byte products.
+// Included by isa_avx512.cpp and isa_amx.cpp, inside their namespaces.
 
 inline __m512i loadi(const void* p) { return _mm512_loadu_si512(p); }
 
@@ -24,8 +24,8 @@ inline void group_pair(const uint8_t* data, const int8_t* q, int64_t q_stride, c
     for (int m = 0; m < M; ++m) part[g][m] = _mm512_set1_epi32(sums[m * sums_stride + g]);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      const uint8_t* p = data + g * kQuantBytes + i * 64;
-      ahead(p);
+      const uint8_t* p = data + g * kInt4GroupBytes + i * 64;
+      prefetch(p);
       const __m512i w = loadi(p);
       const __m512i a = _mm512_and_si512(w, low);
       const __m512i b = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
@@ -55,20 +55,20 @@ inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[
   for (int block = 0; block < in.blocks; ++block) {
     const int left = in.groups - block * 8;
     const int groups = left < 8 ? left : 8;
-    const uint8_t* head = data + groups * kQuantBytes;
+    const uint8_t* head = data + groups * kInt4GroupBytes;
     __m512i mults = loadi(head);
     const __m512 w_scale = bf16_scales(head + 64);
     __m512i dot[M];
     for (int m = 0; m < M; ++m) dot[m] = _mm512_setzero_si512();
     for (int g = 0; g < groups; g += 2) {
       const __m512i factor = _mm512_and_si512(mults, nibbles);
-      // More than four rows go by in two parts: the second finds the weights in the cache.
+      // More than four rows are handled in two parts: the second finds the weights in the cache.
       constexpr int P = M > 4 ? 4 : M;
       for (int m = 0; m < M; m += P)
         group_pair<P>(data, q + m * in.q_stride, in.q_stride, sums + m * in.groups, in.groups,
                       factor, dot + m);
       mults = _mm512_srli_epi32(mults, 4);
-      data += 2 * kQuantBytes;
+      data += 2 * kInt4GroupBytes;
       q += 2 * kGroup;
       sums += 2;
     }
@@ -76,7 +76,7 @@ inline void tile_int4(const uint8_t* data, const Inputs& in, int m0, float (*y)[
       acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[m]),
                                _mm512_mul_ps(w_scale, _mm512_set1_ps(scale[m * in.blocks + block])),
                                acc[m]);
-    data += kBlockHead;
+    data += kInt4HeadBytes;
   }
   for (int m = 0; m < M; ++m) _mm512_storeu_ps(y[m], acc[m]);
 }
@@ -96,7 +96,7 @@ inline void six_bits(__m512i w, __m512i h0, __m512i h1, __m512i* a, __m512i* b) 
 template <int M, int I>
 inline void quad_int6(const uint8_t* data, __m512i h0, __m512i h1, const int8_t* q,
                       int64_t q_stride, __m512i (*dot)[2]) {
-  ahead(data + I * 64);
+  prefetch(data + I * 64);
   __m512i a, b;
   six_bits<I>(loadi(data + I * 64), h0, h1, &a, &b);
   for (int m = 0; m < M; ++m) {
@@ -119,10 +119,10 @@ inline void tile_int6(const uint8_t* data, const Inputs& in, int m0, float (*y)[
       dot[m][0] = _mm512_set1_epi32(in.block_sums[(m0 + m) * in.blocks + block] / 4);
       dot[m][1] = _mm512_setzero_si512();
     }
-    for (int g = 0; g < groups; ++g, q += kGroup, data += kSixBytes) {
+    for (int g = 0; g < groups; ++g, q += kGroup, data += kInt6GroupBytes) {
       const __m512i h0 = loadi(data + 256), h1 = loadi(data + 320);
-      ahead(data + 256);
-      ahead(data + 320);
+      prefetch(data + 256);
+      prefetch(data + 320);
       quad_int6<M, 0>(data, h0, h1, q, in.q_stride, dot);
       quad_int6<M, 1>(data, h0, h1, q, in.q_stride, dot);
       quad_int6<M, 2>(data, h0, h1, q, in.q_stride, dot);
@@ -135,7 +135,7 @@ inline void tile_int6(const uint8_t* data, const Inputs& in, int m0, float (*y)[
           _mm512_mul_ps(w_scale, _mm512_set1_ps(in.scale[(m0 + m) * in.blocks + block]));
       acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), s, acc[m]);
     }
-    data += kSixHead;
+    data += kInt6HeadBytes;
   }
   for (int m = 0; m < M; ++m) _mm512_storeu_ps(y[m], acc[m]);
 }
@@ -143,7 +143,7 @@ inline void tile_int6(const uint8_t* data, const Inputs& in, int m0, float (*y)[
 template <int M>
 inline void tile_int8(const uint8_t* data, const float* scales, const Inputs& in, int m0,
                       float (*y)[kTile]) {
-  constexpr int C = M >= 4 ? 1 : 4;  // chains of sums that do not wait for one another
+  constexpr int C = M >= 4 ? 1 : 4;  // independent chains of sums
   const __m512 w_scale = _mm512_loadu_ps(scales);
   const int8_t* q = in.q + m0 * in.q_stride;
   __m512 acc[M];
@@ -159,7 +159,7 @@ inline void tile_int8(const uint8_t* data, const float* scales, const Inputs& in
     for (int k = begin; k < end; k += 16, data += 256)
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        ahead(data + i * 64);
+        prefetch(data + i * 64);
         const __m512i w = loadi(data + i * 64);
         for (int m = 0; m < M; ++m)
           dot[m][i % C] =
@@ -207,10 +207,10 @@ inline void widen_int4(const uint8_t* data, int columns, uint8_t* bytes, float* 
   const __m512i low = _mm512_set1_epi8(15);
   for (int k = 0; k < columns; k += kBlock, scales += scale_step) {
     const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
-    const uint8_t* head = data + groups * kQuantBytes;
+    const uint8_t* head = data + groups * kInt4GroupBytes;
     const __m512i mults = loadi(head);
     _mm512_storeu_ps(scales, bf16_scales(head + 64));
-    for (int g = 0; g < groups; ++g, data += kQuantBytes, bytes += 512) {
+    for (int g = 0; g < groups; ++g, data += kInt4GroupBytes, bytes += 512) {
       const int shift = (g / 2 + g % 2 * 4) * 4;
       const __m512i one = _mm512_and_si512(
           _mm512_srl_epi32(mults, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(15));
@@ -220,9 +220,9 @@ inline void widen_int4(const uint8_t* data, int columns, uint8_t* bytes, float* 
           _mm512_set1_epi8(-128),
           _mm512_slli_epi16(_mm512_or_si512(mult, _mm512_slli_epi16(mult, 8)), 3));
       for (int i = 0; i < 4; ++i) {
-        ahead(data + i * 64);
+        prefetch(data + i * 64);
         const __m512i w = loadi(data + i * 64);
-        // Nibble x multiplier stays below 256: both bytes of a 16-bit product are right.
+        // Nibble x multiplier stays below 256: both bytes of a 16-bit product are correct.
         const __m512i a = _mm512_mullo_epi16(_mm512_and_si512(w, low), mult);
         const __m512i b =
             _mm512_mullo_epi16(_mm512_and_si512(_mm512_srli_epi16(w, 4), low), mult);
@@ -230,13 +230,13 @@ inline void widen_int4(const uint8_t* data, int columns, uint8_t* bytes, float* 
         _mm512_storeu_si512(bytes + i * 64 + 256, _mm512_add_epi8(b, offset));
       }
     }
-    data += kBlockHead;
+    data += kInt4HeadBytes;
   }
 }
 
 template <int I>
 inline void widen_quad(const uint8_t* data, __m512i h0, __m512i h1, uint8_t* bytes) {
-  ahead(data + I * 64);
+  prefetch(data + I * 64);
   __m512i a, b;
   six_bits<I>(loadi(data + I * 64), h0, h1, &a, &b);
   const __m512i offset = _mm512_set1_epi8(128 - 32);
@@ -249,17 +249,17 @@ inline void widen_int6(const uint8_t* data, int columns, uint8_t* bytes, float* 
                        int64_t scale_step) {
   for (int k = 0; k < columns; k += kBlock, scales += scale_step) {
     const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
-    for (int g = 0; g < groups; ++g, data += kSixBytes, bytes += 512) {
+    for (int g = 0; g < groups; ++g, data += kInt6GroupBytes, bytes += 512) {
       const __m512i h0 = loadi(data + 256), h1 = loadi(data + 320);
-      ahead(data + 256);
-      ahead(data + 320);
+      prefetch(data + 256);
+      prefetch(data + 320);
       widen_quad<0>(data, h0, h1, bytes);
       widen_quad<1>(data, h0, h1, bytes);
       widen_quad<2>(data, h0, h1, bytes);
       widen_quad<3>(data, h0, h1, bytes);
     }
     _mm512_storeu_ps(scales, bf16_scales(data));
-    data += kSixHead;
+    data += kInt6HeadBytes;
   }
 }
 

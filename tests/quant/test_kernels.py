@@ -1,5 +1,12 @@
 """The kernels in C++ against the plain product, bit for bit, on every instruction set here."""
 
+import ctypes
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -75,8 +82,66 @@ def test_rows(kind: str) -> None:
 def test_no_tokens_and_unknown_instructions() -> None:
     matrix = quantize(draw(20, 64, seed=1), "int4")
     assert native.linear(matrix, torch.empty(0, 64)).shape == (0, 20)
-    with pytest.raises(ConfigError, match=r"'abacus' cannot be used here; there are portable"):
+    with pytest.raises(ConfigError, match=r"'abacus' cannot be used here; choose one of portable"):
         native.use_instruction_set("abacus")
+
+
+class _WiderMatrix(ctypes.Structure):
+    _fields_ = (*native.CMatrix._fields_, ("added", ctypes.c_int64))
+
+
+class _ShiftedStep(ctypes.Structure):
+    """As large as gm_step, with two fields the other way round."""
+
+    _fields_ = tuple(
+        ({"top_ids": "logits", "logits": "top_ids"}.get(name, name), kind)
+        for name, kind in native.CStep._fields_
+    )
+
+
+class _RenamedLayer(ctypes.Structure):
+    _fields_ = tuple(("room" if name == "slot" else name, t) for name, t in native.CLayer._fields_)
+
+
+@pytest.mark.parametrize(
+    ("structures", "difference"),
+    [
+        ({"gm_matrix": _WiderMatrix}, "gm_matrix is 40 here and 32 in the library"),
+        ({"gm_step": _ShiftedStep}, r"gm_step.logits is \d+ here and \d+ in the library"),
+        ({"gm_layer": _RenamedLayer}, r"gm_layer.room is \d+ here and -1 in the library"),
+    ],
+)
+def test_a_library_with_other_structs_is_refused(
+    structures: dict[str, type[ctypes.Structure]], difference: str
+) -> None:
+    assert native.load(native.PATH).gm_abi(b"gm_matrix") == ctypes.sizeof(native.CMatrix)
+    with pytest.raises(ImportError, match=rf"{difference}.*build it again with pip install"):
+        native.load(native.PATH, structures)
+
+
+def test_a_file_that_is_not_a_library_is_refused() -> None:
+    with pytest.raises(OSError, match=r"test_kernels\.py"):
+        native.load(Path(__file__))
+
+
+def test_with_a_library_of_other_sources_torch_does_the_work() -> None:
+    reason = "built from other sources .*gm_abi.*build it again"
+    code = """
+import torch
+from gemmule.quant import native, packed
+from gemmule.quant.linear import PackedLinear
+assert not native.available()
+print(native.unavailable_reason())
+matrix = packed.quantize(torch.randn(16, 64), "int8")
+x = torch.randn(3, 64)
+torch.testing.assert_close(PackedLinear(matrix)(x), x @ matrix.dequantize().T, rtol=1e-4, atol=1e-4)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "GEMMULE_LIBRARY": torch._C.__file__},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.search(reason, done.stdout)
+    assert re.search(reason, " ".join(done.stderr.split()))
 
 
 def test_reading_is_measured() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemmule.quant import linear, native
+from gemmule.quant import linear
 from gemmule.quant.layout import PACKED
 from gemmule.quant.linear import PackedEmbedding, PackedLinear
 from gemmule.quant.packed import PackedMatrix, plain, quantize
@@ -18,10 +18,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(native, "available", lambda: False)
-    linear._say_once.cache_clear()
+    monkeypatch.setenv("GEMMULE_NATIVE", "0")
+    linear._report_fallback.cache_clear()
     yield
-    linear._say_once.cache_clear()
+    linear._report_fallback.cache_clear()
 
 
 def packed(kind: str, rows: int = 70, columns: int = 300) -> PackedMatrix:
@@ -44,7 +44,7 @@ def test_without_kernels_it_says_so_once(
 ) -> None:
     PackedLinear(packed("int4"))
     PackedLinear(packed("int8"))
-    assert capsys.readouterr().err.count("no native kernels") == 1
+    assert capsys.readouterr().err.count("no native kernels (GEMMULE_NATIVE is 0)") == 1
 
 
 @pytest.mark.parametrize("kind", PACKED)

@@ -73,17 +73,17 @@ def chosen_product(matrix: PackedMatrix, plain: bool = False) -> Product:
         return lambda x_MK: native.packed_linear(
             x_MK, matrix.data, matrix.scales, matrix.format, matrix.rows, matrix.columns
         )
-    _say_once()
+    _report_fallback()
     torch_product = {"int4": _torch_int4, "int6": _torch_int6, "int8": _torch_int8}[matrix.format]
     packed = torch_product(matrix)
     return lambda x_MK: packed(x_MK) if len(x_MK) < _MANY else _as_floats(matrix, x_MK)
 
 
 @cache
-def _say_once() -> None:
+def _report_fallback() -> None:
     console.print(
-        "this installation has no native kernels (no C++ compiler when it was installed?): packed "
-        "models run on torch's, slower and with other roundings",
+        f"no native kernels ({native.unavailable_reason()}): packed models run on torch's kernels, "
+        "slower and with other roundings",
         style="dim",
     )
 

@@ -1,12 +1,14 @@
-"""The kernels in C++, called through ctypes; native/gemmule.h is their interface.
+"""Bindings of the C++ kernels through ctypes; native/gemmule.h declares their interface.
 
-Where the library could not be built, `available` says no and torch does the work.
+The structs below mirror those of gemmule.h. Their layout is compared with the library's when it is
+loaded, and a library that differs is not used. Without a library, `available` is False and torch
+does the work.
 """
 
 import ctypes
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from gemmule.errors import ConfigError
 from gemmule.quant.packed import PackedMatrix
 
-INTERFACE = 1
+INTERFACE = 1  # the meaning of the fields, which their layout cannot show
 # Another build of it, such as one with sanitizers, can be named in the environment.
 PATH = Path(os.environ.get("GEMMULE_LIBRARY") or Path(__file__).with_name("libgemmule_kernels.so"))
 _FORMAT_CODES = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
@@ -97,76 +99,130 @@ class CStep(ctypes.Structure):
     )  # fmt: skip
 
 
-@cache
-def library() -> ctypes.CDLL | None:
-    """The loaded library, or None where this installation has none that fits."""
-    if not PATH.exists():
-        return None
+# Every struct that Python and the library share, by its name in gemmule.h.
+STRUCTURES: Mapping[str, type[ctypes.Structure]] = {
+    "gm_matrix": CMatrix,
+    "gm_layer": CLayer,
+    "gm_model": CModel,
+    "gm_step": CStep,
+}
+
+
+def load(path: Path, structures: Mapping[str, type[ctypes.Structure]] = STRUCTURES) -> ctypes.CDLL:
+    """Loads a library and declares the types of its functions.
+
+    Args:
+        path: the library.
+        structures: the structs that it must share with Python, by their names in gemmule.h.
+
+    Raises:
+        OSError: when the file cannot be loaded on this system.
+        ImportError: when it was built from other sources than this package.
+    """
+    library = ctypes.CDLL(str(path))
+    pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     try:
-        found = ctypes.CDLL(str(PATH))
-        found.gm_interface.restype = ctypes.c_int32
-        if found.gm_interface() != INTERFACE:
-            return None
-    except (OSError, AttributeError):  # built for another processor or system
-        return None
-    pointer, int32 = ctypes.c_void_p, ctypes.c_int32
-    for name, result, arguments in (
-        ("gm_isa", ctypes.c_char_p, ()),
-        ("gm_set_isa", int32, (ctypes.c_char_p,)),
-        ("gm_page_bytes", ctypes.c_int64, (ctypes.POINTER(CModel),)),
-        ("gm_context_new", pointer, (int32,)),
-        ("gm_context_free", None, (pointer,)),
-        ("gm_run", int32, (pointer, ctypes.POINTER(CModel), ctypes.POINTER(CStep))),
-        ("gm_linear", int32, (pointer, ctypes.POINTER(CMatrix), pointer, int32, pointer)),
-        ("gm_row", None, (ctypes.POINTER(CMatrix), int32, pointer)),
-        ("gm_read_speed", ctypes.c_double, (pointer, pointer, ctypes.c_int64, int32)),
-    ):
-        function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
-    return found
+        for name, result, arguments in (
+            ("gm_abi", int64, (ctypes.c_char_p,)),
+            ("gm_isa", ctypes.c_char_p, ()),
+            ("gm_set_isa", int32, (ctypes.c_char_p,)),
+            ("gm_page_bytes", int64, (ctypes.POINTER(CModel),)),
+            ("gm_context_new", pointer, (int32,)),
+            ("gm_context_free", None, (pointer,)),
+            ("gm_run", int32, (pointer, ctypes.POINTER(CModel), ctypes.POINTER(CStep))),
+            ("gm_linear", int32, (pointer, ctypes.POINTER(CMatrix), pointer, int32, pointer)),
+            ("gm_row", None, (ctypes.POINTER(CMatrix), int32, pointer)),
+            ("gm_read_speed", ctypes.c_double, (pointer, pointer, int64, int32)),
+        ):
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        difference = _difference(lambda name: int(library.gm_abi(name.encode())), structures)
+    except AttributeError as e:
+        difference = str(e)
+    if difference:
+        raise ImportError(
+            f"{path} was built from other sources than this gemmule ({difference}): build it again "
+            "with pip install"
+        )
+    return library
+
+
+def _difference(
+    native_value: Callable[[str], int], structures: Mapping[str, type[ctypes.Structure]]
+) -> str | None:
+    """Where the library's constants, struct sizes or field offsets differ from Python's."""
+    expected = {"GM_INTERFACE": INTERFACE}
+    expected |= {f"GM_{name.upper()}": code for name, code in _FORMAT_CODES.items()}
+    for name, structure in structures.items():
+        expected[name] = ctypes.sizeof(structure)
+        for field in structure._fields_:
+            expected[f"{name}.{field[0]}"] = getattr(structure, field[0]).offset
+    for name, value in expected.items():
+        if native_value(name) != value:
+            return f"{name} is {value} here and {native_value(name)} in the library"
+    return None
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The loaded library, or the reason why there is none."""
+    if not PATH.exists():
+        return "they were not built: was there no C++ compiler when gemmule was installed?"
+    try:
+        return load(PATH)
+    except (OSError, ImportError) as e:
+        return str(e)
+
+
+def unavailable_reason() -> str | None:
+    """Why the kernels cannot be used here, or None if they can."""
+    if os.environ.get("GEMMULE_NATIVE") == "0":
+        return "GEMMULE_NATIVE is 0"
+    library = _library()
+    return library if isinstance(library, str) else None
 
 
 def available() -> bool:
-    """Whether the library is there. GEMMULE_NATIVE=0 in the environment says no."""
-    return os.environ.get("GEMMULE_NATIVE") != "0" and library() is not None
+    """Whether the kernels can be used. GEMMULE_NATIVE=0 in the environment turns them off."""
+    return unavailable_reason() is None
 
 
 def loaded() -> ctypes.CDLL:
-    """The library, for callers that made sure of it."""
-    found = library()
-    assert found is not None
-    return found
+    """The library, for callers that know that it is available."""
+    library = _library()
+    assert isinstance(library, ctypes.CDLL), library
+    return library
 
 
 def instruction_set() -> str:
-    """What the kernels run on: one of INSTRUCTION_SETS."""
+    """The instruction set in use, one of INSTRUCTION_SETS."""
     name: bytes = loaded().gm_isa()
     return name.decode()
 
 
 def instruction_sets() -> list[str]:
-    """Those that this processor has, the plainest first."""
+    """The instruction sets that this processor supports, the simplest first."""
     before = instruction_set()
-    found = [name for name in INSTRUCTION_SETS if loaded().gm_set_isa(name.encode()) == 0]
+    supported = [name for name in INSTRUCTION_SETS if loaded().gm_set_isa(name.encode()) == 0]
     loaded().gm_set_isa(before.encode())
-    return found
+    return supported
 
 
 def use_instruction_set(name: str) -> None:
-    """Chooses one; for tests and measurements.
+    """Selects an instruction set, for tests and measurements.
 
     Raises:
         ConfigError: when this processor does not have it.
     """
     if loaded().gm_set_isa(name.encode()) != 0:
         raise ConfigError(
-            f"instruction set {name!r} cannot be used here; there are "
+            f"instruction set {name!r} cannot be used here; choose one of "
             f"{', '.join(instruction_sets())}"
         )
 
 
 class Threads:
-    """Threads that wait for work, and the memory they work in. One call at a time."""
+    """A pool of native threads and their buffers, for one call at a time."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -178,12 +234,12 @@ class Threads:
 
 @cache
 def threads(count: int | None = None) -> Threads:
-    """Threads shared by whoever asks for as many; by default as many as torch uses."""
+    """The pool of `count` threads that all callers share; None: as many threads as torch uses."""
     return Threads(count) if count is not None else threads(torch.get_num_threads())
 
 
 def c_matrix(matrix: PackedMatrix) -> CMatrix:
-    """Pointers into `matrix`, which must live as long as they are used."""
+    """Pointers into `matrix`, which must outlive them."""
     scales = None if matrix.scales is None else matrix.scales.data_ptr()
     return CMatrix(
         matrix.data.data_ptr(), scales, _FORMAT_CODES[matrix.format], matrix.rows, matrix.columns, 0
@@ -191,7 +247,7 @@ def c_matrix(matrix: PackedMatrix) -> CMatrix:
 
 
 def linear(matrix: PackedMatrix, x_MK: Tensor, pool: Threads | None = None) -> Tensor:
-    """x_MK times the matrix: fp32 [M, N]; activations are quantized as product.py says."""
+    """x_MK times the transposed matrix: fp32 [M, N]; see product.py for the arithmetic."""
     x_MK = x_MK.float().contiguous()
     y_MN = torch.empty(len(x_MK), matrix.rows)
     pool = pool or threads()
@@ -200,7 +256,7 @@ def linear(matrix: PackedMatrix, x_MK: Tensor, pool: Threads | None = None) -> T
             pool.handle, c_matrix(matrix), x_MK.data_ptr(), len(x_MK), y_MN.data_ptr()
         )
         if done != 0:
-            raise MemoryError("no memory for a product of matrices")
+            raise MemoryError("not enough memory for a matrix product")
     return y_MN
 
 
@@ -208,7 +264,7 @@ def linear(matrix: PackedMatrix, x_MK: Tensor, pool: Threads | None = None) -> T
 def packed_linear(
     x_MK: Tensor, data: Tensor, scales: Tensor | None, format: str, rows: int, columns: int
 ) -> Tensor:
-    """`linear` as an operation of torch's, which compiled and exported graphs can hold."""
+    """`linear` as a torch operator, for compiled and exported graphs."""
     return linear(PackedMatrix(format, rows, columns, data, scales), x_MK)
 
 
@@ -220,7 +276,7 @@ def _(
 
 
 def rows(matrix: PackedMatrix, ids: Sequence[int]) -> Tensor:
-    """Rows by number, fp32 [len(ids), K]."""
+    """Looks up rows by number: fp32 [len(ids), K]."""
     out = torch.empty(len(ids), matrix.columns)
     for row, number in zip(out, ids, strict=True):
         loaded().gm_row(c_matrix(matrix), number, row.data_ptr())
@@ -228,7 +284,7 @@ def rows(matrix: PackedMatrix, ids: Sequence[int]) -> Tensor:
 
 
 def read_speed(data: Tensor, pool: Threads | None = None, rounds: int = 1) -> float:
-    """Bytes a second at which the threads read a tensor from memory."""
+    """Bytes per second at which the threads read a tensor from memory."""
     pool = pool or threads()
     speed: float = loaded().gm_read_speed(pool.handle, data.data_ptr(), data.nbytes, rounds)
     return speed
