@@ -20,7 +20,7 @@ quickstart: install
 	$(BIN)/gemmule quickstart $(ARGS)
 
 test: install
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff check .

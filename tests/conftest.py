@@ -1,5 +1,6 @@
 """A small text, its tokenizer and prepared data, and settings of runs that take under a second."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,12 +8,53 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker has one core
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.quant import native
+from gemmule.runtime import host
 from models import TINY
+from parity_figures import Figures
 
 TEXT = "the a sea ship captain said never wind old and of to under red sail harbour"
 WORDS = TEXT.split()
+FIGURES = pytest.StashKey[Figures]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each core, at most eight: each loads torch and takes about 1.5 GiB."""
+    return min(host.usable_cores(), 8)
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """What the parity tests measure; printed when all are done."""
+    return request.config.stash.setdefault(FIGURES, Figures())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None and FIGURES in session.config.stash:
+        output["parity"] = session.config.stash[FIGURES].plain()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: what it measured joins the others'."""
+    rows = getattr(node, "workeroutput", {}).get("parity", {})
+    node.config.stash.setdefault(FIGURES, Figures()).merge(rows)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    figures = config.stash.get(FIGURES, Figures())
+    if figures.rows:
+        terminalreporter.section("parity")
+        for line in figures.table():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

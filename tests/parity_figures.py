@@ -1,6 +1,8 @@
 """What the parity tests measured, as one table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -23,6 +25,18 @@ class Figures:
         row.cases += cases
         row.worst = row.worst if row.worst > value else value  # a NaN replaces any number
         row.allowed = allowed
+
+    def merge(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Adds the rows of another process, given as plain values."""
+        for group, row in rows.items():
+            self.note(group, **row)
+
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """The rows as plain values, as `merge` takes them."""
+        return {
+            group: {"value": row.worst, "allowed": row.allowed, "cases": row.cases}
+            for group, row in self.rows.items()
+        }
 
     def compare(self, group: str, got: Tensor, expected: Tensor, allowed: float) -> None:
         """Notes the largest absolute difference and asserts that it is allowed."""

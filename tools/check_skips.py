@@ -1,0 +1,98 @@
+"""Fails when a test was skipped in every run that met it: `tools/check_skips.py RUN.xml…`.
+
+The runs are JUnit reports (`pytest --junitxml`). CI runs the tests as on a bare machine and again
+with more installed; a test that is skipped in both can break unseen. What CI cannot provide is in
+ALLOWED, with the reason.
+"""
+
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+# What the message of a skip matches, and why CI need not run the test.
+ALLOWED = {
+    r"no kernels for \w+ here": "another processor's instructions",
+    r"'orbax|orbax\.checkpoint|ml_dtypes": "needs the extra jax, an environment of its own",
+    r"'gemma|gemma\.gm": "needs the extra gemma, an environment of its own",
+    r"atheris": "has no build for every Python; `make fuzz` is run by hand",
+    r"GEMMULE_BENCHMARKS": "the published files are not ours to download",
+    r"CUDA|no GPU": "CI has no GPU",
+    r"may read everything": "CI runs as root",
+}
+
+
+@dataclass
+class Test:
+    """What all runs together say of one test.
+
+    Attributes:
+        ran: whether any run did more than skip it.
+        reasons: reasons it was skipped for, as often as it was.
+    """
+
+    ran: bool = False
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+def read(paths: list[Path]) -> dict[str, Test]:
+    """The tests of all reports by name; a module skipped whole is one entry named after it."""
+    tests: dict[str, Test] = {}
+    for path in paths:
+        for case in ElementTree.parse(path).iter("testcase"):
+            module, name = case.get("classname", ""), case.get("name", "")
+            test = tests.setdefault(f"{module}.{name}" if module else name, Test())
+            skipped = case.find("skipped")
+            if skipped is None:
+                test.ran = True
+            elif skipped.get("type") != "pytest.xfail":
+                test.reasons[_reason(skipped)] += 1
+    return tests
+
+
+def never_run(tests: dict[str, Test]) -> dict[str, str]:
+    """Tests that every run skipped for a reason that is not allowed, with the reason."""
+    ran = {name for name, test in tests.items() if test.ran}
+    modules = {name.partition("[")[0].rpartition(".")[0] for name in ran}
+    return {
+        name: "; ".join(test.reasons)
+        for name, test in sorted(tests.items())
+        if test.reasons
+        and not test.ran
+        and name not in modules
+        and not all(_allowed(reason) for reason in test.reasons)
+    }
+
+
+def _reason(skipped: ElementTree.Element) -> str:
+    # A module's own message is a tuple's repr: (file, line, reason).
+    whole = re.fullmatch(r"\('.*', \d+, [\"'](.*)[\"']\)", skipped.get("message") or "", re.DOTALL)
+    message = whole[1] if whole else skipped.get("message") or skipped.text or ""
+    return message.removeprefix("Skipped: ")
+
+
+def _allowed(reason: str) -> bool:
+    return any(re.search(pattern, reason) for pattern in ALLOWED)
+
+
+def main() -> int:
+    """Prints what was skipped and why; the exit status is 1 when a test never ran."""
+    tests = read([Path(path) for path in sys.argv[1:]])
+    if not tests:
+        print("no tests in these reports")
+        return 1
+    reasons = Counter(r for test in tests.values() if not test.ran for r in set(test.reasons))
+    ran = sum(test.ran for test in tests.values())
+    print(f"{ran} tests ran in at least one of {len(sys.argv) - 1} runs. Skipped in all of them:")
+    for reason, count in reasons.most_common():
+        print(f"{count:6}  {reason}{'  (allowed)' if _allowed(reason) else ''}")
+    failures = never_run(tests)
+    for name, reason in failures.items():
+        print(f"never ran: {name}: {reason}")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
