@@ -1,8 +1,10 @@
 """What the documentation says can be typed, opened and imported."""
 
 import ast
+import contextlib
 import importlib
 import inspect
+import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 import gemmule
-from gemmule.cli import app
+from gemmule.cli import app, main
 from gemmule.config import Config
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.model.config import PRESETS, preset
@@ -29,6 +31,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 RECIPES = [path for path in CONFIGS if path.stem != "safety-gate"]
 GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TRAINING = {"train": TrainConfig, "distill": DistillConfig}
 COMMAND: Any = typer.main.get_command(app)
 
 
@@ -84,17 +87,72 @@ def test_documented_commands_parse(words: list[str]) -> None:
     verb.make_context("gemmule", rest)  # an unknown option or a missing argument raises
 
 
-@pytest.mark.parametrize("words", gemmule_commands(), ids=" ".join)
+def names_a_config(words: list[str]) -> bool:
+    """Whether a training command's settings are all at hand: a run's own config.toml is not."""
+    if words[0] not in TRAINING or "--resume" in words:
+        return False
+    return not words[1].endswith(".toml") or words[1].startswith("configs/")
+
+
+@pytest.mark.parametrize(
+    "words", [c for c in gemmule_commands() if names_a_config(c)], ids=" ".join
+)
 def test_documented_settings_exist(words: list[str]) -> None:
-    kind = {"train": TrainConfig, "distill": DistillConfig}.get(words[0])
-    if kind is None or "--resume" in words:
-        return
-    given = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     for name in ("teacher", "targets"):
-        given += [f"{name}={words[i + 1]}" for i, word in enumerate(words) if word == f"--{name}"]
-    config = ROOT / words[1] if words[1].startswith("configs/") else None
-    if not words[1].endswith(".toml") or config:  # a run's own config.toml is not at hand
-        kind.load(config, given)
+        settings += [
+            f"{name}={words[i + 1]}" for i, word in enumerate(words) if word == f"--{name}"
+        ]
+    config = ROOT / words[1] if words[1].endswith(".toml") else None
+    TRAINING[words[0]].load(config, settings)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder that holds the repository's configs and nothing else, without a network."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO("a prompt"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def refusal(words: list[str]) -> str:
+    with pytest.raises(SystemExit) as e, contextlib.redirect_stderr(io.StringIO()) as err:
+        main(words)
+    assert e.value.code == 2, err.getvalue()
+    return " ".join(err.getvalue().split())
+
+
+def missing_paths(words: list[str]) -> list[str]:
+    """What a command reads that an empty folder lacks: words that look like a path or a hub id."""
+    paths = [word.rpartition("=")[2] for word in words[1:]]
+    is_path = re.compile(r"~?[\w*.-]*(/[\w*.-]+)+|\w+\.(gguf|ckpt|txt)|benchmarks")
+    return [path for path in paths if is_path.fullmatch(path) and not path.startswith("configs/")]
+
+
+@pytest.mark.usefixtures("empty_folder")
+@pytest.mark.parametrize(
+    "words",
+    [c for c in gemmule_commands() if c[0] != "quickstart" and missing_paths(c)],
+    ids=" ".join,
+)
+def test_documented_commands_lack_nothing_but_their_files(words: list[str]) -> None:
+    """In an empty folder each is refused, and for a file: its settings were accepted before."""
+    message = refusal(words)
+    assert any(path in message for path in missing_paths(words)), message
+
+
+@pytest.mark.parametrize("words", gemmule_commands(), ids=" ".join)
+def test_documented_values_are_in_the_help(words: list[str]) -> None:
+    """Options that take one of a few names list them in their help text."""
+    verb, rest = verb_of(words)
+    values = verb.make_context("gemmule", rest).params
+    for option in verb.params:
+        value = values[option.name]
+        if option.name in ("quantize", "dtype", "cache", "to", "head", "backend", "kind", "suite"):
+            assert value in (option.default, *re.findall(r"\w+", option.help)), option.name
 
 
 def test_a_wrong_command_would_be_noticed() -> None:
@@ -102,6 +160,18 @@ def test_a_wrong_command_would_be_noticed() -> None:
         test_documented_commands_parse(["card", "runs/x", "--loud"])
     with pytest.raises(AssertionError, match="no verb"):
         test_documented_commands_parse(["fly"])
+    with pytest.raises(AssertionError, match="dtype"):
+        test_documented_values_are_in_the_help(["convert", "a", "b", "--to", "hf", "--dtype", "Q9"])
+
+
+@pytest.mark.usefixtures("empty_folder")
+@pytest.mark.parametrize(
+    "command",
+    ["eval runs/x --tasks nonsense", "record runs/x --data runs/d --out runs/o --set k=3"],
+)
+def test_a_wrong_setting_would_be_noticed(command: str) -> None:
+    with pytest.raises(AssertionError, match=r"there is no benchmark|unknown key"):
+        test_documented_commands_lack_nothing_but_their_files(command.split())
 
 
 @pytest.mark.parametrize("verb", list(verbs()), ids=" ".join)

@@ -67,10 +67,10 @@ def never_run(tests: dict[str, Test]) -> dict[str, str]:
 
 
 def _reason(skipped: ElementTree.Element) -> str:
-    # A module's own message is a tuple's repr: (file, line, reason).
-    whole = re.fullmatch(r"\('.*', \d+, [\"'](.*)[\"']\)", skipped.get("message") or "", re.DOTALL)
-    message = whole[1] if whole else skipped.get("message") or skipped.text or ""
-    return message.removeprefix("Skipped: ")
+    message = skipped.get("message") or ""
+    # Of a module that was skipped whole, pytest writes the repr of (file, line, reason) instead.
+    whole = re.fullmatch(r"\('.*', \d+, (['\"])(.*)\1\)", skipped.text or "", re.DOTALL)
+    return (whole[2] if whole else message).removeprefix("Skipped: ")
 
 
 def _allowed(reason: str) -> bool:

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from pairs import TOLERANCE, cached, padding, pair, shrunken, tokens, weights
-from parity_figures import Figures
 from plain_gemma import exact_logits
 from torch import Tensor
 
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
+from parity_figures import Figures
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what they import is not ours to mend

@@ -6,9 +6,9 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import HealthCheck, given, settings
 from pairs import TOLERANCE, cached, configs, padding, pair, tokens, without
-from parity_figures import Figures
 
 from gemmule.model.config import GemmaConfig
+from parity_figures import Figures
 
 CONFIGS = 50
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from pairs import TOLERANCE, cached, padding, pair, shrunken, tokens, without
-from parity_figures import Figures
 
 from gemmule.model.config import PRESETS
+from parity_figures import Figures
 
 
 @pytest.mark.parametrize("name", PRESETS)
