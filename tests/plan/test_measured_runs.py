@@ -15,9 +15,13 @@ def write(folder: Path, loss: float, parent: str | None = None, data: str = "aa"
     manifest: dict[str, Any] = {
         "kind": "distill" if parent else "train", "non_embedding_parameters": 1000,
         "data": {"fingerprint": data}, "tokenizer": "bb", "parent": parent and {"path": parent},
+        "model": {},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    result = {"nats_per_token": loss, "train_tokens": 5000}
+    result = {
+        "nats_per_token": loss, "train_tokens": 5000, "perplexity": 1.0, "bits_per_byte": 1.0,
+        "parameters": 2000,
+    }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -68,14 +72,25 @@ def test_what_is_no_finished_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no folder .*missing"):
         read_runs([tmp_path / "missing"], None)
     run = write(tmp_path / "run", 3.0)
-    (run / "result.json").write_text('{"nats_per_token": 3}')
-    with pytest.raises(CheckpointError, match="lacks 'train_tokens'"):
+    result = json.loads((run / "result.json").read_text())
+    del result["train_tokens"]
+    (run / "result.json").write_text(json.dumps(result))
+    with pytest.raises(CheckpointError, match=r"result\.json: train_tokens is missing"):
         read_runs([run], None)
     (run / "result.json").write_text("{")
     with pytest.raises(CheckpointError, match="not readable JSON"):
         read_runs([run], None)
     (run / "result.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no finished run .*resume it first"):
+    with pytest.raises(CheckpointError, match=r"does not hold a finished run .*resume it first"):
+        read_runs([run], None)
+
+
+def test_a_manifest_that_lacks_what_is_needed(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", 3.0)
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["tokenizer"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"manifest\.json lacks .*tokenizer"):
         read_runs([run], None)
 
 

@@ -98,11 +98,14 @@ def test_what_was_not_measured_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(kind="safety"), "is not a result of gemmule eval"),
-        (lambda r: r.update(rows=[]), "is not a result of gemmule eval"),
-        (lambda r: r["model"].pop("parameters"), "model.parameters is broken"),
-        (lambda r: r["rows"]["arc-e"].update(value="high"), "rows.arc-e is broken"),
-        (lambda r: r["rows"]["piqa"].pop("published"), "rows.piqa is broken"),
+        (lambda r: r.update(kind="safety"), "kind is 'safety': input should be 'benchmarks'; meas"),
+        (lambda r: r.update(rows=[]), r"rows is \[\]: .*; measure again with gemmule eval"),
+        (lambda r: r["model"].pop("parameters"), "model.parameters is missing"),
+        (
+            lambda r: r["rows"]["arc-e"].update(value="high"),
+            "rows.arc-e.value is .high., not a",
+        ),
+        (lambda r: r["rows"]["piqa"].pop("published"), "rows.piqa.published is missing"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, change, message):

@@ -308,16 +308,16 @@ def test_a_run_without_evaluations_says_so(tmp_path):
         ("scratch/result.json", '{"nats_per_token": NaN}', "result.json: nats_per_token is nan"),
         ("scratch/result.json", '{"nats_per_token": "3"}', "nats_per_token is '3', not a finite"),
         ("scratch/result.json", '{"nats_per_token": 3}', "perplexity is missing"),
-        ("student/manifest.json", '{"model": {}, "data": {}}', "kind is None; allowed: train"),
-        ("student/manifest.json", '{"kind": "train"}', "'model' is missing"),
+        ("student/manifest.json", '{"model": {}, "data": {}}', "manifest.json: kind is missing"),
+        ("student/manifest.json", '{"kind": "train"}', "manifest.json: data is missing"),
         ("student/carbon.json", "not json", "carbon.json is not readable JSON"),
         ("student/config.toml", "a = ", "config.toml is not readable TOML"),
         ("student/metrics.jsonl", '{"step": 1, "tok', "metrics.jsonl, line 1: not JSON"),
-        ("student/metrics.jsonl", '{"loss": 1}', "line 1: no number of tokens"),
+        ("student/metrics.jsonl", '{"loss": 1}', "metrics.jsonl, line 1: tokens is missing"),
         (
             "comparison.json",
             "{}",
-            "comparison.json: equal_tokens.scratch.nats_per_token is missing",
+            "comparison.json: equal_tokens is missing",
         ),
         ("comparison.json", None, "no comparison.json in .*: the quickstart has not finished"),
         ("samples.json", "{}", "samples.json: not a list"),
@@ -337,7 +337,7 @@ def test_a_broken_run_is_one_clear_error(quickstart, tmp_path, file, content, me
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(CheckpointError, match=r"is no run: it holds neither manifest\.json"):
+    with pytest.raises(CheckpointError, match=r"is not a run: it holds neither manifest\.json"):
         write_card(tmp_path)
     with pytest.raises(CheckpointError, match="no run at"):
         write_card(tmp_path / "nothing")

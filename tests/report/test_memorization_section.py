@@ -101,18 +101,26 @@ def test_not_measured_is_no_section(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        ("kind", "safety", "is not a result of gemmule memorization"),
-        ("train", None, "train is broken"),
-        ("train.exact", None, "train is broken"),
-        ("train.approximate.low", "a", "train is broken"),
-        ("control.probes", None, "control is broken"),
-        ("sources.1", 3, "sources.1 is broken"),
-        ("times_read.0.exact.high", None, "times_read.0 is broken"),
-        ("against.difference.exact", None, "against.difference.exact is broken"),
-        ("against.train", [], "against.train is broken"),
-        ("personal_data.severities.low", None, "personal_data.severities.low is broken"),
-        ("personal_data.severities.low.recalled", "x", "personal_data.severities.low is broken"),
-        ("measured.settings.most_edits", None, "measured.settings.most_edits is broken"),
+        ("kind", "safety", "kind is 'safety': input should be 'memorization'"),
+        ("train", None, "train is None"),
+        ("train.exact", None, "train.exact is None"),
+        ("train.approximate.low", "a", "train.approximate.low is 'a', not a finite number"),
+        ("control.probes", None, "control.probes is None, not a finite number"),
+        ("sources.1", 3, "sources.1 is 3"),
+        ("times_read.0.exact.high", None, "times_read.0.exact.high is None, not a finite number"),
+        ("against.difference.exact", None, "against.difference.exact is None"),
+        ("against.train", [], r"against.train is \[\]"),
+        ("personal_data.severities.low", None, "personal_data.severities.low is None"),
+        (
+            "personal_data.severities.low.recalled",
+            "x",
+            "low.recalled is 'x', not a",
+        ),
+        (
+            "measured.settings.most_edits",
+            None,
+            "measured.settings.most_edits is None",
+        ),
     ],
 )
 def test_a_broken_result_is_named(tmp_path, path, value, named):

@@ -93,12 +93,15 @@ def test_nothing_measured_no_section(tmp_path: Path) -> None:
     [
         ("{", "not readable JSON"),
         ("[]", "expected a JSON object"),
-        ({"kind": "other"}, "is not a result of gemmule safety"),
-        (result(figures={"x": figure("x", 1.0, n="many")}), r"figures\.x is broken"),
-        (result(figures={"x": figure("x", 1.0, report=[1, 2, 3])}), r"figures\.x is broken"),
-        (result(figures={"x": 3}), r"figures\.x is broken"),
-        (result(benchmarks={"x": {"title": "x"}}), r"benchmarks\.x is broken"),
-        (result(gate={"file": "g", "checks": [{}]}), "gate.checks is broken"),
+        ({"kind": "other"}, "kind is 'other': input should be 'safety'; measure again"),
+        (
+            result(figures={"x": figure("x", 1.0, n="many")}),
+            r"figures\.x\.n is 'many', not a",
+        ),
+        (result(figures={"x": figure("x", 1.0, report=[1, 2, 3])}), r"x\.report is \[1, 2,"),
+        (result(figures={"x": 3}), r"figures\.x is 3: "),
+        (result(benchmarks={"x": {"title": "x"}}), r"benchmarks\.x\.asked is missing"),
+        (result(gate={"file": "g", "checks": [{}]}), r"gate\.checks\.0\.figure is missing"),
     ],
 )
 def test_a_broken_result_is_named(tmp_path: Path, content: Any, message: str) -> None:

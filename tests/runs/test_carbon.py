@@ -80,7 +80,7 @@ def test_a_short_run_gets_figures_and_leaves_no_trace(tmp_path, monkeypatch, cap
     assert any(word in end.how["cpu"] for word in ("measured by", "modelled from TDP"))
     assert {"cpu", "memory", "gpu", "grid", "scope"} == set(end.how)
     assert meter.stop() == end == meter.reading()
-    assert Energy.from_json(json.loads(json.dumps(end.to_json()))) == end
+    assert Energy.parse(json.loads(json.dumps(end.to_json())), "carbon.json") == end
     assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     assert list(tmp_path.iterdir()) == []
     out = capfd.readouterr()
@@ -251,7 +251,7 @@ amounts = st.none() | st.floats(0, 1e9)
     )
 )
 def test_carbon_json_round_trips(energy):
-    assert Energy.from_json(json.loads(json.dumps(energy.to_json()))) == energy
+    assert Energy.parse(json.loads(json.dumps(energy.to_json())), "carbon.json") == energy
 
 
 @pytest.mark.parametrize(
@@ -269,11 +269,15 @@ def test_carbon_json_round_trips(energy):
     ],
 )
 def test_a_broken_carbon_json_is_named(change):
-    good = Energy(1.0, 1.0, 1.0, 475.0, None, {}, None, 1).to_json()
-    with pytest.raises(CheckpointError, match=f"carbon.json: {next(iter(change))} = "):
-        Energy.from_json(good | change)
-    with pytest.raises(CheckpointError, match="no field 'how'"):
-        Energy.from_json({k: v for k, v in good.items() if k != "how"})
+    good = {
+        "energy_wh": 1.0, "gco2e": 1.0, "seconds": 1.0, "grid_gco2e_per_kwh": 475.0,
+        "country": None, "how": {}, "tool": None, "sessions": 1,
+    }  # fmt: skip
+    Energy.parse(good, "carbon.json")
+    with pytest.raises(CheckpointError, match=rf"carbon.json: {next(iter(change))}(\.cpu)? is "):
+        Energy.parse(good | change, "carbon.json")
+    with pytest.raises(CheckpointError, match=r"carbon\.json: how is missing"):
+        Energy.parse({k: v for k, v in good.items() if k != "how"}, "carbon.json")
 
 
 def test_importing_it_is_light():

@@ -63,7 +63,7 @@ def test_metrics(tmp_path: Path) -> None:
 
 def test_manifest_names_versions_and_machine(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", Settings())
-    run.write_manifest({"kind": "train"})
+    run.write_manifest({"kind": "train", "data": {}, "model": {}})
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["kind"] == "train"
     assert {"python", "torch", "numpy"} <= set(manifest["versions"])

@@ -147,7 +147,7 @@ class Meter:
     """Ten watt-hours a session."""
 
     def __init__(self, country: str | None = None, previous: Any = None) -> None:
-        self.before = Energy.from_json(previous) if previous else None
+        self.before = Energy.parse(previous, "carbon.json") if previous else None
 
     def __enter__(self) -> "Meter":
         return self

@@ -1,15 +1,13 @@
 """Measured runs, as the scaling law sees them."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gemmule.errors import CheckpointError, ConfigError
 from gemmule.plan.scaling import Point
-
-PARTS = ("teacher", "scratch", "student", "scratch_equal_compute")  # of a quickstart
+from gemmule.runs.layout import RunLayout, runs_in
+from gemmule.runs.schema import Manifest, Result
 
 
 @dataclass(frozen=True)
@@ -17,9 +15,9 @@ class MeasuredRun:
     """A finished run.
 
     Attributes:
-        name: its folder.
-        point: what was trained on how much.
-        loss: held out, nats per token.
+        name: folder of the run.
+        point: size of the model and number of training tokens.
+        loss: held-out loss, nats per token.
         data: fingerprint of the corpus.
         tokenizer: fingerprint of the tokenizer.
     """
@@ -32,98 +30,86 @@ class MeasuredRun:
 
 
 def read_runs(folders: Sequence[Path], data: str | None) -> tuple[list[MeasuredRun], list[str]]:
-    """The runs in `folders`; a quickstart's folder counts as its several runs.
+    """The runs in `folders`; the folder of a quickstart counts as its several runs.
 
     Args:
-        folders: of runs.
+        folders: folders of runs.
         data: fingerprint of the planned corpus; None where there is none yet.
 
     Returns:
         The runs, and notes on those left out: a distilled one whose teacher's loss is not known.
 
     Raises:
-        CheckpointError: for a folder that holds no finished run.
+        CheckpointError: for a folder that does not hold a finished run.
         ConfigError: when runs were measured on other text than one another or the plan.
     """
-    found: list[MeasuredRun] = []
+    runs: list[MeasuredRun] = []
     notes: list[str] = []
-    for folder in _runs_in(folders):
-        run = _read(folder)
+    for layout in _layouts(folders):
+        run = _read(layout)
         if run is None:
-            notes.append(f"{folder} is left out: its teacher's loss is not known")
-        elif all(run.name != other.name for other in found):
-            found.append(run)
-    wanted = data or (found[0].data if found else None)
-    for run in found:
-        if run.data != wanted:
-            against = "the planned corpus" if data else found[0].name
+            notes.append(f"{layout.path} is left out: its teacher's loss is not known")
+        elif all(run.name != other.name for other in runs):
+            runs.append(run)
+    expected = data or (runs[0].data if runs else None)
+    for run in runs:
+        if run.data != expected:
+            against = "the planned corpus" if data else runs[0].name
             raise ConfigError(
                 f"{run.name} was measured on other text (fingerprint {run.data[:12]}) than "
-                f"{against} ({str(wanted)[:12]}): nats per token of different texts cannot be "
+                f"{against} ({str(expected)[:12]}): nats per token of different texts cannot be "
                 "compared; give runs of one corpus"
             )
-    return found, notes
+    return runs, notes
 
 
 def held_out_loss(folder: str, data: str | None) -> float | None:
-    """A run's held-out loss; None for a folder that is no run, or one of other text than `data`."""
-    result, manifest = Path(folder) / "result.json", Path(folder) / "manifest.json"
-    if not (result.is_file() and manifest.is_file()):
+    """A run's held-out loss; None for another folder, or a run on other text than `data`."""
+    run = RunLayout(Path(folder))
+    if not (run.finished and run.started):
         return None
-    if data is not None and _json(manifest).get("data", {}).get("fingerprint") != data:
+    if data is not None and Manifest.read(run.manifest).data.fingerprint != data:
         return None
-    return float(_json(result)["nats_per_token"])
+    return float(Result.read(run.result).nats_per_token)
 
 
-def _runs_in(folders: Sequence[Path]) -> Iterator[Path]:
+def _layouts(folders: Sequence[Path]) -> Iterator[RunLayout]:
     for folder in folders:
         if not folder.is_dir():
             raise CheckpointError(f"no folder {folder}: --runs takes folders of finished runs")
-        if (folder / "comparison.json").is_file():
-            yield from (folder / part for part in PARTS if (folder / part).is_dir())
-        else:
-            yield folder
+        yield from runs_in(folder)
 
 
-def _read(folder: Path) -> MeasuredRun | None:
-    if not (folder / "result.json").is_file() or not (folder / "manifest.json").is_file():
+def _read(run: RunLayout) -> MeasuredRun | None:
+    if not (run.finished and run.started):
         raise CheckpointError(
-            f"{folder} holds no finished run (no result.json and manifest.json): resume it first, "
-            "or leave it out"
+            f"{run.path} does not hold a finished run (no {run.result.name} and "
+            f"{run.manifest.name}): resume it first, or leave it out"
         )
-    result, manifest = _json(folder / "result.json"), _json(folder / "manifest.json")
-    try:
-        loss, tokens = float(result["nats_per_token"]), float(result["train_tokens"])
-        parameters = float(manifest["non_embedding_parameters"])
-        data, tokenizer = str(manifest["data"]["fingerprint"]), str(manifest["tokenizer"])
-        teacher = None
-        if manifest["kind"] == "distill":
-            teacher = _loss_of_parent(folder, manifest)
-            if teacher is None:
-                return None
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{folder}: result.json or manifest.json lacks {e}") from None
-    return MeasuredRun(str(folder), Point(parameters, tokens, teacher), loss, data, tokenizer)
+    result, manifest = Result.read(run.result), Manifest.read(run.manifest)
+    parameters, tokenizer = manifest.non_embedding_parameters, manifest.tokenizer
+    data = manifest.data.fingerprint
+    if parameters is None or tokenizer is None or data is None:
+        raise CheckpointError(
+            f"{run.manifest} lacks non_embedding_parameters, tokenizer or data.fingerprint: leave "
+            "this run out"
+        )
+    teacher = None
+    if manifest.distilled:
+        teacher = _loss_of_parent(run, manifest)
+        if teacher is None:
+            return None
+    point = Point(float(parameters), float(result.train_tokens), teacher)
+    return MeasuredRun(str(run.path), point, float(result.nats_per_token), data, tokenizer)
 
 
-def _loss_of_parent(folder: Path, manifest: Mapping[str, Any]) -> float | None:
-    """From the teacher's own result: where it was, or beside the run if both were moved."""
-    parent = manifest.get("parent") or manifest.get("teacher") or {}
-    if "path" not in parent:
+def _loss_of_parent(run: RunLayout, manifest: Manifest) -> float | None:
+    """The teacher's loss from its own result: where it was, or next to the run if both moved."""
+    parent = manifest.parent or manifest.teacher
+    if parent is None or parent.path is None:
         return None
-    path = Path(parent["path"])
-    for candidate in (folder.parent / path.name, path):
-        found = candidate / "result.json"
-        if found.is_file():
-            return float(_json(found)["nats_per_token"])
+    path = Path(parent.path)
+    for teacher in (RunLayout(run.path.parent / path.name), RunLayout(path)):
+        if teacher.finished:
+            return float(Result.read(teacher.result).nats_per_token)
     return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path} is not readable JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not readable: expected a JSON object")
-    return value

@@ -6,7 +6,7 @@ from typing import Any
 
 from gemmule.report import score_plot
 from gemmule.report.plots import Plot
-from gemmule.report.result_file import ENDS, Interval, ResultFile, has_numbers
+from gemmule.report.result_file import ENDS, Interval, ResultFile
 from gemmule.report.run_files import Document, is_number
 from gemmule.report.scale import Marks, marks
 from gemmule.report.values import Provenance, Sentence, Value, decimals, sentence
@@ -70,13 +70,11 @@ def section(document: Document | None, provenance: Provenance) -> Benchmarks | N
     """The section; None if nothing was measured.
 
     Raises:
-        CheckpointError: for a file that `gemmule eval` did not write.
         MissingExtraError: when matplotlib is not installed.
     """
     if document is None:
         return None
-    file = ResultFile(document, provenance, "gemmule eval")
-    _check(file)
+    file = ResultFile(document, provenance)
     entries = document.content["rows"]
     listed = {model for entry in entries.values() for model in entry["published"]}
     models = [str(model) for model in document.get("published.parameters")]
@@ -94,22 +92,6 @@ def section(document: Document | None, provenance: Provenance) -> Benchmarks | N
         formats=_formats(file),
         plot=_plot(document),
     )
-
-
-def _check(file: ResultFile) -> None:
-    file.check_kind("benchmarks", "rows", "published.parameters")
-    document = file.document
-    sizes = document.get("published.parameters").values()
-    file.check("published.parameters", all(map(is_number, sizes)))
-    file.check("model.parameters", is_number(document.get("model.parameters")))
-    for name, row in document.get("rows").items():
-        published = isinstance(row, Mapping) and isinstance(row.get("published"), Mapping)
-        measured = (
-            has_numbers(row, (*ENDS, "n", "of"))
-            and isinstance(row.get("notes"), list)
-            and isinstance(row.get("contamination"), Mapping)
-        )
-        file.check(f"rows.{name}", published and ("missing" in row or measured))
 
 
 def _row(

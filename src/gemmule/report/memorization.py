@@ -2,12 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from gemmule.report import values
-from gemmule.report.result_file import Interval, ResultFile, has_numbers
-from gemmule.report.run_files import Document, is_number
+from gemmule.report.result_file import Interval, ResultFile
+from gemmule.report.run_files import Document
 from gemmule.report.values import Format, Provenance, Sentence, Value, decimals, sentence
 
 FILE = "evals/memorization.json"
@@ -55,16 +54,10 @@ class Memorization:
 
 
 def section(document: Document | None, provenance: Provenance) -> Memorization | None:
-    """The section; None if nothing was measured.
-
-    Raises:
-        CheckpointError: for a file that `gemmule memorization` did not write.
-    """
+    """The section; None if nothing was measured."""
     if document is None:
         return None
-    again = "measure again with --fresh"
-    file = ResultFile(document, provenance, "gemmule memorization", again)
-    _check(file)
+    file = ResultFile(document, provenance)
     rows = [_row(file, "train", "this model, training text")]
     if document.get("against") is not None:
         rows += _against(file)
@@ -158,37 +151,3 @@ def _group(key: str, name: object) -> str:
         return values.without_folders(str(name))
     times = {"1": "once", "2": "twice"}.get(str(name), f"{name} times")
     return f"planted {times}" if "canaries" in key else f"seen {times}"
-
-
-def _check(file: ResultFile) -> None:
-    file.check_kind("memorization")
-    document = file.document
-    groups: list[tuple[str, Any]] = [(key, document.get(key)) for key in ("train", "control")]
-    compared = document.get("against") is not None
-    if compared:
-        groups.append(("against.train", document.get("against.train")))
-    named = (("sources", "source"), ("times_read", "times"), ("canaries.groups", "repeats"))
-    for key, name in named:
-        for i, group in enumerate(document.get(key) or ()):
-            file.check(f"{key}.{i}", isinstance(group, Mapping) and name in group)
-            groups.append((f"{key}.{i}", group))
-    for key, group in groups:
-        counted = has_numbers(group, ("probes",))
-        rates = counted and all(_is_rate(group.get(kind), key != "train") for kind in KINDS)
-        file.check(key, rates)
-    for kind in KINDS:
-        key = f"against.difference.{kind}"
-        file.check(key, _is_rate(document.get(key), may_be_none=not compared))
-    for severity in SEVERITIES:
-        key = f"personal_data.severities.{severity}"
-        group = document.get(key)
-        counted = has_numbers(group, ("in_text", "recalled"))
-        file.check(key, counted and has_numbers(group.get("of_probes")))
-    for key in ("prompt_tokens", "continuation_tokens", "most_edits"):
-        file.check(
-            f"measured.settings.{key}", is_number(document.get(f"measured.settings.{key}"))
-        )  # fmt: skip
-
-
-def _is_rate(rate: Any, may_be_none: bool) -> bool:
-    return may_be_none if rate is None else has_numbers(rate)

@@ -1,10 +1,10 @@
 """Reading run and quickstart folders for the card: JSON, JSONL and TOML only.
 
-Every file is checked here once, so that the rest of the report can trust what it holds.
+Every file is checked here once by its schema (runs/schema.py), so that the rest of the report can
+trust its content.
 """
 
 import dataclasses
-import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from gemmule.errors import CheckpointError
-
-RESULT_NEEDS = ("nats_per_token", "perplexity", "bits_per_byte", "parameters", "train_tokens")
-RESULT_MAY_HAVE = ("heldout_tokens", "train_flops", "seconds", "energy_wh", "gco2e", "seed")
+from gemmule.runs import metrics, schema
+from gemmule.runs.carbon import Energy
+from gemmule.runs.layout import QuickstartLayout, RunLayout
+from gemmule.runs.schema import Comparison, Manifest, MetricsLine, Result, RunFile
+from gemmule.runs.schema_evals import Benchmarks, Memorization, Safety
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One parsed file, known by its path relative to the card's run.
+    """One parsed file.
 
     Attributes:
-        file: as the card names it, "student/result.json".
+        file: path relative to the card's run, such as "student/result.json".
         content: the parsed mapping.
     """
 
@@ -30,7 +32,7 @@ class Document:
     content: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """The value under a dotted key, None when there is none; of a list by its place, from 0."""
+        """The value under a dotted key; a list's entries count from 0. None when there is none."""
         value: Any = self.content
         for part in key.split("."):
             if isinstance(value, list) and part.isdigit() and int(part) < len(value):
@@ -55,7 +57,7 @@ class Run:
     """A finished training run.
 
     Attributes:
-        folder: path relative to the card's run, "" when it is the run itself.
+        folder: path relative to the card's run; "" for the run itself.
         manifest: manifest.json.
         result: result.json.
         carbon: carbon.json, None when the run has none.
@@ -117,18 +119,19 @@ def load(folder: Path) -> Run | Quickstart:
     """
     if not folder.is_dir():
         raise CheckpointError(f"no run at {folder}: give the folder of a run or a quickstart")
-    if (folder / "comparison.json").exists():
-        return _load_quickstart(folder)
-    if (folder / "manifest.json").exists():
+    quickstart = QuickstartLayout(folder)
+    if quickstart.comparison.exists():
+        return _load_quickstart(quickstart)
+    if RunLayout(folder).manifest.exists():
         return load_run(folder, "")
-    if (folder / "teacher").is_dir():
+    if quickstart.run("teacher").path.is_dir():
         raise CheckpointError(
-            f"no comparison.json in {folder}: the quickstart has not finished; "
-            "run it again to go on, or give one of its runs"
+            f"no {quickstart.comparison.name} in {folder}: the quickstart has not finished; "
+            "continue it with --resume, or give one of its runs"
         )
     raise CheckpointError(
-        f"{folder} is no run: it holds neither manifest.json (a training run) nor "
-        "comparison.json (a quickstart)"
+        f"{folder} is not a run: it holds neither {RunLayout(folder).manifest.name} (a training "
+        f"run) nor {quickstart.comparison.name} (a quickstart)"
     )
 
 
@@ -137,139 +140,95 @@ def load_run(root: Path, folder: str) -> Run:
 
     Args:
         root: the folder the card is for.
-        folder: the run's folder relative to root, "" for root itself.
+        folder: the run's folder relative to root; "" for root itself.
 
     Raises:
         CheckpointError: naming the file that is missing or broken.
     """
-    prefix = f"{folder}/" if folder else ""
-    manifest = _document(root, f"{prefix}manifest.json")
-    for key in ("model", "data"):
-        if not isinstance(manifest.get(key), Mapping):
-            raise CheckpointError(f"{root / manifest.file}: {key!r} is missing or not a group")
-    if manifest.get("kind") not in ("train", "distill"):
+    run = RunLayout(root / folder)
+    manifest = _document(root, run.manifest, Manifest)
+    if not run.finished:
         raise CheckpointError(
-            f"{root / manifest.file}: kind is {manifest.get('kind')!r}; allowed: train, distill"
+            f"no {run.result.name} in {run.path}: the run has not finished; resume it first"
         )
-    if not (root / prefix / "result.json").exists():
-        raise CheckpointError(
-            f"no result.json in {root / prefix}: the run has not finished; resume it first"
-        )
-    result = _document(root, f"{prefix}result.json")
-    _check_result(root, result, "")
-    evaluations, training = _metrics(root / prefix / "metrics.jsonl")
+    evaluations, training = _losses(run.metrics)
     return Run(
         folder=folder,
         manifest=manifest,
-        result=result,
-        carbon=_optional(root, f"{prefix}carbon.json"),
-        config=_config(root, f"{prefix}config.toml"),
+        result=_document(root, run.result, Result),
+        carbon=_optional(root, run.carbon, Energy),
+        config=_config(root, run.config),
         evaluations=evaluations,
         training=training,
-        benchmarks=_optional(root, f"{prefix}evals/benchmarks.json"),
-        safety=_optional(root, f"{prefix}evals/safety.json"),
-        memorization=_optional(root, f"{prefix}evals/memorization.json"),
+        benchmarks=_optional(root, run.benchmarks, Benchmarks),
+        safety=_optional(root, run.safety, Safety),
+        memorization=_optional(root, run.memorization, Memorization),
     )
 
 
-def _load_quickstart(root: Path) -> Quickstart:
-    comparison = _document(root, "comparison.json")
-    for group in ("equal_tokens", "equal_compute"):
-        for model in ("scratch", "distilled"):
-            _check_result(root, comparison, f"{group}.{model}")
+def _load_quickstart(layout: QuickstartLayout) -> Quickstart:
+    root = layout.path
+    comparison = _document(root, layout.comparison, Comparison)
     samples: list[Mapping[str, str]] = []
-    if (root / "samples.json").exists():
-        entries = _parse(root / "samples.json")
+    if layout.samples.exists():
+        entries = schema.read_json(layout.samples)
         texts = isinstance(entries, list) and all(
             isinstance(entry, Mapping) and all(isinstance(v, str) for v in entry.values())
             for entry in entries
         )
         if not texts:
-            raise CheckpointError(f"{root / 'samples.json'}: not a list of groups of text")
+            raise CheckpointError(f"{layout.samples}: not a list of groups of text")
         samples = entries
-    has_more = (root / "scratch_equal_compute" / "manifest.json").exists()
+    has_longer = layout.run("scratch_equal_compute").started
     return Quickstart(
         teacher=load_run(root, "teacher"),
         scratch=load_run(root, "scratch"),
         student=load_run(root, "student"),
-        scratch_equal_compute=load_run(root, "scratch_equal_compute") if has_more else None,
+        scratch_equal_compute=load_run(root, "scratch_equal_compute") if has_longer else None,
         comparison=comparison,
         samples=samples,
     )
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float; True and False are not numbers."""
+    """Whether a value is a finite int or float; True and False are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value)
 
 
-def _check_result(root: Path, document: Document, group: str) -> None:
-    prefix = f"{group}." if group else ""
-    for key in RESULT_NEEDS + RESULT_MAY_HAVE:
-        value = document.get(prefix + key)
-        if not (is_number(value) or (value is None and key in RESULT_MAY_HAVE)):
-            what = "missing" if value is None else f"{value!r}, not a finite number"
-            raise CheckpointError(f"{root / document.file}: {prefix}{key} is {what}")
+def _document(root: Path, path: Path, kind: type[RunFile]) -> Document:
+    content = kind.read(path).to_json()
+    return Document(path.relative_to(root).as_posix(), content)
 
 
-def _parse(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"no {path.name} in {path.parent}: the run is not complete") from None
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path} is not readable JSON: {e}") from None
+def _optional(root: Path, path: Path, kind: type[RunFile]) -> Document | None:
+    return _document(root, path, kind) if path.exists() else None
 
 
-def _document(root: Path, file: str) -> Document:
-    content = _parse(root / file)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{root / file}: expected a JSON object")
-    return Document(file, content)
-
-
-def _optional(root: Path, file: str) -> Document | None:
-    return _document(root, file) if (root / file).exists() else None
-
-
-def _config(root: Path, file: str) -> Document | None:
-    path = root / file
+def _config(root: Path, path: Path) -> Document | None:
     if not path.exists():
         return None
     try:
-        return Document(file, tomllib.loads(path.read_text(encoding="utf-8")))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} is not readable TOML: {e}") from None
+    return Document(path.relative_to(root).as_posix(), content)
 
 
-def _metrics(path: Path) -> tuple[list[Point], list[Point]]:
+def _losses(path: Path) -> tuple[list[Point], list[Point]]:
     """Validation and training losses; of a step logged twice (a resumed run) the later counts."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"no metrics.jsonl in {path.parent}: the run is not complete"
-        ) from None
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path} is not readable: {e}") from None
     evaluations: dict[float, Point] = {}
     training: dict[float, Point] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            raise CheckpointError(f"{path}, line {number}: not JSON") from None
-        if not isinstance(entry, Mapping) or not is_number(entry.get("tokens")):
-            raise CheckpointError(f"{path}, line {number}: no number of tokens")
-        tokens = float(entry["tokens"])
-        if entry.get("split") == "validation" and is_number(entry.get("nats_per_token")):
-            evaluations[tokens] = Point(tokens, float(entry["nats_per_token"]))
-        elif is_number(entry.get("loss")):
-            training[tokens] = Point(tokens, float(entry["loss"]))
+    for number, value in enumerate(metrics.read(path), 1):
+        line = MetricsLine.parse(value, f"{path}, line {number}")
+        tokens = float(line.tokens)
+        if line.split == "validation":
+            curve, loss = evaluations, line.number("nats_per_token")
+        else:
+            curve, loss = training, line.number("loss")
+        if loss is not None:
+            curve[tokens] = Point(tokens, loss)
     return (
         [evaluations[tokens] for tokens in sorted(evaluations)],
         [training[tokens] for tokens in sorted(training)],

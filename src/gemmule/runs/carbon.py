@@ -1,16 +1,14 @@
-"""Energy of a run, and the carbon it stands for: codecarbon's counters and models, offline.
+"""Energy of a run and its carbon footprint, by codecarbon's counters and models, offline.
 
     with EnergyMeter(country="FRA") as meter:
         train()
-        meter.reading()        # so far, cheap enough for every checkpoint
-    files.write_json(run / "carbon.json", meter.stop().to_json())
+        meter.reading()        # so far; cheap enough for every checkpoint
+    meter.stop().write(layout.carbon)
 
-Whatever cannot be known is None and `Energy.how` says why: a missing counter or package never
-stops a run. Nothing is written, no socket is opened, and codecarbon is imported by `start` only.
-(config is imported for its hint at the nearest allowed word.)
+What cannot be known is None, and `Energy.how` says why: a missing counter or package never stops a
+run. Nothing is written to disk, no socket is opened, and codecarbon is imported by `start` only.
 """
 
-import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -22,12 +20,16 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field
 
 from gemmule.config import nearest
-from gemmule.errors import CheckpointError, ConfigError
+from gemmule.errors import ConfigError
+from gemmule.runs.layout import CARBON
+from gemmule.runs.schema import Amount, RunFile
 
 MEASURE_SECONDS = 15.0
 """Time between measurements of a long run; a shorter run is measured at its end."""
@@ -36,78 +38,44 @@ _NOT_INSTALLED = 'not measured: pip install "gemmule[carbon]"'
 _JOIN = "; earlier session: "
 
 
-@dataclasses.dataclass(frozen=True)
-class Energy:
-    """What a run has used, and how each figure is known. The content of carbon.json.
+class Energy(RunFile):
+    """The energy a run has used, and how each figure is known: carbon.json.
 
     Attributes:
-        energy_wh: watt-hours, None when not known.
-        gco2e: grams of CO2 equivalent, None when not known.
-        seconds: wall-clock time covered, all sessions together.
+        energy_wh: watt-hours; None when not known.
+        gco2e: grams of CO2 equivalent; None when not known.
+        seconds: wall-clock time of all sessions together.
         grid_gco2e_per_kwh: carbon intensity of the electricity (over several sessions on
-            different grids, the mean weighted by energy), None when not known.
-        country: ISO 3166 three-letter code, None when not given.
-        how: for "cpu", "memory", "gpu", "grid" and "scope", how that part was known.
-        tool: what measured, as in "codecarbon 3.3.2", None when nothing did.
-        sessions: how many starts the figures cover (a resumed run has more than one).
+            different grids, the mean weighted by energy); None when not known.
+        country: ISO 3166 three-letter code; None when not given.
+        how: how "cpu", "memory", "gpu", "grid" and "scope" are known.
+        tool: name and version of the meter, as in "codecarbon 3.3.2"; None when nothing measured.
+        sessions: number of starts that the figures cover; a resumed run has more than one.
     """
 
-    energy_wh: float | None
-    gco2e: float | None
-    seconds: float
-    grid_gco2e_per_kwh: float | None
+    advice: ClassVar[str] = "has the file been changed?"
+
+    energy_wh: Amount | None
+    gco2e: Amount | None
+    seconds: Amount
+    grid_gco2e_per_kwh: Amount | None
     country: str | None
     how: dict[str, str]
     tool: str | None
-    sessions: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as carbon.json holds them."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], source: str = "carbon.json") -> Self:
-        """Reads what `to_json` wrote.
-
-        Args:
-            value: the parsed file.
-            source: where it came from, for the error message.
-
-        Raises:
-            CheckpointError: for a missing field or a value of the wrong kind.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in value]
-        if missing:
-            raise CheckpointError(f"{source}: no field {missing[0]!r}; has the file been changed?")
-        checks = {
-            "energy_wh": _is_amount(value["energy_wh"], optional=True),
-            "gco2e": _is_amount(value["gco2e"], optional=True),
-            "seconds": _is_amount(value["seconds"]),
-            "grid_gco2e_per_kwh": _is_amount(value["grid_gco2e_per_kwh"], optional=True),
-            "country": isinstance(value["country"], str | None),
-            "how": isinstance(value["how"], Mapping)
-            and all(isinstance(text, str) for pair in value["how"].items() for text in pair),
-            "tool": isinstance(value["tool"], str | None),
-            "sessions": type(value["sessions"]) is int and value["sessions"] >= 0,
-        }
-        for name, right in checks.items():
-            if not right:
-                raise CheckpointError(f"{source}: {name} = {value[name]!r} is not a valid value")
-        return cls(**{name: value[name] for name in names} | {"how": dict(value["how"])})
+    sessions: Annotated[int, Field(ge=0)]
 
 
 class EnergyMeter:
-    """Meters the whole machine from `start` to `stop`, on top of what earlier sessions used.
+    """Meters the whole machine from `start` to `stop`, and adds what earlier sessions used.
 
     Args:
-        country: ISO 3166 three-letter code of where the machine stands; None takes the world's
-            average grid and says so.
-        previous: content of the carbon.json of the run being resumed.
+        country: ISO 3166 three-letter code of the country whose grid is used; None takes the
+            world's average grid and says so.
+        previous: content of carbon.json of the run that is resumed.
 
     Raises:
-        ConfigError: for a country that codecarbon's table does not hold.
-        CheckpointError: when `previous` is not a carbon.json.
+        ConfigError: for a country that is not in codecarbon's table.
+        CheckpointError: when `previous` is not the content of a carbon.json.
     """
 
     def __init__(
@@ -115,7 +83,7 @@ class EnergyMeter:
     ) -> None:
         self.country = country.strip().upper() if country is not None else None
         self._grid, self._grid_how = _grid(self.country)
-        self._previous = Energy.from_json(previous) if previous is not None else None
+        self._previous = None if previous is None else Energy.parse(previous, CARBON)
         self._tracker: Any = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._tool: str | None = None
@@ -133,7 +101,7 @@ class EnergyMeter:
         self.stop()
 
     def start(self) -> None:
-        """Begins measuring. Takes a second or two the first time, while the machine is looked at.
+        """Begins measuring. The first time takes a second or two, to examine the machine.
 
         Starting twice does nothing; a stopped meter is not started again.
         """
@@ -145,20 +113,20 @@ class EnergyMeter:
             return
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # other people's deprecations are not news here
+                warnings.simplefilter("ignore")  # deprecations in codecarbon's own code
                 if sys.platform != "linux":  # powermetrics and Power Gadget log into a folder
                     self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
                 folder = self._folder.name if self._folder else tempfile.gettempdir()
                 self._tracker = _start_tracker(self._grid, folder)
             self._how = _describe(self._tracker)
             self._tool = f"codecarbon {importlib.metadata.version('codecarbon')}"
-        except Exception as e:  # measuring is never worth losing a run for
+        except Exception as e:  # a run goes on without a meter
             self._tracker = None
             self._how = {"cpu": f"not measured: codecarbon could not start ({_short(e)})"}
         self._started = time.monotonic()  # the set-up is not part of the run
 
     def reading(self) -> Energy:
-        """What has been used so far, measured now. Milliseconds; safe in the middle of a run."""
+        """Energy used so far, measured now. Takes milliseconds; safe in the middle of a run."""
         if self._stopped is not None:
             return self._stopped
         if self._tracker is not None:
@@ -166,7 +134,7 @@ class EnergyMeter:
         return self._total()
 
     def stop(self) -> Energy:
-        """Takes the last measurement and ends; further calls give the same figures."""
+        """Takes the last measurement and ends; further calls return the same figures."""
         if self._stopped is None:
             if self._tracker is not None:
                 self._tracker.stop()
@@ -195,14 +163,25 @@ class EnergyMeter:
             tool=self._tool,
             sessions=int(self._started is not None),
         )
-        return here if self._previous is None else _joined(self._previous, here)
+        return here if self._previous is None else total([self._previous, here]) or here
 
 
-def _joined(before: Energy, here: Energy) -> Energy:
-    """Both together; a part that is not known makes the sum not known."""
-    if here.sessions == 0:
-        return before
+def total(sessions: Iterable[Energy]) -> Energy | None:
+    """The energy of several sessions together; None of none.
 
+    What is not known of one session is not known of the sum. Sessions without a start, which used
+    nothing, are left out.
+    """
+    sums: Energy | None = None
+    for session in sessions:
+        if sums is None:
+            sums = session
+        elif session.sessions:
+            sums = _sum(sums, session)
+    return sums
+
+
+def _sum(before: Energy, here: Energy) -> Energy:
     def add(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else a + b
 
@@ -268,10 +247,10 @@ def _grid(country: str | None) -> tuple[float | None, str]:
 
 
 class _Ticker:
-    """Calls a function every so many seconds, from one thread that is started once.
+    """Calls a function at an interval in seconds, from one thread that is started once.
 
     Takes the place of codecarbon's scheduler, which starts a thread for every tick: where the
-    system refuses a single one (seen on a machine short of memory), stopping it waits for ever.
+    system refuses a single one (seen on a machine short of memory), stopping it waits forever.
     """
 
     def __init__(self, interval: float, function: Callable[[], object]) -> None:
@@ -411,14 +390,6 @@ def _describe_cpu(cpu: Any, forced: bool) -> str:
         "constant": "half the TDP at all times",
     }.get(mode, f"mode {mode}")
     return f"modelled from TDP ({law}; TDP {origin}; {model}): no readable energy counter"
-
-
-def _is_amount(value: object, optional: bool = False) -> bool:
-    if value is None:
-        return optional
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and value >= 0
 
 
 def _short(error: Exception) -> str:

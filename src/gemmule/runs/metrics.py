@@ -31,12 +31,16 @@ def append(path: Path, values: Mapping[str, Any]) -> None:
 def cut(path: Path, step: int) -> None:
     """Drops the lines after `step`, and a line that was only half written."""
     if path.exists():
-        kept = [line for line in read(path) if line["step"] <= step]
+        kept = [line for line in read(path, may_be_cut=True) if line["step"] <= step]
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of the file, in order.
+def read(path: Path, *, may_be_cut: bool = False) -> list[dict[str, Any]]:
+    """The lines of the file, in order.
+
+    Args:
+        path: the file.
+        may_be_cut: leave out a last line without an end, which a killed process was writing.
 
     Raises:
         CheckpointError: when the file is not there, or a line is not a JSON object.
@@ -49,9 +53,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise CheckpointError(f"{path} is not readable: {e}") from None
     values = []
     for number, line in enumerate(lines, 1):
-        if not line.endswith("\n"):  # a process was killed while it wrote
-            break
-        if not line.strip():
+        if not line.strip() or (may_be_cut and not line.endswith("\n")):
             continue
         try:
             value = json.loads(line)
@@ -64,5 +66,5 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The metrics of the run in the folder `run`."""
-    return read(RunLayout(run).metrics)
+    """The metrics of the run in the folder `run`, which may be unfinished."""
+    return read(RunLayout(run).metrics, may_be_cut=True)

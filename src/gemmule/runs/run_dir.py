@@ -13,8 +13,9 @@ from gemmule import files
 from gemmule.config import Config
 from gemmule.errors import OutputError
 from gemmule.runs import metrics
-from gemmule.runs.layout import RunLayout
+from gemmule.runs.layout import MANIFEST, RunLayout
 from gemmule.runs.lock import is_lock
+from gemmule.runs.schema import Manifest
 from gemmule.runtime import host
 
 
@@ -60,17 +61,14 @@ class RunDir:
         metrics.cut(self.layout.metrics, step)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Writes manifest.json: what a reader needs to trace and repeat the run."""
-        files.write_json(
-            self.layout.manifest,
-            {
-                "gemmule": metadata.version("gemmule"),
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "versions": host.versions(),
-                "machine": host.machine(),
-                **manifest,
-            },
-        )
+        """Writes manifest.json, with versions and a description of the machine added."""
+        about = {
+            "gemmule": metadata.version("gemmule"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": host.versions(),
+            "machine": host.machine(),
+        }
+        Manifest.parse({**about, **manifest}, MANIFEST).write(self.layout.manifest)
 
 
 def claim(path: Path, otherwise: str = "") -> None:
@@ -86,11 +84,12 @@ def claim(path: Path, otherwise: str = "") -> None:
         OutputError: when it holds something, or cannot be made.
     """
     with files.writing_to(path):
-        if path.is_dir() and not _is_free(path):
+        if path.is_dir() and not is_free(path):
             raise OutputError(f"{path} is already in use: {otherwise}choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(path)
 
 
-def _is_free(path: Path) -> bool:
+def is_free(path: Path) -> bool:
+    """Whether a folder holds nothing but a lock file and what a killed process left."""
     return all(files.is_leftover(entry) or is_lock(entry) for entry in path.iterdir())

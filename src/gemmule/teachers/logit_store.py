@@ -36,6 +36,8 @@ import numpy.typing as npt
 from gemmule import files
 from gemmule.errors import ConfigError, DataError, UserError
 from gemmule.losses.sparse_targets import SparseTargets, renormalized
+from gemmule.runs import carbon
+from gemmule.runs.carbon import Energy
 from gemmule.teachers.bit_packing import Bytes
 from gemmule.teachers.target_codec import TargetCodec, Window, to_sparse_targets
 from gemmule.teachers.target_spec import TargetSpec
@@ -272,17 +274,13 @@ class Store:
         return [files.read_json(p) for p in sorted((self.path / SESSIONS).glob("*.json"))]
 
     def recording(self) -> dict[str, float | None]:
-        """What all recordings took together: seconds, energy_wh, gco2e; None where not known."""
+        """Seconds, energy_wh and gco2e of all recordings together; None where not known."""
         sessions = self.sessions()
-
-        def total(values: list[float | None]) -> float | None:
-            known = [v for v in values if v is not None]
-            return sum(known) if known and len(known) == len(values) else None
-
+        energy = carbon.total(Energy.parse(s["carbon"], str(self.path)) for s in sessions)
         return {
             "seconds": round(sum(s["seconds"] for s in sessions), 3),
-            "energy_wh": total([s["carbon"].get("energy_wh") for s in sessions]),
-            "gco2e": total([s["carbon"].get("gco2e") for s in sessions]),
+            "energy_wh": None if energy is None else energy.energy_wh,
+            "gco2e": None if energy is None else energy.gco2e,
         }
 
 
