@@ -158,7 +158,10 @@ class Meter:
     def reading(self) -> Energy:
         before = self.before
         wh, sessions = (before.energy_wh or 0, before.sessions) if before else (0, 0)
-        return Energy(wh + 10, wh / 2 + 5, 1.0, 500.0, None, {}, "test", sessions + 1)
+        return Energy(
+            energy_wh=wh + 10, gco2e=wh / 2 + 5, seconds=1.0, grid_gco2e_per_kwh=500.0,
+            country=None, how={}, tool="test", sessions=sessions + 1,
+        )  # fmt: skip
 
 
 def test_carbon_adds_up(tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
