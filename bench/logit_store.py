@@ -41,8 +41,11 @@ from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.record import RecordConfig, record
 from gemmule.teachers.target_spec import TargetSpec
-from gemmule.train.config import DistillConfig, OptimizerConfig, TrainConfig
-from gemmule.train.objectives import Distillation, NextToken, Objective, StoredDistillation
+from gemmule.train.config import OptimizerConfig, RunConfig
+from gemmule.train.objective import Objective
+from gemmule.train.objectives.distillation import Distillation
+from gemmule.train.objectives.next_token import NextToken
+from gemmule.train.objectives.stored_distillation import StoredDistillation
 from gemmule.train.optimizers import build_optimizers
 from gemmule.train.run import run_training
 
@@ -150,25 +153,26 @@ def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str,
         for name in ("scratch", "full", *stores):
             if name not in MAIN and seed >= args.other_seeds:
                 continue
-            shared = {
-                "data": args.quickstart / "data",
-                "preset": args.student,
-                "steps": args.steps,
-                "batch_size": BATCH,
-                "seq_len": args.seq_len,
-                "seed": seed,
-                "corpus_tokens": args.steps * BATCH * args.seq_len,
-                "evaluate_every": args.steps,
-            }
-            config: TrainConfig
-            if name == "scratch":
-                config = TrainConfig.parse(shared)
-            elif name == "full":
-                config = DistillConfig.parse(
-                    {**shared, "teacher": str(args.quickstart / "teacher")}
-                )
-            else:
-                config = DistillConfig.parse({**shared, "targets": stores[name].path})
+            objective: dict[str, Any] = {"kind": "pretrain"}
+            if name == "full":
+                objective = {"kind": "distill", "teacher": str(args.quickstart / "teacher")}
+            elif name != "scratch":
+                objective = {"kind": "distill", "targets": stores[name].path}
+            config = RunConfig.parse(
+                {
+                    "steps": args.steps,
+                    "seed": seed,
+                    "data": {
+                        "path": args.quickstart / "data",
+                        "corpus_tokens": args.steps * BATCH * args.seq_len,
+                        "seq_len": args.seq_len,
+                        "batch_size": BATCH,
+                    },
+                    "model": {"preset": args.student},
+                    "objective": objective,
+                    "evaluation": {"every": args.steps},
+                }
+            )
             run = args.work / f"student-{name.replace(' ', '-')}-{seed}"
             resume = (run / "config.toml").is_file()
             result = run_training(config, run, resume=resume)
@@ -197,16 +201,15 @@ def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, An
     split = dataset.split("train")
     batches = [batch_of(split, np.arange(BATCH) + BATCH * i, args.seq_len) for i in range(4)]
     turns: dict[str, Callable[[], int]] = {}
-    compiled = not args.toy
     for name, store in stores.items():
         turns[f"record {name}"] = _recording(teacher, store, batches)
         turns[f"read {name}"] = _reading(store, args.steps)
-    turns["train scratch"] = _training(args, dataset, lambda: NextToken(compiled))
+    turns["train scratch"] = _training(args, dataset, NextToken)
     turns["train with the teacher"] = _training(
-        args, dataset, lambda: Distillation(teacher, 1.0, 0.0, compiled)
+        args, dataset, lambda: Distillation(teacher, 1.0, 0.0)
     )
     turns["train from a store"] = _training(
-        args, dataset, lambda: StoredDistillation(stores["systematic-50"], 1.0, 0.0, compiled)
+        args, dataset, lambda: StoredDistillation(stores["systematic-50"], 1.0, 0.0)
     )
     rates: dict[str, list[float]] = {name: [] for name in turns}
     for turn in turns.values():
@@ -265,6 +268,7 @@ def _training(
     if not args.toy:
         torch_compile.compile_blocks(model.layers)
     objective = build()
+    objective.prepare("cpu", not args.toy)
     optimizers = build_optimizers(model, OptimizerConfig(), torch.float32)
     windows = args.steps * BATCH
     source = PackedText(dataset.split("train"), BATCH, args.seq_len, 0, windows)
@@ -272,7 +276,7 @@ def _training(
 
     def turn() -> int:
         for _ in range(steps):
-            loss, _ = objective(model, source.next())
+            loss, _ = objective.loss(model, source.next())
             (loss / (BATCH * args.seq_len)).backward()
             for optimizer in optimizers:
                 optimizer.step()

@@ -51,9 +51,9 @@ class Case:
     def settings(self) -> list[str]:
         """As for `gemmule train --set`."""
         return [
-            f"batch_size={self.batch_size}", "seq_len=256", f"compile={str(self.compiled).lower()}",
-            "evaluate_every=20", "evaluation_tokens=16384", "heldout_tokens=32768",
-            "dtype=float32",
+            f"data.batch_size={self.batch_size}", "data.seq_len=256",
+            f"runtime.compile={str(self.compiled).lower()}", "runtime.dtype=float32",
+            "evaluation.every=20", "evaluation.tokens=16384", "evaluation.heldout_tokens=32768",
         ]  # fmt: skip
 
 
@@ -70,17 +70,16 @@ def work(settings: Mapping[str, Any]) -> harness.Handler:
     """A worker: one whole training run in this process."""
 
     def handle(_: Mapping[str, Any]) -> harness.Reply:
-        from gemmule.train.config import DistillConfig, TrainConfig
+        from gemmule.train.config import load_run_config
         from gemmule.train.run import run_training
 
-        values = [f"{k}={json.dumps(settings[k])}" for k in ("data", "preset", "steps")]
+        names = {"data": "data.path", "preset": "model.preset", "steps": "steps"}
+        values = [f"{name}={json.dumps(settings[k])}" for k, name in names.items()]
         values += settings["settings"]
         if settings["teacher"]:
-            config: TrainConfig = DistillConfig.load(
-                None, [*values, f"teacher={json.dumps(settings['teacher'])}"]
-            )
-        else:
-            config = TrainConfig.load(None, values)
+            teacher = json.dumps(settings["teacher"])
+            values += ["objective.kind='distill'", f"objective.teacher={teacher}"]
+        config = load_run_config(None, values)
         with tempfile.TemporaryDirectory() as folder:
             run_training(config, Path(folder) / "run")
         return {"peak_mb": harness.peak_mb()}
@@ -198,16 +197,21 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     from gemmule.data.prepare import prepare as tokenise
     from gemmule.data.prepare import sample_texts
     from gemmule.model.tokenizer import train_tokenizer
-    from gemmule.train.config import TrainConfig
+    from gemmule.train.config import RunConfig
     from gemmule.train.run import run_training
 
     harness.say("preparing text and a teacher")
     tokenizer = train_tokenizer(sample_texts(None), VOCAB)
     data = tokenise(None, tokenizer, folder / "data").path
-    config = TrainConfig(
-        data=data, preset=TEACHER, steps=5, compile=False, evaluation_tokens=4096,
-        heldout_tokens=4096,
-    )  # fmt: skip
+    config = RunConfig.parse(
+        {
+            "steps": 5,
+            "data": {"path": data},
+            "model": {"preset": TEACHER},
+            "evaluation": {"tokens": 4096, "heldout_tokens": 4096},
+            "runtime": {"compile": False},
+        }
+    )
     run_training(config, folder / "teacher")
     return data, folder / "teacher"
 

@@ -160,7 +160,7 @@ def gemmule_step(settings: Mapping[str, Any], *, compiled: bool) -> Step:
     from gemmule.losses.labels import IGNORED
     from gemmule.runtime import memory, torch_compile
     from gemmule.train.config import OptimizerConfig
-    from gemmule.train.objectives import NextToken
+    from gemmule.train.objectives.next_token import NextToken
     from gemmule.train.optimizers import build_optimizers
 
     imports_mb = harness.peak_mb()
@@ -170,13 +170,14 @@ def gemmule_step(settings: Mapping[str, Any], *, compiled: bool) -> Step:
     batch = Batch(tokens, targets, torch.ones_like(tokens))
     if compiled:
         torch_compile.compile_blocks(model.layers)
-    objective = NextToken(compiled)
+    objective = NextToken()
+    objective.prepare("cpu", compiled)
     optimizer = OptimizerConfig(name="adamw", learning_rate=settings["learning_rate"])
     count = int((targets != IGNORED).sum())
     return Step(
         model,
         build_optimizers(model, optimizer),
-        lambda: objective(model, batch)[0] / count,
+        lambda: objective.loss(model, batch)[0] / count,
         settings["clip"],
         imports_mb,
     )

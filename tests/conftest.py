@@ -93,26 +93,29 @@ def prepared(
 
 @pytest.fixture(scope="session")
 def tiny(prepared: Path) -> Callable[..., dict[str, Any]]:
-    """tiny(**changes): settings of a run."""
+    """tiny(**changes): settings of a run; a change to a group, except model, is merged into it.
+
+    With a teacher or targets in the group objective, the run is a distillation.
+    """
 
     def settings(**changes: Any) -> dict[str, Any]:
-        return {
-            "data": str(prepared),
-            "model": dict(TINY),
+        values: dict[str, Any] = {
             "steps": 12,
-            "batch_size": 4,
-            "micro_batch_size": 2,
-            "seq_len": 24,
-            "evaluate_every": 5,
-            "evaluation_tokens": 96,
-            "heldout_tokens": 480,
-            "checkpoint_every": 4,
             "log_every": 1,
-            "compile": False,
-            "dtype": "float32",
-            "threads": 1,
-            **changes,
-        }
+            "data": {
+                "path": str(prepared), "seq_len": 24, "batch_size": 4, "micro_batch_size": 2,
+            },
+            "model": dict(TINY),
+            "evaluation": {"every": 5, "tokens": 96, "heldout_tokens": 480},
+            "checkpoint": {"every": 4},
+            "runtime": {"compile": False, "dtype": "float32", "threads": 1},
+        }  # fmt: skip
+        for name, value in changes.items():
+            merged = isinstance(value, dict) and name != "model"
+            values[name] = {**values.get(name, {}), **value} if merged else value
+        if {"teacher", "targets"} & set(values.get("objective", {})):
+            values["objective"] = {"kind": "distill", **values["objective"]}
+        return values
 
     return settings
 

@@ -151,10 +151,10 @@ def test_a_user_s_mistake_is_one_line_and_exit_2(tmp_path: Path) -> None:
 
 def test_logit_store(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) -> None:
     """Every kind of targets is recorded, learned from, timed and drawn."""
-    from gemmule.train.config import TrainConfig
+    from gemmule.train.config import RunConfig
     from gemmule.train.run import run_training
 
-    run_training(TrainConfig.parse(tiny(steps=2)), tmp_path / "teacher")
+    run_training(RunConfig.parse(tiny(steps=2)), tmp_path / "teacher")
     (tmp_path / "data").symlink_to(prepared)
     process = start(
         "logit_store.py", "--toy", "--steps=2", "--seeds=1", "--rounds=1",
@@ -179,10 +179,10 @@ def test_logit_store(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) 
 
 def test_quantization(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) -> None:
     """Every format is made, read and measured; llama.cpp's where it is installed."""
-    from gemmule.train.config import TrainConfig
+    from gemmule.train.config import RunConfig
     from gemmule.train.run import run_training
 
-    run_training(TrainConfig.parse(tiny(steps=2)), tmp_path / "teacher")
+    run_training(RunConfig.parse(tiny(steps=2)), tmp_path / "teacher")
     (tmp_path / "data").symlink_to(prepared)
     out = tmp_path / "out.json"
     process = start(

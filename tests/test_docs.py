@@ -23,7 +23,18 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.model.config import PRESETS, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.train.config import DistillConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from gemmule.runtime.config import RuntimeConfig
+from gemmule.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    DistillConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    load_run_config,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -31,7 +42,6 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 RECIPES = [path for path in CONFIGS if path.stem != "safety-gate"]
 GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TRAINING = {"train": TrainConfig, "distill": DistillConfig}
 COMMAND: Any = typer.main.get_command(app)
 
 
@@ -89,7 +99,7 @@ def test_documented_commands_parse(words: list[str]) -> None:
 
 def names_a_config(words: list[str]) -> bool:
     """Whether a training command's settings are all at hand: a run's own config.toml is not."""
-    if words[0] not in TRAINING or "--resume" in words:
+    if words[0] not in ("train", "distill") or "--resume" in words:
         return False
     return not words[1].endswith(".toml") or words[1].startswith("configs/")
 
@@ -100,11 +110,12 @@ def names_a_config(words: list[str]) -> bool:
 def test_documented_settings_exist(words: list[str]) -> None:
     settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     for name in ("teacher", "targets"):
-        settings += [
-            f"{name}={words[i + 1]}" for i, word in enumerate(words) if word == f"--{name}"
-        ]
+        paths = [words[i + 1] for i, word in enumerate(words) if word == f"--{name}"]
+        settings += [f"objective.{name}={path}" for path in paths]
+    if words[0] == "distill":
+        settings.append("objective.kind=distill")
     config = ROOT / words[1] if words[1].endswith(".toml") else None
-    TRAINING[words[0]].load(config, settings)
+    load_run_config(config, settings)
 
 
 @pytest.fixture
@@ -212,21 +223,22 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_recipes_load(path: Path) -> None:
-    distils = path.name.startswith("distill")
-    if distils:
-        config: TrainConfig = DistillConfig.load(path, ["data=x", "teacher=x"])
-    else:
-        config = TrainConfig.load(path, ["data=x"])
-    shape = preset(config.preset, vocab_size=4096)
-    assert config.seq_len <= shape.max_position_embeddings
-    assert config.preset in path.stem
+    distills = path.name.startswith("distill")
+    teacher = ["objective.teacher=x"] if distills else []
+    config = load_run_config(path, ["data.path=x", *teacher])
+    assert config.objective.kind == ("distill" if distills else "pretrain")
+    shape = preset(config.model.preset, vocab_size=4096)
+    assert config.data.seq_len <= shape.max_position_embeddings
+    assert config.model.preset in path.stem
 
 
 def test_distilled_and_scratch_recipes_differ_in_the_objective_alone() -> None:
-    scratch = TrainConfig.load(ROOT / "configs/train-1m.toml", ["data=x"]).model_dump()
-    distilled = DistillConfig.load(ROOT / "configs/distill-1m.toml", ["data=x", "teacher=x"])
-    shared = {k: v for k, v in distilled.model_dump().items() if k in scratch}
-    assert shared == scratch
+    scratch = load_run_config(ROOT / "configs/train-1m.toml", ["data.path=x"])
+    given = ["data.path=x", "objective.teacher=x"]
+    distilled = load_run_config(ROOT / "configs/distill-1m.toml", given)
+    left, right = (c.model_dump(exclude={"objective"}) for c in (scratch, distilled))
+    assert left == right
+    assert scratch.objective != distilled.objective
 
 
 def table(title: str) -> dict[str, list[str]]:
@@ -235,6 +247,9 @@ def table(title: str) -> dict[str, list[str]]:
     assert found is not None
     rows = [row.strip("|").split("|") for row in found[0].splitlines()[2:]]
     return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+GROUPS = {name for name in RunConfig.model_fields if name not in ("steps", "seed", "log_every")}
 
 
 def written(default: Any) -> str:
@@ -246,12 +261,17 @@ def written(default: Any) -> str:
 @pytest.mark.parametrize(
     ("title", "kind", "elsewhere"),
     [
-        ("## Training", TrainConfig, {"optimizer", "schedule"}),
+        ("## Training", RunConfig, GROUPS),
+        ("The group `data`", DataConfig, set()),
+        ("The group `model`", ModelConfig, set()),
         ("The group `optimizer`", OptimizerConfig, set()),
         ("The group `schedule`", ScheduleConfig, set()),
-        ("## Distilling", DistillConfig, set(TrainConfig.model_fields)),
+        ("The group `evaluation`", EvaluationConfig, set()),
+        ("The group `checkpoint`", CheckpointConfig, set()),
+        ("The group `runtime`", RuntimeConfig, set()),
+        ("## Distilling", DistillConfig, set()),
     ],
-    ids=["train", "optimizer", "schedule", "distill"],
+    ids=["run", *sorted(GROUPS - {"objective"}), "distill"],
 )
 def test_every_setting_is_in_the_guide(title: str, kind: type[Config], elsewhere: set[str]) -> None:
     fields = {k: f for k, f in kind.model_fields.items() if k not in elsewhere}

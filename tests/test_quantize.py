@@ -17,7 +17,7 @@ from gemmule.checkpoints.load import load_model
 from gemmule.checkpoints.packed.reader import load_quantized
 from gemmule.errors import ConfigError, OutputError
 from gemmule.quantize import quantize
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
 Settings = Callable[..., dict[str, Any]]
@@ -30,7 +30,7 @@ def run(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantize") / "run"
     patch = pytest.MonkeyPatch()
     patch.setattr("gemmule.runs.carbon._start_tracker", _no_meter)
-    run_training(TrainConfig.parse(tiny(steps=4)), out)
+    run_training(RunConfig.parse(tiny(steps=4)), out)
     patch.undo()
     return out
 
@@ -89,8 +89,8 @@ def test_a_model_alone_is_not_measured_and_says_so(alone: Path, tmp_path: Path) 
 def test_data_that_is_gone_is_not_an_error(run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
     config = (moved / "config.toml").read_text()
-    data = next(line for line in config.splitlines() if line.startswith("data ="))
-    (moved / "config.toml").write_text(config.replace(data, 'data = "/nowhere/data"'))
+    data = next(line for line in config.splitlines() if line.startswith("path ="))
+    (moved / "config.toml").write_text(config.replace(data, 'path = "/nowhere/data"'))
     report = quantize(moved, "int4", tmp_path / "q")
     assert report["measured"] is None
     assert report["calibration"] is None

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pydantic
 import tomli_w
@@ -20,9 +20,14 @@ from gemmule.errors import ConfigError
 
 
 class Config(pydantic.BaseModel):
-    """Base of every config: frozen, and unknown keys are refused."""
+    """Base of every config: frozen, and unknown keys are refused.
+
+    Attributes:
+        moved: keys of earlier versions, each with its name today; an error names it.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    moved: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "config") -> Self:
@@ -56,7 +61,13 @@ class Config(pydantic.BaseModel):
                 raise ConfigError(f"no config file at {path}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
                 raise ConfigError(f"{path} is not a readable TOML file: {e}") from None
-        return cls.parse(assign(values, overrides), source=str(path) if path else "config")
+        values = assign(cls.upgrade(values), overrides)
+        return cls.parse(values, source=str(path) if path else "config")
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings as read from a file, in today's form; a config with older forms overrides it."""
+        return values
 
     def save(self, path: Path) -> None:
         """Writes the resolved config as TOML, atomically; unset (None) fields are left out."""
@@ -97,17 +108,22 @@ def nearest(word: str, allowed: Sequence[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"allowed: {', '.join(allowed)}"
 
 
-def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
+def _explain(cls: type[Config], error: Any) -> str:
     loc = [str(part) for part in error["loc"]]
     name = ".".join(loc) or "config"
+    if name in cls.moved and error["type"] == "extra_forbidden":
+        return f"unknown key {name!r}; did you mean {cls.moved[name]!r}?"
+    if name in cls.moved and error["type"] == "model_type":
+        value = error["input"]
+        return f"{name} = {value!r}: a group of settings; did you mean {cls.moved[name]!r}?"
     if error["type"] == "extra_forbidden":
-        owner = cls
+        owner: type[pydantic.BaseModel] = cls
         for part in loc[:-1]:
             field = owner.model_fields.get(part)
-            found = _model_type(field.annotation) if field else None
-            if found is None:
+            group = _model_type(field.annotation) if field else None
+            if group is None:
                 break
-            owner = found
+            owner = group
         return f"unknown key {name!r}; {_nearest_key(loc[-1], owner, cls)}"
     if error["type"] == "missing":
         return f"{name!r} is required: set it in the file, or with --set {name}=…"
@@ -118,14 +134,13 @@ def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
     return f"{name} = {error['input']!r}: {message}"
 
 
-def _nearest_key(word: str, owner: type[pydantic.BaseModel], root: type[pydantic.BaseModel]) -> str:
-    """A hint at the nearest key of the same group, or else of any group, by its full name."""
-    beside = list(owner.model_fields)
-    if difflib.get_close_matches(word, beside, n=1, cutoff=0.5):
-        return nearest(word, beside)
-    elsewhere = {full.rpartition(".")[2]: full for full in _keys(root)}
-    match = difflib.get_close_matches(word, list(elsewhere), n=1, cutoff=0.5)
-    return f"did you mean {elsewhere[match[0]]!r}?" if match else nearest(word, beside)
+def _nearest_key(word: str, owner: type[pydantic.BaseModel], root: type[Config]) -> str:
+    """The nearest key, of the same group by its last part, of any other group by its full name."""
+    allowed = list(owner.model_fields)
+    names = {full.rpartition(".")[2]: full for full in _keys(root)}
+    names = {**names, **root.moved, **{name: name for name in allowed}}
+    match = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"did you mean {names[match[0]]!r}?" if match else nearest(word, allowed)
 
 
 def _keys(cls: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:

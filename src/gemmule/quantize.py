@@ -7,7 +7,6 @@ result says so.
 
 import datetime
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,6 +30,7 @@ from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quant.layout import PACKED
+from gemmule.train.config import load_run_config
 
 HEADS = (*PACKED, "bf16")
 NONE = "none"
@@ -202,9 +202,9 @@ def _held_out(
 def _own_data(model: str | Path, tokenizer: Tokenizer) -> Dataset | None:
     """The data that a run was trained on, if `model` is one and its data is still there."""
     try:
-        said = tomllib.loads((Path(model) / "config.toml").read_text(encoding="utf-8"))
-        return Dataset.open(Path(said["data"]), tokenizer)
-    except (OSError, ValueError, KeyError, TypeError, GemmuleError):
+        config = load_run_config(Path(model) / "config.toml")
+        return Dataset.open(config.data.path, tokenizer)
+    except (OSError, GemmuleError):
         return None  # a folder without one, or data that is gone, or no longer the same
 
 

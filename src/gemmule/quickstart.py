@@ -34,10 +34,10 @@ from gemmule.infer.language_model import load
 from gemmule.model.config import preset
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.report.card import write_card
-from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.carbon import check_country
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, torch_compile
-from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
 SEQ_LEN = 256
@@ -162,7 +162,7 @@ def _check(config: QuickstartConfig, out: Path) -> None:
             f"{out} holds an unfinished quickstart: go on with --resume (make quickstart "
             "ARGS=--resume), or choose another folder with --out"
         )
-    EnergyMeter(config.country)
+    check_country(config.country)
     for name in (config.teacher, config.student):
         if name is not None:
             preset(name, vocab_size=config.vocab_size)
@@ -254,33 +254,36 @@ def _train(
     steps: int | None = None,
 ) -> dict[str, Any]:
     steps = steps or (plan.teacher_steps if stage == "teacher" else plan.student_steps)
-    settings: dict[str, Any] = {
-        "data": out / "data",
-        "preset": plan.teacher if stage == "teacher" else plan.student,
-        "steps": steps,
-        "batch_size": BATCH_SIZE,
-        "seq_len": min(SEQ_LEN, dataset.split("train").token_count // 2),
-        # The teacher's own seed, so that no student shares its batches by construction.
-        "seed": config.seed + 1_000_003 if stage == "teacher" else config.seed,
-        "evaluate_every": max(1, steps // 5),
-        "evaluation_tokens": 16384,
-        "checkpoint_every": max(100, steps // 4),
-        "checkpoint_minutes": 1.0,
-        "keep_checkpoints": 1,
-        "compile": "auto" if config.minutes < 3 else torch_compile.can_compile(),
-        "country": config.country,
-    }
+    objective = {"kind": "pretrain"}
+    if stage == "student":
+        objective = {"kind": "distill", "teacher": str(out / "teacher")}
+    settings = RunConfig.parse(
+        {
+            "steps": steps,
+            # The teacher's own seed, so that no student shares its batches by construction.
+            "seed": config.seed + 1_000_003 if stage == "teacher" else config.seed,
+            "data": {
+                "path": out / "data",
+                "seq_len": min(SEQ_LEN, dataset.split("train").token_count // 2),
+                "batch_size": BATCH_SIZE,
+            },
+            "model": {"preset": plan.teacher if stage == "teacher" else plan.student},
+            "objective": objective,
+            "evaluation": {"every": max(1, steps // 5), "tokens": 16384},
+            "checkpoint": {"every": max(100, steps // 4), "minutes": 1.0, "keep": 1},
+            "runtime": {
+                "compile": "auto" if config.minutes < 3 else torch_compile.can_compile(),
+                "country": config.country,
+            },
+        }
+    )
     run = out / stage
     label = LABELS[stage]
-    if stage == "student":
-        chosen: TrainConfig = DistillConfig(**settings, teacher=str(out / "teacher"))
-    else:
-        chosen = TrainConfig(**settings)
     began = time.monotonic()
     resumable = (run / "manifest.json").is_file()
     if run.exists() and not resumable:
         shutil.rmtree(run)  # killed before it had begun
-    result = run_training(chosen, run, resume=resumable, label=f"{number} {label}")
+    result = run_training(settings, run, resume=resumable, label=f"{number} {label}")
     console.print(
         f"{number} {label:<24} {duration(time.monotonic() - began):>12}   "
         f"{result['parameters'] / 1e6:.1f}M parameters, {result['train_tokens']:,} tokens, "

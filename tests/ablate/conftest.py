@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from gemmule.ablate.config import SweepConfig
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
 Settings = Callable[..., dict[str, Any]]
-QUICK = {"batch_size": 2, "seq_len": 16, "evaluation_tokens": 32, "heldout_tokens": 64,
-         "compile": False, "dtype": "float32", "threads": 1}  # fmt: skip
+QUICK = {"data": {"batch_size": 2, "seq_len": 16},
+         "evaluation": {"tokens": 32, "heldout_tokens": 64},
+         "runtime": {"compile": False, "dtype": "float32", "threads": 1}}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def _no_meter(no_meter: None) -> None:
 @pytest.fixture(scope="session")
 def teacher(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "run"
-    run_training(TrainConfig.parse(tiny(steps=4)), out)
+    run_training(RunConfig.parse(tiny(steps=4)), out)
     return out
 
 

@@ -56,12 +56,12 @@ def test_cells_are_named_once_and_come_after_what_they_need(name: str, sweep: Sw
         ("size", {"model": {"hidden_size": 32}}, "size varies model.hidden_size"),
         ("depth", {"model": {"num_hidden_layers": 3}}, "depth varies model.num_hidden_layers"),
         ("window", {"model": {"sliding_window": 8}}, "window varies model.sliding_window"),
-        ("window", {"seq_len": 12}, "leaves no window to shrink"),
-        ("heads", {"seq_len": 2048}, "seq_len = 2048 is longer than the context of 1024"),
-        ("routing", {"route_above": 1.0}, "routing varies route_above"),
-        ("targets", {"loss": "jsd"}, "with loss = jsd"),
-        ("size", {"loss": "jsd"}, "add --online"),
-        ("size", {"route_above": 1.0}, "with route_above"),
+        ("window", {"data": {"seq_len": 12}}, "leaves no window to shrink"),
+        ("heads", {"data": {"seq_len": 2048}}, "seq_len = 2048 is longer than the context of 1024"),
+        ("routing", {"objective": {"route_above": 1.0}}, "routing varies route_above"),
+        ("targets", {"objective": {"loss": "jsd"}}, "with loss = jsd"),
+        ("size", {"objective": {"loss": "jsd"}}, "add --online"),
+        ("size", {"objective": {"route_above": 1.0}}, "with route_above"),
     ],
 )
 def test_settings_that_do_not_suit(
@@ -122,7 +122,12 @@ def test_loss(sweep: Sweep, tmp_path: Path) -> None:
     assert found["temperature-2-seed0"]["temperature"] == 2.0
     assert found["alpha-0.5-seed0"]["alpha"] == 0.5
     with pytest.raises(ConfigError, match="loss varies alpha: leave --set of it out"):
-        run(sweep, tmp_path / "other", "loss", settings={**sweep("loss").settings, "alpha": 0.1})
+        run(
+            sweep,
+            tmp_path / "other",
+            "loss",
+            settings={**sweep("loss").settings, "objective": {"alpha": 0.1}},
+        )
 
 
 def test_teacher_sizes(sweep: Sweep, tmp_path: Path) -> None:
@@ -154,17 +159,19 @@ def test_students_of_several_sizes_learn_from_one_record(sweep: Sweep) -> None:
     assert record.name == "record-sampled-50"
     assert record.settings["tokens"] == 180  # 2 seeds x 90 tokens
     for cell in cells:
-        assert cell.settings["corpus_tokens"] == 180
+        assert cell.settings["data"]["corpus_tokens"] == 180
         distilled = cell.arm == "distilled"
-        assert cell.settings.get("targets") == (
+        assert cell.settings.get("objective", {}).get("targets") == (
             "out/cells/record-sampled-50/store" if distilled else None
         )
         assert cell.needs == (record.name if distilled else None)
-        assert "teacher" not in cell.settings
+        assert "teacher" not in cell.settings.get("objective", {})
     online = make_plan(sweep("size", online=True), out, 512).cells
     assert len(online) == len(cells)
-    assert all("corpus_tokens" not in cell.settings for cell in online)
-    assert sum("teacher" in cell.settings for cell in online) == len(online) / 2
+    assert all("corpus_tokens" not in cell.settings["data"] for cell in online)
+    assert (
+        sum("teacher" in cell.settings.get("objective", {}) for cell in online) == len(online) / 2
+    )
 
 
 def test_targets(sweep: Sweep, tmp_path: Path) -> None:

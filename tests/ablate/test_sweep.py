@@ -138,7 +138,7 @@ def test_other_settings_are_refused(sweep: Sweep, size: tuple[Path, dict[str, An
     with pytest.raises(ConfigError, match="ablation was size and is distilled"):
         run_ablation(sweep("distilled"), out)
     with pytest.raises(ConfigError, match=r"settings was .* and is "):
-        run_ablation(sweep("size", settings={"seq_len": 16}), out)
+        run_ablation(sweep("size", settings={"data": {"seq_len": 16}}), out)
 
 
 def test_a_moved_teacher_is_the_same_another_is_not(
@@ -245,12 +245,16 @@ def test_mistakes_are_found_before_anything_is_written(
 
 
 def test_settings_from_the_command_line() -> None:
-    given = given_settings(["seq_len=32", "model.head_dim=8", "temperature=2"], Path("d"))
-    assert given == {"seq_len": 32, "model": {"head_dim": 8}, "temperature": 2.0}
-    for key, option in (("steps=3", "--tokens"), ("seed=1", "--seeds"), ("preset=1m", "--student")):
+    overrides = ["data.seq_len=32", "model.head_dim=8", "objective.temperature=2"]
+    given = given_settings(overrides, Path("d"))
+    assert given == {
+        "data": {"seq_len": 32}, "model": {"head_dim": 8}, "objective": {"temperature": 2.0},
+    }  # fmt: skip
+    options = {"steps=3": "--tokens", "seed=1": "--seeds", "model.preset=1m": "--student"}
+    for key, option in options.items():
         with pytest.raises(ConfigError, match=f"takes {option} for it"):
             given_settings([key], Path("d"))
-    with pytest.raises(ConfigError, match="did you mean 'seq_len'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'data\.seq_len'"):
         given_settings(["seqlen=3"], Path("d"))
 
 

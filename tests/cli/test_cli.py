@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from gemmule import __version__, cli
 from gemmule.errors import ConfigError, GemmuleError, TrainingError, UserError
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.train.config import DistillConfig
+from gemmule.train.config import RunConfig
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
@@ -95,7 +95,7 @@ def test_from_text_to_a_student(
     assert sum(s["documents"] for s in about["splits"].values()) == 120
     assert json.loads(gemmule(*command)) == about  # again: found finished
 
-    Path("tiny.toml").write_text(tomli_w.dumps({**tiny(), "data": "data"}))
+    Path("tiny.toml").write_text(tomli_w.dumps(tiny(data={"path": "data"})))
     result = json.loads(gemmule("train", "tiny.toml", "--set", "steps=2", "--out", "big", "--json"))
     assert result == json.loads(Path("big/result.json").read_text())
     assert result["train_tokens"] == 2 * 4 * 24
@@ -124,7 +124,11 @@ def test_distilling_by_another_divergence(tiny: Settings, tmp_path: Path) -> Non
     for loss in ("cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl"):
         out = tmp_path / loss
         command = ["distill", recipe, "--teacher", big, "--set", "seed=3", "--json", "--out", out]
-        settings = [] if loss == "cross_entropy" else ["--set", f"loss={loss}", "--set", "beta=0.3"]
+        settings = (
+            []
+            if loss == "cross_entropy"
+            else ["--set", f"objective.loss={loss}", "--set", "objective.beta=0.3"]
+        )
         results[loss] = json.loads(gemmule(*command, *settings))["nats_per_token"]
         objectives[loss] = json.loads((out / "manifest.json").read_text())["objective"]
     assert objectives["jsd"] == {
@@ -135,8 +139,9 @@ def test_distilling_by_another_divergence(tiny: Settings, tmp_path: Path) -> Non
     assert results.pop("forward_kl") == pytest.approx(results["cross_entropy"], rel=1e-5)
     assert len({round(r, 6) for r in results.values()}) == len(results)
     for setting, message in (("loss=kl", r"loss = 'kl': .*'jsd'"), ("beta=1", "beta = 1: ")):
+        given = ["objective.kind=distill", f"objective.teacher={big}", f"objective.{setting}"]
         with pytest.raises(ConfigError, match=message):
-            DistillConfig.load(recipe, [f"teacher={big}", setting])
+            RunConfig.load(recipe, given)
 
 
 class Odd(GemmuleError):

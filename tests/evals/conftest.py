@@ -22,16 +22,16 @@ def by_heart(
     planted: Path, tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A run on it, long enough to know the frequent ones."""
-    from gemmule.train.config import TrainConfig
+    from gemmule.train.config import RunConfig
     from gemmule.train.run import run_training
 
     out = tmp_path_factory.mktemp("runs") / "by-heart"
     settings = tiny(
-        data=str(planted), steps=200, batch_size=8, micro_batch_size=8, seq_len=48,
-        evaluate_every=1000, checkpoint_every=1000, log_every=1000,
+        data={"path": str(planted), "batch_size": 8, "micro_batch_size": 8, "seq_len": 48},
+        steps=200, log_every=1000, evaluation={"every": 1000}, checkpoint={"every": 1000},
         optimizer={"learning_rate": 0.03},
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
-        run_training(TrainConfig.parse(settings), out)
+        run_training(RunConfig.parse(settings), out)
     return out

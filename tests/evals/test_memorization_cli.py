@@ -122,7 +122,7 @@ def test_train_follows_it(
 
     (tmp_path / "recipe.toml").write_text(tomli_w.dumps(tiny(steps=4)))
     given = ["every=2", "probes=5", "prompt_tokens=10", "continuation_tokens=10"]
-    settings = [x for name in given for x in ("--set", f"memorization.{name}")]
+    settings = [x for name in given for x in ("--set", f"evaluation.memorization.{name}")]
     gemmule("train", tmp_path / "recipe.toml", *settings, "--out", tmp_path / "run")
     lines = [m for m in read_metrics(tmp_path / "run") if m.get("probe") == "memorization"]
     assert [m["step"] for m in lines] == [2, 4]

@@ -198,11 +198,11 @@ def test_against_another_run_on_the_same_passages(
     tmp_path: Path,
     no_meter: None,
 ) -> None:
-    from gemmule.train.config import TrainConfig
+    from gemmule.train.config import RunConfig
     from gemmule.train.run import run_training
 
     other = tmp_path / "other"
-    run_training(TrainConfig.parse(tiny(data=str(planted), steps=30, seed=4)), other)
+    run_training(RunConfig.parse(tiny(data={"path": str(planted)}, steps=30, seed=4)), other)
     out = tmp_path / "out"
     result = run_memorization(str(by_heart), SHORT, against=str(other), out=out)
     theirs = files.read_json(out / "against" / RESULT)

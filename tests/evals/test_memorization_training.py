@@ -12,7 +12,7 @@ from gemmule.evals.memorization import callback
 from gemmule.evals.memorization.callback import memorization_probe
 from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
 Configs = Callable[..., dict[str, Any]]
@@ -29,7 +29,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def train(settings: dict[str, Any], out: Path, **more: Any) -> None:
-    run_training(TrainConfig.parse(settings), out, make_probes=[memorization_probe], **more)
+    run_training(RunConfig.parse(settings), out, make_probes=[memorization_probe], **more)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def followed(tiny: Configs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("followed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
-        train(tiny(memorization=FOLLOWED), out)
+        train(tiny(evaluation={"memorization": FOLLOWED}), out)
     return out
 
 
@@ -91,7 +91,7 @@ def test_a_resumed_run_logs_and_ends_the_same(
 
     monkeypatch.setattr(loop, "clip_gradients", clip)
     with pytest.raises(Interrupted):
-        train(tiny(memorization=FOLLOWED), tmp_path / "run")
+        train(tiny(evaluation={"memorization": FOLLOWED}), tmp_path / "run")
     train(tiny(), tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(followed)
     figures = ("step", "probes_read", "exact", "approximate", "control_exact")
@@ -114,31 +114,34 @@ def test_compiled_training_ends_in_the_same_weights(
         lambda model: [layer.compile(backend="eager", dynamic=False) for layer in model.layers],
     )
     torch._dynamo.reset()
-    for name, more in (("plain", {}), ("followed", {"memorization": FOLLOWED})):
-        train(tiny(compile=True, steps=6, **more), tmp_path / name)
+    for name, more in (("plain", {}), ("followed", {"evaluation": {"memorization": FOLLOWED}})):
+        train(tiny(runtime={"compile": True}, steps=6, **more), tmp_path / name)
         torch._dynamo.reset()
     assert weights(tmp_path / "plain") == weights(tmp_path / "followed")
 
 
 def test_what_does_not_fit_is_refused_before_the_run_begins(tiny: Configs, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"50 tokens of prompt .* context of 64"):
-        train(tiny(memorization={"every": 5}), tmp_path / "run")
+        train(tiny(evaluation={"memorization": {"every": 5}}), tmp_path / "run")
     long = {**FOLLOWED, "prompt_tokens": 40, "continuation_tokens": 20}
     with pytest.raises(ConfigError, match=r"no passage of 60 tokens of one document"):
-        train(tiny(memorization=long, corpus_tokens=24), tmp_path / "run")
+        train(tiny(evaluation={"memorization": long}, data={"corpus_tokens": 24}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_setting_nobody_serves_is_refused(tiny: Configs, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"make_probes=\[memorization_probe\]"):
-        run_training(TrainConfig.parse(tiny(memorization=FOLLOWED)), tmp_path / "run")
+        run_training(RunConfig.parse(tiny(evaluation={"memorization": FOLLOWED})), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert callback.NAME == "memorization"
 
 
 def test_settings_by_override(prepared: Path) -> None:
-    config = TrainConfig.load(None, [f"data={prepared}", "steps=1", "memorization.every=7"])
-    assert config.memorization is not None
-    assert (config.memorization.every, config.memorization.probes) == (7, 200)
+    config = RunConfig.load(
+        None, [f"data.path={prepared}", "steps=1", "evaluation.memorization.every=7"]
+    )
+    memorization = config.evaluation.memorization
+    assert memorization is not None
+    assert (memorization.every, memorization.probes) == (7, 200)
     with pytest.raises(ConfigError, match=r"memorization\.evry"):
-        TrainConfig.load(None, [f"data={prepared}", "steps=1", "memorization.evry=7"])
+        RunConfig.load(None, [f"data.path={prepared}", "steps=1", "evaluation.memorization.evry=7"])

@@ -27,7 +27,7 @@ from gemmule.runs.run_dir import RunDir
 from gemmule.teachers import logit_store as stores
 from gemmule.teachers import record
 from gemmule.train import loop, state
-from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.config import RunConfig
 
 
 def die() -> None:
@@ -146,9 +146,8 @@ def child(request: dict[str, Any]) -> int:
             sys.stderr.write(f"{e}\n")
             return e.exit_code
         return 0
-    kind = DistillConfig if {"teacher", "targets"} & set(request["settings"]) else TrainConfig
     try:
-        running.run_training(kind.parse(request["settings"]), out, resume=request["resume"])
+        running.run_training(RunConfig.parse(request["settings"]), out, resume=request["resume"])
     except GemmuleError as e:
         sys.stderr.write(f"{e}\n")
         return e.exit_code

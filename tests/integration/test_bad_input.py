@@ -115,13 +115,13 @@ def test_a_bad_file_among_good_ones_is_left_out(
     [
         ("learing_rate=3", "did you mean 'optimizer.learning_rate'"),
         ("model.hiden_size=3", "did you mean 'hidden_size'"),
-        ("seq_len=63000", "longer than the model's context of 64 tokens"),
-        ("preset=10n", "did you mean '10m'"),
+        ("data.seq_len=63000", "longer than the model's context of 64 tokens"),
+        ("model.preset=10n", "did you mean '10m'"),
         ("steps=-1", "greater than 0"),
         ("optimizer.learning_rate=nan", "finite number"),
         ("model.hidden_size=1000000000", "GiB of memory"),
-        ("data=nowhere", "no data folder at nowhere"),
-        ("threads=1000000000000", "less than or equal to 1024"),
+        ("data.path=nowhere", "no data folder at nowhere"),
+        ("runtime.threads=1000000000000", "less than or equal to 1024"),
     ],
 )
 def test_wrong_settings(override: str, message: str, settings: Path, tmp_path: Path) -> None:

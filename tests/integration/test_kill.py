@@ -66,16 +66,20 @@ def settings(
     return {
         "record": recorded,
         "store": {"path": str(store)},
-        "stored": tiny(keep_checkpoints=1, targets=str(store), alpha=0.25),
-        "muon": tiny(keep_checkpoints=1),
-        "adamw": tiny(keep_checkpoints=1, optimizer={"name": "adamw"}),
-        "distill": tiny(keep_checkpoints=1, teacher=str(teacher), alpha=0.25, temperature=2.0),
+        "stored": tiny(checkpoint={"keep": 1}, objective={"targets": str(store), "alpha": 0.25}),
+        "muon": tiny(checkpoint={"keep": 1}),
+        "adamw": tiny(checkpoint={"keep": 1}, optimizer={"name": "adamw"}),
+        "distill": tiny(
+            checkpoint={"keep": 1},
+            objective={"teacher": str(teacher), "alpha": 0.25, "temperature": 2.0},
+        ),
     }
 
 
 def recording(tiny: Settings, teacher: Path) -> dict[str, Any]:
-    own = ("data", "seq_len", "batch_size", "dtype", "compile", "threads")
-    values = {name: tiny()[name] for name in own}
+    whole = tiny()
+    values = {**whole["runtime"], "data": whole["data"]["path"]}
+    values |= {name: whole["data"][name] for name in ("seq_len", "batch_size")}
     # Ten milliseconds: shards are cut where the machine happens to be, not at units alone.
     values["tokens"] = 24 * 64  # more than the runs see, little enough to be quick
     return {**values, "teacher": str(teacher), "shard_minutes": 0.01 / 60, "targets": {"draws": 9}}

@@ -11,7 +11,9 @@ from gemmule.plan import calibrate
 from gemmule.plan.calibrate import Asked, CalibrationError
 
 SMALL = preset("1m", vocab_size=512)
-ASKED = Asked(SMALL, SMALL, None, None, {"batch_size": 2, "seq_len": 24}, {"scratch": 0.0})
+ASKED = Asked(
+    SMALL, SMALL, None, None, {"data": {"batch_size": 2, "seq_len": 24}}, {"scratch": 0.0}
+)
 START = {"finding": "start", "seconds": 1.0, "compiled": [False, False], "dtype": "float32"}
 SCRATCH = {"finding": "scratch-0", "step_seconds": 1.0}
 

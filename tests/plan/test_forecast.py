@@ -58,7 +58,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def test_hours_are_steps_and_all_that_is_around_them(plan: Plan) -> None:
-    found = plan(steps=1000, settings=("checkpoint_minutes=1000",))
+    found = plan(steps=1000, settings=("checkpoint.minutes=1000",))
     routes = found["routes"]
     # Start 10, compiling 30, 5 for meter and files, 1000 steps of 2, saved after 500 and 1000.
     assert routes["scratch"]["seconds"] == 10 + 30 + 5 + 2000 + 2 * 1
@@ -72,7 +72,7 @@ def test_hours_are_steps_and_all_that_is_around_them(plan: Plan) -> None:
 
 def test_evaluation_belongs_to_the_hours(plan: Plan, prepared: Path) -> None:
     sizes = json.loads((prepared / "manifest.json").read_text())["splits"]
-    settings = ("seq_len=24", "evaluate_every=4", "evaluation_tokens=100")
+    settings = ("data.seq_len=24", "evaluation.every=4", "evaluation.tokens=100")
     found = plan(vocab_size=None, data=prepared, steps=10, settings=settings)
     without = plan(steps=10, settings=settings)
     evaluated = 3 * 100 + sizes["heldout"]["tokens"]
@@ -100,7 +100,7 @@ def test_equal_compute_counts_the_teacher(plan: Plan) -> None:
 
 def test_a_corpus_is_recorded_once_however_often_it_is_read(plan: Plan, prepared: Path) -> None:
     tokens = json.loads((prepared / "manifest.json").read_text())["splits"]["train"]["tokens"]
-    settings = ("seq_len=24",)
+    settings = ("data.seq_len=24",)
     found = plan(vocab_size=None, data=prepared, tokens=10 * tokens, settings=settings)
     assert found["routes"]["record"]["tokens"] == found["disk"]["tokens"] == tokens
     assert any("passes over the corpus" in note for note in found["notes"])
@@ -110,7 +110,7 @@ def test_memory_is_the_measured_peak_at_the_measured_shape(plan: Plan) -> None:
     memory = plan(steps=10)["memory"]
     assert memory["scratch"]["peak_bytes"] == HEAP_GROWTH * STEP["peak_bytes"]
     largest, limit = memory["scratch"]["largest_micro_batch"], memory["limit_bytes"]
-    bigger = plan(steps=10, settings=(f"batch_size={largest}",))["memory"]
+    bigger = plan(steps=10, settings=(f"data.batch_size={largest}",))["memory"]
     assert (
         bigger["scratch"]["largest_micro_batch"] > largest
     )  # as much was measured at a larger one
@@ -151,8 +151,8 @@ def test_what_was_not_reached_is_composed(monkeypatch: pytest.MonkeyPatch, plan:
 
 def test_large_models_are_cut_for_measuring() -> None:
     sizes = {"student": preset("2b"), "teacher": preset("9b")}
-    asked = Asked(**sizes, teacher_path=None, data=None, train={"batch_size": 8, "seq_len": 256},
-                  flops={})  # fmt: skip
+    train = {"data": {"batch_size": 8, "seq_len": 256}}
+    asked = Asked(**sizes, teacher_path=None, data=None, train=train, flops={})
     cuts = calibrate._cuts(asked, 200.0, 24e9)
     assert not cuts.whole
     assert [c.num_hidden_layers for c in (*cuts.student, *cuts.teacher)] == [1, 2, 1, 2]
@@ -173,7 +173,7 @@ def test_large_models_are_cut_for_measuring() -> None:
 
 def test_small_models_are_measured_whole() -> None:
     small = preset("1m", vocab_size=4096)
-    asked = Asked(small, small, None, None, {"batch_size": 8, "seq_len": 256}, {})
+    asked = Asked(small, small, None, None, {"data": {"batch_size": 8, "seq_len": 256}}, {})
     cuts = calibrate._cuts(asked, 200.0, 24e9)
     assert cuts.whole
     assert cuts.notes == []
@@ -191,10 +191,14 @@ def test_small_models_are_measured_whole() -> None:
         ({"data": "none"}, ConfigError, "vocab_size is for plans without data"),
         ({"data": "runs/none", "vocab_size": None}, DataError, "no data folder at runs/none"),
         ({"runs": ["runs/none"]}, CheckpointError, "no folder runs/none: --runs takes"),
-        ({"settings": ["batchsize=3"]}, ConfigError, "did you mean 'batch_size'"),
+        ({"settings": ["batchsize=3"]}, ConfigError, "did you mean 'data.batch_size'"),
         ({"settings": ["steps=3"]}, ConfigError, "'steps=3': steps is no setting of a plan"),
-        ({"settings": ["seq_len=4096"]}, ConfigError, "longer than the context of 3m, 1024"),
-        ({"settings": ["country=ZZZ"]}, ConfigError, "no electricity data for country 'ZZZ'"),
+        ({"settings": ["data.seq_len=4096"]}, ConfigError, "longer than the context of 3m, 1024"),
+        (
+            {"settings": ["runtime.country=ZZZ"]},
+            ConfigError,
+            "no electricity data for country 'ZZZ'",
+        ),
         ({"calibration_seconds": -1}, ConfigError, "calibration_seconds = -1"),
     ],
     ids=str,

@@ -7,8 +7,9 @@ import torch
 from gemmule.errors import ConfigError
 from gemmule.model.config import preset
 from gemmule.runtime import device, host, memory, torch_compile
+from gemmule.runtime.config import RuntimeConfig
 from gemmule.train import memory_check
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -23,7 +24,7 @@ def forget() -> Iterator[None]:
 
 @pytest.mark.usefixtures("forget")
 def test_without_a_compiler_one_message_and_eager(
-    tiny: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise RuntimeError("no g++")
@@ -31,23 +32,23 @@ def test_without_a_compiler_one_message_and_eager(
     said: list[str] = []
     monkeypatch.setattr(torch_compile.console, "print", said.append)
     monkeypatch.setattr(torch, "compile", fail)
-    config = TrainConfig.parse(tiny(compile="auto"))
+    config = RuntimeConfig(compile="auto", dtype="float32", threads=1)
     for _ in range(3):
         assert device.resolve(config, flops=1e18).compile is False
     assert len(said) == 1
     assert "torch.compile does not work here (RuntimeError)" in said[0]
     with pytest.raises(ConfigError, match="finds no working C\\+\\+ compiler"):
-        device.resolve(TrainConfig.parse(tiny(compile=True)), flops=1.0)
+        device.resolve(RuntimeConfig(compile=True, dtype="float32", threads=1), flops=1.0)
 
 
-def test_auto_is_resolved(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_compile, "can_compile", lambda: True)
     monkeypatch.setattr(host, "usable_cores", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     rates = {torch.bfloat16: 100.0, torch.float32: 80.0}
     monkeypatch.setattr(device, "matmul_gflops", lambda device, dtype, size: rates[dtype])
     device.fastest_dtype.cache_clear()
-    config = TrainConfig.parse(tiny(compile="auto", dtype="auto", device="auto", threads=0))
+    config = RuntimeConfig(compile="auto", dtype="auto", device="auto", threads=0)
     short = device.resolve(config, flops=1e9)
     assert (short.device, short.dtype, short.compile, short.threads) == ("cpu", "float32", False, 1)
     assert device.resolve(config, flops=1e18).compile is True
@@ -56,7 +57,7 @@ def test_auto_is_resolved(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> No
     assert device.resolve(config, flops=1e9).dtype == "bfloat16"
     device.fastest_dtype.cache_clear()
     # What the user chose stays.
-    chosen = TrainConfig.parse(tiny(compile=False, dtype="float32", device="cpu", threads=1))
+    chosen = RuntimeConfig(compile=False, dtype="float32", device="cpu", threads=1)
     assert device.resolve(chosen, flops=1e18) == chosen
 
 
@@ -77,11 +78,13 @@ def test_emulated_bfloat16_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_cannot_fit_is_refused(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "machine", lambda: 8 * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = TrainConfig.parse(tiny())
+    config = RunConfig.parse(tiny())
     memory_check.check_memory(config, preset("200m", vocab_size=32_000))
     with pytest.raises(ConfigError, match=r"at least [\d.]+ GiB .* this machine has 8.0: use a sm"):
         memory_check.check_memory(config, preset("2b"))
-    wide = TrainConfig.parse(tiny(batch_size=2**16, micro_batch_size=None, seq_len=1024))
+    wide = RunConfig.parse(
+        tiny(data={"batch_size": 2**16, "micro_batch_size": None, "seq_len": 1024})
+    )
     with pytest.raises(ConfigError, match="micro_batch_size"):
         memory_check.check_memory(wide, preset("1m", vocab_size=512))
     # An unknown memory refuses nothing.

@@ -17,7 +17,7 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.alignment import _whole_characters, align, align_batch
 from gemmule.teachers.pieces import OwnPieces, Pieces, TransformersPieces
 from gemmule.teachers.transformers_model import load_tokenizer
-from gemmule.train.config import DistillConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
 TEXT = "the captain said: naïve 日本語 🙂\n\tdef add(a, b):  return a + 12345"
@@ -183,10 +183,11 @@ def test_a_student_learns_across_tokenizers(
     folder = foreign("gemma2" if kind == "own" else "llama", tokenizer=other_pieces)
     if kind == "own":
         other_pieces.save(folder)
-    settings = tiny(teacher=str(folder), steps=4, alpha=0.25)
+    settings = tiny(objective={"teacher": str(folder), "alpha": 0.25}, steps=4)
     with pytest.raises(TokenizerError, match="--cross-tokenizer"):
-        run_training(DistillConfig.parse(settings), tmp_path / "no")
-    run_training(DistillConfig.parse({**settings, "cross_tokenizer": True}), tmp_path / "run")
+        run_training(RunConfig.parse(settings), tmp_path / "no")
+    settings["objective"] |= {"cross_tokenizer": True}
+    run_training(RunConfig.parse(settings), tmp_path / "run")
     manifest = (tmp_path / "run" / "manifest.json").read_text()
     assert '"span_likelihoods"' in manifest
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -204,6 +205,7 @@ def test_a_student_learns_across_tokenizers(
 def test_settings_without_meaning_are_refused(
     tiny: Callable[..., dict[str, Any]], changes: dict[str, Any], match: str
 ) -> None:
-    settings = {**tiny(teacher="x", cross_tokenizer=True), **changes}
+    objective = {"teacher": "x", "cross_tokenizer": True, **changes}
+    given = {k: v for k, v in objective.items() if v is not None}
     with pytest.raises(ConfigError, match=match):
-        DistillConfig.parse({k: v for k, v in settings.items() if v is not None})
+        RunConfig.parse(tiny(objective=given))

@@ -25,8 +25,9 @@ from gemmule.teachers.logit_store import Store
 from gemmule.teachers.record import RecordConfig, describe, record
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.teachers.verify_store import verify
-from gemmule.train.config import DistillConfig, TrainConfig
-from gemmule.train.objectives import Distillation, StoredDistillation
+from gemmule.train.config import RunConfig
+from gemmule.train.objectives.distillation import Distillation
+from gemmule.train.objectives.stored_distillation import StoredDistillation
 from gemmule.train.run import run_training
 
 Settings = Callable[..., dict[str, Any]]
@@ -38,7 +39,7 @@ def teacher(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
-        run_training(TrainConfig.parse(tiny(steps=8, seed=5)), out)
+        run_training(RunConfig.parse(tiny(steps=8, seed=5)), out)
     return out
 
 
@@ -201,7 +202,7 @@ def test_verify_at_a_student(
 ) -> None:
     out = tmp_path / "store"
     record(settings(tokens=2400), out)
-    run_training(TrainConfig.parse(tiny(steps=2)), tmp_path / "student")
+    run_training(RunConfig.parse(tiny(steps=2)), tmp_path / "student")
     report = verify(out, student=str(tmp_path / "student"), tokens=480)
     assert report["truncation"]["full_gradient_squared"]["low"] > 0
     loss = report["truncation"]["loss_gap_nats"]
@@ -213,7 +214,7 @@ def test_verify_refuses(
 ) -> None:
     out = tmp_path / "store"
     record(settings(), out)
-    run_training(TrainConfig.parse(tiny(steps=2, seed=8)), tmp_path / "another")
+    run_training(RunConfig.parse(tiny(steps=2, seed=8)), tmp_path / "another")
     with pytest.raises(CheckpointError, match="its weights differ"):
         verify(out, teacher=str(tmp_path / "another"))
     shard = sorted((out / "shards").iterdir())[-1]
@@ -228,7 +229,7 @@ def test_unfaithful_targets_are_called_so(
     settings: Callable[..., RecordConfig], tiny: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     """A store of one teacher under another's name."""
-    run_training(TrainConfig.parse(tiny(steps=12, seed=8)), tmp_path / "another")
+    run_training(RunConfig.parse(tiny(steps=12, seed=8)), tmp_path / "another")
     for name, targets in (("s", {"draws": 12}), ("k", {"kind": "top_k", "k": 6})):
         mine, theirs = tmp_path / f"{name}1", tmp_path / f"{name}2"
         record(settings(targets=targets), mine)
@@ -262,8 +263,8 @@ def test_loss_from_a_store_is_that_of_its_teacher_on_average(
 
     torch.manual_seed(0)
     student = Gemma(said.model.config)
-    online, hard = Distillation(said, 1.0, 0.25, False)(student, batch)
-    stored, same = StoredDistillation(Store.open(out), 1.0, 0.25, False)(student, batch)
+    online, hard = Distillation(said, 1.0, 0.25).loss(student, batch)
+    stored, same = StoredDistillation(Store.open(out), 1.0, 0.25).loss(student, batch)
     assert stored.item() == pytest.approx(online.item(), rel=0.01)
     assert same["next_token_loss"].item() == pytest.approx(hard["next_token_loss"].item())
     grads = [torch.autograd.grad(loss, list(student.parameters())) for loss in (online, stored)]
@@ -277,8 +278,10 @@ def test_distill_from_a_store(
     store = tmp_path / "store"
     record(settings(), store)
     out = tmp_path / "run"
-    result = run_training(DistillConfig.parse(tiny(targets=str(store), alpha=0.25)), out)
-    scratch = run_training(TrainConfig.parse(tiny()), tmp_path / "scratch")
+    result = run_training(
+        RunConfig.parse(tiny(objective={"targets": str(store), "alpha": 0.25})), out
+    )
+    scratch = run_training(RunConfig.parse(tiny()), tmp_path / "scratch")
     assert result["train_flops"] == scratch["train_flops"]  # no teacher took part
     manifest = files.read_json(out / "manifest.json")
     assert manifest["kind"] == "distill"
@@ -299,19 +302,20 @@ def test_mismatches_are_refused(
 
     def refused(error: type[Exception], message: str, **changes: Any) -> None:
         with pytest.raises(error, match=message):
-            run_training(DistillConfig.parse(tiny(targets=str(store), **changes)), out)
+            objective = {"targets": str(store), **changes.pop("objective", {})}
+            run_training(RunConfig.parse(tiny(objective=objective, **changes)), out)
         assert not out.exists()
 
     (tmp_path / "text").mkdir()
     for path in sorted(text_folder.iterdir())[:80]:
         shutil.copy(path, tmp_path / "text")
     other = prepare(tmp_path / "text", pieces, tmp_path / "other").path
-    refused(DataError, "recorded on other data", data=str(other))
-    refused(ConfigError, "set seq_len = 24", seq_len=16)
-    refused(ConfigError, "only top_k and top_p ones can be brought", temperature=2.0)
-    refused(ConfigError, "needs the teacher's whole distribution", loss="reverse_kl")
+    refused(DataError, "recorded on other data", data={"path": str(other)})
+    refused(ConfigError, "set data.seq_len = 24", data={"seq_len": 16})
+    refused(ConfigError, "only top_k and top_p ones can be brought", objective={"temperature": 2.0})
+    refused(ConfigError, "needs the teacher's whole distribution", objective={"loss": "reverse_kl"})
     refused(ConfigError, "set model.vocab_size = 512", model={**tiny()["model"], "vocab_size": 600})
-    refused(ConfigError, "set either teacher", teacher="runs/some")
+    refused(ConfigError, "set either teacher", objective={"teacher": "runs/some"})
     shard = sorted((store / "shards").iterdir())[0]
     whole = shard.read_bytes()
     shard.unlink()
@@ -320,7 +324,9 @@ def test_mismatches_are_refused(
     refused(DataError, "is damaged")
     ranked = tmp_path / "ranked"
     record(settings(targets={"kind": "top_k", "k": 5}), ranked)
-    run_training(DistillConfig.parse(tiny(targets=str(ranked), temperature=2.0, steps=2)), out)
+    run_training(
+        RunConfig.parse(tiny(objective={"targets": str(ranked), "temperature": 2.0}, steps=2)), out
+    )
 
 
 def test_a_flipped_byte_stops_training_before_the_step(
@@ -338,7 +344,7 @@ def test_a_flipped_byte_stops_training_before_the_step(
         break
     out = tmp_path / "run"
     with pytest.raises(DataError, match=r"the checksum of window .* does not fit"):
-        run_training(DistillConfig.parse(tiny(targets=str(store), steps=200)), out)
+        run_training(RunConfig.parse(tiny(objective={"targets": str(store)}, steps=200)), out)
     assert not (out / "model").exists()
 
 
@@ -347,7 +353,7 @@ def test_another_store_does_not_slip_into_a_resumed_run(
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "run"
     record(settings(), store)
-    config = DistillConfig.parse(tiny(targets=str(store)))
+    config = RunConfig.parse(tiny(objective={"targets": str(store)}))
     run_training(config, out)
     (out / "result.json").unlink()
     shutil.rmtree(store)
@@ -357,9 +363,10 @@ def test_another_store_does_not_slip_into_a_resumed_run(
 
 
 def test_corpus_tokens(tiny: Settings, tmp_path: Path) -> None:
-    few = TrainConfig.parse(tiny(corpus_tokens=24 * 4, steps=3, batch_size=4))
+    few = RunConfig.parse(tiny(data={"corpus_tokens": 24 * 4, "batch_size": 4}, steps=3))
     run_training(few, tmp_path / "few")
-    source = PackedText(Dataset.open(few.data).split("train"), 4, 24, 0, sequences=4)
+    split = Dataset.open(few.data.path).split("train")
+    source = PackedText(split, 4, 24, 0, sequences=4)
     seen = {int(w) for _ in range(3) for w in source.next().extras[SEQUENCE_INDICES]}
     assert seen == {0, 1, 2, 3}
     state = files.read_json(next((tmp_path / "few/checkpoints").iterdir()) / "state.json")

@@ -26,7 +26,7 @@ from gemmule.teachers.open import open_teacher
 from gemmule.teachers.record import RecordConfig, record
 from gemmule.teachers.same_tokenizer import probe_texts
 from gemmule.teachers.transformers_model import TransformersTeacher
-from gemmule.train.config import DistillConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
 Foreign = Callable[..., Path]
@@ -186,10 +186,11 @@ def test_recorded_and_learnt_from(
     store = Store.open(tmp_path / "store")
     assert store.manifest["teacher"]["backend"] == "transformers"
     assert store.vocab_size == 512
-    config = DistillConfig.parse(tiny(teacher=str(folder), steps=2))
+    config = RunConfig.parse(tiny(objective={"teacher": str(folder)}, steps=2))
     result = run_training(config, tmp_path / "run")
     assert result["nats_per_token"] > 0
     with pytest.raises(ConfigError, match="record it first"):
         run_training(
-            DistillConfig.parse(tiny(teacher="http://127.0.0.1:1/v1", steps=2)), tmp_path / "no"
+            RunConfig.parse(tiny(objective={"teacher": "http://127.0.0.1:1/v1"}, steps=2)),
+            tmp_path / "no",
         )

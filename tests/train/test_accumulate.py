@@ -10,9 +10,11 @@ import torch
 from gemmule.data.batch import Batch
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.train.config import TrainConfig
-from gemmule.train.loop import _accumulate
-from gemmule.train.objectives import Distillation, NextToken, Objective
+from gemmule.train.config import RunConfig
+from gemmule.train.objective import Objective
+from gemmule.train.objectives.distillation import Distillation
+from gemmule.train.objectives.next_token import NextToken
+from gemmule.train.step import accumulate
 from models import fresh_model, tiny_config
 
 VOCAB = 60
@@ -46,26 +48,24 @@ def rows(whole: Batch, size: int) -> list[Batch]:
 
 
 def step(
-    objective: Objective, size: int, config: TrainConfig
+    objective: Objective, size: int, config: RunConfig
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
     model = build(1)
-    sums = _accumulate(model, objective, rows(batch(), size), config)
+    sums = accumulate(model, objective, rows(batch(), size), config.runtime)
     grads = [p.grad for p in model.parameters()]
     return sums, [g for g in grads if g is not None]
 
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "next token": lambda: NextToken(compiled=False),
-    "distillation": lambda: Distillation(
-        GemmaTeacher("", build(2, hidden_size=48)), 2.0, 0.3, compiled=False
-    ),
+    "next token": NextToken,
+    "distillation": lambda: Distillation(GemmaTeacher("", build(2, hidden_size=48)), 2.0, 0.3),
 }
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_equals_one_big_batch(name: str, size: int, tiny: Callable[..., dict[str, Any]]) -> None:
-    config = TrainConfig.parse(tiny(device="cpu"))
+    config = RunConfig.parse(tiny(runtime={"device": "cpu"}))
     objective = OBJECTIVES[name]()
     sums, grads = step(objective, 6, config)
     small_sums, small_grads = step(objective, size, config)
@@ -75,17 +75,17 @@ def test_equals_one_big_batch(name: str, size: int, tiny: Callable[..., dict[str
 
 
 def test_a_batch_without_targets_gives_zero(tiny: Callable[..., dict[str, Any]]) -> None:
-    config = TrainConfig.parse(tiny(device="cpu"))
+    config = RunConfig.parse(tiny(runtime={"device": "cpu"}))
     whole = batch()
     nothing = dataclasses.replace(whole, labels_BT=torch.full_like(whole.labels_BT, -100))
     model = build(1)
-    assert _accumulate(model, NextToken(compiled=False), [nothing], config) == {"loss": 0.0}
+    assert accumulate(model, NextToken(), [nothing], config.runtime) == {"loss": 0.0}
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 def test_loss_is_the_mean_over_targets(tiny: Callable[..., dict[str, Any]]) -> None:
-    config = TrainConfig.parse(tiny(device="cpu"))
-    sums, _ = step(NextToken(compiled=False), 2, config)
+    config = RunConfig.parse(tiny(runtime={"device": "cpu"}))
+    sums, _ = step(NextToken(), 2, config)
     whole, model = batch(), build(1).double()
     logits = model(whole.tokens_BT, doc_ids_BT=whole.doc_ids_BT)
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole.labels_BT.flatten())

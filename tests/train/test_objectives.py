@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gemmule.data.batch import Batch
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.train.objectives import Distillation, NextToken, Objective
+from gemmule.train.objective import Objective
+from gemmule.train.objectives.distillation import Distillation
+from gemmule.train.objectives.next_token import NextToken
 from models import fresh_model, tiny_config
 
 VOCAB = 80
@@ -33,7 +35,7 @@ def batch(rows: int = 3, length: int = 10, vocab: int = VOCAB) -> Batch:
 
 def gradients(objective: Objective, model: Gemma) -> tuple[float, Tensor]:
     model.zero_grad()
-    loss, _ = objective(model, batch())
+    loss, _ = objective.loss(model, batch())
     loss.backward()
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return loss.item(), torch.cat(grads)
@@ -42,42 +44,38 @@ def gradients(objective: Objective, model: Gemma) -> tuple[float, Tensor]:
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_nothing_to_learn_from_oneself(temperature: float) -> None:
     student = build(0)
-    _, plain = gradients(NextToken(compiled=False), student)
-    own = Distillation(taught_by(copy.deepcopy(student)), temperature, 0.0, compiled=False)
+    _, plain = gradients(NextToken(), student)
+    own = Distillation(taught_by(copy.deepcopy(student)), temperature, 0.0)
     _, none = gradients(own, student)
     assert none.norm() <= 1e-5 * plain.norm()
 
 
 def test_alpha_one_is_plain_training() -> None:
     student, teacher = build(0), build(1, hidden=48)
-    loss, plain = gradients(NextToken(compiled=False), student)
-    mixed_loss, mixed = gradients(
-        Distillation(taught_by(teacher), 1.0, 1.0, compiled=False), student
-    )
+    loss, plain = gradients(NextToken(), student)
+    mixed_loss, mixed = gradients(Distillation(taught_by(teacher), 1.0, 1.0), student)
     assert mixed_loss == pytest.approx(loss, rel=1e-6)
     assert (mixed - plain).norm() <= 1e-6 * plain.norm()
 
 
 def test_reports_the_next_token_loss() -> None:
     student, teacher = build(0), build(1, hidden=48)
-    _, figures = Distillation(taught_by(teacher), 2.0, 0.0, compiled=False)(student, batch())
-    loss, _ = NextToken(compiled=False)(student, batch())
+    _, figures = Distillation(taught_by(teacher), 2.0, 0.0).loss(student, batch())
+    loss, _ = NextToken().loss(student, batch())
     assert figures["next_token_loss"].item() == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_the_teacher_gets_no_gradient() -> None:
     student, teacher = build(0), build(1, hidden=48)
-    gradients(Distillation(taught_by(teacher), 1.0, 0.5, compiled=False), student)
+    gradients(Distillation(taught_by(teacher), 1.0, 0.5), student)
     assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_flops() -> None:
     student, teacher = build(0), build(1, hidden=48)
     forward, teaching = (m.config.forward_flops_per_token(16) for m in (student, teacher))
-    assert NextToken(compiled=False).flops_per_token(student, 16) == 3 * forward
-    distilled = Distillation(taught_by(teacher), 1.0, 0.0, compiled=False).flops_per_token(
-        student, 16
-    )
+    assert NextToken().flops_per_token(student, 16) == 3 * forward
+    distilled = Distillation(taught_by(teacher), 1.0, 0.0).flops_per_token(student, 16)
     assert distilled == 3 * forward + teaching
 
 
@@ -86,7 +84,7 @@ def test_never_holds_the_logits_of_the_batch(distil: bool) -> None:
     """Over the whole step, backward included, of both models."""
     vocab, rows, length = 20_000, 8, 64
     student, teacher = build(0, 8, vocab), build(1, 16, vocab)
-    objective = Distillation(taught_by(teacher), 1.0, 0.5, False) if distil else NextToken(False)
+    objective = Distillation(taught_by(teacher), 1.0, 0.5) if distil else NextToken()
     inputs = batch(rows, length, vocab)
     largest = 0
 
@@ -100,7 +98,7 @@ def test_never_holds_the_logits_of_the_batch(distil: bool) -> None:
             return out
 
     with Watch():
-        loss, _ = objective(student, inputs)
+        loss, _ = objective.loss(student, inputs)
         loss.backward()
     assert largest <= 16 * 2**20  # a chunk; the batch would take 41 MB
     assert rows * length * vocab * 4 > 2 * 16 * 2**20

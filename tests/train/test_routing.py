@@ -1,5 +1,7 @@
 """Tokens of which the teacher is unsure learn from the next token; the others from the teacher."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from gemmule.losses.head import Head
 from gemmule.losses.plain import plain_distillation
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.train.config import DistillConfig
-from gemmule.train.objectives import Distillation, NextToken, Objective
+from gemmule.train.config import RunConfig
+from gemmule.train.objective import Objective
+from gemmule.train.objectives.distillation import Distillation
+from gemmule.train.objectives.next_token import NextToken
 from models import fresh_model, tiny_config
 
 VOCAB = 80
@@ -42,7 +46,7 @@ def batch() -> Batch:
 
 def gradients(objective: Objective, model: Gemma, batch: Batch) -> tuple[float, Tensor, dict]:  # type: ignore[type-arg]
     model.zero_grad()
-    loss, figures = objective(model, batch)
+    loss, figures = objective.loss(model, batch)
     loss.backward()
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return loss.item(), torch.cat(grads), figures
@@ -78,7 +82,7 @@ def test_as_written_plainly(
     entropy_N = entropies(teacher, batch)
     threshold = between(entropy_N)
     divergence = Divergence(kind)  # type: ignore[arg-type]
-    objective = Distillation(teacher, temperature, alpha, False, divergence, threshold)
+    objective = Distillation(teacher, temperature, alpha, divergence, threshold)
     loss, grads, figures = gradients(objective, student, batch)
 
     def plain(model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,21 +97,21 @@ def test_as_written_plainly(
         hard, _ = plain_distillation(*inputs, DistillationLoss(alpha=1.0), weights_N=1 - sure_N)
         return soft + hard, {}
 
-    plain_loss, plain_grads, _ = gradients(plain, student, batch)  # type: ignore[arg-type]
+    plain_loss, plain_grads, _ = gradients(SimpleNamespace(loss=plain), student, batch)  # type: ignore[arg-type]
     assert loss == pytest.approx(plain_loss, rel=1e-5)
     assert (grads - plain_grads).norm() <= 1e-5 * plain_grads.norm()
     counted = batch.labels_BT.flatten() >= 0
     assert figures["routed"].item() == ((entropy_N > threshold) & counted).sum()
-    whole, _ = NextToken(compiled=False)(student, batch)
+    whole, _ = NextToken().loss(student, batch)
     assert figures["next_token_loss"].item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_at_the_ends(teacher: GemmaTeacher, batch: Batch) -> None:
     student = build(0, 32)
-    plain = gradients(Distillation(teacher, 1.0, 0.0, False), student, batch)
-    none = gradients(Distillation(teacher, 1.0, 0.0, False, route_above=100.0), student, batch)
-    every = gradients(Distillation(teacher, 1.0, 0.0, False, route_above=0.0), student, batch)
-    hard = gradients(NextToken(False), student, batch)
+    plain = gradients(Distillation(teacher, 1.0, 0.0), student, batch)
+    none = gradients(Distillation(teacher, 1.0, 0.0, route_above=100.0), student, batch)
+    every = gradients(Distillation(teacher, 1.0, 0.0, route_above=0.0), student, batch)
+    hard = gradients(NextToken(), student, batch)
     assert none[0] == pytest.approx(plain[0], rel=1e-6)
     assert torch.allclose(none[1], plain[1], atol=1e-6)
     assert every[0] == pytest.approx(hard[0], rel=1e-6)
@@ -116,11 +120,17 @@ def test_at_the_ends(teacher: GemmaTeacher, batch: Batch) -> None:
 
 def test_more_work_is_counted(teacher: GemmaTeacher) -> None:
     student = build(0, 32)
-    plain = Distillation(teacher, 1.0, 0.0, False).flops_per_token(student, 16)
-    routed = Distillation(teacher, 1.0, 0.0, False, route_above=1.0).flops_per_token(student, 16)
+    plain = Distillation(teacher, 1.0, 0.0).flops_per_token(student, 16)
+    routed = Distillation(teacher, 1.0, 0.0, route_above=1.0).flops_per_token(student, 16)
     assert routed - plain == 6 * VOCAB * 32 + 2 * VOCAB * 48
 
 
 def test_a_record_cannot_be_asked() -> None:
-    with pytest.raises(ConfigError, match="route_above asks a teacher"):
-        DistillConfig.parse({"data": "x", "steps": 1, "targets": "store", "route_above": 2.0})
+    with pytest.raises(ConfigError, match="route_above needs the teacher's entropy"):
+        RunConfig.parse(
+            {
+                "data": {"path": "x"},
+                "steps": 1,
+                "objective": {"kind": "distill", "targets": "store", "route_above": 2.0},
+            }
+        )

@@ -24,7 +24,7 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.carbon import Energy
 from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop, run
-from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 from gemmule.train.state import SafetensorsStates
 
@@ -37,7 +37,7 @@ def teacher(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "teacher"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
-        run_training(TrainConfig.parse(tiny(steps=8, seed=5)), out)
+        run_training(RunConfig.parse(tiny(steps=8, seed=5)), out)
     return out
 
 
@@ -65,8 +65,11 @@ def test_writes_every_file(teacher: Path, pieces: Tokenizer) -> None:
     assert manifest["parameters"] == result["parameters"]
     assert Tokenizer.load(teacher / "model").fingerprint == pieces.fingerprint
     # What was resolved is what is saved, so that a resumed run repeats it anywhere.
-    saved = TrainConfig.load(teacher / "config.toml")
-    assert (saved.device, saved.dtype, saved.compile, saved.threads) == ("cpu", "float32", False, 1)
+    saved = RunConfig.load(teacher / "config.toml")
+    runtime = saved.runtime
+    assert (runtime.device, runtime.dtype, runtime.compile, runtime.threads) == (
+        "cpu", "float32", False, 1,
+    )  # fmt: skip
 
 
 def test_learns(teacher: Path) -> None:
@@ -75,9 +78,9 @@ def test_learns(teacher: Path) -> None:
 
 
 def test_the_seed_decides_everything(tiny: Settings, teacher: Path, tmp_path: Path) -> None:
-    run_training(TrainConfig.parse(tiny(steps=8, seed=5)), tmp_path / "same")
+    run_training(RunConfig.parse(tiny(steps=8, seed=5)), tmp_path / "same")
     assert weights(tmp_path / "same") == weights(teacher)
-    run_training(TrainConfig.parse(tiny(steps=8, seed=6)), tmp_path / "other")
+    run_training(RunConfig.parse(tiny(steps=8, seed=6)), tmp_path / "other")
     assert weights(tmp_path / "other") != weights(teacher)
 
 
@@ -85,7 +88,7 @@ def test_distilling_leaves_the_teacher_as_it_was(
     tiny: Settings, teacher: Path, tmp_path: Path
 ) -> None:
     before = weights(teacher)
-    config = DistillConfig.parse(tiny(steps=2, teacher=str(teacher)))
+    config = RunConfig.parse(tiny(steps=2, objective={"teacher": str(teacher)}))
     result = run_training(config, tmp_path / "student")
     assert weights(teacher) == before
     manifest = files.read_json(tmp_path / "student" / "manifest.json")
@@ -101,7 +104,7 @@ def test_distilling_leaves_the_teacher_as_it_was(
 
 
 def test_init_starts_from_a_model(tiny: Settings, teacher: Path, tmp_path: Path) -> None:
-    config = TrainConfig.parse(tiny(steps=1, init=str(teacher)))
+    config = RunConfig.parse(tiny(steps=1, model={"init": str(teacher)}))
     run_training(config, tmp_path / "run")
     first = read_metrics(tmp_path / "run")[0]["loss"]
     last = [m["loss"] for m in read_metrics(teacher) if "loss" in m][-1]
@@ -115,7 +118,7 @@ def test_nan_stops_before_the_weights_move(
     poison: str, tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    plain, steps = loop._accumulate, 0
+    plain, steps = loop.accumulate, 0
     kept: list[torch.Tensor] = []
 
     def accumulate(model: Any, *rest: Any) -> dict[str, float]:
@@ -129,17 +132,17 @@ def test_nan_stops_before_the_weights_move(
             model.norm.weight.grad[0] = float("nan")
         return sums
 
-    monkeypatch.setattr(loop, "_accumulate", accumulate)
+    monkeypatch.setattr(loop, "accumulate", accumulate)
     with pytest.raises(TrainingError, match=r"diverged at step 6: .* is step-4.*learning_rate"):
-        run_training(TrainConfig.parse(tiny()), out)
+        run_training(RunConfig.parse(tiny()), out)
     assert torch.equal(*kept)
     assert SafetensorsStates(out / "checkpoints", 1).steps() == [4]
     assert not (out / "model").exists()
     assert [m["step"] for m in read_metrics(out) if "loss" in m] == [1, 2, 3, 4, 5]
     # Had it been a passing fault of the machine, the run goes on as if nothing had happened.
-    monkeypatch.setattr(loop, "_accumulate", plain)
-    run_training(TrainConfig.parse(tiny()), out, resume=True)
-    run_training(TrainConfig.parse(tiny()), tmp_path / "unbroken")
+    monkeypatch.setattr(loop, "accumulate", plain)
+    run_training(RunConfig.parse(tiny()), out, resume=True)
+    run_training(RunConfig.parse(tiny()), tmp_path / "unbroken")
     assert weights(out) == weights(tmp_path / "unbroken")
 
 
@@ -178,7 +181,7 @@ def test_carbon_adds_up(tiny: Settings, tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(loop, "clip_gradients", clip)
     out = tmp_path / "run"
-    config = TrainConfig.parse(tiny())
+    config = RunConfig.parse(tiny())
     for expected in (3, 6):
         with pytest.raises(Interrupted, match=f"stopped after step {expected} of 12.*--resume"):
             run_training(config, out, resume=expected == 6)
@@ -195,11 +198,16 @@ def test_another_tokenizer_of_the_same_size_is_refused(
 ) -> None:
     data = prepare(text_folder, other_pieces, tmp_path / "data").path
     assert other_pieces.vocab_size == 512
-    settings = tiny(data=str(data))
+    settings = tiny(data={"path": str(data)})
     with pytest.raises(TokenizerError, match=r"the teacher, .*, has another tokenizer .*prepare"):
-        run_training(DistillConfig.parse({**settings, "teacher": str(teacher)}), tmp_path / "a")
+        run_training(
+            RunConfig.parse(
+                {**settings, "objective": {"kind": "distill", "teacher": str(teacher)}}
+            ),
+            tmp_path / "a",
+        )
     with pytest.raises(TokenizerError, match=r"the model to start from, .* has another tokenizer"):
-        run_training(TrainConfig.parse({**settings, "init": str(teacher)}), tmp_path / "b")
+        run_training(RunConfig.parse({**settings, "model": {"init": str(teacher)}}), tmp_path / "b")
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
 
@@ -212,7 +220,7 @@ def test_resuming_with_other_data_is_refused(
     data.symlink_to(prepared)
     monkeypatch.setattr(run, "save_model", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_training(TrainConfig.parse(tiny(steps=1, data=str(data))), out)
+        run_training(RunConfig.parse(tiny(steps=1, data={"path": str(data)})), out)
     data.unlink()
     text = tmp_path / "text"
     text.mkdir()
@@ -220,7 +228,7 @@ def test_resuming_with_other_data_is_refused(
         (text / p.name).write_text(p.read_text() + f"sail {i}\n")
     prepare(text, pieces, data)
     with pytest.raises(DataError, match="was started with other data"):
-        run_training(TrainConfig.parse(tiny(steps=1, data=str(data))), out, resume=True)
+        run_training(RunConfig.parse(tiny(steps=1, data={"path": str(data)})), out, resume=True)
 
 
 def test_resuming_with_another_teacher_is_refused(
@@ -228,11 +236,11 @@ def test_resuming_with_another_teacher_is_refused(
 ) -> None:
     link, out = tmp_path / "teacher", tmp_path / "run"
     link.symlink_to(teacher)
-    config = DistillConfig.parse(tiny(steps=1, teacher=str(link)))
+    config = RunConfig.parse(tiny(steps=1, objective={"teacher": str(link)}))
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(run, "save_model", lambda *_: 1 / 0)
         run_training(config, out)
-    run_training(TrainConfig.parse(tiny(steps=1)), tmp_path / "other")
+    run_training(RunConfig.parse(tiny(steps=1)), tmp_path / "other")
     link.unlink()
     link.symlink_to(tmp_path / "other")
     with pytest.raises(CheckpointError, match="has other weights than when"):
@@ -242,19 +250,21 @@ def test_resuming_with_another_teacher_is_refused(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"seq_len": 65}, ConfigError, r"seq_len = 65 is longer than the model's context of 64"),
-        ({"seq_len": 90000, "model": {"max_position_embeddings": 100000}}, DataError,
+        ({"data": {"seq_len": 65}}, ConfigError,
+         r"seq_len = 65 is longer than the model's context of 64"),
+        ({"data": {"seq_len": 90000}, "model": {"max_position_embeddings": 100000}}, DataError,
          r"seq_len 90000 is longer than the data: train has \d+ tokens"),
-        ({"preset": "1n"}, ConfigError, "unknown model preset '1n'; did you mean '1m'"),
-        ({"preset": "2b", "model": {"vocab_size": 256_000}, "batch_size": 10**7,
-          "micro_batch_size": None}, ConfigError, r"needs at least [\d,.]+ GiB of memory"),
+        ({"model": {"preset": "1n"}}, ConfigError, "unknown model preset '1n'; did you mean '1m'"),
+        ({"model": {"preset": "2b", "vocab_size": 256_000},
+          "data": {"batch_size": 10**7, "micro_batch_size": None}}, ConfigError,
+         r"needs at least [\d,.]+ GiB of memory"),
         ({"model": {"hidden_size": 10**9}}, ConfigError, r"needs at least [\d,.]+ GiB of memory"),
-        ({"batch_size": 10**12}, ConfigError, r"needs at least [\d,.]+ GiB of memory"),
+        ({"data": {"batch_size": 10**12}}, ConfigError, r"needs at least [\d,.]+ GiB of memory"),
         ({"model": {"vocab_size": 500}}, ConfigError, "smaller than the tokenizer's 512 pieces"),
-        ({"country": "XX"}, ConfigError, "not a country code"),
-        ({"device": "cuda"}, ConfigError, "no CUDA device"),
-        ({"data": "nowhere"}, DataError, "no data folder at nowhere"),
-        ({"init": "nowhere/at/all"}, CheckpointError, "nowhere"),
+        ({"runtime": {"country": "XX"}}, ConfigError, "not a country code"),
+        ({"runtime": {"device": "cuda"}}, ConfigError, "no CUDA device"),
+        ({"data": {"path": "nowhere"}}, DataError, "no data folder at nowhere"),
+        ({"model": {"init": "nowhere/at/all"}}, CheckpointError, "nowhere"),
     ],
 )  # fmt: skip
 def test_bad_settings_leave_nothing_behind(
@@ -263,18 +273,19 @@ def test_bad_settings_leave_nothing_behind(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(error, match=message):
-        run_training(TrainConfig.parse(tiny(**changes)), tmp_path / "run")
+        run_training(RunConfig.parse(tiny(**changes)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_spare_vocabulary_rows_must_agree(tiny: Settings, teacher: Path, tmp_path: Path) -> None:
     shape = {**tiny()["model"], "vocab_size": 520}
-    config = DistillConfig.parse(tiny(steps=1, model=shape, teacher=str(teacher)))
+    config = RunConfig.parse(tiny(steps=1, model=shape, objective={"teacher": str(teacher)}))
     with pytest.raises(ConfigError, match=r"has 512 rows .* student 520: set model.vocab_size = 5"):
         run_training(config, tmp_path / "a")
-    run_training(TrainConfig.parse(tiny(steps=1, model=shape)), tmp_path / "b")
+    run_training(RunConfig.parse(tiny(steps=1, model=shape)), tmp_path / "b")
     run_training(
-        DistillConfig.parse(tiny(steps=1, model=shape, teacher=str(tmp_path / "b"))), tmp_path / "c"
+        RunConfig.parse(tiny(steps=1, model=shape, objective={"teacher": str(tmp_path / "b")})),
+        tmp_path / "c",
     )
 
 
@@ -291,10 +302,11 @@ def test_students_share_weights_and_batches(
 
     monkeypatch.setattr(PackedText, "next", watched)
     firsts = []
-    for kind, more in ((TrainConfig, {}), (DistillConfig, {"teacher": str(teacher)})):
+    for kind, objective in (("pretrain", {}), ("distill", {"teacher": str(teacher)})):
         seen.append([])
-        run_training(kind.parse(tiny(steps=3, **more)), tmp_path / kind.__name__)
-        first = read_metrics(tmp_path / kind.__name__)[0]
+        settings = tiny(steps=3, objective={"kind": kind, **objective})
+        run_training(RunConfig.parse(settings), tmp_path / kind)
+        first = read_metrics(tmp_path / kind)[0]
         firsts.append(first.get("next_token_loss", first["loss"]))
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
     assert firsts[0] == pytest.approx(firsts[1], rel=1e-6)
@@ -316,7 +328,9 @@ def test_the_loader_is_not_read_ahead(prepared: Path) -> None:
 def test_compiled_runs_resume_bit_for_bit(
     tiny: Settings, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = DistillConfig.parse(tiny(compile=True, seq_len=20, teacher=str(teacher)))
+    config = RunConfig.parse(
+        tiny(runtime={"compile": True}, data={"seq_len": 20}, objective={"teacher": str(teacher)})
+    )
     run_training(config, tmp_path / "unbroken")
     plain = loop.clip_gradients
     calls = 0

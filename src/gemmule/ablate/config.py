@@ -1,6 +1,5 @@
 """Settings of a sweep; saved with it, so that going on means going on with the same ones."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,16 +10,17 @@ from pydantic import Field
 from gemmule.ablate.ablations import find
 from gemmule.config import Config
 from gemmule.errors import ConfigError
-from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.config import grouped, load_run_config
 
 # What a sweep decides itself, and the option that does.
 DECIDED = {
-    "data": "--data",
-    "preset": "--student",
+    "data.path": "--data",
+    "model.preset": "--student",
     "steps": "--tokens",
     "seed": "--seeds",
-    "teacher": "--teacher",
-    "targets": "--teacher",
+    "objective.kind": "the ablation",
+    "objective.teacher": "--teacher",
+    "objective.targets": "--teacher",
 }
 
 
@@ -37,7 +37,8 @@ class SweepConfig(Config):
         student: rung of the ladder or preset; None is the ablation's own choice.
         seeds: runs of each kind, with seeds 0, 1, …
         tokens: what each student is trained on, rounded up to whole steps.
-        settings: of every student's training, and of a trained teacher's but for its shape.
+        settings: settings of every student's training, and of a trained teacher's but for its
+            shape. The group `objective` is that of the distilled ones.
         data_fingerprint: of the data the sweep began with.
         teacher_fingerprint: of the weights of `teacher`.
     """
@@ -55,6 +56,12 @@ class SweepConfig(Config):
     data_fingerprint: str | None = None
     teacher_fingerprint: str | None = None
 
+    @pydantic.field_validator("settings")
+    @classmethod
+    def _in_groups(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Sweeps of earlier versions saved their settings flat."""
+        return _without_kind(grouped(settings))
+
     @pydantic.model_validator(mode="after")
     def _teacher_is_wanted(self) -> Self:
         if self.teacher is None:
@@ -67,7 +74,7 @@ class SweepConfig(Config):
 
 
 def given_settings(overrides: Sequence[str], data: Path) -> dict[str, Any]:
-    """What --set asks for, as nested settings.
+    """The nested settings that --set asks for.
 
     Raises:
         ConfigError: for a setting that does not exist, or that the sweep decides itself.
@@ -76,9 +83,19 @@ def given_settings(overrides: Sequence[str], data: Path) -> dict[str, Any]:
         key = override.partition("=")[0].strip()
         if key in DECIDED:
             raise ConfigError(f"--set {key}: a sweep takes {DECIDED[key]} for it")
-    values = [f"data={str(data)!r}", "steps=1", "teacher=x", *overrides]
-    parsed = DistillConfig.load(None, values).model_dump(mode="json", exclude_unset=True)
-    return {k: v for k, v in parsed.items() if k not in DECIDED}
+    own = {
+        "data.path": str(data),
+        "steps": 1,
+        "objective.kind": "distill",
+        "objective.teacher": "x",
+    }
+    values = [f"{key}={value!r}" for key, value in own.items()]
+    config = load_run_config(None, [*values, *overrides])
+    settings = config.model_dump(mode="json", exclude_unset=True)
+    for key in own:
+        group, _, name = key.rpartition(".")
+        del (settings[group] if group else settings)[name]
+    return {key: value for key, value in settings.items() if value != {}}
 
 
 def save_or_compare(config: SweepConfig, path: Path) -> None:
@@ -113,21 +130,7 @@ def _shown(value: Any) -> str:
     return "unset" if value in (None, {}) else str(value)
 
 
-def distills(settings: Mapping[str, Any]) -> bool:
-    """Whether settings of a run are those of a distilled one."""
-    return bool({"teacher", "targets"} & set(settings))
-
-
-def parsed(settings: Mapping[str, Any], source: str) -> TrainConfig:
-    """The checked settings of one run.
-
-    Raises:
-        ConfigError: naming where they are from and what is wrong with them.
-    """
-    kind = DistillConfig if distills(settings) else TrainConfig
-    return kind.parse(settings, source=source)
-
-
-def saved(path: Path) -> TrainConfig:
-    """The resolved settings of a run that is there."""
-    return parsed(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+def _without_kind(settings: dict[str, Any]) -> dict[str, Any]:
+    objective = {k: v for k, v in settings.get("objective", {}).items() if k != "kind"}
+    rest = {k: v for k, v in settings.items() if k != "objective"}
+    return {**rest, "objective": objective} if objective else rest

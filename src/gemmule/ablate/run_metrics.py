@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from gemmule.ablate.config import saved
 from gemmule.ablate.induction import LENGTH, induction
 from gemmule.ablate.sweep import ROUTED
 from gemmule.checkpoints.load import load_model
@@ -16,6 +15,7 @@ from gemmule.data.packed_text import eval_batches
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import FIRST_LEARNED_ID
 from gemmule.teachers.open import open_teacher
+from gemmule.train.config import load_run_config
 from gemmule.train.evaluate import evaluate
 
 
@@ -29,16 +29,16 @@ def with_window(model: Gemma, window: int) -> Gemma:
 
 def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Held-out loss with the window that `settings` names, all else as the run had it."""
-    config = saved(run / "config.toml")
+    config = load_run_config(run / "config.toml")
     model, _ = load_model(run, torch.float32)
     changed = with_window(model, settings["sliding_window"]).eval()
     found = evaluate(
         changed,
         dataset.split("heldout"),
         dataset.tokenizer,
-        seq_len=config.seq_len,
-        batch_size=config.micro_batch,
-        max_tokens=config.heldout_tokens,
+        seq_len=config.data.seq_len,
+        batch_size=config.data.micro_batch,
+        max_tokens=config.evaluation.heldout_tokens,
     )
     return {
         "split": "heldout",
@@ -52,11 +52,11 @@ def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[st
 
 def _induction(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The probe of induction.py with sequences that fit the run's own."""
-    config = saved(run / "config.toml")
+    config = load_run_config(run / "config.toml")
     model, tokenizer = load_model(run, torch.float32)
     ids = torch.arange(FIRST_LEARNED_ID, tokenizer.vocab_size)
     found = induction(
-        model.eval(), ids, length=min(LENGTH, config.seq_len // 2), bos=tokenizer.bos_id
+        model.eval(), ids, length=min(LENGTH, config.data.seq_len // 2), bos=tokenizer.bos_id
     )
     return {
         **dataclasses.asdict(found),

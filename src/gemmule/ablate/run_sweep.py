@@ -15,7 +15,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.ablate.ablations import Ablation, find
-from gemmule.ablate.config import SweepConfig, parsed, save_or_compare
+from gemmule.ablate.config import SweepConfig, save_or_compare
 from gemmule.ablate.page import write_page
 from gemmule.ablate.results import METRICS, combine
 from gemmule.ablate.run_metrics import MEASURES
@@ -32,7 +32,7 @@ from gemmule.errors import (
 from gemmule.runtime import torch_compile
 from gemmule.teachers.open import open_teacher
 from gemmule.teachers.record import RecordConfig, record
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import DataConfig, RunConfig
 from gemmule.train.run import run_training
 
 SWEEP = "sweep.toml"
@@ -58,7 +58,9 @@ def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
     dataset = Dataset.open(config.data)
     config, vocab_size = _with_inputs(config, dataset)
     plan = make_plan(config, out, vocab_size)
-    settings = {c.name: parsed(c.settings, c.name) for c in plan.cells if c.measure is None}
+    settings = {
+        c.name: RunConfig.parse(c.settings, c.name) for c in plan.cells if c.measure is None
+    }
     _claim(out, config)
     settings = _compiled_where_it_pays(settings, plan)
     records = [_record(cell, out) for cell in plan.cells]
@@ -88,7 +90,7 @@ def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
 
 
 def _perform(
-    cell: Cell, settings: TrainConfig | None, dataset: Dataset, out: Path, label: str
+    cell: Cell, settings: RunConfig | None, dataset: Dataset, out: Path, label: str
 ) -> None:
     """Leaves result.json in the cell's folder."""
     folder = _folder(cell, out)
@@ -109,7 +111,8 @@ def _perform(
         if cell.route_quantile is not None:
             entropies = files.read_json(out / "cells" / str(cell.needs) / "result.json")
             above = entropies["quantiles"][str(cell.route_quantile)]
-            settings = settings.model_copy(update={"route_above": above})
+            objective = settings.objective.model_copy(update={"route_above": above})
+            settings = settings.model_copy(update={"objective": objective})
         run_training(settings, folder, resume=resumable, label=label)
 
 
@@ -164,27 +167,31 @@ def _with_inputs(config: SweepConfig, dataset: Dataset) -> tuple[SweepConfig, in
     prints = {"data_fingerprint": dataset.fingerprint}
     rows = dataset.tokenizer.vocab_size
     if config.teacher is not None:
-        seq_len = config.settings.get("seq_len", TrainConfig.model_fields["seq_len"].default)
+        seq_len = config.settings.get("data", {}).get(
+            "seq_len", DataConfig.model_fields["seq_len"].default
+        )
         teacher = open_teacher(config.teacher, dataset, seq_len)
         rows = max(rows, teacher.vocab_size)  # a padded teacher's students are padded alike
         prints["teacher_fingerprint"] = teacher.describe()["fingerprint"]
     return config.model_copy(update=prints), rows
 
 
-def _compiled_where_it_pays(
-    settings: Mapping[str, TrainConfig], plan: Plan
-) -> dict[str, TrainConfig]:
+def _compiled_where_it_pays(settings: Mapping[str, RunConfig], plan: Plan) -> dict[str, RunConfig]:
     """Turns "auto" into yes where the sweep as a whole is long enough.
 
     What is compiled for one seed serves the others too, so it is the sweep that must earn it.
     """
-    tokens = sum(c.steps * c.tokens_per_step for c in settings.values())
+    tokens = sum(c.steps * c.data.tokens_per_step for c in settings.values())
     if tokens < COMPILE_EARNS_ITS_TIME or not torch_compile.can_compile():
         return dict(settings)
-    return {
-        name: c.model_copy(update={"compile": True}) if c.compile == "auto" else c
-        for name, c in settings.items()
-    }
+    return {name: _compiled(c) for name, c in settings.items()}
+
+
+def _compiled(config: RunConfig) -> RunConfig:
+    if config.runtime.compile != "auto":
+        return config
+    runtime = config.runtime.model_copy(update={"compile": True})
+    return config.model_copy(update={"runtime": runtime})
 
 
 @contextmanager

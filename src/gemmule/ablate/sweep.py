@@ -16,13 +16,11 @@ from gemmule.ablate.config import SweepConfig
 from gemmule.errors import ConfigError
 from gemmule.losses.divergences import SPARSE_KINDS
 from gemmule.model.config import GemmaConfig
-from gemmule.runtime.config import RuntimeConfig
 from gemmule.teachers.target_spec import TargetSpec
-from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.config import DataConfig
 
 SCRATCH, DISTILLED = "from scratch", "distilled"
 TEACHER_SEED = 1_000_003  # a teacher's own, so that no student shares its batches by construction
-ONLY_DISTILLED = set(DistillConfig.model_fields) - set(TrainConfig.model_fields)
 STORE = "store"  # in the folder of a cell that records
 # Three numbers of draws, and draws as published; the likeliest ids alone, with the mass of the
 # rest, and up to a mass.
@@ -119,8 +117,8 @@ class _Planner:
     def __init__(self, config: SweepConfig, out: Path, vocab_size: int) -> None:
         self.config, self.out, self.vocab_size = config, out, vocab_size
         self.student = config.student or CATALOGUE[config.ablation].student
-        self.given = {k: v for k, v in config.settings.items() if k not in ONLY_DISTILLED}
-        self.given_distilled = {k: v for k, v in config.settings.items() if k in ONLY_DISTILLED}
+        self.given = {k: v for k, v in config.settings.items() if k != "objective"}
+        self.given_distilled = config.settings.get("objective", {})
         self.corpus_tokens: int | None = None  # of a sweep that records its teacher
         self.cells: list[Cell] = []
 
@@ -286,33 +284,33 @@ class _Planner:
         return shapes.shape(size, self.vocab_size, **{**given, **changes})
 
     def _common(self) -> dict[str, Any]:
-        batch_size = self.given.get("batch_size", TrainConfig.model_fields["batch_size"].default)
-        seq_len = self.given.get("seq_len", TrainConfig.model_fields["seq_len"].default)
-        return {"batch_size": batch_size, "seq_len": seq_len}
+        given, fields = self.given.get("data", {}), DataConfig.model_fields
+        return {name: given.get(name, fields[name].default) for name in ("batch_size", "seq_len")}
 
     def _training(self, shape: GemmaConfig, tokens: int, seed: int) -> dict[str, Any]:
         common = self._common()
         if common["seq_len"] > shape.max_position_embeddings:
             raise ConfigError(
-                f"seq_len = {common['seq_len']} is longer than the context of "
+                f"data.seq_len = {common['seq_len']} is longer than the context of "
                 f"{shape.max_position_embeddings} tokens of a model of the sweep: shorten it, or "
                 "choose other sizes"
             )
         steps = -(-tokens // (common["batch_size"] * common["seq_len"]))
+        part = {"corpus_tokens": self.corpus_tokens} if self.corpus_tokens else {}
+        given = self.given
         return {
-            "evaluate_every": max(1, steps // 4),
-            "evaluation_tokens": 16384,
-            "checkpoint_every": max(100, steps),
-            "checkpoint_minutes": 1.0,
-            "keep_checkpoints": 1,
-            **self.given,
-            **({"corpus_tokens": self.corpus_tokens} if self.corpus_tokens else {}),
-            **common,
-            "data": str(self.config.data),
+            **given,
             "steps": steps,
             "seed": seed,
+            "data": {**given.get("data", {}), **part, **common, "path": str(self.config.data)},
             "model": shape.model_dump(exclude_none=True),
-        }
+            "evaluation": {
+                "every": max(1, steps // 4), "tokens": 16384, **given.get("evaluation", {}),
+            },
+            "checkpoint": {
+                "every": max(100, steps), "minutes": 1.0, "keep": 1, **given.get("checkpoint", {}),
+            },
+        }  # fmt: skip
 
     def _teacher(self, size: str | None = None) -> Source:
         """The teacher itself: the user's, or one that a cell trains."""
@@ -348,11 +346,11 @@ class _Planner:
                 "--online, with which the teacher itself is used (targets is about records)"
             )
         tokens = self.config.seeds * self.config.tokens
-        self.corpus_tokens = min(tokens, self.given.get("corpus_tokens", tokens))
+        self.corpus_tokens = min(tokens, self.given.get("data", {}).get("corpus_tokens", tokens))
         spec = {"temperature": self.given_distilled.get("temperature", 1.0), **spec}
         settings = {
             **teacher.settings,
-            **{k: v for k, v in self.given.items() if k in RuntimeConfig.model_fields},
+            **self.given.get("runtime", {}),
             "data": str(self.config.data),
             "seq_len": self._common()["seq_len"],
             "tokens": self.corpus_tokens,
@@ -380,7 +378,8 @@ class _Planner:
         settings = self._training(shape, self.config.tokens, seed)
         needs = None
         if source is not None:
-            settings |= {**source.settings, **self.given_distilled, **(distilled or {})}
+            own = {**source.settings, **self.given_distilled, **(distilled or {})}
+            settings["objective"] = {"kind": "distill", **own}
             needs = source.needs
         return self._add(group, arm, seed, settings, needs=needs, **more)
 

@@ -17,7 +17,7 @@ from gemmule.cli.options import (
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gemmule.train.config import TrainConfig
+    from gemmule.train.config import RunConfig
 
 
 @command(TRAIN)
@@ -28,13 +28,11 @@ def train(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model on next-token prediction.
+    """Train a model as a config says; without a group objective, on next-token prediction.
 
-    Example: gemmule train configs/train-1m.toml --set data=runs/data --out runs/mine
+    Example: gemmule train configs/train-1m.toml --set data.path=runs/data --out runs/mine
     """
-    from gemmule.train.config import TrainConfig
-
-    _train(TrainConfig, out, config, overrides, resume, as_json)
+    _train(_settings(config, overrides or [], out, resume), out, resume, as_json)
 
 
 @command(TRAIN)
@@ -55,35 +53,32 @@ def distill(
 ) -> None:
     """Train a student to match its teacher's distribution, computed online or recorded.
 
-    Example: gemmule distill configs/distill-1m.toml --teacher runs/big --set data=runs/data
+    Example: gemmule distill configs/distill-1m.toml --teacher runs/big --set data.path=runs/data
     --out runs/small
     """
-    from gemmule.train.config import DistillConfig
-
     given = {"teacher": teacher, "targets": targets}
-    chosen = [f"{name}={json.dumps(str(path))}" for name, path in given.items() if path]
-    chosen += ["cross_tokenizer=true"] if cross_tokenizer else []
-    values = [*(overrides or []), *chosen]
-    _train(DistillConfig, out, config, values, resume, as_json)
+    chosen = [f"objective.{name}={json.dumps(str(path))}" for name, path in given.items() if path]
+    chosen += ["objective.cross_tokenizer=true"] if cross_tokenizer else []
+    if not resume:
+        chosen.append('objective.kind="distill"')
+    _train(_settings(config, [*(overrides or []), *chosen], out, resume), out, resume, as_json)
 
 
-def _train(
-    kind: "type[TrainConfig]",
-    out: Path,
-    config: Path | None,
-    overrides: list[str] | None,
-    resume: bool,
-    as_json: bool,
-) -> None:
-    from gemmule.console import console
+def _settings(config: Path | None, overrides: list[str], out: Path, resume: bool) -> "RunConfig":
+    """The settings of a new run, or those that a stopped run saved, whatever its kind."""
     from gemmule.runs.run_dir import RunDir
+    from gemmule.train.config import load_run_config
 
-    if resume:
-        if config or overrides:
-            raise ConfigError("--resume continues with the run's saved settings: give only --out")
-        settings = _saved(RunDir.open(out).path / "config.toml")
-    else:
-        settings = kind.load(config, overrides or [])
+    if not resume:
+        return load_run_config(config, overrides)
+    if config or overrides:
+        raise ConfigError("--resume continues with the run's saved settings: give only --out")
+    return load_run_config(RunDir.open(out).path / "config.toml")
+
+
+def _train(settings: "RunConfig", out: Path, resume: bool, as_json: bool) -> None:
+    from gemmule.console import console
+
     with stoppable("the same command with --resume continues from the last saved step"):
         from gemmule.evals.memorization.callback import memorization_probe
         from gemmule.train.run import describe, run_training
@@ -94,12 +89,3 @@ def _train(
     else:
         console.print(describe(result))
         console.print(f"next: gemmule generate {out} 'The'   gemmule card {out}")
-
-
-def _saved(path: Path) -> "TrainConfig":
-    """A run's settings; either verb goes on with whatever the run was."""
-    from gemmule.train.config import DistillConfig, TrainConfig
-
-    lines = path.read_text().splitlines()
-    distilling = any(line.startswith(("teacher =", "targets =")) for line in lines)
-    return (DistillConfig if distilling else TrainConfig).load(path)

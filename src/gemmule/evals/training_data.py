@@ -12,7 +12,7 @@ from gemmule.data.dataset import Dataset, Split
 from gemmule.data.packed_text import sequence_count, times_read
 from gemmule.errors import DataError, GemmuleError, UserError
 from gemmule.teachers.logit_store import Store
-from gemmule.train.config import DistillConfig, TrainConfig
+from gemmule.train.config import DistillConfig, RunConfig, load_run_config
 
 
 class NoTrainingData(DataError):
@@ -32,19 +32,20 @@ class Reading:
     seq_len: int
 
     @classmethod
-    def of(cls, config: TrainConfig, split: Split, steps: int) -> "Reading":
+    def of(cls, config: RunConfig, split: Split, steps: int) -> "Reading":
         """What a run has read after so many steps.
 
         Raises:
             UserError: when a record of a teacher decides it and is not there.
         """
-        windows = sequence_count(split, config.seq_len)
-        if config.corpus_tokens is not None:
-            windows = min(windows, -(-config.corpus_tokens // config.seq_len))
-        if isinstance(config, DistillConfig) and config.targets is not None:
-            windows = min(windows, Store.open(config.targets).windows)
-        times = times_read(windows, steps * config.batch_size, config.seed)
-        return cls(times, config.seq_len)
+        windows = sequence_count(split, config.data.seq_len)
+        if config.data.corpus_tokens is not None:
+            windows = min(windows, -(-config.data.corpus_tokens // config.data.seq_len))
+        objective = config.objective
+        if isinstance(objective, DistillConfig) and objective.targets is not None:
+            windows = min(windows, Store.open(objective.targets).windows)
+        times = times_read(windows, steps * config.data.batch_size, config.seed)
+        return cls(times, config.data.seq_len)
 
     def of_spans(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
         """How often the spans of `length` tokens from `starts` on were read, their least read part.
@@ -106,9 +107,9 @@ def open_training_data(model: str | Path, data: Path | None = None) -> TrainingD
         note = "how often the run read each part of its data is not known: settings of another kind"
         return TrainingData(dataset, None, (note,))
     notes = []
-    if config.init is not None:
+    if config.model.init is not None:
         notes.append(
-            f"the run started from {Path(config.init).name}: what that one read is left out"
+            f"the run started from {Path(config.model.init).name}: what that one read is left out"
         )
     try:
         reading = Reading.of(config, dataset.split("train"), config.steps)
@@ -131,17 +132,17 @@ def _manifest(run: Path) -> dict[str, Any] | None:
     return found if isinstance(found["data"].get("fingerprint"), str) else None
 
 
-def _config(run: Path, manifest: dict[str, Any]) -> TrainConfig | None:
-    kinds = {"train": TrainConfig, "distill": DistillConfig}
-    kind = kinds.get(str(manifest.get("kind")))
+def _config(run: Path, manifest: dict[str, Any]) -> RunConfig | None:
+    if manifest.get("kind") not in ("train", "distill"):  # kinds that read all of their data
+        return None
     try:
-        return kind.load(run / "config.toml") if kind is not None else None
+        return load_run_config(run / "config.toml")
     except UserError:
         return None
 
 
 def _find(
-    run: Path, config: TrainConfig | None, data: Path | None, expected: str, name: str
+    run: Path, config: RunConfig | None, data: Path | None, expected: str, name: str
 ) -> Dataset:
     if data is not None:
         found = Dataset.open(data)
@@ -151,7 +152,7 @@ def _find(
                 f"{found.fingerprint[:12]}, and not {name}, {expected[:12]}"
             )
         return found
-    named = [] if config is None else [config.data]
+    named = [] if config is None else [config.data.path]
     other = None
     for place in (*named, run.parent / "data"):
         if (place / "manifest.json").is_file():

@@ -43,7 +43,7 @@ class Asked:
         teacher: its shape; None for none.
         teacher_path: a real teacher's folder; None for a preset.
         data: the corpus's folder; None where there is none yet.
-        train: settings of the run, for TrainConfig.
+        train: settings of the run, for RunConfig, without data.path.
         flops: of the whole run, by "scratch" and "distill": long runs compile.
     """
 
@@ -57,12 +57,13 @@ class Asked:
     @property
     def rows(self) -> int:
         """Sequences at once."""
-        return int(self.train.get("micro_batch_size") or self.train["batch_size"])
+        data = self.train["data"]
+        return int(data.get("micro_batch_size") or data["batch_size"])
 
     @property
     def seq_len(self) -> int:
         """Tokens of a sequence."""
-        return int(self.train["seq_len"])
+        return int(self.train["data"]["seq_len"])
 
 
 @dataclass
@@ -120,7 +121,7 @@ def calibrate(
     cuts = _cuts(asked, gflops, memory.usable() or float("inf"))
     found, failed = _run(asked, cuts, seconds, say)
     notes = list(cuts.notes)
-    more = asked.train["batch_size"] / cuts.rows if cuts.rows != asked.rows else 1.0
+    more = asked.train["data"]["batch_size"] / cuts.rows if cuts.rows != asked.rows else 1.0
     scratch = _scaled(found, "scratch", cuts.student, asked.student, more)
     teacher = _scaled(found, "teacher", cuts.teacher, asked.teacher, 1.0)
     if "start" not in found or failed:
@@ -247,7 +248,9 @@ def _run(
     whole = cuts.whole
     train = dict(asked.train)
     if cuts.rows != asked.rows:
-        train |= {"batch_size": cuts.rows, "micro_batch_size": None}
+        train["data"] = {
+            **train["data"], "batch_size": cuts.rows, "micro_batch_size": None,
+        }  # fmt: skip
     spec = {
         "data": asked.data if whole else None,
         "train": train,

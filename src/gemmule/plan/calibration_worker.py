@@ -32,10 +32,14 @@ from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, memory, torch_compile
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.target_spec import TargetSpec
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.evaluate import evaluate
 from gemmule.train.loop import train
-from gemmule.train.objectives import Distillation, NextToken, Objective
+from gemmule.train.objective import Objective
+from gemmule.train.objectives.distillation import Distillation
+from gemmule.train.objectives.next_token import NextToken
+from gemmule.train.probe import Probe
+from gemmule.train.recipe import Recipe
 
 STEPS_SECONDS = 4.0  # of steady steps, for each objective
 MIN_STEPS = 6  # the heap still grows in the first few
@@ -74,32 +78,34 @@ class Subject:
     """
 
     student: GemmaConfig
-    config: TrainConfig
+    config: RunConfig
     dataset: Dataset | None
 
     def source(self) -> Source:
         """Batches of a micro-batch's size."""
         config = self.config
         if self.dataset is None:
-            return RandomSource(self.student.vocab_size, config.micro_batch, config.seq_len)
+            return RandomSource(
+                self.student.vocab_size, config.data.micro_batch, config.data.seq_len
+            )
         split = self.dataset.split("train")
-        return PackedText(split, config.micro_batch, config.seq_len, config.seed)
+        return PackedText(split, config.data.micro_batch, config.data.seq_len, config.seed)
 
     def validate(self, model: Gemma) -> int:
         """Evaluates as a run does, on a few batches; returns how many tokens that were."""
         if self.dataset is None:
             batch = self.source().next()
             with torch.no_grad(), torch.compiler.set_stance("eager_on_recompile"):
-                next_token_loss(model, batch, bool(self.config.compile)).item()
+                next_token_loss(model, batch, bool(self.config.runtime.compile)).item()
             return batch.tokens_BT.numel()
         found = evaluate(
             model,
             self.dataset.split("validation"),
             self.dataset.tokenizer,
-            seq_len=self.config.seq_len,
-            batch_size=self.config.micro_batch,
+            seq_len=self.config.data.seq_len,
+            batch_size=self.config.data.micro_batch,
             max_tokens=EVALUATION_TOKENS,
-            compiled=bool(self.config.compile),
+            compiled=bool(self.config.runtime.compile),
         )
         return int(found["tokens"])
 
@@ -115,8 +121,10 @@ def next_token_loss(model: Gemma, batch: Batch, compiled: bool) -> torch.Tensor:
 def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[str, Any]:
     """Times the training loop on `model`: a step that compiles, then steady ones."""
     evaluation, evaluated = [0.0], [1]
+    data = subject.config.data
+    objective.prepare("cpu", bool(subject.config.runtime.compile))
 
-    def validate() -> dict[str, float]:
+    def validate(_: int) -> dict[str, float]:
         began = time.perf_counter()
         evaluated.append(subject.validate(model))
         evaluation.append(time.perf_counter() - began)
@@ -124,12 +132,17 @@ def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[
 
     def loop(steps: int) -> tuple[list[float], float, dict[str, Any]]:
         """Each step's seconds, those of all else but evaluation, and what the meter said."""
-        settings = {"steps": steps, "log_every": 1, "evaluate_every": steps}
+        settings = {"steps": steps, "log_every": 1}
         config = subject.config.model_copy(update=settings)
         with tempfile.TemporaryDirectory() as folder:
             run = RunDir.create(Path(folder) / "run", config)
             began = time.perf_counter()
-            state = train(run, config, model, objective, subject.source(), validate, "calibrating")
+            probe = Probe("validation", steps, validate, label="split")
+            recipe = Recipe(
+                model, subject.source(), objective, [probe], dict,
+                tokens_per_step=data.tokens_per_step,
+            )  # fmt: skip
+            state = train(run, config, recipe, "calibrating", recipe.probes)
             took = time.perf_counter() - began
             lines = (run.path / "metrics.jsonl").read_text().splitlines()
         logged = [json.loads(line) for line in lines]
@@ -229,39 +242,41 @@ def main(spec: Mapping[str, Any]) -> None:
     dataset = Dataset.open(Path(spec["data"])) if spec["data"] else None
     if dataset is not None:
         _ = dataset.tokenizer
-    asked = TrainConfig.parse({**spec["train"], "data": spec["data"] or "none"})
-    config = device.resolve(asked, spec["flops"]["scratch"])
-    distill = config
-    if asked.compile == "auto" and spec["flops"]["distill"] >= device.COMPILE_PAYS_FROM:
-        distill = config.model_copy(update={"compile": torch_compile.can_compile()})
+    path = {"path": spec["data"] or "none"}
+    asked = RunConfig.parse({**spec["train"], "data": {**spec["train"]["data"], **path}})
+    runtime = device.resolve(asked.runtime, spec["flops"]["scratch"])
+    config = distill = asked.model_copy(update={"runtime": runtime})
+    long = spec["flops"]["distill"] >= device.COMPILE_PAYS_FROM
+    if asked.runtime.compile == "auto" and long:
+        compiled = {"compile": torch_compile.can_compile()}
+        distill = asked.model_copy(update={"runtime": runtime.model_copy(update=compiled)})
     tell("start", {
         "seconds": time.time() - spec["started"], "peak_bytes": memory.peak(),
-        "threads": config.threads, "dtype": config.dtype,
-        "compiled": [bool(config.compile), bool(distill.compile)],
+        "threads": config.runtime.threads, "dtype": config.runtime.dtype,
+        "compiled": [bool(config.runtime.compile), bool(distill.runtime.compile)],
     })  # fmt: skip
     model = None
     for i, values in enumerate(spec["student"]):
         model = None  # only one at a time is held
         model = random_model(GemmaConfig.parse(values))
-        if config.compile:
+        if config.runtime.compile:
             torch_compile.compile_blocks(model.layers)
         subject = Subject(model.config, config, dataset)
-        found = measure_steps(subject, model, NextToken(bool(config.compile)))
+        found = measure_steps(subject, model, NextToken())
         tell(f"scratch-{i}", found)
     teacher = None
     for i, values in enumerate(spec["teacher"]):
         teacher = None
         teacher, load = open_teacher(GemmaConfig.parse(values), spec["teacher_path"], dataset)
         real = bool(spec["teacher_path"] and dataset)
-        found = measure_teacher(teacher, dataset, config.micro_batch, config.seq_len, real)
+        found = measure_teacher(
+            teacher, dataset, config.data.micro_batch, config.data.seq_len, real
+        )
         tell(f"teacher-{i}", {"load_seconds": load, **found})
     if spec["distill"] and teacher is not None and model is not None:
-        compiled = bool(distill.compile)
-        if compiled:
-            torch_compile.compile_blocks(teacher.model.layers)
-            if not config.compile:
-                torch_compile.compile_blocks(model.layers)
-        objective = Distillation(teacher, 1.0, 0.0, compiled)
+        if distill.runtime.compile and not config.runtime.compile:
+            torch_compile.compile_blocks(model.layers)
+        objective = Distillation(teacher, 1.0, 0.0)
         subject = Subject(model.config, distill, dataset)
         tell("distill-0", measure_steps(subject, model, objective))
 

@@ -21,10 +21,10 @@ from gemmule.plan.models import Planned, find_both
 from gemmule.plan.routes import STORED_OVER_SCRATCH, Clock, Corpus, Route
 from gemmule.plan.settings import PlanRequest
 from gemmule.plan.storage import estimated_bytes
-from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.carbon import check_country
 from gemmule.runtime import device, host, memory
 from gemmule.teachers.target_spec import TargetSpec
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 
 
 def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -47,11 +47,11 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
     config = request.train_config(student.config)
     _check_context(config, teacher, student)
     runs, notes = read_runs(request.runs, dataset.fingerprint if dataset else None)
-    EnergyMeter(config.country)  # a wrong country is to be found before a minute is spent
+    check_country(config.runtime.country)
     corpus = _corpus(dataset)
-    tokens = config.steps * config.tokens_per_step
+    tokens = config.steps * config.data.tokens_per_step
     student_flops, teacher_flops = (
-        m.config.forward_flops_per_token(config.seq_len) for m in (student, teacher)
+        m.config.forward_flops_per_token(config.data.seq_len) for m in (student, teacher)
     )
     flops = {"scratch": 3 * student_flops * tokens}
     flops["distill"] = flops["scratch"] + teacher_flops * tokens
@@ -68,8 +68,8 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
         "teacher": _about(teacher),
         "student": _about(student),
         "run": {
-            "tokens": tokens, "steps": config.steps, "batch_size": config.batch_size,
-            "micro_batch_size": config.micro_batch, "seq_len": config.seq_len,
+            "tokens": tokens, "steps": config.steps, "batch_size": config.data.batch_size,
+            "micro_batch_size": config.data.micro_batch, "seq_len": config.data.seq_len,
             "compiled": dict(zip(("scratch", "distill"), found.compiled, strict=True)),
             "corpus_tokens": corpus.train or None, "students": request.students,
         },
@@ -97,18 +97,18 @@ def _about(model: Planned) -> dict[str, Any]:
     }
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
+def _settings(config: RunConfig) -> dict[str, Any]:
     """Settings for the child, which measures few steps whatever the run's length."""
-    values = config.model_dump(mode="json", exclude={"data", "preset", "model", "init"})
-    return {**values, "steps": 1}
+    exclude: Any = {"data": {"path"}, "model": True, "objective": True}
+    return {**config.model_dump(mode="json", exclude=exclude), "steps": 1}
 
 
-def _check_context(config: TrainConfig, *models: Planned) -> None:
+def _check_context(config: RunConfig, *models: Planned) -> None:
     for model in models:
         longest = model.config.max_position_embeddings
-        if config.seq_len > longest:
+        if config.data.seq_len > longest:
             raise ConfigError(
-                f"seq_len = {config.seq_len} is longer than the context of {model.name}, "
+                f"seq_len = {config.data.seq_len} is longer than the context of {model.name}, "
                 f"{longest} tokens: shorten it"
             )
 
@@ -148,14 +148,14 @@ def _routes(clock: Clock, tokens: float, students: int) -> list[Route]:
 
 
 def _memory(
-    found: Calibration, config: TrainConfig, teacher: Planned, student: Planned
+    found: Calibration, config: RunConfig, teacher: Planned, student: Planned
 ) -> dict[str, Any]:
     """Peaks of the processes, and the most sequences at once that fit."""
     limit = memory.usable()
 
     def shape(rows: int, online: bool) -> Shape:
         return Shape(
-            student.config, rows, config.seq_len, found.compiled[online], found.half,
+            student.config, rows, config.data.seq_len, found.compiled[online], found.half,
             teacher.config if online else None,
         )  # fmt: skip
 
@@ -164,7 +164,9 @@ def _memory(
         if measured is not None and online:
             at = shape(found.rows, online)
             return predict_peak(HEAP_GROWTH * measured["peak_bytes"], at, shape(rows, online))
-        at = Shape(found.student, found.rows, config.seq_len, found.compiled[False], found.half)
+        at = Shape(
+            found.student, found.rows, config.data.seq_len, found.compiled[False], found.half
+        )
         if found.scratch is not None:
             whole = HEAP_GROWTH * found.scratch["peak_bytes"]
             return predict_peak(whole, at, shape(rows, online))
@@ -173,12 +175,12 @@ def _memory(
     def recording(rows: int) -> float:
         """The teacher's weights, and what one layer's forward pass holds for a while."""
         width = 4 * (teacher.config.hidden_size + teacher.config.intermediate_size)
-        passing = 4 * width * rows * config.seq_len
+        passing = 4 * width * rows * config.data.seq_len
         return float(found.start["peak_bytes"] + 4 * teacher.config.parameters + passing)
 
     def stored(rows: int) -> float:
         """As from scratch, and the targets read for a batch: ids of 8 bytes, weights of 4."""
-        return peak(rows, False) + 12 * TargetSpec().draws * rows * config.seq_len
+        return peak(rows, False) + 12 * TargetSpec().draws * rows * config.data.seq_len
 
     ways: dict[str, Callable[[int], float]] = {
         "scratch": functools.partial(peak, online=False),
@@ -190,7 +192,7 @@ def _memory(
         "limit_bytes": limit,
         **{
             name: {
-                "peak_bytes": round(way(config.micro_batch)),
+                "peak_bytes": round(way(config.data.micro_batch)),
                 "largest_micro_batch": None if limit is None else largest_rows(way, limit),
             }
             for name, way in ways.items()

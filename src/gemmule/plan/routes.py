@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemmule.plan.calibrate import Calibration, Finding
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 
 STORED_OVER_SCRATCH = 1.02  # a step that learns from a store: the student's, and reading targets
 
@@ -60,7 +60,7 @@ class Clock:
     """
 
     def __init__(
-        self, found: Calibration, config: TrainConfig, corpus: Corpus,
+        self, found: Calibration, config: RunConfig, corpus: Corpus,
         student_flops: float, teacher_flops: float,
     ) -> None:  # fmt: skip
         self.found, self.config, self.corpus = found, config, corpus
@@ -77,14 +77,14 @@ class Clock:
     def train(self, name: str, tokens: float, *, online: bool = False, factor: float = 1) -> Route:
         """A training run: start, compiling, steps, evaluations, saving, the final figures."""
         c, step = self.config, self.distill if online else self.scratch
-        steps = max(1, round(tokens / c.tokens_per_step))
+        steps = max(1, round(tokens / c.data.tokens_per_step))
         steady = factor * steps * step["step_seconds"]
-        validation = min(c.evaluation_tokens, self.corpus.validation)
-        evaluations = -(-steps // c.evaluate_every)
-        heldout = min(c.heldout_tokens or self.corpus.heldout, self.corpus.heldout)
+        validation = min(c.evaluation.tokens, self.corpus.validation)
+        evaluations = -(-steps // c.evaluation.every)
+        heldout = min(c.evaluation.heldout_tokens or self.corpus.heldout, self.corpus.heldout)
         each = float(step["evaluation_seconds_per_token"])
         evaluated = (evaluations * validation + heldout) * each
-        saves = max(steps // c.checkpoint_every, int(steady // (60 * c.checkpoint_minutes)))
+        saves = max(steps // c.checkpoint.every, int(steady // (60 * c.checkpoint.minutes)))
         seconds = self._start(online) + step["compile_seconds"] + step["overhead_seconds"]
         seconds += steady + evaluated + saves * step["save_seconds"]
         flops = tokens * (self.step_flops + (self.teacher_flops if online else 0))
@@ -113,18 +113,18 @@ class Clock:
         """A step of plain training at half the rate of matrix products."""
         forward = self.student_flops / (0.5e9 * self.found.gflops)
         return {
-            "step_seconds": 3 * forward * self.config.tokens_per_step, "compile_seconds": 0.0,
+            "step_seconds": 3 * forward * self.config.data.tokens_per_step, "compile_seconds": 0.0,
             "evaluation_seconds_per_token": forward, "overhead_seconds": 0.0, "save_seconds": 0.0,
         }  # fmt: skip
 
     def _at_training_s_rate(self) -> Finding:
         """The teacher's forward pass, as fast as plain training is by operations."""
-        each = self.scratch["step_seconds"] / self.config.tokens_per_step
+        each = self.scratch["step_seconds"] / self.config.data.tokens_per_step
         forward = each * self.teacher_flops / self.step_flops
         return {"forward_seconds_per_token": forward, "record_seconds_per_token": forward}
 
     def _composed(self) -> Finding:
         """A step of distillation from plain training's and the teacher's forward pass."""
         forward = float(self.teacher["forward_seconds_per_token"])
-        step = self.scratch["step_seconds"] + self.config.tokens_per_step * forward
+        step = self.scratch["step_seconds"] + self.config.data.tokens_per_step * forward
         return {**self.scratch, "step_seconds": step}

@@ -10,9 +10,10 @@ from pydantic import Field
 from gemmule.config import Config
 from gemmule.model.config import GemmaConfig
 from gemmule.plan.calibrate import SECONDS
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig, load_run_config
 
-_PLANNED = ("data", "preset", "model", "init", "steps")  # settings that a plan has itself
+# Settings that a plan has itself.
+_PLANNED = ("data.path", "model", "objective", "steps")
 TOKENS_PER_PARAMETER = 20  # the usual rule (Hoffmann et al. 2022), where no length was asked for
 
 
@@ -29,7 +30,7 @@ class PlanRequest(Config):
         teacher_tokens: what a preset's teacher is trained on; None: 20 for each parameter.
         students: how many are to learn from one record of the teacher.
         runs: folders of measured runs, which correct the scaling law.
-        settings: of the run, as in `gemmule train --set`: "batch_size=16".
+        settings: of the run, as in `gemmule train --set`: "data.batch_size=16".
         calibration_seconds: how long measuring may take.
     """
 
@@ -56,22 +57,22 @@ class PlanRequest(Config):
     @pydantic.model_validator(mode="after")
     def _settings_are_of_the_run(self) -> Self:
         for setting in self.settings:
-            key = setting.partition("=")[0].partition(".")[0].strip()
-            if key in _PLANNED:
+            key = setting.partition("=")[0].strip()
+            if any(key == own or key.startswith(f"{own}.") for own in _PLANNED):
                 raise ValueError(
                     f"{setting!r}: {key} is no setting of a plan; say it with --teacher, "
                     "--student, --data, --tokens or --steps"
                 )
         return self
 
-    def train_config(self, student: GemmaConfig) -> TrainConfig:
+    def train_config(self, student: GemmaConfig) -> RunConfig:
         """The training run that is planned.
 
         Raises:
             ConfigError: for a setting that does not exist or is out of range.
         """
-        first = TrainConfig.load(None, ["steps=1", 'data="none"', *self.settings])
+        first = load_run_config(None, ["steps=1", 'data.path="none"', *self.settings])
         wanted = self.tokens or TOKENS_PER_PARAMETER * student.non_embedding_parameters
-        steps = self.steps or math.ceil(wanted / first.tokens_per_step)
+        steps = self.steps or math.ceil(wanted / first.data.tokens_per_step)
         data = self.data or Path("none")
         return first.model_copy(update={"steps": steps, "data": data})

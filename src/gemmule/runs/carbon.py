@@ -81,7 +81,7 @@ class EnergyMeter:
     def __init__(
         self, country: str | None = None, previous: Mapping[str, Any] | None = None
     ) -> None:
-        self.country = country.strip().upper() if country is not None else None
+        self.country = _normalized(country)
         self._grid, self._grid_how = _grid(self.country)
         self._previous = None if previous is None else Energy.parse(previous, CARBON)
         self._tracker: Any = None
@@ -217,6 +217,15 @@ def _table(name: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return table if isinstance(table, dict) else None
+
+
+def check_country(country: str | None) -> None:
+    """Raises a ConfigError for a country that codecarbon's table does not have."""
+    _grid(_normalized(country))
+
+
+def _normalized(country: str | None) -> str | None:
+    return country.strip().upper() if country is not None else None
 
 
 def _grid(country: str | None) -> tuple[float | None, str]:

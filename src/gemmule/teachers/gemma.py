@@ -12,6 +12,7 @@ from gemmule.data.dataset import Dataset
 from gemmule.errors import TokenizerError
 from gemmule.losses.head import Head
 from gemmule.model.gemma import Gemma
+from gemmule.runtime import torch_compile
 from gemmule.teachers.teacher import LocalTeacher
 
 
@@ -72,6 +73,10 @@ class GemmaTeacher(LocalTeacher):
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D]."""
         return self.model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
+
+    def compile(self) -> None:
+        """Compiles each of its blocks."""
+        torch_compile.compile_blocks(self.model.layers)
 
     def describe(self) -> dict[str, Any]:
         """Path, weights' fingerprint, parameters and caps."""

@@ -26,7 +26,7 @@ from gemmule.data.packed_text import batch_of, sequence_count
 from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, UserError
 from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
-from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.carbon import EnergyMeter, check_country
 from gemmule.runtime import device, host, memory, torch_compile
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.runtime.signals import Stop, stop_signals
@@ -120,7 +120,7 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     flops = 0.0
     if isinstance(teacher, LocalTeacher):
         flops = teacher.forward_flops_per_token(config.seq_len) * windows * config.seq_len
-    EnergyMeter(config.country)  # a wrong country is to be found before anything is written
+    check_country(config.country)
     config = device.resolve(config, flops)
     if config.precision == "int8" and config.device != "cpu":
         raise ConfigError("precision = int8 is for teachers on a CPU: leave it out, or device=cpu")

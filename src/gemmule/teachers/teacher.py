@@ -68,6 +68,9 @@ class LocalTeacher(ABC):
     def describe(self) -> dict[str, Any]:
         """See Teacher."""
 
+    def compile(self) -> None:  # noqa: B027, teachers may leave it out
+        """Compiles its blocks; does nothing where that is not known to pay."""
+
     @property
     @abstractmethod
     def context(self) -> int | None:

@@ -1,127 +1,86 @@
-"""Settings of a training run; the resolved ones are saved with the run."""
+"""Settings of a training run, in groups; the resolved ones are saved with the run.
 
+`objective.kind` decides what a run does. Each kind has its own settings in the group `objective`, a
+subclass of `ObjectiveConfig`; the groups together are a discriminated union that stays open:
+`register_objective` adds a kind, and no module of this package needs to know it.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
-from gemmule.config import Config
+from gemmule.config import Config, nearest
+from gemmule.errors import ConfigError
 from gemmule.losses.divergences import CROSS_ENTROPY, Divergence, Kind
+from gemmule.model.config import GemmaConfig
 from gemmule.runtime.config import RuntimeConfig
 
-
-class OptimizerConfig(Config):
-    """How weights move.
-
-    Attributes:
-        name: "muon" (hidden matrices by Muon, embedding and norms by AdamW) or "adamw".
-        learning_rate: of the hidden matrices; Muon's is scaled to AdamW's update size.
-        embedding_learning_rate: of embedding and norms.
-        weight_decay: decoupled, on matrices only.
-        clip: largest norm of the whole gradient.
-    """
-
-    name: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = Field(default=0.012, gt=0, allow_inf_nan=False)
-    embedding_learning_rate: float = Field(default=0.024, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-
-
-class ScheduleConfig(Config):
-    """How the learning rate moves: warm-up, then stable and decay ("wsd") or a cosine.
-
-    Attributes:
-        warmup: share of all steps spent rising from zero.
-        decay: share of all steps spent falling at the end ("wsd").
-        final: learning rate at the end, as a share of the peak.
-    """
-
-    name: Literal["wsd", "cosine"] = "wsd"
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    decay: float = Field(default=0.5, ge=0, le=1)
-    final: float = Field(default=0.0, ge=0, le=1)
-
-    @pydantic.model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.name == "wsd" and self.warmup + self.decay > 1:
-            raise ValueError(f"warmup {self.warmup} and decay {self.decay} add up to more than 1")
-        return self
+# Where the settings of the flat files of earlier versions are now.
+FLAT_KEYS: Mapping[str, str] = {
+    **{k: f"runtime.{k}" for k in ("device", "dtype", "compile", "threads", "country")},
+    "data": "data.path",
+    **{
+        k: f"data.{k}" for k in ("corpus_tokens", "seq_len", "batch_size", "micro_batch_size")
+    },
+    "preset": "model.preset",
+    "init": "model.init",
+    **{
+        k: f"objective.{k}"
+        for k in (
+            "teacher", "targets", "loss", "beta", "skew", "temperature", "alpha", "route_above",
+            "cross_tokenizer", "span_temperature",
+        )
+    },
+    "evaluate_every": "evaluation.every",
+    "evaluation_tokens": "evaluation.tokens",
+    "heldout_tokens": "evaluation.heldout_tokens",
+    "memorization": "evaluation.memorization",
+    "checkpoint_every": "checkpoint.every",
+    "checkpoint_minutes": "checkpoint.minutes",
+    "keep_checkpoints": "checkpoint.keep",
+}  # fmt: skip
+# Settings that every flat file of a run has, since all were saved; a user's own file had few.
+_SAVED_FLAT = {
+    "device", "dtype", "compile", "threads", "data", "preset", "model", "steps", "batch_size",
+    "seq_len", "seed", "evaluate_every", "evaluation_tokens", "checkpoint_every",
+    "checkpoint_minutes", "keep_checkpoints", "log_every", "optimizer", "schedule",
+}  # fmt: skip
 
 
-class MemorizationConfig(Config):
-    """What of its training text a model gives back, followed while it learns.
+class DataConfig(Config):
+    """Training data, and how it is cut into batches.
 
     Attributes:
-        every: steps between measurements.
-        probes: passages to try each time, and as many of validation text.
-        prompt_tokens: of a passage, given to the model.
-        continuation_tokens: that it is to give.
-    """
-
-    every: int = Field(default=100, gt=0)
-    probes: int = Field(default=200, gt=0)
-    prompt_tokens: int = Field(default=50, gt=0)
-    continuation_tokens: int = Field(default=50, gt=0)
-
-
-class TrainConfig(RuntimeConfig):
-    """One training run.
-
-    Attributes:
-        data: folder made by `gemmule data`.
-        preset: model preset, see gemmule.model.config.
-        model: fields that differ from the preset.
-        corpus_tokens: read only the corpus's first so many tokens; None: all.
-        init: a model to start from instead of random weights (run, HF-layout folder, hub id).
-        steps: optimiser steps.
-        batch_size: sequences per step.
-        micro_batch_size: sequences at once; gradients add up to batch_size. None: all at once.
+        path: folder made by `gemmule data`.
+        corpus_tokens: number of tokens to read, counted from the start of the corpus; None: all.
         seq_len: tokens per sequence.
-        seed: decides initial weights and batch order.
-        evaluate_every: steps between evaluations on validation text.
-        evaluation_tokens: validation tokens read each time.
-        heldout_tokens: held-out tokens of the final figures; None is all of them.
-        checkpoint_every: steps between training states.
-        checkpoint_minutes: at most so many minutes between them, whatever the steps.
-        keep_checkpoints: how many training states stay.
-        log_every: steps between lines of metrics.jsonl.
-        memorization: follow how much training text the model gives back; None: do not.
+        batch_size: sequences per optimizer step.
+        micro_batch_size: sequences per forward pass; gradients add up to batch_size. None: the
+            whole batch.
     """
 
-    data: Path
-    preset: str = "1m"
-    model: dict[str, int | float] = Field(default_factory=dict)
+    path: Path
     corpus_tokens: int | None = Field(default=None, gt=0)
-    init: str | None = None
-    steps: int = Field(gt=0)
+    seq_len: int = Field(default=256, gt=0)
     batch_size: int = Field(default=8, gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
-    seq_len: int = Field(default=256, gt=0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    evaluate_every: int = Field(default=200, gt=0)
-    evaluation_tokens: int = Field(default=65536, gt=0)
-    heldout_tokens: int | None = Field(default=None, gt=0)
-    checkpoint_every: int = Field(default=500, gt=0)
-    checkpoint_minutes: float = Field(default=5.0, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
-    log_every: int = Field(default=10, gt=0)
-    memorization: MemorizationConfig | None = None
 
     @property
     def micro_batch(self) -> int:
-        """Sequences at once."""
+        """Sequences per forward pass."""
         return self.micro_batch_size or self.batch_size
 
     @property
+    def micro_batches(self) -> int:
+        """Forward passes per optimizer step."""
+        return self.batch_size // self.micro_batch
+
+    @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step."""
+        """Tokens of a full batch."""
         return self.batch_size * self.seq_len
 
     @pydantic.model_validator(mode="after")
@@ -134,24 +93,71 @@ class TrainConfig(RuntimeConfig):
         return self
 
 
-class DistillConfig(TrainConfig):
-    """A training run that learns from a teacher's distribution.
+class ModelConfig(Config):
+    """The model to train: a preset, and by name any field of its shape that differs from it.
 
     Attributes:
-        teacher: run, HF-layout folder or hub id; or instead of it
-        targets: a logit store, made by `gemmule record`; no teacher is loaded.
-        loss: how far the student is from the teacher, see gemmule.losses.divergences.
-        beta: the teacher's share in the mixture of "jsd".
-        skew: of "skew_kl" the teacher's, of "skew_reverse_kl" the student's share in the mixture.
-        temperature: of both distributions.
-        alpha: weight of the next-token loss; 0 is the report's pure distillation.
-        route_above: tokens of which the teacher's entropy is above so many nats learn from the next
-            token instead; None: none do.
-        cross_tokenizer: the teacher may have another tokenizer; it is learnt from by the
-            likelihoods of spans, see gemmule.losses.span_likelihood.
-        span_temperature: of those likelihoods, instead of `temperature`.
+        preset: name of the shape, see gemmule.model.config.
+        init: model to start from instead of random weights (run, HF-layout folder, hub id).
     """
 
+    model_config = pydantic.ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int | float] = Field(init=False)
+
+    preset: str = "1m"
+    init: str | None = None
+
+    @property
+    def shape(self) -> dict[str, int | float]:
+        """Fields of GemmaConfig that differ from the preset."""
+        return dict(self.__pydantic_extra__)
+
+    @pydantic.model_validator(mode="after")
+    def _shape_has_known_fields(self) -> Self:
+        allowed = list(GemmaConfig.model_fields)
+        for name in self.shape:
+            if name not in allowed:
+                raise ValueError(f"unknown key {name!r}; {nearest(name, [*allowed, 'preset'])}")
+        return self
+
+
+class ObjectiveConfig(Config):
+    """Settings of one kind of run; a subclass has `kind: Literal["name"] = "name"`.
+
+    Attributes:
+        kind: name of the kind.
+    """
+
+    kind: str
+
+
+class PretrainConfig(ObjectiveConfig):
+    """Next-token prediction on text."""
+
+    kind: Literal["pretrain"] = "pretrain"
+
+
+class DistillConfig(ObjectiveConfig):
+    """Learning from a teacher's distribution.
+
+    Attributes:
+        teacher: run, HF-layout folder or hub id; an alternative to `targets`.
+        targets: logit store made by `gemmule record`; the teacher is not loaded.
+        loss: distance from the student's distribution to the teacher's, see
+            gemmule.losses.divergences.
+        beta: weight of the teacher in the mixture of "jsd".
+        skew: weight in the mixture, of the teacher in "skew_kl", of the student in
+            "skew_reverse_kl".
+        temperature: softmax temperature of both distributions.
+        alpha: weight of the next-token loss; 0 is the report's pure distillation.
+        route_above: entropy of the teacher, nats, above which a token learns from the next token
+            instead; None: no token does.
+        cross_tokenizer: whether the teacher may have another tokenizer; the student then learns
+            from the likelihoods of spans, see gemmule.losses.span_likelihood.
+        span_temperature: temperature of those likelihoods; replaces `temperature`.
+    """
+
+    kind: Literal["distill"] = "distill"
     teacher: str | None = None
     targets: Path | None = None
     loss: Kind = CROSS_ENTROPY.kind
@@ -169,21 +175,24 @@ class DistillConfig(TrainConfig):
             return self
         if self.targets is not None:
             raise ValueError(
-                "cross_tokenizer needs the teacher itself: a record of one holds its own pieces"
+                "cross_tokenizer needs the teacher itself: a logit store holds the teacher's own "
+                "tokens"
             )
         others = ("loss", "temperature", "route_above")
         given = [n for n in others if getattr(self, n) != type(self).model_fields[n].default]
         if given:
             raise ValueError(
-                f"with cross_tokenizer no pieces are compared, and {given[0]} has no meaning: "
-                "leave it out (span_temperature is what there is)"
+                f"cross_tokenizer compares spans, not tokens, so {given[0]} has no meaning: leave "
+                "it out (set span_temperature instead)"
             )
         return self
 
     @pydantic.model_validator(mode="after")
     def _learns_from_one(self) -> Self:
         if self.route_above is not None and self.teacher is None:
-            raise ValueError("route_above asks a teacher how sure it is: set teacher, not targets")
+            raise ValueError(
+                "route_above needs the teacher's entropy: set teacher instead of targets"
+            )
         if (self.teacher is None) == (self.targets is None):
             raise ValueError(
                 "set either teacher (a model) or targets (a logit store made by gemmule record)"
@@ -194,3 +203,228 @@ class DistillConfig(TrainConfig):
     def divergence(self) -> Divergence:
         """`loss` with its parameter."""
         return Divergence(self.loss, self.beta, self.skew)
+
+
+class OptimizerConfig(Config):
+    """The optimizer.
+
+    Attributes:
+        name: "muon" (hidden matrices by Muon, embedding and norms by AdamW) or "adamw".
+        learning_rate: peak for the hidden matrices; Muon's is scaled to AdamW's update size.
+        embedding_learning_rate: peak for the embedding and the norms.
+        weight_decay: decoupled weight decay, on hidden matrices only.
+        beta1: AdamW's decay rate of the first moment.
+        beta2: AdamW's decay rate of the second moment.
+        momentum: Muon's momentum.
+        clip: largest norm of the whole gradient.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    learning_rate: float = Field(default=0.012, gt=0, allow_inf_nan=False)
+    embedding_learning_rate: float = Field(default=0.024, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class ScheduleConfig(Config):
+    """The learning-rate schedule.
+
+    Attributes:
+        name: "wsd" (warm-up, stable, decay) or "cosine".
+        warmup: fraction of all steps spent rising from zero.
+        decay: fraction of all steps spent falling at the end ("wsd").
+        final: learning rate at the end, as a fraction of the peak.
+    """
+
+    name: Literal["wsd", "cosine"] = "wsd"
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    decay: float = Field(default=0.5, ge=0, le=1)
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.name == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"warmup {self.warmup} and decay {self.decay} add up to more than 1")
+        return self
+
+
+class MemorizationConfig(Config):
+    """Memorization of training text, measured while the model learns.
+
+    Attributes:
+        every: steps between measurements.
+        probes: number of training passages to try each time, and of validation passages.
+        prompt_tokens: tokens of a passage that are given to the model.
+        continuation_tokens: tokens of a passage that the model is to reproduce.
+    """
+
+    every: int = Field(default=100, gt=0)
+    probes: int = Field(default=200, gt=0)
+    prompt_tokens: int = Field(default=50, gt=0)
+    continuation_tokens: int = Field(default=50, gt=0)
+
+
+class EvaluationConfig(Config):
+    """Evaluation during and after training.
+
+    Attributes:
+        every: steps between evaluations on the validation split.
+        tokens: validation tokens of each evaluation, spread evenly over the split.
+        heldout_tokens: held-out tokens of the final evaluation; None: all.
+        memorization: settings of the memorization probe; None: memorization is not measured.
+    """
+
+    every: int = Field(default=200, gt=0)
+    tokens: int = Field(default=65536, gt=0)
+    heldout_tokens: int | None = Field(default=None, gt=0)
+    memorization: MemorizationConfig | None = None
+
+
+class CheckpointConfig(Config):
+    """Training states, from which a stopped run is resumed.
+
+    Attributes:
+        every: steps between training states.
+        minutes: longest time between training states.
+        keep: number of training states to keep.
+    """
+
+    every: int = Field(default=500, gt=0)
+    minutes: float = Field(default=5.0, gt=0)
+    keep: int = Field(default=2, gt=0)
+
+
+class RunConfig(Config):
+    """One training run; read with `load_run_config` or `RunConfig.parse`.
+
+    Attributes:
+        steps: number of optimizer steps.
+        seed: seed of the initial weights and of the batch order.
+        log_every: steps between lines of metrics.jsonl.
+        data: training data and batches.
+        model: shape and initial weights.
+        objective: what the run minimizes; its `kind` is the kind of the run.
+        optimizer: optimizer.
+        schedule: learning-rate schedule.
+        evaluation: evaluation during and after training.
+        checkpoint: training states.
+        runtime: device, dtype, compilation, threads.
+    """
+
+    moved: ClassVar[Mapping[str, str]] = FLAT_KEYS
+
+    steps: int = Field(gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    log_every: int = Field(default=10, gt=0)
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    objective: SerializeAsAny[ObjectiveConfig] = PretrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str = "config") -> Self:
+        """Validates `values`; without the group `objective`, the run is a pretraining run.
+
+        Raises:
+            ConfigError: naming every wrong key and value, the nearest right key, and for a key of
+                earlier versions its name today.
+        """
+        values = {"data": {}, "objective": {"kind": "pretrain"}, **values}
+        concrete: type[Self] = _of_kind(values["objective"], source)
+        return super(RunConfig, concrete).parse(values, source)
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Groups the settings of a run that an earlier version saved in a flat file."""
+        return grouped(values) if values.keys() >= _SAVED_FLAT else values
+
+
+_OBJECTIVES: dict[str, type[ObjectiveConfig]] = {}
+
+
+def register_objective(settings: type[ObjectiveConfig]) -> None:
+    """Makes the kind of `settings` known; registering a kind again replaces its settings."""
+    _OBJECTIVES[settings.model_fields["kind"].default] = settings
+
+
+register_objective(PretrainConfig)
+register_objective(DistillConfig)
+
+
+def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run's settings, of whatever kind: a recipe, or the config.toml of a run.
+
+    The flat files that earlier versions saved with their runs are read as what they mean today.
+
+    Args:
+        path: TOML file; None: the overrides alone.
+        overrides: settings that win, as `group.key=value`.
+
+    Raises:
+        ConfigError: when the file is missing or not TOML, or a key or value is wrong.
+    """
+    return RunConfig.load(path, overrides)
+
+
+def grouped(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the keys of earlier versions moved into today's groups."""
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        is_group = isinstance(value, Mapping) and key in RunConfig.model_fields
+        group, _, name = (key if is_group else FLAT_KEYS.get(key, key)).partition(".")
+        if name:
+            values.setdefault(group, {})[name] = value
+        elif isinstance(value, Mapping):
+            values.setdefault(group, {}).update(value)
+        else:
+            values[group] = value
+    if "objective" in values:
+        values["objective"] = {"kind": "distill", **values["objective"]}
+    return values
+
+
+_CONCRETE: dict[type[ObjectiveConfig], type[RunConfig]] = {}
+
+
+def _concrete(settings: type[ObjectiveConfig]) -> type[RunConfig]:
+    """RunConfig with the settings of one kind in place of the union."""
+    if settings not in _CONCRETE:
+        _CONCRETE[settings] = pydantic.create_model(
+            "RunConfig", __base__=RunConfig, objective=(settings, ...)
+        )
+    return _CONCRETE[settings]
+
+
+def _of_kind(objective: Any, source: str) -> type[Any]:
+    """RunConfig with the settings of the kind that `objective` names."""
+    if isinstance(objective, ObjectiveConfig):
+        return _concrete(type(objective))
+    if not isinstance(objective, Mapping):
+        raise ConfigError(
+            f"{source}: objective = {objective!r}: a group of settings; did you mean "
+            "'objective.kind'?"
+        )
+    kinds = list(_OBJECTIVES)
+    if "kind" not in objective:
+        raise ConfigError(f"{source}: 'objective.kind' is required: one of {', '.join(kinds)}")
+    kind = objective["kind"]
+    if kind not in _OBJECTIVES:
+        raise ConfigError(
+            f"{source}: objective.kind = {kind!r}: unknown kind; {nearest(str(kind), kinds)}"
+        )
+    settings = _OBJECTIVES[kind]
+    for key in objective:
+        owners = [k for k, other in _OBJECTIVES.items() if key in other.model_fields]
+        if key not in settings.model_fields and owners:
+            raise ConfigError(
+                f"{source}: objective.{key} is a setting of kind {owners[0]!r}, and objective.kind "
+                f"is {kind!r}"
+            )
+    return _concrete(settings)

@@ -1,13 +1,20 @@
-"""Loss on held-out text: nats per token, perplexity, bits per byte."""
+"""Loss on text that was not trained on: nats per token, perplexity, bits per byte."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
-from gemmule.data.dataset import Split
+from gemmule.data.dataset import Dataset, Split
 from gemmule.data.packed_text import eval_batches
+from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.train.config import RunConfig
+from gemmule.train.objective import Objective
+from gemmule.train.probe import Probe
+
+METRICS = ("nats_per_token", "perplexity", "bits_per_byte")
 
 
 @torch.no_grad()
@@ -21,31 +28,97 @@ def evaluate(
     max_tokens: int | None = None,
     compiled: bool = False,
 ) -> dict[str, float]:
-    """Measures `model` on a split.
+    """Measures the loss of `model` on a split.
 
     Bits per byte divide the nats by the UTF-8 bytes of the predicted tokens, so that models with
-    different tokenizers can be compared; end-of-document tokens cost nats and stand for no byte.
+    different tokenizers can be compared; end-of-document tokens cost nats and have no bytes.
+
+    Args:
+        model: model, in evaluation mode.
+        split: text.
+        tokenizer: tokenizer that made the split.
+        seq_len: tokens per sequence.
+        batch_size: sequences per forward pass.
+        max_tokens: number of tokens to read, spread evenly over the split; None: all.
+        compiled: whether the element-wise part of the loss goes through torch.compile.
 
     Returns:
-        nats_per_token, perplexity, bits_per_byte, and tokens, the number predicted.
+        nats_per_token, perplexity, bits_per_byte, and tokens, the number of predicted tokens.
     """
     nats, count, size = 0.0, 0, 0
     device = model.embed_tokens.weight.device
     byte_length_V = torch.from_numpy(tokenizer.token_bytes()).to(device)
-    # What training compiled is used; compiling more for a forward pass would not pay.
+    # Uses what training compiled; compiling more for a forward pass would not pay.
     with torch.compiler.set_stance("eager_on_recompile"):
         for batch in eval_batches(split, batch_size, seq_len, max_tokens):
-            target = batch.labels_BT.to(device)
-            segments = batch.doc_ids_BT.to(device)
-            x_BTD = model.hidden_states(batch.tokens_BT.to(device), doc_ids_BT=segments)
-            x_ND = x_BTD.flatten(0, 1)
-            nats += model.head.cross_entropy(x_ND, target.flatten(), compiled=compiled).item()
-            real = target[target >= 0]
-            count += real.numel()
-            size += int(byte_length_V[real].sum())
+            labels_BT = batch.labels_BT.to(device)
+            x_BTD = model.hidden_states(
+                batch.tokens_BT.to(device), doc_ids_BT=batch.doc_ids_BT.to(device)
+            )
+            loss = model.head.cross_entropy(
+                x_BTD.flatten(0, 1), labels_BT.flatten(), compiled=compiled
+            )
+            nats += loss.item()
+            predicted = labels_BT[labels_BT != IGNORED]
+            count += predicted.numel()
+            size += int(byte_length_V[predicted].sum())
     return {
         "nats_per_token": nats / count,
         "perplexity": math.exp(min(nats / count, 700.0)),
         "bits_per_byte": nats / math.log(2) / max(size, 1),
         "tokens": count,
     }
+
+
+def validation_probe(
+    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
+) -> Probe:
+    """Evaluation on the validation split, every config.evaluation.every steps.
+
+    Args:
+        config: settings of the run.
+        model: model that is trained.
+        dataset: its data.
+        objective: what it minimizes; says whether the run compiles its losses.
+    """
+    measure = _evaluation(config, model, dataset, objective)
+
+    def metrics(_: int) -> dict[str, float]:
+        values = measure("validation", config.evaluation.tokens)
+        return {name: values[name] for name in METRICS}
+
+    return Probe("validation", config.evaluation.every, metrics, label="split")
+
+
+def heldout_result(
+    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
+) -> Callable[[], dict[str, float | str]]:
+    """A function that evaluates the model on the held-out split; arguments as above.
+
+    It returns what result.json says: "split", the metrics, and the number of tokens predicted.
+    """
+    measure = _evaluation(config, model, dataset, objective)
+
+    def result() -> dict[str, float | str]:
+        values = measure("heldout", config.evaluation.heldout_tokens)
+        metrics = {name: values[name] for name in METRICS}
+        return {"split": "heldout", **metrics, "heldout_tokens": values["tokens"]}
+
+    return result
+
+
+def _evaluation(
+    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
+) -> Callable[[str, int | None], dict[str, float]]:
+    def measure(split: str, max_tokens: int | None) -> dict[str, float]:
+        return evaluate(
+            model,
+            dataset.split(split),
+            dataset.tokenizer,
+            seq_len=config.data.seq_len,
+            batch_size=config.data.micro_batch,
+            max_tokens=max_tokens,
+            compiled=objective.compiled,
+        )
+
+    return measure

@@ -1,39 +1,37 @@
-"""The one training loop: pretraining, distillation and all that comes after use it."""
+"""The training loop: one for pretraining, distillation and every other kind of run."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from gemmule import files
-from gemmule.console import ProgressBar
-from gemmule.data.batch import Batch
-from gemmule.data.source import Source
 from gemmule.errors import Interrupted, TrainingError
-from gemmule.model.gemma import Gemma
 from gemmule.runs.carbon import EnergyMeter
-from gemmule.runs.event_file import EventFile
+from gemmule.runs.reporter import Reporter
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime.signals import stop_signals
-from gemmule.train.config import TrainConfig
-from gemmule.train.objectives import Objective
+from gemmule.runtime.world import SOLO, World
+from gemmule.train.config import RunConfig
 from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learning_rate
 from gemmule.train.probe import Probe
+from gemmule.train.recipe import Recipe
 from gemmule.train.schedule import learning_rate_factor
-from gemmule.train.state import SafetensorsStates, StateStore
+from gemmule.train.state import Optimizers, SafetensorsStates, StateStore
+from gemmule.train.step import accumulate, agree, sum_gradients
 
 
 @dataclasses.dataclass
 class TrainState:
-    """What a run has done so far; with the weights and optimisers, all it needs to go on.
+    """Progress of a run; with the weights and the optimizers' states, all it needs to continue.
 
     Attributes:
-        step: finished optimiser steps.
-        tokens: input tokens read.
-        seconds: time spent in steps, evaluation left out.
+        step: finished optimizer steps.
+        tokens: tokens of this process's batches so far.
+        seconds: time spent in steps, without evaluation.
         loader: position of the source.
         carbon: content of carbon.json.
     """
@@ -47,89 +45,82 @@ class TrainState:
 
 def train(
     run: RunDir,
-    config: TrainConfig,
-    model: Gemma,
-    objective: Objective,
-    source: Source,
-    evaluate: Callable[[], Mapping[str, float]],
+    config: RunConfig,
+    recipe: Recipe,
     label: str,
-    probes: Sequence[Probe] = (),
+    probes: Sequence[Probe],
+    world: World = SOLO,
 ) -> TrainState:
-    """Trains `model` for config.steps steps, going on from the run's newest checkpoint if any.
+    """Trains the recipe's model for config.steps steps, from the run's newest state if any.
 
-    On CPU a resumed run ends in the same weights, byte for byte, as one never stopped.
+    On a CPU a resumed run ends in the same weights, byte for byte, as one that was never stopped.
 
     Args:
-        run: where metrics and checkpoints go.
+        run: folder for metrics and training states.
         config: resolved settings (no "auto" left).
-        model: trained in place.
-        objective: what a step minimises.
-        source: batches of config.micro_batch sequences.
-        evaluate: figures on validation text.
-        label: for the progress bar.
-        probes: what else to measure on the way.
+        recipe: model, source and objective; each rank's source yields batches of its own.
+        label: name on the progress bar.
+        probes: measurements, the recipe's own among them.
+        world: ranks of the run.
 
     Raises:
-        TrainingError: when loss or gradient is NaN or Inf; the weights are left as they were.
+        TrainingError: when loss or gradient is NaN or infinite; the weights are left as they were.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.dtype))
-    states = SafetensorsStates(run.layout.checkpoints, config.keep_checkpoints)
-    state = _resume(run, states, model, optimizers, source)
-    micro_batches = config.batch_size // config.micro_batch
-    meter = EnergyMeter(config.country, state.carbon)
-    saved = time.monotonic()
-    stopping = False
+    model, source, objective = recipe.model, recipe.source, recipe.objective
+    optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
+    states = SafetensorsStates(run.layout.checkpoints, config.checkpoint.keep, world)
+    state = _resume(run, states, recipe, optimizers, world)
+    meter = EnergyMeter(config.runtime.country, state.carbon)
+    total = config.steps * recipe.tokens_per_step
+    report = Reporter(
+        run.layout, world, label=label, total=total, step=state.step, done=state.tokens
+    )
+    alone, saved, stopping = world.size == 1, time.monotonic(), False
     model.train()
-    with (
-        stop_signals() as stop,
-        EventFile(run.path / "tensorboard", state.step + 1) as board,
-        meter,
-        ProgressBar(label, config.steps * config.tokens_per_step, "tok", state.tokens) as bar,
-    ):
+    with stop_signals() as stop, report, meter:
         while state.step < config.steps and not stopping:
             began = time.perf_counter()
             factor = learning_rate_factor(state.step, config.steps, config.schedule)
             set_learning_rate(optimizers, factor)
-            batches = [source.next() for _ in range(micro_batches)]
-            sums = _accumulate(model, objective, batches, config)
+            batches = [source.next() for _ in range(config.data.micro_batches)]
+            denominator = objective.denominator(batches)
+            means = accumulate(model, objective, batches, denominator, config.runtime)
+            due = _overdue(saved, config)
+            agreed = agree(world, means, denominator, stop=stop.requested, due=due)
+            if not alone:
+                sum_gradients(model, agreed.fraction)
             norm = clip_gradients(model, config.optimizer.clip).item()
-            if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
-                raise TrainingError(_diverged(states, state.step + 1, sums["loss"], norm))
+            if not (math.isfinite(agreed.means["loss"]) and math.isfinite(norm)):
+                raise TrainingError(_diverged(states, state.step + 1, agreed.means["loss"], norm))
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            state.step += 1
-            state.tokens += config.tokens_per_step
+            tokens = sum(batch.tokens_BT.numel() for batch in batches)
             elapsed = time.perf_counter() - began
-            state.seconds += elapsed
-            state.loader = source.state()
+            state.step, state.tokens = state.step + 1, state.tokens + tokens
+            state.seconds, state.loader = state.seconds + elapsed, source.state()
 
             last = state.step == config.steps
-            note = f"loss {sums['loss']:.3f}"
-            bar.update(state.tokens, note)
+            report.progress(state.tokens, f"loss {agreed.means['loss']:.3f}")
             if last or state.step % config.log_every == 0 or state.step == 1:
-                figures = {
-                    **sums,
+                rates = {
                     "learning_rate": config.optimizer.learning_rate * factor,
                     "gradient_norm": norm,
-                    "tokens_per_second": config.tokens_per_step / elapsed,
+                    "tokens_per_second": tokens / elapsed,
                 }
-                _log(run, board, state, figures)
-            if last or state.step % config.evaluate_every == 0:
-                model.eval()
-                _log(run, board, state, {"split": "validation", **evaluate()})
-                model.train()
+                _log(report, state, {**agreed.means, **rates})
             for probe in probes:
                 if last or state.step % probe.every == 0:
                     model.eval()
-                    _log(run, board, state, {"probe": probe.name, **probe.measure(state.step)})
+                    _log(report, state, {probe.label: probe.name, **probe.measure(state.step)})
                     model.train()
-            overdue = time.monotonic() - saved > config.checkpoint_minutes * 60
-            stopping = stop.requested  # read once: what stops the loop has been saved
-            if last or stopping or overdue or state.step % config.checkpoint_every == 0:
+            # A process alone has nobody to agree with, and looks at what has come in meanwhile.
+            stopping = stop.requested if alone else agreed.stop
+            due = _overdue(saved, config) if alone else agreed.due
+            if last or stopping or due or state.step % config.checkpoint.every == 0:
                 state.carbon = meter.reading().to_json()
-                _save(run, states, model, optimizers, state)
+                _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
     if state.step < config.steps:
         raise Interrupted(
@@ -139,66 +130,43 @@ def train(
     return state
 
 
-def _accumulate(
-    model: Gemma, objective: Objective, batches: list[Batch], config: TrainConfig
-) -> dict[str, float]:
-    """Adds up gradients; every target of the step weighs the same, whatever its micro-batch."""
-    targets = max(1, sum(int((b.labels_BT >= 0).sum()) for b in batches))
-    sums: dict[str, float] = {}
-    half = config.dtype == "bfloat16"
-    for batch in batches:
-        with torch.autocast(config.device, torch.bfloat16, enabled=half):
-            loss, others = objective(model, batch.to(config.device))
-        (loss / targets).backward()
-        for name, value in {"loss": loss, **others}.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / targets
-    return sums
+def _overdue(saved: float, config: RunConfig) -> bool:
+    return time.monotonic() - saved > config.checkpoint.minutes * 60
 
 
 def _resume(
-    run: RunDir,
-    states: StateStore,
-    model: Gemma,
-    optimizers: list[torch.optim.Optimizer],
-    source: Source,
+    run: RunDir, states: StateStore, recipe: Recipe, optimizers: Optimizers, world: World
 ) -> TrainState:
-    files.remove_leftovers(run.path)
+    if world.first:
+        files.remove_leftovers(run.path)
     states.clean()
     steps = states.steps()
     if not steps:
-        run.cut_metrics(0)
         return TrainState()
-    state = TrainState(step=steps[-1], **states.load(steps[-1], model, optimizers))
-    source.load_state(state.loader)
-    run.cut_metrics(state.step)
-    files.write_json(run.layout.carbon, state.carbon)  # a kill may have come before it
+    state = TrainState(step=steps[-1], **states.load(steps[-1], recipe.model, optimizers))
+    recipe.source.load_state(state.loader)
+    if world.first:  # a kill may have come before it was written
+        files.write_json(run.layout.carbon, state.carbon)
     return state
 
 
 def _save(
     run: RunDir,
     states: StateStore,
-    model: Gemma,
-    optimizers: list[torch.optim.Optimizer],
+    recipe: Recipe,
+    optimizers: Optimizers,
     state: TrainState,
+    world: World,
 ) -> None:
     values = dataclasses.asdict(state)
     step = values.pop("step")
-    states.save(step, model, optimizers, values)
-    files.write_json(run.layout.carbon, state.carbon)
+    states.save(step, recipe.model, optimizers, values)
+    if world.first:
+        files.write_json(run.layout.carbon, state.carbon)
 
 
-def _log(
-    run: RunDir, board: EventFile, state: TrainState, figures: Mapping[str, float | str]
-) -> None:
-    seconds = round(state.seconds, 3)
-    run.log({"step": state.step, "tokens": state.tokens, "seconds": seconds, **figures})
-    group = figures.get("probe", figures.get("split", "train"))
-    for name, value in figures.items():
-        if isinstance(value, float):
-            board.add(f"{group}/{name}", value, state.step)
-    if group != "train":
-        board.flush()
+def _log(report: Reporter, state: TrainState, metrics: Mapping[str, float | str]) -> None:
+    report.log(state.step, state.tokens, state.seconds, metrics)
 
 
 def _diverged(states: StateStore, step: int, loss: float, norm: float) -> str:

@@ -5,10 +5,10 @@ import torch
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
 from gemmule.runtime import memory
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 
 
-def check_memory(config: TrainConfig, shape: GemmaConfig) -> None:
+def check_memory(config: RunConfig, shape: GemmaConfig) -> None:
     """Refuses a run that cannot fit, by a lower bound of what it needs.
 
     Counts weights, gradients and optimiser states, what the backward pass keeps of a micro-batch,
@@ -18,13 +18,13 @@ def check_memory(config: TrainConfig, shape: GemmaConfig) -> None:
         ConfigError: when this machine's memory is smaller than that.
     """
     total = memory.machine()
-    if total is None or config.device == "cuda" or torch.cuda.is_available():
+    if total is None or config.runtime.device == "cuda" or torch.cuda.is_available():
         return  # a GPU says so itself, and at once
     states = 12 if config.optimizer.name == "muon" else 16
-    width = 2 if config.dtype == "bfloat16" else 4
+    width = 2 if config.runtime.dtype == "bfloat16" else 4
     kept = shape.num_hidden_layers * (4 * shape.hidden_size + 3 * shape.intermediate_size) * width
     need = shape.parameters * states
-    need += config.micro_batch * config.seq_len * kept + config.tokens_per_step * 24
+    need += config.data.micro_batch * config.data.seq_len * kept + config.data.tokens_per_step * 24
     if need > total:
         raise ConfigError(
             f"this run needs at least {need / 2**30:,.1f} GiB of memory (the model "

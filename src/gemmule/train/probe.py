@@ -1,32 +1,35 @@
-"""Figures that others want to follow while a model is trained.
+"""Measurements of the model while it is trained.
 
-The loop knows nothing of them: it evaluates the model at the given steps and logs what comes out. A
-probe must leave the model and torch's random numbers as they are, so that training ends in the same
-weights with and without it.
+The loop knows nothing about them: it calls each at its steps and logs the metrics that come out.
+Evaluation on validation text is one of them. A probe must leave the model and torch's random state
+as they are, so that training ends in the same weights with and without it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from gemmule.data.dataset import Dataset
 from gemmule.model.gemma import Gemma
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Something to measure now and then.
+    """A measurement repeated during training; the model is in evaluation mode.
 
     Attributes:
-        name: what its lines in metrics.jsonl have as "probe", and its group in TensorBoard.
-        every: steps between measurements; there is one after the last step, too.
-        measure: given the number of finished steps, figures of the model as it is.
+        name: value of `label` in its lines of metrics.jsonl, and group of its TensorBoard curves.
+        every: steps between measurements; there is always one after the last step.
+        measure: function from the number of finished steps to metrics of the model as it is.
+        label: key under which its lines have the name: "split" for evaluations of a split.
     """
 
     name: str
     every: int
     measure: Callable[[int], Mapping[str, float]]
+    label: Literal["probe", "split"] = "probe"
 
 
-# From settings, the model to be trained and its data; None where the settings ask for nothing.
-MakeProbe = Callable[[TrainConfig, Gemma, Dataset], Probe | None]
+# From a run's settings, its model and its data to a probe; None where the settings ask for none.
+MakeProbe = Callable[[RunConfig, Gemma, Dataset], Probe | None]

@@ -1,4 +1,4 @@
-"""Memorisation followed while a model is trained, by the setting `memorization`."""
+"""Memorization measured while a model is trained, by the setting `evaluation.memorization`."""
 
 from collections.abc import Mapping
 
@@ -15,13 +15,13 @@ from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import Reading
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.gemma import Gemma
-from gemmule.train.config import TrainConfig
+from gemmule.train.config import RunConfig
 from gemmule.train.probe import Probe
 
 NAME = "memorization"
 
 
-def memorization_probe(config: TrainConfig, model: Gemma, dataset: Dataset) -> Probe | None:
+def memorization_probe(config: RunConfig, model: Gemma, dataset: Dataset) -> Probe | None:
     """What a run is to measure of itself; None where its settings do not ask for it.
 
     The passages are drawn once, from all that the run will read, so that a curve is one of the same
@@ -31,7 +31,7 @@ def memorization_probe(config: TrainConfig, model: Gemma, dataset: Dataset) -> P
     Raises:
         ConfigError: when the model's context or the text is too short for the passages.
     """
-    chosen = config.memorization
+    chosen = config.evaluation.memorization
     if chosen is None:
         return None
     settings = Settings(
@@ -50,8 +50,8 @@ def memorization_probe(config: TrainConfig, model: Gemma, dataset: Dataset) -> P
     control = draw(dataset.split("validation"), *wanted)
     if not len(found):
         raise ConfigError(
-            f"memorization: the run reads no passage of {settings.length} tokens of one document: "
-            "lower memorization.prompt_tokens and memorization.continuation_tokens"
+            f"evaluation.memorization: the run reads no passage of {settings.length} tokens of one "
+            "document: lower evaluation.memorization.prompt_tokens and .continuation_tokens"
         )
 
     def measure(step: int) -> Mapping[str, float]:

@@ -1,0 +1,89 @@
+"""The parts of a run: model, source of batches, objective, measurements, parents.
+
+A kind of run is a function from settings and data to a `Recipe` (recipes/). The loop, resuming, the
+manifest and the result are the same for all kinds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.data.dataset import Dataset
+from gemmule.data.source import Source
+from gemmule.model.gemma import Gemma
+from gemmule.train.config import RunConfig
+from gemmule.train.evaluate import heldout_result, validation_probe
+from gemmule.train.objective import Objective
+from gemmule.train.probe import Probe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a kind of run decides.
+
+    Attributes:
+        model: model to train, on the CPU; trained in place.
+        source: batches of config.data.micro_batch sequences.
+        objective: what a step minimizes.
+        probes: measurements during training, evaluation among them.
+        result: final metrics of the trained model, for result.json.
+        parents: models it starts or learns from, the most important first, each with at least
+            "path" and "fingerprint"; a run is resumed only with the same ones.
+        inputs: further entries of manifest.json, by name; one that has an "identity" must be the
+            same when the run is resumed.
+        tokens_per_step: tokens of a step, or a good guess where steps differ: for the progress bar,
+            and to decide whether compiling pays.
+    """
+
+    model: Gemma
+    source: Source
+    objective: Objective
+    probes: Sequence[Probe]
+    result: Callable[[], Mapping[str, Any]]
+    parents: Sequence[Mapping[str, Any]] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    tokens_per_step: int = 0
+
+
+def language_model_recipe(
+    config: RunConfig,
+    dataset: Dataset,
+    model: Gemma,
+    source: Source,
+    objective: Objective,
+    *,
+    teachers: Sequence[Mapping[str, Any]] = (),
+    inputs: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a run that is evaluated by its loss on validation and held-out text.
+
+    Args:
+        config: settings of the run.
+        dataset: data that it is trained and evaluated on.
+        model: model to train.
+        source: batches of config.data.micro_batch sequences.
+        objective: what a step minimizes.
+        teachers: models that it learns from, as in `Recipe.parents`.
+        inputs: as in `Recipe.inputs`.
+    """
+    start = [] if config.model.init is None else [start_of(config.model.init, model)]
+    return Recipe(
+        model,
+        source,
+        objective,
+        probes=[validation_probe(config, model, dataset, objective)],
+        result=heldout_result(config, model, dataset, objective),
+        parents=[*teachers, *start],
+        inputs=inputs or {},
+        tokens_per_step=config.data.tokens_per_step,
+    )
+
+
+def start_of(path: str, model: Gemma) -> dict[str, Any]:
+    """What a manifest says about the model that a run starts from."""
+    return {
+        "path": path,
+        "fingerprint": weights_fingerprint(model),
+        "parameters": model.config.parameters,
+    }

@@ -1,0 +1,40 @@
+"""Pretraining: next-token prediction on packed text."""
+
+from gemmule.data.dataset import Dataset
+from gemmule.data.packed_text import PackedText
+from gemmule.train.config import RunConfig
+from gemmule.train.initial_model import initial_model
+from gemmule.train.objectives.next_token import NextToken
+from gemmule.train.recipe import Recipe, language_model_recipe
+
+
+def build(config: RunConfig, dataset: Dataset) -> Recipe:
+    """The recipe.
+
+    Raises:
+        UserError: when a setting, the data or the model to start from cannot be used.
+    """
+    model = initial_model(config, dataset)
+    source = packed_text(config, dataset)
+    return language_model_recipe(config, dataset, model, source, NextToken())
+
+
+def packed_text(config: RunConfig, dataset: Dataset, sequences: int | None = None) -> PackedText:
+    """The training split, as far as the run reads it.
+
+    Args:
+        config: settings of the run.
+        dataset: its data.
+        sequences: number of sequences to which the corpus is limited besides; None: no limit.
+    """
+    data = config.data
+    limits = [] if sequences is None else [sequences]
+    if data.corpus_tokens is not None:
+        limits.append(-(-data.corpus_tokens // data.seq_len))
+    return PackedText(
+        dataset.split("train"),
+        data.micro_batch,
+        data.seq_len,
+        config.seed,
+        min(limits, default=None),
+    )
