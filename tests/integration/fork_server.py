@@ -23,6 +23,7 @@ import gemmule.train.run as running
 from gemmule import files
 from gemmule.errors import GemmuleError
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runs import metrics
 from gemmule.runs.run_dir import RunDir
 from gemmule.teachers import logit_store as stores
 from gemmule.teachers import record
@@ -65,8 +66,8 @@ def half_a_file(tensors: Any, path: Path) -> None:
     path.write_bytes(b"\x10\x00\x00\x00")
 
 
-def half_a_line(run: RunDir, values: Any) -> None:
-    with (run.path / "metrics.jsonl").open("a") as f:
+def half_a_line(path: Path, values: Any) -> None:
+    with path.open("a") as f:
         f.write('{"step": 7, "tok')
 
 
@@ -78,7 +79,7 @@ MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "config": (Path, "replace", {"before": nothing}),
     "manifest": (RunDir, "write_manifest", {"before": nothing}),
     "step": (loop, "learning_rate_factor", {"before": nothing}),
-    "metrics": (RunDir, "log", {"before": half_a_line}),
+    "metrics": (metrics, "append", {"before": half_a_line}),
     "writing tensors": (state, "save_file", {"before": half_a_file}),
     "before the rename": (Path, "rename", {"before": nothing}),
     "after the rename": (Path, "rename", {"after": nothing}),

@@ -50,8 +50,8 @@ def rows(whole: Batch, size: int) -> list[Batch]:
 def step(
     objective: Objective, size: int, config: RunConfig
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
-    model = build(1)
-    sums = accumulate(model, objective, rows(batch(), size), config.runtime)
+    model, batches = build(1), rows(batch(), size)
+    sums = accumulate(model, objective, batches, objective.denominator(batches), config.runtime)
     grads = [p.grad for p in model.parameters()]
     return sums, [g for g in grads if g is not None]
 
@@ -79,7 +79,8 @@ def test_a_batch_without_targets_gives_zero(tiny: Callable[..., dict[str, Any]])
     whole = batch()
     nothing = dataclasses.replace(whole, labels_BT=torch.full_like(whole.labels_BT, -100))
     model = build(1)
-    assert accumulate(model, NextToken(), [nothing], config.runtime) == {"loss": 0.0}
+    assert NextToken().denominator([nothing]) == 1.0
+    assert accumulate(model, NextToken(), [nothing], 1.0, config.runtime) == {"loss": 0.0}
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 

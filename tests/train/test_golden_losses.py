@@ -15,7 +15,7 @@ import pytest
 from gemmule import files
 from gemmule.data.prepare import prepare
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.runs.run_dir import read_metrics
+from gemmule.runs.metrics import read_metrics
 from gemmule.teachers.record import RecordConfig, record
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training

@@ -30,9 +30,9 @@ class TrainState:
 
     Attributes:
         step: finished optimizer steps.
-        tokens: tokens of this process's batches so far.
+        tokens: tokens of all batches so far.
         seconds: time spent in steps, without evaluation.
-        loader: position of the source.
+        loader: position of the source, one for all ranks.
         carbon: content of carbon.json.
     """
 
@@ -87,7 +87,8 @@ def train(
             denominator = objective.denominator(batches)
             means = accumulate(model, objective, batches, denominator, config.runtime)
             due = _overdue(saved, config)
-            agreed = agree(world, means, denominator, stop=stop.requested, due=due)
+            tokens = sum(batch.tokens_BT.numel() for batch in batches)
+            agreed = agree(world, means, denominator, tokens, stop=stop.requested, due=due)
             if not alone:
                 sum_gradients(model, agreed.fraction)
             norm = clip_gradients(model, config.optimizer.clip).item()
@@ -96,9 +97,8 @@ def train(
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            tokens = sum(batch.tokens_BT.numel() for batch in batches)
             elapsed = time.perf_counter() - began
-            state.step, state.tokens = state.step + 1, state.tokens + tokens
+            state.step, state.tokens = state.step + 1, state.tokens + agreed.tokens
             state.seconds, state.loader = state.seconds + elapsed, source.state()
 
             last = state.step == config.steps
@@ -107,7 +107,7 @@ def train(
                 rates = {
                     "learning_rate": config.optimizer.learning_rate * factor,
                     "gradient_norm": norm,
-                    "tokens_per_second": tokens / elapsed,
+                    "tokens_per_second": agreed.tokens / elapsed,
                 }
                 _log(report, state, {**agreed.means, **rates})
             for probe in probes:

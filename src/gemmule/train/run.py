@@ -1,5 +1,6 @@
 """A whole training run of any kind: from settings to a folder with a model and its result."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.runs.carbon import check_country
+from gemmule.runs.layout import RunLayout
+from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, memory, torch_compile
 from gemmule.train.config import RunConfig, load_run_config
@@ -16,9 +19,6 @@ from gemmule.train.loop import TrainState, train
 from gemmule.train.probe import MakeProbe, Probe
 from gemmule.train.recipe import Recipe
 from gemmule.train.recipes import build_recipe
-
-RESULT = "result.json"
-MANIFEST = "manifest.json"
 
 
 def run_training(
@@ -46,31 +46,35 @@ def run_training(
         TrainingError: when training diverges.
         Interrupted: when stopped; run again with `resume`.
     """
-    if resume:
-        run = RunDir.open(out)
-        if (out / RESULT).is_file():
-            return dict(files.read_json(out / RESULT))
-        config = load_run_config(out / "config.toml")
-    memory.keep_freed_memory()
-    dataset = Dataset.open(config.data.path)
-    recipe = build_recipe(config, dataset)
-    probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
-    check_country(config.runtime.country)
-    manifest = _manifest(config, recipe, dataset)
-    config = _resolved(config, recipe)
-    if not resume:
-        run = RunDir.create(out, config)
-    if (out / MANIFEST).is_file():
-        _check_inputs(files.read_json(out / MANIFEST), manifest, out)
-    else:
-        run.write_manifest(manifest)
-    _prepare(config, recipe)
-    state = train(run, config, recipe, label or out.name, probes)
-    recipe.model.eval()
-    result = _result(config, recipe, state)
-    save_model(recipe.model, dataset.tokenizer, out / "model")
-    files.write_json(out / RESULT, result)
-    return result
+    layout = RunLayout(out)
+    with contextlib.ExitStack() as stack:
+        if resume:
+            run = RunDir.open(out)
+            stack.enter_context(locked(out))
+            if layout.finished:
+                return dict(files.read_json(layout.result))
+            config = load_run_config(layout.config)
+        memory.keep_freed_memory()
+        dataset = Dataset.open(config.data.path)
+        recipe = build_recipe(config, dataset)
+        probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
+        check_country(config.runtime.country)
+        manifest = _manifest(config, recipe, dataset)
+        config = _resolved(config, recipe)
+        if not resume:  # whatever was wrong with the settings has left nothing behind
+            stack.enter_context(locked(out))
+            run = RunDir.create(out, config)
+        if layout.started:
+            _check_inputs(files.read_json(layout.manifest), manifest, out)
+        else:
+            run.write_manifest(manifest)
+        _prepare(config, recipe)
+        state = train(run, config, recipe, label or out.name, probes)
+        recipe.model.eval()
+        result = _result(config, recipe, state)
+        save_model(recipe.model, dataset.tokenizer, layout.model)
+        files.write_json(layout.result, result)
+        return result
 
 
 def _make(

@@ -1,5 +1,6 @@
 """The gradients and metrics of one optimizer step, over its micro-batches and over all ranks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,19 +57,27 @@ class Agreement:
 
     Attributes:
         means: metrics over the batches of all ranks.
+        tokens: tokens of the batches of all ranks.
         fraction: this rank's part of the denominator.
         stop: whether a rank was asked to stop.
         due: whether a rank's clock says that a training state is due.
     """
 
     means: Mapping[str, float]
+    tokens: int
     fraction: float
     stop: bool
     due: bool
 
 
 def agree(
-    world: World, means: Mapping[str, float], denominator: float, *, stop: bool, due: bool
+    world: World,
+    means: Mapping[str, float],
+    denominator: float,
+    tokens: int,
+    *,
+    stop: bool,
+    due: bool,
 ) -> Agreement:
     """Joins the ranks' metrics and flags in one all-reduce; alone, returns them as they are.
 
@@ -76,16 +85,26 @@ def agree(
         world: ranks of the run.
         means: this rank's metrics, from `accumulate`.
         denominator: this rank's denominator.
+        tokens: tokens of this rank's batches.
         stop: whether this rank was asked to stop.
         due: whether this rank's clock says that a training state is due.
     """
     if world.size == 1:
-        return Agreement(means, 1.0, stop, due)
+        return Agreement(means, tokens, 1.0, stop, due)
     sums = {name: mean * denominator for name, mean in means.items()}
-    total = StepSums({"denominator": denominator, **sums}, stop=stop, due=due).over(world)
+    own = StepSums(
+        {"denominator": denominator, "tokens": tokens, **sums},
+        non_finite=not math.isfinite(means["loss"]),
+        stop=stop,
+        due=due,
+    )
+    total = own.over(world)
     whole = total.sums["denominator"]
     joined = {name: total.sums[name] / whole for name in means}
-    return Agreement(joined, denominator / whole, total.stop, total.due)
+    if total.non_finite:  # an infinity of either sign on two ranks would not add up to one
+        joined["loss"] = math.nan
+    fraction = denominator / whole
+    return Agreement(joined, int(total.sums["tokens"]), fraction, total.stop, total.due)
 
 
 def sum_gradients(model: nn.Module, fraction: float) -> None:
