@@ -46,9 +46,10 @@ def test_a_sweep_with_a_failure(
     prepared: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["distilled", "--data", prepared, "--out", tmp_path / "sweep", "--teacher", teacher,
-               "--student", "0.1m", "--seeds", 1, "--tokens", 60, "--set", "batch_size=2",
-               "--set", "seq_len=16", "--set", "compile=false", "--set", "threads=1",
-               "--set", "dtype=float32", "--set", "heldout_tokens=64"]  # fmt: skip
+               "--student", "0.1m", "--seeds", 1, "--tokens", 60, "--set", "data.batch_size=2",
+               "--set", "data.seq_len=16", "--set", "evaluation.heldout_tokens=64",
+               "--set", "runtime.compile=false", "--set", "runtime.threads=1",
+               "--set", "runtime.dtype=float32"]  # fmt: skip
     monkeypatch.setattr(module, "run_training", _fail)
     done = ablate(*command)
     assert done.exit_code == 1

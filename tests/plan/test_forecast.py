@@ -236,8 +236,8 @@ def test_a_real_plan_from_the_command_line(
 ) -> None:
     arguments = [
         "plan", "--teacher", str(saved), "--student", "1m", "--data", str(prepared), "--steps",
-        "5", "--batch-size", "2", "--seq-len", "24", "--set", "compile=false", "--set",
-        "dtype=float32", "--set", "threads=1", "--calibration-seconds", "900", "--json",
+        "5", "--batch-size", "2", "--seq-len", "24", "--set", "runtime.compile=false",
+        "--set", "runtime.dtype=float32", "--set", "runtime.threads=1", "--calibration-seconds", "900", "--json",
     ]  # fmt: skip
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == 0, done.output

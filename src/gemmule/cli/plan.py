@@ -52,9 +52,10 @@ class PlannedRun(Options):
 
     def assignments(self) -> list[str]:
         """As gemmule train --set takes them."""
-        settings = [f"batch_size={self.batch_size}", f"seq_len={self.seq_len}"]
+        settings = [f"data.batch_size={self.batch_size}", f"data.seq_len={self.seq_len}"]
         settings += self.overrides or []
-        return settings + ([f"country={json.dumps(self.country)}"] if self.country else [])
+        country = [f"runtime.country={json.dumps(self.country)}"] if self.country else []
+        return settings + country
 
 
 @command(TRAIN)

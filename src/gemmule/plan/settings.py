@@ -74,5 +74,5 @@ class PlanRequest(Config):
         first = load_run_config(None, ["steps=1", 'data.path="none"', *self.settings])
         wanted = self.tokens or TOKENS_PER_PARAMETER * student.non_embedding_parameters
         steps = self.steps or math.ceil(wanted / first.data.tokens_per_step)
-        data = self.data or Path("none")
+        data = first.data.model_copy(update={"path": self.data or Path("none")})
         return first.model_copy(update={"steps": steps, "data": data})
