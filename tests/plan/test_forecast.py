@@ -237,7 +237,8 @@ def test_a_real_plan_from_the_command_line(
     arguments = [
         "plan", "--teacher", str(saved), "--student", "1m", "--data", str(prepared), "--steps",
         "5", "--batch-size", "2", "--seq-len", "24", "--set", "runtime.compile=false",
-        "--set", "runtime.dtype=float32", "--set", "runtime.threads=1", "--calibration-seconds", "900", "--json",
+        "--set", "runtime.dtype=float32", "--set", "runtime.threads=1",
+        "--calibration-seconds", "900", "--json",
     ]  # fmt: skip
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == 0, done.output
