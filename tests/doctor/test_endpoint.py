@@ -133,7 +133,7 @@ def test_nobody_listens(folder: str) -> None:
 def test_no_log_probabilities(folder: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = {"choices": [{"index": 0, "text": "x", "logprobs": None}]}
     monkeypatch.setattr(server, "completion", lambda request: bare)
-    with pytest.raises(ConfigError, match="gives no log-probabilities"):
+    with pytest.raises(ConfigError, match="returns no log-probabilities"):
         run_doctor(folder, backend="openai", url=server.url)
 
 
@@ -142,8 +142,8 @@ def test_no_log_probabilities(folder: str, server: Server, monkeypatch: pytest.M
     [
         ({"backend": "vllm"}, "unknown backend 'vllm'"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
-        ({"backend": "openai"}, "--url goes with"),
-        ({"url": "http://127.0.0.1:1/v1"}, "--url goes with"),
+        ({"backend": "openai"}, "--backend openai needs --url"),
+        ({"url": "http://127.0.0.1:1/v1"}, "--backend openai needs --url"),
         ({"backend": "openai", "url": "localhost:8000"}, "is no address"),
     ],
 )

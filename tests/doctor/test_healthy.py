@@ -4,10 +4,10 @@ import pytest
 from fake_server import Server
 
 from gemmule.doctor.examine import run_doctor
-from gemmule.doctor.report import Report
+from gemmule.doctor.report import DoctorReport
 
 
-def results(report: Report) -> dict[str, set[str]]:
+def results(report: DoctorReport) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for row in report.rows:
         found.setdefault(row.result, set()).add(row.check)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from gemmule.doctor.examine import run_doctor
-from gemmule.doctor.report import Report
+from gemmule.doctor.report import DoctorReport
 from gemmule.doctor.text_checks import published_row
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.protocol import Span
@@ -226,13 +226,13 @@ def padding_mask_replaces_the_causal_one(patch: Patch) -> None:
     attention(patch, change, ("attend_sequence",))
 
 
-@plant("batch invariance", "depend on the rows beside it")
+@plant("batch invariance", "depend on the other rows of the batch")
 def batch_dependence(patch: Patch) -> None:
     original = Gemma.logits
     patch.setattr(Gemma, "logits", lambda self, x: original(self, x) * (1 + 1e-3 * (len(x) - 1)))
 
 
-@plant("prefill = decode", "cached decoding gives other logits")
+@plant("prefill = decode", "decoding through the cache gives other logits")
 def positions_start_over(patch: Patch) -> None:
     original = Gemma.hidden_states
 
@@ -261,7 +261,7 @@ def ring_read_as_a_list(patch: Patch) -> None:
     patch.setattr(KVCache, "_ring_index", last)
 
 
-@plant("batched generation", "not the likeliest")
+@plant("batched generation", "not the most likely")
 def pages_given_twice(patch: Patch) -> None:
     """Rows of a batch write over one another's keys."""
     original = TorchRunner._run
@@ -334,7 +334,7 @@ def reload(lm: LanguageModel, monkeypatch: Patch) -> None:
     monkeypatch.setattr("gemmule.doctor.examine.load", load)
 
 
-def failures(report: Report) -> dict[str, str]:
+def failures(report: DoctorReport) -> dict[str, str]:
     return {row.check: row.meaning for row in report.rows if row.result == "FAIL"}
 
 
@@ -372,7 +372,7 @@ def test_a_bug_in_bfloat16(folder: str, monkeypatch: Patch) -> None:
 def test_float16_overflows(folder: str) -> None:
     found = failures(run_doctor(folder, dtype="float16"))
     assert list(found) == ["finite logits"], found
-    assert "float16 ends at 65504" in found["finite logits"]
+    assert "The maximum of float16 is 65504" in found["finite logits"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from gemmule.cli import app, main
 from gemmule.doctor.findings import Finding, property_row
-from gemmule.doctor.report import Row, number, summary
+from gemmule.doctor.report import Check, number, summary
 from gemmule.model import gemma
 
 
@@ -57,5 +57,5 @@ def test_the_worst_weights_count() -> None:
 
 def test_figures() -> None:
     assert [number(x) for x in (0, 3.2e-6, 0.02, 1.234, 57.0)] == ["0", "3e-6", "0.02", "1.2", "57"]
-    rows = [Row("a", "pass", "", ""), Row("b", "FAIL", "", ""), Row("c", "pass", "", "")]
+    rows = [Check("a", "pass", "", ""), Check("b", "FAIL", "", ""), Check("c", "pass", "", "")]
     assert summary(rows) == "1 FAIL, 2 pass"

@@ -53,7 +53,7 @@ class FakeRunner:
     def __init__(self, max_step_tokens: int = 48, context: int = 160) -> None:
         self.config = config(context)
         self.device = torch.device("cpu")
-        self.page_bytes = 1024
+        self.page_bytes, self.cache_format = 1024, "float32"
         self.max_step_tokens = max_step_tokens
         self.steps = self.tokens = 0
 

@@ -105,6 +105,7 @@ class Markov:
     """Logits that depend on the last token alone, of a tiny vocabulary."""
 
     max_step_tokens, page_bytes, device = 64, 64, torch.device("cpu")
+    cache_format = "float32"
 
     def __init__(self, seed: int) -> None:
         self.config = FakeRunner().config.model_copy(update={"vocab_size": 5})

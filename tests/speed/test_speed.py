@@ -10,11 +10,15 @@ from typer.testing import CliRunner
 from gemmule import cli
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import ConfigError
+from gemmule.infer.runners.native_runner import NativeRunner
+from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.quant import native
 from gemmule.speed import machine_peak, roofline
 from gemmule.speed.settings import SpeedRequest
+from models import random_model
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,7 @@ def test_the_command(model: Path, quantize: str | None) -> None:
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["model"]["format"] == (quantize or "f32")
+    assert found["model"]["cache"] == ("float16" if quantize else "float32")
     assert [row["batch"] for row in found["decode"]] == [1, 3]
     for row in (*found["decode"], found["prefill"], found["long_context"]):
         share = row["tokens_per_second"] / row["floor_tokens_per_second"]
@@ -47,21 +52,30 @@ def test_the_command(model: Path, quantize: str | None) -> None:
     assert found["peak_bytes"] > found["model"]["weight_bytes"]
     assert found["machine"]["threads"] == 1
     shown = CliRunner().invoke(cli.app, arguments).output
-    assert "decoding after 16, 3 at once" in shown
+    assert "decode after 16, batch size 3" in shown
     assert "peak memory" in shown
 
 
-def test_floors_of_a_2b() -> None:
+@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
+def test_a_runner_says_how_it_keeps_keys_and_values(cache: str) -> None:
+    module = random_model()
+    if native.available():
+        assert NativeRunner(module, cache=cache, threads=1).cache_format == cache
+    assert TorchRunner(module).cache_format == "float32"
+    assert TorchRunner(module.to(torch.bfloat16)).cache_format == "bfloat16"
+
+
+def test_roofline_of_a_2b() -> None:
     config = preset("2b")
-    load = roofline.Model(config, 1_500_000_000, 4096, "int4", "int8")
+    load = roofline.ModelLoad(config, 1_500_000_000, 4096, "int4", "int8")
     assert roofline.matrix_weights(config) == 2_614_099_968 + 0 * config.hidden_size
     # 13 local layers see 4096 positions, 13 global ones all.
     assert load.cache_bytes(8192) == 4096 * 13 * (4096 + 8192)
-    machine = roofline.Machine(30e9, 1e12)
+    machine = roofline.MachineLimits(30e9, 1e12)
     one, many = load.step(machine, 1, 128), load.step(machine, 1000, 128)
-    assert (one.bound, many.bound) == ("memory", "arithmetic")
+    assert (one.limit, many.limit) == ("memory", "arithmetic")
     assert one.seconds == one.bytes_read / 30e9
-    assert load.prompt(machine, 512).bound == "arithmetic"
+    assert load.prompt(machine, 512).limit == "arithmetic"
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Property tests of a Gemma 2 stack, ours or somebody else's, that name the bug they find."""
+"""Property tests of a Gemma 2 implementation, ours or another, that name the bug they find."""

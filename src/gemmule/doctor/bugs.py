@@ -1,4 +1,4 @@
-"""The bugs that shipped in ports of Gemma 2, each as what it computes and what to do about it."""
+"""Bugs that shipped in ports of Gemma 2: what each computes, and how to fix it."""
 
 import dataclasses
 
@@ -10,14 +10,15 @@ from gemmule.model.config import GemmaConfig
 
 @dataclasses.dataclass(frozen=True)
 class Bug:
-    """One known mistake.
+    """One known bug.
 
     Attributes:
-        check: the row of the table it belongs to.
+        check: row of the table that it belongs to.
         name: what is wrong, as the end of "a model whose …".
-        remedy: what to do.
-        variant: the mistake, computed.
-        leaks: later tokens, or others' padding, reach earlier ones: no row equals its own parts.
+        remedy: how to fix it.
+        variant: the forward pass with the bug.
+        leaks: whether later tokens or padding reach earlier tokens, so that logits of a row differ
+            from those of its parts.
     """
 
     check: str
@@ -27,7 +28,7 @@ class Bug:
     leaks: bool = False
 
 
-# Each row that is decided by comparing logits, and what a pass means.
+# The checks that compare logits, and what a pass means.
 LOGIT_CHECKS = {
     "attention soft cap": "scores are capped, before the mask",
     "final soft cap": "logits are capped",
@@ -39,14 +40,14 @@ LOGIT_CHECKS = {
     "norms (1 + w)": "norms multiply by 1 + w, before and after each half of a layer",
     "rotary pairs": "dimension i turns with i + head_dim/2",
     "rotary positions": "positions beyond 8190 are exact",
-    "query and kv heads": "neighbouring query heads share a kv head",
+    "query and kv heads": "neighboring query heads share a kv head",
     "embedding scale": "embeddings are scaled by sqrt(hidden_size)",
 }
 
 
 def known_bugs(config: GemmaConfig) -> tuple[Bug, ...]:
-    """The bugs as they show in a model of this shape."""
-    found = [
+    """The bugs that can show in a model of this shape."""
+    bugs = [
         Bug(
             "attention soft cap", "attention cap is missing",
             "use an attention that caps scores (in transformers attn_implementation eager, never "
@@ -127,7 +128,7 @@ def known_bugs(config: GemmaConfig) -> tuple[Bug, ...]:
     ]  # fmt: skip
     N, K = config.num_attention_heads, config.num_key_value_heads
     if N > K > 1:
-        found.append(
+        bugs.append(
             Bug(
                 "query and kv heads", "query heads take kv heads in turn (n % K)",
                 "query head n reads kv head n // (heads / kv heads)",
@@ -138,7 +139,7 @@ def known_bugs(config: GemmaConfig) -> tuple[Bug, ...]:
     wrong = {"head_dim": config.head_dim, "hidden_size / heads": config.hidden_size / N}
     for source, value in wrong.items():
         if not 0.999 < value / scalar < 1.001:
-            found.append(
+            bugs.append(
                 Bug(
                     "query scale",
                     f"scores are scaled by 1/sqrt({source})",
@@ -146,4 +147,4 @@ def known_bugs(config: GemmaConfig) -> tuple[Bug, ...]:
                     Variant(query_scalar=value),
                 )
             )
-    return tuple(found)
+    return tuple(bugs)

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible completions endpoint, examined as far as it allows.
+"""Checks of an OpenAI-compatible completions endpoint, as far as it allows them.
 
-Only log-probabilities come back, and only on the weights that are served: of the whole text when
-the server supports `echo`, else of the likeliest tokens after a number of prefixes.
+It returns only log-probabilities, and only for the weights that it serves: of the whole text if
+the server supports `echo`, otherwise of the most likely tokens after several prefixes.
 """
 
 import math
@@ -18,42 +18,42 @@ from gemmule.doctor.findings import Finding, logit_rows, property_row, unless
 from gemmule.doctor.local import GemmuleText, weights_of
 from gemmule.doctor.probe import MARGIN, Probe, distance
 from gemmule.doctor.reference import Numerics, Variant
-from gemmule.doctor.report import CANNOT_TELL, FAIL, NOT_TESTED, PASS, Row, number
+from gemmule.doctor.report import CANNOT_TELL, FAIL, NOT_TESTED, PASS, Check, number
 from gemmule.doctor.text_checks import BOS, PROSE, ids_row, published_row
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.teachers.completions import CompletionServer, Refused
 
 _EXACT_PARAMETERS = 30_000_000
-_FLOPS = 1.5e11  # of one reference pass; every known bug costs one
+_FLOPS = 1.5e11  # budget of one reference pass; every known bug costs one
 _DECODED = 12
 _PREFIXES = (3, 9, 17, 29)  # tokens, where echo is not supported
 _TOP = 5
 
 
 class _Measured:
-    """Log-probabilities an endpoint gave, and how to read the same from logits.
+    """Log-probabilities from an endpoint, and how to read the same ones from logits.
 
     Attributes:
-        values: [n, 1].
-        ids: the tokens they belong to, without <bos>.
-        select: from the logits of [<bos>] * k + ids to [n, 1], given k.
+        values: the log-probabilities, [n, 1].
+        ids: tokens of the prompt, without <bos>.
+        select: takes logits of [<bos>] * k + ids, and k, and returns log-probabilities [n, 1].
     """
 
     def __init__(self, values: Tensor, ids: list[int], select: Callable[[Tensor, int], Tensor]):
         self.values, self.ids, self.select = values, ids, select
 
 
-def examine(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype) -> list[Row]:
-    """Every check that an endpoint allows.
+def examine(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype) -> list[Check]:
+    """Runs every check that an endpoint allows.
 
     Args:
         client: the server.
-        lm: the same checkpoint, here; the reference computes with its weights.
-        dtype: what the server is taken to compute in.
+        lm: the same checkpoint in this process, for the reference.
+        dtype: dtype that the server is assumed to compute in.
 
     Raises:
-        ConfigError: when the server gives no log-probabilities.
+        ConfigError: when the server returns no log-probabilities.
     """
     config = lm.config
     with ProgressBar("examining", 6, "steps") as bar:
@@ -74,7 +74,7 @@ def examine(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype) -> 
         bar.update(5, "text")
         bos = _bos_row(probes, count)
     untestable = [
-        Row(check, NOT_TESTED, "", f"an endpoint offers no way to test it: {what}")
+        Check(check, NOT_TESTED, "", f"an endpoint offers no way to test it: {what}")
         for check, what in {
             "tied head": "the head is the embedding",
             "left padding": "padding on the left changes nothing",
@@ -82,11 +82,14 @@ def examine(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype) -> 
             "markers in user text": "a user cannot forge a turn",
         }.items()
     ]
-    finite = Row(
-        "finite logits", PASS, f"{measured.values.numel()} finite", "of those it gave, none is NaN"
+    finite = Check(
+        "finite logits",
+        PASS,
+        f"{measured.values.numel()} finite",
+        "no log-probability is NaN",
     )
     if not bool(measured.values.isfinite().all()):
-        finite = Row("finite logits", FAIL, "", "it answers with NaN or Inf")
+        finite = Check("finite logits", FAIL, "", "it answers with NaN or Inf")
     return [
         *rows[:-1], untestable[0], *untestable[1:3], *rows_after, finite,
         published_row(config), bos, ids_row(GemmuleText(lm)), untestable[3], rows[-1],
@@ -94,14 +97,14 @@ def examine(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype) -> 
 
 
 def _prompt_ids(lm: LanguageModel) -> list[int]:
-    """A text of a length that the reference can afford, past the window if it can."""
+    """Ids of a text that the reference can afford, longer than the window if possible."""
     config = lm.config
     afford = int(_FLOPS / (2 * config.parameters))
     wanted = min(config.sliding_window + 40, 512)
     room = config.max_position_embeddings - _DECODED - 4
     length = max(min(wanted, afford, room), min(24, room))
     prose = lm.tokenizer.encode(PROSE)
-    # Some pieces do not come back as they were cut; the text's own ids are what counts.
+    # Decoding and encoding again may give other ids; the ids of the text are the ones to use.
     text = lm.tokenizer.decode((prose * (length // len(prose) + 1))[:length])
     return lm.tokenizer.encode(text)
 
@@ -109,7 +112,7 @@ def _prompt_ids(lm: LanguageModel) -> list[int]:
 def _choices(
     client: CompletionServer, prompt: str | list[str], **settings: Any
 ) -> list[dict[str, Any]]:
-    """The choices of one completion; none when the server refuses these settings."""
+    """The choices of one completion; empty if the server refuses these settings."""
     try:
         return client.complete(prompt, **settings)
     except Refused:
@@ -118,19 +121,19 @@ def _choices(
 
 def _echoed(client: CompletionServer, lm: LanguageModel, text: str) -> _Measured | None:
     """The log-probability of every token of a text, if the server supports echo."""
-    for most in (0, 1):
-        choices = _choices(client, text, echo=True, logprobs=1, max_tokens=most)
+    for extra in (0, 1):
+        choices = _choices(client, text, echo=True, logprobs=1, max_tokens=extra)
         if choices and choices[0].get("logprobs"):
             break
     else:
         return None
     given = choices[0]["logprobs"].get("token_logprobs") or []
     ids = lm.tokenizer.encode(text)
-    # Markers of the beginning come first, and with max_tokens=1 one generated token last.
+    # <bos> comes first, and with max_tokens=1 a generated token comes last.
     pieces = choices[0]["logprobs"].get("tokens") or []
-    while len(pieces) == len(given) and len(given) > most and _is_bos(pieces[0]):
+    while len(pieces) == len(given) and len(given) > extra and _is_bos(pieces[0]):
         pieces, given = pieces[1:], given[1:]
-    given = given[: len(given) - most] if len(given) == len(ids) + most else given
+    given = given[: len(given) - extra] if len(given) == len(ids) + extra else given
     if len(given) != len(ids):
         return None
     values = torch.tensor([math.nan if x is None else float(x) for x in given[1:]])
@@ -147,7 +150,7 @@ def _is_bos(piece: str) -> bool:
 
 
 def _after_prefixes(client: CompletionServer, lm: LanguageModel, ids: list[int]) -> _Measured:
-    """The log-probabilities of the likeliest tokens after several prefixes."""
+    """The log-probabilities of the most likely tokens after several prefixes."""
     values, places = [], []
     for length in (*_PREFIXES, len(ids)):
         prefix = ids[:length]
@@ -161,8 +164,8 @@ def _after_prefixes(client: CompletionServer, lm: LanguageModel, ids: list[int])
                 places.append((length - 1, token))
     if not values:
         raise ConfigError(
-            f"{client.url}/completions gives no log-probabilities of tokens that the model at "
-            "hand has: is it the same model, and does the server support logprobs?"
+            f"{client.url}/completions returns no log-probabilities of tokens in the local "
+            "model's vocabulary: is it the same model, and does the server support logprobs?"
         )
 
     def select(logits_TV: Tensor, bos: int) -> Tensor:
@@ -174,13 +177,13 @@ def _after_prefixes(client: CompletionServer, lm: LanguageModel, ids: list[int])
 
 def _top(client: CompletionServer, text: str) -> dict[str, float]:
     choices = _choices(client, text, logprobs=_TOP, max_tokens=1)
-    found = (choices or [{}])[0].get("logprobs") or {}
-    top = found.get("top_logprobs") or [{}]
+    logprobs = (choices or [{}])[0].get("logprobs") or {}
+    top = logprobs.get("top_logprobs") or [{}]
     return {str(piece): float(value) for piece, value in (top[0] or {}).items()}
 
 
 def _id_of(lm: LanguageModel, piece: str) -> int | None:
-    """The only token that shows as `piece`, or None."""
+    """The id of a token from its text; None if that is not a single token."""
     if piece.startswith("token_id:"):
         return int(piece.removeprefix("token_id:"))
     ids = lm.tokenizer.encode(piece.replace("\u2581", " "))
@@ -193,8 +196,8 @@ def _probe(lm: LanguageModel, measured: _Measured, bos: int, dtype: torch.dtype)
     known = measured.values.isfinite()[:, 0]
 
     def expect(variants: Sequence[Variant], numerics: Numerics) -> list[Tensor]:
-        found = reference.logits(weights, lm.config, ids, variants, numerics)
-        return [measured.select(logits, bos)[known] for logits in found]
+        results = reference.logits(weights, lm.config, ids, variants, numerics)
+        return [measured.select(logits, bos)[known] for logits in results]
 
     exact = lm.config.parameters <= _EXACT_PARAMETERS
     numerics = Numerics(torch.float64 if exact else torch.float32, dtype)
@@ -209,46 +212,46 @@ def _probe(lm: LanguageModel, measured: _Measured, bos: int, dtype: torch.dtype)
 
 
 def _bos_count(probes: dict[int, Probe]) -> int:
-    """How many <bos> explain the answers: one unless another number does clearly better."""
+    """Number of <bos> that explains the results: one, unless only another number does."""
     if probes[1].error <= probes[1].tolerance:
         return 1
     return next((k for k in (0, 2) if probes[k].error <= probes[k].tolerance), 1)
 
 
-def _bos_row(probes: dict[int, Probe], count: int) -> Row:
+def _bos_row(probes: dict[int, Probe], count: int) -> Check:
     check = "one <bos>"
     figure = ", ".join(number(probes[k].error) for k in (0, 1, 2))
     tolerance = probes[count].tolerance
     if count != 1:
         how = {0: "without <bos>", 2: "with two <bos>"}[count]
-        return Row(
+        return Check(
             check, FAIL, figure,
-            f"its answers are those of the text {how}. Let the server add exactly one "
+            f"its results are those of the text {how}. Let the server add exactly one "
             "(distance with none, one, two).",
         )  # fmt: skip
     gap = min(distance(probes[k].healthy, probes[1].healthy) for k in (0, 2))
     unexplained = probes[1].error > tolerance and probes[1].causes is None
     if gap <= MARGIN * tolerance or unexplained:
-        return Row(check, CANNOT_TELL, figure, "another number of <bos> would not show")
-    return Row(check, PASS, figure, "a text is read with exactly one (distance with 0, 1, 2)")
+        return Check(check, CANNOT_TELL, figure, "another number of <bos> would not show")
+    return Check(check, PASS, figure, "a text gets exactly one (distance with 0, 1, 2)")
 
 
-def _batch_row(client: CompletionServer, lm: LanguageModel, text: str, probe: Probe) -> Row:
-    good = "a prompt in a batch gets what it gets alone"
+def _batch_row(client: CompletionServer, lm: LanguageModel, text: str, probe: Probe) -> Check:
+    good = "a prompt has the same log-probabilities in a batch as alone"
     other = lm.tokenizer.decode(lm.tokenizer.encode(text)[::-1])[: len(text) // 2]
     settings = {"logprobs": 1, "max_tokens": 4}
     alone = _choices(client, text, **settings)
-    beside = _choices(client, other, **settings)
+    reverse = _choices(client, other, **settings)
     batch = _choices(client, [text, other], **settings)
-    if not alone or not beside or not batch or len(batch) != 2:
+    if not alone or not reverse or not batch or len(batch) != 2:
         return property_row("batch invariance", [], good, "")
-    rows = [_token_logprobs(c) for c in (alone[0], beside[0], *batch)]
+    rows = [_token_logprobs(c) for c in (alone[0], reverse[0], *batch)]
     if len({len(row) for row in rows}) != 1 or not rows[0]:
         return property_row("batch invariance", [], good, "")
     first, second, *both = (torch.tensor(row)[:, None] for row in rows)
     error = max(distance(both[0], first), distance(both[1], second))
     finding = Finding("the served weights", error, probe.own_tolerance, distance(first, second))
-    bad = "a prompt's log-probabilities depend on the prompts beside it"
+    bad = "a prompt's log-probabilities depend on the other prompts of the batch"
     return property_row("batch invariance", [finding], good, bad)
 
 
@@ -256,8 +259,8 @@ def _token_logprobs(choice: dict[str, Any]) -> list[float]:
     return [float(x) for x in (choice.get("logprobs") or {}).get("token_logprobs") or []]
 
 
-def _decode_row(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype, bos: int) -> Row:
-    """What is said while generating, against one pass over prompt and answer."""
+def _decode_row(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype, bos: int) -> Check:
+    """Log-probabilities while generating, against one pass over prompt and answer."""
     check, good = "prefill = decode", "generated tokens have the log-probabilities of one pass"
     prompt = _prompt_ids(lm)
     text = lm.tokenizer.decode(prompt)
@@ -278,7 +281,7 @@ def _decode_row(client: CompletionServer, lm: LanguageModel, dtype: torch.dtype,
     cut = reference.logits(weights_of(lm), lm.config, ids[start:])[0]
     effect = distance(select(torch.cat((cut.new_zeros(bos + start, cut.shape[1]), cut)), bos),
                       probe.healthy)  # fmt: skip
-    # An answer that has a known bug throughout is not this row's business.
+    # A known bug that is in both passes is reported by its own row.
     error = probe.error if probe.causes is None else probe.unexplained
     finding = Finding("the served weights", error, probe.own_tolerance, effect)
     return property_row(check, [finding], good, "decoding gives other log-probabilities than one "

@@ -1,4 +1,4 @@
-"""The doctor's visit: what is examined, in which order."""
+"""Runs all checks of an implementation, in order."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from gemmule.doctor import (
 from gemmule.doctor.bugs import Bug
 from gemmule.doctor.findings import logit_rows
 from gemmule.doctor.local import GemmuleModel, GemmuleText, LocalModel, Text, weights_of
-from gemmule.doctor.local_checks import Subject
-from gemmule.doctor.report import FAIL, Report, Row
+from gemmule.doctor.local_checks import TestedModel
+from gemmule.doctor.report import FAIL, Check, DoctorReport
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.teachers.completions import CompletionServer
 
 BACKENDS = ("gemmule", "transformers", "openai")
 DTYPES = ("float32", "bfloat16", "float16")
-_FLOPS = 1e11  # of one pass over the user's own weights; there are about ten
+_FLOPS = 1e11  # budget of one pass over the user's own weights; there are about ten passes
 _SHORTEST, _LONGEST = 24, 320  # tokens
 
 
@@ -37,16 +37,16 @@ def run_doctor(
     served: str | None = None,
     attention: str = "eager",
     dtype: str | None = None,
-) -> Report:
-    """Examines a stack that runs Gemma 2.
+) -> DoctorReport:
+    """Examines an implementation of Gemma 2.
 
     Args:
         path: the model: a run, a folder in HF layout, or a hub id.
-        backend: who runs it: "gemmule", "transformers", or "openai" (a server at `url`).
+        backend: what runs it: "gemmule", "transformers", or "openai" (a server at `url`).
         url: base address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
-        served: what that server calls the model; None: the first it lists.
-        attention: transformers' attn_implementation.
-        dtype: of weights and activations; None: as stored.
+        served: the server's name of the model; None: the first that it lists.
+        attention: attn_implementation of transformers.
+        dtype: dtype of weights and activations; None: as stored.
 
     Raises:
         ConfigError: for an unknown backend, dtype or attention, or an endpoint that cannot be used.
@@ -58,7 +58,7 @@ def run_doctor(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if (backend == "openai") != (url is not None):
-        raise ConfigError("--url goes with --backend openai, and that needs it")
+        raise ConfigError("--backend openai needs --url, and only that backend takes it")
     began = time.monotonic()
     lm = load(path, dtype=dtype if backend == "gemmule" else None)
     if backend == "openai":
@@ -75,11 +75,11 @@ def run_doctor(
             chosen = wanted
         rows = examine(model, text, lm, library_default=backend == "transformers")
     name = f"{backend} at {url}" if url else backend
-    return Report(str(path), name, dtype_name(chosen), tuple(rows), time.monotonic() - began)
+    return DoctorReport(str(path), name, dtype_name(chosen), tuple(rows), time.monotonic() - began)
 
 
-def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: bool) -> list[Row]:
-    """Every check of a model that runs in this process.
+def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: bool) -> list[Check]:
+    """Runs every check of a model in this process.
 
     Args:
         model: the model.
@@ -99,16 +99,16 @@ def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: b
 
         tick("stressed weights")
         near = local_checks.stressed_subject(model, config, torch.float32)
-        found = near.probe.causes or ()
+        suspects = near.probe.causes or ()
         subjects = [near]
         for dtype in dict.fromkeys((torch.float32, model.dtype)):
             for start in (0, stress.FAR):
                 if dtype != torch.float32 or start:
                     subjects.append(
-                        local_checks.stressed_subject(model, config, dtype, start, found)
+                        local_checks.stressed_subject(model, config, dtype, start, suspects)
                     )
         tick("own weights")
-        own = _own_subject(model, text, lm, weights, found, tick)
+        own = _own_subject(model, text, lm, weights, suspects, tick)
         subjects.append(own)
         loud = local_checks.loud_logits(model, config, model.dtype)
         finite = local_checks.finite_row(subjects, loud)
@@ -135,7 +135,7 @@ def _own_subject(
     weights: dict[str, Tensor],
     suspects: Sequence[Bug],
     tick: Callable[[], None],
-) -> Subject:
+) -> TestedModel:
     config = lm.config
     prose = text.encode_plain(text_checks.PROSE)
     afford = int(_FLOPS / (2 * config.parameters))
@@ -149,8 +149,8 @@ def _own_subject(
     )
 
 
-def _bos_losses(model: LocalModel, text: Text, own: Subject) -> dict[int, float]:
-    """Nats a token of the same text under none, one and two <bos>."""
+def _bos_losses(model: LocalModel, text: Text, own: TestedModel) -> dict[int, float]:
+    """Nats per token of the same text with none, one and two <bos>."""
     ids = text.encode_plain(text_checks.PROSE)[: len(own.ids) // 2]
     losses = {}
     for count in (0, 1, 2):

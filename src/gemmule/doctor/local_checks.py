@@ -13,27 +13,27 @@ from gemmule.doctor.findings import Finding, property_row, unless
 from gemmule.doctor.local import LocalModel
 from gemmule.doctor.probe import Probe, distance
 from gemmule.doctor.reference import Numerics, Variant
-from gemmule.doctor.report import CANNOT_TELL, FAIL, PASS, Row, number
+from gemmule.doctor.report import CANNOT_TELL, FAIL, PASS, Check, number
 from gemmule.model.config import GemmaConfig
 
 PAD = 0
-_EXACT_PARAMETERS = 30_000_000  # the reference is fp64 up to here, fp32 beyond
-_LIGHT_PARAMETERS = 300_000_000  # a pass over more costs seconds: only the telling ones are made
+_EXACT_PARAMETERS = 30_000_000  # the reference is fp64 up to this size, fp32 above
+_LIGHT_PARAMETERS = 300_000_000  # passes over larger models cost seconds: few are made
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model with the weights it has, the prompt it is examined on, and its comparison.
+class TestedModel:
+    """A model with its weights, the prompt that it is tested on, and the comparison.
 
     Attributes:
-        name: which weights, for the table.
+        name: the weights, for the table.
         model: the model.
         weights: the same weights, for the reference.
         config: its shape.
         ids: the prompt.
-        logits: what the model makes of it, [T, V].
-        probe: that, compared.
-        stressed: small enough for every measurement.
+        logits: the model's logits for the prompt, [T, V].
+        probe: the comparison of these logits with the reference.
+        stressed: whether it is small enough for every measurement.
     """
 
     name: str
@@ -56,18 +56,18 @@ def subject(
     start: int = 0,
     suspects: Sequence[Bug] = (),
     tick: Callable[[], None] = lambda: None,
-) -> Subject:
-    """Runs `model` on `ids`, from position `start`, and sets the reference against it.
+) -> TestedModel:
+    """Runs `model` on `ids` from position `start`, next to the reference.
 
     Args:
-        name: which weights, for the table.
+        name: the weights, for the table.
         model: the model.
         weights: its weights.
         config: its shape.
         ids: the prompt.
-        stressed: small enough for every measurement.
+        stressed: whether it is small enough for every measurement.
         start: position of the first token.
-        suspects: bugs found elsewhere in the stack.
+        suspects: bugs found elsewhere in the implementation.
         tick: called after each layer of the reference.
     """
     got = model.logits(torch.tensor([ids]), start=start)[0]
@@ -87,7 +87,7 @@ def subject(
         pairs=stressed and not start,
         suspects=suspects,
     )
-    return Subject(name, model, weights, config, ids, got, probe, stressed)
+    return TestedModel(name, model, weights, config, ids, got, probe, stressed)
 
 
 def stressed_subject(
@@ -96,7 +96,7 @@ def stressed_subject(
     dtype: torch.dtype,
     start: int = 0,
     suspects: Sequence[Bug] = (),
-) -> Subject:
+) -> TestedModel:
     """A small sibling of `model` with large weights."""
     small = stress.stressed_config(config)
     weights = stress.stressed_weights(small, dtype)
@@ -107,8 +107,8 @@ def stressed_subject(
     return subject(name, sibling, weights, small, ids, start=start, suspects=suspects)
 
 
-def restless_subject(s: Subject) -> Subject:
-    """The same shape with weights under which the next token depends on the whole context."""
+def restless_subject(s: TestedModel) -> TestedModel:
+    """The same shape with weights that make the next token depend on the whole context."""
     weights = stress.restless(s.weights)
     model = s.model.sibling(s.config, weights)
     return subject(
@@ -116,14 +116,14 @@ def restless_subject(s: Subject) -> Subject:
     )
 
 
-def finite_row(subjects: Sequence[Subject], loud: Tensor) -> Row:
+def finite_row(subjects: Sequence[TestedModel], loud: Tensor) -> Check:
     """No NaN and no Inf.
 
     Args:
-        subjects: their logits are looked at.
+        subjects: models whose logits are checked.
         loud: logits of a model whose activations are as large as Gemma 2's, in its dtype.
     """
-    parts = {s.name: s.logits for s in subjects} | {"activations beyond 65504": loud}
+    parts = {s.name: s.logits for s in subjects} | {"activations above 65504": loud}
     bad = {name: int((~x.isfinite()).sum()) for name, x in parts.items()}
     wrong = {name: n for name, n in bad.items() if n}
     total = sum(x.numel() for x in parts.values())
@@ -131,12 +131,14 @@ def finite_row(subjects: Sequence[Subject], loud: Tensor) -> Row:
     if wrong:
         figure = f"{sum(wrong.values()):,} of {total:,}"
         where = ", ".join(wrong)
-        return Row(
+        return Check(
             check, FAIL, figure,
-            f"NaN or Inf with {where}. float16 ends at 65504 and Gemma 2's activations do not: "
-            "use bfloat16 or float32.",
+            f"NaN or Inf with {where}. The maximum of float16 is 65504, and Gemma 2's activations "
+            "exceed it: use bfloat16 or float32.",
         )  # fmt: skip
-    return Row(check, PASS, f"{total:,} finite", "no NaN or Inf, with activations beyond 65504 too")
+    return Check(
+        check, PASS, f"{total:,} finite", "no NaN or Inf, even with activations above 65504"
+    )
 
 
 def loud_logits(model: LocalModel, config: GemmaConfig, dtype: torch.dtype) -> Tensor:
@@ -147,12 +149,12 @@ def loud_logits(model: LocalModel, config: GemmaConfig, dtype: torch.dtype) -> T
     return model.sibling(small, weights).logits(tokens)
 
 
-def tied_row(sharp: Subject, model: LocalModel) -> Row:
+def tied_row(sharp: TestedModel, model: LocalModel) -> Check:
     """Doubling a token's embedding must move that token's logit.
 
     Args:
-        sharp: a stressed subject.
-        model: the user's own, whose head is looked at.
+        sharp: a stressed model.
+        model: the user's model, whose head is inspected.
     """
     check = "tied head"
     good = "the head is the embedding"
@@ -167,22 +169,22 @@ def tied_row(sharp: Subject, model: LocalModel) -> Row:
     expected = reference.logits(weights, sharp.config, sharp.ids, numerics=n)[0]
     effect = _largest(expected[:, token] - sharp.probe.healthy[:, token])
     if not math.isfinite(change):
-        return Row(check, CANNOT_TELL, "not finite", "mend the numbers that are not finite first")
+        return Check(check, CANNOT_TELL, "not finite", "fix the numbers that are not finite first")
     untied = model.untied_head()
     if untied or change < effect / 4:
-        return Row(
+        return Check(
             check, FAIL, f"moved {number(change)} of {number(effect)}",
             f"{untied or 'the head does not follow the embedding'}. Gemma 2 has no head of its "
             "own: tie it, and drop any lm_head.weight.",
         )  # fmt: skip
-    return Row(check, PASS, f"moved {number(change)}; bug 0", good)
+    return Check(check, PASS, f"moved {number(change)}; bug 0", good)
 
 
 def _largest(x: Tensor) -> float:
     return x.double().abs().max().item()
 
 
-def padding_finding(s: Subject, side: str) -> Finding:
+def padding_finding(s: TestedModel, side: str) -> Finding:
     """A row padded on `side` against the row alone."""
     T = len(s.ids)
     errors, effect = [], None
@@ -204,8 +206,8 @@ def padding_finding(s: Subject, side: str) -> Finding:
     return Finding(s.name, max(errors), s.probe.own_tolerance, effect)
 
 
-def batch_finding(s: Subject) -> Finding:
-    """Rows of one length together, against each alone; through the cache too."""
+def batch_finding(s: TestedModel) -> Finding:
+    """Rows of one length in a batch against each alone, with and without the cache."""
     other = s.ids[::-1]
     third = s.ids[1:] + s.ids[:1]
     rows = [s.ids, other, third] if s.stressed else [s.ids, other]
@@ -222,15 +224,15 @@ def batch_finding(s: Subject) -> Finding:
     return Finding(s.name, error, s.probe.own_tolerance, distance(alone[1], alone[0]))
 
 
-def _chunks(s: Subject, prefill: int) -> list[int]:
+def _chunks(s: TestedModel, prefill: int) -> list[int]:
     return [prefill] + [1] * (len(s.ids) - prefill)
 
 
-def decode_findings(s: Subject) -> tuple[list[Finding], list[Finding]]:
+def decode_findings(s: TestedModel) -> tuple[list[Finding], list[Finding]]:
     """Cached decoding against the whole row at once.
 
     Returns:
-        What was found while the window fills, and what once it is full.
+        Findings while the window fills, and findings once it is full.
     """
     T, W = len(s.ids), s.config.sliding_window
     plans = [_chunks(s, T - 5)]
@@ -241,26 +243,26 @@ def decode_findings(s: Subject) -> tuple[list[Finding], list[Finding]]:
     tokens = torch.tensor([s.ids])
     for chunks in plans:
         got = s.model.decode(tokens, chunks)[0]
-        # What a cache that lost the first token would give.
+        # Results of a cache that lost the first token.
         lost = torch.cat((s.logits[:1], s.model.logits(tokens[:, 1:])[0]))
-        for found, part in ((within, slice(1, W - 1)), (beyond, slice(W - 1, T))):
+        for findings, part in ((within, slice(1, W - 1)), (beyond, slice(W - 1, T))):
             if part.start >= min(part.stop, T):
                 continue
             error = distance(got[part], s.logits[part])
             effect = distance(lost[part], s.logits[part])
-            if found is beyond and s.stressed:
+            if findings is beyond and s.stressed:
                 effect = min(
                     distance(e[part], s.probe.healthy[part])
                     for e in s.probe.expected([Variant(window=None), Variant(window=-1)])
                 )
             allowed = s.probe.own_tolerance
             note = _name_of_decode_bug(s, got) if error > allowed else ""
-            found.append(Finding(s.name, error, allowed, effect, note))
+            findings.append(Finding(s.name, error, allowed, effect, note))
     return within, beyond
 
 
-def _name_of_decode_bug(s: Subject, got: Tensor) -> str:
-    """What a known bug, present in the cached path alone, would explain."""
+def _name_of_decode_bug(s: TestedModel, got: Tensor) -> str:
+    """The known bugs that explain the difference if they are in the cached path alone."""
     probe = s.probe.with_values(got)
     if not probe.causes:
         return ""
@@ -268,8 +270,8 @@ def _name_of_decode_bug(s: Subject, got: Tensor) -> str:
     return f"With a cache, the {names}."
 
 
-def generation_finding(s: Subject) -> Finding:
-    """Greedy generation of a batch of unequal prompts takes each row's likeliest tokens."""
+def generation_finding(s: TestedModel) -> Finding:
+    """Greedy generation for a batch of unequal prompts takes the most likely tokens."""
     T, count = len(s.ids), 12
     prompts = [s.ids[at : at + length] for at, length in enumerate((T * 3 // 4, 13, 8, 5, 3, 2, 1))]
     generated = s.model.complete(prompts, count)
@@ -285,16 +287,16 @@ def generation_finding(s: Subject) -> Finding:
         pads = [PAD] * (longest - len(prompt))
         seen = s.model.logits(torch.tensor([pads + prompt]))[0, -1]
         effect = max(effect, (steps[0].max() - steps[0, seen.argmax()]).item())
-    # One logit of thousands may be several times the root mean square away.
+    # A single logit of thousands may deviate by several times the root mean square.
     return Finding(s.name, error, 4 * s.probe.own_tolerance, effect)
 
 
-def invariance_rows(subjects: Sequence[Subject], tick: Callable[[str], None]) -> list[Row]:
+def invariance_rows(subjects: Sequence[TestedModel], tick: Callable[[str], None]) -> list[Check]:
     """Padding, batches, cache and generation.
 
     Args:
-        subjects: the sharpest first.
-        tick: told what comes next.
+        subjects: the most sensitive first.
+        tick: called with the name of the next stage.
     """
     light = [s for s in subjects if s.config.parameters <= _LIGHT_PARAMETERS]
     rows = []
@@ -313,8 +315,8 @@ def invariance_rows(subjects: Sequence[Subject], tick: Callable[[str], None]) ->
         property_row(
             "batch invariance",
             [batch_finding(s) for s in light],
-            "a row in a batch gets what it gets alone",
-            "a row's logits depend on the rows beside it",
+            "a row has the same logits in a batch as alone",
+            "a row's logits depend on the other rows of the batch",
         )
     )
     tick("cache")
@@ -328,24 +330,24 @@ def invariance_rows(subjects: Sequence[Subject], tick: Callable[[str], None]) ->
         property_row(
             "prefill = decode",
             within,
-            "step by step through the cache gives what one pass gives",
-            "cached decoding gives other logits than one pass over the row.",
+            "decoding through the cache gives the logits of one pass",
+            "decoding through the cache gives other logits than one pass over the row.",
         )
     )
     past = property_row(
         "cache past the window",
         beyond,
         "local layers keep the right keys once the window is full",
-        "with a cache, logits are wrong once the window is full: look at which keys local layers "
-        "keep, and at their mask",
+        "with a cache, logits are wrong once the window is full: check which keys local layers "
+        "keep, and their mask",
     )
     rows.append(unless(past, ["prefill = decode"] if rows[-1].result == FAIL else []))
     tick("generation")
     generation = property_row(
         "batched generation",
         [generation_finding(restless_subject(subjects[0]))],
-        "greedy generation takes each row's likeliest tokens",
-        "generating several prompts at once takes tokens that are not the likeliest: look at "
+        "greedy generation takes each row's most likely tokens",
+        "generation for a batch of prompts takes tokens that are not the most likely: check "
         "padding and positions during decoding",
     )
     rows.append(unless(generation, [row.check for row in rows if row.result == FAIL]))

@@ -1,8 +1,8 @@
-"""Comparing what a stack computes with what a healthy one, and one with a known bug, would.
+"""Compares an implementation's logits with those of a correct one, and of one with a known bug.
 
-Distances are the root mean square over the vocabulary, at the worst position. What a stack may
-differ by is measured, not chosen: the reference runs once in exact arithmetic and once rounding
-every intermediate result as the stack's dtype does.
+Distances are the root mean square over the vocabulary, at the worst position. The tolerance is
+measured, not chosen: the reference runs once in exact arithmetic and once with every intermediate
+result rounded to the implementation's dtype.
 """
 
 import functools
@@ -16,38 +16,38 @@ from torch import Tensor
 from gemmule.doctor.bugs import Bug
 from gemmule.doctor.reference import HEALTHY, Numerics, Variant
 
-NOISE_FACTOR = 4.0  # two orders of the same sums differ about once the noise; this is far outside
-MARGIN = 2.0  # a bug that moves logits by less than this many tolerances cannot be told from none
-# The noise floor of logits, relative to their size, when exact arithmetic would take too long.
+NOISE_FACTOR = 4.0  # two summation orders differ by about 1 times the noise; this is far outside
+MARGIN = 2.0  # a bug that moves logits by less than this many tolerances cannot be detected
+# Noise of logits relative to their size, where exact arithmetic would take too long.
 FLOAT32_NOISE = 2e-5
 
 Expect = Callable[[Sequence[Variant], Numerics], list[Tensor]]
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Root mean square difference over the last dimension, at the worst place; NaN counts as inf.
+    """Root mean square difference over the last dimension, at the worst position; inf for NaN.
 
     Args:
         a: [..., V].
         b: the same shape.
     """
     if a.numel() == 0:
-        return math.inf  # nothing was measured, so nothing is known to agree
-    found = (a.double() - b.double()).square().mean(-1).sqrt().max().item()
-    return found if math.isfinite(found) else math.inf
+        return math.inf  # nothing was measured
+    result = (a.double() - b.double()).square().mean(-1).sqrt().max().item()
+    return result if math.isfinite(result) else math.inf
 
 
 class Probe:
-    """One measurement of a stack, and the reference's answer to the same question.
+    """One measurement of an implementation, next to the reference's results.
 
     Attributes:
-        name: which weights were measured, for the table.
-        values: what the stack said, [n, V] logits or [n, 1] log-probabilities.
-        bugs: the mistakes to tell apart.
-        measures_effects: computing what each bug would do is cheap enough to do it always; if
-            not, the probe can find a bug and never rule one out.
-        pairs: two bugs at once may be tried; there are over a hundred pairs.
-        suspects: bugs found elsewhere in the stack, tried together before any other.
+        name: the weights that were measured, for the table.
+        values: results of the implementation, [n, V] logits or [n, 1] log-probabilities.
+        bugs: the bugs to tell apart.
+        measures_effects: whether the effect of each bug is cheap enough to compute; if not, the
+            probe can find a bug but not rule one out.
+        pairs: whether to try pairs of bugs, of which there are over a hundred.
+        suspects: bugs found elsewhere in the implementation, tried together before any other.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Probe:
         self._cache: dict[Variant, Tensor] = {}
 
     def with_values(self, values: Tensor) -> "Probe":
-        """The same question, answered by another part of the stack."""
+        """The same measurement with results of another part of the implementation."""
         return Probe(self.name, values, self._expect, self._numerics, self.bugs, pairs=False)
 
     def expected(self, variants: Sequence[Variant]) -> list[Tensor]:
-        """What a stack of each variant would have said, in exact arithmetic."""
+        """Results of each variant in exact arithmetic."""
         new = [v for v in dict.fromkeys(variants) if v not in self._cache]
         if new:
             self._cache.update(zip(new, self._expect(new, self._numerics), strict=True))
@@ -80,7 +80,7 @@ class Probe:
 
     @functools.cached_property
     def healthy(self) -> Tensor:
-        """What a healthy stack would have said."""
+        """Results of a correct implementation."""
         return self.expected([HEALTHY])[0]
 
     def _noise(self, variant: Variant) -> float:
@@ -88,30 +88,30 @@ class Probe:
         n = self._numerics
         if n.activation == torch.float32 and n.compute == torch.float32:
             return FLOAT32_NOISE * exact.double().square().mean().sqrt().item()
-        # fp32 stacks sum in fp32, which matters more than the rounding of each result.
+        # fp32 implementations sum in fp32, which matters more than rounding each result.
         compute = torch.float32 if n.activation == torch.float32 else n.compute
         rounded = Numerics(compute, n.activation, rounded=True, angle=torch.float32)
         noise = distance(self._expect([variant], rounded)[0], exact)
-        # An all but exact agreement of the two passes on a few values would be luck.
+        # On a few values the two passes may agree almost exactly by chance.
         return max(noise, torch.finfo(n.activation).eps * exact.double().abs().max().item() / 4)
 
     @functools.cached_property
     def tolerance(self) -> float:
-        """How far a healthy stack may be from `healthy`."""
+        """Maximum distance of a correct implementation from `healthy`."""
         return NOISE_FACTOR * self._noise(HEALTHY)
 
     @functools.cached_property
     def error(self) -> float:
-        """How far this one is."""
+        """Distance of this implementation from `healthy`."""
         return distance(self.values, self.healthy)
 
     def effect(self, bug: Bug) -> float:
-        """How far `bug` would have moved what a healthy stack says."""
+        """Distance that `bug` moves the results of a correct implementation."""
         return distance(self.expected([bug.variant])[0], self.healthy)
 
     @functools.cached_property
     def causes(self) -> tuple[Bug, ...] | None:
-        """The bugs that explain the stack's answers: none, one or two; None: nothing known does."""
+        """The bugs that explain the results: none, one or two; None if no known bug does."""
         if self.error <= self.tolerance:
             return ()  # the usual case, found before any variant is computed
         if math.isinf(self.error):
@@ -124,7 +124,7 @@ class Probe:
             errors = [distance(self.values, e) for e in self.expected(variants)]
             nearest = min(range(len(sets)), key=errors.__getitem__)
             allowed = max(self.tolerance, NOISE_FACTOR * self._noise(variants[nearest]))
-            # What was established on sharper weights needs no clear lead here.
+            # Bugs that more sensitive weights have shown need no clear lead here.
             lead = 1.0 if sets[nearest] == self.suspects else MARGIN
             if errors[nearest] <= min(allowed, self.error / lead):
                 return sets[nearest]
@@ -132,14 +132,14 @@ class Probe:
 
     @property
     def own_tolerance(self) -> float:
-        """How far two passes of this very stack may be apart; a bug may let rounding grow."""
+        """Maximum distance of two passes of this implementation; a bug may amplify rounding."""
         if not self.causes:
             return self.tolerance
         return max(self.tolerance, NOISE_FACTOR * self._noise(_together(self.causes)))
 
     @property
     def unexplained(self) -> float:
-        """How far the stack is from what it was found to be: healthy, or with its bugs."""
+        """Distance from the variant that the implementation was identified as."""
         return distance(self.values, self.expected([_together(self.causes or ())])[0])
 
 

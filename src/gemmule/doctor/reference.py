@@ -1,8 +1,8 @@
-"""A second Gemma 2 forward pass, written plainly, and the ways in which ports go wrong.
+"""A second, plain Gemma 2 forward pass, and its variants with the bugs of ports.
 
-It shares no code with model/gemma.py: one row of tokens, no cache, no blocks, whole masks.
-What a bug of a port would compute is computed by the same lines under a `Variant`. Several
-variants share one walk over the layers, so that a large model's weights are converted once.
+It shares no code with model/gemma.py: one row of tokens, no cache, no blocks, whole masks. The
+same code computes what a port with a bug computes, under a `Variant`. Several variants share one
+pass over the layers, so that a large model's weights are converted once.
 
 Shapes: T tokens, D model, N query heads, K kv heads, H head dim, F ffn hidden, V vocabulary.
 """
@@ -22,20 +22,20 @@ _VOCABULARY_BLOCK = 8192  # rows of the embedding converted at a time
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Gemma 2 when nothing is set; each field is one deviation.
+    """Gemma 2 by default; each field is one deviation from it.
 
     Attributes:
-        attention_cap: "on", "off", "after the mask" (hidden keys come back at -cap) or
+        attention_cap: "on", "off", "after the mask" (masked scores become -cap) or
             "final's" (the two caps swapped, with final_cap "attention's").
         final_cap: "on", "off" or "attention's".
-        window: added to the sliding window; None: no window at all.
-        exchanged: odd layers are local instead of even ones.
-        causal: False: every token sees every other.
+        window: keys added to the sliding window; None: no window.
+        exchanged: whether odd layers are local instead of even ones.
+        causal: if False, every token attends to every other.
         query_scalar: scores are scaled by its inverse square root; None: the config's.
         gelu: "tanh" or "erf".
         norm_offset: norms multiply by norm_offset + w.
-        post_norms: False: the norms after attention and MLP are missing.
-        position_dtype: what positions are rounded to before they become angles.
+        post_norms: if False, the norms after attention and MLP are missing.
+        position_dtype: dtype that positions are rounded to before the angles are computed.
         pairs: "halves" (i, i + H/2) or "neighbours" (2i, 2i + 1) rotate together.
         grouping: "blocks" (query head n reads kv head n // G) or "modulo" (n % K).
         embedding_scale: "rounded" to the activations' dtype, "exact" or "off".
@@ -56,7 +56,7 @@ class Variant:
     embedding_scale: str = "rounded"
 
     def plus(self, other: "Variant") -> "Variant":
-        """Both deviations at once; where both set a field, the other's counts."""
+        """Both deviations at once; if both set a field, the other's value counts."""
         changes = {
             field.name: getattr(other, field.name)
             for field in dataclasses.fields(Variant)
@@ -70,14 +70,14 @@ HEALTHY = Variant()
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """How the arithmetic is done.
+    """Dtypes and rounding of the arithmetic.
 
     Attributes:
         compute: dtype of the products and sums here.
-        activation: dtype of the stack that is judged; the embedding's scale is rounded to it.
-        rounded: also round every intermediate result to `activation`, as such a stack does: the
-            distance to the same pass without rounding is the noise it is allowed.
-        angle: dtype of the rotary angles; a stack has fp32, exact ones are fp64.
+        activation: dtype of the tested implementation; the embedding's scale is rounded to it.
+        rounded: whether to round every intermediate result to `activation`, as the implementation
+            does; the distance to the pass without rounding is its noise.
+        angle: dtype of the rotary angles; implementations use fp32, exact angles are fp64.
     """
 
     compute: torch.dtype = torch.float64
@@ -86,7 +86,7 @@ class Numerics:
     angle: torch.dtype = torch.float64
 
     def round(self, x: Tensor) -> Tensor:
-        """`x` after a stop in the activations' dtype."""
+        """`x` rounded to the dtype of the activations, if this rounds."""
         return x.to(self.activation).to(self.compute) if self.rounded else x
 
 
@@ -103,11 +103,11 @@ def logits(
     """The logits [T, V] of `ids` under each variant.
 
     Args:
-        weights: by the names of the HF checkpoint without "model."; of any dtype, read only.
+        weights: weights by their names in an HF checkpoint without "model.", of any dtype.
         config: the model's shape.
         ids: one row of tokens.
-        variants: what to compute.
-        numerics: how.
+        variants: the variants to compute.
+        numerics: dtypes and rounding.
         start: position of the first token.
         tick: called after each layer.
     """
@@ -136,7 +136,7 @@ def logits(
 
 
 class _Converter:
-    """Weights in another dtype, in memory that the next layer's use again: fresh pages are slow."""
+    """Converts weights to a dtype, in memory that every layer uses again: fresh pages are slow."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -186,20 +186,20 @@ def _layer(
     if v.post_norms:
         attended = norm("post_attention_layernorm", attended)
     h_TD = n.round(x_TD + attended)
-    fed = _mlp(w, norm("pre_feedforward_layernorm", h_TD), v, n)
+    mlp = _mlp(w, norm("pre_feedforward_layernorm", h_TD), v, n)
     if v.post_norms:
-        fed = norm("post_feedforward_layernorm", fed)
-    return n.round(h_TD + fed)
+        mlp = norm("post_feedforward_layernorm", mlp)
+    return n.round(h_TD + mlp)
 
 
 def _mlp(w: Weights, x_TD: Tensor, v: Variant, n: Numerics) -> Tensor:
     gate = n.round(x_TD @ w["mlp.gate_proj.weight"].T)
     up = n.round(x_TD @ w["mlp.up_proj.weight"].T)
     if v.gelu == "erf":
-        bent = gate * (1 + torch.erf(gate / math.sqrt(2))) / 2
+        gelu = gate * (1 + torch.erf(gate / math.sqrt(2))) / 2
     else:
-        bent = gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) / 2
-    return n.round(n.round(n.round(bent) * up) @ w["mlp.down_proj.weight"].T)
+        gelu = gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) / 2
+    return n.round(n.round(n.round(gelu) * up) @ w["mlp.down_proj.weight"].T)
 
 
 def _attention(
@@ -239,7 +239,7 @@ def _softmax(scores_NTT: Tensor, hidden_TT: Tensor, config: GemmaConfig, v: Vari
 
 
 def _hidden(config: GemmaConfig, T: int, local: bool, v: Variant, device: torch.device) -> Tensor:
-    """Which keys (columns) each query (row) must not see."""
+    """Mask of the keys (columns) that each query (row) must not attend to."""
     index = torch.arange(T, device=device)
     distance_TT = index[:, None] - index[None, :]
     hidden = distance_TT < 0 if v.causal else torch.zeros_like(distance_TT, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What the doctor found: rows, and how they are shown."""
+"""Results of the doctor: one row per check, as a table and as JSON."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from gemmule.console import console, duration
 
 PASS, FAIL, WARNING = "pass", "FAIL", "warning"
 NOT_TESTED, CANNOT_TELL = "not tested", "cannot tell"
-_COLOURS = {PASS: "green", FAIL: "bold red", WARNING: "yellow"}
+_COLORS = {PASS: "green", FAIL: "bold red", WARNING: "yellow"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Check:
     """One check.
 
     Attributes:
-        check: what was looked at.
+        check: the property that was checked.
         result: "pass", "FAIL", "warning", "cannot tell" (the bug would not have shown) or "not
-            tested" (the stack offers no way).
-        figure: what was measured.
-        meaning: what it means, and what to do.
+            tested" (the implementation offers no way to test it).
+        figure: the measured value.
+        meaning: explanation, and what to do.
     """
 
     check: str
@@ -34,21 +34,21 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """Everything found about one stack.
+class DoctorReport:
+    """All checks of one implementation.
 
     Attributes:
-        model: what was examined.
+        model: the model that was examined.
         backend: "gemmule", "transformers" or "openai".
-        dtype: of the weights, or what an endpoint was taken to use.
-        rows: one for each check.
-        seconds: how long it took.
+        dtype: dtype of the weights; of an endpoint, the dtype that it is assumed to use.
+        rows: one row per check.
+        seconds: duration.
     """
 
     model: str
     backend: str
     dtype: str
-    rows: tuple[Row, ...]
+    rows: tuple[Check, ...]
     seconds: float
 
     @property
@@ -62,7 +62,7 @@ class Report:
         return [row.check for row in self.rows if row.result == FAIL]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON."""
         return {**dataclasses.asdict(self), "ok": self.ok, "failed": self.failed}
 
     def show(self) -> None:
@@ -71,17 +71,17 @@ class Report:
             title=f"{self.model}, {self.backend}, {self.dtype}",
             title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
         )  # fmt: skip
-        for header in ("check", "result", "figure", "what it means"):
+        for header in ("check", "result", "measured", "meaning"):
             table.add_column(header, no_wrap=header in ("check", "result"), ratio=None)
         for row in self.rows:
-            style = _COLOURS.get(row.result, "dim")
+            style = _COLORS.get(row.result, "dim")
             table.add_row(row.check, Text(row.result, style), row.figure, Text(row.meaning))
         console.print(table)
         console.print(f"{summary(self.rows)} in {duration(self.seconds)}")
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """How many rows there are of each result."""
+def summary(rows: Sequence[Check]) -> str:
+    """Number of rows with each result."""
     counts = dict.fromkeys((FAIL, WARNING, PASS, CANNOT_TELL, NOT_TESTED), 0)
     for row in rows:
         counts[row.result] += 1
@@ -89,7 +89,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def number(x: float) -> str:
-    """A figure short enough for the table."""
+    """A number short enough for the table."""
     if x == 0:
         return "0"
     return f"{x:.0e}".replace("e-0", "e-").replace("e+0", "e+") if x < 0.01 else f"{x:.2g}"

@@ -1,8 +1,9 @@
-"""Small models with large weights, in which every part of Gemma 2 is felt.
+"""Small models with large weights, on which every part of Gemma 2 changes the logits.
 
-With trained or freshly drawn weights a cap of 50 is hardly reached and a window of 4096 never: a
-stack that lacks them gives the same logits. Here scores and logits reach their caps, the window is
-shorter than the text, and the query scale is neither head_dim's nor hidden_size / heads'.
+With trained or freshly initialized weights a cap of 50 is hardly reached and a window of 4096
+never: an implementation without them gives the same logits. Here scores and logits reach their
+caps, the window is shorter than the text, and the query scale is neither that of head_dim nor that
+of hidden_size / heads.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ FAR = 8180  # a prompt that starts here crosses 8190, where bf16 has lost all po
 
 
 def stressed_config(config: GemmaConfig) -> GemmaConfig:
-    """A small shape; what is neither shape nor cap (eps, rotary base) is `config`'s."""
+    """A small shape with the rms_norm_eps and rope_theta of `config`."""
     return GemmaConfig(
         vocab_size=211,
         hidden_size=48,
@@ -39,7 +40,7 @@ def stressed_config(config: GemmaConfig) -> GemmaConfig:
 
 
 def stressed_weights(config: GemmaConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights of standard deviation 1, norms of 0.3; the same on every machine."""
+    """Weights with standard deviation 1, norms with 0.3; the same on every machine."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: (torch.randn(shape, generator=generator) * (0.3 if "norm" in name else 1.0)).to(dtype)
@@ -48,12 +49,12 @@ def stressed_weights(config: GemmaConfig, dtype: torch.dtype) -> dict[str, Tenso
 
 
 def loud(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with residuals beyond float16's 65504, which Gemma 2's own exceed."""
+    """The same weights with residuals above float16's 65504, as in Gemma 2 itself."""
     return {name: torch.full_like(w, 3e4) if "post_" in name else w for name, w in weights.items()}
 
 
 def restless(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with layers that outweigh the embedding: otherwise each token predicts itself."""
+    """The same weights with layers that outweigh the embedding: tokens depend on the context."""
     return {name: w + 5 if "post_" in name else w for name, w in weights.items()}
 
 

@@ -1,7 +1,6 @@
-"""A transformers Gemma 2 model, as the checks see it."""
+"""A Gemma 2 model of transformers behind the interface of the checks."""
 
 import copy
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,11 @@ import torch
 from torch import Tensor
 
 from gemmule.doctor.local import positions
-from gemmule.errors import CheckpointError, ConfigError, MissingExtraError
+from gemmule.errors import CheckpointError, ConfigError
 from gemmule.model.config import GemmaConfig
+from gemmule.teachers.transformers_model import import_transformers
 
-
-def import_transformers() -> Any:
-    """The package.
-
-    Raises:
-        MissingExtraError: when it is not installed.
-    """
-    try:
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise MissingExtraError("transformers", "dev", "--backend transformers") from None
+_OPTION = "--backend transformers"
 
 
 def load(
@@ -33,16 +23,15 @@ def load(
 
     Args:
         path: a run with model/ in it, a folder in HF layout, or a hub id.
-        attention: attn_implementation.
-        dtype: of weights and activations.
+        attention: attn_implementation of transformers.
+        dtype: dtype of weights and activations.
 
     Raises:
         MissingExtraError: when transformers is not installed.
-        CheckpointError: when it cannot load the model, or loads another architecture.
-        ConfigError: when it refuses the attention.
+        CheckpointError: when it cannot load the model, or the model is not a Gemma 2.
+        ConfigError: when it does not support the attention implementation.
     """
-    transformers = import_transformers()
-    transformers.utils.logging.disable_progress_bar()
+    transformers = import_transformers(_OPTION)
     inner = Path(path).expanduser() / "model"
     folder = str(inner if (inner / "config.json").is_file() else Path(path).expanduser())
     if not Path(folder).exists():
@@ -75,12 +64,12 @@ class TransformersModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of the activations."""
+        """Dtype of the weights, and so of the activations."""
         return self._model.get_input_embeddings().weight.dtype
 
     @torch.inference_mode()
     def logits(self, tokens_BT: Tensor, mask_BT: Tensor | None = None, start: int = 0) -> Tensor:
-        """See `LocalModel`."""
+        """Logits [B, T, V] without a cache."""
         if mask_BT is not None:
             places = positions(mask_BT)
         else:
@@ -90,7 +79,7 @@ class TransformersModel:
 
     @torch.inference_mode()
     def decode(self, tokens_BT: Tensor, chunks: Sequence[int]) -> Tensor:
-        """See `LocalModel`."""
+        """Logits [B, T, V] through the cache of transformers."""
         cache, parts = None, []
         for part in tokens_BT.split(list(chunks), dim=1):
             out = self._model(part, past_key_values=cache, use_cache=True)
@@ -100,8 +89,8 @@ class TransformersModel:
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-        """See `LocalModel`; padded on the left, as the library asks for."""
-        transformers = import_transformers()
+        """The next `count` most likely tokens; prompts are padded on the left for generate."""
+        transformers = import_transformers(_OPTION)
         longest = max(map(len, prompts))
         pads = [longest - len(prompt) for prompt in prompts]
         tokens = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
@@ -111,7 +100,7 @@ class TransformersModel:
             do_sample=False,
             pad_token_id=0,
             bos_token_id=2,
-            eos_token_id=self._model.config.vocab_size,  # none of its tokens: never stop
+            eos_token_id=self._model.config.vocab_size,  # not a token: generation never stops early
         )
         out = self._model.generate(
             torch.tensor(tokens), attention_mask=torch.tensor(mask), generation_config=settings
@@ -119,7 +108,7 @@ class TransformersModel:
         return out[:, longest:].tolist()
 
     def sibling(self, config: GemmaConfig, weights: Mapping[str, Tensor]) -> "TransformersModel":
-        """See `LocalModel`; everything that is not shape stays as the user's config has it."""
+        """A model of the same class and attention; only the shape differs from the user's config."""
         theirs = copy.deepcopy(self._model.config)
         shape = config.model_dump()
         theta = shape.pop("rope_theta")
@@ -135,7 +124,7 @@ class TransformersModel:
         return TransformersModel(model)
 
     def untied_head(self) -> str | None:
-        """See `LocalModel`."""
+        """A message if the head is not the embedding."""
         head = self._model.get_output_embeddings().weight
         embedding = self._model.get_input_embeddings().weight
         if head is embedding or head.data_ptr() == embedding.data_ptr():
@@ -151,11 +140,11 @@ class TransformersText:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """See `Text`."""
+        """Ids of a text, with the tokenizer's special tokens."""
         return list(self._tokenizer(text).input_ids)
 
     def encode_chat(self, text: str) -> list[int]:
-        """See `Text`."""
+        """Ids of a conversation, by the chat template."""
         message = [{"role": "user", "content": text}]
         return list(
             self._tokenizer.apply_chat_template(
@@ -164,11 +153,11 @@ class TransformersText:
         )
 
     def encode_plain(self, text: str) -> list[int]:
-        """See `Text`."""
+        """Ids of a text without special tokens."""
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def piece(self, token: int) -> bytes:
-        """See `Text`."""
+        """Bytes of a token; byte-fallback tokens are decoded."""
         piece = str(self._tokenizer.convert_ids_to_tokens(token))
         if len(piece) == 6 and piece.startswith("<0x"):
             return bytes([int(piece[3:5], 16)])

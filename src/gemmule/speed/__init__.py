@@ -1,1 +1,1 @@
-"""How fast a model runs here, beside what the machine could do at most."""
+"""Speed of a model on this machine, next to the roofline."""

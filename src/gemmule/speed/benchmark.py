@@ -1,8 +1,10 @@
-"""The measurement: load, prompts, decoding, a long context; then the machine's limits."""
+"""Measures loading, prefill, decoding and a long context, and the machine's limits."""
 
 import gc
 import statistics
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,16 +22,47 @@ from gemmule.speed.drive import Driver
 from gemmule.speed.settings import SpeedRequest
 
 STEPS = 16  # of decoding in a row
-_TURNS = 3
-_LONG_SECONDS = 20.0  # a long prompt may take about so long
-_LEAST_LONG = 4  # times the short context, or there is nothing to compare
+_ROUNDS = 3
+_LONG_SECONDS = 20.0  # maximum duration of a long prompt, about
+_MIN_LONG = 4  # times the short context, or there is nothing to compare
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Seconds that a model took.
+
+    Attributes:
+        load: loading the checkpoint and making the runner.
+        prompt: the prompt, until the first token of its answer.
+        steps: decoding steps, by batch size.
+        long: length of a long context, and steps there; None if there is no time for one.
+    """
+
+    load: float
+    prompt: float
+    steps: Mapping[int, list[float]]
+    long: tuple[int, list[float]] | None
+
+
+class _Stages:
+    """Reports the stages of a measurement, which are all counted the same."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def begin(self, what: str) -> None:
+        self.progress(self.done, self.total, what)
+        self.done += 1
+
+    def end(self) -> None:
+        self.progress(self.total, self.total, "")
 
 
 def measure(request: SpeedRequest, progress: Progress = lambda *_: None) -> dict[str, Any]:
     """Measures a model on this machine.
 
-    Every figure of the model is a median over turns in which all figures are taken one after the
-    other; the limits are the best of several readings.
+    Every time is a median over rounds, each of which takes all times one after the other. The
+    machine's limits are the best of several readings.
 
     Raises:
         ConfigError: for settings that do not fit the model.
@@ -38,51 +71,29 @@ def measure(request: SpeedRequest, progress: Progress = lambda *_: None) -> dict
     threads = request.threads or host.usable_cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    stages = _Stages(3 + _ROUNDS * (1 + len(request.batch)), progress)
     try:
-        return _measured(request, threads, progress)
+        return _measured(request, threads, stages)
     finally:
         torch.set_num_threads(before)
 
 
-def _measured(request: SpeedRequest, threads: int, progress: Progress) -> dict[str, Any]:
-    figures = 3 + _TURNS * (1 + len(request.batch))
-    done = 0
-
-    def next_is(what: str) -> None:
-        nonlocal done
-        progress(done, figures, what)
-        done += 1
-
-    next_is("loading")
+def _measured(request: SpeedRequest, threads: int, stages: _Stages) -> dict[str, Any]:
+    stages.begin("loading")
     began = time.perf_counter()
     model, _ = load_to_run(request.model, quantize=request.quantize)
     request.check_fits(model.config.max_position_embeddings, STEPS + 1)
     runner = runner_of(model, threads)
     driver = Driver(runner)
-    load_seconds = time.perf_counter() - began
-    driver.prefill(min(32, request.prompt))  # memory is asked for, threads are started
-    prompts: list[float] = []
-    decoded: dict[int, list[float]] = {batch: [] for batch in request.batch}
-    for _ in range(_TURNS):
-        next_is(f"a prompt of {request.prompt} tokens")
-        prompts.append(driver.prefill(request.prompt))
-        for batch in request.batch:
-            next_is(f"decoding, {batch} at once")
-            decoded[batch] += driver.decode(batch, request.context, STEPS)
-    prompt_seconds = statistics.median(prompts)
-    next_is("a long context")
-    long = _long_context(request, driver, model, prompt_seconds / request.prompt)
+    times = _times(request, driver, model, time.perf_counter() - began, stages)
     peak = memory.peak()
     load = roofline.of_model(model, runner)
-    name = type(runner).__name__
-    cache = "float16" if isinstance(runner, NativeRunner) else str(_dtype(model))
-    if load.format == "f32":
-        cache = "float32"
-    del driver, runner, model  # the limits need the memory
+    name, cache = type(runner).__name__, runner.cache_format
+    del driver, runner, model  # measuring the limits needs the memory
     gc.collect()
-    next_is("the machine's limits")
-    machine, found = _limits(threads, load.packed)
-    progress(figures, figures, "")
+    stages.begin("the machine's limits")
+    limits, machine = _limits(threads, load.packed)
+    stages.end()
     return {
         "model": {
             "path": request.model,
@@ -94,54 +105,64 @@ def _measured(request: SpeedRequest, threads: int, progress: Progress) -> dict[s
             "cache": cache,
             "cache_bytes_per_token": load.position_bytes * load.config.num_hidden_layers,
         },
-        "machine": {**host.machine(), "threads": threads, "runner": name, **found},
-        "load_seconds": load_seconds,
-        "first_token_seconds": prompt_seconds,
-        "prefill": _prefill(load, machine, request.prompt, prompt_seconds),
+        "machine": {**host.machine(), "threads": threads, "runner": name, **machine},
+        "load_seconds": times.load,
+        "first_token_seconds": times.prompt,
+        "prefill": _prefill(load, limits, request.prompt, times.prompt),
         "decode": [
-            _decode(load, machine, batch, request.context, seconds)
-            for batch, seconds in decoded.items()
+            _decode(load, limits, batch, request.context, seconds)
+            for batch, seconds in times.steps.items()
         ],
-        "long_context": long and {
-            **_decode(load, machine, 1, long[0], long[1]),
-            "slowdown": statistics.median(long[1]) / statistics.median(decoded[1]),
-            "whole": long[0] + STEPS + 1 >= load.config.max_position_embeddings,
-        },
+        "long_context": _long(load, limits, times),
         "peak_bytes": peak,
-    }  # fmt: skip
+    }
+
+
+def _times(
+    request: SpeedRequest, driver: Driver, model: Gemma, load_seconds: float, stages: _Stages
+) -> _Times:
+    driver.prefill(min(32, request.prompt))  # allocates memory and starts threads
+    prompts: list[float] = []
+    steps: dict[int, list[float]] = {batch: [] for batch in request.batch}
+    for _ in range(_ROUNDS):
+        stages.begin(f"a prompt of {request.prompt} tokens")
+        prompts.append(driver.prefill(request.prompt))
+        for batch in request.batch:
+            stages.begin(f"decoding, batch size {batch}")
+            steps[batch] += driver.decode(batch, request.context, STEPS)
+    prompt = statistics.median(prompts)
+    stages.begin("a long context")
+    long = _long_context(request, driver, model, prompt / request.prompt)
+    return _Times(load_seconds, prompt, steps, long)
 
 
 def runner_of(model: Gemma, threads: int, cache: str | None = None) -> Runner:
-    """The native runner on so many threads where it can run `model`, else the plain one."""
+    """The native runner with that number of threads if it can run `model`, else the torch one."""
     if NativeRunner.supports(model):
         return NativeRunner(model, cache=cache, threads=threads)
     return TorchRunner(model)
 
 
-def _dtype(model: Gemma) -> str:
-    return str(model.norm.weight.dtype).removeprefix("torch.")
-
-
 def _long_context(
     request: SpeedRequest, driver: Driver, model: Gemma, seconds_per_token: float
 ) -> tuple[int, list[float]] | None:
-    """The longest context that can be filled in reasonable time, and the seconds of steps there."""
+    """The longest context that can be filled in reasonable time, and seconds of steps there."""
     context = model.config.max_position_embeddings - STEPS - 1
     affordable = int(_LONG_SECONDS / seconds_per_token)
     if context > affordable:
         context = 1 << max(0, affordable.bit_length() - 1)
     while context and not driver.engine.scheduler.can_ever_run(context + STEPS + 1):
         context //= 2
-    if context < _LEAST_LONG * request.context:
+    if context < _MIN_LONG * request.context:
         return None
     return context, driver.decode(1, context, STEPS)
 
 
-def _limits(threads: int, packed: bool) -> tuple[roofline.Machine, dict[str, Any]]:
+def _limits(threads: int, packed: bool) -> tuple[roofline.MachineLimits, dict[str, Any]]:
     speeds = machine_peak.read_speeds(sorted({1, threads}))
     integers, floats = machine_peak.int8_operations(threads), machine_peak.float32_operations()
-    machine = roofline.Machine(speeds[threads], integers if packed and integers else floats)
-    return machine, {
+    limits = roofline.MachineLimits(speeds[threads], integers if packed and integers else floats)
+    return limits, {
         "instruction_set": native.instruction_set() if native.available() else None,
         "last_level_cache_bytes": machine_peak.last_level_cache(),
         "read_bytes_per_second": {str(count): speed for count, speed in speeds.items()},
@@ -151,30 +172,47 @@ def _limits(threads: int, packed: bool) -> tuple[roofline.Machine, dict[str, Any
 
 
 def _prefill(
-    load: roofline.Model, machine: roofline.Machine, tokens: int, seconds: float
+    load: roofline.ModelLoad, limits: roofline.MachineLimits, tokens: int, seconds: float
 ) -> dict[str, Any]:
-    floor = load.prompt(machine, tokens)
+    bound = load.prompt(limits, tokens)
     return {
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
-        "floor_tokens_per_second": tokens / floor.seconds,
-        "share_of_floor": floor.seconds / seconds,
-        "bound": floor.bound,
+        "floor_tokens_per_second": tokens / bound.seconds,
+        "share_of_floor": bound.seconds / seconds,
+        "bound": bound.limit,
     }
 
 
 def _decode(
-    load: roofline.Model, machine: roofline.Machine, batch: int, context: int, steps: list[float]
+    load: roofline.ModelLoad,
+    limits: roofline.MachineLimits,
+    batch: int,
+    context: int,
+    steps: list[float],
 ) -> dict[str, Any]:
     seconds = statistics.median(steps)
-    floor = load.step(machine, batch, context + len(steps) / 2)
+    bound = load.step(limits, batch, context + len(steps) / 2)
     return {
         "batch": batch,
         "context": context,
         "tokens_per_second": batch / seconds,
         "step_seconds": seconds,
-        "bytes_per_token": floor.bytes_read / batch,
-        "floor_tokens_per_second": batch / floor.seconds,
-        "share_of_floor": floor.seconds / seconds,
-        "bound": floor.bound,
+        "bytes_per_token": bound.bytes_read / batch,
+        "floor_tokens_per_second": batch / bound.seconds,
+        "share_of_floor": bound.seconds / seconds,
+        "bound": bound.limit,
+    }
+
+
+def _long(
+    load: roofline.ModelLoad, limits: roofline.MachineLimits, times: _Times
+) -> dict[str, Any] | None:
+    if times.long is None:
+        return None
+    context, steps = times.long
+    return {
+        **_decode(load, limits, 1, context, steps),
+        "slowdown": statistics.median(steps) / statistics.median(times.steps[1]),
+        "whole": context + STEPS + 1 >= load.config.max_position_embeddings,
     }

@@ -1,4 +1,4 @@
-"""An engine under the clock, on prompts drawn at random so that no page is ever found again."""
+"""Times an engine on random prompts, so that no page is found in the prefix cache."""
 
 import random
 import time
@@ -10,24 +10,24 @@ from gemmule.infer.runners.protocol import Runner
 
 
 class Driver:
-    """Times prompts and steps of greedy decoding, drawing and bookkeeping included.
+    """Times prompts and steps of greedy decoding, sampling and bookkeeping included.
 
     Args:
-        runner: who computes; it gets a pool of pages.
-        seed: of the prompts.
-        cache_tokens: of the pool; None: the engine's default.
+        runner: the runner to time; it gets a pool of pages.
+        seed: seed of the prompts.
+        cache_tokens: size of the pool in tokens; None: the engine's default.
     """
 
     def __init__(self, runner: Runner, seed: int = 0, cache_tokens: int | None = None) -> None:
         # Without a tokenizer no token ends an answer.
         self.engine = Engine(runner, cache_tokens=cache_tokens)
-        self._words = runner.config.vocab_size
+        self._vocab_size = runner.config.vocab_size
         self._step_tokens = runner.max_step_tokens
         self._random = random.Random(seed)
         self._open: list[int] = []
 
     def prefill(self, tokens: int) -> float:
-        """Seconds from a prompt of so many tokens to the first token of its answer."""
+        """Seconds from a prompt of `tokens` tokens to the first token of its answer."""
         (number,) = self._submit(1, tokens, 1)
         began = time.perf_counter()
         while not any(event.id == number for event in self.engine.step()):
@@ -37,14 +37,14 @@ class Driver:
         return seconds
 
     def begin(self, sequences: int, context: int, steps: int) -> None:
-        """Takes in prompts of `context` tokens, whose answers may then go on for `steps` steps."""
+        """Prefills prompts of `context` tokens, whose answers may then take `steps` steps."""
         parts = -(-sequences * context // self._step_tokens) + 1
         waiting = set(self._submit(sequences, context, steps + parts))
         while waiting:
             waiting -= {event.id for event in self.engine.step()}
 
     def steps(self, count: int) -> list[float]:
-        """Seconds of each of the next steps: a token for every sequence."""
+        """Seconds of each of the next steps, which make one token for every sequence."""
         seconds = []
         for _ in range(count):
             began = time.perf_counter()
@@ -73,6 +73,6 @@ class Driver:
     def _submit(self, sequences: int, context: int, answer: int) -> list[int]:
         params = SamplingParams(temperature=0.0, max_new_tokens=answer)
         for _ in range(sequences):
-            prompt = self._random.choices(range(self._words), k=context)
+            prompt = self._random.choices(range(self._vocab_size), k=context)
             self._open.append(self.engine.submit(Request(prompt, params)))
         return self._open

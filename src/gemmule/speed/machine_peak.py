@@ -1,6 +1,6 @@
-"""What the machine can do at most: bytes read from memory, and matrix products, in a second.
+"""Upper bounds of the machine: bytes read from memory and matrix products per second.
 
-Limits are the best of several readings: whatever else runs can only make them smaller.
+Each is the best of several readings, since other processes can only make them smaller.
 """
 
 import time
@@ -15,13 +15,13 @@ from gemmule.runtime import memory
 from gemmule.runtime.device import matmul_gflops
 
 _READINGS = 5
-_LEAST = 2**30  # bytes of the buffer that is read, where memory allows
+_MIN_BUFFER = 2**30  # bytes of the buffer that is read, if memory allows
 _TIMES_THE_CACHE = 4
-_SQUARE, _ROWS = 2048, 512  # of the integer product: its matrix stays in the caches
+_SQUARE, _ROWS = 2048, 512  # shape of the integer product: its matrix stays in the caches
 
 
 def last_level_cache() -> int | None:
-    """Bytes of the largest cache as the system states it; None where it says nothing."""
+    """Bytes of the largest cache as the system states it; None if it does not."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         try:
@@ -35,27 +35,27 @@ def last_level_cache() -> int | None:
 
 
 def buffer_size() -> int:
-    """Bytes to read so that caches are of little help, within a quarter of what is free."""
-    wanted = max(_LEAST, _TIMES_THE_CACHE * (last_level_cache() or 0))
+    """Bytes to read so that caches help little, within a quarter of the free memory."""
+    wanted = max(_MIN_BUFFER, _TIMES_THE_CACHE * (last_level_cache() or 0))
     return max(2**24, min(wanted, (memory.available() or 2**32) // 4)) // 4096 * 4096
 
 
 def read_speeds(threads: list[int], size: int | None = None) -> dict[int, float]:
-    """Bytes a second read from memory by so many threads.
+    """Bytes per second read from memory, by number of threads.
 
     Args:
-        threads: counts to try, one after the other within each round.
-        size: of the buffer; None: see `buffer_size`.
+        threads: numbers of threads to try, one after the other within each round.
+        size: bytes of the buffer; None: see `buffer_size`.
     """
     size = buffer_size() if size is None else size
     data = empty((size,), torch.uint8, torch.device("cpu"))
     data.fill_(1)
     readers = {count: _reader(data, count) for count in threads}
-    found = dict.fromkeys(threads, 0.0)
+    speeds = dict.fromkeys(threads, 0.0)
     for _ in range(_READINGS):
         for count, read in readers.items():
-            found[count] = max(found[count], read())
-    return found
+            speeds[count] = max(speeds[count], read())
+    return speeds
 
 
 def _reader(data: torch.Tensor, threads: int) -> Callable[[], float]:
@@ -76,7 +76,7 @@ def _reader(data: torch.Tensor, threads: int) -> Callable[[], float]:
 
 
 def int8_operations(threads: int) -> float | None:
-    """Operations a second of our own int8 product; None without the native library."""
+    """Operations per second of our int8 product; None without the native library."""
     if not native.available():
         return None
     generator = torch.Generator().manual_seed(0)
@@ -91,5 +91,5 @@ def int8_operations(threads: int) -> float | None:
 
 
 def float32_operations() -> float:
-    """Operations a second of torch's float32 product, on as many threads as torch uses."""
+    """Operations per second of torch's float32 product, on torch's number of threads."""
     return matmul_gflops() * 1e9

@@ -1,7 +1,7 @@
-"""The least that a step must read and compute, and the least time that takes.
+"""The roofline: the minimum that a step must read and compute, and the minimum time for that.
 
-A step reads every weight once, however many tokens are in it, and for each sequence the keys and
-values that its tokens may see. It computes two operations for each weight and token.
+A step reads every weight once, whatever its number of tokens, and for each sequence the keys and
+values that its tokens attend to. It computes two operations per weight and token.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from gemmule.quant.layout import FLOATS
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a machine can do at most.
+class MachineLimits:
+    """Upper bounds of a machine's speed.
 
     Attributes:
-        bandwidth: bytes read from memory in a second.
-        operations: of matrix products in the model's kind of numbers, in a second.
+        bandwidth: bytes read from memory per second.
+        operations: operations per second in matrix products of the model's number format.
     """
 
     bandwidth: float
@@ -27,32 +27,32 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Floor:
-    """The least time of a step.
+class Bound:
+    """The minimum time of a step.
 
     Attributes:
-        seconds: of both, the longer one.
-        bound: "memory" or "arithmetic": which one that is.
-        bytes_read: by the step.
-        operations: of the step.
+        seconds: the longer of the times for memory and for arithmetic.
+        limit: "memory" or "arithmetic", whichever takes longer.
+        bytes_read: bytes that the step reads.
+        operations: operations that the step computes.
     """
 
     seconds: float
-    bound: str
+    limit: str
     bytes_read: float
     operations: float
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model as a load for a machine.
+class ModelLoad:
+    """What a model makes a machine read and compute.
 
     Attributes:
-        config: its shape.
-        weight_bytes: of all matrices; the embedding is read once, as the head.
-        position_bytes: keys and values of one position in one layer.
-        format: of the layers' matrices.
-        head: of the embedding's.
+        config: shape of the model.
+        weight_bytes: bytes of all matrices; the embedding is read once, as the head.
+        position_bytes: bytes of the keys and values of one position in one layer.
+        format: number format of the layers' matrices.
+        head: number format of the embedding.
     """
 
     config: GemmaConfig
@@ -63,40 +63,40 @@ class Model:
 
     @property
     def packed(self) -> bool:
-        """Whether products are of integers."""
+        """Whether the matrix products are integer products."""
         return self.format not in FLOATS
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the matrices."""
+        """Bits per weight of the matrices."""
         return 8 * self.weight_bytes / matrix_weights(self.config)
 
     def cache_bytes(self, context: float) -> float:
-        """Keys and values that a token reads which sees `context` positions, its own included."""
+        """Bytes of keys and values that a token reads at `context` positions, its own included."""
         return self.position_bytes * visible(self.config, context)
 
-    def step(self, machine: Machine, sequences: int, context: float) -> Floor:
-        """A step of decoding: one token for each of some sequences."""
+    def step(self, machine: MachineLimits, sequences: int, context: float) -> Bound:
+        """A decoding step: one token for each sequence."""
         config = self.config
         each = 2 * matrix_weights(config) + attention_operations(config, context)
         read = self.weight_bytes + sequences * self.cache_bytes(context)
-        return _floor(machine, read, sequences * each)
+        return _bound(machine, read, sequences * each)
 
-    def prompt(self, machine: Machine, tokens: int) -> Floor:
-        """A prompt whose last token's continuation is predicted, no other's."""
+    def prompt(self, machine: MachineLimits, tokens: int) -> Bound:
+        """A prompt, with logits after its last token only."""
         config = self.config
         head = config.vocab_size * config.hidden_size
         operations = 2.0 * (tokens * (matrix_weights(config) - head) + head)
         operations += sum(attention_operations(config, seen) for seen in range(1, tokens + 1))
-        return _floor(machine, self.weight_bytes, operations)
+        return _bound(machine, self.weight_bytes, operations)
 
 
-def of_model(model: Gemma, runner: Runner) -> Model:
-    """A loaded model and who runs it, as a load."""
+def of_model(model: Gemma, runner: Runner) -> ModelLoad:
+    """The load of a model with its runner."""
     matrices = [matrix for layer in model.layers for matrix in matrices_of(layer).values()]
     embedding = packed_of(model.embed_tokens)
     layers_of_a_page = (runner.config.num_hidden_layers + 1) // 2
-    return Model(
+    return ModelLoad(
         runner.config,
         embedding.nbytes + sum(matrix.nbytes for matrix in matrices),
         runner.page_bytes / PAGE / layers_of_a_page,
@@ -106,12 +106,12 @@ def of_model(model: Gemma, runner: Runner) -> Model:
 
 
 def matrix_weights(config: GemmaConfig) -> int:
-    """Weights that a token's forward pass is multiplied with, the head's included."""
+    """Number of weights in the matrix products of a token's forward pass, the head included."""
     return config.parameters - (4 * config.num_hidden_layers + 1) * config.hidden_size
 
 
 def visible(config: GemmaConfig, context: float) -> float:
-    """Positions that a token sees, added up over the layers."""
+    """Positions that a token attends to, summed over the layers."""
     return sum(
         min(config.sliding_window, context) if config.is_local(layer) else context
         for layer in range(config.num_hidden_layers)
@@ -124,7 +124,7 @@ def attention_operations(config: GemmaConfig, context: float) -> float:
     return 4.0 * width * visible(config, context)
 
 
-def _floor(machine: Machine, read: float, operations: float) -> Floor:
+def _bound(machine: MachineLimits, read: float, operations: float) -> Bound:
     memory, arithmetic = read / machine.bandwidth, operations / machine.operations
-    bound = "memory" if memory >= arithmetic else "arithmetic"
-    return Floor(max(memory, arithmetic), bound, read, operations)
+    limit = "memory" if memory >= arithmetic else "arithmetic"
+    return Bound(max(memory, arithmetic), limit, read, operations)

@@ -1,4 +1,4 @@
-"""What a measurement is asked for."""
+"""Settings of gemmule bench."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ from pydantic import Field
 from gemmule.config import Config
 from gemmule.errors import ConfigError
 
-_MOST = 256  # sequences at once
+_MAX_BATCH = 256
 
 
 class SpeedRequest(Config):
     """Settings of a measurement.
 
     Attributes:
-        model: a run, folder, file or hub id.
-        quantize: "int4", "int6" or "int8": pack a floating model first; None: as it is.
-        threads: None: as many as there are cores to use.
-        prompt: tokens of the prompt that is taken in.
-        context: tokens before those that are decoded.
-        batch: numbers of sequences that are decoded together.
+        model: run, folder, file or hub id.
+        quantize: "int4", "int6" or "int8" to quantize the weights first; None: as stored.
+        threads: number of CPU threads; None: every core that can be used.
+        prompt: tokens of the prompt, for prefill.
+        context: tokens already in the cache, for decode.
+        batch: batch sizes for decode.
     """
 
     model: str
@@ -42,12 +42,12 @@ class SpeedRequest(Config):
     @pydantic.field_validator("batch")
     @classmethod
     def _sequences(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or not all(1 <= count <= _MOST for count in value):
-            raise ValueError(f"each must be from 1 to {_MOST}")
+        if not value or not all(1 <= count <= _MAX_BATCH for count in value):
+            raise ValueError(f"each must be from 1 to {_MAX_BATCH}")
         return tuple(sorted({1, *value}))
 
     def check_fits(self, context: int, steps: int) -> None:
-        """Refuses lengths that the model's context has no room for.
+        """Refuses lengths that do not fit into the model's context.
 
         Raises:
             ConfigError: for such a length.

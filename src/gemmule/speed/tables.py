@@ -1,4 +1,4 @@
-"""A measurement as tables."""
+"""Result of gemmule bench as tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,70 +6,70 @@ from typing import Any
 from gemmule.console import key_values, table
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Prints it."""
-    model, machine = found["model"], found["machine"]
+def show(result: Mapping[str, Any]) -> None:
+    """Prints the result of `measure`."""
+    model, machine = result["model"], result["machine"]
     cache = machine["last_level_cache_bytes"]
     key_values(
         [
             ["model", f"{model['parameters'] / 1e6:,.1f}M parameters in {model['format']}, head "
              f"{model['head']}: {size(model['weight_bytes'])}, "
-             f"{model['bits_per_weight']:.2f} bits a weight"],
-            ["keys and values",
-             f"{model['cache']}, {size(model['cache_bytes_per_token'])} a token"],
+             f"{model['bits_per_weight']:.2f} bits per weight"],
+            ["KV cache",
+             f"{model['cache']}, {size(model['cache_bytes_per_token'])} per token"],
             ["machine", f"{machine['processor']}, {machine['cores']} cores"],
             ["kernels", _kernels(machine)],
             ["memory read", _speeds(machine["read_bytes_per_second"])],
             ["arithmetic", _arithmetic(machine)],
-            ["load", f"{found['load_seconds']:.2f} s"],
-            ["first token", f"{found['first_token_seconds']:.3f} s after a prompt of "
-             f"{found['prefill']['tokens']} tokens"],
-            ["peak memory", size(found["peak_bytes"])],
+            ["load", f"{result['load_seconds']:.2f} s"],
+            ["first token", f"{result['first_token_seconds']:.3f} s after a prompt of "
+             f"{result['prefill']['tokens']} tokens"],
+            ["peak memory", size(result["peak_bytes"])],
         ],
         title=str(model["path"]),
     )  # fmt: skip
-    prefill, long = found["prefill"], found["long_context"]
-    rows = [[f"prompt of {prefill['tokens']}", *_row(prefill, "")]]
-    for decode in [*found["decode"], *([long] if long else [])]:
-        at_once = "" if decode["batch"] == 1 else f", {decode['batch']} at once"
-        name = f"decoding after {decode['context']}{at_once}"
+    prefill, long = result["prefill"], result["long_context"]
+    rows = [[f"prefill of {prefill['tokens']}", *_row(prefill, "")]]
+    for decode in [*result["decode"], *([long] if long else [])]:
+        batch = "" if decode["batch"] == 1 else f", batch size {decode['batch']}"
+        name = f"decode after {decode['context']}{batch}"
         rows.append([name, *_row(decode, size(decode["bytes_per_token"]))])
-    table(["", "tokens/s", "bytes/token", "at most", "share", "bound by"], rows)
-    if said := notes(found, cache):
-        key_values([["note", note] for note in said])
+    table(["", "tokens/s", "bytes/token", "roofline", "reached", "bound by"], rows)
+    if lines := notes(result, cache):
+        key_values([["note", line] for line in lines])
 
 
-def notes(found: Mapping[str, Any], cache: int | None) -> list[str]:
-    """What to know when reading the figures."""
-    said, long = [], found["long_context"]
-    if cache and found["model"]["weight_bytes"] < cache:
-        said.append(
-            f"the model is smaller than the processor's last cache ({size(cache)}): it need not be "
-            "read from memory, and may be faster than memory allows"
+def notes(result: Mapping[str, Any], cache: int | None) -> list[str]:
+    """What to know when reading the numbers."""
+    lines, long = [], result["long_context"]
+    if cache and result["model"]["weight_bytes"] < cache:
+        lines.append(
+            f"the model is smaller than the processor's last cache ({size(cache)}): it is read "
+            "from there, and may be faster than memory allows"
         )
     if long:
-        said.append(f"a step after {long['context']} tokens takes {long['slowdown']:.2f} times as "
-                    f"long as after {found['decode'][0]['context']}")  # fmt: skip
+        lines.append(f"a step after {long['context']} tokens takes {long['slowdown']:.2f} times as "
+                    f"long as after {result['decode'][0]['context']}")  # fmt: skip
         if not long["whole"]:
-            said.append("the whole context would take too long to fill here")
-    return said
+            lines.append("the model's whole context would take too long to fill here")
+    return lines
 
 
 def size(count: float) -> str:
-    """Bytes as people say them."""
+    """Bytes with a unit: 1.20 GB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:,.2f} {unit}"
     return f"{count:.0f} B"
 
 
-def _row(figures: Mapping[str, Any], nbytes: str) -> list[str]:
+def _row(speed: Mapping[str, Any], nbytes: str) -> list[str]:
     return [
-        _rate(figures["tokens_per_second"]),
+        _rate(speed["tokens_per_second"]),
         nbytes,
-        _rate(figures["floor_tokens_per_second"]),
-        f"{figures['share_of_floor']:.0%}",
-        figures["bound"],
+        _rate(speed["floor_tokens_per_second"]),
+        f"{speed['share_of_floor']:.0%}",
+        speed["bound"],
     ]
 
 

@@ -31,8 +31,11 @@ _PROBE_TOKENS = 12
 _TOLERANCE = 1e-4
 
 
-def import_transformers() -> Any:
-    """The package, its own progress bars switched off.
+def import_transformers(what: str = "a teacher that is not a Gemma 2") -> Any:
+    """The transformers package, with its own progress bars disabled.
+
+    Args:
+        what: what it is needed for, for the error message.
 
     Raises:
         MissingExtraError: when it is not installed.
@@ -40,9 +43,7 @@ def import_transformers() -> Any:
     try:
         transformers = importlib.import_module("transformers")
     except ImportError:
-        raise MissingExtraError(
-            "transformers", "teachers", "a teacher that is no Gemma 2"
-        ) from None
+        raise MissingExtraError("transformers", "teachers", what) from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

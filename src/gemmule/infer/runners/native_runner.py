@@ -87,6 +87,7 @@ class NativeRunner:
         self._threads = native.threads(threads)
         self._kept: list[object] = []  # what the pointers below point to
         self._model = self._c_model(model, CACHES[cache])
+        self.cache_format = cache
         self.page_bytes = int(native.loaded().gm_page_bytes(self._model))
         self._pool = torch.empty(0, dtype=torch.uint8)
 

@@ -84,6 +84,7 @@ class Runner(Protocol):
     config: "GemmaConfig"
     device: "device"  # where the cache is
     page_bytes: int
+    cache_format: str  # of keys and values: "float32", "float16", "bfloat16" or "int8"
     max_step_tokens: int  # most tokens of one step, of all spans together
 
     def allocate(self, pages: int) -> None:

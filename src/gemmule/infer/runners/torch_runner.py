@@ -39,6 +39,7 @@ class TorchRunner:
         self._page = (slots, 2, PAGE, config.num_key_value_heads, config.head_dim)
         norm = model.norm.weight  # never quantized: it has the activations' dtype
         self.device, self._dtype = norm.device, norm.dtype
+        self.cache_format = str(norm.dtype).removeprefix("torch.")
         self.page_bytes = torch.Size(self._page).numel() * norm.element_size()
         self._pool = torch.empty(0, *self._page)
 
