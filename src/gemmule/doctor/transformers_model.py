@@ -108,7 +108,7 @@ class TransformersModel:
         return out[:, longest:].tolist()
 
     def sibling(self, config: GemmaConfig, weights: Mapping[str, Tensor]) -> "TransformersModel":
-        """A model of the same class and attention; only the shape differs from the user's config."""
+        """A model of the same class and attention; only its shape differs from the user's."""
         theirs = copy.deepcopy(self._model.config)
         shape = config.model_dump()
         theta = shape.pop("rope_theta")
