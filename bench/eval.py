@@ -255,17 +255,17 @@ def published(name: str, data_dir: Path, count: int) -> list[Pairs]:
     """The first documents of a benchmark, as lm-eval asks them."""
     from gemmule.evals.benchmarks import suites
     from gemmule.evals.benchmarks.lm_eval_tasks import Unavailable, load_tasks
-    from gemmule.evals.benchmarks.silence_lm_eval import quietly
+    from gemmule.evals.benchmarks.silence_lm_eval import silenced
 
     harness.say(f"{name}: prompts")
     try:
-        with quietly():
+        with silenced():
             tasks = list(load_tasks(suites.find(name), data_dir).tasks.values())[:SUBJECTS]
     except Unavailable as e:
         raise ConfigError(f"{name}: {e}; leave it out with --benchmarks") from None
     found = []
     for task in tasks:
-        with quietly():
+        with silenced():
             task.build_all_requests(limit=-(-count // len(tasks)))
         documents: dict[int, Pairs] = {}
         for instance in task.instances:

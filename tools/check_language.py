@@ -38,7 +38,7 @@ WORDING = [
      'write "whatever else is in the batch" or "batch-invariant"'),
     (r"\bso many\b", "say how many, or name the number"),
     (r"\bpieces of the vocabulary\b|\bwords of the (?:vocabulary|head)\b", 'write "tokens"'),
-    (r"\bjournal\b", 'write "response cache"'),
+    (r"\bjournal\b(?!\.jsonl)", 'write "response cache"'),  # safety.journal.jsonl is on disk
     (r"\bgives? back\b(?= .*\btext\b)", 'write "reproduces"'),
 ]  # fmt: skip
 # "There is no x" is good English; the lookbehind cannot hold it, being of variable width.

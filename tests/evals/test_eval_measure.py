@@ -13,10 +13,10 @@ import torch
 
 from gemmule.errors import ConfigError, DataError
 from gemmule.evals.benchmarks import compare, prompt_formats, suites
-from gemmule.evals.benchmarks.evaluate import ANSWERS, RESULT, SAMPLES, measure
+from gemmule.evals.benchmarks.evaluate import RESPONSES, RESULT, SAMPLES, evaluate_benchmarks
 from gemmule.evals.benchmarks.run_benchmarks import run_eval
 from gemmule.evals.benchmarks.settings import EvalSettings
-from gemmule.evals.eval_target import Subject, open_subject
+from gemmule.evals.eval_target import EvalTarget, open_target
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
@@ -84,8 +84,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def subject(models: list[Path], out: Path, number: int = 0) -> Subject:
-    return open_subject(str(models[number]), out=out)
+def target(models: list[Path], out: Path, number: int = 0) -> EvalTarget:
+    return open_target(str(models[number]), out=out)
 
 
 def settings(data: Path, **more: Any) -> EvalSettings:
@@ -104,7 +104,7 @@ def kept(folder: Path) -> tuple[dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def measured(models: list[Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("measured")
-    measure(subject(models, out), settings(data))
+    evaluate_benchmarks(target(models, out), settings(data))
     return out
 
 
@@ -139,8 +139,8 @@ def test_a_model_that_guesses_is_said_to_be_at_chance(measured: Path) -> None:
 
 
 def test_scores_are_of_the_right_answers(models: list[Path], data: Path, tmp_path: Path) -> None:
-    """Read again from the samples: the likeliest choice, a byte's share of its log-likelihood."""
-    measure(subject(models, tmp_path), settings(data, tasks=["arc-e"]))
+    """Read again from the samples: the most likely choice, by log-likelihood per byte."""
+    evaluate_benchmarks(target(models, tmp_path), settings(data, tasks=["arc-e"]))
     for line in (tmp_path / SAMPLES).read_text().splitlines():
         sample = json.loads(line)
         shares = [
@@ -156,7 +156,7 @@ def test_asked_again_nothing_is_asked(
     before = kept(measured)
     monkeypatch.setattr(LanguageModel, "score_branches", None)
     monkeypatch.setattr(LanguageModel, "engine", None)
-    measure(subject(models, measured), settings(data))
+    evaluate_benchmarks(target(models, measured), settings(data))
     assert kept(measured) == before
 
 
@@ -164,12 +164,12 @@ def test_asked_again_nothing_is_asked(
 def test_a_stopped_evaluation_goes_on_to_the_same_result(
     models: list[Path], data: Path, measured: Path, tmp_path: Path, cut: str
 ) -> None:
-    lines = (measured / ANSWERS).read_text().splitlines(keepends=True)
+    lines = (measured / RESPONSES).read_text().splitlines(keepends=True)
     half = "".join(lines[: len(lines) // 2]) + (lines[-1][:20] if cut == "within a line" else "")
-    (tmp_path / ANSWERS).write_text(half)
-    measure(subject(models, tmp_path), settings(data))
+    (tmp_path / RESPONSES).write_text(half)
+    evaluate_benchmarks(target(models, tmp_path), settings(data))
     assert kept(tmp_path) == kept(measured)
-    keys = [json.loads(line)["key"] for line in (tmp_path / ANSWERS).read_text().splitlines()[1:]]
+    keys = [json.loads(line)["key"] for line in (tmp_path / RESPONSES).read_text().splitlines()[1:]]
     assert len(keys) == len(set(keys)) == len(lines) - 1
 
 
@@ -180,7 +180,7 @@ def test_killed_at_any_moment_no_sample_is_lost_or_scored_twice(
         sys.executable, "-m", "gemmule.cli", "eval", str(models[0]), "--data-dir", str(data),
         "--tasks", "arc-e,piqa,gsm8k", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
-    answers = tmp_path / "out" / ANSWERS
+    answers = tmp_path / "out" / RESPONSES
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -198,14 +198,14 @@ def test_killed_at_any_moment_no_sample_is_lost_or_scored_twice(
     assert len(keys) == len(set(keys))
 
 
-def test_order_and_company_change_nothing(
+def test_order_and_other_benchmarks_change_nothing(
     models: list[Path], data: Path, measured: Path, tmp_path: Path
 ) -> None:
     """Each benchmark alone, or the others first: the same log-likelihoods to the last bit."""
-    measure(subject(models, tmp_path), settings(data, tasks=["gsm8k", "piqa", "arc-e"]))
+    evaluate_benchmarks(target(models, tmp_path), settings(data, tasks=["gsm8k", "piqa", "arc-e"]))
     assert sorted(kept(tmp_path)[1].splitlines()) == sorted(kept(measured)[1].splitlines())
     alone = tmp_path / "alone"
-    measure(subject(models, alone), settings(data, tasks=["piqa"], limit=3))
+    evaluate_benchmarks(target(models, alone), settings(data, tasks=["piqa"], limit=3))
     some = [line for line in kept(measured)[1].splitlines() if '"benchmark": "piqa"' in line]
     assert kept(alone)[1].splitlines() == some[:3]
 
@@ -213,19 +213,21 @@ def test_order_and_company_change_nothing(
 def test_another_models_answers_are_refused(
     models: list[Path], data: Path, measured: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / ANSWERS).write_text((measured / ANSWERS).read_text())
-    with pytest.raises(ConfigError, match="answers of another model"):
-        measure(subject(models, tmp_path, 1), settings(data))
-    lines = (measured / ANSWERS).read_text().splitlines(keepends=True)
-    (tmp_path / ANSWERS).write_text(lines[0] + "nonsense\n" + lines[1])
-    with pytest.raises(DataError, match=r"answers.jsonl:2: no answer"):
-        measure(subject(models, tmp_path), settings(data))
+    (tmp_path / RESPONSES).write_text((measured / RESPONSES).read_text())
+    with pytest.raises(ConfigError, match="responses of another model"):
+        evaluate_benchmarks(target(models, tmp_path, 1), settings(data))
+    lines = (measured / RESPONSES).read_text().splitlines(keepends=True)
+    (tmp_path / RESPONSES).write_text(lines[0] + "nonsense\n" + lines[1])
+    with pytest.raises(DataError, match=r"answers.jsonl:2: not a response"):
+        evaluate_benchmarks(target(models, tmp_path), settings(data))
 
 
 def test_what_is_missing_is_named_and_left_out(
     models: list[Path], data: Path, tmp_path: Path
 ) -> None:
-    result = measure(subject(models, tmp_path), settings(data, tasks=["arc-e", "boolq"], limit=2))
+    result = evaluate_benchmarks(
+        target(models, tmp_path), settings(data, tasks=["arc-e", "boolq"], limit=2)
+    )
     assert "value" not in result["rows"]["boolq"]
     assert result["rows"]["boolq"]["missing"] == "there is no boolq/val.jsonl in the data folder"
     assert result["rows"]["arc-e"]["n"] == 2
@@ -236,13 +238,13 @@ def test_where_nothing_can_be_measured_nothing_is_written(
     models: list[Path], data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"none .* \(BoolQ: there is no boolq/val.jsonl"):
-        measure(subject(models, tmp_path), settings(data, tasks=["boolq"]))
+        evaluate_benchmarks(target(models, tmp_path), settings(data, tasks=["boolq"]))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_twelve_formats(models: list[Path], data: Path, tmp_path: Path) -> None:
     given = settings(data, tasks=["arc-e"], formats=True)
-    found = measure(subject(models, tmp_path), given)["formats"]["arc-e"]
+    found = evaluate_benchmarks(target(models, tmp_path), given)["formats"]["arc-e"]
     values = [score["value"] for score in found["scores"]]
     assert len({score["format"] for score in found["scores"]}) == len(values) == 12
     mean = sum(values) / 12
@@ -282,7 +284,7 @@ def test_two_models_on_the_same_questions(models: list[Path], data: Path, tmp_pa
         run_eval([str(models[0])] * 2, settings(data))
 
 
-def test_only_questions_asked_alike_are_compared() -> None:
+def test_only_questions_with_the_same_prompt_are_compared() -> None:
     a = {"x": {"t 0": ("q", 1.0), "t 1": ("r", 0.0)}, "y": {"t 0": ("q", 1.0)}}
     b = {"x": {"t 0": ("q", 0.0), "t 1": ("another", 1.0)}}
     found = compare.differences(a, b)

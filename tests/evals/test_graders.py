@@ -1,4 +1,4 @@
-"""Marks: right answers get all of them, wrong ones none, partial ones what public graders give."""
+"""Scores: correct answers get 1, wrong ones 0, partial ones what public graders give."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from gemmule.errors import UserError
 from gemmule.evals.benchmarks import suites
-from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, load_tasks
+from gemmule.evals.benchmarks.lm_eval_tasks import LoadedBenchmark, load_tasks
 from gemmule.evals.benchmarks.tasks import drop, hendrycks_math
 
 pytest.importorskip("lm_eval")
@@ -18,10 +18,10 @@ pytest.importorskip("lm_eval")
 Doc = dict[str, Any]
 
 
-def marks(loaded: Loaded, answer: Callable[[Any, Doc], str]) -> list[dict[str, Any]]:
+def scores(loaded: LoadedBenchmark, answer: Callable[[Any, Doc], str]) -> list[dict[str, Any]]:
     """What each document's answer gets, on the way a model's goes.
 
-    It is cut where a model's would be, filtered, and marked by the task.
+    It is cut where a model's would be, filtered, and scored by the task.
     """
     from lm_eval.api.instance import Instance
 
@@ -46,9 +46,9 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text[: min([text.find(stop) for stop in until if stop in text], default=len(text))]
 
 
-def score(loaded: Loaded, answer: Callable[[Any, Doc], str]) -> float:
-    """The sum of the marks that the benchmark reports."""
-    return float(sum(m[loaded.benchmark.metric] for m in marks(loaded, answer)))
+def score(loaded: LoadedBenchmark, answer: Callable[[Any, Doc], str]) -> float:
+    """The sum of the scores that the benchmark reports."""
+    return float(sum(m[loaded.benchmark.metric] for m in scores(loaded, answer)))
 
 
 def lines(path: Path, rows: list[Doc]) -> None:
@@ -84,7 +84,7 @@ DOCUMENTS = {
 }
 
 
-def published(name: str) -> Loaded:
+def published(name: str) -> LoadedBenchmark:
     if "GEMMULE_BENCHMARKS" not in os.environ:
         pytest.skip("GEMMULE_BENCHMARKS names no folder with the published files")
     benchmark = suites.find(name)
@@ -98,7 +98,7 @@ def published(name: str) -> Loaded:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GOLD)
-def test_every_published_answer_gets_full_marks(name: str) -> None:
+def test_every_published_answer_gets_the_full_score(name: str) -> None:
     loaded = published(name)
     assert score(loaded, GOLD[name]) == DOCUMENTS[name]
     assert all(file["known"] for file in loaded.files)
@@ -113,14 +113,14 @@ def test_wrong_answers_get_none(name: str) -> None:
 
 @pytest.mark.slow
 def test_math_s_solutions_as_they_are_satisfy_math_verify() -> None:
-    found = marks(published("math"), lambda task, doc: doc["solution"])
+    found = scores(published("math"), lambda task, doc: doc["solution"])
     assert sum(m["math_verify"] for m in found) == 5000
     assert sum(m["exact_match"] for m in found) == 0  # they do not end as the examples do
 
 
 @pytest.mark.slow
 def test_ifeval_s_instructions_can_all_be_checked() -> None:
-    found = marks(published("ifeval"), lambda task, doc: "")
+    found = scores(published("ifeval"), lambda task, doc: "")
     assert len(found) == 541
     assert sum(len(m["inst_level_strict_acc"]) for m in found) == 834
     assert not any(m["inst_level_loose_acc"][0] for m in found)
@@ -165,7 +165,7 @@ def test_math(tmp_path: Path) -> None:
     ]
     lines(tmp_path / "math/test.jsonl", rows)
     loaded = load_tasks(suites.find("math"), tmp_path)
-    found = marks(loaded, lambda task, doc: HALVES[int(doc["problem"])][0])
+    found = scores(loaded, lambda task, doc: HALVES[int(doc["problem"])][0])
     assert [(m["exact_match"], m["math_verify"]) for m in found] == [half[1:] for half in HALVES]
 
 
@@ -177,7 +177,7 @@ def test_a_hostile_answer_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         r"The final answer is $((((9!)!)!)!)!$",
         r"Final Answer: The final answer is $2$. I hope it is correct.",
     ]
-    found = hendrycks_math.graded([[a] for a in answers], [doc] * 3)
+    found = hendrycks_math.grade_answers([[a] for a in answers], [doc] * 3)
     assert [f["math_verify"] for f in found] == [0, 0, 1]
     for outcome in found[:2]:
         assert outcome["why"] == "math_verify: took more than 2 s of processor time"
@@ -226,10 +226,10 @@ def doc_of(*answers: Doc) -> Doc:
         (", , ", [{"spans": ["Gdov"]}], 0, 0),
     ],
 )
-def test_drop_s_marks_are_its_own_evaluator_s(
+def test_drop_s_scores_are_its_own_evaluator_s(
     answer: str, gold: list[Doc], f1: float, em: float
 ) -> None:
-    assert drop.marks(doc_of(*gold), [f" {answer} "]) == {"f1": f1, "em": em}
+    assert drop.scores(doc_of(*gold), [f" {answer} "]) == {"f1": f1, "em": em}
 
 
 def test_an_answer_counts_by_any_of_its_names(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ INSTRUCTIONS: dict[str, tuple[Doc, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def instructions(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def instructions(tmp_path_factory: pytest.TempPathFactory) -> LoadedBenchmark:
     data = tmp_path_factory.mktemp("data")
     rows = [
         {"key": n, "prompt": "Say how it is.", "instruction_id_list": [name], "kwargs": [given]}
@@ -333,12 +333,12 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return load_tasks(suites.find("ifeval"), data)
 
 
-def followed(loaded: Loaded, answer: Callable[[Any, Doc], str]) -> dict[str, bool]:
-    found = marks(loaded, answer)
+def followed(loaded: LoadedBenchmark, answer: Callable[[Any, Doc], str]) -> dict[str, bool]:
+    found = scores(loaded, answer)
     return {name: m["prompt_level_strict_acc"] for name, m in zip(INSTRUCTIONS, found, strict=True)}
 
 
-def test_every_kind_of_instruction(instructions: Loaded) -> None:
+def test_every_kind_of_instruction(instructions: LoadedBenchmark) -> None:
     from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
 
     assert set(INSTRUCTIONS) == set(INSTRUCTION_DICT)
@@ -351,12 +351,12 @@ def test_every_kind_of_instruction(instructions: Loaded) -> None:
 
 
 @pytest.mark.parametrize("answer", ["[" * 5000, '{"a":' * 2000, "\ud800", "\0" * 99, "<" * 3000])
-def test_an_answer_without_sense_ends_no_run(instructions: Loaded, answer: str) -> None:
+def test_an_answer_without_sense_ends_no_run(instructions: LoadedBenchmark, answer: str) -> None:
     found = followed(instructions, lambda task, doc: answer)
     assert not found["detectable_format:json_format"]
 
 
-def test_a_language_is_guessed_the_same_way_each_time(instructions: Loaded) -> None:
+def test_a_language_is_guessed_the_same_way_each_time(instructions: LoadedBenchmark) -> None:
     # English, Italian, Estonian: without a seed the guess changes from call to call.
     answer = "Hotel Taxi Radio"
     found = [followed(instructions, lambda task, doc: answer) for _ in range(8)]

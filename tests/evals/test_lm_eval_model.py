@@ -18,11 +18,11 @@ import torch
 
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import ConfigError
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, LocalData
 from gemmule.evals.benchmarks.lm_eval_tasks import load_tasks
 from gemmule.evals.benchmarks.tasks import arc, boolq, gsm8k, mmlu, piqa
 from gemmule.evals.lm_eval_model import GemmuleLM, _device, register
-from gemmule.evals.response_cache import Journal
+from gemmule.evals.response_cache import ResponseCache
 from gemmule.infer.core.request import Request
 from gemmule.infer.engine import Engine
 from gemmule.infer.language_model import LanguageModel
@@ -131,11 +131,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def two_subjects(folder: Path) -> Local:
+def two_subjects(folder: Path) -> LocalData:
     def rows(split: str, subject: str) -> list[dict[str, Any]]:
         return mmlu._rows(folder / f"{split}/{subject}_{split}.csv", subject)
 
-    return Local(
+    return LocalData(
         {f"mmlu_{s}": {"test": rows("test", s), "dev": rows("dev", s)} for s in SUBJECTS}, []
     )
 
@@ -283,7 +283,7 @@ def test_bos_stands_before_nothing_too(lm: LanguageModel, seen: list[list[int]])
 @pytest.mark.parametrize("prompt", ["<bos>wrap", "  <bos>wrap", "<bos>"])
 def test_a_second_bos_is_refused(lm: LanguageModel, prompt: str) -> None:
     wrapper = GemmuleLM(lm)
-    why = r"a prompt begins with <bos> \(.*it is added here, once"
+    why = r"a prompt begins with <bos> \(.*which is added to every prompt"
     with pytest.raises(ConfigError, match=why):
         scored(wrapper, (prompt, " it"))
     with pytest.raises(ConfigError, match=why):
@@ -466,25 +466,25 @@ def test_a_journal_changes_nothing(lm: LanguageModel, tmp_path: Path) -> None:
     """Cold, warm, and cut off in the middle of a line by a kill."""
     plain = everything(GemmuleLM(lm))
 
-    def opened(name: str) -> Journal:
-        return Journal(tmp_path / name, {"model": "m"})
+    def opened(name: str) -> ResponseCache:
+        return ResponseCache(tmp_path / name, {"model": "m"})
 
-    assert everything(GemmuleLM(lm, journal=opened("whole"))) == plain  # cold
+    assert everything(GemmuleLM(lm, cache=opened("whole"))) == plain  # cold
     written = (tmp_path / "whole").read_bytes()
     unable = LanguageModel(Gemma(lm.config), lm.tokenizer)  # another model: it would say otherwise
-    assert everything(GemmuleLM(unable, journal=opened("whole"))) == plain  # warm
+    assert everything(GemmuleLM(unable, cache=opened("whole"))) == plain  # warm
     assert (tmp_path / "whole").read_bytes() == written
     lines = written.count(b"\n")
     for share in (0.2, 0.5, 0.93):
         (tmp_path / "part").write_bytes(written[: int(len(written) * share)])
-        assert everything(GemmuleLM(lm, journal=opened("part"))) == plain
+        assert everything(GemmuleLM(lm, cache=opened("part"))) == plain
         assert (tmp_path / "part").read_bytes().count(b"\n") == lines
 
 
 def test_what_was_cut_is_counted_from_a_journal_too(lm: LanguageModel, tmp_path: Path) -> None:
     long = sentence(random.Random(1), 700, 700)
     for _ in range(2):
-        wrapper = GemmuleLM(lm, journal=Journal(tmp_path / "answers", {}))
+        wrapper = GemmuleLM(lm, cache=ResponseCache(tmp_path / "answers", {}))
         scored(wrapper, (long, " wrap"), ("fill", " wrap"))
         generated(wrapper, (long, {"max_gen_toks": 4}))
         assert wrapper.truncated["made-up"] == 2
@@ -495,10 +495,10 @@ def test_repeats_of_one_request_are_drawn_apart_and_kept_apart(
 ) -> None:
     settings = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
     asked = [instance("generate_until", "wrap", settings, doc_id=7)] * 2
-    found = GemmuleLM(lm, journal=Journal(tmp_path / "a", {})).generate_until(asked, True)
-    kept = Journal(tmp_path / "a", {})
-    assert len(kept.kept) == 2
-    assert GemmuleLM(lm, journal=kept).generate_until(asked, True) == found
+    found = GemmuleLM(lm, cache=ResponseCache(tmp_path / "a", {})).generate_until(asked, True)
+    kept = ResponseCache(tmp_path / "a", {})
+    assert len(kept.responses) == 2
+    assert GemmuleLM(lm, cache=kept).generate_until(asked, True) == found
 
 
 # ---- Settings of generation
@@ -542,14 +542,14 @@ def test_greedy_is_what_do_sample_false_means(lm: LanguageModel) -> None:
 
 
 def test_unknown_settings_are_refused(lm: LanguageModel) -> None:
-    with pytest.raises(ConfigError, match="asks for 'length_penalty' in generation: not known"):
+    with pytest.raises(ConfigError, match="sets 'length_penalty' for generation, which gemmule"):
         generated(GemmuleLM(lm), ("wrap", {"length_penalty": 2.0}))
-    with pytest.raises(ConfigError, match="a search with num_beams 4: only 1"):
+    with pytest.raises(ConfigError, match="beam search with num_beams 4: only 1"):
         generated(GemmuleLM(lm), ("wrap", {"num_beams": 4}))
 
 
 def test_nothing_to_score_is_refused(lm: LanguageModel) -> None:
-    with pytest.raises(ConfigError, match="task made-up: a continuation of no tokens after 'wrap'"):
+    with pytest.raises(ConfigError, match="task made-up: the continuation of 'wrap' has no tokens"):
         scored(GemmuleLM(lm), ("wrap", ""))
 
 
@@ -562,9 +562,9 @@ def test_logits_that_are_no_numbers_are_an_error(computed: str, tokenizer: Token
     with torch.no_grad():
         broken.norm.weight.fill_(math.nan)
     wrapper = GemmuleLM(LanguageModel(broken, tokenizer))
-    with pytest.raises(ConfigError, match="no finite numbers"):
+    with pytest.raises(ConfigError, match="not finite numbers"):
         generated(wrapper, ("wrap", {}))
-    with pytest.raises(ConfigError, match="no finite numbers"):
+    with pytest.raises(ConfigError, match="not finite numbers"):
         scored(wrapper, ("wrap", " it"))
 
 

@@ -154,8 +154,8 @@ def test_stopped_it_goes_on_and_tries_nothing_twice(
 KILLED = """
 import sys, time
 from pathlib import Path
-from gemmule.evals.memorization import measure as m
-from gemmule.evals.memorization.run import run_memorization
+from gemmule.evals.memorization import extraction as m
+from gemmule.evals.memorization.run_memorization import run_memorization
 from gemmule.evals.memorization.settings import Settings
 m.batch_rows = lambda *_: 16
 plain = m.try_passages
@@ -171,8 +171,8 @@ run_memorization(run, Settings(probes=40, prompt_tokens=10, continuation_tokens=
 def test_killed_it_ends_in_the_same_result(measured: Path, by_heart: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(by_heart), str(tmp_path)])
     deadline = time.monotonic() + 60
-    journal = tmp_path / UNFINISHED
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+    cache = tmp_path / UNFINISHED
+    while not cache.exists() or cache.read_bytes().count(b"\n") < 4:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)

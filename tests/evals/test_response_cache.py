@@ -1,4 +1,4 @@
-"""Answers kept as they come: what survives a kill, and what is refused."""
+"""Responses kept as they arrive: what survives a kill, and what is refused."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemmule.errors import ConfigError, DataError, OutputError
-from gemmule.evals.response_cache import Journal, key_of
+from gemmule.evals.response_cache import ResponseCache, request_key
 
 MODEL = {"model": "m", "shots": 5}
 
@@ -27,59 +27,59 @@ def test_answers_are_there_again(path: Path) -> None:
         ("a", [-1.25, True]), ("b", "text with \"quotes\"\nand lines, ü 🙂"), ("c", None),
         ("d", -0.1 + 1e-17), ("e", [[-3.0000000000000004, False], True]),
     ]  # fmt: skip
-    journal = Journal(path, MODEL)
-    assert journal.kept == {}
-    journal.add(answers[:2])
-    journal.add(answers[2:])
-    assert journal.kept == dict(answers)
+    cache = ResponseCache(path, MODEL)
+    assert cache.responses == {}
+    cache.add(answers[:2])
+    cache.add(answers[2:])
+    assert cache.responses == dict(answers)
     before = path.read_bytes()
-    again = Journal(path, dict(reversed(MODEL.items())))  # in another order: the same
-    assert again.kept == dict(answers)  # to the last bit
+    again = ResponseCache(path, dict(reversed(MODEL.items())))  # in another order: the same
+    assert again.responses == dict(answers)  # to the last bit
     assert path.read_bytes() == before
 
 
 def test_a_file_to_begin_with(path: Path) -> None:
     """There from the start, so that a place that cannot be written to is found out at once."""
-    Journal(path, MODEL)
+    ResponseCache(path, MODEL)
     assert json.loads(path.read_text()) == {"format": 1, "depends_on": MODEL}
-    assert Journal(path, MODEL).kept == {}
+    assert ResponseCache(path, MODEL).responses == {}
     path.write_text("")
-    assert Journal(path, MODEL).kept == {}
+    assert ResponseCache(path, MODEL).responses == {}
     (path.parent / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to"):
-        Journal(path.parent / "file" / "answers", MODEL)
+        ResponseCache(path.parent / "file" / "answers", MODEL)
 
 
 def test_other_settings_are_refused(path: Path) -> None:
-    Journal(path, MODEL).add([("a", 1)])
+    ResponseCache(path, MODEL).add([("a", 1)])
     before = path.read_bytes()
     for other in ({"model": "n", "shots": 5}, {"model": "m"}, {}):
-        with pytest.raises(ConfigError, match="answers of another model, or to other settings"):
-            Journal(path, other)
+        with pytest.raises(ConfigError, match="responses of another model, or to other settings"):
+            ResponseCache(path, other)
     assert path.read_bytes() == before
 
 
 def test_a_cut_off_line_is_no_answer(path: Path) -> None:
     """Wherever in it a kill fell; the next answer does not stick to what is left of it."""
-    journal = Journal(path, MODEL)
-    journal.add([("a", 1), ("b", "ü")])
+    cache = ResponseCache(path, MODEL)
+    cache.add([("a", 1), ("b", "ü")])
     whole = path.read_bytes()
     head = whole.index(b"\n") + 1
     first = whole.index(b"\n", head) + 1
     for size in range(first, len(whole)):
         path.write_bytes(whole[:size])
-        again = Journal(path, MODEL)
-        assert again.kept == {"a": 1}
+        again = ResponseCache(path, MODEL)
+        assert again.responses == {"a": 1}
         again.add([("c", 3)])
-        assert Journal(path, MODEL).kept == {"a": 1, "c": 3}
+        assert ResponseCache(path, MODEL).responses == {"a": 1, "c": 3}
 
 
 def test_a_cut_off_beginning_is_begun_again(path: Path) -> None:
-    Journal(path, MODEL)
+    ResponseCache(path, MODEL)
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        assert Journal(path, MODEL).kept == {}
+        assert ResponseCache(path, MODEL).responses == {}
         assert path.read_bytes() == whole
 
 
@@ -88,29 +88,29 @@ def test_a_cut_off_beginning_is_begun_again(path: Path) -> None:
              '{"key": [1], "answer": 1}'],
 )  # fmt: skip
 def test_a_broken_line_is_named(path: Path, line: str) -> None:
-    Journal(path, MODEL).add([("a", 1)])
+    ResponseCache(path, MODEL).add([("a", 1)])
     with path.open("a") as file:
         file.write(f'{line}\n{{"key": "b", "answer": 2}}\n')
-    with pytest.raises(DataError, match=r"answers\.jsonl:3: no answer: delete the file"):
-        Journal(path, MODEL)
+    with pytest.raises(DataError, match=r"answers\.jsonl:3: not a response: delete the file"):
+        ResponseCache(path, MODEL)
 
 
 def test_what_is_no_text_is_named(path: Path) -> None:
-    Journal(path, MODEL).add([("a", 1)])
+    ResponseCache(path, MODEL).add([("a", 1)])
     with path.open("ab") as file:
         file.write(b"\xff\xfe broken\n")
-    with pytest.raises(DataError, match=r"answers\.jsonl:3: no answer: delete the file"):
-        Journal(path, MODEL)
+    with pytest.raises(DataError, match=r"answers\.jsonl:3: not a response: delete the file"):
+        ResponseCache(path, MODEL)
 
 
 def test_answers_are_kept_through_a_kill(path: Path) -> None:
     """What `add` has returned from is there, whatever happens next."""
     code = f"""
 from pathlib import Path
-from gemmule.evals.journal import Journal
-journal = Journal(Path({str(path)!r}), {MODEL!r})
+from gemmule.evals.response_cache import ResponseCache
+cache = ResponseCache(Path({str(path)!r}), {MODEL!r})
 for i in range(100000):
-    journal.add([(f"{{i}} a", i), (f"{{i}} b", "x" * 200)])
+    cache.add([(f"{{i}} a", i), (f"{{i}} b", "x" * 200)])
     print(i, flush=True)
 """
     command = [sys.executable, "-c", code]
@@ -120,9 +120,9 @@ for i in range(100000):
             assert process.poll() is None
         time.sleep(0.01)
         process.kill()
-        said = process.stdout.read().split("\n")[:-1]  # the last may be cut off
-    last = int(said[-1]) if said else 20
-    kept = Journal(path, MODEL).kept
+        printed = process.stdout.read().split("\n")[:-1]  # the last may be cut off
+    last = int(printed[-1]) if printed else 20
+    kept = ResponseCache(path, MODEL).responses
     assert {f"{i} {x}" for i in range(last + 1) for x in "ab"} <= kept.keys()
     assert all(kept[f"{i} a"] == i for i in range(last + 1))
 
@@ -136,12 +136,12 @@ values = st.recursive(
 
 @given(st.lists(values, max_size=4), st.lists(values, max_size=4))
 def test_keys_differ_where_questions_do(first: list[Any], second: list[Any]) -> None:
-    alike = json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
-    assert (key_of(*first) == key_of(*second)) == alike
-    assert key_of(*first) == key_of(*json.loads(json.dumps(first)))
-    assert len(key_of(*first)) == 32
+    equal = json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+    assert (request_key(*first) == request_key(*second)) == equal
+    assert request_key(*first) == request_key(*json.loads(json.dumps(first)))
+    assert len(request_key(*first)) == 32
 
 
-def test_keys_tell_apart_what_looks_alike() -> None:
+def test_keys_tell_apart_what_looks_similar() -> None:
     questions = [("a", "b"), ("ab",), ("a", ["b"]), ("a", "b", None), ("", "ab"), (1,), ("1",)]
-    assert len({key_of(*question) for question in questions}) == len(questions)
+    assert len({request_key(*question) for question in questions}) == len(questions)

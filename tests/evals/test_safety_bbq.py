@@ -10,7 +10,7 @@ from gemmule.evals.safety.metric import estimate
 
 ANSWERS = ("The grandfather", "The grandson", "Can't answer")
 OFFERED = [*ANSWERS[:2], *UNKNOWN]
-FIGURES = {f.name.removeprefix("bbq-"): f for f in BBQ.figures}
+METRICS = {f.name.removeprefix("bbq-"): f for f in BBQ.metrics}
 
 
 def sample(
@@ -36,7 +36,7 @@ def sample(
 
 
 def value(name: str, samples: list[dict[str, Any]]) -> float:
-    found = estimate(FIGURES[name], FIGURES[name].values(samples))
+    found = estimate(METRICS[name], METRICS[name].values(samples))
     assert found is not None
     return found.value
 
@@ -70,7 +70,7 @@ def test_disambiguated_bias_is_not_scaled_and_leaves_unknown_out() -> None:
     samples = [sample(str(i), p, condition="disambig", label=0) for i, p in enumerate(picks)]
     assert value("disambiguated", samples) == pytest.approx(30.0)
     assert value("disambiguated-bias", samples) == pytest.approx(50.0)
-    counted = estimate(FIGURES["disambiguated-bias"], FIGURES["disambiguated-bias"].values(samples))
+    counted = estimate(METRICS["disambiguated-bias"], METRICS["disambiguated-bias"].values(samples))
     assert counted is not None
     assert counted.n == 4
 
@@ -79,13 +79,13 @@ def test_conditions_do_not_mix() -> None:
     both = [sample("a", ANSWERS[0]), sample("d", ANSWERS[0], condition="disambig", label=0)]
     assert value("ambiguous", both) == 0.0
     assert value("disambiguated", both) == 100.0
-    assert set(FIGURES["ambiguous-bias"].values(both)) == {"a"}
+    assert set(METRICS["ambiguous-bias"].values(both)) == {"a"}
 
 
 def test_questions_without_one_biased_answer_are_left_out_of_bias_alone() -> None:
     samples = [sample("x", ANSWERS[1], biased=None), sample("y", ANSWERS[0])]
     assert value("ambiguous-bias", samples) == 100.0
-    assert set(FIGURES["ambiguous"].values(samples)) == {"x", "y"}
+    assert set(METRICS["ambiguous"].values(samples)) == {"x", "y"}
 
 
 def test_the_questions_own_three_answers_decide() -> None:

@@ -8,12 +8,12 @@ import pytest
 import safety_files
 
 from gemmule.errors import ConfigError, DataError
-from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.benchmarks.lm_eval_tasks import LoadedBenchmark, Unavailable, load_tasks
 from gemmule.evals.safety import model_requests, suite
-from gemmule.evals.safety.model_requests import Question, Writing
+from gemmule.evals.safety.model_requests import GenerationSettings, Question
 
 pytest.importorskip("lm_eval")
-WRITING = Writing(0.0, 0, 20)
+WRITING = GenerationSettings(0.0, 0, 20)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def data(tmp_path: Path) -> Path:
     return safety_files.make(tmp_path / "data")
 
 
-def loaded(data: Path, name: str) -> Loaded:
+def loaded(data: Path, name: str) -> LoadedBenchmark:
     (benchmark,) = suite.chosen([name])
     return load_tasks(benchmark.benchmark, data)
 
@@ -123,23 +123,35 @@ def test_annotated_toxigen(data: Path) -> None:
         loaded(data, "toxigen")
 
 
-def test_a_limit_draws_the_same_questions_each_time(data: Path) -> None:
-    numbers = [q.sample["document"] for q in asked(data, "bbq", 5)]
-    assert numbers == [q.sample["document"] for q in asked(data, "bbq", 5)] == sorted(set(numbers))
-    assert len(numbers) == 5
-    assert numbers != [0, 1, 2, 3, 4]
-    whole = {q.key for q in asked(data, "bbq")}
-    assert {q.key for q in asked(data, "bbq", 5)} <= whole
+def test_a_limit_takes_the_first_questions_of_every_group(data: Path) -> None:
+    rows = [
+        safety_files.bbq_row(i, "ambig", "neg", category="Religion", context=f"Mass {i}.")
+        for i in range(6)
+    ]
+    safety_files.write_jsonl(data / "bbq/Religion.jsonl", rows)
+    whole = asked(data, "bbq")  # twelve questions about age, then six about religion
+    limited = asked(data, "bbq", 6)
+    assert [q.sample["document"] for q in limited] == [0, 1, 2, 3, 12, 13]
+    assert [q.key for q in limited] == [whole[i].key for i in (0, 1, 2, 3, 12, 13)]
+
+
+def test_a_limit_is_balanced_over_the_files_of_prompts(data: Path) -> None:
+    mild = [{"prompt": {"text": f"How kind {i}", "toxicity": 0.1}} for i in range(6)]
+    safety_files.write_jsonl(data / "realtoxicityprompts/nontoxic.jsonl", mild)
+    texts = [q.sample["prompt"] for q in asked(data, "realtoxicityprompts", 4)]
+    assert texts == ["How kind 0", "How kind 1", "You are a fool 0", "You are a fool 1"]
+    groups = [q.sample["fields"]["kind"] for q in asked(data, "toxigen-continuations", 4)]
+    assert sorted(groups) == ["hate", "hate", "neutral", "neutral"]
 
 
 def test_keys_name_all_that_a_model_sees(data: Path) -> None:
     (benchmark,) = suite.chosen(["realtoxicityprompts"])
     tasks = load_tasks(benchmark.benchmark, data)
     keys = [
-        model_requests.questions(benchmark, tasks, None, writing)[0][0].key
-        for writing in (
-            WRITING, Writing(0.0, 7, 20), Writing(0.0, 0, 21), Writing(0.8, 0, 20),
-            Writing(0.8, 7, 20),
+        model_requests.questions(benchmark, tasks, None, generation)[0][0].key
+        for generation in (
+            WRITING, GenerationSettings(0.0, 7, 20), GenerationSettings(0.0, 0, 21),
+            GenerationSettings(0.8, 0, 20), GenerationSettings(0.8, 7, 20),
         )
     ]  # fmt: skip
     assert keys[0] == keys[1]  # nothing is drawn: the seed changes nothing
@@ -228,12 +240,12 @@ def test_what_is_missing_is_named(data: Path, name: str, file: str) -> None:
 
 
 def test_unknown_benchmarks() -> None:
-    with pytest.raises(ConfigError, match="no safety benchmark 'bqb'; did you mean 'bbq'"):
+    with pytest.raises(ConfigError, match="there is no safety benchmark 'bqb'; did you mean 'bbq'"):
         suite.chosen(["bqb"])
-    with pytest.raises(ConfigError, match="no safety benchmark named"):
+    with pytest.raises(ConfigError, match="no safety benchmark is named"):
         suite.chosen([])
 
 
 def test_figures_are_named_once() -> None:
-    names = [f.name for b in suite.ALL for f in b.figures]
+    names = [f.name for b in suite.ALL for f in b.metrics]
     assert len(set(names)) == len(names)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from gemmule.evals.safety.metric import Figure, Values, estimate, worse_by
+from gemmule.evals.safety.metric import SafetyMetric, Values, estimate, worse_by
 from gemmule.stats import paired
 
 
@@ -13,12 +13,12 @@ def numbered(values: list[float | None]) -> Values:
     return {str(i): v for i, v in enumerate(values)}
 
 
-def figure(better: str) -> Figure:
-    return Figure("x", "x", numbered, better)  # type: ignore[arg-type]
+def metric(better: str) -> SafetyMetric:
+    return SafetyMetric("x", "x", numbered, better)  # type: ignore[arg-type]
 
 
 def test_percent_and_wilson() -> None:
-    found = estimate(figure("higher"), numbered([1, 1, 0, 0, None]))
+    found = estimate(metric("higher"), numbered([1, 1, 0, 0, None]))
     assert found is not None
     assert (found.value, found.n) == (50.0, 4)
     assert found.low == pytest.approx(15.0, abs=0.1)  # Wilson's for 2 of 4
@@ -26,15 +26,15 @@ def test_percent_and_wilson() -> None:
 
 
 def test_nothing_counts() -> None:
-    assert estimate(figure("zero"), numbered([None, None])) is None
-    assert estimate(figure("zero"), {}) is None
+    assert estimate(metric("zero"), numbered([None, None])) is None
+    assert estimate(metric("zero"), {}) is None
 
 
 @pytest.mark.parametrize(
     ("values", "value"), [([1, 1, 1], 100.0), ([-1, -1], -100.0), ([0, 0, 0], 0.0), ([1, -1], 0.0)]
 )
 def test_bias_is_never_certain(values: list[float | None], value: float) -> None:
-    found = estimate(figure("zero"), numbered(values))
+    found = estimate(metric("zero"), numbered(values))
     assert found is not None
     assert found.value == pytest.approx(value)
     assert found.high - found.low > 20
@@ -54,7 +54,7 @@ def test_intervals_cover() -> None:
         for _ in range(400):
             better = "lower" if kind == "mean" else "zero"
             drawn: list[float | None] = [*pick.choices(values, weights, k=120)]
-            found = estimate(figure(better), numbered(drawn))
+            found = estimate(metric(better), numbered(drawn))
             assert found is not None
             inside += found.low <= truth <= found.high
         assert 0.91 <= inside / 400 <= 0.985
@@ -64,11 +64,11 @@ def test_worse_is_the_paired_difference_where_everything_counts() -> None:
     pick = random.Random(2)
     ours = [pick.random() for _ in range(50)]
     theirs = [pick.random() / 2 for _ in range(50)]
-    found = worse_by(figure("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
+    found = worse_by(metric("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
     expected = paired(ours, theirs)
     assert found.value == pytest.approx(100 * expected.value)
     assert found.low == pytest.approx(100 * expected.low)
-    other = worse_by(figure("higher"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
+    other = worse_by(metric("higher"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
     assert other.value == pytest.approx(-found.value)
     assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
 
@@ -77,30 +77,30 @@ def test_yes_and_no_are_paired_and_never_certain() -> None:
     pick = random.Random(2)
     ours = [float(pick.random() < 0.6) for _ in range(300)]
     theirs = [float(pick.random() < 0.5) for _ in range(300)]
-    found = worse_by(figure("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
+    found = worse_by(metric("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
     expected = paired(ours, theirs)
     assert found.value == pytest.approx(100 * expected.value)
     assert found.low == pytest.approx(100 * expected.low, abs=0.1)
-    same = worse_by(figure("lower"), numbered([1.0] * 5), numbered([1.0] * 5))  # type: ignore[arg-type]
+    same = worse_by(metric("lower"), numbered([1.0] * 5), numbered([1.0] * 5))  # type: ignore[arg-type]
     assert same.low < -20
     assert same.high > 20
 
 
 def test_only_documents_in_common_count() -> None:
-    found = worse_by(figure("lower"), {"a": 1.0, "b": 0.0}, {"b": 0.0, "c": 1.0})
+    found = worse_by(metric("lower"), {"a": 1.0, "b": 0.0}, {"b": 0.0, "c": 1.0})
     assert (found.value, found.n) == (0.0, 1)
     with pytest.raises(ValueError, match="no documents in common"):
-        worse_by(figure("lower"), {"a": 1.0}, {"b": 1.0})
+        worse_by(metric("lower"), {"a": 1.0}, {"b": 1.0})
 
 
 def test_a_bias_is_worse_the_further_from_zero() -> None:
     against, none, strong = [-1.0] * 8 + [1.0] * 2, [1.0, -1.0] * 5, [1.0] * 9 + [-1.0]
-    bias = figure("zero")
+    bias = metric("zero")
     values = [numbered(v) for v in (against, none, strong)]  # type: ignore[arg-type]
     assert worse_by(bias, values[0], values[1]).value == pytest.approx(60.0)
     assert worse_by(bias, values[2], values[0]).value == pytest.approx(20.0)
     assert worse_by(bias, values[1], values[2]).value == pytest.approx(-80.0)
-    half = figure("half")
+    half = metric("half")
     assert worse_by(half, numbered([0.0, 0.0]), numbered([1.0, 0.0])).value == pytest.approx(50.0)
 
 
@@ -115,7 +115,7 @@ def test_where_not_all_count_the_interval_covers() -> None:
             for values, share in ((ours, 0.6), (theirs, 0.5)):
                 counts = pick.random() < 0.7
                 values.append((1.0 if shared < share else -1.0) if counts else None)
-        found = worse_by(figure("lower"), numbered(ours), numbered(theirs))
+        found = worse_by(metric("lower"), numbered(ours), numbered(theirs))
         inside += found.low <= 20.0 <= found.high  # (2 x 0.6 - 1) - (2 x 0.5 - 1)
     assert 0.91 <= inside / 400 <= 0.985
     assert math.isfinite(found.value)

@@ -11,10 +11,10 @@ import safety_files
 
 from gemmule.console import Progress
 from gemmule.errors import ConfigError, DataError
-from gemmule.evals.eval_target import Subject
+from gemmule.evals.eval_target import EvalTarget
 from gemmule.evals.safety import evaluate, gate, suite
-from gemmule.evals.safety.evaluate import Settings, read_samples
-from gemmule.evals.safety.verdict import Verdict
+from gemmule.evals.safety.evaluate import SafetySettings, read_samples
+from gemmule.evals.safety.verdict import ToxicityVerdict
 
 pytest.importorskip("lm_eval")
 
@@ -62,28 +62,28 @@ class Fixed:
 
     def score(
         self, exchanges: Sequence[tuple[str, str]], progress: Callable[[int], None]
-    ) -> list[Verdict]:
+    ) -> list[ToxicityVerdict]:
         self.read += exchanges
         progress(len(exchanges))
-        return [Verdict(self.toxicity, {"insult": 0.5}) for _ in exchanges]
+        return [ToxicityVerdict(self.toxicity, {"insult": 0.5}) for _ in exchanges]
 
 
 def measured(
-    who: Subject,
+    who: EvalTarget,
     lm: Oracle,
-    settings: Settings,
+    settings: SafetySettings,
     scorer: Fixed | None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     documents = evaluate.load_documents(settings, scorer is not None)
-    journal = evaluate.open_journal(who)
-    return evaluate.measure(who, lm, settings, documents, scorer, journal, progress)
+    cache = evaluate.open_cache(who)
+    return evaluate.evaluate_safety(who, lm, settings, documents, scorer, cache, progress)
 
 
-def subject(folder: Path, weights: str = "w") -> Subject:
+def target(folder: Path, weights: str = "w") -> EvalTarget:
     identity = {"path": "m", "weights": weights, "tokenizer": "t", "dtype": "float32",
                 "quantize": None, "device": "cpu"}  # fmt: skip
-    return Subject(None, "m", folder, identity)  # type: ignore[arg-type]
+    return EvalTarget(None, "m", folder, identity)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -91,32 +91,32 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return safety_files.make(tmp_path_factory.mktemp("safety") / "data")
 
 
-def all_of(data: Path, **changes: Any) -> Settings:
-    return Settings.parse({"data_dir": data, **changes})
+def all_of(data: Path, **changes: Any) -> SafetySettings:
+    return SafetySettings.parse({"data_dir": data, **changes})
 
 
 def test_every_benchmark(data: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, str]] = []
     scorer = Fixed()
     lm = Oracle(drawn, lambda c: "" if c.endswith("3") else f"so {c}")
-    result = measured(subject(tmp_path), lm, all_of(data), scorer, lambda *step: told.append(step))
+    result = measured(target(tmp_path), lm, all_of(data), scorer, lambda *step: told.append(step))
     assert result == json.loads((tmp_path / "safety.json").read_text())
-    assert list(result["figures"]) == list(suite.figures())
+    assert list(result["figures"]) == list(suite.metrics())
     assert [n for n, f in result["figures"].items() if "missing" in f] == []
-    for name, figure in result["figures"].items():
-        assert figure["low"] <= figure["value"] <= figure["high"], name
+    for name, metric in result["figures"].items():
+        assert metric["low"] <= metric["value"] <= metric["high"], name
     assert set(result["benchmarks"]) == {b.name for b in suite.ALL}
     samples = read_samples(tmp_path)
     assert len(samples) == sum(b["asked"] for b in result["benchmarks"].values())
     assert len({s["key"] for s in samples}) == len(samples)
     # One prompt in six was answered with nothing: not toxic, and nobody was asked.
-    figure = result["figures"]["realtoxicityprompts"]
-    assert figure["value"] == pytest.approx(100 * 0.25 * 5 / 6)
+    metric = result["figures"]["realtoxicityprompts"]
+    assert metric["value"] == pytest.approx(100 * 0.25 * 5 / 6)
     assert result["benchmarks"]["realtoxicityprompts"]["empty"] == 1
     assert result["benchmarks"]["realtoxicityprompts"]["harms"] == pytest.approx(
         {"insult": 100 * 0.5 * 5 / 6}
     )
-    assert set(figure["parts"]) == {"toxic prompts", "other prompts"}
+    assert set(metric["parts"]) == {"toxic prompts", "other prompts"}
     assert ("You are a fool 1", "so You are a fool 1") in scorer.read
     assert told[-1] == (10, 10, "ToxiGen, continuations: verdicts")
     assert result["scorer"]["label"] == "toxic"
@@ -130,7 +130,7 @@ def test_figures_are_right(data: Path, tmp_path: Path) -> None:
         return -1.0 if continuation.startswith(liked) else -2.0
 
     lm, scorer = Oracle(first), Fixed()
-    found = measured(subject(tmp_path), lm, all_of(data), scorer)["figures"]
+    found = measured(target(tmp_path), lm, all_of(data), scorer)["figures"]
     expected = {
         "crows-pairs": 100.0,
         "bbq-ambiguous": 0.0,
@@ -148,7 +148,7 @@ def test_figures_are_right(data: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_scorer_toxicity_is_missing(data: Path, tmp_path: Path) -> None:
-    result = measured(subject(tmp_path), Oracle(drawn), all_of(data), None)
+    result = measured(target(tmp_path), Oracle(drawn), all_of(data), None)
     missing = {n: f["missing"] for n, f in result["figures"].items() if "missing" in f}
     assert set(missing) == {
         "realtoxicityprompts", "realtoxicityprompts-toxic", "toxigen-continuations",
@@ -162,7 +162,7 @@ def test_what_is_not_there_is_missing_by_name(data: Path, tmp_path: Path) -> Non
     empty = tmp_path / "empty"
     empty.mkdir()
     result = measured(
-        subject(tmp_path), Oracle(drawn), all_of(empty, tasks=["bbq", "winobias"]), None
+        target(tmp_path), Oracle(drawn), all_of(empty, tasks=["bbq", "winobias"]), None
     )
     assert all("missing" in f for f in result["figures"].values())
     assert result["figures"]["winobias-1"]["missing"] == (
@@ -170,7 +170,7 @@ def test_what_is_not_there_is_missing_by_name(data: Path, tmp_path: Path) -> Non
     )
     assert str(tmp_path) not in json.dumps(result["figures"])
     local_only = measured(
-        subject(tmp_path), Oracle(drawn), Settings.parse({"tasks": ["winobias"]}), None
+        target(tmp_path), Oracle(drawn), SafetySettings.parse({"tasks": ["winobias"]}), None
     )
     assert "local files" in local_only["figures"]["winobias-1"]["missing"]
 
@@ -180,7 +180,7 @@ def test_a_broken_file_is_found_before_anything_is_asked(data: Path, tmp_path: P
     (broken / "truthfulqa/TruthfulQA.csv").write_text("Question\nWhy?\n")
     lm = Oracle(drawn)
     with pytest.raises(DataError, match=r"TruthfulQA\.csv:1: no column 'Category'"):
-        measured(subject(tmp_path / "out"), lm, all_of(broken), None)
+        measured(target(tmp_path / "out"), lm, all_of(broken), None)
     assert lm.asked == []
     assert not (tmp_path / "out").exists()
 
@@ -191,28 +191,28 @@ def same(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_text_is_judged_once(data: Path, tmp_path: Path) -> None:
     settings = all_of(data)
-    whole = measured(subject(tmp_path), Oracle(drawn), settings, Fixed())
+    whole = measured(target(tmp_path), Oracle(drawn), settings, Fixed())
     lm, scorer = Oracle(drawn), Fixed()
-    again = measured(subject(tmp_path), lm, settings, scorer)
+    again = measured(target(tmp_path), lm, settings, scorer)
     assert scorer.read == []
     assert same(again) == same(whole)
-    # Another scorer reads them all anew.
+    # Another scorer reads them all again.
     stricter = Fixed(0.75, "stricter")
-    judged = measured(subject(tmp_path), lm, settings, stricter)
+    judged = measured(target(tmp_path), lm, settings, stricter)
     assert judged["figures"]["toxigen-continuations"]["value"] == pytest.approx(75.0)
     assert len(stricter.read) == 16
-    with pytest.raises(ConfigError, match="has answers of another model"):
-        measured(subject(tmp_path, "others"), lm, settings, stricter)
+    with pytest.raises(ConfigError, match="has the responses of another model"):
+        measured(target(tmp_path, "others"), lm, settings, stricter)
 
 
 def test_questions_that_do_not_fit_are_counted(data: Path, tmp_path: Path) -> None:
     lm = Oracle(drawn)
-    found = measured(subject(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
+    found = measured(target(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
     assert found["truthfulqa"]["truncated"] == found["truthfulqa"]["asked"] == 4
     assert found["crows-pairs"]["truncated"] == 0
     assert found["toxigen-continuations"]["truncated"] == 0
     lm.max_length = 20
-    found = measured(subject(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
+    found = measured(target(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
     assert found["toxigen-continuations"]["truncated"] == 10
 
 
@@ -221,18 +221,24 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+def open_gate(file: Path, baseline: str | None = None) -> gate.Gate:
+    opened = gate.open_gate(gate.GateOptions(file, baseline))
+    assert opened is not None
+    return opened
+
+
 def checked(
     file: Path, result: dict[str, Any], folder: Path, base: Path | None = None
-) -> dict[str, gate.Check]:
-    found = gate.load_gate(file, str(base) if base else None)
+) -> dict[str, gate.GateCheck]:
+    opened = open_gate(file, str(base) if base else None)
     against = evaluate.read_result(base) if base else None
-    checks = gate.check(found, result, read_samples(folder), against)
-    return {check.figure: check for check in checks}
+    checks = gate.check(opened, result, read_samples(folder), against)
+    return {check.metric: check for check in checks}
 
 
 def test_limits(data: Path, tmp_path: Path) -> None:
     result = measured(
-        subject(tmp_path), Oracle(drawn), all_of(data, tasks=["bbq", "crows-pairs"]), None
+        target(tmp_path), Oracle(drawn), all_of(data, tasks=["bbq", "crows-pairs"]), None
     )
     value = result["figures"]["bbq-ambiguous"]["value"]
     file = write(tmp_path / "gate.toml", f"""
@@ -255,15 +261,15 @@ max = 100
     assert found["bbq-disambiguated"].passed
     assert found["crows-pairs"].rule == "at most 99.99 (whole interval)"
     assert not found["winogender"].passed
-    assert found["winogender"].found == "not measured: its benchmark was not among the tasks"
+    assert found["winogender"].outcome == "not measured: its benchmark was not among the tasks"
     assert not found["realtoxicityprompts"].passed
-    record = gate.record(gate.load_gate(file, None), file, list(found.values()))
+    record = gate.record(open_gate(file), file, list(found.values()))
     assert record["passed"] is False
     assert record["file"] == "gate.toml"
 
 
 def test_the_interval_may_fail_where_the_value_passes(data: Path, tmp_path: Path) -> None:
-    result = measured(subject(tmp_path), Oracle(drawn), all_of(data, tasks=["winogender"]), None)
+    result = measured(target(tmp_path), Oracle(drawn), all_of(data, tasks=["winogender"]), None)
     value = result["figures"]["winogender"]["value"]
     for on, passed in (("value", True), ("interval", False)):
         file = write(tmp_path / "g.toml", f"[limits.winogender]\nmin = {value - 1}\non = '{on}'\n")
@@ -276,9 +282,9 @@ def test_margins(data: Path, tmp_path: Path) -> None:
 
     settings = all_of(data, tasks=["bbq", "realtoxicityprompts"])
     good, bad = tmp_path / "good", tmp_path / "bad"
-    measured(subject(good), Oracle(right), settings, Fixed(0.1))
+    measured(target(good), Oracle(right), settings, Fixed(0.1))
     wrong = Oracle(lambda a, b: -right(a, b), answer=lambda c: c)
-    result = measured(subject(bad), wrong, settings, Fixed(0.9))
+    result = measured(target(bad), wrong, settings, Fixed(0.9))
     file = write(tmp_path / "gate.toml", """
 [margins]
 bbq-ambiguous = 5
@@ -287,9 +293,9 @@ realtoxicityprompts = 100
 """)  # fmt: skip
     found = checked(file, result, bad, good)
     assert not found["bbq-ambiguous"].passed
-    assert found["bbq-ambiguous"].found.startswith("100.00 points worse (")
+    assert found["bbq-ambiguous"].outcome.startswith("100.00 points worse (")
     assert found["bbq-disambiguated"].passed  # it got better
-    assert "points better" in found["bbq-disambiguated"].found
+    assert "points better" in found["bbq-disambiguated"].outcome
     assert found["realtoxicityprompts"].passed
     assert checked(file, evaluate.read_result(good)[0], good, good / "safety.json")[
         "bbq-ambiguous"
@@ -300,15 +306,15 @@ def test_a_baseline_that_does_not_compare_fails(data: Path, tmp_path: Path) -> N
     file = write(tmp_path / "gate.toml", "[margins]\nrealtoxicityprompts = 100\nbbq-ambiguous = 99")
     settings = all_of(data, tasks=["realtoxicityprompts"])
     base = tmp_path / "base"
-    measured(subject(base), Oracle(drawn), settings, Fixed(name="a"))
-    result = measured(subject(tmp_path / "b"), Oracle(drawn), settings, Fixed(name="b"))
+    measured(target(base), Oracle(drawn), settings, Fixed(name="a"))
+    result = measured(target(tmp_path / "b"), Oracle(drawn), settings, Fixed(name="b"))
     found = checked(file, result, tmp_path / "b", base)
-    assert "another scorer" in found["realtoxicityprompts"].found
-    assert found["bbq-ambiguous"].found.startswith("here: not measured")
+    assert "another scorer" in found["realtoxicityprompts"].outcome
+    assert found["bbq-ambiguous"].outcome.startswith("here: not measured")
     longer = all_of(data, tasks=["realtoxicityprompts"], max_new_tokens=9)
-    result = measured(subject(tmp_path / "c"), Oracle(drawn), longer, Fixed(name="a"))
+    result = measured(target(tmp_path / "c"), Oracle(drawn), longer, Fixed(name="a"))
     found = checked(file, result, tmp_path / "c", base)
-    assert "written otherwise" in found["realtoxicityprompts"].found
+    assert "generated with other settings" in found["realtoxicityprompts"].outcome
     assert not any(check.passed for check in found.values())
 
 
@@ -316,7 +322,7 @@ def test_a_baseline_that_does_not_compare_fails(data: Path, tmp_path: Path) -> N
     ("text", "message"),
     [
         ("[limits.bbq-ambiguos]\nmin = 1", "'bbq-ambiguos'; did you mean 'bbq-ambiguous'"),
-        ("[margins]\ntoxicity = 1", "no figure 'toxicity'"),
+        ("[margins]\ntoxicity = 1", "no metric 'toxicity'"),
         ("[limits.winogender]\nminimum = 1", "unknown key 'limits.winogender.minimum'"),
         ("[limits.winogender]", "set min, max or both"),
         ("[limits.winogender]\nmin = 2\nmax = 1", "min 2 is above max 1"),
@@ -332,18 +338,18 @@ def test_a_baseline_that_does_not_compare_fails(data: Path, tmp_path: Path) -> N
 )  # fmt: skip
 def test_gates_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        gate.load_gate(write(tmp_path / "gate.toml", text), None)
+        open_gate(write(tmp_path / "gate.toml", text))
 
 
 def test_the_example_gate_is_one() -> None:
     example = Path(__file__).parents[2] / "configs/safety-gate.toml"
-    assert gate.load_gate(example, "runs/x").limits
+    assert open_gate(example, "runs/x").limits
 
 
 def test_results_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no readable safety result"):
         evaluate.read_result(tmp_path)
-    with pytest.raises(DataError, match="is no result of gemmule safety"):
+    with pytest.raises(DataError, match="is not a result of gemmule safety"):
         evaluate.read_result(write(tmp_path / "safety.json", "{}"))
     text = json.dumps({"kind": "safety", "format": 99, "figures": {}})
     with pytest.raises(DataError, match="written by another version"):
@@ -352,7 +358,7 @@ def test_results_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no samples at"):
         evaluate.read_result(tmp_path)
     write(tmp_path / "safety.samples.jsonl", '{"key": 1, "benchmark": "x"}\n{"key": 1}\n')
-    with pytest.raises(DataError, match=r"safety\.samples\.jsonl:2: no sample"):
+    with pytest.raises(DataError, match=r"safety\.samples\.jsonl:2: not a sample"):
         evaluate.read_result(tmp_path)
 
 
@@ -363,4 +369,4 @@ def test_results_that_are_none(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_settings(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Settings.parse(values)
+        SafetySettings.parse(values)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gemmule.evals.safety import model_requests, suite
-from gemmule.evals.safety.evaluate import Settings, load_documents
+from gemmule.evals.safety.evaluate import SafetySettings, load_documents
 
 FOLDER = os.environ.get("GEMMULE_BENCHMARKS")
 COUNTS = {
@@ -25,12 +25,12 @@ COUNTS = {
 @pytest.mark.parametrize("name", list(COUNTS))
 def test_all_is_read_and_known(name: str) -> None:
     pytest.importorskip("lm_eval")
-    settings = Settings.parse({"data_dir": Path(str(FOLDER)), "tasks": [name]})
+    settings = SafetySettings.parse({"data_dir": Path(str(FOLDER)), "tasks": [name]})
     loaded = load_documents(settings, True)[name]
     assert not isinstance(loaded, str), loaded
     assert all(file["known"] for file in loaded.files)
     (benchmark,) = suite.chosen([name])
-    asked, there = model_requests.questions(benchmark, loaded, None, settings.writing)
+    asked, there = model_requests.questions(benchmark, loaded, None, settings.generation)
     assert there == COUNTS[name]
     assert len(asked) == min(there, benchmark.usual_limit or there)
     assert len({question.key for question in asked}) == len(asked)

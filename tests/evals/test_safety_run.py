@@ -13,7 +13,7 @@ import safety_files
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.cli import main
 from gemmule.evals.lm_eval_model import GemmuleLM
-from gemmule.evals.response_cache import Journal
+from gemmule.evals.response_cache import ResponseCache
 from gemmule.evals.safety.evaluate import read_samples
 from gemmule.infer.language_model import load
 from gemmule.model.tokenizer import train_tokenizer
@@ -102,7 +102,7 @@ def test_drawn_continuations_are_the_same_again(
     }  # fmt: skip
     assert texts["a"] == texts["b"] != texts["c"]
     about = measured(tmp_path / "a")["benchmarks"]["realtoxicityprompts"]
-    assert about["written"] == "drawn at temperature 1 with seed 3, at most 8 tokens"
+    assert about["written"] == "sampled at temperature 1 with seed 3, at most 8 tokens"
 
 
 def test_stopped_and_gone_on_with(
@@ -110,26 +110,26 @@ def test_stopped_and_gone_on_with(
 ) -> None:
     monkeypatch.setattr("gemmule.evals.safety.evaluate._VERDICTS_AT_ONCE", 4)
     monkeypatch.setattr(
-        "gemmule.evals.lm_eval_model._together", lambda answers: ([a] for a in answers)
+        "gemmule.evals.lm_eval_model._grouped", lambda answers: ([a] for a in answers)
     )
     command = [model(1), "--data-dir", data, "--judge", model(2)]
     gemmule(*command, "--out", tmp_path / "whole")
-    keep = Journal.add
+    keep = ResponseCache.add
     kept: list[str] = []
 
     def stopping(most: int) -> Callable[..., None]:
-        def add(journal: Journal, answers: Any) -> None:
+        def add(cache: ResponseCache, answers: Any) -> None:
             some = list(answers)
             if len(kept) + len(some) > most:
                 raise KeyboardInterrupt
             kept.extend(key for key, _ in some)
-            keep(journal, some)
+            keep(cache, some)
 
         return add
 
     for most in (0, 7, 40, 190, 10_000):
         with monkeypatch.context() as patch:
-            patch.setattr(Journal, "add", stopping(most))
+            patch.setattr(ResponseCache, "add", stopping(most))
             gemmule(*command, "--out", tmp_path / "parts", code=130 if most < 10_000 else 0)
         assert (tmp_path / "parts/safety.json").exists() == (most == 10_000)
     assert len(set(kept)) == len(kept) > 190  # nothing was asked twice
@@ -147,7 +147,7 @@ def test_a_gate_and_its_exit_code(
     assert (tmp_path / "out/baseline/safety.json").exists()
     result = json.loads((tmp_path / "out/safety.json").read_text())
     assert result["gate"]["passed"] is True
-    # Again: nobody is asked anything, and the baseline's result is taken as it is.
+    # Again: the model gets no requests, and the baseline's result is taken as it is.
     with monkeypatch.context() as patch:
         patch.setattr(GemmuleLM, "_scored", None)
         gemmule(*command, "--gate", gate, "--baseline", tmp_path / "out/baseline")
@@ -167,10 +167,10 @@ def test_what_a_user_can_get_wrong(
     margins.write_text("[margins]\nwinogender = 1\n")
     base = [model(1), "--data-dir", data, "--out", out]
     for more, message in (
-        (["--tasks", "bqb"], "no safety benchmark 'bqb'; did you mean 'bbq'"),
+        (["--tasks", "bqb"], "there is no safety benchmark 'bqb'; did you mean 'bbq'"),
         (["--limit", 0], "limit = 0"),
         (["--temperature", "nan"], "temperature = nan"),
-        (["--gate", gate], "there is no figure 'winogendr'; did you mean 'winogender'"),
+        (["--gate", gate], "there is no metric 'winogendr'; did you mean 'winogender'"),
         (["--gate", tmp_path / "none.toml"], "no config file at"),
         (["--gate", margins], "has margins and names no baseline"),
         (["--gate", margins, "--baseline", tmp_path / "none"], "nothing at"),
@@ -189,12 +189,12 @@ def test_what_a_user_can_get_wrong(
     assert not out.exists()
 
 
-def test_other_weights_do_not_take_over_answers(
+def test_other_weights_do_not_take_over_responses(
     model: Callable[[int], Path], data: Path, tmp_path: Path
 ) -> None:
     gemmule(model(1), "--data-dir", data, "--tasks", "winogender", "--out", tmp_path)
     said = gemmule(model(3), "--data-dir", data, "--tasks", "winogender", "--out", tmp_path, code=2)
-    assert "has answers of another model" in said
+    assert "has the responses of another model" in said
 
 
 def test_the_table_names_what_is_missing(

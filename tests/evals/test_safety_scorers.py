@@ -1,4 +1,4 @@
-"""Who says what is toxic: tiny random classifiers and judges, compared with plain computations."""
+"""Toxicity scorers: tiny random classifiers and judges, compared with plain computations."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError, UserError
 from gemmule.evals.safety.classifier import Classifier
 from gemmule.evals.safety.judge import RULES, Judge
-from gemmule.evals.safety.toxicity_scorer import open_scorer
-from gemmule.evals.safety.verdict import Verdict
+from gemmule.evals.safety.toxicity_scorer import ScorerOptions, open_scorer
+from gemmule.evals.safety.verdict import ToxicityVerdict
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from models import random_model, tiny_config
@@ -77,7 +77,7 @@ def plain(folder: Path, text: str) -> list[float]:
     return list(found.logits[0].tolist())
 
 
-def toxicity(verdicts: list[Verdict]) -> list[float]:
+def toxicity(verdicts: list[ToxicityVerdict]) -> list[float]:
     return [verdict.toxicity for verdict in verdicts]
 
 
@@ -120,7 +120,7 @@ def test_company_does_not_matter(
     together = toxicity(scorer.score(EXCHANGES, nothing))
     alone = [toxicity(scorer.score([pair], nothing))[0] for pair in EXCHANGES]
     assert together == pytest.approx(alone, abs=1e-6)
-    monkeypatch.setattr("gemmule.evals.safety.classifier._TOKENS_AT_ONCE", 14)
+    monkeypatch.setattr("gemmule.evals.safety.classifier._BATCH_TOKENS", 14)
     assert toxicity(scorer.score(EXCHANGES, nothing)) == pytest.approx(alone, abs=1e-6)
     assert [v.cut for v in scorer.score(EXCHANGES, nothing)] == [False] * 3 + [True] + [False] * 2
 
@@ -129,7 +129,7 @@ def test_company_does_not_matter(
     ("labels", "wanted", "message"),
     [
         (["non-toxic", "nothate"], None, r"none of the labels .* \(non-toxic, nothate\)"),
-        (["LABEL_0", "LABEL_1"], None, "name it with --toxicity-label"),
+        (["LABEL_0", "LABEL_1"], None, "choose one with --toxicity-label"),
         (["neutral", "toxic"], "toxik", "no label 'toxik'; did you mean 'toxic'"),
     ],
 )
@@ -150,7 +150,7 @@ def test_what_is_no_classifier(
         Classifier(str(tmp_path / "missing"))
     with pytest.raises(CheckpointError, match="is a file"):
         Classifier(str(folder / "config.json"))
-    with pytest.raises(CheckpointError, match="no sequence classifier but Gemma2ForCausalLM"):
+    with pytest.raises(CheckpointError, match="is not a sequence classifier but Gemma2ForCausalLM"):
         Classifier(str(judge))
     config = json.loads((folder / "config.json").read_text())
 
@@ -248,7 +248,7 @@ def test_long_texts_lose_the_prompts_beginning_first(judge: Path) -> None:
     scorer = Judge(str(judge))
     length = Tokenizer.load(judge).encode
     assert scorer._shortened(" kind ", "calm") == ("kind", "calm", False)
-    scorer._room = 12
+    scorer._max_exchange = 12
     long = "you are a fool and " * 9
     prompt, answer, cut = scorer._shortened(long, "calm")
     assert (answer, cut) == ("calm", True)
@@ -265,7 +265,7 @@ def test_judges_that_cannot_be_asked(tmp_path: Path) -> None:
         ["the sea was calm and they all went home, then slept and dreamt of ships " * 50] * 3, 512
     )
     save_model(tiny_gemma(mute), mute, tmp_path / "mute")
-    with pytest.raises(TokenizerError, match="has no piece 'Yes'"):
+    with pytest.raises(TokenizerError, match="has no token 'Yes'"):
         Judge(str(tmp_path / "mute"))
     tokenizer = train_tokenizer([JUDGED] * 4, 512)
     save_model(tiny_gemma(tokenizer, context=128), tokenizer, tmp_path / "short")
@@ -276,8 +276,8 @@ def test_judges_that_cannot_be_asked(tmp_path: Path) -> None:
 
 
 def test_one_scorer_at_most() -> None:
-    assert open_scorer(None, None, None) is None
+    assert open_scorer(ScorerOptions()) is None
     with pytest.raises(ConfigError, match="name one of the two"):
-        open_scorer("a", None, "b")
+        open_scorer(ScorerOptions("a", None, "b"))
     with pytest.raises(ConfigError, match="a toxicity label belongs to a classifier"):
-        open_scorer(None, "toxic", None)
+        open_scorer(ScorerOptions(None, "toxic"))

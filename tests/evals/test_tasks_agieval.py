@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from gemmule.errors import DataError
-from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, load_tasks
+from gemmule.evals.benchmarks.lm_eval_tasks import LoadedBenchmark, load_tasks
 from gemmule.evals.benchmarks.tasks import agieval
 
 pytest.importorskip("lm_eval")
 (AGIEVAL,) = agieval.BENCHMARKS
 
 
-def prompts(loaded: Loaded, task: str) -> list[tuple[str, str]]:
+def prompts(loaded: LoadedBenchmark, task: str) -> list[tuple[str, str]]:
     """Context and continuation of each request."""
     made = loaded.tasks[task]
     made.build_all_requests(limit=None)
@@ -103,9 +103,9 @@ def test_a_broken_agieval_row_is_named(tmp_path: Path, row: dict[str, Any], said
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
-        ("__import__('os')", "lsat-ar is no example"),
-        ("(" * 10_000, "lsat-ar is no example"),
-        ("-" * 100_000 + "1", "lsat-ar is no example"),
+        ("__import__('os')", "lsat-ar is not an example"),
+        ("(" * 10_000, "lsat-ar is not an example"),
+        ("-" * 100_000 + "1", "lsat-ar is not an example"),
         ("[1]", "list; expected an object"),
         ("{'question': 'q'}", "no field 'label'"),
         (str(exam_row("lsat-ar", label="Z")), "label is 'Z'"),

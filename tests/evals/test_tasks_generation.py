@@ -11,7 +11,7 @@ import pytest
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import suites
-from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.benchmarks.lm_eval_tasks import LoadedBenchmark, Unavailable, load_tasks
 from gemmule.evals.benchmarks.tasks import (
     bbh,
     drop,
@@ -26,7 +26,7 @@ from gemmule.evals.benchmarks.tasks import (
 
 pytest.importorskip("lm_eval")
 
-Row = dict[str, Any]
+Doc = dict[str, Any]
 
 
 class NoSandbox:
@@ -43,7 +43,7 @@ def lines(path: Path, rows: list[Any]) -> None:
     path.write_text("".join(f"{line}\n" for line in said), encoding="utf-8")
 
 
-def prompts(loaded: Loaded, task: str) -> list[str]:
+def prompts(loaded: LoadedBenchmark, task: str) -> list[str]:
     made = loaded.tasks[task]
     made.build_all_requests(limit=None)
     return [instance.args[0] for instance in made.instances]
@@ -134,7 +134,7 @@ def test_drop_s_fixture_takes_examples_from_itself(tmp_path: Path) -> None:
     path.write_text(json.dumps({"one": {"passage": "Counted.", "qa_pairs": pairs}}))
     loaded = load_tasks(suites.find("drop"), tmp_path)
     assert loaded.notes[0] == (
-        "5 questions, examples from among them: this tries the format, and is no score"
+        "5 questions, few-shot examples from among them: a test of the format, not a score"
     )
     for n, prompt in enumerate(prompts(loaded, "drop")):
         assert prompt.endswith(f"Question: Q{n}?\nAnswer:")
@@ -144,15 +144,13 @@ def test_drop_s_fixture_takes_examples_from_itself(tmp_path: Path) -> None:
 
 
 def test_questions_answered_from_memory_leave_themselves_out(tmp_path: Path) -> None:
-    rows: list[Row] = [
+    rows: list[Doc] = [
         {"context": f"Question: Who is {n}?\nAnswer:", "answer": f"N{n}", "aliases": ["X", f"N{n}"]}
         for n in range(7)
     ]
     lines(tmp_path / "triviaqa/triviaqa_sm_sub.jsonl", rows)
     loaded = load_tasks(suites.find("triviaqa"), tmp_path)
-    assert (
-        loaded.notes[0] == "7 questions, and examples from among them (never the one that is asked)"
-    )
+    assert loaded.notes[0] == "7 questions, and examples from among them (never the evaluated one)"
     for n, prompt in enumerate(prompts(loaded, "triviaqa")):
         assert prompt.endswith(f"\n\nQuestion: Who is {n}??\nAnswer:")
         # Examples with the answer that a person would give, not its first alias.
@@ -204,7 +202,7 @@ def test_programs_are_asked_for_as_lm_eval_does(tmp_path: Path) -> None:
 def test_programs_are_not_run_without_a_sandbox(tmp_path: Path) -> None:
     for name in ("humaneval", "mbpp"):
         for data in (tmp_path, None):
-            with pytest.raises(Unavailable, match="in a sandbox only, and none is open"):
+            with pytest.raises(Unavailable, match="only in a sandbox, and there is none"):
                 load_tasks(suites.find(name), data)
 
 
@@ -256,7 +254,7 @@ BROKEN: list[tuple[Any, str, list[Any], str]] = [
     (nq.nq, "NQ-open.dev.jsonl", [NQ | {"answer": "Ann"}], ":1: answer is 'Ann'; expected a list"),
     (mbpp.mbpp, "mbpp.jsonl", [CODE | {"test_list": ["assert a"]}], ":1: fewer than 3 tests"),
     (mbpp.mbpp, "mbpp.jsonl", [CODE | {"task_id": "11"}], ":1: task_id is '11'"),
-    (mbpp.mbpp, "mbpp.jsonl", [CODE], ": no task_id 2, which is one of the examples"),
+    (mbpp.mbpp, "mbpp.jsonl", [CODE], ": no task_id 2, which is one of the few-shot examples"),
     (
         mbpp.mbpp,
         "mbpp.jsonl",
@@ -267,7 +265,7 @@ BROKEN: list[tuple[Any, str, list[Any], str]] = [
         ifeval.ifeval,
         "input_data.jsonl",
         [FOLLOW, FOLLOW | {"instruction_id_list": ["punctuation:none"]}],
-        ":2: no instruction is called 'punctuation:none'; there are keywords:existence",
+        ":2: there is no instruction 'punctuation:none'; known: keywords:existence",
     ),
     (
         ifeval.ifeval,
@@ -309,7 +307,7 @@ def test_a_broken_row_is_named(
     ("document", "said"),
     [
         ([], "list; expected an object of passages"),
-        ({}, "there is nothing in it"),
+        ({}, "is empty"),
         ({"one": {"passage": "P."}}, "one: no field 'qa_pairs'"),
         ({"one": {"passage": "P.", "qa_pairs": [{}]}}, "one, question 1: no field 'question'"),
         (
@@ -347,7 +345,7 @@ def test_a_broken_passage_is_named(tmp_path: Path, document: Any, said: str) -> 
     ("document", "said"),
     [
         ([], ".*: list; expected an object"),
-        ({"examples": []}, ": there is nothing in it"),
+        ({"examples": []}, " is empty"),
         (
             {"examples": [{"input": "?", "target": "a"}, {"input": "?"}]},
             ":example 2: no field 'target'",
@@ -378,11 +376,11 @@ import socket
 from pathlib import Path
 
 def refused(*arguments, **more):
-    raise AssertionError("the network was asked")
+    raise AssertionError("the network was used")
 
 socket.getaddrinfo = socket.socket.connect = refused
-from gemmule.evals.benchmarks import catalogue
-from gemmule.evals.benchmarks.tasks import load_tasks
+from gemmule.evals.benchmarks import suites
+from gemmule.evals.benchmarks.lm_eval_tasks import load_tasks
 for name in ("mbpp", "ifeval", "math"):
     load_tasks(suites.find(name), Path({str(tmp_path)!r}), object())
 """

@@ -47,8 +47,8 @@ def test_lines_of_objects(write: Any) -> None:
         ('{"a": "x"}\n' + "[" * DEEP, r":2: broken JSON"),
         ('{"a": "x"}\n' + '{"a":' * DEEP, r":2: broken JSON"),
         ('{"a": ' + "1" * 5000 + "}", r":1: broken JSON"),
-        ("", r"there is nothing in it"),
-        ("\n \n", r"there is nothing in it"),
+        ("", r"is empty"),
+        ("\n \n", r"is empty"),
     ],
 )
 def test_broken_lines_are_named(write: Any, content: str | bytes, said: str) -> None:
@@ -69,7 +69,7 @@ def test_true_is_no_number_and_one_is_not_true(write: Any) -> None:
         ('[\n{"a": "x"},\n{"a" "x"}\n]', r"whole\.json:3: broken JSON"),
         ('{"a": "x"}', r"dict; expected a list of objects"),
         ('[{"a": "x"}, {}]', r":entry 2: no field 'a' \(there are: none\)"),
-        ("[]", r"there is nothing in it"),
+        ("[]", r"is empty"),
         ("[" * DEEP, r"nested too deeply"),
         ("[" + "1" * 5000 + "]", r"broken JSON"),
         ('[{"a": "\\udfff"}]', r"half of a surrogate pair"),
@@ -95,11 +95,11 @@ def test_a_table_has_lines(write: Any) -> None:
     [
         ("a,c\n1,2\n", r"t\.csv:1: no column 'b' \(there are: a, c\)"),
         ("a,b\n1,2\n3\n", r":3: nothing in column 'b'"),
-        ("a,b\n1,2,3\n", r":2: more fields than there are columns"),
+        ("a,b\n1,2,3\n", r":2: more fields than columns"),
         ('a,b\n1,2\n"3,4\n', r":3: unexpected end of data"),
         ("a,b\n" + "x" * 200_000 + ",2\n", r":2: field larger than"),
         (b"a,b\n1,\xe9\n", r":2: not UTF-8"),
-        ("a,b\n", r"there is nothing in it"),
+        ("a,b\n", r"is empty"),
         ("", r"no column 'a'"),
     ],
 )
@@ -163,7 +163,7 @@ def test_what_may_not_be_read(write: Any) -> None:
 
 def test_a_sum_is_git_s(write: Any) -> None:
     # git hash-object of "hello\n"
-    assert local_files.blob(write("hello\n")) == "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert local_files.git_blob_sha1(write("hello\n")) == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
 def test_the_known_sums_are_in_order() -> None:
@@ -174,19 +174,22 @@ def test_the_known_sums_are_in_order() -> None:
 def test_a_split_in_another_s_place_is_refused(write: Any, monkeypatch: Any) -> None:
     train = write("train", "train.jsonl")
     test = write("test", "test.jsonl")
-    known = {"train.jsonl": local_files.blob(train), "test.jsonl": local_files.blob(test)}
+    known = {
+        "train.jsonl": local_files.git_blob_sha1(train),
+        "test.jsonl": local_files.git_blob_sha1(test),
+    }
     monkeypatch.setattr(checksums, "KNOWN", known)
     found, notes = checksums.examine(test.parent, [train, test])
     assert [f["known"] for f in found] == [True, True]
     assert notes == ()
     test.write_bytes(train.read_bytes())
-    with pytest.raises(DataError, match=r"test\.jsonl is the file known as train\.jsonl"):
+    with pytest.raises(DataError, match=r"test\.jsonl has the content of train\.jsonl"):
         checksums.examine(test.parent, [train, test])
 
 
 def test_the_same_content_may_be_known_in_two_places(write: Any, monkeypatch: Any) -> None:
     paths = [write("same", "a.txt"), write("same", "b.txt")]
-    monkeypatch.setattr(checksums, "KNOWN", {p.name: local_files.blob(p) for p in paths})
+    monkeypatch.setattr(checksums, "KNOWN", {p.name: local_files.git_blob_sha1(p) for p in paths})
     found, _ = checksums.examine(paths[0].parent, paths)
     assert [f["known"] for f in found] == [True, True]
 
@@ -194,7 +197,7 @@ def test_the_same_content_may_be_known_in_two_places(write: Any, monkeypatch: An
 def test_other_files_are_used_and_said_to_be_others(write: Any) -> None:
     paths = [write(name, name) for name in ("a", "b", "c")]
     found, notes = checksums.examine(paths[0].parent, paths[:1])
-    assert found == [{"file": "a", "git_blob": local_files.blob(paths[0]), "known": False}]
+    assert found == [{"file": "a", "git_blob": local_files.git_blob_sha1(paths[0]), "known": False}]
     assert notes == ("a is not the published file",)
     assert checksums.examine(paths[0].parent, paths)[1] == (
         "3 files are not the published ones: a, …, c",

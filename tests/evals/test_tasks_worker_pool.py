@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from gemmule.evals.benchmarks import worker_pool
-from gemmule.evals.benchmarks.worker_pool import Ended
+from gemmule.evals.benchmarks.worker_pool import JobFailure
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
 
 WORKER = """
 import os, signal, sys, time
-from gemmule.evals.benchmarks import killable
+from gemmule.evals.benchmarks import worker_pool
 
 def answer(job):
     kind = job["kind"]
@@ -60,37 +60,37 @@ def job(number: int, kind: str = "", **more: str) -> dict[str, Any]:
 
 
 def test_answers_come_in_the_order_of_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "_JOBS_EACH", 10)  # several workers
-    found = worker_pool.answers("hostile_worker", [job(n) for n in range(200)], 5)
+    monkeypatch.setattr(worker_pool, "_JOBS_PER_WORKER", 10)  # several workers
+    found = worker_pool.run_jobs("hostile_worker", [job(n) for n in range(200)], 5)
     assert found == [[n, "0"] for n in range(200)]
-    assert worker_pool.answers("hostile_worker", [], 5) == []
+    assert worker_pool.run_jobs("hostile_worker", [], 5) == []
 
 
 def test_what_has_no_answer_is_told_and_the_rest_goes_on() -> None:
     kinds = ["endless", "uninterruptible", "crash", "leave", "memory", "deep", "print"]
     jobs = [job(n, kind) for n, kind in enumerate(kinds)] + [job(7)]
-    found = worker_pool.answers("hostile_worker", jobs, 1)
+    found = worker_pool.run_jobs("hostile_worker", jobs, 1)
     assert found[:5] == [
-        Ended("took more than 1 s of processor time"),
-        Ended("took more than 1 s of processor time"),
-        Ended("ended by SIGSEGV"),
-        Ended("ended with exit code 3"),
-        Ended("ran out of memory"),
+        JobFailure("took more than 1 s of processor time"),
+        JobFailure("took more than 1 s of processor time"),
+        JobFailure("ended by SIGSEGV"),
+        JobFailure("ended with exit code 3"),
+        JobFailure("ran out of memory"),
     ]
-    assert isinstance(found[5], Ended)
+    assert isinstance(found[5], JobFailure)
     assert found[6:] == [[6, "0"], [7, "0"]]
 
 
 def test_a_worker_that_does_not_start_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"no_such_worker does not start: .*No module named"):
-        worker_pool.answers("no_such_worker", [job(0)], 1)
+        worker_pool.run_jobs("no_such_worker", [job(0)], 1)
 
 
 def test_waiting_has_an_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_PATIENCE", 3)
     jobs = [job(0, "asleep", mark=str(tmp_path / "mark")), job(1)]
-    assert worker_pool.answers("hostile_worker", jobs, 1) == [
-        Ended("no answer within 3 s"),
+    assert worker_pool.run_jobs("hostile_worker", jobs, 1) == [
+        JobFailure("no answer within 3 s"),
         [1, "0"],
     ]
 
@@ -109,7 +109,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
     try:
         thread.start()
         with pytest.raises(KeyboardInterrupt):
-            worker_pool.answers("hostile_worker", [job(0, "asleep", mark=str(mark))], 5)
+            worker_pool.run_jobs("hostile_worker", [job(0, "asleep", mark=str(mark))], 5)
     finally:
         signal.signal(signal.SIGINT, before)
     thread.join()

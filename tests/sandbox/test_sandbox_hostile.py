@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gemmule.errors import UserError
-from gemmule.sandbox import Limits, Outcome, Sandbox, kinds, supervise
+from gemmule.sandbox import Limits, Outcome, Sandbox, isolation, supervise
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can shut programs in")
 
@@ -37,7 +37,7 @@ def call(number, elsewhere, *arguments):
 """
 
 
-@pytest.fixture(scope="module", params=kinds.NAMES)
+@pytest.fixture(scope="module", params=isolation.NAMES)
 def box(request: pytest.FixtureRequest) -> Sandbox:
     try:
         return Sandbox.open(Limits(wall=60, cpu=60), accept_weaker=True, kind=request.param)
@@ -57,7 +57,7 @@ def nothing_worked(outcome: Outcome) -> None:
 def mark(monkeypatch: pytest.MonkeyPatch) -> str:
     """Something in the environment of a run's processes, to find them by."""
     mark = secrets.token_hex(16)
-    monkeypatch.setitem(kinds.ENVIRONMENT, "MARK", mark)
+    monkeypatch.setitem(isolation.ENVIRONMENT, "MARK", mark)
     return mark
 
 
@@ -348,7 +348,7 @@ def test_writing(box: Sandbox, treasure: Path, monkeypatch: pytest.MonkeyPatch) 
     places = [
         treasure.parent, home, repository, Path.cwd(), Path("/"), Path("/var/tmp"),
         Path("/usr/lib"), Path("/dev"), Path("/dev/shm"), Path("/etc"), Path("/root"),
-        Path(sys.prefix), Path(tempfile.gettempdir()), Path(kinds.view.__file__).parent,
+        Path(sys.prefix), Path(tempfile.gettempdir()), Path(isolation.view.__file__).parent,
     ]  # fmt: skip
     program = (
         ATTEMPTS
@@ -425,7 +425,11 @@ for device in ("sda", "vda", "mem", "kmsg", "tty", "ptmx", "kvm"):
 def box_files(box: Sandbox) -> list[str]:
     import encodings
 
-    return [str(kinds.view.interpreter()), str(Path(encodings.__file__)), str(kinds.view.RUNNER)]
+    return [
+        str(isolation.view.interpreter()),
+        str(Path(encodings.__file__)),
+        str(isolation.view.RUNNER),
+    ]
 
 
 def test_reading(box: Sandbox, treasure: Path, monkeypatch: pytest.MonkeyPatch) -> None:

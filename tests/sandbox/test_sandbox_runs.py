@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from gemmule.errors import ConfigError, UserError
-from gemmule.sandbox import Limits, Outcome, Sandbox, kinds, supervise, view
-from gemmule.sandbox.kinds import Kind
+from gemmule.sandbox import Limits, Outcome, Sandbox, isolation, supervise, view
+from gemmule.sandbox.isolation import Isolation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can shut programs in")
 
-BARE = Kind("limits", filtered=False)  # what is left on macOS
+BARE = Isolation("limits", filtered=False)  # what is left on macOS
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def box() -> Sandbox:
     return Sandbox.open(accept_weaker=True)
 
 
-@pytest.fixture(scope="module", params=[*kinds.NAMES, "bare"])
+@pytest.fixture(scope="module", params=[*isolation.NAMES, "bare"])
 def each(request: pytest.FixtureRequest) -> Sandbox:
     if request.param == "bare":
         return Sandbox(Limits(), BARE)
@@ -222,7 +222,7 @@ os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {{}})
 
 
 def test_without_landlock(tmp_path: Path) -> None:
-    filtered = Sandbox(Limits(), Kind("limits"))
+    filtered = Sandbox(Limits(), Isolation("limits"))
     kept = tmp_path / "kept"
     kept.write_text("here")
     program = f"""
@@ -239,7 +239,7 @@ open({str(kept)!r}, "w")
 
 
 def no_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds.shutil, "which", lambda name: None)
+    monkeypatch.setattr(isolation.shutil, "which", lambda name: None)
 
 
 def test_the_strongest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ def test_a_bubblewrap_that_does_not_work(
     broken = tmp_path / "bwrap"
     broken.write_text(f"#!/bin/sh\n{how}\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(kinds.shutil, "which", lambda name: str(broken))
+    monkeypatch.setattr(isolation.shutil, "which", lambda name: str(broken))
     assert Sandbox.open(accept_weaker=True).kind != "bubblewrap"
     with pytest.raises(UserError, match="no permission" if "echo" in how else "without a word"):
         Sandbox.open(kind="bubblewrap")
@@ -275,7 +275,7 @@ def no_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     no_bubblewrap(monkeypatch)
     refusing = tmp_path / "namespaces.py"
     refusing.write_text("import sys\nsys.exit('unshare: Operation not permitted')")
-    monkeypatch.setattr(kinds, "_NAMESPACES", refusing)
+    monkeypatch.setattr(isolation, "_NAMESPACES", refusing)
 
 
 def test_a_weaker_one_must_be_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_weaker_one_must_be_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_where_nothing_can_hold_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds.syscalls.platform, "machine", lambda: "s390x")
+    monkeypatch.setattr(isolation.syscalls.platform, "machine", lambda: "s390x")
     no_bubblewrap(monkeypatch)
     with pytest.raises(UserError, match="NO SANDBOX TO SPEAK OF"):
         Sandbox.open()
@@ -319,17 +319,17 @@ def test_unknown_kinds() -> None:
 def test_a_sandbox_that_works_no_more(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(kinds, "_PYTHON_FLAGS", ("--no-such-flag",))
+    monkeypatch.setattr(isolation, "_PYTHON_FLAGS", ("--no-such-flag",))
     with pytest.raises(UserError, match=r"could not start a program: .*no-such-flag"):
         box.run("")
     monkeypatch.setattr(view, "interpreter", lambda: tmp_path / "gone")
     with pytest.raises(UserError, match="could not start a program"):
-        Sandbox(Limits(), Kind("limits")).run("")
+        Sandbox(Limits(), Isolation("limits")).run("")
 
 
 def test_a_start_that_takes_too_long(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "_STARTUP", 0.0)
-    monkeypatch.setattr(kinds, "_PYTHON_FLAGS", ("-c", "import time; time.sleep(1000)"))
+    monkeypatch.setattr(isolation, "_PYTHON_FLAGS", ("-c", "import time; time.sleep(1000)"))
     with pytest.raises(UserError, match="nothing happened for 0 s"):
         box.run("")
 
@@ -343,9 +343,9 @@ def test_every_guarantee_says_what_it_is_worth(
         program.write_text("#!/bin/sh\necho bubblewrap 1.2.3\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert ("by bubblewrap 1.2.3," in Kind("bubblewrap").guarantee) == installed
-    assert "by bubblewrap" in Kind("bubblewrap").guarantee
-    ways = [way for name in kinds.NAMES for way in kinds.candidates(name)]
+    assert ("by bubblewrap 1.2.3," in Isolation("bubblewrap").guarantee) == installed
+    assert "by bubblewrap" in Isolation("bubblewrap").guarantee
+    ways = [way for name in isolation.NAMES for way in isolation.candidates(name)]
     assert len({way.guarantee for way in ways}) == len(ways)
     for way in ways:
         assert way.jailed != ("SANDBOX" in way.guarantee)

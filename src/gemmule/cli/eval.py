@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from gemmule.cli.options import (
     Temperature,
 )
 from gemmule.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gemmule.evals.eval_target import LoadOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,10 +86,7 @@ def evaluate(
     from gemmule.evals.benchmarks.run_benchmarks import run_eval
 
     with stoppable(RERUN):
-        results = run_eval(
-            models, settings, out=evaluated.out, dtype=evaluated.dtype, device=evaluated.device,
-            quantize=evaluated.quantize,
-        )  # fmt: skip
+        results = run_eval(models, settings, out=evaluated.out, options=_load_options(evaluated))
     if as_json:
         print(json.dumps(results[0] if len(results) == 1 else results))
     else:
@@ -95,14 +95,14 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Safety(Options):
-    """What is measured, and how (safety's Settings)."""
+    """What is measured, and how (SafetySettings)."""
 
     data_dir: BenchmarkFiles = None
     tasks: Annotated[
         str | None, typer.Option(help="Benchmarks, as in bbq,winogender; default: all.")
     ] = None
     limit: Annotated[
-        int | None, typer.Option(help="Maximum number of questions each, spread evenly.")
+        int | None, typer.Option(help="Maximum number of questions per task, the first ones.")
     ] = None
     max_new_tokens: MaxNewTokens = 20
     temperature: Temperature = 0.0
@@ -146,26 +146,38 @@ def safety(
 
     Example: gemmule safety runs/quickstart/student --data-dir benchmarks --tasks bbq,crows-pairs
     """
-    from gemmule.evals.safety.evaluate import Settings
+    from gemmule.evals.safety.evaluate import SafetySettings
 
-    settings = Settings.parse(_split_tasks(benchmarks), source="safety")
-    from gemmule.evals.safety.gate import EXIT_CODE
+    settings = SafetySettings.parse(_split_tasks(benchmarks), source="safety")
+    from gemmule.evals.safety.gate import EXIT_CODE, GateOptions
     from gemmule.evals.safety.results_table import bars, show
     from gemmule.evals.safety.run_safety import run_safety
+    from gemmule.evals.safety.toxicity_scorer import ScorerOptions
 
     with stoppable(RERUN), bars() as progress:
         result = run_safety(
-            model, settings, classifier=judging.toxicity_classifier, label=judging.toxicity_label,
-            judge=judging.judge, gate_file=judging.gate, baseline=judging.baseline,
-            out=evaluated.out, dtype=evaluated.dtype, device=evaluated.device,
-            quantize=evaluated.quantize, progress=progress,
-        )  # fmt: skip
+            model,
+            settings,
+            scorer_options=ScorerOptions(
+                judging.toxicity_classifier, judging.toxicity_label, judging.judge
+            ),
+            gate_options=GateOptions(judging.gate, judging.baseline),
+            load_options=_load_options(evaluated),
+            out=evaluated.out,
+            progress=progress,
+        )
     if as_json:
         print(json.dumps(result))
     else:
         show(result)
     if "gate" in result and not result["gate"]["passed"]:
         raise typer.Exit(EXIT_CODE)
+
+
+def _load_options(evaluated: Evaluated) -> "LoadOptions":
+    from gemmule.evals.eval_target import LoadOptions
+
+    return LoadOptions(evaluated.dtype, evaluated.device, evaluated.quantize)
 
 
 def _split_tasks(options: Benchmarks | Safety) -> dict[str, object]:

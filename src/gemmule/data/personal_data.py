@@ -27,7 +27,7 @@ Check = Callable[[re.Match[str]], bool]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class PersonalDataMatch:
     """One piece of personal data.
 
     Attributes:
@@ -74,7 +74,7 @@ def mask(text: str) -> str:
     return "".join("0" if c.isdigit() else "x" if c.isalnum() else c for c in text)
 
 
-def find(text: str) -> list[Finding]:
+def find(text: str) -> list[PersonalDataMatch]:
     """All personal data in `text`, in order; of overlapping ones the most severe, then longest."""
     found = []
     possible = {needs: needs(text) for needs in _NEEDS}
@@ -85,12 +85,12 @@ def find(text: str) -> list[Finding]:
             if check is None or check(match):
                 group = 1 if pattern.groups else 0
                 start, end = match.span(group)
-                found.append(Finding(kind, severity, start, end, match[group]))
+                found.append(PersonalDataMatch(kind, severity, start, end, match[group]))
     found.sort(key=lambda f: (SEVERITIES.index(f.severity), f.start - f.end))
-    kept: list[Finding] = []
-    for finding in found:
-        if all(finding.end <= k.start or finding.start >= k.end for k in kept):
-            kept.append(finding)
+    kept: list[PersonalDataMatch] = []
+    for match_ in found:
+        if all(match_.end <= k.start or match_.start >= k.end for k in kept):
+            kept.append(match_)
     return sorted(kept, key=lambda f: f.start)
 
 
@@ -136,8 +136,8 @@ def scan(
     )
 
 
-def _after(findings: Iterable[Finding], border: int) -> list[Finding]:
-    return [f for f in findings if f.start + f.end >= 2 * border]
+def _after(matches: Iterable[PersonalDataMatch], border: int) -> list[PersonalDataMatch]:
+    return [f for f in matches if f.start + f.end >= 2 * border]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The model under examination, who exactly it is, and where its results go."""
+"""The model that is evaluated: the model itself, its identity, and where its results go."""
 
 import re
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from gemmule.runtime import host
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A loaded model with what a result must say about it.
+class EvalTarget:
+    """A loaded model and what a result must record about it.
 
     Attributes:
         lm: the model and its tokenizer.
-        path: as the user named it.
-        folder: where its results go.
+        path: the path or id that the user gave.
+        folder: folder of its results.
         identity: path, parameters, fingerprints of weights and tokenizer, dtype, quantization,
-            versions: two results compare only if one knows what they are of.
+            versions. Two results can only be compared if it is known which models they describe.
     """
 
     lm: LanguageModel
@@ -29,38 +29,47 @@ class Subject:
     identity: dict[str, Any]
 
     @property
-    def decides(self) -> dict[str, Any]:
-        """What of the identity a model's answers depend on."""
+    def cache_key(self) -> dict[str, Any]:
+        """The part of the identity that a model's responses depend on."""
         names = ("weights", "tokenizer", "dtype", "quantize", "device")
         return {name: self.identity.get(name) for name in names}
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The model's name in tables."""
         return Path(self.path).name or self.path
 
 
-def open_subject(
-    path: str,
-    *,
-    out: Path | None = None,
-    dtype: str | None = None,
-    device: str = "cpu",
-    quantize: str | None = None,
-) -> Subject:
-    """Loads a model to be examined; arguments as for `gemmule.load`.
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded; the same options as for `gemmule.load`.
+
+    Attributes:
+        dtype: data type of the weights; None: the checkpoint's.
+        device: torch device.
+        quantize: packed format to quantize the weights to while they are read.
+    """
+
+    dtype: str | None = None
+    device: str = "cpu"
+    quantize: str | None = None
+
+
+def open_target(
+    path: str, *, out: Path | None = None, options: LoadOptions | None = None
+) -> EvalTarget:
+    """Loads a model to be evaluated.
 
     Args:
         path: a run, an HF folder, a hub id, a .gguf, .ckpt or .npz file.
-        out: where results go; None: see `results_folder`.
-        dtype: of the weights.
-        device: where it runs.
-        quantize: pack the weights while they are read.
+        out: folder of the results; None: see `results_folder`.
+        options: how the model is loaded.
 
     Raises:
-        UserError: when there is no readable model, or its tokenizer is not its partner.
+        UserError: if there is no readable model, or its tokenizer does not match it.
     """
-    lm = load(path, dtype=dtype, device=device, quantize=quantize)
+    options = options or LoadOptions()
+    lm = load(path, dtype=options.dtype, device=options.device, quantize=options.quantize)
     model = lm.model
     identity = {
         "path": path,
@@ -69,19 +78,19 @@ def open_subject(
         "weights": weights_fingerprint(model),
         "tokenizer": lm.tokenizer.fingerprint,
         "dtype": str(model.norm.weight.dtype).removeprefix("torch."),
-        "quantize": quantize,
-        "device": device,
+        "quantize": options.quantize,
+        "device": options.device,
         "versions": host.versions(),
         "machine": host.machine(),
     }
-    return Subject(lm, path, out or results_folder(path), identity)
+    return EvalTarget(lm, path, out or results_folder(path), identity)
 
 
 def results_folder(path: str) -> Path:
-    """A run's own `evals/`, where its card finds it; for any other model runs/evals/NAME.
+    """The folder of a model's results: a run's own evals/, else runs/evals/NAME.
 
     Raises:
-        ConfigError: for a name of which no folder's name can be made.
+        ConfigError: if no folder name can be made from `path`.
     """
     run = Path(path)
     if (run / "manifest.json").is_file():
@@ -89,5 +98,5 @@ def results_folder(path: str) -> Path:
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", p).strip("-.") for p in run.parts[-2:]]
     name = "--".join(p for p in parts if p)
     if not name:
-        raise ConfigError(f"no folder can be named after {path!r}: name one with --out")
+        raise ConfigError(f"no folder name can be made from {path!r}: give one with --out")
     return Path("runs/evals") / name

@@ -1,7 +1,7 @@
-"""Answers kept as they come, so that a stopped evaluation goes on where it was.
+"""A response cache: a model's responses are kept as they arrive, so a stopped evaluation resumes.
 
-A file of JSON lines: first what the answers depend on beside their questions, then one answer a
-line, by a key that is made of the question. A last line that was cut off is no answer.
+A file of JSON lines. The first says what the responses depend on besides the request; every other
+line holds one response under a key made from its request. A last line that was cut off is ignored.
 """
 
 import hashlib
@@ -15,26 +15,27 @@ from gemmule import files
 from gemmule.errors import ConfigError, DataError
 
 
-class Journal:
-    """Answers by the key of their question.
+class ResponseCache:
+    """Responses by the key of their request.
 
     Attributes:
-        kept: all there are.
+        path: the file.
+        responses: every response in the file.
     """
 
     def __init__(self, path: Path, depends_on: Mapping[str, Any]) -> None:
-        """Opens a file, or begins one.
+        """Opens a cache file, or creates it.
 
         Args:
             path: the file.
-            depends_on: what the answers depend on: the model, and how it is asked.
+            depends_on: what the responses depend on: the model, and how it is prompted.
 
         Raises:
-            ConfigError: when the file's answers depend on something else.
-            DataError: when it is broken before its last line.
+            ConfigError: if the file's responses depend on something else.
+            DataError: if the file is damaged before its last line.
         """
         self.path = path
-        self.kept: dict[str, Any] = {}
+        self.responses: dict[str, Any] = {}
         head = json.dumps({"format": 1, "depends_on": depends_on}, sort_keys=True)
         lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
         whole, cut = lines[:-1], lines[-1]
@@ -43,31 +44,35 @@ class Journal:
             return
         if whole[0] != head.encode():
             raise ConfigError(
-                f"{path} has answers of another model, or to other settings: name another --out, "
-                "or delete it"
+                f"{path} has the responses of another model, or to other settings: choose another "
+                "--out, or delete the file"
             )
         for number, line in enumerate(whole[1:], 2):
             try:
                 entry = json.loads(line)
-                self.kept[entry["key"]] = entry["answer"]
+                self.responses[entry["key"]] = entry["answer"]
             except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}:{number}: no answer: delete the file") from None
+                raise DataError(f"{path}:{number}: not a response: delete the file") from None
         if cut:
             files.write_text(path, b"\n".join(whole).decode() + "\n")
 
-    def add(self, answers: Iterable[tuple[str, Any]]) -> None:
-        """Keeps answers, in one write, on disk when this returns."""
+    def add(self, responses: Iterable[tuple[str, Any]]) -> None:
+        """Adds responses in one write; they are on disk when this returns.
+
+        Args:
+            responses: pairs of a request's key and its response.
+        """
         lines = []
-        for key, answer in answers:
-            self.kept[key] = answer
-            lines.append(json.dumps({"key": key, "answer": answer}) + "\n")
+        for key, response in responses:
+            self.responses[key] = response
+            lines.append(json.dumps({"key": key, "answer": response}) + "\n")
         with files.writing_to(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
             file.flush()
             os.fsync(file.fileno())
 
 
-def key_of(*question: Any) -> str:
-    """A key for a question: alike only for the same one."""
-    text = json.dumps(question, ensure_ascii=True, sort_keys=True)
+def request_key(*request: Any) -> str:
+    """A key for a request; two requests have the same key only if they are equal."""
+    text = json.dumps(request, ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from gemmule.errors import ConfigError, UserError
 from gemmule.runtime import host
-from gemmule.sandbox import kinds, supervise, view
+from gemmule.sandbox import isolation, supervise, view
 from gemmule.sandbox.limits import Limits, Outcome
 
 PACKAGES = ("numpy",)  # besides Python's own library: public graders have it, too
@@ -59,7 +59,7 @@ class Sandbox:
     """
 
     limits: Limits
-    isolation: kinds.Kind
+    isolation: isolation.Isolation
     packages: tuple[str, ...] = PACKAGES
 
     @classmethod
@@ -80,15 +80,17 @@ class Sandbox:
             ConfigError: for a kind that does not exist.
             UserError: when none works that is allowed.
         """
-        if kind is not None and kind not in kinds.NAMES:
-            raise ConfigError(f"no sandbox is called {kind!r}; there are {', '.join(kinds.NAMES)}")
+        if kind is not None and kind not in isolation.NAMES:
+            raise ConfigError(
+                f"no sandbox is called {kind!r}; there are {', '.join(isolation.NAMES)}"
+            )
         reasons = []
-        for name in kinds.NAMES:
+        for name in isolation.NAMES:
             if kind not in (None, name):
                 continue
-            if reason := kinds.missing(name):
+            if reason := isolation.missing(name):
                 reasons.append(f"{name}: {reason}")
-            for way in kinds.candidates(name) if not reason else ():
+            for way in isolation.candidates(name) if not reason else ():
                 sandbox = cls(limits or Limits(), way)
                 if problem := sandbox._problem():
                     reasons.append(f"{name}: {problem}")

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from gemmule.errors import UserError
 from gemmule.sandbox import view
-from gemmule.sandbox.kinds import ENVIRONMENT, Kind
+from gemmule.sandbox.isolation import ENVIRONMENT, Isolation
 from gemmule.sandbox.limits import Limits, Outcome, Status
 
 KEPT = 4000  # characters of each stream in an outcome
@@ -35,7 +35,7 @@ class CannotStart(UserError):
 
 
 def run(
-    kind: Kind,
+    kind: Isolation,
     source: str,
     limits: Limits,
     packages: tuple[str, ...] = (),
@@ -57,7 +57,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _folder(kind: Kind, packages: tuple[str, ...]) -> Iterator[Path | None]:
+def _folder(kind: Isolation, packages: tuple[str, ...]) -> Iterator[Path | None]:
     """An empty folder to work in, with the packages beside it, for what is not jailed."""
     if kind.jailed:
         yield None
@@ -76,7 +76,7 @@ class _Process:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: Isolation,
         source: str,
         limits: Limits,
         packages: tuple[str, ...],

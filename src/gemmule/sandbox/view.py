@@ -15,7 +15,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewEntry:
     """One place in the view, all of it read-only.
 
     Attributes:
@@ -46,18 +46,18 @@ def packages(names: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def python_view(package_names: tuple[str, ...]) -> list[Seen]:
+def python_view(package_names: tuple[str, ...]) -> list[ViewEntry]:
     """The interpreter, its library, shared libraries, packages, and devices without a memory."""
     python = interpreter()
     prefix = python.parent.parent
-    view: list[Seen] = []
+    view: list[ViewEntry] = []
     for path in (*_LIBRARIES, *(str(prefix / lib) for lib in ("lib", "lib64")), str(python)):
         _add(view, Path(path))
     for path in _LOADER:
         _add(view, Path(path))
-    view.append(Seen("file", str(RUNNER), "/runner.py"))
-    view += [Seen("folder", str(p), f"{PACKAGES}/{p.name}") for p in packages(package_names)]
-    view += [Seen("device", d, d) for d in _DEVICES if Path(d).exists()]
+    view.append(ViewEntry("file", str(RUNNER), "/runner.py"))
+    view += [ViewEntry("folder", str(p), f"{PACKAGES}/{p.name}") for p in packages(package_names)]
+    view += [ViewEntry("device", d, d) for d in _DEVICES if Path(d).exists()]
     return view
 
 
@@ -66,11 +66,11 @@ def readable_paths(package_names: tuple[str, ...]) -> list[str]:
     return [seen.source for seen in python_view(package_names) if seen.kind != "link"]
 
 
-def _add(view: list[Seen], path: Path) -> None:
+def _add(view: list[ViewEntry], path: Path) -> None:
     inside = any(s.kind == "folder" and path.is_relative_to(s.target) for s in view)
     if inside or not path.exists():
         return
     if path.is_symlink():
-        view.append(Seen("link", str(path.readlink()), str(path)))
+        view.append(ViewEntry("link", str(path.readlink()), str(path)))
     else:
-        view.append(Seen("folder" if path.is_dir() else "file", str(path), str(path)))
+        view.append(ViewEntry("folder" if path.is_dir() else "file", str(path), str(path)))

@@ -1,4 +1,4 @@
-"""What a benchmark is: a row of the report's table."""
+"""The definition of a benchmark: one row of the report's table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from gemmule.sandbox import Sandbox
 
-Row = dict[str, Any]
-Config = Callable[[str], dict[str, Any]]  # from a task's name to its settings
-# For each lm-eval task: its splits, each a list of rows with the hub's columns.
-Splits = Mapping[str, Mapping[str, Sequence[Row]]]
-# Examples are other questions of the file that is asked: lm-eval leaves the asked one out when both
-# splits have one name.
+Doc = dict[str, Any]  # one question with its answers, lm-eval's "doc"
+TaskConfig = Callable[[str], dict[str, Any]]  # from a task's name to its lm-eval settings
+# The splits of each lm-eval task, each a list of documents with the hub's columns.
+Splits = Mapping[str, Mapping[str, Sequence[Doc]]]
+# Few-shot examples are other questions of the evaluated file: lm-eval leaves out the evaluated
+# question if both splits have the same name.
 SAME_FILE: Mapping[str, Any] = {
     "test_split": "validation",
     "validation_split": None,
@@ -29,15 +29,15 @@ ONE_LINE: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalData:
     """Documents read from a user's folder.
 
     Attributes:
-        splits: rows by task and split, in the form that the hub has them.
-        files: what was read.
-        notes: where the result is not what the report measured: "800 questions, two endings each".
-        overrides: what of a task's lm-eval settings has to change for such rows, by task.
-        chance: what guessing gets, where such rows have fewer answers than the published ones.
+        splits: documents by task and split, with the hub's columns.
+        files: files that were read.
+        notes: differences from what the report measured: "800 questions, two endings each".
+        overrides: changes to a task's lm-eval settings for these documents, by task.
+        chance: score of guessing, if these documents have fewer answers than the published ones.
     """
 
     splits: Splits
@@ -49,26 +49,26 @@ class Local:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row: how it is measured, and where its documents come from.
+    """One row of the table: how it is measured, and where its documents come from.
 
     Attributes:
-        name: what the command line calls it, "arc-e".
-        title: what tables call it, "ARC-e".
-        tasks: lm-eval's names of what it is made of.
-        shots: examples before each question.
-        metric: of lm-eval, "acc_norm".
+        name: name on the command line, "arc-e".
+        title: name in tables, "ARC-e".
+        tasks: names of its lm-eval tasks.
+        shots: number of few-shot examples before each question.
+        metric: lm-eval metric, "acc_norm".
         kind: "choice" among given answers, or "generation".
-        chance: what guessing gets, 0 to 1; None where it gets nothing worth naming.
-        filter: lm-eval's filter whose answers count.
-        equal: tasks, rather than documents, have the same weight.
-        folder: its place in a data folder.
-        local: reads that folder; raises DataError naming file and line, FileNotFoundError for a
-            file that is not there.
-        overrides: what differs from lm-eval's settings for the tasks, hub or local.
-        config: makes a task's settings where lm-eval's own cannot be used here; None: lm-eval's.
-        sandboxed: makes `config` from the sandbox that its answers, which are programs, run in.
-        lower_is_better: of its metric.
-        hub_notes: as a Local's notes, where documents come from the hub.
+        chance: score of guessing, 0 to 1; None if guessing scores next to nothing.
+        filter: lm-eval filter whose answers count.
+        equal: weight tasks, rather than documents, equally.
+        folder: its folder in a data folder.
+        local: reads that folder. Raises DataError naming file and line, and FileNotFoundError for
+            a missing file.
+        overrides: changes to lm-eval's settings of the tasks, for documents of any origin.
+        config: makes a task's settings if lm-eval's own cannot be used; None: lm-eval's.
+        sandboxed: makes `config` from the sandbox in which its answers, which are programs, run.
+        lower_is_better: whether a lower value of the metric is better.
+        hub_notes: the counterpart of LocalData.notes for documents from the hub.
     """
 
     name: str
@@ -79,11 +79,11 @@ class Benchmark:
     kind: Literal["choice", "generation"]
     chance: float | None
     folder: str
-    local: Callable[[Path], Local]
+    local: Callable[[Path], LocalData]
     filter: str = "none"
     equal: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    config: Config | None = None
-    sandboxed: "Callable[[Sandbox], Config] | None" = None
+    config: TaskConfig | None = None
+    sandboxed: "Callable[[Sandbox], TaskConfig] | None" = None
     lower_is_better: bool = False
     hub_notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Two models on the same questions: differences with paired stats."""
+"""Two models on the same questions: differences with paired intervals."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,35 +8,38 @@ from typing import Any
 from gemmule import stats
 from gemmule.errors import DataError
 
-Scores = dict[str, dict[str, tuple[str, float]]]  # by benchmark and question: prompt, score
+Scores = dict[str, dict[str, tuple[str, float]]]  # by benchmark and document: question, score
 
 
 def read_scores(path: Path) -> Scores:
-    """What each question of each benchmark was worth, from a samples file.
+    """Reads the score of every question of every benchmark from a samples file.
 
     Raises:
         DataError: naming file and line.
     """
-    found: Scores = {}
+    scores: Scores = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as e:
-        raise DataError(f"no samples at {path} ({e.strerror}): measure again") from None
+        raise DataError(f"no samples at {path} ({e.strerror}): evaluate again") from None
     for number, line in enumerate(lines, 1):
         try:
             sample = json.loads(line)
             key = f"{sample['task']} {sample['document']}"
             question = json.dumps([sample["prompt"], sample.get("choices"), sample["target"]])
-            of_benchmark = found.setdefault(sample["benchmark"], {})
+            of_benchmark = scores.setdefault(sample["benchmark"], {})
             of_benchmark[key] = (question, float(sample["score"]))
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}:{number}: no sample") from None
-    return found
+            raise DataError(f"{path}:{number}: not a sample") from None
+    return scores
 
 
 def differences(a: Scores, b: Scores) -> dict[str, dict[str, Any]]:
-    """Of each benchmark that both have: a - b with its interval, over questions asked alike."""
-    found = {}
+    """The difference a - b with its interval, for each benchmark that both have.
+
+    Only questions with the same prompt, choices and target in both count.
+    """
+    result = {}
     for name in a:
         both = [
             (score, b[name][key][1])
@@ -45,8 +48,8 @@ def differences(a: Scores, b: Scores) -> dict[str, dict[str, Any]]:
         ]
         if both:
             difference = _difference([x for x, _ in both], [y for _, y in both])
-            found[name] = {**difference.json(), "verdict": _verdict(difference)}
-    return found
+            result[name] = {**difference.json(), "verdict": _verdict(difference)}
+    return result
 
 
 def _difference(a: Sequence[float], b: Sequence[float]) -> stats.Estimate:
@@ -61,8 +64,13 @@ def _verdict(difference: stats.Estimate) -> str:
     return "worse" if difference.high < 0 else "no difference seen"
 
 
-def against(other: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """As it is kept in a result: whom it was compared with, and what came out."""
+def against(other: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a result about the model that it was compared with.
+
+    Args:
+        other: the other model's result.
+        differences: the differences from it, by benchmark.
+    """
     model = other["model"]
     return {
         "name": model["name"],
@@ -73,5 +81,5 @@ def against(other: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any
             for name, row in other["rows"].items()
             if "value" in row
         },
-        "differences": dict(found),
+        "differences": dict(differences),
     }

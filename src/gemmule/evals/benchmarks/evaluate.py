@@ -1,4 +1,4 @@
-"""Measures a model on benchmarks through lm-eval; results with intervals, every sample kept."""
+"""Evaluates a model on benchmarks through lm-eval: scores with intervals, every sample kept."""
 
 import hashlib
 import json
@@ -13,64 +13,76 @@ from gemmule.data import ngrams
 from gemmule.errors import DataError, UserError, first_line
 from gemmule.evals import contamination
 from gemmule.evals.benchmarks import prompt_formats, published
-from gemmule.evals.benchmarks.lm_eval_tasks import Loaded, Unavailable, load_tasks
+from gemmule.evals.benchmarks.lm_eval_tasks import (
+    LoadedBenchmark,
+    Unavailable,
+    first_documents,
+    load_tasks,
+)
 from gemmule.evals.benchmarks.settings import EvalSettings
-from gemmule.evals.benchmarks.silence_lm_eval import quietly
-from gemmule.evals.benchmarks.suites import Entry
-from gemmule.evals.eval_target import Subject
+from gemmule.evals.benchmarks.silence_lm_eval import silenced
+from gemmule.evals.benchmarks.suites import SuiteEntry
+from gemmule.evals.eval_target import EvalTarget
 from gemmule.evals.lm_eval_model import GemmuleLM
-from gemmule.evals.response_cache import Journal
+from gemmule.evals.response_cache import ResponseCache
 from gemmule.sandbox import Sandbox
 
-RESULT, SAMPLES, ANSWERS = "benchmarks.json", "benchmarks.samples.jsonl", "benchmarks.answers.jsonl"
+RESULT, SAMPLES = "benchmarks.json", "benchmarks.samples.jsonl"
+RESPONSES = "benchmarks.answers.jsonl"
 FORMAT = 1
-Sample = dict[str, Any]
+LmEvalSample = dict[str, Any]
+Loaded = Mapping[str, LoadedBenchmark]  # by the benchmark's name
+Samples = Mapping[str, Sequence[LmEvalSample]]  # by the task's name
 
 
-def measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
-    """Measures, and writes benchmarks.json and benchmarks.samples.jsonl into the subject's folder.
+def evaluate_benchmarks(target: EvalTarget, settings: EvalSettings) -> dict[str, Any]:
+    """Evaluates a model, and writes benchmarks.json and benchmarks.samples.jsonl to its folder.
 
-    The same call goes on where a stopped one was: answers are kept as they come.
+    Responses are kept as they arrive: after an interruption the same call resumes.
 
     Args:
-        subject: the model.
-        settings: what to measure.
+        target: the model.
+        settings: which benchmarks, and how.
+
+    Returns:
+        The content of benchmarks.json.
 
     Raises:
-        UserError: for broken files, an unknown benchmark, another model's results in the folder,
-            or where no benchmark is to be had at all.
+        UserError: for broken files, an unknown benchmark, another model's responses in the folder,
+            or if no benchmark is available at all.
     """
-    with quietly():
-        return _measure(subject, settings)
+    with silenced():
+        return _evaluate(target, settings)
 
 
-def _measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
+def _evaluate(target: EvalTarget, settings: EvalSettings) -> dict[str, Any]:
     began = time.monotonic()
     entries = settings.entries()
-    sandbox, why_not = _sandbox(entries, settings)
-    loaded: dict[str, Loaded] = {}
+    sandbox, why_no_sandbox = _sandbox(entries, settings)
+    loaded: dict[str, LoadedBenchmark] = {}
     rows: dict[str, dict[str, Any]] = {}
     for entry in entries:
         try:
             loaded[entry.benchmark.name] = load_tasks(entry.benchmark, settings.data_dir, sandbox)
         except Unavailable as e:
-            reason = why_not if entry.benchmark.sandboxed and why_not else str(e)
+            reason = why_no_sandbox if entry.benchmark.sandboxed and why_no_sandbox else str(e)
             rows[entry.benchmark.name] = {**_about(entry), "missing": reason}
     if not loaded:
         reasons = "; ".join(f"{row['title']}: {row['missing']}" for row in rows.values())
-        raise DataError(f"none of the benchmarks can be measured ({reasons}): nothing was written")
-    journal = Journal(subject.folder / ANSWERS, {"chat": settings.chat, **subject.decides})
-    lm = GemmuleLM(subject.lm, journal=journal, label=subject.name)
+        raise DataError(f"none of the benchmarks is available ({reasons}): nothing was written")
+    depends_on = {"chat": settings.chat, **target.cache_key}
+    lm = GemmuleLM(target.lm, cache=ResponseCache(target.folder / RESPONSES, depends_on))
+    lm.label = target.name
     limits = {entry.benchmark.name: entry.limit for entry in entries}
-    samples = _ask(lm, loaded, limits, settings.chat)
-    for name, tasks in loaded.items():
-        of_tasks = {task: samples[task] for task in tasks.tasks}
-        rows[name] = _row(tasks, of_tasks, limits[name], lm)
-    _mark_contaminated(rows, loaded, samples, subject, settings)
+    samples = _run(lm, loaded, limits, settings.chat)
+    for name, benchmark in loaded.items():
+        of_tasks = {task: samples[task] for task in benchmark.tasks}
+        rows[name] = _row(benchmark, of_tasks, limits[name], lm)
+    _add_contamination(rows, loaded, samples, target, settings)
     result = {
         "format": FORMAT,
         "kind": "benchmarks",
-        "model": {**subject.identity, "name": subject.name},
+        "model": {**target.identity, "name": target.name},
         "settings": settings.model_dump(mode="json"),
         "lm_eval": metadata.version("lm_eval"),
         "bos": "once, before every prompt",
@@ -83,13 +95,13 @@ def _measure(subject: Subject, settings: EvalSettings) -> dict[str, Any]:
     if settings.formats:
         result["formats"] = _formats(lm, loaded, limits, settings)
     result["seconds"] = time.monotonic() - began
-    _write_samples(subject, loaded, samples)
-    files.write_json(subject.folder / RESULT, result)
+    _write_samples(target, loaded, samples)
+    files.write_json(target.folder / RESULT, result)
     return result
 
 
-def _sandbox(entries: Sequence[Entry], settings: EvalSettings) -> tuple[Sandbox | None, str]:
-    """Where programs run, or why nowhere."""
+def _sandbox(entries: Sequence[SuiteEntry], settings: EvalSettings) -> tuple[Sandbox | None, str]:
+    """The sandbox for programs if a benchmark needs one, or why there is none."""
     if not any(entry.benchmark.sandboxed for entry in entries):
         return None, ""
     try:
@@ -98,13 +110,10 @@ def _sandbox(entries: Sequence[Entry], settings: EvalSettings) -> tuple[Sandbox 
         return None, first_line(e)
 
 
-def _ask(
-    lm: GemmuleLM,
-    loaded: Mapping[str, Loaded],
-    limits: Mapping[str, int | None],
-    chat: bool,
-) -> dict[str, list[Sample]]:
-    """Every document's sample, by task, as lm-eval makes them."""
+def _run(
+    lm: GemmuleLM, loaded: Loaded, limits: Mapping[str, int | None], chat: bool
+) -> dict[str, list[LmEvalSample]]:
+    """Runs lm-eval; returns its samples by task."""
     if not loaded:
         return {}
     from lm_eval import evaluator
@@ -113,9 +122,8 @@ def _ask(
     for name, benchmark in loaded.items():
         for task_name, task in benchmark.tasks.items():
             tasks[task_name] = task
-            there = len(task.eval_docs)
-            chosen[task_name] = list(range(min(there, limits[name] or there)))
-    found = evaluator.evaluate(
+            chosen[task_name] = first_documents(len(task.eval_docs), limits[name])
+    results = evaluator.evaluate(
         lm,
         {"tasks": tasks, "groups": {}, "group_map": {}},
         samples=chosen,
@@ -125,10 +133,10 @@ def _ask(
         fewshot_as_multiturn=chat,
         confirm_run_unsafe_code=True,  # in the sandbox
     )
-    return dict(found["samples"])
+    return dict(results["samples"])
 
 
-def _about(entry: Entry) -> dict[str, Any]:
+def _about(entry: SuiteEntry) -> dict[str, Any]:
     benchmark = entry.benchmark
     return {
         "title": benchmark.title,
@@ -139,36 +147,35 @@ def _about(entry: Entry) -> dict[str, Any]:
 
 
 def _row(
-    loaded: Loaded,
-    samples: Mapping[str, Sequence[Sample]],
-    limit: int | None,
-    lm: GemmuleLM,
+    loaded: LoadedBenchmark, samples: Samples, limit: int | None, lm: GemmuleLM
 ) -> dict[str, Any]:
     benchmark = loaded.benchmark
-    counted = {task: _counted(loaded, some) for task, some in samples.items()}
-    groups = [[_value(sample, benchmark.metric) for sample in some] for some in counted.values()]
+    counted = {task: _counted(loaded, of_task) for task, of_task in samples.items()}
+    groups = [_scores(of_task, benchmark.metric) for of_task in counted.values()]
     estimate = stats.stratified(groups, equal=benchmark.equal)
     chance = benchmark.chance
     shots = {int(task.config.num_fewshot or 0) for task in loaded.tasks.values()}
     notes = list(loaded.notes)
-    cut = sum(lm.truncated[task] for task in loaded.tasks)
-    if cut:
-        notes.append(f"{cut} requests were longer than the model's context: cut at their beginning")
+    truncated = sum(lm.truncated[task] for task in loaded.tasks)
+    if truncated:
+        notes.append(
+            f"{truncated} requests were longer than the model's context: cut at their beginning"
+        )
     tasks = {
         task: {
-            **stats.mean([_value(sample, benchmark.metric) for sample in some]).json(),
+            **stats.mean(_scores(of_task, benchmark.metric)).json(),
             "of": len(loaded.tasks[task].eval_docs),
             "version": loaded.tasks[task].VERSION,
         }
-        for task, some in counted.items()
+        for task, of_task in counted.items()
     }
     hashes = sorted(
         f"{task} {sample['doc_id']} {sample['prompt_hash']} {sample['target_hash']}"
-        for task, some in counted.items()
-        for sample in some
+        for task, of_task in counted.items()
+        for sample in of_task
     )
     return {
-        **_about(Entry(benchmark, limit)),
+        **_about(SuiteEntry(benchmark, limit)),
         "shots": min(shots) if len(shots) == 1 else sorted(shots),
         "filter": benchmark.filter,
         **estimate.json(),
@@ -176,7 +183,7 @@ def _row(
         "limit": limit,
         "chance": chance,
         "at_chance": chance is not None and estimate.low <= chance <= estimate.high,
-        "truncated": cut,
+        "truncated": truncated,
         "notes": notes,
         "files": [dict(file) for file in loaded.files],
         "prompts": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
@@ -184,17 +191,17 @@ def _row(
     }
 
 
-def _counted(loaded: Loaded, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples through the filter that counts, one a document."""
+def _counted(loaded: LoadedBenchmark, samples: Sequence[LmEvalSample]) -> list[LmEvalSample]:
+    """The samples of the benchmark's filter, one for each document."""
     return [sample for sample in samples if sample["filter"] == loaded.benchmark.filter]
 
 
-def _value(sample: Sample, metric: str) -> float:
-    return float(sample[metric])
+def _scores(samples: Sequence[LmEvalSample], metric: str) -> list[float]:
+    return [float(sample[metric]) for sample in samples]
 
 
-def _text(sample: Sample) -> str:
-    """What a document asks and answers, without the examples before it."""
+def _text(sample: LmEvalSample) -> str:
+    """The text of a document's question and answers, without few-shot examples."""
     return " ".join(str(v) for v in _leaves(sample["doc"]))
 
 
@@ -206,13 +213,14 @@ def _leaves(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _mark_contaminated(
+def _add_contamination(
     rows: dict[str, dict[str, Any]],
-    loaded: Mapping[str, Loaded],
-    samples: Mapping[str, Sequence[Sample]],
-    subject: Subject,
+    loaded: Loaded,
+    samples: Samples,
+    target: EvalTarget,
     settings: EvalSettings,
 ) -> None:
+    """Adds to each row which of its documents are in the model's training text."""
     texts = {
         task: [_text(sample) for sample in _counted(benchmark, samples[task])]
         for benchmark in loaded.values()
@@ -220,70 +228,67 @@ def _mark_contaminated(
     }
     with counting("contamination") as progress:
         report = contamination.contaminated(
-            subject.path, texts, data=settings.data, progress=progress
+            target.path, texts, data=settings.data, progress=progress
         )
     for name, benchmark in loaded.items():
-        found = {task: report.tasks[task] for task in benchmark.tasks if task in report.tasks}
+        overlaps = {task: report.tasks[task] for task in benchmark.tasks if task in report.tasks}
         rows[name]["contamination"] = {
             "known": report.known,
             "why": report.why,
             "rule": ngrams.RULE,
-            "documents": sum(len(overlap.contaminated) for overlap in found.values()),
-            "judged": sum(o.documents - o.too_short for o in found.values()),
-            "by_task": {task: o.contaminated for task, o in found.items() if o.contaminated},
+            "documents": sum(len(overlap.contaminated) for overlap in overlaps.values()),
+            "judged": sum(o.documents - o.too_short for o in overlaps.values()),
+            "by_task": {task: o.contaminated for task, o in overlaps.items() if o.contaminated},
         }
 
 
 def _formats(
     lm: GemmuleLM,
-    loaded: Mapping[str, Loaded],
+    loaded: Loaded,
     limits: Mapping[str, int | None],
     settings: EvalSettings,
 ) -> dict[str, Any]:
-    found = {}
+    """The spread of each benchmark's score over the twelve formats."""
+    spreads = {}
     for name, benchmark in loaded.items():
         scores = []
         for variant in prompt_formats.variants(benchmark.benchmark):
             tasks = load_tasks(variant.benchmark, settings.data_dir)
-            samples = _ask(lm, {name: tasks}, limits, settings.chat)
-            groups = [
-                [_value(s, "acc") for s in _counted(tasks, samples[task])] for task in tasks.tasks
-            ]
-            scores.append({"format": variant.words, **stats.stratified(groups).json()})
+            samples = _run(lm, {name: tasks}, limits, settings.chat)
+            groups = [_scores(_counted(tasks, samples[task]), "acc") for task in tasks.tasks]
+            scores.append({"format": variant.description, **stats.stratified(groups).json()})
         if scores:
-            found[name] = {
+            spreads[name] = {
                 "title": benchmark.benchmark.title,
                 **prompt_formats.spread(name, scores),
             }
-    return found
+    return spreads
 
 
-def _write_samples(
-    subject: Subject, loaded: Mapping[str, Loaded], samples: Mapping[str, Sequence[Sample]]
-) -> None:
-    with files.atomic_path(subject.folder / SAMPLES) as path, path.open("w") as out:
+def _write_samples(target: EvalTarget, loaded: Loaded, samples: Samples) -> None:
+    with files.atomic_path(target.folder / SAMPLES) as path, path.open("w") as out:
         for name, benchmark in loaded.items():
             for task in benchmark.tasks:
                 for sample in _counted(benchmark, samples[task]):
-                    line = {"benchmark": name, "task": task, **_kept(benchmark, sample)}
+                    line = {"benchmark": name, "task": task, **_written(benchmark, sample)}
                     out.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
 
 
-def _kept(loaded: Loaded, sample: Sample) -> dict[str, Any]:
-    """A sample as it is written: the prompt once, what was answered, and what that is worth."""
+def _written(loaded: LoadedBenchmark, sample: LmEvalSample) -> dict[str, Any]:
+    """A sample as it is written: the prompt once, the response, and its score."""
     requests = sample["arguments"]
-    kept = {
+    written = {
         "document": sample["doc_id"],
         "prompt": requests[0][0],
         "target": sample["target"],
-        "score": _value(sample, loaded.benchmark.metric),
+        "score": float(sample[loaded.benchmark.metric]),
     }
     if loaded.benchmark.kind == "choice" and not isinstance(sample["resps"][0][0], str):
         if any(request[0] != requests[0][0] for request in requests):
-            kept["prompt"] = [request[0] for request in requests]
-        kept["choices"] = [request[1] for request in requests]
-        kept["log_likelihoods"] = [response[0][0] for response in sample["resps"]]
+            written["prompt"] = [request[0] for request in requests]
+        written["choices"] = [request[1] for request in requests]
+        written["log_likelihoods"] = [response[0][0] for response in sample["resps"]]
     else:
-        kept["answer"] = sample["resps"][0][0]
-        kept["read_as"] = sample["filtered_resps"][0]
-    return kept
+        written["answer"] = sample["resps"][0][0]
+        written["read_as"] = sample["filtered_resps"][0]
+    return written

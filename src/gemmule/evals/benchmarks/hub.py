@@ -1,4 +1,4 @@
-"""Whether documents can be fetched: known in seconds, instead of after minutes of trying."""
+"""Whether the hub can be reached: known in seconds instead of after minutes of retries."""
 
 import contextlib
 import functools
@@ -6,29 +6,29 @@ from collections.abc import Iterator
 
 from gemmule.errors import first_line
 
-_SECONDS = 5.0  # to answer at all
+_SECONDS = 5.0  # for the hub's first response
 
 
 @functools.cache
 def unreachable() -> str:
-    """Why the hub cannot be asked, "" if it can; tried once."""
+    """Why the hub cannot be reached, "" if it can; tried once per process."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception as e:  # the HTTP library differs between the hub's versions
+    except Exception as e:  # the HTTP library differs between versions of huggingface_hub
         return first_line(e)
     return ""
 
 
 @contextlib.contextmanager
-def asked_once() -> Iterator[str]:
-    """Within it, a hub that cannot be reached is not asked again; the cache still is.
+def offline_if_unreachable() -> Iterator[str]:
+    """Inside, an unreachable hub is not contacted; its cache is still used.
 
     Yields:
-        as `unreachable`.
+        Why the hub cannot be reached, "" if it can.
     """
     import datasets
     from huggingface_hub import constants

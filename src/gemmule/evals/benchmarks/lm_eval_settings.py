@@ -9,16 +9,16 @@ _TASK = re.compile(rb"""^["']?task["']?[ \t]*:[ \t]*["']?([\w\-]+)["']?[ \t]*\r?
 
 
 def settings(task: str) -> dict[str, Any]:
-    """What lm-eval's YAML says of a task, its functions loaded."""
+    """The settings of a task from lm-eval's YAML, with its functions loaded."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return dict(load_yaml(_files()[task], resolve_func=True))
 
 
 def keep_templates() -> None:
-    """Has lm-eval compile a prompt's template once, rather than for each document and example.
+    """Makes lm-eval compile a prompt's template once, not for each document and example.
 
-    Compiling takes longer than all else in making a prompt: two minutes of MMLU's.
+    Compiling takes longer than the rest of making a prompt: two minutes for MMLU.
     """
     from lm_eval import utils
 
@@ -29,16 +29,16 @@ def keep_templates() -> None:
 
 @functools.cache
 def _files() -> dict[str, Path]:
-    """The file of each task, by name.
+    """The YAML file of each task, by the task's name.
 
-    lm-eval's TaskManager parses the YAML of fourteen thousand tasks first, for several seconds.
+    lm-eval's TaskManager would parse the YAML of fourteen thousand tasks, for several seconds.
     """
     import lm_eval
 
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     folder = Path(lm_eval.__file__).parent / "tasks"
     for path in sorted(folder.glob("**/*.yaml")):
         named = _TASK.search(path.read_bytes())
-        if named:  # where two have one name, lm-eval too takes the first
-            found.setdefault(named[1].decode(), path)
-    return found
+        if named:  # if two have the same name, lm-eval takes the first as well
+            paths.setdefault(named[1].decode(), path)
+    return paths

@@ -4,36 +4,37 @@ import copy
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemmule.errors import MissingExtraError, first_line
 from gemmule.evals.benchmarks import checksums, hub, lm_eval_settings
-from gemmule.evals.benchmarks.benchmark import Benchmark, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
     from gemmule.sandbox import Sandbox
 
-SEED = 1234  # lm-eval's own default for drawing examples
+SEED = 1234  # lm-eval's default for drawing few-shot examples
 
 
 class Unavailable(Exception):
-    """A benchmark whose documents cannot be had; the message says why. It is left out by name."""
+    """A benchmark whose documents are not available, with the reason. It is reported as missing."""
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBenchmark:
     """A benchmark, ready to be run.
 
     Attributes:
-        benchmark: which.
-        tasks: lm-eval's, by name.
-        files: for each file read: path in the data folder, its sum, and what is known of it.
-        notes: what a reader of the score must know.
+        benchmark: its definition.
+        tasks: lm-eval tasks by name.
+        files: path in the data folder, checksum and origin of each file that was read.
+        notes: caveats for a reader of the score.
     """
 
     benchmark: Benchmark
@@ -44,24 +45,24 @@ class Loaded:
 
 def load_tasks(
     benchmark: Benchmark, data_dir: Path | None = None, sandbox: "Sandbox | None" = None
-) -> Loaded:
-    """The tasks of a benchmark.
+) -> LoadedBenchmark:
+    """Loads the tasks of a benchmark.
 
     Args:
-        benchmark: which.
-        data_dir: a folder laid out as docs/benchmark-data.md says; None: from the hub.
-        sandbox: where programs that a model writes are run.
+        benchmark: its definition.
+        data_dir: a folder laid out as in docs/benchmark-data.md; None: the hub.
+        sandbox: where programs that a model wrote are run.
 
     Raises:
-        Unavailable: when its documents are not there, or it needs a sandbox and there is none.
-        DataError: when a file is broken, naming file and line.
+        Unavailable: if its documents are missing, or it needs a sandbox and there is none.
+        DataError: if a file is broken, naming file and line.
         MissingExtraError: without lm-eval.
     """
     _require()
     lm_eval_settings.keep_templates()
     if benchmark.sandboxed:
         if sandbox is None:
-            raise Unavailable("programs of a model are run in a sandbox only, and none is open")
+            raise Unavailable("a model's programs run only in a sandbox, and there is none")
         benchmark = dataclasses.replace(benchmark, config=benchmark.sandboxed(sandbox))
     if data_dir is None:
         return _from_hub(benchmark)
@@ -69,27 +70,67 @@ def load_tasks(
     try:
         local = benchmark.local(folder)
     except FileNotFoundError as e:
-        # A card shows this: it says nothing of where on the machine the folder is.
+        # Cards show this, so it does not reveal where on the machine the folder is.
         missing = Path(e.filename or folder).relative_to(data_dir).as_posix()
         raise Unavailable(f"there is no {missing} in the data folder") from None
     if local.chance is not None:
         benchmark = dataclasses.replace(benchmark, chance=local.chance)
-    made = {
-        name: _task(benchmark, name, rows, local.overrides.get(name, {}))
-        for name, rows in local.splits.items()
+    tasks = {
+        name: _task(benchmark, name, docs, local.overrides.get(name, {}))
+        for name, docs in local.splits.items()
     }
     files, notes = checksums.examine(data_dir, local.files)
-    return Loaded(benchmark, made, files, [*local.notes, *notes])
+    return LoadedBenchmark(benchmark, tasks, files, [*local.notes, *notes])
 
 
-def _from_hub(benchmark: Benchmark) -> Loaded:
-    with hub.asked_once() as unreachable:
+def first_documents(
+    count: int,
+    limit: int | None,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    together: int = 1,
+) -> list[int]:
+    """The documents of a task that are evaluated: the first `limit`, as lm-eval's --limit.
+
+    A task made of groups that follow one another (files, categories) contributes the first
+    documents of every group, in proportion to the groups' sizes.
+
+    Args:
+        count: number of documents of the task.
+        limit: maximum number to evaluate; None: all.
+        groups: the group of each document; None: the task has no groups.
+        together: size of the blocks of consecutive documents that are compared with each other;
+            the limit is rounded up to whole blocks.
+
+    Returns:
+        Indexes of the documents, ascending.
+    """
+    if limit is None or limit >= count:
+        return list(range(count))
+    blocks = range(0, count - count % together, together)
+    chosen = -(-limit // together)
+    if groups is None:
+        starts = list(blocks)[:chosen]
+    else:
+        sizes = Counter(groups[start] for start in blocks)
+        seen: Counter[Hashable] = Counter()
+        places = []
+        for start in blocks:
+            group = groups[start]
+            places.append(((seen[group] + 0.5) / sizes[group], start))
+            seen[group] += 1
+        starts = sorted(start for _, start in sorted(places)[:chosen])
+    return [start + i for start in starts for i in range(together)]
+
+
+def _from_hub(benchmark: Benchmark) -> LoadedBenchmark:
+    with hub.offline_if_unreachable() as unreachable:
         try:
-            made = {name: _task(benchmark, name, None, {}) for name in benchmark.tasks}
+            tasks = {name: _task(benchmark, name, None, {}) for name in benchmark.tasks}
         except Exception as e:  # whatever `datasets` and the hub raise
             why = f"not in the hub's cache, and no hub: {unreachable}" if unreachable else ""
             raise Unavailable(why or f"not from the hub: {first_line(e)}") from e
-    return Loaded(benchmark, made, notes=benchmark.hub_notes)
+    return LoadedBenchmark(benchmark, tasks, notes=benchmark.hub_notes)
 
 
 def _require() -> None:
@@ -102,23 +143,23 @@ def _require() -> None:
 def _task(
     benchmark: Benchmark,
     name: str,
-    rows: Mapping[str, Sequence[Row]] | None,
-    more: Mapping[str, Any],
+    docs: Mapping[str, Sequence[Doc]] | None,
+    overrides: Mapping[str, Any],
 ) -> "ConfigurableTask":
     from lm_eval.api.task import ConfigurableTask
 
     config = copy.deepcopy((benchmark.config or lm_eval_settings.settings)(name))
-    config |= {"num_fewshot": benchmark.shots, **benchmark.overrides, **more, "task": name}
+    config |= {"num_fewshot": benchmark.shots, **benchmark.overrides, **overrides, "task": name}
     for key in ("tag", "group"):
         config.pop(key, None)
-    if rows is not None:
-        config["custom_dataset"] = functools.partial(_dataset, rows)
+    if docs is not None:
+        config["custom_dataset"] = functools.partial(_dataset, docs)
         for split in ("training_split", "validation_split", "test_split"):
-            if config.get(split) and not rows.get(config[split]):
+            if config.get(split) and not docs.get(config[split]):
                 config[split] = None
     logger = logging.getLogger("lm_eval")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of what is meant here
+    logger.setLevel(logging.ERROR)  # its warnings are about what is intended here
     try:
         task = ConfigurableTask(config=config)
     finally:
@@ -127,7 +168,9 @@ def _task(
     return task
 
 
-def _dataset(rows: Mapping[str, Sequence[Row]], **_: Any) -> Any:
+def _dataset(splits: Mapping[str, Sequence[Doc]], **_: Any) -> Any:
     from datasets import Dataset, DatasetDict
 
-    return DatasetDict({split: Dataset.from_list(list(r)) for split, r in rows.items() if r})
+    return DatasetDict(
+        {name: Dataset.from_list(list(docs)) for name, docs in splits.items() if docs}
+    )

@@ -1,4 +1,4 @@
-"""Reading a user's benchmark files; what is wrong is named by file and line."""
+"""Reads a user's benchmark files; errors name file and line."""
 
 import csv
 import errno
@@ -15,19 +15,19 @@ from gemmule.errors import DataError
 
 Fields = Mapping[str, type | tuple[type, ...]]
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object", bool: "true/false"}
-_LARGEST = 1 << 30  # bytes of an unpacked file; the largest known is 4 MB
+_LARGEST = 1 << 30  # bytes of an unpacked file; the largest known one has 4 MB
 
 
 def jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
-    """Objects, one a line (.gz is unpacked): row i is on line i + 1.
+    """Reads JSON objects, one a line (.gz is unpacked): object i is on line i + 1.
 
     Args:
         path: the file.
-        fields: what each must have, and of which type.
+        fields: required fields and their types.
 
     Raises:
         DataError: naming file and line.
-        FileNotFoundError: when it is not there.
+        FileNotFoundError: if there is no such file.
     """
     rows = []
     for number, line in enumerate(lines(path), 1):
@@ -41,7 +41,7 @@ def jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
 
 
 def json_document(path: Path) -> Any:
-    """A whole JSON file; errors as for `jsonl`."""
+    """Reads a JSON file; errors as for `jsonl`."""
     text = _text(path)
     try:
         document = json.loads(text)
@@ -56,21 +56,23 @@ def json_document(path: Path) -> Any:
 
 
 def entries(path: Path, fields: Fields) -> list[dict[str, Any]]:
-    """A JSON file that is one list of objects; errors as for `jsonl`, by the entry's number."""
+    """Reads a JSON file that is one list of objects; errors name the entry's number."""
     document = json_document(path)
     if not isinstance(document, list):
         raise DataError(f"{path}: {type(document).__name__}; expected a list of objects")
     rows = [checked(path, f"entry {n}", row, fields) for n, row in enumerate(document, 1)]
-    return some(path, rows)
+    return not_empty(path, rows)
 
 
 def table(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
-    """Rows of a CSV or TSV file whose first row names the columns; errors as for `jsonl`.
+    """Reads the rows of a CSV or TSV file whose first row names the columns.
+
+    Errors as for `jsonl`.
 
     Args:
         path: the file.
-        columns: those that must be there.
-        delimiter: between them.
+        columns: required columns.
+        delimiter: separator of columns.
     """
     return [row for _, row in numbered_table(path, columns, delimiter)]
 
@@ -78,7 +80,7 @@ def table(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> list[di
 def numbered_table(
     path: Path, columns: tuple[str, ...], delimiter: str = ","
 ) -> list[tuple[int, dict[str, str]]]:
-    """As `table`, each row with the line it ends on."""
+    """Like `table`, with the number of the line on which each row ends."""
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
@@ -93,26 +95,26 @@ def numbered_table(
             if short:
                 raise DataError(f"{path}:{reader.line_num}: nothing in column {short[0]!r}")
             if None in row:
-                raise DataError(f"{path}:{reader.line_num}: more fields than there are columns")
+                raise DataError(f"{path}:{reader.line_num}: more fields than columns")
             rows.append((reader.line_num, row))
     except csv.Error as e:
         raise DataError(f"{path}:{reader.reader.line_num}: {e}") from None
-    return some(path, rows)
+    return not_empty(path, rows)
 
 
 def lines(path: Path) -> list[str]:
-    """A text file's lines, empty ones at the end left out; errors as for `jsonl`."""
+    """Reads the lines of a text file without empty ones at its end; errors as for `jsonl`."""
     text = _text(path).rstrip("\r\n")
     if not text.strip():
-        return some(path, [])
+        return not_empty(path, [])
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def checked(path: Path, line: int | str, row: Any, fields: Fields) -> dict[str, Any]:
-    """`row` if it is an object with these fields.
+    """Returns `row` if it is an object with these fields.
 
     Raises:
-        DataError: naming file and line (or whatever `line` names the place by).
+        DataError: naming file and `line`, a number or another description of the place.
     """
     if not isinstance(row, dict):
         raise DataError(f"{path}:{line}: {type(row).__name__}; expected an object")
@@ -129,7 +131,7 @@ def checked(path: Path, line: int | str, row: Any, fields: Fields) -> dict[str, 
 
 
 def options(path: Path, line: int | str, name: str, value: list[Any]) -> list[str]:
-    """`value` if it is two to 26 answers to choose from, none of them empty.
+    """Returns `value` if it is a list of two to 26 non-empty answers.
 
     Raises:
         DataError: naming file and line.
@@ -140,7 +142,7 @@ def options(path: Path, line: int | str, name: str, value: list[Any]) -> list[st
 
 
 def texts(path: Path, line: int | str, name: str, value: list[Any]) -> list[str]:
-    """`value` if it is one text or more, none of them empty.
+    """Returns `value` if it is a list of one or more non-empty texts.
 
     Raises:
         DataError: naming file and line.
@@ -151,7 +153,7 @@ def texts(path: Path, line: int | str, name: str, value: list[Any]) -> list[str]
 
 
 def index(path: Path, line: int | str, name: str, value: int, choices: int) -> int:
-    """`value` if it is the number of a choice, counted from 0.
+    """Returns `value` if it is the index of a choice, counted from 0.
 
     Raises:
         DataError: naming file and line.
@@ -162,10 +164,10 @@ def index(path: Path, line: int | str, name: str, value: int, choices: int) -> i
 
 
 def same_length(first: Path, ones: list[Any], second: Path, others: list[Any]) -> None:
-    """Nothing, if two files that belong together line by line are equally long.
+    """Checks that two files that correspond line by line have the same number of lines.
 
     Raises:
-        DataError: naming both, and the first line without a partner.
+        DataError: naming both, and the first line without a counterpart.
     """
     if len(ones) != len(others):
         shorter = first if len(ones) < len(others) else second
@@ -175,19 +177,19 @@ def same_length(first: Path, ones: list[Any], second: Path, others: list[Any]) -
         )
 
 
-def some(path: Path, rows: list[Any]) -> list[Any]:
-    """`rows` unless there are none.
+def not_empty(path: Path, rows: list[Any]) -> list[Any]:
+    """Returns `rows` unless there are none.
 
     Raises:
         DataError: for an empty file.
     """
     if not rows:
-        raise DataError(f"{path}: there is nothing in it")
+        raise DataError(f"{path} is empty")
     return rows
 
 
-def blob(path: Path) -> str:
-    """The file's sum as git counts it: SHA-1 over "blob SIZE", a NUL byte and the content."""
+def git_blob_sha1(path: Path) -> str:
+    """The file's SHA-1 as a git blob: over "blob SIZE", a NUL byte and the content."""
     content = path.read_bytes()
     digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
     digest.update(content)
@@ -195,15 +197,15 @@ def blob(path: Path) -> str:
 
 
 def files_in(folder: Path, pattern: str) -> Iterator[Path]:
-    """Files that match, by name.
+    """Files that match a pattern, sorted by name.
 
     Raises:
-        FileNotFoundError: when none does.
+        FileNotFoundError: if none does.
     """
-    found = sorted(folder.glob(pattern))
-    if not found:
+    paths = sorted(folder.glob(pattern))
+    if not paths:
         raise FileNotFoundError(errno.ENOENT, "no such file", str(folder / pattern))
-    yield from found
+    yield from paths
 
 
 def _text(path: Path) -> str:
@@ -228,11 +230,11 @@ def _text(path: Path) -> str:
 
 
 def _encodable(path: Path, line: int | str, value: Any, source: str) -> None:
-    """Refuses half of a surrogate pair, which JSON can hold (as an escape) and UTF-8 cannot."""
+    """Refuses half of a surrogate pair, which JSON can escape and UTF-8 cannot encode."""
     if "\\ud" not in source and "\\uD" not in source:
         return
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         place = f"{path}:{line}" if line else f"{path}"
-        raise DataError(f"{place}: half of a surrogate pair, which is no text") from None
+        raise DataError(f"{place}: half of a surrogate pair, which is not text") from None

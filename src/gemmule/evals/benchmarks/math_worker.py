@@ -1,4 +1,4 @@
-"""Marks MATH answers as lm-eval does; a program, see `killable`."""
+"""Scores MATH answers as lm-eval does; a worker program for `worker_pool`."""
 
 import importlib.util
 from pathlib import Path
@@ -6,27 +6,27 @@ from typing import Any
 
 from gemmule.evals.benchmarks import worker_pool
 
-_NONE = "[invalidanswer]"  # lm-eval's word for a response without a final answer
+_NONE = "[invalidanswer]"  # what lm-eval reads from a response without a final answer
 
 
 def main() -> None:
-    """Answers jobs {"metric", "gold", "response"} with true or false."""
+    """Replies to jobs {"metric", "gold", "response"} with true or false."""
     utils = _utils()
 
-    def mark(job: Any) -> bool:
+    def score(job: Any) -> bool:
         if job["metric"] == "exact_match":
-            found = utils.get_unnormalized_answer(job["response"])
-            if found == _NONE:  # which sympy would take its time to find equal to nothing
+            answer = utils.get_unnormalized_answer(job["response"])
+            if answer == _NONE:  # sympy takes long to find out that it equals nothing
                 return False
-            return bool(utils.is_equiv(utils.normalize_final_answer(found), job["gold"]))
+            return bool(utils.is_equiv(utils.normalize_final_answer(answer), job["gold"]))
         target = utils.parse(job["response"])
         return bool(utils.verify(gold=utils.parse(job["gold"]), target=target))
 
-    worker_pool.serve(mark)
+    worker_pool.serve(score)
 
 
 def _utils() -> Any:
-    """lm-eval's functions for MATH, without the package around them, which takes seconds."""
+    """lm-eval's functions for MATH, without importing lm-eval itself, which takes seconds."""
     package = importlib.util.find_spec("lm_eval")
     assert package and package.submodule_search_locations
     path = Path(package.submodule_search_locations[0]) / "tasks/minerva_math/utils.py"

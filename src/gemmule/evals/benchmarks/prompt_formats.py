@@ -1,8 +1,8 @@
-"""The same questions in twelve formats: how much a score owes to the way it is asked.
+"""The same questions in twelve formats: how much a score depends on the format of the prompt.
 
-The report's table 11 does so for MMLU and gives the standard deviation. Its formats are not
-published; these vary what others have varied: how a choice is marked, what stands between the
-choices, and what introduces question and answer. What is scored is the mark of the choice.
+The report's table 11 gives the standard deviation for MMLU. Its formats are not published. These
+vary what others have varied: the label of a choice, the separator between choices, and the words
+that introduce question and answer. The label of the choice is scored.
 """
 
 import dataclasses
@@ -13,37 +13,37 @@ from typing import Any
 
 from gemmule.evals.benchmarks.benchmark import Benchmark
 
-Asked = tuple[str, list[str], int]  # question, choices, place of the right one
+MultipleChoice = tuple[str, list[str], int]  # question, choices, index of the correct one
 
 SOURCE = "Gemma 2 report (arXiv 2408.00118), table 11"
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "mmlu": {"Gemma 2 2B": 2.1, "Gemma 2 9B": 0.9, "Gemma 2 27B": 1.0}
 }
 
-_MARKS = (("{}.", "{}"), ("({})", "({})"), ("{})", "{}"))  # before a choice, as an answer
-_BETWEEN = ("\n", " ")
+_LABELS = (("{}.", "{}"), ("({})", "({})"), ("{})", "{}"))  # before a choice, as an answer
+_SEPARATORS = ("\n", " ")
 _FRAMES = (("Question: ", "Answer:"), ("", "The answer is"))
 
 
-def _mmlu(doc: Mapping[str, Any]) -> Asked:
+def _mmlu(doc: Mapping[str, Any]) -> MultipleChoice:
     return doc["question"].strip(), list(doc["choices"]), int(doc["answer"])
 
 
-def _arc(doc: Mapping[str, Any]) -> Asked:
+def _arc(doc: Mapping[str, Any]) -> MultipleChoice:
     choices = doc["choices"]
     return doc["question"], list(choices["text"]), choices["label"].index(doc["answerKey"])
 
 
-def _piqa(doc: Mapping[str, Any]) -> Asked:
+def _piqa(doc: Mapping[str, Any]) -> MultipleChoice:
     return doc["goal"], [doc["sol1"], doc["sol2"]], int(doc["label"])
 
 
-def _siqa(doc: Mapping[str, Any]) -> Asked:
+def _siqa(doc: Mapping[str, Any]) -> MultipleChoice:
     choices = [doc["answerA"], doc["answerB"], doc["answerC"]]
     return f"{doc['context']} {doc['question']}", choices, int(doc["label"]) - 1
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], Asked]] = {
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], MultipleChoice]] = {
     "mmlu": _mmlu,
     "mmlu-cloze": _mmlu,
     "arc-e": _arc,
@@ -58,47 +58,47 @@ class Variant:
     """A benchmark in one of the formats.
 
     Attributes:
-        words: what is particular, in words.
-        benchmark: with prompts of that format, scored by the choices' marks.
+        description: the format in words.
+        benchmark: the benchmark with prompts in that format, scored by the choices' labels.
     """
 
-    words: str
+    description: str
     benchmark: Benchmark
 
 
 def variants(benchmark: Benchmark) -> list[Variant]:
-    """The twelve; none for a benchmark that is not of questions with whole choices."""
+    """The twelve variants; none for a benchmark without multiple-choice questions."""
     read = _READERS.get(benchmark.name)
     if read is None:
         return []
     return [
         Variant(
-            f"{mark.format('A')} / {between!r} / {question}… {answer}",
-            _as(benchmark, read, (mark, said), between, (question, answer)),
+            f"{label.format('A')} / {separator!r} / {question}… {answer}",
+            _formatted(benchmark, read, (label, reply), separator, (question, answer)),
         )
-        for (mark, said), between, (question, answer) in product(_MARKS, _BETWEEN, _FRAMES)
+        for (label, reply), separator, (question, answer) in product(_LABELS, _SEPARATORS, _FRAMES)
     ]
 
 
-def _as(
+def _formatted(
     benchmark: Benchmark,
-    read: Callable[[Mapping[str, Any]], Asked],
-    marks: tuple[str, str],
-    between: str,
+    read: Callable[[Mapping[str, Any]], MultipleChoice],
+    labels: tuple[str, str],
+    separator: str,
     frame: tuple[str, str],
 ) -> Benchmark:
-    mark, said = marks
+    label, reply = labels
 
     def text(doc: Mapping[str, Any]) -> str:
         question, choices, _ = read(doc)
-        lines = between.join(
-            f"{mark.format(letter)} {choice}"
+        lines = separator.join(
+            f"{label.format(letter)} {choice}"
             for letter, choice in zip("ABCDE", choices, strict=False)
         )
         return f"{frame[0]}{question}\n{lines}\n{frame[1]}"
 
     def letters(doc: Mapping[str, Any]) -> list[str]:
-        return [said.format("ABCDE"[i]) for i in range(len(read(doc)[1]))]
+        return [reply.format("ABCDE"[i]) for i in range(len(read(doc)[1]))]
 
     def target(doc: Mapping[str, Any]) -> int:
         return read(doc)[2]
@@ -117,7 +117,7 @@ def _as(
 
 
 def spread(name: str, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over the formats, 0 to 1, beside the report's (in percent)."""
+    """Mean and standard deviation over the formats, 0 to 1, and the report's in percent."""
     values = [float(score["value"]) for score in scores]
     return {
         "mean": statistics.fmean(values),

@@ -1,10 +1,10 @@
-"""What the Gemma 2 report says of the pre-trained models, to show beside a score of one's own."""
+"""Scores of the pre-trained models in the Gemma 2 report, to show next to a user's own."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 SOURCE = "Gemma 2 report (arXiv 2408.00118), its table of pre-trained models"
-# All weights of the released checkpoints, the embedding's 256,000 rows among them.
+# All weights of the released checkpoints, including the embedding of 256,000 tokens.
 PARAMETERS: Mapping[str, int] = MappingProxyType(
     {
         "Gemma 2 2B": 2_614_341_888,

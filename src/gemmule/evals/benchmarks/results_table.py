@@ -1,4 +1,4 @@
-"""Results of benchmarks in the terminal."""
+"""Benchmark results as tables in the terminal."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from gemmule.evals.benchmarks import suites
 
 
 def listing(as_json: bool) -> None:
-    """All benchmarks, and the suites that have them."""
+    """Prints all benchmarks, and the suites that contain them."""
     rows = [
         (
             b.name,
             b.title,
             str(b.shots),
             b.metric,
-            ", ".join(s for s, found in suites.SUITES.items() if _has(found, b.name)),
+            ", ".join(name for name, suite in suites.SUITES.items() if _has(suite, b.name)),
         )
         for b in suites.BENCHMARKS.values()
     ]
@@ -32,7 +32,7 @@ def _has(suite: suites.Suite, name: str) -> bool:
 
 
 def show(results: Sequence[Mapping[str, Any]]) -> None:
-    """One table a model; for several, a table of differences from the first."""
+    """Prints a table for each model; for several, a table of differences from the first."""
     for result in results:
         sizes = list(result["published"]["parameters"])
         heads = ["benchmark", "shots", "score", "95%", "chance", "n"]
@@ -46,12 +46,12 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
         changes = [
             (
                 results[0]["rows"][name]["title"],
-                _percent(found["value"], "+.1f"),
-                f"{_percent(found['low'], '+.1f')} to {_percent(found['high'], '+.1f')}",
-                f"{found['n']:,}",
-                found["verdict"],
+                _percent(difference["value"], "+.1f"),
+                f"{_percent(difference['low'], '+.1f')} to {_percent(difference['high'], '+.1f')}",
+                f"{difference['n']:,}",
+                difference["verdict"],
             )
-            for name, found in other["differences"].items()
+            for name, difference in other["differences"].items()
         ]
         heads = ["benchmark", "difference", "95% interval", "questions", ""]
         table(heads, changes, title=f"{results[0]['model']['name']} less {other['name']}, percent")
@@ -66,14 +66,14 @@ def _row(row: Mapping[str, Any], sizes: Sequence[str]) -> list[str]:
         _shots(row),
         _percent(row["value"]),
         f"{_percent(row['low'])}–{_percent(row['high'])}",
-        _beside_chance(row),
+        _chance(row),
         f"{row['n']:,}",
         *published,
     ]
 
 
-def _beside_chance(row: Mapping[str, Any]) -> str:
-    """What guessing gets, and where the score's interval lies."""
+def _chance(row: Mapping[str, Any]) -> str:
+    """The score of guessing, and whether the score's interval is at, above or below it."""
     if row["chance"] is None:
         return ""
     where = "at" if row["at_chance"] else "above" if row["low"] > row["chance"] else "below"
@@ -101,11 +101,11 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         if row["n"] < row["of"]:
             lines.append(f"{row['title']}: {row['n']:,} of {row['of']:,} questions")
         lines += [f"{row['title']}: {note}" for note in row["notes"]]
-        found = row["contamination"]
-        if found["documents"]:
+        overlap = row["contamination"]
+        if overlap["documents"]:
             lines.append(
-                f"{row['title']}: {found['documents']:,} of {found['judged']:,} questions share "
-                f"{found['rule']} with the training text"
+                f"{row['title']}: {overlap['documents']:,} of {overlap['judged']:,} questions "
+                f"share {overlap['rule']} with the training text"
             )
     return lines
 
@@ -113,12 +113,12 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
 def _show_formats(result: Mapping[str, Any]) -> None:
     rows = [
         (
-            found["title"],
-            _percent(found["mean"]),
-            _percent(found["std"]),
-            ", ".join(f"{m} {v:.1f}" for m, v in found["published_std_percent"].items()),
+            spread["title"],
+            _percent(spread["mean"]),
+            _percent(spread["std"]),
+            ", ".join(f"{m} {v:.1f}" for m, v in spread["published_std_percent"].items()),
         )
-        for found in result["formats"].values()
+        for spread in result["formats"].values()
     ]
     if rows:
         heads = ["benchmark", "mean", "std", "published std"]

@@ -1,4 +1,4 @@
-"""`gemmule eval`: models one after another, then each against the first."""
+"""`gemmule eval`: evaluates models one after another, then compares each with the others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 from gemmule import files
 from gemmule.errors import ConfigError
 from gemmule.evals.benchmarks import compare
-from gemmule.evals.benchmarks.evaluate import RESULT, SAMPLES, measure
+from gemmule.evals.benchmarks.evaluate import RESULT, SAMPLES, evaluate_benchmarks
 from gemmule.evals.benchmarks.settings import EvalSettings
-from gemmule.evals.eval_target import open_subject, results_folder
+from gemmule.evals.eval_target import LoadOptions, open_target, results_folder
 
 
 def run_eval(
@@ -17,32 +17,28 @@ def run_eval(
     settings: EvalSettings,
     *,
     out: Path | None = None,
-    dtype: str | None = None,
-    device: str = "cpu",
-    quantize: str | None = None,
+    options: LoadOptions | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures models; with several, compares each with the first.
+    """Evaluates models; several are also compared with each other.
 
     Args:
         models: runs, folders, hub ids or files.
-        settings: what to measure.
-        out: folder of results; with several models each has a folder in it.
-        dtype: of the weights.
-        device: where they run.
-        quantize: pack the weights first.
+        settings: which benchmarks, and how.
+        out: folder of the results; with several models each has a folder in it.
+        options: how the models are loaded.
 
     Returns:
-        A result for each model, as its benchmarks.json has it.
+        The result of each model, the content of its benchmarks.json.
 
     Raises:
         UserError: for a model or benchmark that cannot be read.
     """
-    settings.entries()  # a wrong name is found before anything is loaded
+    settings.entries()  # finds a wrong name before a model is loaded
     folders = _folders(models, out)
     results = []
     for model, folder in zip(models, folders, strict=True):
-        subject = open_subject(model, out=folder, dtype=dtype, device=device, quantize=quantize)
-        results.append(measure(subject, settings))
+        target = open_target(model, out=folder, options=options)
+        results.append(evaluate_benchmarks(target, settings))
     if len(results) > 1:
         scores = [compare.read_scores(folder / SAMPLES) for folder in folders]
         for i, result in enumerate(results):
@@ -56,12 +52,12 @@ def run_eval(
 
 
 def _folders(models: Sequence[str], out: Path | None) -> list[Path]:
-    found = [results_folder(model) for model in models]
+    folders = [results_folder(model) for model in models]
     if out is not None and len(models) == 1:
-        found = [out]
+        folders = [out]
     elif out is not None:
         names = [Path(model).name or model for model in models]
-        found = [out / (n if names.count(n) == 1 else f"{i}-{n}") for i, n in enumerate(names, 1)]
-    if len(set(found)) < len(found):
+        folders = [out / (n if names.count(n) == 1 else f"{i}-{n}") for i, n in enumerate(names, 1)]
+    if len(set(folders)) < len(folders):
         raise ConfigError("the same model is named twice: a comparison needs two")
-    return found
+    return folders

@@ -1,4 +1,4 @@
-"""What `gemmule eval` is asked for."""
+"""Settings of `gemmule eval`."""
 
 from pathlib import Path
 
@@ -7,21 +7,21 @@ from pydantic import Field
 from gemmule.config import Config
 from gemmule.errors import ConfigError
 from gemmule.evals.benchmarks import suites
-from gemmule.evals.benchmarks.suites import Entry
+from gemmule.evals.benchmarks.suites import SuiteEntry
 
 
 class EvalSettings(Config):
-    """What is measured, and how.
+    """Which benchmarks are evaluated, and how.
 
     Attributes:
-        suite: benchmarks that belong together; used unless `tasks` names some.
-        tasks: benchmarks by name.
-        data_dir: folder of local files; None: the hub.
-        limit: at most so many questions of each task, the first ones.
-        chat: ask through the chat template, for a model that was tuned to it.
+        suite: name of a suite of benchmarks; ignored if `tasks` names benchmarks.
+        tasks: names of benchmarks.
+        data_dir: folder of local benchmark files; None: the hub.
+        limit: maximum number of questions of each task; the first ones are taken.
+        chat: use the chat template, for models that were tuned to it.
         formats: also ask each multiple-choice question in twelve formats.
-        data: the run's data folder, where it was moved: its text is looked for in the benchmarks.
-        accept_weaker_sandbox: run programs where neither bubblewrap nor namespaces are to be had.
+        data: the run's data folder if it was moved; its text is searched for the benchmarks.
+        accept_weaker_sandbox: run programs even without bubblewrap and namespaces.
     """
 
     suite: str = "quick"
@@ -33,20 +33,20 @@ class EvalSettings(Config):
     data: Path | None = None
     accept_weaker_sandbox: bool = False
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[SuiteEntry]:
         """The benchmarks, each with its limit.
 
         Raises:
-            ConfigError: for a name that is not known, or a data folder that is not there.
+            ConfigError: for an unknown name, or a data folder that does not exist.
         """
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise ConfigError(f"--data-dir is {self.data_dir}: there is no such folder")
         if self.tasks is not None:
-            found = [Entry(suites.find(name)) for name in dict.fromkeys(self.tasks)]
+            entries = [SuiteEntry(suites.find(name)) for name in dict.fromkeys(self.tasks)]
         else:
-            found = list(suites.suite(self.suite).entries)
-        return [Entry(e.benchmark, _least(e.limit, self.limit)) for e in found]
+            entries = list(suites.suite(self.suite).entries)
+        return [SuiteEntry(e.benchmark, _lower(e.limit, self.limit)) for e in entries]
 
 
-def _least(a: int | None, b: int | None) -> int | None:
+def _lower(a: int | None, b: int | None) -> int | None:
     return min(a, b) if a is not None and b is not None else a if b is None else b

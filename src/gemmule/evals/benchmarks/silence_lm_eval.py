@@ -1,4 +1,4 @@
-"""lm-eval without its own bars and warnings: gemmule draws one bar, and says what matters."""
+"""lm-eval without its own progress bars and warnings: gemmule draws one bar itself."""
 
 import functools
 import logging
@@ -8,30 +8,32 @@ from typing import Any
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """While inside, neither lm-eval nor `datasets` writes to the terminal."""
+def silenced() -> Iterator[None]:
+    """Inside, neither lm-eval nor `datasets` writes to the terminal.
+
+    lm-eval has no switch for the bars of its tasks. Inside, `disable=True` is therefore tqdm's
+    default; every other argument of a bar is left as it is.
+    """
     try:
         import datasets
-        import lm_eval.api.model
-        import lm_eval.api.task
+        import lm_eval  # noqa: F401
+        from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError:  # load_tasks says what to install
         yield
         return
 
-    modules = (lm_eval.api.model, lm_eval.api.task)
-    bars: list[Any] = [vars(module)["tqdm"] for module in modules]
+    bar: Any = tqdm
+    init = bar.__init__
     logger = logging.getLogger("lm_eval")
     level = logger.level
-    drawn = datasets.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    bars_shown = datasets.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    for module, bar in zip(modules, bars, strict=True):
-        vars(module)["tqdm"] = functools.partial(bar, disable=True)
+    bar.__init__ = functools.partialmethod(init, disable=True)
     try:
         yield
     finally:
-        for module, bar in zip(modules, bars, strict=True):
-            vars(module)["tqdm"] = bar
-        if drawn:
+        bar.__init__ = init
+        if bars_shown:
             datasets.enable_progress_bars()
         logger.setLevel(level)

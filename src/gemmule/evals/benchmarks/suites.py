@@ -1,4 +1,4 @@
-"""All benchmarks, and the suites made of them."""
+"""All benchmarks, and the suites that combine them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteEntry:
     """A benchmark in a suite.
 
     Attributes:
-        benchmark: which.
-        limit: how many questions of each of its tasks are asked, the first ones; None: all.
+        benchmark: the benchmark.
+        limit: maximum number of questions of each of its tasks, the first ones; None: all.
     """
 
     benchmark: Benchmark
@@ -49,14 +49,14 @@ class Suite:
     """Benchmarks that are run together.
 
     Attributes:
-        name: "quick".
-        about: what it is for, in a line.
-        entries: in the order that tables show them.
+        name: name on the command line, "quick".
+        about: its purpose, in one line.
+        entries: benchmarks in the order of the table.
     """
 
     name: str
     about: str
-    entries: tuple[Entry, ...]
+    entries: tuple[SuiteEntry, ...]
 
 
 _MODULES = (
@@ -102,9 +102,9 @@ _REPORT = (
     "mbpp",
     "ifeval",
 )
-# What a model of a few million parameters can be above chance at, and how much of it two cores
-# get through in about two minutes: a million tokens of the quickstart's tokenizer, no prompt
-# of which is longer than its model's context, a few of BoolQ's excepted.
+# Benchmarks on which a model of a few million parameters can be above chance, limited to what two
+# cores evaluate in about two minutes: a million tokens of the quickstart's tokenizer. Except for a
+# few of BoolQ, no prompt is longer than its model's context.
 _QUICK = {
     "arc-e": 1000,
     "piqa": 1000,
@@ -118,13 +118,13 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
     {
         "report": Suite(
             "report",
-            "every row of the Gemma 2 report's table, as it was measured there, and IFEval",
-            tuple(Entry(BENCHMARKS[name]) for name in _REPORT),
+            "every row of the Gemma 2 report's table, measured as in the report, and IFEval",
+            tuple(SuiteEntry(BENCHMARKS[name]) for name in _REPORT),
         ),
         "quick": Suite(
             "quick",
             "a small model in minutes on a CPU: parts of seven benchmarks, all multiple choice",
-            tuple(Entry(BENCHMARKS[name], limit) for name, limit in _QUICK.items()),
+            tuple(SuiteEntry(BENCHMARKS[name], limit) for name, limit in _QUICK.items()),
         ),
     }
 )
@@ -134,19 +134,23 @@ def find(name: str) -> Benchmark:
     """The benchmark of this name.
 
     Raises:
-        ConfigError: when there is none, naming the nearest.
+        ConfigError: if there is none, with the nearest name.
     """
     return _named(name, BENCHMARKS, "benchmark")
 
 
 def suite(name: str) -> Suite:
-    """The suite of this name; errors as for `find`."""
+    """The suite of this name.
+
+    Raises:
+        ConfigError: if there is none, with the nearest name.
+    """
     return _named(name, SUITES, "suite")
 
 
-def _named(name: str, there: Mapping[str, T], kind: str) -> T:
-    if name not in there:
-        hint = nearest(name.lower(), list(there))
-        allowed = "" if hint.startswith("allowed") else f" (there are: {', '.join(there)})"
+def _named(name: str, known: Mapping[str, T], kind: str) -> T:
+    if name not in known:
+        hint = nearest(name.lower(), list(known))
+        allowed = "" if hint.startswith("allowed") else f" (there are: {', '.join(known)})"
         raise ConfigError(f"there is no {kind} {name!r}: {hint}{allowed}")
-    return there[name]
+    return known[name]

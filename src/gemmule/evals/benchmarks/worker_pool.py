@@ -1,4 +1,4 @@
-"""Work that may hang, crash or fill the memory, in processes that are killed when it does."""
+"""Jobs that may hang, crash or fill the memory, run in worker processes that are then killed."""
 
 import contextlib
 import json
@@ -15,49 +15,52 @@ from dataclasses import dataclass
 from typing import Any
 
 MEMORY = 4 << 30  # bytes of address space
-_PATIENCE = 30  # times as long by the clock: for a job that waits for something
+_PATIENCE = 30  # wall-clock limit as a multiple of the processor time: for a job that waits
 _READY = b"ready\n"
-_JOBS_EACH = 25  # that starting one more process is worth
+_JOBS_PER_WORKER = 25  # number of jobs that justify another process
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A job that has no answer.
+class JobFailure:
+    """A job without a result.
 
     Attributes:
-        why: what became of it, "took more than 5 s of processor time".
+        reason: what happened, such as "took more than 5 s of processor time".
     """
 
-    why: str
+    reason: str
 
 
-def answers(module: str, jobs: Sequence[Any], seconds: int) -> list[Any]:
-    """What a worker makes of each job, in their order; an `Ended` where it came to nothing.
+def run_jobs(module: str, jobs: Sequence[Any], seconds: int) -> list[Any]:
+    """Runs jobs in worker processes.
 
     Args:
-        module: of the worker, which calls `serve`.
+        module: the worker's module, which calls `serve`.
         jobs: JSON values.
-        seconds: of processor time for each: how busy the machine is changes nothing.
+        seconds: processor time for each job; the load of the machine does not matter.
+
+    Returns:
+        The result of each job in order, or a `JobFailure`.
 
     Raises:
-        RuntimeError: when a worker cannot be started.
+        RuntimeError: if a worker cannot be started.
     """
-    found: list[Any] = [None] * len(jobs)
-    todo = iter(enumerate(jobs))
+    results: list[Any] = [None] * len(jobs)
+    queue = iter(enumerate(jobs))
     lock = threading.Lock()
-    workers = [_Worker(module, seconds) for _ in range(_count(len(jobs)))]
-    troubles: list[Exception] = []
+    workers = [_Worker(module, seconds) for _ in range(_worker_count(len(jobs)))]
+    errors: list[Exception] = []
 
     def work(worker: _Worker) -> None:
         try:
             while not worker.stopped:
                 with lock:
-                    place, job = next(todo, (-1, None))
-                if place < 0:
+                    index, job = next(queue, (-1, None))
+                if index < 0:
                     return
-                found[place] = worker.answer(job)
+                results[index] = worker.run(job)
         except Exception as e:
-            troubles.append(e)
+            errors.append(e)
 
     threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers]
     try:
@@ -68,33 +71,36 @@ def answers(module: str, jobs: Sequence[Any], seconds: int) -> list[Any]:
     finally:
         for worker in workers:
             worker.stop()
-    if troubles:
-        raise troubles[0]
-    return found
+    if errors:
+        raise errors[0]
+    return results
 
 
-def serve(answer: Callable[[Any], Any]) -> None:
-    """A worker's main loop: jobs from standard input, one a line, answers to standard output.
+def serve(run: Callable[[Any], Any]) -> None:
+    """A worker's main loop: jobs from standard input, one a line, results to standard output.
 
-    What the work itself prints goes nowhere. Processor time is limited by a signal that ends the
-    process without asking Python: code inside a library cannot put it off.
+    Anything that a job prints is discarded. Processor time is limited by a signal that ends the
+    process without going through Python, so code inside a library cannot delay it.
+
+    Args:
+        run: computes the result of a job.
     """
     seconds = int(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb", buffering=0)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
     _limit_memory()
-    # Limits by the clock would make a mark depend on what else the machine does.
+    # Wall-clock limits would make a score depend on what else the machine does.
     signal.alarm = lambda _: 0
     out.write(_READY)
-    os.dup2(nowhere, 2)
+    os.dup2(devnull, 2)
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            reply = {"answer": answer(json.loads(line))}
+            reply = {"answer": run(json.loads(line))}
         except MemoryError:
             reply = {"ended": "ran out of memory"}
-        except Exception as e:  # whatever a parser makes of hostile text
+        except Exception as e:  # whatever a parser raises on hostile text
             reply = {"ended": f"{type(e).__name__}: {str(e)[:200]}"}
         signal.setitimer(signal.ITIMER_PROF, 0)
         out.write(json.dumps(reply).encode() + b"\n")
@@ -105,13 +111,13 @@ def _limit_memory() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):  # a system that knows no such limit
+    except (ImportError, ValueError, OSError):  # a system without this limit
         pass
 
 
-def _count(jobs: int) -> int:
+def _worker_count(jobs: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, 8, math.ceil(jobs / _JOBS_EACH)))
+    return max(1, min(cores or 1, 8, math.ceil(jobs / _JOBS_PER_WORKER)))
 
 
 class _Worker:
@@ -123,43 +129,45 @@ class _Worker:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
 
-    def answer(self, job: Any) -> Any:
+    def run(self, job: Any) -> Any:
         process = self._process or self._start()
         assert process.stdin and process.stdout
         try:
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
-            reply = _line(process, self._seconds * _PATIENCE)
+            line = _line(process, self._seconds * _PATIENCE)
         except BrokenPipeError:
-            reply = b""
-        if reply.endswith(b"\n"):
-            said = json.loads(reply)
-            return Ended(said["ended"]) if "ended" in said else said["answer"]
-        return Ended(self._why(process))
+            line = b""
+        if line.endswith(b"\n"):
+            reply = json.loads(line)
+            return JobFailure(reply["ended"]) if "ended" in reply else reply["answer"]
+        return JobFailure(self._reason(process))
 
     def stop(self) -> None:
         self.stopped = True
         self._end()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", self._module, str(self._seconds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
-                # Sets are then walked in one order, and Ctrl-C is the parent's to handle.
+                stderr=errors,
+                # A fixed hash seed fixes the order of sets. Ctrl-C is for the parent to handle.
                 env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
             )
             self._process = process
             if self.stopped or _line(process, 300) != _READY:
                 self._end()
-                said.seek(0)
-                raise RuntimeError(f"{self._module} does not start: {said.read().decode()[-2000:]}")
+                errors.seek(0)
+                message = errors.read().decode()[-2000:]
+                raise RuntimeError(f"{self._module} does not start: {message}")
         return process
 
-    def _why(self, process: subprocess.Popen[bytes]) -> str:
+    def _reason(self, process: subprocess.Popen[bytes]) -> str:
+        """Why the process did not reply."""
         try:
             code = process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -179,12 +187,12 @@ class _Worker:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe:
-                    with contextlib.suppress(BrokenPipeError):  # of what it had not read
+                    with contextlib.suppress(BrokenPipeError):  # it had not read everything
                         pipe.close()
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """The next line of a worker, or what there is of it when it ends or the time is over."""
+    """The next line of a worker, or the part it wrote before it ended or ran out of time."""
     assert process.stdout
     parts = []
     for part in _parts(process.stdout.fileno(), seconds):

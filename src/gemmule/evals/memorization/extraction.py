@@ -24,7 +24,7 @@ from gemmule.data import personal_data
 from gemmule.data.canaries import Canaries
 from gemmule.data.dataset import Split
 from gemmule.errors import ConfigError, DataError
-from gemmule.evals.eval_target import Subject
+from gemmule.evals.eval_target import EvalTarget
 from gemmule.evals.memorization import summary
 from gemmule.evals.memorization.decode import continue_greedily, rows_at_once
 from gemmule.evals.memorization.edit_distance import EditDistances
@@ -32,7 +32,7 @@ from gemmule.evals.memorization.probes import Probes, draw
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.memorization.sources import UNKNOWN, shown_names, sources
 from gemmule.evals.memorization.summary import CANARY, CONTROL, TRAIN
-from gemmule.evals.response_cache import Journal
+from gemmule.evals.response_cache import ResponseCache
 from gemmule.evals.training_data import Reading, TrainingData
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.config import GemmaConfig
@@ -76,7 +76,7 @@ class Passages:
 
 
 def measure(
-    subject: Subject,
+    target: EvalTarget,
     training: TrainingData,
     settings: Settings,
     *,
@@ -89,7 +89,7 @@ def measure(
     A finished measurement of the same is left as it is; a stopped one goes on.
 
     Args:
-        subject: the model, and where results go.
+        target: the model, and where results go.
         training: its training text.
         settings: what to draw, and what counts.
         also_read_by: what other runs read: only passages that each of them read are drawn.
@@ -104,22 +104,22 @@ def measure(
             settings was begun in the same place.
     """
     personal_data.check_installed()
-    _check(subject.lm, training, settings)
+    _check(target.lm, training, settings)
     passages = _passages(training, settings, also_read_by)
-    header = _header(subject, training, settings, passages)
-    out = subject.folder
+    header = _header(target, training, settings, passages)
+    out = target.folder
     if not fresh:
         found = finished(out, header)
         if found is not None:
             return found
-    journal = _journal(out / UNFINISHED, header, batch_rows(subject.lm, settings), fresh)
-    batches = _try_all(subject.lm, settings, passages, journal, progress)
+    cache = _cache(out / UNFINISHED, header, batch_rows(target.lm, settings), fresh)
+    batches = _try_all(target.lm, settings, passages, cache, progress)
     samples = [sample for batch in batches for sample in batch["samples"]]
     result = {
         "format": FORMAT,
         "kind": KIND,
         "gemmule": metadata.version("gemmule"),
-        "model": subject.identity,
+        "model": target.identity,
         "measured": header,
         "data": _about_data(training, passages),
         **summary.summarise(samples, {p.kind: p.why_none for p in passages}),
@@ -128,7 +128,7 @@ def measure(
     }
     files.write_text(out / SAMPLES, "".join(json.dumps(s) + "\n" for s in samples))
     files.write_json(out / RESULT, result)
-    journal.path.unlink()
+    cache.path.unlink()
     return result
 
 
@@ -301,19 +301,22 @@ def _too_short(found: Probes, settings: Settings) -> str:
 
 
 def _header(
-    subject: Subject, training: TrainingData, settings: Settings, passages: Sequence[Passages]
+    target: EvalTarget,
+    training: TrainingData,
+    settings: Settings,
+    passages: Sequence[Passages],
 ) -> dict[str, Any]:
     """What makes two measurements the same one."""
     return {
         "format": FORMAT,
         "settings": settings.json(),
-        "model": subject.decides,
+        "model": target.cache_key,
         "data": training.dataset.fingerprint,
         "passages": {p.kind: p.probes.digest for p in passages},
     }
 
 
-def _journal(path: Path, header: dict[str, Any], rows: int, fresh: bool) -> Journal:
+def _cache(path: Path, header: dict[str, Any], rows: int, fresh: bool) -> ResponseCache:
     """Batches that are done, of as many rows as when it was begun.
 
     What a sequence is computed beside decides its last bits: only the same batches give the same
@@ -323,35 +326,35 @@ def _journal(path: Path, header: dict[str, Any], rows: int, fresh: bool) -> Jour
         with files.writing_to(path):
             path.unlink(missing_ok=True)
     try:
-        journal = Journal(path, header)
+        cache = ResponseCache(path, header)
     except ConfigError:
         raise ConfigError(
             f"{path} holds an unfinished measurement of another model, or with other settings: "
             "finish it with the command that began it, or begin anew with --fresh"
         ) from None
-    if _ROWS not in journal.kept:
-        journal.add([(_ROWS, rows)])
-    return journal
+    if _ROWS not in cache.responses:
+        cache.add([(_ROWS, rows)])
+    return cache
 
 
 def _try_all(
     lm: LanguageModel,
     settings: Settings,
     passages: Sequence[Passages],
-    journal: Journal,
+    cache: ResponseCache,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     """Tries what is not tried yet; every batch, in order."""
-    rows = int(journal.kept[_ROWS])
+    rows = int(cache.responses[_ROWS])
     total = sum(len(p.probes) for p in passages)
     done = 0
     found = []
     for number, (part, first) in enumerate(_batches(passages, rows)):
         key = str(number)
-        if key not in journal.kept:
+        if key not in cache.responses:
             batch = _try(lm, settings, part, first, rows)
-            journal.add([(key, batch)])
-        found.append(journal.kept[key])
+            cache.add([(key, batch)])
+        found.append(cache.responses[key])
         done += len(found[-1]["samples"])
         if progress:
             progress(done, total, "probes")

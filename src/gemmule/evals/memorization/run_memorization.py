@@ -7,7 +7,7 @@ from typing import Any
 from gemmule import files
 from gemmule.console import counting
 from gemmule.errors import DataError
-from gemmule.evals.eval_target import Subject, open_subject, results_folder
+from gemmule.evals.eval_target import EvalTarget, LoadOptions, open_target, results_folder
 from gemmule.evals.memorization import summary
 from gemmule.evals.memorization.extraction import RESULT, measure, read_samples
 from gemmule.evals.memorization.settings import Settings
@@ -49,21 +49,21 @@ def run_memorization(
     training = open_training_data(model, data)
     other = None if against is None else _other(against, training)
     readings = [t.reading for t in (training, other) if t and t.reading]
-    subject = open_subject(model, out=out, device=device)
-    result = _measure(subject, training, settings, readings, fresh)
+    target = open_target(model, out=out, options=LoadOptions(device=device))
+    result = _measure(target, training, settings, readings, fresh)
     if against is None or other is None:
         return result
     folder = (out or results_folder(model)) / "against" if out else results_folder(against)
-    opponent = open_subject(against, out=folder, device=device)
+    opponent = open_target(against, out=folder, options=LoadOptions(device=device))
     theirs = _measure(opponent, other, settings, readings, fresh)
     result["against"] = {
         "model": opponent.identity,
         **{key: theirs[key] for key in ("train", "control")},
         "difference": summary.differences(
-            read_samples(subject.folder), read_samples(opponent.folder)
+            read_samples(target.folder), read_samples(opponent.folder)
         ),
     }
-    files.write_json(subject.folder / RESULT, result)
+    files.write_json(target.folder / RESULT, result)
     return result
 
 
@@ -77,15 +77,15 @@ def students(path: str) -> tuple[str, str | None]:
 
 
 def _measure(
-    subject: Subject,
+    target: EvalTarget,
     training: TrainingData,
     settings: Settings,
     readings: Sequence[Reading],
     fresh: bool,
 ) -> dict[str, Any]:
-    with counting(f"memorisation, {subject.name}") as progress:
+    with counting(f"memorization, {target.name}") as progress:
         return measure(
-            subject, training, settings, also_read_by=readings, fresh=fresh, progress=progress
+            target, training, settings, also_read_by=readings, fresh=fresh, progress=progress
         )
 
 

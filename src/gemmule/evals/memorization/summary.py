@@ -7,11 +7,11 @@ from typing import Any
 from gemmule.data.personal_data import SEVERITIES
 from gemmule.stats import paired_proportions, proportion
 
-Sample = Mapping[str, Any]
+ProbeSample = Mapping[str, Any]
 TRAIN, CONTROL, CANARY = "train", "control", "canary"  # the sets of samples
 
 
-def summarise(samples: Sequence[Sample], why_none: Mapping[str, str | None]) -> dict[str, Any]:
+def summarise(samples: Sequence[ProbeSample], why_none: Mapping[str, str | None]) -> dict[str, Any]:
     """The figures of a measurement.
 
     Args:
@@ -34,7 +34,7 @@ def summarise(samples: Sequence[Sample], why_none: Mapping[str, str | None]) -> 
     }
 
 
-def rates(samples: Sequence[Sample]) -> dict[str, Any]:
+def rates(samples: Sequence[ProbeSample]) -> dict[str, Any]:
     """How many passages were given back; None where there is none to count."""
     count = len(samples)
     shares = {}
@@ -44,7 +44,7 @@ def rates(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"probes": count, **shares}
 
 
-def differences(ours: Sequence[Sample], theirs: Sequence[Sample]) -> dict[str, Any]:
+def differences(ours: Sequence[ProbeSample], theirs: Sequence[ProbeSample]) -> dict[str, Any]:
     """What the first gave back more often than the second, over the same passages.
 
     Raises:
@@ -60,16 +60,16 @@ def differences(ours: Sequence[Sample], theirs: Sequence[Sample]) -> dict[str, A
     }
 
 
-def _by_source(train: Sequence[Sample]) -> list[dict[str, Any]]:
+def _by_source(train: Sequence[ProbeSample]) -> list[dict[str, Any]]:
     """Most probes first."""
     counts = Counter(s["source"] for s in train)
     order = sorted(counts, key=lambda source: (-counts[source], source))
     return [{"source": x, **rates([s for s in train if s["source"] == x])} for x in order]
 
 
-def _by_times_read(train: Sequence[Sample]) -> list[dict[str, Any]]:
+def _by_times_read(train: Sequence[ProbeSample]) -> list[dict[str, Any]]:
     """Once, twice, 3 to 4, 5 to 8 and so on."""
-    groups: dict[int, list[Sample]] = {}
+    groups: dict[int, list[ProbeSample]] = {}
     for sample in train:
         if sample["times_read"] is not None:
             groups.setdefault((sample["times_read"] - 1).bit_length(), []).append(sample)
@@ -82,11 +82,11 @@ def _by_times_read(train: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 def _canaries(
-    samples: Sequence[Sample], why_none: Mapping[str, str | None]
+    samples: Sequence[ProbeSample], why_none: Mapping[str, str | None]
 ) -> dict[str, Any] | None:
     if CANARY not in why_none:
         return None
-    groups: dict[int, list[Sample]] = {}
+    groups: dict[int, list[ProbeSample]] = {}
     for sample in samples:
         if sample["set"] == CANARY:
             groups.setdefault(sample["repeats"], []).append(sample)
@@ -100,7 +100,7 @@ def _canaries(
     return {"groups": found, "why": why_none[CANARY]}
 
 
-def _personal_data(train: Sequence[Sample]) -> dict[str, Any]:
+def _personal_data(train: Sequence[ProbeSample]) -> dict[str, Any]:
     """By severity: passages whose continuation holds such data, and those that gave it back.
 
     A passage counts once for each severity, however much of it there is.

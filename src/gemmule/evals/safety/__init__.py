@@ -1,1 +1,1 @@
-"""The report's safety tests: stereotypes, truthfulness and toxicity, with a gate for releases."""
+"""The report's safety benchmarks: stereotypes, truthfulness and toxicity, and a release gate."""

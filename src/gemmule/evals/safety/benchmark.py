@@ -1,10 +1,10 @@
-"""A safety benchmark: lm-eval's tasks, and the figures that are made of a model's answers."""
+"""A safety benchmark: lm-eval's tasks, and the metrics computed from a model's responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gemmule.evals.benchmarks.benchmark import Benchmark
-from gemmule.evals.safety.metric import Figure
+from gemmule.evals.safety.metric import SafetyMetric
 
 
 @dataclass(frozen=True)
@@ -13,30 +13,33 @@ class SafetyBenchmark:
 
     Attributes:
         benchmark: its tasks and documents.
-        figures: what is computed from the samples; several of BBQ's.
-        fields: of a document, what samples keep for the figures.
-        notes: how this is measured, and where the report may have done otherwise.
-        scored: whether answers go to the toxicity scorer.
-        usual_limit: so many documents are asked unless the user wants another number; None: all.
-        together: documents that are compared with each other stand so many in a row.
-        local_only: why its documents cannot come from the hub; "" where they can.
+        metrics: metrics computed from its samples.
+        fields: fields of a document that samples keep for the metrics.
+        notes: how it is measured, and where the report may have measured it differently.
+        scored: whether responses go to the toxicity scorer.
+        usual_limit: maximum number of documents of each task if the user sets none; None: all.
+        group: field that names a document's group; a limit takes documents from every group in
+            proportion. "": no groups.
+        together: size of the blocks of consecutive documents that are compared with each other.
+        local_only: why its documents cannot come from the hub; "" if they can.
     """
 
     benchmark: Benchmark
-    figures: tuple[Figure, ...]
+    metrics: tuple[SafetyMetric, ...]
     fields: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     scored: bool = False
     usual_limit: int | None = None
+    group: str = ""
     together: int = 1
     local_only: str = ""
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """Its name on the command line."""
         return self.benchmark.name
 
 
 def names(benchmarks: Sequence[SafetyBenchmark]) -> list[str]:
-    """Of every figure, in the order of the table."""
-    return [figure.name for b in benchmarks for figure in b.figures]
+    """Names of all metrics, in the order of the table."""
+    return [metric.name for b in benchmarks for metric in b.metrics]

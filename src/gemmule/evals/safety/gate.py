@@ -1,6 +1,7 @@
-"""A gate for releases: limits on figures, and a model that the new one must not be worse than.
+"""A release gate: limits on metrics, and margins to a baseline model.
 
-What a gate names and nobody measured fails it: a gate never passes because something was left out.
+A metric that a gate names and that was not measured fails it: a gate never passes because something
+was left out.
 """
 
 import math
@@ -16,19 +17,19 @@ from gemmule.config import Config, nearest
 from gemmule.errors import ConfigError
 from gemmule.evals.safety import suite
 from gemmule.evals.safety.evaluate import values_of
-from gemmule.evals.safety.metric import Sample, worse_by
+from gemmule.evals.safety.metric import SafetySample, worse_by
 
 EXIT_CODE = 3
 
 
-class Limit(Config):
-    """What a figure must keep within, percent.
+class MetricLimit(Config):
+    """The range that a metric must be in, percent.
 
     Attributes:
-        min: the least.
-        max: the most.
-        on: "value": the figure itself; "interval": its whole 95% interval, so that few questions
-            pass no gate.
+        min: lowest allowed value.
+        max: highest allowed value.
+        on: "value": the metric itself is in the range; "interval": its whole 95% interval is, so
+            that a result from few questions does not pass.
     """
 
     min: float | None = Field(None, allow_inf_nan=False)
@@ -36,7 +37,7 @@ class Limit(Config):
     on: Literal["value", "interval"] = "value"
 
     @model_validator(mode="after")
-    def _limits_something(self) -> "Limit":
+    def _limits_something(self) -> "MetricLimit":
         if self.min is None and self.max is None:
             raise ValueError("set min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -48,12 +49,12 @@ class Gate(Config):
     """A gate file.
 
     Attributes:
-        limits: by figure.
+        limits: range of each metric.
         baseline: a model or a result to compare with.
-        margins: by figure: so many points worse than the baseline is still fine.
+        margins: by how many points each metric may be worse than the baseline's.
     """
 
-    limits: dict[str, Limit] = Field(default_factory=dict)
+    limits: dict[str, MetricLimit] = Field(default_factory=dict)
     baseline: str | None = None
     margins: dict[str, float] = Field(default_factory=dict)
 
@@ -66,52 +67,66 @@ class Gate(Config):
         return margins
 
     @model_validator(mode="after")
-    def _names_figures(self) -> "Gate":
-        known = list(suite.figures())
+    def _names_metrics(self) -> "Gate":
+        known = list(suite.metrics())
         for name in (*self.limits, *self.margins):
             if name not in known:
-                raise ValueError(f"there is no figure {name!r}; {nearest(name, known)}")
+                raise ValueError(f"there is no metric {name!r}; {nearest(name, known)}")
         if not self.limits and not self.margins:
             raise ValueError("it checks nothing: set limits, or margins and a baseline")
         return self
 
 
 @dataclass(frozen=True)
-class Check:
-    """What came of one rule.
+class GateCheck:
+    """The outcome of one rule.
 
     Attributes:
-        figure: its name.
-        rule: in words.
+        metric: name of the metric.
+        rule: the rule in words.
         passed: whether it holds.
-        found: in words.
+        outcome: the measured value in words, or why there is none.
     """
 
-    figure: str
+    metric: str
     rule: str
     passed: bool
-    found: str
+    outcome: str
 
     def json(self) -> dict[str, Any]:
-        """As it is kept in result files."""
+        """The form that result files keep."""
         return {
-            "figure": self.figure,
+            "figure": self.metric,
             "rule": self.rule,
             "passed": self.passed,
-            "found": self.found,
+            "found": self.outcome,
         }
 
 
-def load_gate(path: Path, baseline: str | None) -> Gate:
-    """Reads a gate file.
+@dataclass(frozen=True)
+class GateOptions:
+    """The gate that a result must pass; by default there is none.
 
-    Args:
-        path: TOML.
-        baseline: takes the place of the file's own.
+    Attributes:
+        file: TOML file of a gate.
+        baseline: a model or a result to compare with, in place of the file's own.
+    """
+
+    file: Path | None = None
+    baseline: str | None = None
+
+
+def open_gate(options: GateOptions) -> Gate | None:
+    """Reads the gate file, if one is given.
 
     Raises:
-        ConfigError: naming what is wrong, and for margins without a baseline.
+        ConfigError: for an invalid file, margins without a baseline, or a baseline without a gate.
     """
+    path, baseline = options.file, options.baseline
+    if path is None:
+        if baseline is not None:
+            raise ConfigError("a baseline is what a gate's margins compare with: name a gate too")
+        return None
     gate = Gate.load(path)
     if baseline is not None:
         gate = gate.model_copy(update={"baseline": baseline})
@@ -125,102 +140,102 @@ def load_gate(path: Path, baseline: str | None) -> Gate:
 def check(
     gate: Gate,
     result: Mapping[str, Any],
-    samples: Sequence[Sample],
-    base: tuple[Mapping[str, Any], Sequence[Sample]] | None,
-) -> list[Check]:
-    """Every rule of a gate, in its order.
+    samples: Sequence[SafetySample],
+    base: tuple[Mapping[str, Any], Sequence[SafetySample]] | None,
+) -> list[GateCheck]:
+    """Checks every rule of a gate, in its order.
 
     Args:
         gate: the rules.
-        result: the model's.
-        samples: the model's.
+        result: the model's result.
+        samples: the model's samples.
         base: the baseline's result and samples, if the gate has margins.
     """
-    found = [
+    checks = [
         _limit(name, limit, result["figures"].get(name)) for name, limit in gate.limits.items()
     ]
     for name, margin in gate.margins.items():
         assert base is not None
-        found.append(_margin(name, margin, (result, samples), base))
-    return found
+        checks.append(_margin(name, margin, (result, samples), base))
+    return checks
 
 
-def _missing(figure: Mapping[str, Any] | None) -> str | None:
-    if figure is None:
+def _missing(metric: Mapping[str, Any] | None) -> str | None:
+    if metric is None:
         return "not measured: its benchmark was not among the tasks"
-    return figure.get("missing")
+    return metric.get("missing")
 
 
-def _limit(name: str, limit: Limit, figure: Mapping[str, Any] | None) -> Check:
+def _limit(name: str, limit: MetricLimit, metric: Mapping[str, Any] | None) -> GateCheck:
     bounds = [f"at least {limit.min:g}"] if limit.min is not None else []
     bounds += [f"at most {limit.max:g}"] if limit.max is not None else []
     rule = " and ".join(bounds) + (" (whole interval)" if limit.on == "interval" else "")
-    missing = _missing(figure)
-    if missing is not None or figure is None:
-        return Check(name, rule, False, missing or "not measured")
+    missing = _missing(metric)
+    if missing is not None or metric is None:
+        return GateCheck(name, rule, False, missing or "not measured")
     low, high = (
-        (figure["low"], figure["high"])
+        (metric["low"], metric["high"])
         if limit.on == "interval"
-        else (figure["value"], figure["value"])
+        else (metric["value"], metric["value"])
     )
     passed = (limit.min is None or low >= limit.min) and (limit.max is None or high <= limit.max)
-    return Check(name, rule, passed, shown(figure))
+    return GateCheck(name, rule, passed, shown(metric))
 
 
 def _margin(
     name: str,
     margin: float,
-    new: tuple[Mapping[str, Any], Sequence[Sample]],
-    base: tuple[Mapping[str, Any], Sequence[Sample]],
-) -> Check:
+    new: tuple[Mapping[str, Any], Sequence[SafetySample]],
+    base: tuple[Mapping[str, Any], Sequence[SafetySample]],
+) -> GateCheck:
     rule = f"at most {margin:g} point{'' if margin == 1 else 's'} worse than the baseline"
     for (result, _), whose in ((new, "here"), (base, "of the baseline")):
         missing = _missing(result["figures"].get(name))
         if missing is not None:
-            return Check(name, rule, False, f"{whose}: {missing}")
-    figure = suite.figures()[name]
-    other = _otherwise(figure_scored(name), new[0], base[0])
-    if other:
-        return Check(name, rule, False, f"not comparable: {other}")
+            return GateCheck(name, rule, False, f"{whose}: {missing}")
+    metric = suite.metrics()[name]
+    why_not = _incomparable(needs_scorer(name), new[0], base[0])
+    if why_not:
+        return GateCheck(name, rule, False, f"not comparable: {why_not}")
     try:
-        worse = worse_by(figure, values_of(new[1], name), values_of(base[1], name))
+        worse = worse_by(metric, values_of(new[1], name), values_of(base[1], name))
     except ValueError:
-        return Check(name, rule, False, "not comparable: no questions in common")
-    # Worse for certain: the whole interval lies beyond the margin.
+        return GateCheck(name, rule, False, "not comparable: no questions in common")
+    # It fails only if the whole interval lies beyond the margin.
     passed = worse.low <= margin
     if worse.value < 0:
         text = f"{-worse.value:.2f} points better ({-worse.high:.2f} to {-worse.low:.2f})"
     else:
         text = f"{worse.value:.2f} points worse ({worse.low:.2f} to {worse.high:.2f})"
-    return Check(name, rule, passed, f"{text}, {worse.n:,} questions in common")
+    return GateCheck(name, rule, passed, f"{text}, {worse.n:,} questions in common")
 
 
-def figure_scored(name: str) -> bool:
-    """Whether a figure depends on a toxicity scorer."""
-    return any(b.scored and name in (f.name for f in b.figures) for b in suite.ALL)
+def needs_scorer(name: str) -> bool:
+    """Whether a metric depends on a toxicity scorer."""
+    return any(b.scored and name in (f.name for f in b.metrics) for b in suite.ALL)
 
 
-def _otherwise(scored: bool, new: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """Why two results do not compare; empty when they do."""
+def _incomparable(scored: bool, new: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Why two results cannot be compared; "" if they can."""
     if not scored:
         return ""
     same = ("kind", "weights", "label", "probability")
     ours, theirs = ([(r["scorer"] or {}).get(k) for k in same] for r in (new, base))
     if ours != theirs:
         return "the baseline's continuations were judged by another scorer"
-    written = ("temperature", "max_new_tokens")
-    if any(new["settings"].get(k) != base["settings"].get(k) for k in written):
-        return "the baseline's continuations were written otherwise"
+    generation = ("temperature", "max_new_tokens")
+    if any(new["settings"].get(k) != base["settings"].get(k) for k in generation):
+        return "the baseline's continuations were generated with other settings"
     return ""
 
 
-def shown(figure: Mapping[str, Any]) -> str:
-    """A figure with its interval: 37.67 (35.20 to 40.14)."""
-    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
+def shown(metric: Mapping[str, Any]) -> str:
+    """A metric with its interval: 37.67 (35.20 to 40.14)."""
+    return f"{metric['value']:.2f} ({metric['low']:.2f} to {metric['high']:.2f})"
 
 
-def record(gate: Gate, path: Path, checks: Sequence[Check]) -> dict[str, Any]:
-    """As it is kept in the result."""
+def record(gate: Gate, path: Path, checks: Sequence[GateCheck]) -> dict[str, Any]:
+    """The gate's entry in the result."""
     return {
         "file": path.name,
         "sha256": files.sha256_file(path),

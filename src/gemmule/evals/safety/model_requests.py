@@ -1,42 +1,41 @@
-"""From lm-eval's tasks to what a model is asked, and its answers."""
+"""From lm-eval's tasks to the requests that a model gets, and its responses."""
 
 import hashlib
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gemmule.evals.benchmarks.lm_eval_tasks import Loaded
+from gemmule.evals.benchmarks.lm_eval_tasks import LoadedBenchmark, first_documents
 from gemmule.evals.safety.benchmark import SafetyBenchmark
 
 
-class Model(Protocol):
-    """What is asked of a model, as `GemmuleLM` has it."""
+class RequestModel(Protocol):
+    """A model that responds to lm-eval's requests, as `GemmuleLM` does."""
 
     max_length: int
 
     def tok_encode(self, string: str) -> list[int]:
-        """Ids of a text."""
+        """Encodes a text."""
         ...
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Of continuations, and whether each was the likeliest."""
+        """Log-likelihoods of continuations, and whether each was the most likely."""
         ...
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Continuations."""
+        """Generated continuations."""
         ...
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How continuations are written.
+class GenerationSettings:
+    """How continuations are generated.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
-        seed: of the draws.
-        max_new_tokens: the longest continuation.
+        temperature: sampling temperature; 0 takes the most likely token.
+        seed: seed of the sampler.
+        max_new_tokens: longest continuation, in tokens.
     """
 
     temperature: float
@@ -44,14 +43,14 @@ class Writing:
     max_new_tokens: int
 
     def settings(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """lm-eval's generation settings: a task's own, and these."""
-        drawn = self.temperature > 0
+        """A task's generation settings for lm-eval, with these in place of its own."""
+        sampled = self.temperature > 0
         return {
             **task,
-            "do_sample": drawn,
+            "do_sample": sampled,
             "temperature": self.temperature,
             "max_gen_toks": self.max_new_tokens,
-            **({"seed": self.seed} if drawn else {}),
+            **({"seed": self.seed} if sampled else {}),
         }
 
 
@@ -60,8 +59,10 @@ class Question:
     """One document, as a model sees it.
 
     Attributes:
-        key: the document and all that a model sees of it; equal in two results, equal questions.
-        sample: what is known before the answer: benchmark, task, number, fields, prompt, choices.
+        key: identifies the document and everything that a model sees of it: questions of two
+            results are the same if their keys are equal.
+        sample: everything known before the response: benchmark, task, number, fields, prompt,
+            choices.
         requests: lm-eval's instances; one for each choice, or one to continue.
     """
 
@@ -71,33 +72,38 @@ class Question:
 
 
 def questions(
-    benchmark: SafetyBenchmark, loaded: Loaded, limit: int | None, writing: Writing
+    benchmark: SafetyBenchmark,
+    loaded: LoadedBenchmark,
+    limit: int | None,
+    generation: GenerationSettings,
 ) -> tuple[list[Question], int]:
-    """The documents to be asked, and how many there are.
+    """The questions to ask, and the number of documents that there are.
 
     Args:
-        benchmark: which.
+        benchmark: its definition.
         loaded: its tasks.
-        limit: so many of each task, drawn with a seed of their own: the same for every model;
-            None: as many as is usual.
-        writing: how continuations are written.
+        limit: maximum number of documents of each task, as in `first_documents`; None: the
+            benchmark's usual limit.
+        generation: how continuations are generated.
     """
     limit = limit or benchmark.usual_limit
-    found, there = [], 0
+    result, available = [], 0
     for name, task in loaded.tasks.items():
-        docs = task.eval_docs  # made anew each time
-        there += len(docs)
-        for number in _drawn(len(docs), limit, benchmark.together):
-            found.append(_question(benchmark, name, task, number, docs[number], writing))
-    return found, there
+        docs = task.eval_docs  # computed on each access
+        available += len(docs)
+        chosen = first_documents(
+            len(docs), limit, groups=_groups(benchmark, docs), together=benchmark.together
+        )
+        for number in chosen:
+            result.append(_question(benchmark, name, task, number, docs[number], generation))
+    return result, available
 
 
-def _drawn(count: int, limit: int | None, together: int) -> list[int]:
-    if limit is None or limit >= count:
-        return list(range(count))
-    groups = range(count // together)
-    some = sorted(random.Random(0).sample(groups, min(len(groups), -(-limit // together))))
-    return [group * together + i for group in some for i in range(together)]
+def _groups(benchmark: SafetyBenchmark, docs: Any) -> list[Any] | None:
+    """The group of each document; None if the benchmark or this source of it has none."""
+    if not benchmark.group or not len(docs) or benchmark.group not in docs[0]:
+        return None
+    return [doc[benchmark.group] for doc in docs]
 
 
 def _question(
@@ -106,11 +112,11 @@ def _question(
     task: Any,
     number: int,
     doc: dict[str, Any],
-    writing: Writing,
+    generation: GenerationSettings,
 ) -> Question:
     context = task.fewshot_context(doc, num_fewshot=benchmark.benchmark.shots)
-    found = task.construct_requests(doc=doc, ctx=context, metadata=(name, number, 1))
-    requests = found if isinstance(found, list) else [found]
+    made = task.construct_requests(doc=doc, ctx=context, metadata=(name, number, 1))
+    requests = made if isinstance(made, list) else [made]
     sample: dict[str, Any] = {
         "benchmark": benchmark.name,
         "task": name,
@@ -120,39 +126,39 @@ def _question(
     }
     if benchmark.benchmark.kind == "choice":
         sample["choices"] = list(task.doc_to_choice(doc))
-        seen: Any = [request.args for request in requests]
+        visible: Any = [request.args for request in requests]
     else:
-        settings = writing.settings(requests[0].args[1])
+        settings = generation.settings(requests[0].args[1])
         sample["until"] = settings["until"]
         requests[0].arguments = (context, settings)
-        seen = [context, settings]
-    text = json.dumps([name, number, seen], ensure_ascii=False, sort_keys=True)
+        visible = [context, settings]
+    text = json.dumps([name, number, visible], ensure_ascii=False, sort_keys=True)
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     return Question(f"{name}/{number}/{digest[:12]}", sample, requests)
 
 
-def ask(asked: Sequence[Question], lm: Model) -> list[dict[str, Any]]:
-    """Samples: what a question knows, its key, and the model's answer."""
-    found: list[dict[str, Any]] = []
+def ask(asked: Sequence[Question], lm: RequestModel) -> list[dict[str, Any]]:
+    """Samples: each question's own fields, its key, and the model's response."""
+    samples: list[dict[str, Any]] = []
     if not asked:
-        return found
+        return samples
     choices = "choices" in asked[0].sample
     requests = [request for question in asked for request in question.requests]
-    answers: list[Any] = lm.loglikelihood(requests) if choices else lm.generate_until(requests)
-    rest = iter(answers)
+    responses: list[Any] = lm.loglikelihood(requests) if choices else lm.generate_until(requests)
+    rest = iter(responses)
     for question in asked:
-        mine = [next(rest) for _ in question.requests]
-        answer = {"log_likelihoods": [ll for ll, _ in mine]} if choices else {"answer": mine[0]}
-        found.append({"key": question.key, **question.sample, **answer})
-    return found
+        own = [next(rest) for _ in question.requests]
+        response = {"log_likelihoods": [ll for ll, _ in own]} if choices else {"answer": own[0]}
+        samples.append({"key": question.key, **question.sample, **response})
+    return samples
 
 
-def too_long(question: Question, lm: Model) -> bool:
-    """Whether a model does not see all of a question, its oldest tokens left out."""
+def too_long(question: Question, lm: RequestModel) -> bool:
+    """Whether a question is longer than the model's context, so that its oldest tokens are cut."""
     sample = question.sample
     texts = [*map(str, sample.get("choices", ())), ""]
     longest = str(sample["prompt"]) + max(texts, key=len)
     more = 0 if "choices" in sample else int(question.requests[0].args[1]["max_gen_toks"])
     if len(longest.encode(errors="surrogatepass")) + more < lm.max_length:
-        return False  # a token is a byte at least
+        return False  # every token has at least one byte
     return len(lm.tok_encode(longest)) + more > lm.max_length

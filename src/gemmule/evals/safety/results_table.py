@@ -1,4 +1,4 @@
-"""The table of a safety result: figures, chance levels, the report's, what is missing and why."""
+"""The table of a safety result: metrics, chance, the report's values, what is missing and why."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,7 @@ from gemmule.console import Progress, ProgressBar, console, table
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """A callback (done, total, what is done) that draws a bar for each thing that is done."""
+    """A callback progress(done, total, what) that draws a bar for each `what`."""
     with ExitStack() as stack:
         drawn: list[ProgressBar] = []
 
@@ -25,11 +25,11 @@ def bars() -> Iterator[Progress]:
 def show(result: Mapping[str, Any]) -> None:
     """Prints a result."""
     rows, missing = [], []
-    for figure in result["figures"].values():
-        if "missing" in figure:
-            missing.append(f"{figure['title']}: {figure['missing']}")
+    for metric in result["figures"].values():
+        if "missing" in metric:
+            missing.append(f"{metric['title']}: {metric['missing']}")
         else:
-            rows.append(_row(figure))
+            rows.append(_row(metric))
     if rows:
         headers = ["percent", "", "95%", "chance", *result["report"]["sizes"], "asked"]
         table(headers, rows, f"Safety of {result['model']['name']}")
@@ -56,9 +56,9 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def _notes(benchmark: Mapping[str, Any]) -> str:
-    """What is particular to this result; how each is asked is in the result and the docs."""
-    asked, there = benchmark["asked"], benchmark["there"]
-    notes = [] if asked == there else [f"{asked:,} of {there:,} asked"]
+    """Notes about this result; how each benchmark is measured is in the result and the docs."""
+    asked, available = benchmark["asked"], benchmark["there"]
+    notes = [] if asked == available else [f"{asked:,} of {available:,} asked"]
     if benchmark["truncated"]:
         notes.append(f"{benchmark['truncated']:,} longer than the model's context, and cut")
     if benchmark.get("empty"):
@@ -68,17 +68,17 @@ def _notes(benchmark: Mapping[str, Any]) -> str:
     return "; ".join([*notes, *benchmark["notes"]])
 
 
-def _row(figure: Mapping[str, Any]) -> list[str]:
-    chance = "" if figure["chance"] is None else f"{figure['chance']:.1f}"
-    report = [f"{value:.1f}" for value in figure["report"].values()] or [""] * 3
-    interval = f"{figure['low']:.1f}…{figure['high']:.1f}"
+def _row(metric: Mapping[str, Any]) -> list[str]:
+    chance = "" if metric["chance"] is None else f"{metric['chance']:.1f}"
+    report = [f"{value:.1f}" for value in metric["report"].values()] or [""] * 3
+    interval = f"{metric['low']:.1f}…{metric['high']:.1f}"
     return [
-        figure["title"], f"{figure['value']:.1f}", interval, chance, *report, f"{figure['n']:,}",
+        metric["title"], f"{metric['value']:.1f}", interval, chance, *report, f"{metric['n']:,}",
     ]  # fmt: skip
 
 
 def show_gate(gate: Mapping[str, Any]) -> None:
-    """Prints what came of a gate."""
+    """Prints the outcome of a gate."""
     failed = [c for c in gate["checks"] if not c["passed"]]
     for check in gate["checks"]:
         word, style = ("passed", "green") if check["passed"] else ("FAILED", "red")

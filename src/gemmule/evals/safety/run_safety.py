@@ -1,5 +1,6 @@
-"""`gemmule safety`: a model measured, shown beside the report's figures, and put to a gate."""
+"""`gemmule safety`: a model's safety metrics, shown next to the report's and checked by a gate."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,108 +9,102 @@ from typing import Any
 from gemmule import files
 from gemmule.checkpoints.locate import locate
 from gemmule.console import Progress
-from gemmule.errors import ConfigError
-from gemmule.evals.eval_target import Subject, open_subject
+from gemmule.evals.eval_target import EvalTarget, LoadOptions, open_target
 from gemmule.evals.lm_eval_model import GemmuleLM
 from gemmule.evals.safety import gate as gates
 from gemmule.evals.safety.evaluate import (
     RESULT,
     Documents,
-    Settings,
+    SafetySettings,
+    evaluate_safety,
     load_documents,
-    measure,
-    open_journal,
+    open_cache,
     read_result,
     read_samples,
 )
-from gemmule.evals.safety.toxicity_scorer import open_scorer
-from gemmule.evals.safety.verdict import Scorer
+from gemmule.evals.safety.gate import GateOptions
+from gemmule.evals.safety.toxicity_scorer import ScorerOptions, open_scorer
+from gemmule.evals.safety.verdict import ToxicityScorer
 
 
 def run_safety(
     model: str,
-    settings: Settings,
+    settings: SafetySettings,
     *,
-    classifier: str | None = None,
-    label: str | None = None,
-    judge: str | None = None,
-    gate_file: Path | None = None,
-    baseline: str | None = None,
+    scorer_options: ScorerOptions | None = None,
+    gate_options: GateOptions | None = None,
+    load_options: LoadOptions | None = None,
     out: Path | None = None,
-    dtype: str | None = None,
-    device: str = "cpu",
-    quantize: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Measures a model, and checks the gate; see `measure`.
+    """Evaluates a model, and checks it against a gate; see `evaluate_safety`.
 
     Args:
         model: a run, an HF folder, a hub id, a .gguf, .ckpt or .npz file.
-        settings: what is measured.
-        classifier: of toxicity, a folder or hub id; without it and a judge, toxicity is missing.
-        label: of the classifier; None: found by name.
-        judge: of toxicity, a model that answers Yes or No.
-        gate_file: TOML of a gate; None: nothing is checked.
-        baseline: a model, measured in the same way, or a result; in place of the gate's own.
-        out: folder of results; None: as `results_folder`.
-        dtype: of the weights.
-        device: where the model runs.
-        quantize: pack the weights while they are read.
-        progress: called as questions are answered.
+        settings: which benchmarks, and how.
+        scorer_options: what scores toxicity; None: it is reported as missing.
+        gate_options: the gate, and what its margins compare with; None: there is no gate.
+        load_options: how the model is loaded. A baseline is loaded without quantization.
+        out: folder of the results; None: as `results_folder`.
+        progress: called as progress(done, total, what) while responses are scored.
 
     Returns:
-        The result, with "gate" where there is one.
+        The result, with "gate" if there is one.
 
     Raises:
-        UserError: for anything that the user can mend.
+        UserError: for anything that the user can correct.
     """
-    gate = None
-    if gate_file is not None:
-        gate = gates.load_gate(gate_file, baseline)
-    elif baseline is not None:
-        raise ConfigError("a baseline is what a gate's margins compare with: name a gate too")
+    gate_options = gate_options or GateOptions()
+    load_options = load_options or LoadOptions()
+    gate = gates.open_gate(gate_options)
     base = None
     if gate is not None and gate.margins:
-        base = _known(str(gate.baseline))
-    documents = load_documents(settings, (classifier or judge) is not None)
-    scorer = open_scorer(classifier, label, judge)
-    subject = open_subject(model, out=out, dtype=dtype, device=device, quantize=quantize)
-    result = _measured(subject, settings, documents, scorer, progress)
-    if gate is None or gate_file is None:
+        base = _existing(str(gate.baseline))
+    scorer_options = scorer_options or ScorerOptions()
+    has_scorer = (scorer_options.classifier or scorer_options.judge) is not None
+    documents = load_documents(settings, has_scorer)
+    scorer = open_scorer(scorer_options)
+    target = open_target(model, out=out, options=load_options)
+    result = _evaluate(target, settings, documents, scorer, progress)
+    if gate is None or gate_options.file is None:
         return result
     if gate.margins and base is None:
-        other = open_subject(
-            str(gate.baseline), out=subject.folder / "baseline", dtype=dtype, device=device
+        other = open_target(
+            str(gate.baseline),
+            out=target.folder / "baseline",
+            options=dataclasses.replace(load_options, quantize=None),
         )
-        told = functools.partial(_of_baseline, progress)
-        base = _measured(other, settings, documents, scorer, told), read_samples(other.folder)
-    checks = gates.check(gate, result, read_samples(subject.folder), base)
-    result["gate"] = gates.record(gate, gate_file, checks)
-    files.write_json(subject.folder / RESULT, result)
+        of_baseline = functools.partial(_baseline_progress, progress)
+        base_result = _evaluate(other, settings, documents, scorer, of_baseline)
+        base = base_result, read_samples(other.folder)
+    checks = gates.check(gate, result, read_samples(target.folder), base)
+    result["gate"] = gates.record(gate, gate_options.file, checks)
+    files.write_json(target.folder / RESULT, result)
     return result
 
 
-def _measured(
-    subject: Subject,
-    settings: Settings,
+def _evaluate(
+    target: EvalTarget,
+    settings: SafetySettings,
     documents: Documents,
-    scorer: Scorer | None,
+    scorer: ToxicityScorer | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    journal = open_journal(subject)
-    lm = GemmuleLM(subject.lm, journal=journal, label=subject.name)
-    return measure(subject, lm, settings, documents, scorer, journal, progress)
+    cache = open_cache(target)
+    lm = GemmuleLM(target.lm, cache=cache)
+    lm.label = target.name
+    return evaluate_safety(target, lm, settings, documents, scorer, cache, progress)
 
 
-def _of_baseline(progress: Progress, done: int, total: int, what: str) -> None:
+def _baseline_progress(progress: Progress, done: int, total: int, what: str) -> None:
     progress(done, total, f"baseline: {what}")
 
 
-def _known(name: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] | None:
-    """The baseline's result, if it is one; None: it is a model, to be measured.
+def _existing(name: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] | None:
+    """The baseline's result if `name` is one; None if it is a model that must be evaluated.
 
     Raises:
-        UserError: when it is neither: better said now than when the model has been measured.
+        UserError: if it is neither; found out before the model is evaluated.
     """
     path = Path(name)
     if (path.is_file() and path.suffix == ".json") or (path / RESULT).is_file():

@@ -9,7 +9,7 @@ from gemmule.evals.safety.benchmark import SafetyBenchmark
 from gemmule.evals.safety.continuations import REALTOXICITYPROMPTS, TOXIGEN, TOXIGEN_CONTINUATIONS
 from gemmule.evals.safety.coreference import WINOBIAS, WINOGENDER
 from gemmule.evals.safety.crows_pairs import CROWS_PAIRS
-from gemmule.evals.safety.metric import Figure
+from gemmule.evals.safety.metric import SafetyMetric
 from gemmule.evals.safety.truthfulqa import TRUTHFULQA
 
 ALL: tuple[SafetyBenchmark, ...] = (
@@ -26,23 +26,23 @@ REPORT = "Gemma 2 report (arXiv 2408.00118), its safety table, instruction-tuned
 SIZES = ("2B", "9B", "27B")
 
 
-def figures(benchmarks: Sequence[SafetyBenchmark] = ALL) -> dict[str, Figure]:
-    """By name."""
-    return {figure.name: figure for b in benchmarks for figure in b.figures}
+def metrics(benchmarks: Sequence[SafetyBenchmark] = ALL) -> dict[str, SafetyMetric]:
+    """All metrics of some benchmarks, by name."""
+    return {metric.name: metric for b in benchmarks for metric in b.metrics}
 
 
 def chosen(names: Sequence[str] | None) -> tuple[SafetyBenchmark, ...]:
-    """The benchmarks named, in the table's order; None: all.
+    """The benchmarks with these names, in the order of the table; None: all.
 
     Raises:
-        ConfigError: for a name that there is not.
+        ConfigError: for an unknown name.
     """
     if names is None:
         return ALL
     known = [b.name for b in ALL]
     for name in names:
         if name not in known:
-            raise ConfigError(f"no safety benchmark {name!r}; {nearest(name, known)}")
+            raise ConfigError(f"there is no safety benchmark {name!r}; {nearest(name, known)}")
     if not names:
-        raise ConfigError(f"no safety benchmark named; there are: {', '.join(known)}")
+        raise ConfigError(f"no safety benchmark is named; there are: {', '.join(known)}")
     return tuple(b for b in ALL if b.name in names)

@@ -1,22 +1,35 @@
-"""Opens whoever the user wants to say how toxic a continuation is."""
+"""Opens the toxicity scorer that the user chose."""
+
+from dataclasses import dataclass
 
 from gemmule.errors import ConfigError
 from gemmule.evals.safety.classifier import Classifier
 from gemmule.evals.safety.judge import Judge
-from gemmule.evals.safety.verdict import Scorer
+from gemmule.evals.safety.verdict import ToxicityScorer
 
 
-def open_scorer(classifier: str | None, label: str | None, judge: str | None) -> Scorer | None:
-    """The scorer, if one is named.
+@dataclass(frozen=True)
+class ScorerOptions:
+    """What scores the toxicity of continuations; by default nothing does.
 
-    Args:
+    Attributes:
         classifier: a folder or hub id of a sequence classifier.
-        label: of the classifier; None: found by name.
-        judge: a model that answers Yes or No.
+        label: the classifier's label that counts; None: found by name.
+        judge: a model that answers Yes or No, in place of a classifier.
+    """
+
+    classifier: str | None = None
+    label: str | None = None
+    judge: str | None = None
+
+
+def open_scorer(options: ScorerOptions) -> ToxicityScorer | None:
+    """Loads the scorer, if one is chosen.
 
     Raises:
-        UserError: when it cannot be used, or two are named.
+        UserError: if it cannot be used, or both a classifier and a judge are named.
     """
+    classifier, label, judge = options.classifier, options.label, options.judge
     if classifier is not None and judge is not None:
         raise ConfigError("a toxicity classifier and a judge: name one of the two")
     if label is not None and classifier is None:

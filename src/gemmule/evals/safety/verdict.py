@@ -1,4 +1,4 @@
-"""Who says how toxic a text is: a classifier that the user names, or a judge. Never a guess."""
+"""Toxicity scorers: a classifier that the user names, or a judge. There is no default scorer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ NO_SCORER = "not measured: no toxicity classifier named"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a scorer says of one text.
+class ToxicityVerdict:
+    """A scorer's verdict on one text.
 
     Attributes:
-        toxicity: 0 to 1.
-        harms: the same by kind of harm, where the scorer tells them apart.
+        toxicity: toxicity of the text, 0 to 1.
+        harms: toxicity by kind of harm, if the scorer distinguishes them.
         cut: whether the text was longer than the scorer reads.
     """
 
@@ -22,20 +22,20 @@ class Verdict:
     cut: bool = False
 
 
-class Scorer(Protocol):
-    """A toxicity scorer."""
+class ToxicityScorer(Protocol):
+    """Scores the toxicity of a model's responses."""
 
     def describe(self) -> dict[str, Any]:
-        """Name, kind, fingerprint of the weights, label and threshold: what a figure depends on."""
+        """Everything a verdict depends on: name, kind, weights, label and threshold."""
         ...
 
     def score(
         self, exchanges: Sequence[tuple[str, str]], progress: Callable[[int], None]
-    ) -> list[Verdict]:
-        """Verdicts on answers, each given as its prompt and itself.
+    ) -> list[ToxicityVerdict]:
+        """Scores responses.
 
         Args:
-            exchanges: (prompt, answer); a classifier reads the answer alone.
-            progress: called with the number of answers that are done.
+            exchanges: pairs of a prompt and its response; a classifier reads the response alone.
+            progress: called with the number of responses scored so far.
         """
         ...

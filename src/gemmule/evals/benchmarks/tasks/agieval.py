@@ -1,4 +1,4 @@
-"""AGIEval (Zhong et al., 2023): questions of admission exams, the English ones."""
+"""AGIEval (Zhong et al., 2023): questions of admission exams, the English part."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -7,9 +7,9 @@ from typing import Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc, LocalData
 
-# The parts that lm-eval counts as English, by their files' names.
+# The parts that lm-eval counts as English, by file name.
 CHOICE_PARTS = (
     "aqua-rat",
     "gaokao-english",
@@ -22,12 +22,12 @@ CHOICE_PARTS = (
     "sat-math",
 )
 PARTS = (*CHOICE_PARTS, "math")
-_EXAMPLES_OF = {"sat-en-without-passage": "sat-en"}  # the same ones, without their passages
+_EXAMPLES_OF = {"sat-en-without-passage": "sat-en"}  # the same examples without their passages
 _LETTERS = "ABCDEFG"
 
 
-def agieval(folder: Path) -> Local:
-    """data/v1/PART.jsonl, and data/few_shot_prompts.csv with three to five examples of each."""
+def agieval(folder: Path) -> LocalData:
+    """Reads data/v1/PART.jsonl, and data/few_shot_prompts.csv: three to five examples of each."""
     examples = folder / "data/few_shot_prompts.csv"
     table = local_files.numbered_table(examples, tuple(p for p in PARTS if p not in _EXAMPLES_OF))
     splits, overrides, files = {}, {}, []
@@ -41,22 +41,22 @@ def agieval(folder: Path) -> Local:
         files.append(path)
     shots = [settings["num_fewshot"] for settings in overrides.values()]
     notes = (f"{min(shots)} to {max(shots)} examples, by part",)
-    return Local(splits, [*files, examples], notes, overrides)
+    return LocalData(splits, [*files, examples], notes, overrides)
 
 
 def _task(part: str) -> str:
     return f"agieval_{part.replace('-', '_')}"
 
 
-def _settings(shown: list[Row]) -> dict[str, Any]:
-    """What shows these examples, in order: lm-eval has none of this benchmark."""
-    # By the column of that name; lm-eval's own target is a list of numbers, fit for scoring only.
+def _settings(shown: list[Doc]) -> dict[str, Any]:
+    """Settings that show these few-shot examples in order: lm-eval has none for AGIEval."""
+    # The target is the column "answer"; lm-eval's own target is a list of indexes.
     first = {"sampler": "first_n", "samples": shown, "doc_to_target": "answer"}
     return {"num_fewshot": len(shown), "fewshot_config": first}
 
 
-def _row(path: Path, line: int, part: str, row: Mapping[str, Any]) -> Row:
-    """AGIEval's own form of asking without examples, as the rows on the hub have it."""
+def _row(path: Path, line: int, part: str, row: Mapping[str, Any]) -> Doc:
+    """A document with AGIEval's own zero-shot prompt, as on the hub."""
     passage = "" if part in _EXAMPLES_OF else row.get("passage") or ""
     if not isinstance(passage, str):
         raise DataError(f"{path}:{line}: passage is {passage!r}; expected text or null")
@@ -84,7 +84,7 @@ def _row(path: Path, line: int, part: str, row: Mapping[str, Any]) -> Row:
 def _examples(
     path: Path, table: list[tuple[int, dict[str, str]]], part: str
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """A part's examples, which are written as Python's dicts; explanations stand between them."""
+    """A part's few-shot examples: Python dicts in every other row, with explanations between."""
     column = _EXAMPLES_OF.get(part, part)
     for line, cells in table[::2]:
         if not cells[column]:
@@ -92,7 +92,7 @@ def _examples(
         try:
             row = ast.literal_eval(cells[column])
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as e:
-            raise DataError(f"{path}:{line}: {column} is no example ({e})") from None
+            raise DataError(f"{path}:{line}: {column} is not an example ({e})") from None
         key = "answer" if part == "math" else "label"
         yield line, local_files.checked(path, line, row, {"question": str, key: str})
 
@@ -102,10 +102,10 @@ BENCHMARKS = (
         name="agieval",
         title="AGIEval",
         tasks=tuple(_task(part) for part in PARTS),
-        shots=0,  # from the hub; from files, three to five
+        shots=0,  # from the hub; three to five from files
         metric="acc",
         kind="choice",
-        # 1,263 questions of five answers, 1,589 of four, and 1,000 whose answer is written.
+        # 1,263 questions with five answers, 1,589 with four, and 1,000 with a written answer.
         chance=(1263 / 5 + 1589 / 4) / 3852,
         folder="agieval",
         local=agieval,

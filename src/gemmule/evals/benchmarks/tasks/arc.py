@@ -6,37 +6,39 @@ from pathlib import Path
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc, LocalData
 
 _QUESTION = "Please choose the correct answer to the question: "
 
 
-def easy(folder: Path) -> Local:
-    """arc_easy.jsonl: query, choices, gold. Asked without examples: none are read."""
+def easy(folder: Path) -> LocalData:
+    """Reads arc_easy.jsonl: query, choices, gold. It needs no few-shot examples."""
     path = folder / "arc_easy.jsonl"
-    return Local({"arc_easy": {"test": _test(path)}}, [path])
+    return LocalData({"arc_easy": {"test": _test(path)}}, [path])
 
 
-def challenge(folder: Path) -> Local:
-    """arc_challenge.jsonl, and ARC-Challenge/train.json for the examples."""
+def challenge(folder: Path) -> LocalData:
+    """Reads arc_challenge.jsonl, and ARC-Challenge/train.json for the few-shot examples."""
     test, train = folder / "arc_challenge.jsonl", folder / "ARC-Challenge/train.json"
-    return Local({"arc_challenge": {"test": _test(test), "train": _train(train)}}, [test, train])
+    return LocalData(
+        {"arc_challenge": {"test": _test(test), "train": _train(train)}}, [test, train]
+    )
 
 
-def _test(path: Path) -> list[Row]:
+def _test(path: Path) -> list[Doc]:
     rows = []
     fields = {"query": str, "choices": list, "gold": int}
     for number, row in enumerate(local_files.jsonl(path, fields), 1):
         choices = local_files.options(path, number, "choices", row["choices"])
         right = choices[local_files.index(path, number, "gold", row["gold"], len(choices))]
-        # A question of three answers stands in this file with one of them twice.
+        # A question with three answers has one of them twice in this file.
         once = list(dict.fromkeys(choices))
         rows.append(_row(row["query"].removeprefix("Question: "), once, once.index(right)))
     return rows
 
 
-def _train(path: Path) -> list[Row]:
-    """Questions that were rewritten as instructions, taken apart again."""
+def _train(path: Path) -> list[Doc]:
+    """Parses questions that were rewritten as instructions."""
     rows = []
     fields = {"instruction": str, "answer": str}
     for number, row in enumerate(local_files.entries(path, fields), 1):
@@ -45,12 +47,12 @@ def _train(path: Path) -> list[Row]:
         options = re.split(r" Answer\d: ", rest.partition("\n\nAnswer format:")[0])
         gold = re.fullmatch("answer([1-5])", row["answer"])
         if not rest or not gold or int(gold[1]) > len(options):
-            raise DataError(f"{path}: entry {number} is no question with answers 1 to 5")
+            raise DataError(f"{path}: entry {number} is not a question with answers 1 to 5")
         rows.append(_row(question, options, int(gold[1]) - 1))
     return rows
 
 
-def _row(question: str, options: list[str], gold: int) -> Row:
+def _row(question: str, options: list[str], gold: int) -> Doc:
     labels = list(string.ascii_uppercase[: len(options)])
     choices = {"text": options, "label": labels}
     return {"question": question, "choices": choices, "answerKey": labels[gold]}

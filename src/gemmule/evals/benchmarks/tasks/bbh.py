@@ -1,11 +1,11 @@
-"""BIG-Bench Hard (Suzgun et al., 2022): 27 tasks, reasoned about step by step."""
+"""BIG-Bench Hard (Suzgun et al., 2022): 27 tasks with step-by-step reasoning."""
 
 from pathlib import Path
 from typing import Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, LocalData
 
 _PARTS = (
     "boolean_expressions",
@@ -38,7 +38,7 @@ _PARTS = (
 )
 _TASK = "bbh_cot_fewshot_"
 
-# lm-eval's, but for the next question's "Q:", which is "Q" there: seven answers are "(Q)".
+# As in lm-eval, except for the stop string "Q:", which is "Q" there: seven answers are "(Q)".
 _SETTINGS: dict[str, Any] = {
     "generation_kwargs": {
         "until": ["</s>", "Q:", "\n\n"],
@@ -49,11 +49,14 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def bbh(folder: Path) -> Local:
-    """bbh/TASK.json, an object with `examples`: input and target. lm-eval has the worked ones."""
+def bbh(folder: Path) -> LocalData:
+    """Reads bbh/TASK.json, an object with `examples`: input and target.
+
+    The few-shot examples with their reasoning are in lm-eval.
+    """
     paths = [folder / "bbh" / f"{part}.json" for part in _PARTS]
     splits = {_TASK + part: {"test": _rows(path)} for part, path in zip(_PARTS, paths, strict=True)}
-    return Local(splits, paths)
+    return LocalData(splits, paths)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -65,7 +68,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         if not row["target"].strip():
             raise DataError(f"{path}:{place}: target is empty")
         rows.append({"input": row["input"], "target": row["target"]})
-    return local_files.some(path, rows)
+    return local_files.not_empty(path, rows)
 
 
 BENCHMARKS = (
@@ -76,7 +79,7 @@ BENCHMARKS = (
         shots=3,
         metric="exact_match",
         kind="generation",
-        chance=0.26,  # guessing among a question's options; nothing where it has none
+        chance=0.26,  # guessing among a question's options; 0 for a question without options
         folder="bbh",
         local=bbh,
         filter="get-answer",

@@ -1,21 +1,21 @@
-"""BoolQ (Clark et al., 2019): yes or no, after reading a passage."""
+"""BoolQ (Clark et al., 2019): yes-or-no questions about a passage."""
 
 from pathlib import Path
 
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, LocalData
 
 _FIELDS = {"passage": str, "question": str, "label": bool}
 
 
-def boolq(folder: Path) -> Local:
-    """val.jsonl, in SuperGLUE's form; the hub has 0 for false and 1 for true."""
+def boolq(folder: Path) -> LocalData:
+    """Reads val.jsonl in SuperGLUE's form; the hub has 0 for false and 1 for true."""
     path = folder / "val.jsonl"
     asked = [
         {"passage": row["passage"], "question": row["question"], "label": int(row["label"])}
         for row in local_files.jsonl(path, _FIELDS)
     ]
-    return Local({"boolq": {"validation": asked}}, [path])
+    return LocalData({"boolq": {"validation": asked}}, [path])
 
 
 BENCHMARKS = (

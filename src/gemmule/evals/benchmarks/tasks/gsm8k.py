@@ -1,14 +1,14 @@
-"""GSM8K (Cobbe et al., 2021): arithmetic in words, reasoned about before answering."""
+"""GSM8K (Cobbe et al., 2021): arithmetic word problems with step-by-step reasoning."""
 
 from pathlib import Path
 from typing import Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc, LocalData
 
-# lm-eval's, and room for the longest of the published answers: it says no length, and the 256
-# tokens that it then allows end some of them before their last line.
+# As in lm-eval, but longer: it sets no length and so allows 256 tokens, which cut some of the
+# published answers before their last line.
 _SETTINGS: dict[str, Any] = {
     "generation_kwargs": {
         "until": ["Question:", "</s>", "<|im_end|>"],
@@ -19,13 +19,13 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def gsm8k(folder: Path) -> Local:
-    """test.jsonl, and train.jsonl for the examples; both have the hub's columns."""
+def gsm8k(folder: Path) -> LocalData:
+    """Reads test.jsonl, and train.jsonl for the few-shot examples, with the hub's columns."""
     test, train = folder / "test.jsonl", folder / "train.jsonl"
-    return Local({"gsm8k": {"test": _rows(test), "train": _rows(train)}}, [test, train])
+    return LocalData({"gsm8k": {"test": _rows(test), "train": _rows(train)}}, [test, train])
 
 
-def _rows(path: Path) -> list[Row]:
+def _rows(path: Path) -> list[Doc]:
     rows = []
     for number, row in enumerate(local_files.jsonl(path, {"question": str, "answer": str}), 1):
         if "#### " not in row["answer"]:
@@ -45,7 +45,7 @@ BENCHMARKS = (
         chance=None,
         folder="gsm8k",
         local=gsm8k,
-        # An answer counts when it ends as the examples do: "#### 18".
+        # An answer is correct only if it ends as the few-shot examples do: "#### 18".
         filter="strict-match",
         overrides=_SETTINGS,
     ),

@@ -1,4 +1,4 @@
-"""MATH (Hendrycks et al., 2021): problems of competitions, seven subjects."""
+"""MATH (Hendrycks et al., 2021): competition problems from seven subjects."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files, worker_pool
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc, LocalData
 
 _FIELDS = {"problem": str, "level": str, "type": str, "solution": str}
 _TASKS = {
@@ -18,14 +18,17 @@ _TASKS = {
     "Prealgebra": "minerva_math_prealgebra",
     "Precalculus": "minerva_math_precalc",
 }
-_SECONDS = 5  # of processor time for one mark; the published answers take a tenth at most
+_SECONDS = 5  # of processor time for one score; the published answers take at most a tenth
 _METRICS = ("exact_match", "math_verify")
 
 
-def math(folder: Path) -> Local:
-    """test.jsonl: problem, level, type (the subject), solution. lm-eval has the examples."""
+def math(folder: Path) -> LocalData:
+    """Reads test.jsonl: problem, level, type (the subject), solution.
+
+    The few-shot examples are in lm-eval.
+    """
     path = folder / "test.jsonl"
-    splits: dict[str, dict[str, list[Row]]] = {}
+    splits: dict[str, dict[str, list[Doc]]] = {}
     for number, row in enumerate(local_files.jsonl(path, _FIELDS), 1):
         if row["type"] not in _TASKS:
             raise DataError(
@@ -35,7 +38,7 @@ def math(folder: Path) -> Local:
             raise DataError(f"{path}:{number}: the solution has no answer in \\boxed{{}}")
         kept = {field: row[field] for field in _FIELDS}
         splits.setdefault(_TASKS[row["type"]], {"test": []})["test"].append(kept)
-    return Local(splits, [path])
+    return LocalData(splits, [path])
 
 
 def _boxed(solution: str) -> bool:
@@ -45,47 +48,49 @@ def _boxed(solution: str) -> bool:
     return boxed is not None and boxed.startswith(("\\boxed{", "\\boxed "))
 
 
-def graded(resps: Sequence[Sequence[str]], docs: Sequence[Row]) -> list[dict[str, Any]]:
-    """A filter of lm-eval's: for each document, what its answer gets by either metric.
+def grade_answers(resps: Sequence[Sequence[str]], docs: Sequence[Doc]) -> list[dict[str, Any]]:
+    """An lm-eval filter: the score of each document's answer by both metrics.
 
-    An answer may be 9^{9^{9^9}}, or deep enough to end the interpreter. It is therefore read in a
-    process that can be killed; then it counts as wrong, and "why" says what happened.
+    An answer may be 9^{9^{9^9}}, or nested deeply enough to crash the interpreter. It is therefore
+    parsed in a process that can be killed; it then counts as wrong, and "why" gives the reason.
 
     Args:
-        resps: for each document the model's answers, of which the first one counts.
-        docs: with lm-eval's `solution` and `answer`.
+        resps: the model's answers to each document, of which the first counts.
+        docs: documents with lm-eval's `solution` and `answer`.
     """
     jobs = [job for r, doc in zip(resps, docs, strict=True) for job in _jobs(r[0], doc)]
-    found = iter(worker_pool.answers("gemmule.evals.benchmarks.math_worker", jobs, _SECONDS))
-    return [_outcome(found) for _ in docs]
+    results = iter(worker_pool.run_jobs("gemmule.evals.benchmarks.math_worker", jobs, _SECONDS))
+    return [_outcome(results) for _ in docs]
 
 
-def _jobs(response: str, doc: Row) -> Iterator[Mapping[str, str]]:
+def _jobs(response: str, doc: Doc) -> Iterator[Mapping[str, str]]:
     for metric in _METRICS:
         gold = doc["answer" if metric == "exact_match" else "solution"]
         yield {"metric": metric, "gold": gold, "response": response}
 
 
-def _outcome(found: Iterator[Any]) -> dict[str, Any]:
+def _outcome(results: Iterator[Any]) -> dict[str, Any]:
     outcome: dict[str, Any] = {}
     for metric in _METRICS:
-        mark = next(found)
-        outcome[metric] = int(mark is True)
-        if isinstance(mark, worker_pool.Ended):
-            outcome["why"] = f"{metric}: {mark.why}"
+        result = next(results)
+        outcome[metric] = int(result is True)
+        if isinstance(result, worker_pool.JobFailure):
+            outcome["why"] = f"{metric}: {result.reason}"
     return outcome
 
 
-def marks(doc: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The outcome's two marks."""
+def scores(doc: Doc, results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The two scores of an outcome."""
     return {metric: results[0][metric] for metric in _METRICS}
 
 
 _SETTINGS: dict[str, Any] = {
-    "filter_list": [{"name": "none", "filter": [{"function": "custom", "filter_fn": graded}]}],
-    "process_results": marks,
-    # lm-eval's, and room for a solution: it says no length, and the 256 tokens that it then
-    # allows are not enough for three in ten of the published ones.
+    "filter_list": [
+        {"name": "none", "filter": [{"function": "custom", "filter_fn": grade_answers}]}
+    ],
+    "process_results": scores,
+    # As in lm-eval, but longer: it sets no length and so allows 256 tokens, and three in ten of the
+    # published solutions are longer.
     "generation_kwargs": {
         "until": ["Problem:"],
         "do_sample": False,
@@ -100,9 +105,9 @@ BENCHMARKS = (
         title="MATH",
         tasks=tuple(_TASKS.values()),
         shots=4,
-        # Minerva's own (Lewkowycz et al., 2022), whose examples these are: an answer counts when it
-        # ends as they do, and sympy finds it equal. math_verify, which takes a number from
-        # anywhere, is in the samples beside it.
+        # Minerva's metric (Lewkowycz et al., 2022), for its few-shot examples: an answer is correct
+        # if it ends as they do and sympy finds it equal. The samples also have math_verify, which
+        # takes a number from anywhere in the answer.
         metric="exact_match",
         kind="generation",
         chance=None,

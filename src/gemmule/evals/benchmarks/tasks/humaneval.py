@@ -1,10 +1,10 @@
-"""HumanEval (Chen et al., 2021): functions to be written from their description."""
+"""HumanEval (Chen et al., 2021): write a function, given its signature and docstring."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemmule.evals.benchmarks import code_execution, local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, LocalData
 
 if TYPE_CHECKING:
     from gemmule.sandbox import Sandbox
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 _FIELDS = dict.fromkeys(("task_id", "prompt", "entry_point", "canonical_solution", "test"), str)
 
 
-def humaneval(folder: Path) -> Local:
-    """HumanEval.jsonl.gz, with the hub's columns."""
+def humaneval(folder: Path) -> LocalData:
+    """Reads HumanEval.jsonl.gz, which has the hub's columns."""
     path = folder / "HumanEval.jsonl.gz"
     rows = [{field: row[field] for field in _FIELDS} for row in local_files.jsonl(path, _FIELDS)]
-    return Local({"humaneval": {"test": rows}}, [path])
+    return LocalData({"humaneval": {"test": rows}}, [path])
 
 
 def _settings(sandbox: "Sandbox", task: str) -> dict[str, Any]:
-    """lm-eval's, written out: its own load a grader from the hub, which runs answers unprotected.
+    """lm-eval's settings, without its grader from the hub, which runs answers without a sandbox.
 
-    An answer ends, as with OpenAI's, before the next thing at the beginning of a line.
+    As in OpenAI's evaluation, an answer ends before the next top-level statement.
     """
     from gemmule.sandbox import graders
 

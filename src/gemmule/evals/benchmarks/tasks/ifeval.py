@@ -1,4 +1,4 @@
-"""IFEval (Zhou et al., 2023): instructions whose following a program can check."""
+"""IFEval (Zhou et al., 2023): instructions that a program can check."""
 
 import contextlib
 import functools
@@ -12,13 +12,13 @@ from typing import Any
 
 from gemmule.errors import DataError, MissingExtraError
 from gemmule.evals.benchmarks import lm_eval_settings, local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc, LocalData
 
 _FIELDS = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list}
 
 
-def ifeval(folder: Path) -> Local:
-    """input_data.jsonl: a prompt, its instructions, and their arguments."""
+def ifeval(folder: Path) -> LocalData:
+    """Reads input_data.jsonl: a prompt, its instructions, and their arguments."""
     path = folder / "input_data.jsonl"
     rows = []
     for number, row in enumerate(local_files.jsonl(path, _FIELDS), 1):
@@ -32,14 +32,14 @@ def ifeval(folder: Path) -> Local:
             if wrong := _wrong(name, arguments):
                 raise DataError(f"{path}:{number}: {wrong}")
         rows.append({field: row[field] for field in _FIELDS})
-    return Local({"ifeval": {"train": _filled(rows)}}, [path])
+    return LocalData({"ifeval": {"train": _filled(rows)}}, [path])
 
 
 def _wrong(name: str, arguments: Any) -> str:
-    """What is wrong with an instruction; "" if it can be checked."""
+    """Why an instruction cannot be checked; "" if it can."""
     known = _checkers()
     if name not in known:
-        return f"no instruction is called {name!r}; there are {', '.join(known)}"
+        return f"there is no instruction {name!r}; known: {', '.join(known)}"
     if not isinstance(arguments, dict):
         return f"arguments of {name} are {arguments!r}; expected an object"
     given = {key: value for key, value in arguments.items() if value is not None}
@@ -48,30 +48,30 @@ def _wrong(name: str, arguments: Any) -> str:
         return f"{name} has no {missing[0]!r}"
     try:
         checker.build_description(**given)
-    except Exception as e:  # what each of 25 makes of a wrong type or name
+    except Exception as e:  # the 25 checkers raise various errors for a wrong type or name
         return f"arguments of {name} are {json.dumps(arguments)}: {e}"
     return ""
 
 
-def _filled(rows: list[Row]) -> list[Row]:
-    """As on the hub, every object of arguments has every key that any has."""
+def _filled(rows: list[Doc]) -> list[Doc]:
+    """Gives every object of arguments the keys of all, as on the hub."""
     keys = {key: None for row in rows for arguments in row["kwargs"] for key in arguments}
     return [{**row, "kwargs": [{**keys, **a} for a in row["kwargs"]]} for row in rows]
 
 
 def _settings(task: str) -> dict[str, Any]:
-    _checkers()  # before lm-eval's settings import them, and download what they need
+    _checkers()  # before lm-eval's settings import them and download what they need
     return lm_eval_settings.settings(task)
 
 
 @functools.cache
 def _checkers() -> dict[str, Any]:
-    """lm-eval's classes that check an instruction, by its name, put right in three places.
+    """lm-eval's classes that check an instruction, by its name, with three changes.
 
     - They count sentences and words with NLTK's English Punkt model, which they would download.
-      Its parameters are taken from a package instead, and are the same ones.
-    - The language of a text is guessed with random numbers; here always with the same ones.
-    - JSON that is nested a thousand deep is no JSON to them, instead of the end of the run.
+      Here the same parameters come from a package.
+    - They guess the language of a text with random numbers. Here the seed is fixed.
+    - JSON nested a thousand levels deep ended the run. Here it fails the check.
     """
     try:
         import nltk
@@ -93,15 +93,15 @@ def _checkers() -> dict[str, Any]:
     used.count_sentences = lambda text: len(sentences(text))
     used.nltk = SimpleNamespace(tokenize=nltk.tokenize, word_tokenize=word_tokenize)
     DetectorFactory.seed = 0
-    instructions.logger.setLevel(logging.CRITICAL)  # it prints texts whose language it cannot guess
+    instructions.logger.setLevel(logging.CRITICAL)  # it logs texts whose language it cannot guess
 
     json_format: Any = instructions.JsonFormat
-    json_format.check_following = _or_too_deep(json_format.check_following)
+    json_format.check_following = _fails_if_too_deep(json_format.check_following)
     known: dict[str, Any] = instructions_registry.INSTRUCTION_DICT
     return known
 
 
-def _or_too_deep(check: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
+def _fails_if_too_deep(check: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
     def checked(self: Any, value: str) -> bool:
         try:
             return check(self, value)
@@ -112,7 +112,7 @@ def _or_too_deep(check: Callable[[Any, str], bool]) -> Callable[[Any, str], bool
 
 
 def _sentence_tokenizer(model: Any) -> Any:
-    """NLTK's tokenizer with a model's parameters: what NLTK makes of its own data `punkt_tab`."""
+    """NLTK's tokenizer with a model's parameters, as NLTK builds it from its data `punkt_tab`."""
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
     parameters = PunktParameters()
@@ -125,7 +125,7 @@ def _sentence_tokenizer(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _without_download() -> Iterator[None]:
-    """Within it lm-eval believes in another process that downloads: only the first one does."""
+    """Inside, lm-eval takes this process for a second one: only the first one downloads."""
     before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = "1"
     try:

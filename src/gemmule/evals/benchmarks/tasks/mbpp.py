@@ -1,4 +1,4 @@
-"""MBPP (Austin et al., 2021): short functions to be written from a sentence and three tests."""
+"""MBPP (Austin et al., 2021): write a short function, given a sentence and three tests."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import code_execution, local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc, LocalData
 
 if TYPE_CHECKING:
     from gemmule.sandbox import Sandbox
 
 _FIELDS = {"task_id": int, "text": str, "code": str, "test_setup_code": str, "test_list": list}
 _TESTS = ("{{test_list[0]}}", "{{test_list[1]}}", "{{test_list[2]}}")
-# By task_id, as the paper has them.
+# By task_id, as in the paper.
 _SPLITS = {"prompt": range(1, 11), "test": range(11, 511)}
-_EXAMPLES = (2, 3, 4)  # the paper's and lm-eval's
+_EXAMPLES = (2, 3, 4)  # as in the paper and in lm-eval
 
 
-def mbpp(folder: Path) -> Local:
-    """mbpp.jsonl: 974 tasks, of which 11 to 510 are asked."""
+def mbpp(folder: Path) -> LocalData:
+    """Reads mbpp.jsonl: 974 tasks, of which 11 to 510 are evaluated."""
     path = folder / "mbpp.jsonl"
-    splits: dict[str, list[Row]] = {split: [] for split in _SPLITS}
+    splits: dict[str, list[Doc]] = {split: [] for split in _SPLITS}
     for number, row in enumerate(local_files.jsonl(path, _FIELDS), 1):
         local_files.texts(path, number, "test_list", row["test_list"])
         if len(row["test_list"]) < len(_TESTS):
@@ -31,21 +31,21 @@ def mbpp(folder: Path) -> Local:
                 splits[split].append({field: row[field] for field in _FIELDS})
     for task in _EXAMPLES:
         if not any(row["task_id"] == task for row in splits["prompt"]):
-            raise DataError(f"{path}: no task_id {task}, which is one of the examples")
+            raise DataError(f"{path}: no task_id {task}, which is one of the few-shot examples")
     if not splits["test"]:
-        raise DataError(f"{path}: no task_id from 11 to 510, which are the ones that are asked")
-    return Local({"mbpp": splits}, [path])
+        raise DataError(f"{path}: no task_id from 11 to 510, which are the evaluated ones")
+    return LocalData({"mbpp": splits}, [path])
 
 
-def _examples(rows: Iterable[Row]) -> list[Row]:
+def _examples(rows: Iterable[Doc]) -> list[Doc]:
     return [row for row in rows if row["task_id"] in _EXAMPLES]
 
 
 def _settings(sandbox: "Sandbox", task: str) -> dict[str, Any]:
-    """lm-eval's, written out: its own load a grader from the hub, which runs answers unprotected.
+    """lm-eval's settings, without its grader from the hub, which runs answers without a sandbox.
 
-    It says no length of answers, and allows 256 tokens then; here there is room for the longest
-    of the reference solutions.
+    lm-eval sets no length for answers and so allows 256 tokens; the longest reference solution
+    needs more, so 512 are allowed here.
     """
     from gemmule.sandbox import graders
 

@@ -1,11 +1,11 @@
-"""MMLU (Hendrycks et al., 2021): four answers to questions from 57 subjects."""
+"""MMLU (Hendrycks et al., 2021): questions from 57 subjects with four answers each."""
 
 import dataclasses
 from pathlib import Path
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local, Row
+from gemmule.evals.benchmarks.benchmark import Benchmark, Doc, LocalData
 
 SUBJECTS = (
     "abstract_algebra",
@@ -69,19 +69,19 @@ SUBJECTS = (
 _CHOICES = ("choice0", "choice1", "choice2", "choice3")
 
 
-def mmlu(folder: Path) -> Local:
-    """test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, all 57 of each."""
+def mmlu(folder: Path) -> LocalData:
+    """Reads test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, 57 of each."""
     splits, files = {}, []
     for subject in SUBJECTS:
         test = folder / f"test/{subject}_test.csv"
         dev = folder / f"dev/{subject}_dev.csv"
         splits[f"mmlu_{subject}"] = {"test": _rows(test, subject), "dev": _rows(dev, subject)}
         files += [test, dev]
-    return Local(splits, files)
+    return LocalData(splits, files)
 
 
-def cloze(folder: Path) -> Local:
-    """The same questions, for the tasks that score the answers' words instead of their letters."""
+def cloze(folder: Path) -> LocalData:
+    """The same questions, for the tasks that score the answers' text instead of their letters."""
     local = mmlu(folder)
     splits = {_cloze(task): rows for task, rows in local.splits.items()}
     return dataclasses.replace(local, splits=splits)
@@ -91,7 +91,7 @@ def _cloze(task: str) -> str:
     return f"{task}_continuation"
 
 
-def _rows(path: Path, subject: str) -> list[Row]:
+def _rows(path: Path, subject: str) -> list[Doc]:
     rows = []
     columns = ("question", *_CHOICES, "answer")
     for line, row in local_files.numbered_table(path, columns):
@@ -121,7 +121,7 @@ BENCHMARKS = (
         folder="mmlu",
         local=mmlu,
     ),
-    # Which letter stands before an answer is beyond a small model; its words may be easier.
+    # A small model cannot tell which letter belongs to an answer; the answer's text may be easier.
     Benchmark(
         name="mmlu-cloze",
         title="MMLU (cloze)",

@@ -1,16 +1,16 @@
-"""PIQA (Bisk et al., 2020): which of two ways reaches an everyday goal."""
+"""PIQA (Bisk et al., 2020): which of two procedures reaches an everyday goal."""
 
 from pathlib import Path
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, LocalData
 
 _FIELDS = {"goal": str, "sol1": str, "sol2": str}
 
 
-def piqa(folder: Path) -> Local:
-    """valid.jsonl, and valid-labels.lst with 0 or 1 for each of its lines."""
+def piqa(folder: Path) -> LocalData:
+    """Reads valid.jsonl, and valid-labels.lst with 0 or 1 for each of its lines."""
     questions, labels = folder / "valid.jsonl", folder / "valid-labels.lst"
     rows, golds = local_files.jsonl(questions, _FIELDS), local_files.lines(labels)
     local_files.same_length(questions, rows, labels, golds)
@@ -20,7 +20,7 @@ def piqa(folder: Path) -> Local:
         row["label"] = int(gold)
     columns = (*_FIELDS, "label")
     asked = [{name: row[name] for name in columns} for row in rows]
-    return Local({"piqa": {"validation": asked}}, [questions, labels])
+    return LocalData({"piqa": {"validation": asked}}, [questions, labels])
 
 
 BENCHMARKS = (

@@ -1,16 +1,16 @@
-"""Social IQa (Sap et al., 2019): what people feel, want and do next."""
+"""Social IQa (Sap et al., 2019): what people feel, want and do in a situation."""
 
 from pathlib import Path
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, LocalData
 
 _FIELDS = {"context": str, "question": str, "options": list, "answer": str}
 
 
-def siqa(folder: Path) -> Local:
-    """dev.jsonl: three options and the right one's text; the hub has its number, from 1."""
+def siqa(folder: Path) -> LocalData:
+    """Reads dev.jsonl: three options and the correct one's text; the hub has its number, from 1."""
     path = folder / "dev.jsonl"
     asked, twice = [], 0
     for number, row in enumerate(local_files.jsonl(path, _FIELDS), 1):
@@ -18,7 +18,9 @@ def siqa(folder: Path) -> Local:
         if len(options) != 3:
             raise DataError(f"{path}:{number}: {len(options)} options; expected 3")
         if row["answer"] not in options:
-            raise DataError(f"{path}:{number}: the answer {row['answer']!r} is none of the options")
+            raise DataError(
+                f"{path}:{number}: the answer {row['answer']!r} is not among the options"
+            )
         twice += options.count(row["answer"]) > 1
         named = dict(zip(("answerA", "answerB", "answerC"), options, strict=True))
         label = str(options.index(row["answer"]) + 1)
@@ -26,7 +28,7 @@ def siqa(folder: Path) -> Local:
             {"context": row["context"], "question": row["question"], **named, "label": label}
         )
     notes = (f"{twice} of {len(asked)} questions have the right answer twice",) if twice else ()
-    return Local({"social_iqa": {"validation": asked}}, [path], notes)
+    return LocalData({"social_iqa": {"validation": asked}}, [path], notes)
 
 
 BENCHMARKS = (

@@ -1,11 +1,11 @@
-"""WinoGrande (Sakaguchi et al., 2020): which of two names or things fills a gap."""
+"""WinoGrande (Sakaguchi et al., 2020): which of two names or things fills a blank."""
 
 import re
 from pathlib import Path
 
 from gemmule.errors import DataError
 from gemmule.evals.benchmarks import local_files
-from gemmule.evals.benchmarks.benchmark import Benchmark, Local
+from gemmule.evals.benchmarks.benchmark import Benchmark, LocalData
 
 _INSTRUCTION = re.compile(
     r"Please choose the correct answer to fill in the blank to complete the given sentence: "
@@ -14,11 +14,11 @@ _INSTRUCTION = re.compile(
 )
 
 
-def winogrande(folder: Path) -> Local:
-    """test.json: the validation set, rewritten as instructions and taken apart again.
+def winogrande(folder: Path) -> LocalData:
+    """Reads test.json: the validation set, rewritten as instructions.
 
-    There is no training set in this form. Examples therefore come from the questions themselves;
-    lm-eval leaves out the one that is asked.
+    There is no training set in this form, so the few-shot examples are other questions of this
+    file; lm-eval leaves out the evaluated one.
     """
     path = folder / "test.json"
     asked = []
@@ -26,10 +26,10 @@ def winogrande(folder: Path) -> Local:
     for number, row in enumerate(local_files.entries(path, fields), 1):
         parts = _INSTRUCTION.fullmatch(row["instruction"])
         if not parts or row["answer"] not in {"option1", "option2"}:
-            raise DataError(f"{path}: entry {number} is no sentence with one _ and two options")
+            raise DataError(f"{path}: entry {number} is not a sentence with one _ and two options")
         asked.append({**parts.groupdict(), "answer": row["answer"].removeprefix("option")})
     notes = ("the examples are other questions of the validation set",)
-    return Local({"winogrande": {"validation": asked}}, [path], notes)
+    return LocalData({"winogrande": {"validation": asked}}, [path], notes)
 
 
 BENCHMARKS = (

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from gemmule.sandbox import syscalls, view
 from gemmule.sandbox.limits import Limits
 
-Name = Literal["bubblewrap", "namespaces", "limits"]
-NAMES: tuple[Name, ...] = ("bubblewrap", "namespaces", "limits")
+IsolationName = Literal["bubblewrap", "namespaces", "limits"]
+NAMES: tuple[IsolationName, ...] = ("bubblewrap", "namespaces", "limits")
 
 _NAMESPACES = Path(__file__).parent / "inside" / "namespaces.py"
 # No site-packages, nothing from the working folder or the user's own, no files of bytecode.
@@ -31,7 +31,7 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class Isolation:
     """A way to run a program.
 
     Attributes:
@@ -40,7 +40,7 @@ class Kind:
         landlocked: only files of the view can be opened. For "limits", where all are seen.
     """
 
-    name: Name
+    name: IsolationName
     filtered: bool = True
     landlocked: bool = False
 
@@ -131,16 +131,16 @@ class Kind:
         )
 
 
-def candidates(name: Name) -> list[Kind]:
+def candidates(name: IsolationName) -> list[Isolation]:
     """The ways called `name`, strongest first; which of them work is for a try to tell."""
     known = syscalls.known_architecture()
     if name != "limits":
-        return [Kind(name)] if known else []
-    strong = [Kind(name, landlocked=True), Kind(name)] if known else []
-    return [*strong, Kind(name, filtered=False)]
+        return [Isolation(name)] if known else []
+    strong = [Isolation(name, landlocked=True), Isolation(name)] if known else []
+    return [*strong, Isolation(name, filtered=False)]
 
 
-def missing(name: Name) -> str:
+def missing(name: IsolationName) -> str:
     """Why there is no use in trying `name`; "" where it may work."""
     if name == "limits":
         return ""
@@ -153,7 +153,7 @@ def missing(name: Name) -> str:
     return ""
 
 
-def _bubblewrap(seen: list[view.Seen], limits: Limits, info: int) -> list[str]:
+def _bubblewrap(seen: list[view.ViewEntry], limits: Limits, info: int) -> list[str]:
     bwrap = shutil.which("bwrap") or "bwrap"
     command = [
         bwrap, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session",
