@@ -45,7 +45,7 @@ def test_a_run_is_measured_and_shown(
     for words in ("training text, run", "control: text never read", "canaries, 64 in the text"):
         assert words in shown
     assert "100.00 (34.24 to 100.00)" in shown
-    assert "personal data given back" in shown
+    assert "reproduced personal data" in shown
     assert "at most 1 edits" in shown
 
 

@@ -102,7 +102,7 @@ def test_leaving_off_early_changes_no_result(
             early: bool = early,
         ) -> npt.NDArray[np.bool_]:
             distances.push(rows, tokens)
-            return distances.at_least(rows) <= (most if early else COUNT)
+            return distances.lower_bound(rows) <= (most if early else COUNT)
 
         outputs = in_step(lm, prompts, watch)
         edits = distances.distances

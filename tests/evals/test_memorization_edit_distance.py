@@ -39,7 +39,7 @@ def test_distances_and_bounds(pairs: list[tuple[list[int], list[int]]]) -> None:
         rows = np.array([i for i, (_, output) in enumerate(pairs) if step < len(output)])
         distances.push(rows, np.array([pairs[i][1][step] for i in rows]))
         # What a row can no longer undo never exceeds what it ends with.
-        assert all(distances.at_least(rows) <= np.array(final)[rows])
+        assert all(distances.lower_bound(rows) <= np.array(final)[rows])
     assert distances.distances.tolist() == final
 
 

@@ -107,7 +107,7 @@ def test_a_patterns_folder_is_not_shown() -> None:
         ({"prompt_tokens": -1}, "prompt_tokens is -1"),
         ({"continuation_tokens": 0}, "continuation_tokens is 0"),
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
-        ({"edit_share": 1.0}, "edit_share is 1.0"),
+        ({"edit_fraction": 1.0}, "edit_fraction is 1.0"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, int], message: str) -> None:
@@ -116,6 +116,6 @@ def test_settings_out_of_range(changes: dict[str, int], message: str) -> None:
 
 
 def test_a_tenth_of_fifty_is_five() -> None:
-    assert Settings().most_edits == 5
-    assert Settings(continuation_tokens=30).most_edits == 3
-    assert Settings(continuation_tokens=9).most_edits == 0
+    assert Settings().max_edits == 5
+    assert Settings(continuation_tokens=30).max_edits == 3
+    assert Settings(continuation_tokens=9).max_edits == 0

@@ -1,1 +1,1 @@
-"""What a model gives back word for word of the text it was trained on."""
+"""How much of its training text a model reproduces."""

@@ -122,7 +122,7 @@ def measure(
         "model": target.identity,
         "measured": header,
         "data": _about_data(training, passages),
-        **summary.summarise(samples, {p.kind: p.why_none for p in passages}),
+        **summary.summarize(samples, {p.kind: p.why_none for p in passages}),
         "seconds": round(math.fsum(batch["seconds"] for batch in batches), 3),
         "notes": _notes(training, settings, passages),
     }
@@ -166,7 +166,7 @@ def try_passages(
 
     def watch(rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         distances.push(rows, tokens)
-        return distances.at_least(rows) <= settings.most_edits
+        return distances.lower_bound(rows) <= settings.max_edits
 
     given = continue_greedily(
         lm.model,
@@ -178,7 +178,7 @@ def try_passages(
     )
     edits = distances.distances.tolist()
     return [
-        Outcome(output, edit if edit <= settings.most_edits else None)
+        Outcome(output, edit if edit <= settings.max_edits else None)
         for output, edit in zip(given, edits, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Drawing passages of a corpus: uniformly over every place where one fits, each at most once."""
+"""Draws passages of a corpus uniformly from all positions where one fits, without replacement."""
 
 import dataclasses
 import hashlib
@@ -10,21 +10,21 @@ import numpy.typing as npt
 from gemmule.data.dataset import Split
 from gemmule.evals.training_data import Reading
 
-_AT_ONCE = 2**22  # places looked at together: bounds memory at any size of the corpus
+_AT_ONCE = 2**22  # positions considered together: bounds memory for a corpus of any size
 
 
 @dataclasses.dataclass(frozen=True)
 class Probes:
-    """Passages of one split, ordered by place.
+    """Passages of one split, ordered by position.
 
     Attributes:
-        split: where they are.
-        length: tokens of each.
-        documents: of each the document's number, shape [probes].
-        positions: its first token's place in the document, counted from the one after <bos>.
-        starts: the same token's place in the split.
-        places: where a passage fits into a document.
-        allowed: how many of these could be drawn.
+        split: the split they are from.
+        length: tokens of each passage.
+        documents: document number of each passage, shape [probes].
+        positions: position of its first token in the document, counted from the one after <bos>.
+        starts: position of the same token in the split.
+        places: number of positions in the split where a passage fits into a document.
+        allowed: number of these positions that could be drawn.
     """
 
     split: Split
@@ -39,13 +39,13 @@ class Probes:
         return len(self.starts)
 
     def tokens(self, rows: slice) -> npt.NDArray[np.int64]:
-        """The passages' ids, shape [rows, length]."""
+        """Token ids of the passages, shape [rows, length]."""
         passages = [self.split.read(s, s + self.length) for s in self.starts[rows].tolist()]
         return np.stack(passages)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the places: equal only for the same passages."""
+        """SHA-256 of the positions: equal only for the same passages."""
         return hashlib.sha256(self.starts.astype("<i8").tobytes()).hexdigest()
 
 
@@ -57,17 +57,17 @@ def draw(
     readings: Sequence[Reading] = (),
     leave_out: range = range(0),
 ) -> Probes:
-    """Draws passages without replacement, each place as likely as any other.
+    """Draws passages without replacement, every position with the same probability.
 
-    A passage holds text only, neither <bos> nor <eos>, and lies in one document.
+    A passage has text only, neither <bos> nor <eos>, and is within one document.
 
     Args:
-        split: to draw from.
-        count: how many; all there are where there are fewer.
-        length: tokens of each.
-        seed: decides which.
-        readings: only passages that each of these trainings read whole.
-        leave_out: documents not to draw from.
+        split: split to draw from.
+        count: number of passages; all if there are fewer.
+        length: tokens of each passage.
+        seed: seed of the draw.
+        readings: only passages that each of these training runs read whole are drawn.
+        leave_out: documents that are not drawn from.
     """
     bounds = np.append(split.document_starts(), split.token_count)
     room = np.maximum(0, np.diff(bounds) - 2 - length + 1)
@@ -95,8 +95,8 @@ def _allowed(
     length: int,
     readings: Sequence[Reading],
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """The places where a passage may start, in order, some at a time."""
-    ends = np.cumsum(room)  # of the places of each document, counted over all
+    """The positions where a passage may start, in order, in chunks."""
+    ends = np.cumsum(room)  # running total of the positions in each document
     total = int(ends[-1]) if len(ends) else 0
     for first in range(0, total, _AT_ONCE):
         places = np.arange(first, min(first + _AT_ONCE, total))

@@ -1,4 +1,4 @@
-"""A measurement as tables on the console."""
+"""A memorization result as a table in the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 from gemmule.console import console, table
 
-_MOST_SOURCES = 10
+_MAX_SOURCES = 10
 HEADERS = ["", "passages", "exact, %", "approximate, %"]
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Prints what was measured, to the standard error stream as all tables are."""
+    """Prints a result to standard error, like all tables."""
     settings, data = result["measured"]["settings"], result["data"]
     against = result.get("against")
     name = _name(result)
@@ -23,7 +23,7 @@ def show(result: Mapping[str, Any]) -> None:
     if len(result["times_read"]) > 1:  # a single group is the first row again
         rows += [_row(f"{name}, read {_times(g['times'])}", g) for g in result["times_read"]]
     if len(result["sources"]) > 1:
-        rows += [_row(f"{name}, {s['source']}", s) for s in result["sources"][:_MOST_SOURCES]]
+        rows += [_row(f"{name}, {s['source']}", s) for s in result["sources"][:_MAX_SOURCES]]
     for group in (result["canaries"] or {"groups": []})["groups"]:
         rows.append(_row(f"canaries, {group['repeats']} in the text", group))
     title = (
@@ -32,7 +32,7 @@ def show(result: Mapping[str, Any]) -> None:
         "95% intervals"
     )
     table(HEADERS, rows, title=title)
-    left_out = len(result["sources"]) - _MOST_SOURCES
+    left_out = len(result["sources"]) - _MAX_SOURCES
     if left_out > 0:
         console.print(f"and {left_out} more sources, in the JSON", markup=False)
     console.print(_personal(result["personal_data"]), markup=False)
@@ -60,13 +60,13 @@ def _difference(difference: Mapping[str, Any]) -> list[str]:
     return cells
 
 
-def _personal(found: Mapping[str, Any]) -> str:
-    counts = found["severities"].items()
+def _personal(personal: Mapping[str, Any]) -> str:
+    counts = personal["severities"].items()
     parts = [f"{name} {_shown(c['of_probes'])}, {c['recalled']} passages" for name, c in counts]
-    held = ", ".join(f"{name} {c['in_text']}" for name, c in counts)
+    in_text = ", ".join(f"{name} {c['in_text']}" for name, c in counts)
     return (
-        f"personal data given back, % of all passages, by severity: {'; '.join(parts)}; passages "
-        f"whose continuation holds such: {held}"
+        f"reproduced personal data, % of all passages, by severity: {'; '.join(parts)}; passages "
+        f"whose continuation contains any: {in_text}"
     )
 
 
@@ -75,6 +75,6 @@ def _times(times: str) -> str:
 
 
 def _shown(estimate: Mapping[str, float], sign: str = "") -> str:
-    """In percent."""
+    """An estimate in percent."""
     value, low, high = (f"{100 * estimate[k]:{sign}.2f}" for k in ("value", "low", "high"))
     return f"{value} ({low} to {high})"

@@ -1,4 +1,4 @@
-"""`gemmule memorization`: one model, or two on the same passages, from paths to results."""
+"""`gemmule memorization`: measures one model, or two on the same passages."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,23 +25,23 @@ def run_memorization(
     device: str = "cpu",
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Measures what a model gives back of its training text, and how much more than another does.
+    """Measures how much of its training text a model reproduces, and how much more than another.
 
     Args:
-        model: a run; of a quickstart's folder its distilled student, against the one from scratch;
-            with `data` any model.
-        settings: what to draw, and what counts.
-        against: another model to try on the same passages.
-        data: the data folder, where the run does not lead to it.
-        out: where results go; None: the run's evals/.
-        device: where the model runs.
-        fresh: begin anew, whatever was measured before.
+        model: a run; or a quickstart's folder, whose distilled student is compared with the one
+            trained from scratch; or with `data` any model.
+        settings: which passages are drawn, and what counts as reproduced.
+        against: another model to measure on the same passages.
+        data: the data folder, if the run does not lead to it.
+        out: folder of the results; None: the run's evals/.
+        device: torch device.
+        fresh: discard earlier measurements.
 
     Returns:
         The content of memorization.json.
 
     Raises:
-        UserError: when models, text and settings do not fit together.
+        UserError: if models, text and settings do not match.
     """
     memory.keep_freed_memory()
     if against is None:
@@ -68,7 +68,7 @@ def run_memorization(
 
 
 def students(path: str) -> tuple[str, str | None]:
-    """Of a quickstart the distilled student and the one from scratch; else `path` alone."""
+    """The two students of a quickstart's folder, distilled and from scratch; else `path` alone."""
     folder = Path(path)
     student, scratch = folder / "student", folder / "scratch"
     if (folder / "manifest.json").is_file() or not (student / "manifest.json").is_file():
@@ -91,11 +91,11 @@ def _measure(
 
 def _other(against: str, training: TrainingData) -> TrainingData:
     """The other model's training data, which must be the same."""
-    found = open_training_data(against, training.dataset.path)
-    if found.dataset.fingerprint != training.dataset.fingerprint:
+    other = open_training_data(against, training.dataset.path)
+    if other.dataset.fingerprint != training.dataset.fingerprint:
         raise DataError(
-            f"{against} was trained on other text ({found.dataset.name}) than "
-            f"{training.dataset.name}: only models of the same text can be tried on the same "
-            "passages"
+            f"{against} was trained on other text ({other.dataset.name}) than "
+            f"{training.dataset.name}: only models trained on the same text can be compared on the "
+            "same passages"
         )
-    return found
+    return other

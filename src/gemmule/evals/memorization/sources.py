@@ -1,4 +1,4 @@
-"""Where passages come from: documents put together by file or by folder."""
+"""The sources of passages: documents grouped by file or by folder."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -6,37 +6,37 @@ from pathlib import PurePosixPath
 
 UNKNOWN = "not recorded"
 TOP = "(top level)"
-_MOST_FILES = 24
+_MAX_FILES = 24
 _NUMBER = re.compile(r"#\d+$")
 _MAGIC = re.compile(r"[*?\[]")
 
 
 def sources(names: Iterable[str | None], location: str) -> list[str]:
-    """Of each document what it is counted under.
+    """The source under which each document is counted.
 
-    Its file, where the corpus has few of them (records of a .jsonl, topics of a manual); where it
-    has more than 24 the first folder of its path; `UNKNOWN` without a name.
+    It is the document's file if the corpus has at most 24 files (records of a .jsonl, topics of a
+    manual), otherwise the first folder of its path, and `UNKNOWN` without a name.
 
     Args:
-        names: of the documents, as the data folder keeps them.
-        location: the corpus's path or pattern: names that begin with its folder are shown without.
+        names: names of the documents, as the data folder keeps them.
+        location: path or pattern of the corpus; its folder is removed from the names.
     """
     root = _root(location)
     files = [None if name is None else _file(name, root) for name in names]
-    if len({file for file in files if file is not None}) <= _MOST_FILES:
+    if len({file for file in files if file is not None}) <= _MAX_FILES:
         return [file or UNKNOWN for file in files]
     return [UNKNOWN if file is None else _folder(file) for file in files]
 
 
 def shown_names(names: Iterable[str | None], location: str) -> Iterator[str | None]:
-    """Names of documents without the folder that the corpus's pattern begins with."""
+    """Names of documents, without the folder that the corpus's pattern begins with."""
     root = _root(location)
     for name in names:
         yield None if name is None else _without(name, root)
 
 
 def _root(location: str) -> str:
-    """The folders of a pattern before its first wildcard, which its files' names begin with."""
+    """The folders of a pattern before its first wildcard."""
     match = _MAGIC.search(location)
     return location[: location.rfind("/", 0, match.start()) + 1] if match else ""
 
