@@ -92,8 +92,8 @@ def test_without_the_library_it_says_which(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_recalled_is_what_the_text_has_and_the_model_gave(pieces: Tokenizer) -> None:
-    def run(prompt: str, gold: str, output: str, memorised: bool = True) -> personal_data.Scan:
-        return scan(pieces, *map(pieces.encode, (prompt, gold, output)), memorised)
+    def run(prompt: str, gold: str, output: str, memorized: bool = True) -> personal_data.Scan:
+        return scan(pieces, *map(pieces.encode, (prompt, gold, output)), memorized)
 
     mail = "jane@acme.com, said"
     same = run("write to ", mail, mail)
@@ -102,7 +102,7 @@ def test_recalled_is_what_the_text_has_and_the_model_gave(pieces: Tokenizer) -> 
     assert same.anywhere
     assert "jane" not in str(same)
     assert run("write to ", mail, "june@acme.com, said").recalled == []
-    assert run("write to ", mail, mail, memorised=False).recalled == []
+    assert run("write to ", mail, mail, memorized=False).recalled == []
     # Across the border it belongs to the side with the larger part.
     assert run("write to j", mail[1:], mail[1:]).recalled
     assert run("write to jane@acme.c", "om, said", "om, said").in_text == []

@@ -266,7 +266,7 @@ def test_a_bubblewrap_that_does_not_work(
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(isolation.shutil, "which", lambda name: str(broken))
     assert Sandbox.open(accept_weaker=True).kind != "bubblewrap"
-    with pytest.raises(UserError, match="no permission" if "echo" in how else "without a word"):
+    with pytest.raises(UserError, match="no permission" if "echo" in how else "without a message"):
         Sandbox.open(kind="bubblewrap")
 
 
@@ -312,7 +312,7 @@ def test_where_nothing_can_hold_a_program(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_unknown_kinds() -> None:
-    with pytest.raises(ConfigError, match="no sandbox is called 'docker'; there are bubblewrap"):
+    with pytest.raises(ConfigError, match="there is no sandbox 'docker'; there are bubblewrap"):
         Sandbox.open(kind="docker")
 
 

@@ -1,4 +1,4 @@
-"""Programs that a model wrote, run so that they cannot touch the user's files or network."""
+"""Runs programs that a model wrote so that they cannot touch the user's files or network."""
 
 from gemmule.sandbox.limits import Limits, Outcome
 from gemmule.sandbox.sandbox import Sandbox

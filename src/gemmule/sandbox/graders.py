@@ -1,7 +1,7 @@
-"""HumanEval's and MBPP's tests as programs: an answer is right if its program comes to its end.
+"""HumanEval's and MBPP's tests as programs: an answer is correct if its program runs to its end.
 
-The programs are the public graders' own, put together in the same order (OpenAI's human-eval, and
-lm-evaluation-harness' tasks `humaneval` and `mbpp`).
+The programs are assembled in the same order as by the public graders (OpenAI's human-eval, and
+lm-evaluation-harness's tasks `humaneval` and `mbpp`). They are used by evaluations and rewards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,32 +15,32 @@ MBPP_END = "[DONE]"
 
 
 def humaneval_program(problem: Mapping[str, Any], completion: str) -> str:
-    """A HumanEval problem's prompt with a completion, its tests, and their call.
+    """A HumanEval problem's prompt with a completion, its tests, and the call of the tests.
 
     Args:
-        problem: with `prompt`, `test` and `entry_point`.
-        completion: what a model wrote after the prompt.
+        problem: a problem with `prompt`, `test` and `entry_point`.
+        completion: a model's completion of the prompt.
 
     Raises:
-        DataError: for a problem that lacks one of these.
+        DataError: for a problem that lacks one of these fields.
     """
     prompt, test, entry_point = _texts(problem, "prompt", "test", "entry_point")
     return f"{prompt}{completion}\n{test}\ncheck({entry_point})\n"
 
 
 def mbpp_program(problem: Mapping[str, Any], completion: str) -> str:
-    """An answer to an MBPP problem and its tests.
+    """An answer to an MBPP problem followed by its tests.
 
     Args:
-        problem: with `test_list`, and `test_setup_code` where there is any.
-        completion: what a model wrote after "[BEGIN]"; what follows "[DONE]" is left out.
+        problem: a problem with `test_list`, and optionally `test_setup_code`.
+        completion: a model's text after "[BEGIN]"; anything after "[DONE]" is ignored.
 
     Raises:
         DataError: for a problem without a list of tests.
     """
     tests = problem.get("test_list")
     if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
-        raise DataError(f"{_name(problem)} has no test_list: it is no problem of MBPP")
+        raise DataError(f"{_name(problem)} has no test_list: it is not a problem of MBPP")
     setup = problem.get("test_setup_code") or ""
     answer = completion.split(MBPP_END, 1)[0]
     return "\n".join([answer, setup, *tests, ""])
@@ -51,15 +51,15 @@ def grade(
     programs: Sequence[str],
     progress: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
-    """Runs programs made here.
+    """Runs the programs of answers.
 
     Args:
         sandbox: where they run.
-        programs: one for each answer.
-        progress: told the number of finished answers.
+        programs: a program for each answer.
+        progress: called with the number of finished programs.
 
     Returns:
-        An outcome for each, in order; `passed` says whether the answer is right.
+        An outcome for each program, in order; `passed` tells whether the answer is correct.
     """
     return sandbox.run_all(programs, progress=progress)
 
@@ -67,7 +67,7 @@ def grade(
 def _texts(problem: Mapping[str, Any], *keys: str) -> list[str]:
     for key in keys:
         if not isinstance(problem.get(key), str):
-            raise DataError(f"{_name(problem)} has no {key}: it is no problem of HumanEval")
+            raise DataError(f"{_name(problem)} has no {key}: it is not a problem of HumanEval")
     return [problem[key] for key in keys]
 
 

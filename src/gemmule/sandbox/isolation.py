@@ -1,4 +1,4 @@
-"""The ways to shut a program in, strongest first, and what each is worth in words."""
+"""The kinds of isolation, strongest first, and what each of them guarantees."""
 
 import marshal
 import os
@@ -16,7 +16,7 @@ IsolationName = Literal["bubblewrap", "namespaces", "limits"]
 NAMES: tuple[IsolationName, ...] = ("bubblewrap", "namespaces", "limits")
 
 _NAMESPACES = Path(__file__).parent / "inside" / "namespaces.py"
-# No site-packages, nothing from the working folder or the user's own, no files of bytecode.
+# No site-packages, nothing from the working folder or the user's site, no bytecode files.
 _PYTHON_FLAGS = ("-s", "-P", "-S", "-B")
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # the order of a set must not change a score
@@ -32,12 +32,13 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Isolation:
-    """A way to run a program.
+    """A way to isolate a program.
 
     Attributes:
-        name: what it is called.
-        filtered: only the system calls of `syscalls` are allowed.
-        landlocked: only files of the view can be opened. For "limits", where all are seen.
+        name: its name.
+        filtered: whether only the system calls of `syscalls` are allowed.
+        landlocked: whether only files of the view can be opened. For "limits", where all files are
+            visible.
     """
 
     name: IsolationName
@@ -46,19 +47,19 @@ class Isolation:
 
     @property
     def jailed(self) -> bool:
-        """Whether programs have a file system, process numbers and so on of their own."""
+        """Whether programs have their own file system, process numbers and so on."""
         return self.name != "limits"
 
     def command(
         self, limits: Limits, packages: tuple[str, ...], report: int, info: int
     ) -> list[str]:
-        """What to start: it ends up in the runner.
+        """The command that starts the runner inside the sandbox.
 
         Args:
-            limits: of the program.
-            packages: that it may import.
-            report: the descriptor that the runner reports to.
-            info: the descriptor that takes the number of the sandbox's first process.
+            limits: limits of the program.
+            packages: packages that it may import.
+            report: descriptor that the runner reports to.
+            info: descriptor that receives the number of the sandbox's first process.
         """
         runner = "/runner.py" if self.jailed else str(view.RUNNER)
         python = [str(view.interpreter()), *_PYTHON_FLAGS]
@@ -83,9 +84,9 @@ class Isolation:
         """What the runner has to do before it runs the program.
 
         Args:
-            limits: of the program.
-            packages: that it may import.
-            folder: of a program that is not jailed: made for it, to be its working folder.
+            limits: limits of the program.
+            packages: packages that it may import.
+            folder: folder made for a program that is not jailed, with its working folder in it.
         """
         return {
             "packages": [view.PACKAGES if folder is None else str(folder / "packages")],
@@ -97,7 +98,7 @@ class Isolation:
 
     @property
     def guarantee(self) -> str:
-        """What it protects from, and what not, for people who read the results."""
+        """What it protects from and what it does not, for readers of the results."""
         if self.jailed:
             by = f" by {_bubblewrap_version()}" if self.name == "bubblewrap" else ""
             return (
@@ -132,7 +133,7 @@ class Isolation:
 
 
 def candidates(name: IsolationName) -> list[Isolation]:
-    """The ways called `name`, strongest first; which of them work is for a try to tell."""
+    """The kinds of isolation called `name`, strongest first; `Sandbox.open` tries them."""
     known = syscalls.known_architecture()
     if name != "limits":
         return [Isolation(name)] if known else []
@@ -141,7 +142,7 @@ def candidates(name: IsolationName) -> list[Isolation]:
 
 
 def missing(name: IsolationName) -> str:
-    """Why there is no use in trying `name`; "" where it may work."""
+    """Why `name` cannot work on this machine; "" if it may."""
     if name == "limits":
         return ""
     if sys.platform != "linux":
@@ -182,9 +183,9 @@ def _bubblewrap_version() -> str:
 def _rlimits(limits: Limits) -> list[tuple[str, int, int]]:
     """Limits of the process, soft and hard, by the names of the module `resource`.
 
-    Processes are not among them: their number is counted per user, root's is not counted at all,
-    and the filter lets none start. One byte of core dump, unlike none, also keeps the kernel from
-    handing a crashed program to the system's crash reporter.
+    The number of processes is not among them: it is counted per user, not at all for root, and the
+    filter lets no process start. A core dump limit of one byte, unlike zero, also keeps the kernel
+    from handing a crashed program to the system's crash reporter.
     """
     return [
         ("RLIMIT_AS", limits.memory, limits.memory),

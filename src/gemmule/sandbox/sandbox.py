@@ -1,4 +1,4 @@
-"""Runs programs that a model wrote, so that they cannot touch what is the user's."""
+"""Runs programs that a model wrote, isolated from the user's files, processes and network."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from gemmule.runtime import host
 from gemmule.sandbox import isolation, supervise, view
 from gemmule.sandbox.limits import Limits, Outcome
 
-PACKAGES = ("numpy",)  # besides Python's own library: public graders have it, too
+PACKAGES = ("numpy",)  # in addition to Python's own library: public graders have it as well
 
-# What must hold where programs have a view of their own; the weaker kinds are asked less.
+# What must hold inside a sandbox. Programs that are not jailed only have to pass the first part.
 _PROBE = """
 import os, socket, threading
 def refused(action, *arguments):
@@ -50,12 +50,12 @@ _HOW_TO_GET_IT = (
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Where programs run. Made by `open`.
+    """Runs programs in isolation. Made by `open`.
 
     Attributes:
-        limits: what each program may use.
-        isolation: how it is shut in.
-        packages: what it may import besides Python's own library.
+        limits: resource limits of each program.
+        isolation: how programs are isolated.
+        packages: packages that they may import, in addition to Python's own library.
     """
 
     limits: Limits
@@ -69,20 +69,20 @@ class Sandbox:
         accept_weaker: bool = False,
         kind: str | None = None,
     ) -> Self:
-        """The strongest sandbox that works on this machine, which is tried out.
+        """Opens the strongest sandbox that works on this machine, after trying it.
 
         Args:
-            limits: what each program may use.
-            accept_weaker: take one that protects less than namespaces do.
-            kind: only this kind: bubblewrap, namespaces or limits.
+            limits: resource limits of each program.
+            accept_weaker: accept a sandbox that protects less than namespaces do.
+            kind: try only this kind: bubblewrap, namespaces or limits.
 
         Raises:
             ConfigError: for a kind that does not exist.
-            UserError: when none works that is allowed.
+            UserError: if none of the allowed kinds works.
         """
         if kind is not None and kind not in isolation.NAMES:
             raise ConfigError(
-                f"no sandbox is called {kind!r}; there are {', '.join(isolation.NAMES)}"
+                f"there is no sandbox {kind!r}; there are {', '.join(isolation.NAMES)}"
             )
         reasons = []
         for name in isolation.NAMES:
@@ -98,9 +98,9 @@ class Sandbox:
                     return sandbox
                 else:
                     raise UserError(
-                        "programs that a model wrote cannot be shut in well here "
+                        "programs that a model wrote cannot be isolated well here "
                         f"({'; '.join(reasons) or 'only limits were asked for'}). "
-                        f"{_HOW_TO_GET_IT}; or take what there is with "
+                        f"{_HOW_TO_GET_IT}; or accept a weaker sandbox with "
                         f"--accept-weaker-sandbox. It means: {way.guarantee}"
                     )
         raise UserError(
@@ -110,16 +110,16 @@ class Sandbox:
 
     @property
     def kind(self) -> str:
-        """What it is called: bubblewrap, namespaces or limits."""
+        """Name of its isolation: bubblewrap, namespaces or limits."""
         return self.isolation.name
 
     @property
     def guarantee(self) -> str:
-        """What it protects from and what not, in words for the result file."""
+        """What it protects from and what it does not, in words for the result file."""
         return self.isolation.guarantee
 
     def json(self) -> dict[str, Any]:
-        """As it is kept in result files."""
+        """The form that result files keep."""
         return {
             "kind": self.kind,
             "guarantee": self.guarantee,
@@ -131,7 +131,7 @@ class Sandbox:
         """Runs one program.
 
         Raises:
-            UserError: when the sandbox cannot be set up any more.
+            UserError: if the sandbox can no longer be set up.
         """
         return self.run_all([source], workers=1)[0]
 
@@ -141,18 +141,18 @@ class Sandbox:
         workers: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Outcome]:
-        """Runs programs side by side.
+        """Runs programs in parallel.
 
         Args:
-            sources: the programs.
-            workers: how many at once; None: one a core.
-            progress: told the number of finished programs, in the caller's thread.
+            sources: sources of the programs.
+            workers: number of programs at a time; None: one per core.
+            progress: called in the caller's thread with the number of finished programs.
 
         Returns:
-            An outcome for each, in order.
+            An outcome for each program, in order.
 
         Raises:
-            UserError: when the sandbox cannot be set up any more.
+            UserError: if the sandbox can no longer be set up.
         """
         if not sources:
             return []
@@ -161,7 +161,7 @@ class Sandbox:
             jobs = [pool.submit(self._run, source, stop) for source in sources]
             try:
                 _await(jobs, progress)
-            except BaseException:  # Ctrl-C as well: end what runs, start nothing more
+            except BaseException:  # including Ctrl-C: end running programs, start no others
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -173,11 +173,11 @@ class Sandbox:
         except (supervise.CannotStart, OSError) as e:
             raise UserError(
                 f"the sandbox ({self.kind}) could not start a program: {e}. If the machine is "
-                "short of memory or processes, try again with less running beside it"
+                "short of memory or processes, try again with less running on it"
             ) from e
 
     def _problem(self) -> str:
-        """Why this way does not work here; "" when it does."""
+        """Why this isolation does not work here; "" if it does."""
         probe = _PROBE if self.isolation.filtered else ""
         if self.isolation.jailed:
             first = str(view.interpreter()).split("/")[1]
@@ -190,12 +190,12 @@ class Sandbox:
             return f"{e.filename}: {e.strerror}"
         if outcome.passed:
             return ""
-        said = outcome.stderr.strip().splitlines()
-        return said[-1] if said else outcome.status
+        lines = outcome.stderr.strip().splitlines()
+        return lines[-1] if lines else outcome.status
 
 
 def _await(jobs: list[Future[Outcome]], progress: Callable[[int], None] | None) -> None:
-    """Waits for all; raises the first error there is."""
+    """Waits for all jobs; raises the first error."""
     pending = set(jobs)
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)

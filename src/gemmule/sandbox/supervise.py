@@ -1,4 +1,4 @@
-"""One program's run, seen from outside: started, fed, listened to, ended."""
+"""Runs one program from outside the sandbox: starts it, sends its source, reads pipes, ends it."""
 
 import contextlib
 import json
@@ -21,34 +21,34 @@ from gemmule.sandbox.isolation import ENVIRONMENT, Isolation
 from gemmule.sandbox.limits import Limits, Outcome, Status
 
 KEPT = 4000  # characters of each stream in an outcome
-_STARTUP = 60.0  # seconds; loaded machines take some
-_GLANCE = 0.05  # seconds between two looks at threads and files
-_REPORT = 4096  # bytes that a runner's report can have
+_STARTUP = 60.0  # seconds; a loaded machine takes several
+_POLL = 0.05  # seconds between two counts of threads and files
+_REPORT = 4096  # largest report of a runner, in bytes
 
 
 class Stopped(Exception):
-    """The run was given up because its caller wants to end."""
+    """The run was abandoned at the caller's request."""
 
 
 class CannotStart(UserError):
-    """The sandbox itself did not come up."""
+    """The sandbox itself did not start."""
 
 
 def run(
-    kind: Isolation,
+    isolation: Isolation,
     source: str,
     limits: Limits,
     packages: tuple[str, ...] = (),
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Runs one program to its end or to its limits; nothing of it is left behind.
+    """Runs one program to its end or to its limits, and leaves nothing of it behind.
 
     Raises:
-        CannotStart: when the sandbox cannot be set up.
-        Stopped: when `stop` was set.
+        CannotStart: if the sandbox cannot be set up.
+        Stopped: if `stop` was set.
     """
-    with _folder(kind, packages) as folder:
-        process = _Process(kind, source, limits, packages, folder)
+    with _folder(isolation, packages) as folder:
+        process = _Process(isolation, source, limits, packages, folder)
         try:
             return process.follow(stop or threading.Event())
         finally:
@@ -57,9 +57,9 @@ def run(
 
 
 @contextlib.contextmanager
-def _folder(kind: Isolation, packages: tuple[str, ...]) -> Iterator[Path | None]:
-    """An empty folder to work in, with the packages beside it, for what is not jailed."""
-    if kind.jailed:
+def _folder(isolation: Isolation, packages: tuple[str, ...]) -> Iterator[Path | None]:
+    """A folder with an empty working folder and the packages, for a program that is not jailed."""
+    if isolation.jailed:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="gemmule-program-") as name:
@@ -72,45 +72,45 @@ def _folder(kind: Isolation, packages: tuple[str, ...]) -> Iterator[Path | None]
 
 
 class _Process:
-    """The processes of one run, and what has been heard of them."""
+    """The processes of one run, and everything read from them."""
 
     def __init__(
         self,
-        kind: Isolation,
+        isolation: Isolation,
         source: str,
         limits: Limits,
         packages: tuple[str, ...],
         folder: Path | None,
     ) -> None:
-        self.kind, self.limits = kind, limits
+        self.isolation, self.limits = isolation, limits
         self.secret = secrets.token_hex(16)
-        self.heard = {name: bytearray() for name in ("stdout", "stderr", "report", "info")}
+        self.received = {name: bytearray() for name in ("stdout", "stderr", "report", "info")}
         self.began: float | None = None
         self._first = self._program = 0
-        orders = kind.orders(limits, packages, folder)
+        orders = isolation.orders(limits, packages, folder)
         self._unsent = memoryview(
             marshal.dumps({**orders, "source": source, "secret": self.secret})
         )
-        with contextlib.ExitStack() as at_failure, contextlib.ExitStack() as ours_alone:
+        with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as write_ends:
             pipes: dict[str, IO[bytes]] = {}
-            theirs: dict[str, int] = {}
+            inherited: dict[str, int] = {}
             for name in ("report", "info"):
                 read, write = os.pipe()
-                pipes[name] = at_failure.enter_context(os.fdopen(read, "rb", buffering=0))
-                theirs[name] = write
-                ours_alone.callback(os.close, write)
+                pipes[name] = on_failure.enter_context(os.fdopen(read, "rb", buffering=0))
+                inherited[name] = write
+                write_ends.callback(os.close, write)
             self.popen = subprocess.Popen(
-                kind.command(limits, packages, **theirs),
+                isolation.command(limits, packages, **inherited),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 env=ENVIRONMENT,
                 cwd=folder / "work" if folder else "/",
-                pass_fds=tuple(theirs.values()),
+                pass_fds=tuple(inherited.values()),
                 start_new_session=True,
             )
-            at_failure.pop_all()
+            on_failure.pop_all()
         assert self.popen.stdin and self.popen.stdout and self.popen.stderr
         self._pipes = {**pipes, "stdout": self.popen.stdout, "stderr": self.popen.stderr}
         self._selector = selectors.DefaultSelector()
@@ -121,11 +121,11 @@ class _Process:
         self._selector.register(self.popen.stdin, selectors.EVENT_WRITE, "stdin")
 
     def follow(self, stop: threading.Event) -> Outcome:
-        """Listens until the program ends or breaks a limit."""
+        """Serves the pipes until the program ends or exceeds a limit."""
         created = time.monotonic()
-        broken: Status | None = None
-        while broken is None and self.popen.poll() is None:
-            self._listen()
+        exceeded: Status | None = None
+        while exceeded is None and self.popen.poll() is None:
+            self._exchange()
             if stop.is_set():
                 raise Stopped
             now = time.monotonic()
@@ -133,26 +133,26 @@ class _Process:
                 if now - created > _STARTUP:
                     raise CannotStart(f"nothing happened for {_STARTUP:.0f} s")
             elif now - self.began > self.limits.wall:
-                broken = "timeout"
+                exceeded = "timeout"
             else:
-                broken = self._beyond()
+                exceeded = self._exceeded_limit()
         ended = time.monotonic()
         self.end()
-        self._listen(wait=0)
+        self._exchange(wait=0)
         if self.began is None:
             raise CannotStart(self._why_not())
         code = self._exit_code()
-        status = broken or self._beyond() or self._status(code)
+        status = exceeded or self._exceeded_limit() or self._status(code)
         return Outcome(
             status,
             code,
-            _text(self.heard["stdout"])[:KEPT],
-            _text(self.heard["stderr"])[-KEPT:],
+            _text(self.received["stdout"])[:KEPT],
+            _text(self.received["stderr"])[-KEPT:],
             round(ended - self.began, 4),
         )
 
-    def _listen(self, wait: float = _GLANCE) -> None:
-        """Takes what there is to hear, and sends what is still unsent; waits at most a glance."""
+    def _exchange(self, wait: float = _POLL) -> None:
+        """Reads what has arrived and sends what is unsent; waits at most `wait` seconds."""
         if not self._selector.get_map():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(wait)
@@ -161,7 +161,7 @@ class _Process:
             if key.data == "stdin":
                 self._send(key)
             elif not self._pipes[key.data].closed:  # by another event of this round
-                self._hear(key)
+                self._receive(key)
 
     def _send(self, key: selectors.SelectorKey) -> None:
         try:
@@ -173,15 +173,15 @@ class _Process:
         if not self._unsent:
             self._close(key.fileobj)
 
-    def _hear(self, key: selectors.SelectorKey) -> None:
+    def _receive(self, key: selectors.SelectorKey) -> None:
         try:
             data = os.read(key.fd, 1 << 16)
         except BlockingIOError:
             return
-        self.heard[key.data] += data
+        self.received[key.data] += data
         if not data:
             self._close(key.fileobj)
-        if self.began is None and self.heard["report"].startswith(b"started\n"):
+        if self.began is None and self.received["report"].startswith(b"started\n"):
             self.began = time.monotonic()
             self._first = self._first_process()
 
@@ -189,47 +189,47 @@ class _Process:
         self._selector.unregister(pipe)
         pipe.close()
 
-    def _beyond(self) -> Status | None:
-        """The limit that the program is beyond, of those that nobody else keeps."""
-        written = len(self.heard["stdout"]) + len(self.heard["stderr"])
-        if written > self.limits.output or len(self.heard["report"]) > _REPORT:
+    def _exceeded_limit(self) -> Status | None:
+        """The exceeded limit, of those that neither the kernel nor the sandbox enforces."""
+        written = len(self.received["stdout"]) + len(self.received["stderr"])
+        if written > self.limits.output or len(self.received["report"]) > _REPORT:
             return "output"
         if self.popen.poll() is None and (program := self._find_program()):
             if _threads(program) > self.limits.threads:
                 return "killed"
-            if self.kind.jailed and _files_in_scratch(program) > self.limits.files:
+            if self.isolation.jailed and _files_in_scratch(program) > self.limits.files:
                 return "killed"
         return None
 
     def _find_program(self) -> int:
-        """The program's process number, as seen here; 0 where it is not known (yet)."""
+        """The program's process number outside the sandbox; 0 while it is not known."""
         if not self._program and self.began is not None:
-            if not self.kind.jailed:
+            if not self.isolation.jailed:
                 self._program = self.popen.pid
             elif self._first:
                 self._program = _child(self._first)
-            if self._program:  # should memory run out on this machine, let it be the first to go
+            if self._program:  # the first process to kill if this machine runs out of memory
                 with contextlib.suppress(OSError):
                     Path(f"/proc/{self._program}/oom_score_adj").write_text("1000")
         return self._program
 
     def _first_process(self) -> int:
-        """The first process inside the sandbox, as seen here: with it, everything there ends.
+        """The number of the first process inside the sandbox: when it ends, all others end.
 
-        Only what was said before the program's first line is believed.
+        Only information from before the program's first line can be trusted.
         """
         info = self._pipes["info"]
         if not info.closed:
             with contextlib.suppress(BlockingIOError):
-                self.heard["info"] += os.read(info.fileno(), _REPORT)
+                self.received["info"] += os.read(info.fileno(), _REPORT)
             self._close(info)
         try:
-            return int(json.loads(self.heard["info"])["child-pid"])
+            return int(json.loads(self.received["info"])["child-pid"])
         except (ValueError, KeyError):
             return 0
 
     def _status(self, code: int) -> Status:
-        last = self.heard["report"].decode(errors="replace").split("\n")[1:2]
+        last = self.received["report"].decode(errors="replace").split("\n")[1:2]
         for status in ("passed", "failed", "memory"):
             if last == [f"{self.secret} {status}"]:
                 return status if status != "passed" or code == 0 else "failed"
@@ -239,16 +239,16 @@ class _Process:
 
     def _exit_code(self) -> int:
         code = self.popen.returncode
-        # What stands around a jailed program speaks of signals as shells do.
-        return 128 - code if self.kind.jailed and 128 < code < 128 + 65 else code
+        # The processes around a jailed program report signals as shells do.
+        return 128 - code if self.isolation.jailed and 128 < code < 128 + 65 else code
 
     def _why_not(self) -> str:
-        said = _text(self.heard["report"]) + _text(self.heard["stderr"])
-        lines = [line for line in said.splitlines() if line.strip()]
-        return lines[0].removeprefix("cannot ") if lines else "it ended without a word"
+        text = _text(self.received["report"]) + _text(self.received["stderr"])
+        lines = [line for line in text.splitlines() if line.strip()]
+        return lines[0].removeprefix("cannot ") if lines else "it ended without a message"
 
     def end(self) -> None:
-        """Ends whatever still runs, and waits until it is gone."""
+        """Ends all processes that still run, and waits for them."""
         if self.popen.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 if self._first:
@@ -260,12 +260,12 @@ class _Process:
             except subprocess.TimeoutExpired:
                 self.popen.kill()
                 self.popen.wait()
-        elif not self.kind.filtered:  # it may have left others behind
+        elif not self.isolation.filtered:  # it may have left other processes behind
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Closes what is still open."""
+        """Closes all open pipes."""
         for key in list(self._selector.get_map().values()):
             self._close(key.fileobj)
         self._selector.close()

@@ -1,7 +1,7 @@
 """A seccomp filter: the system calls that a Python program may make.
 
-All others are refused. What is new in a kernel, or only half known, is thereby refused as well:
-the answer ENOSYS is what an older kernel would give, and C libraries have another way then.
+All others are refused, including those that are new in a kernel. They fail with ENOSYS as on an
+older kernel, for which C libraries have a fallback.
 """
 
 import platform
@@ -9,7 +9,7 @@ import struct
 
 _EPERM, _EACCES, _ENOTTY, _ENOSYS = 1, 13, 25, 38
 
-# Numbers on x86-64, and on the architectures that share Linux' generic table; "-": has none.
+# Numbers on x86-64, and on the architectures that share Linux's generic table; "-": none.
 _ALLOWED = """
 read:0:63 write:1:64 readv:19:65 writev:20:66 pread64:17:67 pwrite64:18:68 preadv:295:69
 pwritev:296:70 preadv2:327:286 pwritev2:328:287 close:3:57 close_range:436:436 stat:4:- fstat:5:80
@@ -37,8 +37,8 @@ getrandom:318:278 sendto:44:206 recvfrom:45:207 sendmsg:46:211 recvmsg:47:212 sh
 getsockopt:55:209 setsockopt:54:208 getsockname:51:204 getpeername:52:205
 """
 
-# Only where there is a folder to write to. Some of these need no more than a file opened for
-# reading, and would change the dates of the user's.
+# Only if there is a folder to write to. Some of these need just a file opened for reading, and
+# would change the timestamps of the user's files.
 _WRITING = """
 creat:85:- mkdir:83:- mkdirat:258:34 rmdir:84:- unlink:87:- unlinkat:263:35 rename:82:-
 renameat:264:38 renameat2:316:276 link:86:- linkat:265:37 symlink:88:- symlinkat:266:36 mknod:133:-
@@ -46,8 +46,8 @@ mknodat:259:33 truncate:76:45 ftruncate:77:46 fallocate:285:47 utime:132:- utime
 futimesat:261:- utimensat:280:88 fsync:74:82 fdatasync:75:83 flock:73:32 open:2:- openat:257:56
 """
 
-# Refused as "not permitted", which programs understand better than "not implemented". chmod is
-# among them because in bubblewrap root's /dev/null is root's own.
+# Refused as "not permitted", which programs handle better than "not implemented". chmod is among
+# them because inside bubblewrap root owns the real /dev/null.
 _REFUSED = """
 fork:57:- vfork:58:- execve:59:221 execveat:322:281 socket:41:198 connect:42:203 bind:49:200
 listen:50:201 accept:43:202 accept4:288:242 kill:62:129 tkill:200:130 tgkill:234:131
@@ -61,19 +61,19 @@ setrlimit:160:164 shmget:29:194 semget:64:190 msgget:68:186 mq_open:240:180 setx
 lsetxattr:189:6 fsetxattr:190:7 sync:162:81
 """
 
-# Allowed by what they are asked for; see `_conditions`.
+# Allowed depending on their arguments; see `_conditions`.
 _CONDITIONAL = """
 clone:56:220 open:2:- openat:257:56 prctl:157:167 prlimit64:302:261 ioctl:16:29 fcntl:72:25
 socketpair:53:199
 """
 
-_ARCHITECTURES = {  # AUDIT_ARCH_*, and which of the two columns
+_ARCHITECTURES = {  # AUDIT_ARCH_*, and the column of the tables
     "x86_64": (0xC000003E, 0),
     "aarch64": (0xC00000B7, 1),
     "riscv64": (0xC00000F3, 1),
 }
 
-# Of a classic BPF program: operations, and the answers of a seccomp filter.
+# Operations of a classic BPF program, and return values of a seccomp filter.
 _LOAD, _AND, _IF_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
@@ -94,26 +94,26 @@ def build_filter(*, writing: bool) -> bytes:
     """The filter for this machine, an array of `struct sock_filter`.
 
     Args:
-        writing: allow files to be made and changed. False: not even opened for writing.
+        writing: whether files may be created and changed. False: nor opened for writing.
 
     Raises:
         KeyError: for an architecture that is not in the tables.
     """
     architecture, column = _ARCHITECTURES[platform.machine()]
     program: list[_Instruction] = [
-        (_LOAD, 0, 0, 4),  # the architecture: another one's numbers mean other calls
+        (_LOAD, 0, 0, 4),  # the architecture: numbers mean other calls on others
         (_IF_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, 0),  # the call's number
     ]
-    rules = {number: _give(_EPERM) for number in _numbers(_REFUSED, column).values()}
+    rules = {number: _return_error(_EPERM) for number in _numbers(_REFUSED, column).values()}
     for name, number in _numbers(_CONDITIONAL, column).items():
         rules[number] = _conditions()[name]
     allowed = _numbers(_ALLOWED + (_WRITING if writing else ""), column)
     rules.update({number: [(_RETURN, 0, 0, _ALLOW)] for number in allowed.values()})
     for number, answer in rules.items():
         program += [(_IF_EQUAL, 0, len(answer), number), *answer]
-    program += _give(_ENOSYS)
+    program += _return_error(_ENOSYS)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
@@ -123,11 +123,11 @@ def _numbers(table: str, column: int) -> dict[str, int]:
 
 
 def _conditions() -> dict[str, list[_Instruction]]:
-    """What is looked at in a call's arguments.
+    """Conditions on the arguments of calls.
 
-    Descriptors can be told to send signals (F_SETOWN and F_SETSIG, or an ioctl), prlimit can be
-    pointed at another process, and a datagram socket can be given any address: so these are
-    allowed for the commands that Python's own library uses.
+    Descriptors can send signals (F_SETOWN and F_SETSIG, or an ioctl), prlimit can change another
+    process, and a datagram socket can send to any address. These calls are therefore allowed only
+    with the commands that Python's own library uses.
     """
     fcntl = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)  # descriptors, flags, locks, a pipe's size
     ioctl = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # isatty, size, FIONREAD, flags
@@ -137,7 +137,7 @@ def _conditions() -> dict[str, list[_Instruction]]:
         "open": _masked(1, _OPEN_FOR_WRITING, 0, _EACCES),
         "openat": _masked(2, _OPEN_FOR_WRITING, 0, _EACCES),
         "prctl": _one_of(0, prctl, _EPERM),
-        "prlimit64": [  # to ask for its own; root could raise them
+        "prlimit64": [  # only to read its own limits; root could raise them
             *_is_zero(0),
             *_is_zero(2),
             *_is_zero(2, upper=True),
@@ -148,28 +148,28 @@ def _conditions() -> dict[str, list[_Instruction]]:
         "socketpair": [
             _argument(0),
             (_IF_EQUAL, 1, 0, _AF_UNIX),
-            *_give(_EPERM),
+            *_return_error(_EPERM),
             *_masked(1, 0xF, _SOCK_STREAM, _EPERM),
         ],
     }
 
 
 def _argument(i: int) -> _Instruction:
-    """Loads the lower half of argument `i`: all that is looked at are ints to the kernel."""
+    """Loads the lower half of argument `i`: the kernel reads all checked arguments as ints."""
     return (_LOAD, 0, 0, 16 + 8 * i)
 
 
 def _is_zero(i: int, *, upper: bool = False) -> list[_Instruction]:
-    return [(_LOAD, 0, 0, 16 + 8 * i + 4 * upper), (_IF_EQUAL, 1, 0, 0), *_give(_EPERM)]
+    return [(_LOAD, 0, 0, 16 + 8 * i + 4 * upper), (_IF_EQUAL, 1, 0, 0), *_return_error(_EPERM)]
 
 
-def _give(error: int) -> list[_Instruction]:
+def _return_error(error: int) -> list[_Instruction]:
     return [(_RETURN, 0, 0, _ERRNO | error)]
 
 
 def _one_of(i: int, values: tuple[int, ...], error: int) -> list[_Instruction]:
     checks = [step for v in values for step in ((_IF_EQUAL, 0, 1, v), (_RETURN, 0, 0, _ALLOW))]
-    return [_argument(i), *checks, *_give(error)]
+    return [_argument(i), *checks, *_return_error(error)]
 
 
 def _masked(i: int, mask: int, wanted: int, error: int) -> list[_Instruction]:

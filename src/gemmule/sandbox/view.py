@@ -1,4 +1,4 @@
-"""What a program in a sandbox sees of the file system: what Python needs to run."""
+"""The part of the file system that a program in a sandbox sees: what Python needs to run."""
 
 import sys
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 @dataclass(frozen=True)
 class ViewEntry:
-    """One place in the view, all of it read-only.
+    """One entry of the view; all entries are read-only.
 
     Attributes:
-        kind: a folder with all below it, a file, a device, or a link (whose source is its text).
-        source: where it is outside.
-        target: where it is inside.
+        kind: a folder with everything in it, a file, a device, or a link (`source` is its text).
+        source: its path outside.
+        target: its path inside.
     """
 
     kind: Literal["folder", "file", "device", "link"]
@@ -30,24 +30,24 @@ class ViewEntry:
 
 
 def interpreter() -> Path:
-    """The Python that runs programs: ours, without the virtual environment around it."""
+    """The Python that runs programs: this process's, without its virtual environment."""
     return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 
 
 def packages(names: tuple[str, ...]) -> list[Path]:
-    """Folders of installed packages, and of the shared libraries that their wheels brought."""
-    found = []
+    """Folders of installed packages and of the shared libraries from their wheels."""
+    folders = []
     for name in names:
         spec = util.find_spec(name)
         if spec and spec.submodule_search_locations:
             folder = Path(next(iter(spec.submodule_search_locations)))
             libraries = folder.with_name(f"{name}.libs")
-            found += [folder, *([libraries] if libraries.is_dir() else [])]
-    return found
+            folders += [folder, *([libraries] if libraries.is_dir() else [])]
+    return folders
 
 
 def python_view(package_names: tuple[str, ...]) -> list[ViewEntry]:
-    """The interpreter, its library, shared libraries, packages, and devices without a memory."""
+    """The interpreter, its library, shared libraries, packages, and stateless devices."""
     python = interpreter()
     prefix = python.parent.parent
     view: list[ViewEntry] = []
@@ -62,7 +62,7 @@ def python_view(package_names: tuple[str, ...]) -> list[ViewEntry]:
 
 
 def readable_paths(package_names: tuple[str, ...]) -> list[str]:
-    """The same places, for a program that sees the whole file system and may open these."""
+    """The same paths, for a program that sees the whole file system and may open only these."""
     return [seen.source for seen in python_view(package_names) if seen.kind != "link"]
 
 

@@ -25,6 +25,7 @@ from gemmule.evals.benchmarks.suites import SuiteEntry
 from gemmule.evals.eval_target import EvalTarget
 from gemmule.evals.lm_eval_model import GemmuleLM
 from gemmule.evals.response_cache import ResponseCache
+from gemmule.runs.schema_evals import Benchmarks
 from gemmule.sandbox import Sandbox
 
 RESULT, SAMPLES = "benchmarks.json", "benchmarks.samples.jsonl"
@@ -96,7 +97,7 @@ def _evaluate(target: EvalTarget, settings: EvalSettings) -> dict[str, Any]:
         result["formats"] = _formats(lm, loaded, limits, settings)
     result["seconds"] = time.monotonic() - began
     _write_samples(target, loaded, samples)
-    files.write_json(target.folder / RESULT, result)
+    Benchmarks.parse(result, RESULT).write(target.folder / RESULT)
     return result
 
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule import files
 from gemmule.errors import ConfigError
 from gemmule.evals.benchmarks import compare
 from gemmule.evals.benchmarks.evaluate import RESULT, SAMPLES, evaluate_benchmarks
 from gemmule.evals.benchmarks.settings import EvalSettings
 from gemmule.evals.eval_target import LoadOptions, open_target, results_folder
+from gemmule.runs.schema_evals import Benchmarks
 
 
 def run_eval(
@@ -47,7 +47,7 @@ def run_eval(
                 for j, other in enumerate(results)
                 if j != i
             ]
-            files.write_json(folders[i] / RESULT, result)
+            Benchmarks.parse(result, RESULT).write(folders[i] / RESULT)
     return results
 
 

@@ -36,6 +36,7 @@ from gemmule.evals.response_cache import ResponseCache
 from gemmule.evals.training_data import Reading, TrainingData
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.config import GemmaConfig
+from gemmule.runs.schema_evals import Memorization
 from gemmule.runtime import host
 
 RESULT, SAMPLES = "memorization.json", "memorization.samples.jsonl"
@@ -127,7 +128,7 @@ def measure(
         "notes": _notes(training, settings, passages),
     }
     files.write_text(out / SAMPLES, "".join(json.dumps(s) + "\n" for s in samples))
-    files.write_json(out / RESULT, result)
+    Memorization.parse(result, RESULT).write(out / RESULT)
     cache.path.unlink()
     return result
 

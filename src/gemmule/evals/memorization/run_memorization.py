@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule import files
 from gemmule.console import counting
 from gemmule.errors import DataError
 from gemmule.evals.eval_target import EvalTarget, LoadOptions, open_target, results_folder
@@ -12,6 +11,7 @@ from gemmule.evals.memorization import summary
 from gemmule.evals.memorization.extraction import RESULT, measure, read_samples
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import Reading, TrainingData, open_training_data
+from gemmule.runs.schema_evals import Memorization
 from gemmule.runtime import memory
 
 
@@ -63,7 +63,7 @@ def run_memorization(
             read_samples(target.folder), read_samples(opponent.folder)
         ),
     }
-    files.write_json(target.folder / RESULT, result)
+    Memorization.parse(result, RESULT).write(target.folder / RESULT)
     return result
 
 

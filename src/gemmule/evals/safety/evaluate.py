@@ -25,6 +25,7 @@ from gemmule.evals.safety.benchmark import SafetyBenchmark
 from gemmule.evals.safety.continuations import MAX_NEW_TOKENS
 from gemmule.evals.safety.metric import SafetyMetric, SafetySample, Values, estimate
 from gemmule.evals.safety.verdict import NO_SCORER, ToxicityScorer, ToxicityVerdict
+from gemmule.runs.schema_evals import Safety
 
 RESULT = "safety.json"
 SAMPLES = "safety.samples.jsonl"
@@ -130,7 +131,7 @@ def evaluate_safety(
     }
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     files.write_text(target.folder / SAMPLES, "".join(lines))
-    files.write_json(target.folder / RESULT, result)
+    Safety.parse(result, RESULT).write(target.folder / RESULT)
     return result
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule import files
 from gemmule.checkpoints.locate import locate
 from gemmule.console import Progress
 from gemmule.evals.eval_target import EvalTarget, LoadOptions, open_target
@@ -25,6 +24,7 @@ from gemmule.evals.safety.evaluate import (
 from gemmule.evals.safety.gate import GateOptions
 from gemmule.evals.safety.toxicity_scorer import ScorerOptions, open_scorer
 from gemmule.evals.safety.verdict import ToxicityScorer
+from gemmule.runs.schema_evals import Safety
 
 
 def run_safety(
@@ -79,7 +79,7 @@ def run_safety(
         base = base_result, read_samples(other.folder)
     checks = gates.check(gate, result, read_samples(target.folder), base)
     result["gate"] = gates.record(gate, gate_options.file, checks)
-    files.write_json(target.folder / RESULT, result)
+    Safety.parse(result, RESULT).write(target.folder / RESULT)
     return result
 
 

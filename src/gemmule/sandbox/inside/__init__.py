@@ -1,1 +1,1 @@
-"""Scripts that run inside the sandbox. They import nothing of gemmule, which is not there."""
+"""Scripts that run inside the sandbox. They cannot import gemmule, which is not visible there."""

@@ -1,17 +1,17 @@
-"""Runs a command in namespaces of its own, as bubblewrap does where it is installed.
+"""Runs a command in its own namespaces, as bubblewrap does if it is installed.
 
 `python namespaces.py ORDERS` with ORDERS in marshal's format, in hexadecimal: "view" is a list of
-[kind, source, target] of what is to be seen, "command" what to run, "scratch" the bytes and "files"
-the number of files that fit into /tmp, the only place to write to. The process number of the
-sandbox's first process goes to the descriptor "info", as bubblewrap gives it. The exit code is the
-command's, or 128 and the signal that ended it.
+[kind, source, target] of the visible files, "command" the command, "scratch" the number of bytes
+and "files" the number of files that fit into /tmp, the only writable folder. The number of the
+sandbox's first process is written to the descriptor "info" in bubblewrap's format. The exit code is
+the command's, or 128 plus the signal that ended it.
 
-Three processes stand around the command: this one, which stays outside the new process numbers
-and can be waited for; the first inside, with whose end the kernel ends all others; and, for root
-only and for a moment, one that says which users there are inside.
+Three more processes are involved: this one, which stays outside the new process namespace so that
+it can be waited for; the first one inside, at whose end the kernel ends all others; and, only for
+root, a short-lived one that maps the users inside to those outside.
 """
 
-# Importing pathlib, json or typing would take as long as all the rest.
+# Importing pathlib, json or typing would take as long as everything else.
 # ruff: noqa: PTH102, PTH103, PTH120, PTH211
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ _CLONE_NEW = {
 }  # fmt: skip
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
-_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8  # of mount_setattr
+_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8  # for mount_setattr
 _AT_FDCWD, _AT_RECURSIVE, _MNT_DETACH = -100, 0x8000, 2
 _MOUNT_SETATTR = 442
-_PIVOT_ROOT = {"x86_64": 155}  # elsewhere 41
+_PIVOT_ROOT = {"x86_64": 155}  # 41 on other architectures
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
 INSIDE_USER = 1000
-NOBODY = 65534
-_BASE = "/tmp"  # a folder that every system has; the new root is mounted over it
+OVERFLOW_USER = 65534  # has no rights on most systems
+_BASE = "/tmp"  # every system has it; the new root is mounted over it
 
 
 def main() -> int:
-    """Makes the namespaces and the first process in them; waits for it."""
+    """Creates the namespaces and their first process, and waits for it."""
     orders = marshal.loads(bytes.fromhex(sys.argv[1]))
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    as_nobody = _enter_namespaces()
-    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a new user forgets it
-    told, tell = os.pipe()
+    unprivileged = _enter_namespaces()
+    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user resets it
+    ready, set_ready = os.pipe()
     first = os.fork()
     if first == 0:
-        os.close(orders["info"])  # what we say there is believed
-        os.read(told, 1)
-        os._exit(_guarded(_first, orders, as_nobody))
+        os.close(orders["info"])  # the parent writes to it, and its content is trusted
+        os.read(ready, 1)
+        os._exit(_guarded(_first, orders, unprivileged))
     os.write(orders["info"], b'{"child-pid": %d}' % first)
     os.close(orders["info"])
-    os.write(tell, b"!")
+    os.write(set_ready, b"!")
     return _exit_code(os.waitpid(first, 0)[1])
 
 
 def _guarded(step: Any, *arguments: Any) -> int:
-    """The result of a forked process, whose errors must not run on into its parent's code."""
+    """The result of a step in a forked process, whose errors must not reach the parent's code."""
     try:
         result: int = step(*arguments)
     except BaseException as e:
@@ -74,10 +74,10 @@ def _guarded(step: Any, *arguments: Any) -> int:
 
 
 def _enter_namespaces() -> bool:
-    """New namespaces; whether the command can be run as nobody.
+    """Enters new namespaces; returns whether the command can run as an unprivileged user.
 
-    Root outside would own everything of root's inside, too. So it becomes nobody where the
-    system has such a user; for that, somebody outside has to say who is who.
+    Root outside would also own root's files inside. It therefore becomes an unprivileged user if
+    the system has one, for which a process outside has to map the users.
     """
     user, group = os.geteuid(), os.getegid()
     if user == 0 and _unshare_mapped():
@@ -91,7 +91,7 @@ def _enter_namespaces() -> bool:
 
 
 def _unshare_mapped() -> bool:
-    """Root's way in; whether nobody could be had."""
+    """Enters new namespaces as root; returns whether an unprivileged user could be mapped."""
     ready, go = os.pipe()
     helper = os.fork()
     if helper == 0:
@@ -112,17 +112,17 @@ def _map_users(process: int, ready: int) -> int:
         return 1
     try:
         for kind in ("gid", "uid"):
-            _write(f"/proc/{process}/{kind}_map", f"0 0 1\n{INSIDE_USER} {NOBODY} 1\n")
+            _write(f"/proc/{process}/{kind}_map", f"0 0 1\n{INSIDE_USER} {OVERFLOW_USER} 1\n")
     except OSError:
-        return 1  # a container without that user
+        return 1  # a container that does not have this user
     return 0
 
 
-def _first(orders: dict[str, Any], as_nobody: bool) -> int:
-    """The first process inside: furnishes the file system, drops all rights, runs the command."""
-    _furnish(orders, INSIDE_USER if as_nobody else 0)
+def _first(orders: dict[str, Any], unprivileged: bool) -> int:
+    """The first process inside: mounts the file system, drops all rights, runs the command."""
+    _mount_view(orders, INSIDE_USER if unprivileged else 0)
     _call("sethostname", b"sandbox", 7)
-    if as_nobody:
+    if unprivileged:
         os.setgroups([])
         os.setresgid(INSIDE_USER, INSIDE_USER, INSIDE_USER)
         os.setresuid(INSIDE_USER, INSIDE_USER, INSIDE_USER)
@@ -142,12 +142,12 @@ def _exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _furnish(orders: dict[str, Any], owner: int) -> None:
+def _mount_view(orders: dict[str, Any], owner: int) -> None:
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     sources = {source: os.open(source, os.O_PATH) for kind, source, _ in orders["view"]
                if kind != "link"}  # fmt: skip
     _mount("tmpfs", _BASE, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
-    # Before the view, of which a part may lie there.
+    # Before the view, a part of which may be in it.
     os.mkdir(_BASE + "/tmp")
     _mount("tmpfs", _BASE + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC,
            f"size={orders['scratch']},nr_inodes={orders['files']},mode=700")  # fmt: skip
@@ -169,7 +169,7 @@ def _furnish(orders: dict[str, Any], owner: int) -> None:
         os.close(fd)
     os.chdir(_BASE)
     _call("syscall", _PIVOT_ROOT.get(os.uname().machine, 41), b".", b".")
-    _call("umount2", b".", _MNT_DETACH)  # the old root, which now lies over the new one
+    _call("umount2", b".", _MNT_DETACH)  # the old root, which is now mounted over the new one
     os.chdir("/")
     _restrict("/", _RDONLY | _NOSUID | _NODEV, recursive=False)
     os.chdir("/tmp")
@@ -181,7 +181,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
 
 
 def _restrict(path: str, attributes: int, *, recursive: bool = True) -> None:
-    """Makes the mounts at `path` read-only and so on, those below it too: since Linux 5.12."""
+    """Sets attributes of the mount at `path` and of those below it; needs Linux 5.12."""
     wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
     _call("syscall", _MOUNT_SETATTR, _AT_FDCWD, path.encode(),
           _AT_RECURSIVE if recursive else 0, wanted, len(wanted))  # fmt: skip
@@ -193,7 +193,7 @@ def _drop_rights() -> None:
         try:
             _call("prctl", _PR_CAPBSET_DROP, capability, 0, 0, 0)
         except OSError:
-            break  # there are no more
+            break  # the kernel has no more of them
     _call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 

@@ -1,8 +1,8 @@
-"""Shuts every door that is still open behind itself, and runs a program.
+"""Applies the remaining restrictions to itself, then runs a program.
 
 `python runner.py REPORT` reads its orders from standard input, in marshal's format, and writes
-lines to the descriptor REPORT: "cannot REASON" when it could not do as ordered, "started" before
-the program's first line, and then one line with the secret of the orders before the result.
+lines to the descriptor REPORT: "cannot REASON" if it could not follow them, "started" before the
+program's first line, and then one line with the orders' secret followed by the result.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 def main() -> None:
     """Reads the orders, follows them, runs the program."""
     report = int(sys.argv[1])
-    orders = marshal.loads(_read_all(0))  # the program will find standard input at its end
+    orders = marshal.loads(_read_all(0))  # standard input is then at its end for the program
     try:
-        _shut_in(orders)
+        _restrict(orders)
     except (OSError, ValueError) as e:
         os.write(report, f"cannot {e}\n".encode())
         os._exit(1)
@@ -48,9 +48,9 @@ def _read_all(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def _shut_in(orders: dict[str, Any]) -> None:
+def _restrict(orders: dict[str, Any]) -> None:
     sys.path += orders["packages"]
-    random.seed(0)  # what a program draws must not change its score
+    random.seed(0)  # random numbers must not change a program's score
     if parent := orders["parent"]:
         _die_with(parent)
     for name, soft, hard in orders["rlimits"]:
@@ -63,7 +63,7 @@ def _shut_in(orders: dict[str, Any]) -> None:
 
 
 def _set_rlimit(which: int, soft: int, hard: int) -> None:
-    """Sets a limit, or leaves one that is lower already."""
+    """Sets a limit, or keeps one that is already lower."""
     _, highest = resource.getrlimit(which)
     if highest != resource.RLIM_INFINITY:
         soft, hard = min(soft, highest), min(hard, highest)
@@ -72,7 +72,7 @@ def _set_rlimit(which: int, soft: int, hard: int) -> None:
     except (OSError, ValueError):
         if sys.platform == "linux":
             raise
-        # macOS refuses some of them; what limits mean there is said in the guarantee.
+        # macOS refuses some of them; the guarantee says what that means.
 
 
 def _die_with(parent: int) -> None:
@@ -101,9 +101,9 @@ def _filter_calls(instructions: bytes) -> None:
 
 
 def _read_only(readable: list[str]) -> None:
-    """Landlock: of all files, only those at or below `readable` can be opened, and only read."""
+    """Landlock: only files at or below `readable` can be opened, and only for reading."""
     version = _call("syscall", _LANDLOCK_CREATE_RULESET, None, 0, 1)
-    rights = 13 + (version >= 2) + (version >= 3) + (version >= 5)  # how many rights it knows
+    rights = 13 + (version >= 2) + (version >= 3) + (version >= 5)  # number of rights it knows
     handled = struct.pack("QQQ", (1 << rights) - 1, 0, 3 if version >= 6 else 0)
     size = 24 if version >= 6 else 8
     rules = _call("syscall", _LANDLOCK_CREATE_RULESET, handled, size, 0)
@@ -118,15 +118,14 @@ def _read_only(readable: list[str]) -> None:
 
 
 def _run(source: str, secret: str, report: int) -> NoReturn:
-    # A program may replace these in their modules.
+    # A program may replace these functions in their modules.
     write, leave, show = os.write, os._exit, sys.excepthook
-    # Not __main__, as in the public graders: what an answer does when started is not looked at.
+    # Not __main__, as in the public graders: code under `if __name__ == "__main__"` does not run.
     module = type(sys)("program")
     sys.modules["program"] = module
-    # Made now: a program that used up its memory leaves none to make them later, nor to say
-    # what happened to it, but for this reserve.
+    # Allocated now: a program that used up its memory leaves only this reserve to report it.
     reserve = bytearray(4 << 20)
-    said = {word: f"{secret} {word}\n".encode() for word in ("passed", "failed", "memory")}
+    reports = {word: f"{secret} {word}\n".encode() for word in ("passed", "failed", "memory")}
     result, code = "passed", 0
     try:
         exec(compile(source, "<program>", "exec", dont_inherit=True), module.__dict__)
@@ -134,20 +133,22 @@ def _run(source: str, secret: str, report: int) -> NoReturn:
         del reserve
         result, code = _fault(e, show)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BaseException):  # closed, or replaced by what is no stream
+        with contextlib.suppress(BaseException):  # closed, or not a stream any more
             stream.flush()
-    write(report, said[result])
+    write(report, reports[result])
     leave(code)
 
 
 def _fault(e: BaseException, show: Any) -> tuple[str, int]:
     code = 1
-    with contextlib.suppress(BaseException):  # no memory left to say it, or no stream
+    with contextlib.suppress(BaseException):  # no memory left to print it, or no stream
         if isinstance(e, SystemExit):
             code = e.code if isinstance(e.code, int) else 1
             print("SystemExit: the program left before its end", file=sys.stderr)
         else:
-            e.__traceback__ = e.__traceback__ and e.__traceback__.tb_next  # without ours
+            e.__traceback__ = (
+                e.__traceback__ and e.__traceback__.tb_next
+            )  # without the runner's frame
             show(type(e), e, e.__traceback__)
     return ("memory" if isinstance(e, MemoryError) else "failed"), code
 
