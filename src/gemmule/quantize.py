@@ -30,6 +30,8 @@ from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quant.layout import PACKED
+from gemmule.runs.lock import locked_output
+from gemmule.runs.run_dir import is_free
 from gemmule.train.config import load_run_config
 
 HEADS = (*PACKED, "bf16")
@@ -88,10 +90,10 @@ def quantize(
         if value not in allowed:
             raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
     out = (out or _beside(model, to)).expanduser().resolve()
-    if out.exists() and (not out.is_dir() or not files.holds_only_leftovers(out)):
+    if out.exists() and (not out.is_dir() or not is_free(out)):
         raise OutputError(f"{out} is already in use: choose another folder with --out")
     began = time.monotonic()
-    with open_checkpoint(model) as source:
+    with locked_output(out), open_checkpoint(model) as source:
         if source.quantized:
             raise ConfigError(
                 f"{model} is quantized already: quantize the model that it was made from"

@@ -35,7 +35,10 @@ from gemmule.model.config import preset
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.report.card import write_card
 from gemmule.runs.carbon import check_country
+from gemmule.runs.layout import COMPARISON, QuickstartLayout, RunLayout
+from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
+from gemmule.runs.schema import Comparison
 from gemmule.runtime import device, torch_compile
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
@@ -105,21 +108,32 @@ def run_quickstart(config: QuickstartConfig, out: Path, *, resume: bool = False)
     began = time.monotonic()
     if resume:
         given = config
-        config = QuickstartConfig.load(RunDir.open(out).path / "config.toml")
+        config = QuickstartConfig.load(RunDir.open(out).layout.config)
         _same(given, config)
-        files.remove_leftovers(out)
     else:
         _check(config, out)
-        RunDir.create(out, config)
+    with locked(out):
+        if resume:
+            files.remove_leftovers(out)
+        else:
+            RunDir.create(out, config)
+        comparison = _run_stages(config, out)
+    _conclude(out, comparison, time.monotonic() - began)
+    return comparison
+
+
+def _run_stages(config: QuickstartConfig, out: Path) -> dict[str, Any]:
+    """Runs every stage that is not finished yet; returns the content of comparison.json."""
+    layout = QuickstartLayout(out)
     console.rule(f"gemmule quickstart, about {config.minutes:g} minutes", align="left")
 
     with _stage("1/7 text"):
         try:
             dataset = _prepare(config, out)
         except (DataError, TokenizerError):
-            if not (out / "data").exists():  # nothing to go on with: the folder is free again
-                shutil.rmtree(out / "tokenizer", ignore_errors=True)
-                (out / "config.toml").unlink()
+            if not layout.data.exists():  # there is nothing to continue: the folder is free again
+                shutil.rmtree(layout.tokenizer, ignore_errors=True)
+                layout.config.unlink()
             raise
     plan = _plan(config, out, dataset)
     teacher = _train(config, plan, out, dataset, "2/7", "teacher")
@@ -141,23 +155,23 @@ def run_quickstart(config: QuickstartConfig, out: Path, *, resume: bool = False)
         "teacher": teacher,
         "seed": config.seed,
     }
-    files.write_json(out / "comparison.json", comparison)
+    Comparison.parse(comparison, COMPARISON).write(layout.comparison)
     with _stage("6/7 samples"):
-        files.write_json(out / "samples.json", _samples(config, out, dataset))
+        files.write_json(layout.samples, _samples(config, out, dataset))
     with _stage("7/7 card"):
         write_card(out)
-    _conclude(out, comparison, time.monotonic() - began)
     return comparison
 
 
 def _check(config: QuickstartConfig, out: Path) -> None:
     """Finds now what would otherwise stop the last stage, or the first after minutes of work."""
-    if (out / "comparison.json").is_file():
+    layout = QuickstartLayout(out)
+    if layout.comparison.is_file():
         raise OutputError(
-            f"{out} holds a finished quickstart, see {out / 'card' / 'index.html'}: choose another "
+            f"{out} holds a finished quickstart, see {layout.card / 'index.html'}: choose another "
             "folder with --out (make quickstart ARGS='--out runs/second')"
         )
-    if (out / "config.toml").is_file():
+    if layout.config.is_file():
         raise OutputError(
             f"{out} holds an unfinished quickstart: go on with --resume (make quickstart "
             "ARGS=--resume), or choose another folder with --out"
@@ -190,7 +204,7 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
-    folder = out / "tokenizer"
+    folder = QuickstartLayout(out).tokenizer
     if not (folder / "tokenizer_config.json").is_file():
         texts = sample_texts(config.data, field=config.field)
         tokenizer = train_tokenizer(texts, config.vocab_size)
@@ -198,7 +212,7 @@ def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
             tokenizer.save(tmp)
     with counting("tokenizing") as progress:
         dataset = prepare(
-            config.data, Tokenizer.load(folder), out / "data", field=config.field,
+            config.data, Tokenizer.load(folder), QuickstartLayout(out).data, field=config.field,
             name=config.name, licence=config.licence, progress=progress,
         )  # fmt: skip
     splits = dataset.manifest["splits"]
@@ -211,7 +225,7 @@ def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
 
 def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Plan:
     """Turns minutes into steps: the default models' measured need, scaled by arithmetic."""
-    path = out / "plan.json"
+    path = QuickstartLayout(out).plan
     if path.is_file():
         return Plan.parse(files.read_json(path), str(path))
     defaults = [(30, "3m", "1m"), (180, "10m", "3m"), (float("inf"), "30m", "10m")]
@@ -280,7 +294,7 @@ def _train(
     run = out / stage
     label = LABELS[stage]
     began = time.monotonic()
-    resumable = (run / "manifest.json").is_file()
+    resumable = RunLayout(run).started
     if run.exists() and not resumable:
         shutil.rmtree(run)  # killed before it had begun
     result = run_training(settings, run, resume=resumable, label=f"{number} {label}")

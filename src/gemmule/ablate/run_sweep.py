@@ -29,6 +29,10 @@ from gemmule.errors import (
     MissingExtraError,
     OutputError,
 )
+from gemmule.runs.layout import RunLayout
+from gemmule.runs.lock import locked
+from gemmule.runs.run_dir import is_free
+from gemmule.runs.schema import Manifest
 from gemmule.runtime import torch_compile
 from gemmule.teachers.open import open_teacher
 from gemmule.teachers.record import RecordConfig, record
@@ -61,7 +65,20 @@ def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
     settings = {
         c.name: RunConfig.parse(c.settings, c.name) for c in plan.cells if c.measure is None
     }
-    _claim(out, config)
+    with locked(out):
+        _claim(out, config)
+        return _run_cells(config, ablation, plan, settings, dataset, out)
+
+
+def _run_cells(
+    config: SweepConfig,
+    ablation: Ablation,
+    plan: Plan,
+    settings: Mapping[str, RunConfig],
+    dataset: Dataset,
+    out: Path,
+) -> dict[str, Any]:
+    """Runs the cells that are not finished, and writes their results together."""
     settings = _compiled_where_it_pays(settings, plan)
     records = [_record(cell, out) for cell in plan.cells]
     for i, cell in enumerate(plan.cells):
@@ -105,7 +122,7 @@ def _perform(
         figures = MEASURES[cell.measure](trained, dataset, cell.settings)
         files.write_json(folder / "result.json", figures)
     elif settings is not None:
-        resumable = (folder / "manifest.json").is_file()
+        resumable = RunLayout(folder).started
         if folder.exists() and not resumable:
             shutil.rmtree(folder)  # stopped before it had begun
         if cell.route_quantile is not None:
@@ -126,15 +143,16 @@ def _record(cell: Cell, out: Path) -> dict[str, Any]:
         "seed": cell.seed,
         "status": "pending",
     }
-    if not (folder / "result.json").is_file():
+    run = RunLayout(folder)
+    if not run.finished:
         return record
-    figures = files.read_json(folder / "result.json")
-    if (folder / "manifest.json").is_file():
-        manifest = files.read_json(folder / "manifest.json")
-        figures["non_embedding_parameters"] = manifest["non_embedding_parameters"]
-        if "targets" in manifest:
-            figures["bytes_per_token"] = manifest["targets"]["bytes_per_token"]
-    result_file = (folder / "result.json").relative_to(out)
+    figures = files.read_json(run.result)
+    if run.started:
+        manifest = Manifest.read(run.manifest)
+        figures["non_embedding_parameters"] = manifest.non_embedding_parameters
+        if manifest.targets is not None:
+            figures["bytes_per_token"] = manifest.targets["bytes_per_token"]
+    result_file = run.result.relative_to(out)
     return {**record, "status": "done", "result_file": str(result_file), "figures": figures}
 
 
@@ -151,7 +169,7 @@ def _claim(out: Path, config: SweepConfig) -> None:
     """
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    if not (out / SWEEP).is_file() and not files.holds_only_leftovers(out):
+    if not (out / SWEEP).is_file() and not is_free(out):
         raise OutputError(f"{out} holds something that is no sweep: choose another folder")
     save_or_compare(config, out / SWEEP)
     files.remove_leftovers(out)

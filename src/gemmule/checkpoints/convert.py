@@ -18,6 +18,7 @@ from gemmule.checkpoints.verify import check_export
 from gemmule.config import nearest
 from gemmule.console import Progress
 from gemmule.errors import ConfigError, OutputError
+from gemmule.runs.lock import locked_output
 
 REPORT = "export.json"
 _BEGUN, _WRITTEN = "begun.json", "written.json"  # an unfinished conversion's own notes
@@ -65,7 +66,7 @@ def convert(
     sample, out = _sample(text), out.expanduser().resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} is already in use: choose another folder")
-    with open_checkpoint(path) as source:
+    with locked_output(out), open_checkpoint(path) as source:
         kind = _kind(source, to, dtype)
         source.tokenizer  # noqa: B018 (a broken one is found before gigabytes are written)
         partial = _begin(source, out, to, kind)
@@ -99,7 +100,7 @@ def convert(
             if not isinstance(e, KeyboardInterrupt):
                 shutil.rmtree(partial)
             raise
-    _finish(partial, out, report)
+        _finish(partial, out, report)
     return report
 
 

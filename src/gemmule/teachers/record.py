@@ -27,6 +27,7 @@ from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, Use
 from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
 from gemmule.runs.carbon import EnergyMeter, check_country
+from gemmule.runs.lock import locked
 from gemmule.runtime import device, host, memory, torch_compile
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.runtime.signals import Stop, stop_signals
@@ -125,7 +126,13 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     if config.precision == "int8" and config.device != "cpu":
         raise ConfigError("precision = int8 is for teachers on a CPU: leave it out, or device=cpu")
     manifest = _manifest(config, teacher, dataset, windows)
-    _claim(out, manifest, there)
+    with locked(out, config.part):
+        _claim(out, manifest, there)
+        return _record(config, out, teacher, split)
+
+
+def _record(config: RecordConfig, out: Path, teacher: Teacher, split: Split) -> dict[str, Any]:
+    """Records what the store in `out` lacks of this part."""
     store = Store.open(out)
     if isinstance(teacher, LocalTeacher):
         teacher.module.to(config.device)

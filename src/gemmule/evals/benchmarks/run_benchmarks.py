@@ -9,6 +9,7 @@ from gemmule.evals.benchmarks import compare
 from gemmule.evals.benchmarks.evaluate import RESULT, SAMPLES, evaluate_benchmarks
 from gemmule.evals.benchmarks.settings import EvalSettings
 from gemmule.evals.eval_target import LoadOptions, open_target, results_folder
+from gemmule.runs.lock import locked_output
 from gemmule.runs.schema_evals import Benchmarks
 
 
@@ -38,7 +39,8 @@ def run_eval(
     results = []
     for model, folder in zip(models, folders, strict=True):
         target = open_target(model, out=folder, options=options)
-        results.append(evaluate_benchmarks(target, settings))
+        with locked_output(target.folder / RESULT):
+            results.append(evaluate_benchmarks(target, settings))
     if len(results) > 1:
         scores = [compare.read_scores(folder / SAMPLES) for folder in folders]
         for i, result in enumerate(results):
@@ -47,7 +49,8 @@ def run_eval(
                 for j, other in enumerate(results)
                 if j != i
             ]
-            Benchmarks.parse(result, RESULT).write(folders[i] / RESULT)
+            with locked_output(folders[i] / RESULT):
+                Benchmarks.parse(result, RESULT).write(folders[i] / RESULT)
     return results
 
 

@@ -11,6 +11,7 @@ from gemmule.evals.memorization import summary
 from gemmule.evals.memorization.extraction import RESULT, measure, read_samples
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import Reading, TrainingData, open_training_data
+from gemmule.runs.lock import locked_output
 from gemmule.runs.schema_evals import Memorization
 from gemmule.runtime import memory
 
@@ -83,7 +84,8 @@ def _measure(
     readings: Sequence[Reading],
     fresh: bool,
 ) -> dict[str, Any]:
-    with counting(f"memorization, {target.name}") as progress:
+    lock = locked_output(target.folder / RESULT)
+    with lock, counting(f"memorization, {target.name}") as progress:
         return measure(
             target, training, settings, also_read_by=readings, fresh=fresh, progress=progress
         )

@@ -24,6 +24,7 @@ from gemmule.evals.safety.evaluate import (
 from gemmule.evals.safety.gate import GateOptions
 from gemmule.evals.safety.toxicity_scorer import ScorerOptions, open_scorer
 from gemmule.evals.safety.verdict import ToxicityScorer
+from gemmule.runs.lock import locked_output
 from gemmule.runs.schema_evals import Safety
 
 
@@ -90,10 +91,11 @@ def _evaluate(
     scorer: ToxicityScorer | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    cache = open_cache(target)
-    lm = GemmuleLM(target.lm, cache=cache)
-    lm.label = target.name
-    return evaluate_safety(target, lm, settings, documents, scorer, cache, progress)
+    with locked_output(target.folder / RESULT):
+        cache = open_cache(target)
+        lm = GemmuleLM(target.lm, cache=cache)
+        lm.label = target.name
+        return evaluate_safety(target, lm, settings, documents, scorer, cache, progress)
 
 
 def _baseline_progress(progress: Progress, done: int, total: int, what: str) -> None:
