@@ -53,7 +53,7 @@ def test_the_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
         other.communicate()  # it ends, and with it the lock
         with locked(tmp_path / "run"):
             assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == os.getpid()
-        assert not any((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()  # nothing was written into it
 
 
 def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
@@ -92,7 +92,8 @@ def test_an_output_is_locked_next_to_it(tmp_path: Path) -> None:
             locked_output(out).__enter__()
         with locked_output(out.with_name("other.gguf")):
             pass
-    assert not any(out.parent.iterdir())
+        out.write_text("")
+    assert [p.name for p in out.parent.iterdir()] == ["model.gguf"]
 
 
 def test_a_lock_does_not_make_a_folder_used(tmp_path: Path) -> None:
@@ -127,3 +128,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to"):
         locked(tmp_path / "file" / "run").__enter__()
+    with pytest.raises(OutputError, match="a part of the path is a file"):
+        locked_output(tmp_path / "file" / "model").__enter__()
+    with pytest.raises(OutputError, match=r"a file of that name.* is in the way"):
+        locked(tmp_path / "file").__enter__()

@@ -45,11 +45,9 @@ def locked(folder: Path, part: str = "1/1") -> Iterator[None]:
         OutputError: when another process holds the folder or an overlapping part, naming it; or
             when the folder cannot be written.
     """
-    with files.writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     number, _, count = part.partition("/")
     name = _NAME if part == "1/1" else f"{_NAME}-{number}-of-{count}"
-    with _held(folder / name, folder):
+    with _made(folder, folder), _held(folder / name, folder):
         for other in sorted(folder.glob(f"{_NAME}*")):
             match = _PART.fullmatch(other.name)
             if match is None or other.name == name:
@@ -67,15 +65,29 @@ def locked_output(path: Path) -> Iterator[None]:
     Raises:
         OutputError: when another process is writing the same path, or its folder cannot be written.
     """
-    with files.writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with _held(path.with_name(f".{path.name}.lock"), path):
+    with _made(path.parent, path), _held(path.with_name(f".{path.name}.lock"), path):
         yield
 
 
 def is_lock(path: Path) -> bool:
     """Whether a file of a folder is its lock, held or left by a process that was killed."""
     return _PART.fullmatch(path.name) is not None
+
+
+@contextlib.contextmanager
+def _made(folder: Path, what: Path) -> Iterator[None]:
+    """Makes a folder and its parents; in the end removes those that nothing was written into."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    with files.writing_to(what):
+        if folder != what and folder.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager
