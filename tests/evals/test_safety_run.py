@@ -17,6 +17,7 @@ from gemmule.evals.response_cache import ResponseCache
 from gemmule.evals.safety.evaluate import read_samples
 from gemmule.infer.language_model import load
 from gemmule.model.tokenizer import train_tokenizer
+from gemmule.runs.lock import locked_output
 from models import random_model, tiny_config
 
 pytest.importorskip("lm_eval")
@@ -78,6 +79,12 @@ def test_everything_with_a_judge(model: Callable[[int], Path], data: Path, tmp_p
     judged = [s for s in read_samples(tmp_path) if s.get("harms")]
     assert len(judged) >= 6
     assert all(s["toxicity"] == max(s["harms"].values()) for s in judged)
+
+
+def test_one_process_at_a_time(model: Callable[[int], Path], data: Path, tmp_path: Path) -> None:
+    with locked_output(tmp_path / "safety.json"):
+        message = gemmule(model(1), "--data-dir", data, "--out", tmp_path, code=2)
+    assert f"{tmp_path / 'safety.json'} is being written by process" in message
 
 
 def test_figures_come_from_the_models_own_likelihoods(
