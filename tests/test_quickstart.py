@@ -45,12 +45,12 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
 
     def plan(config: QuickstartConfig, out: Path, dataset: object) -> Plan:
-        found = Plan(
+        plan = Plan(
             teacher="big", student="small", teacher_steps=12, student_steps=6,
             matmul_gflops=1.0, speed=1.0,
         )  # fmt: skip
-        files.write_json(out / "plan.json", found.model_dump())
-        return found
+        files.write_json(out / "plan.json", plan.model_dump())
+        return plan
 
     patch.setattr(quickstart, "_plan", plan)
 
@@ -97,15 +97,15 @@ def test_leaves_every_file(finished: Path) -> None:
 
 
 def test_comparison_has_the_agreed_keys(finished: Path) -> None:
-    found = files.read_json(finished / "comparison.json")
-    assert set(found) == {"equal_tokens", "equal_compute", "heldout", "teacher", "seed"}
+    comparison = files.read_json(finished / "comparison.json")
+    assert set(comparison) == {"equal_tokens", "equal_compute", "heldout", "teacher", "seed"}
     for pair in ("equal_tokens", "equal_compute"):
-        assert set(found[pair]) == {"scratch", "distilled"}
-        assert all(set(model) >= FIGURES for model in found[pair].values())
-    assert set(found["heldout"]) == {"name", "documents", "tokens", "bytes"}
-    scratch, student = (found["equal_tokens"][k] for k in ("scratch", "distilled"))
-    longer = found["equal_compute"]["scratch"]
-    assert found["equal_compute"]["distilled"] == student
+        assert set(comparison[pair]) == {"scratch", "distilled"}
+        assert all(set(model) >= FIGURES for model in comparison[pair].values())
+    assert set(comparison["heldout"]) == {"name", "documents", "tokens", "bytes"}
+    scratch, student = (comparison["equal_tokens"][k] for k in ("scratch", "distilled"))
+    longer = comparison["equal_compute"]["scratch"]
+    assert comparison["equal_compute"]["distilled"] == student
     assert scratch["train_tokens"] == student["train_tokens"] == 6 * 4 * 24
     assert scratch["parameters"] == student["parameters"] == longer["parameters"]
     # To the nearest step.
@@ -114,7 +114,7 @@ def test_comparison_has_the_agreed_keys(finished: Path) -> None:
     assert longer["train_tokens"] > scratch["train_tokens"]
     # Nothing that was held out is trained or tuned on.
     splits = files.read_json(finished / "data" / "manifest.json")["splits"]
-    assert found["heldout"]["tokens"] == splits["heldout"]["tokens"]
+    assert comparison["heldout"]["tokens"] == splits["heldout"]["tokens"]
 
 
 def test_students_share_weights_and_batches(finished: Path) -> None:
@@ -255,8 +255,8 @@ def test_one_minute_on_the_standard_library(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
     assert not (out / "comparison.json").exists()
     subprocess.run([*command, "--resume"], check=True)
-    found = files.read_json(out / "comparison.json")
-    for model in (found["teacher"], *found["equal_tokens"].values()):
+    comparison = files.read_json(out / "comparison.json")
+    for model in (comparison["teacher"], *comparison["equal_tokens"].values()):
         assert 2 < model["nats_per_token"] < 7
     assert (out / "card" / "index.html").is_file()
     verified = convert(out / "student", tmp_path / "exported", "hf")["verified"]

@@ -30,31 +30,31 @@ def copying(tokens_BT: Tensor) -> Tensor:
 def test_a_model_that_copies(bos: int | None) -> None:
     """The second half's first token is preceded by nothing seen before: it cannot be copied."""
     length = 8
-    found = induction(copying, IDS, length=length, sequences=5, bos=bos)
+    score = induction(copying, IDS, length=length, sequences=5, bos=bos)
     sure = 5 - math.log(math.exp(5) + VOCAB - 1)
     second = (sure * (length - 1) - math.log(VOCAB)) / length
-    assert found.first_half == pytest.approx(-math.log(VOCAB), rel=1e-6)
-    assert found.second_half == pytest.approx(second, rel=1e-6)
-    assert found.induction == pytest.approx(second + math.log(VOCAB), rel=1e-6)
-    assert found.copied == pytest.approx((length - 1) / length)
+    assert score.first_half == pytest.approx(-math.log(VOCAB), rel=1e-6)
+    assert score.second_half == pytest.approx(second, rel=1e-6)
+    assert score.induction == pytest.approx(second + math.log(VOCAB), rel=1e-6)
+    assert score.copied == pytest.approx((length - 1) / length)
 
 
 def test_a_model_that_looks_at_nothing() -> None:
     """A fixed distribution says the same of both halves, here of every id once."""
     logits_V = torch.randn(VOCAB, generator=torch.Generator().manual_seed(0))
-    found = induction(
+    score = induction(
         lambda t: logits_V.expand(*t.shape, VOCAB), IDS, length=len(IDS), sequences=3, bos=2
     )
-    assert found.induction == pytest.approx(0.0, abs=1e-6)
+    assert score.induction == pytest.approx(0.0, abs=1e-6)
     log_p_V = logits_V.log_softmax(-1)
-    assert found.first_half == pytest.approx(log_p_V[IDS].mean().item(), rel=1e-5)
+    assert score.first_half == pytest.approx(log_p_V[IDS].mean().item(), rel=1e-5)
 
 
 def test_a_bigram_model_gains_nothing() -> None:
     """It knows what follows what, but not in this text; only without <bos> do halves differ."""
     table_VV = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
-    found = induction(lambda t: table_VV[t], IDS, length=30, sequences=200)
-    assert abs(found.induction) < 0.02
+    score = induction(lambda t: table_VV[t], IDS, length=30, sequences=200)
+    assert abs(score.induction) < 0.02
 
 
 def test_the_same_seed_reads_the_same() -> None:
@@ -76,5 +76,5 @@ def test_the_same_seed_reads_the_same() -> None:
 
 
 def test_more_tokens_than_ids() -> None:
-    found = induction(copying, torch.arange(3), length=5, sequences=2)
-    assert found.length == 5
+    score = induction(copying, torch.arange(3), length=5, sequences=2)
+    assert score.length == 5

@@ -109,9 +109,9 @@ def test_weights_are_compared_wherever_chunks_end(
         assert verify.compare_weights(checkpoint, of_model(other, tokenizer))["equal"]
         with torch.no_grad():
             other.layers[1].mlp.up_proj.weight[47, 31] += 0.5
-        found = verify.compare_weights(checkpoint, of_model(other, tokenizer))
-    assert not found["equal"]
-    assert found["largest_difference"] == pytest.approx(0.5, abs=1e-6)
+        comparison = verify.compare_weights(checkpoint, of_model(other, tokenizer))
+    assert not comparison["equal"]
+    assert comparison["largest_difference"] == pytest.approx(0.5, abs=1e-6)
 
 
 @torch.no_grad()
@@ -207,7 +207,7 @@ def test_what_was_begun_otherwise_is_begun_anew(
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         ({"error": 0.5}, "makes other logits of .*: KL .* nats"),
         ({"error": float("nan")}, "makes other logits"),
@@ -216,10 +216,10 @@ def test_what_was_begun_otherwise_is_begun_anew(
     ],
 )
 def test_a_reader_that_disagrees_is_believed(
-    saved: Path, tmp_path: Path, fake_reader: dict[str, Any], answer: dict[str, Any], said: str
+    saved: Path, tmp_path: Path, fake_reader: dict[str, Any], answer: dict[str, Any], message: str
 ) -> None:
     fake_reader |= answer
-    with pytest.raises(verify.VerificationError, match=said) as e:
+    with pytest.raises(verify.VerificationError, match=message) as e:
         convert(saved, tmp_path / "out", "hf")
     assert e.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
@@ -248,7 +248,7 @@ def test_what_a_user_can_get_wrong(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "used/x").write_text("x")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty.txt").write_text(" \n")
-    for wrong, error, said in (
+    for wrong, error, message in (
         ({"to": "ggml"}, ConfigError, "unknown format 'ggml'; did you mean 'gguf'"),
         ({"dtype": "int3"}, ConfigError, "hf cannot be written as 'int3'"),
         ({"out": tmp_path / "used"}, OutputError, "already in use"),
@@ -259,7 +259,7 @@ def test_what_a_user_can_get_wrong(saved: Path, tmp_path: Path) -> None:
         ({"text": tmp_path / "empty.txt"}, ConfigError, "is empty"),
     ):
         call: dict[str, Any] = {"path": saved, "out": tmp_path / "out", "to": "hf", **wrong}
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             convert(**call)
         assert not (tmp_path / "out").exists()
 

@@ -16,16 +16,16 @@ from models import random_model
 
 
 def test_a_small_model(saved: Path) -> None:
-    found = describe(saved)
+    description = describe(saved)
     model = random_model()
-    assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
-    assert found["published"] is None
-    assert found["parameters"]["reported"] is None
-    assert found["stored_as"] == {"F32": found["parameters"]["total"]}
-    assert found["bytes"]["weights"] == 4 * found["parameters"]["total"]
+    assert description["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert description["published"] is None
+    assert description["parameters"]["reported"] is None
+    assert description["stored_as"] == {"F32": description["parameters"]["total"]}
+    assert description["bytes"]["weights"] == 4 * description["parameters"]["total"]
     # Two local layers of 6 tokens and a global one of 64; K and V; 2 heads of 16; fp32.
-    assert found["bytes"]["cache"] == (6 + 64 + 6) * 2 * 2 * 16 * 4
-    shown = dict(lines(found))
+    assert description["bytes"]["cache"] == (6 + 64 + 6) * 2 * 2 * 16 * 4
+    shown = dict(lines(description))
     assert shown["layers"] == "3, of which 2 local (window 6)"
     assert shown["scores divided by"] == "sqrt(24)"
     assert shown["tokenizer"].startswith("512 pieces")
@@ -44,21 +44,21 @@ def test_full_sizes_against_the_report(name: str, tmp_path: Path, tokenizer: Tok
                 f.write(part)
             f.truncate(layout.size)
     writer.write_companions(checkpoint, tmp_path, None)
-    found = describe(tmp_path)
-    assert found["published"] == name
-    assert found["parameters"]["non_embedding"] == REPORTED[name]["non_embedding"]
+    description = describe(tmp_path)
+    assert description["published"] == name
+    assert description["parameters"]["non_embedding"] == REPORTED[name]["non_embedding"]
     rows = preset(name).vocab_size
-    assert found["parameters"]["embedding"] * 256_128 == REPORTED[name]["embedding"] * rows
-    assert "the report: the same" in dict(lines(found))["  without embedding"]
-    assert "for 256,128 rows" in dict(lines(found))["  embedding"]
+    assert description["parameters"]["embedding"] * 256_128 == REPORTED[name]["embedding"] * rows
+    assert "the report: the same" in dict(lines(description))["  without embedding"]
+    assert "for 256,128 rows" in dict(lines(description))["  embedding"]
 
 
 def test_a_missing_tokenizer_is_told_and_not_fatal(saved: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((saved / name).read_bytes())
-    found = describe(tmp_path)
-    assert "cannot read a tokenizer" in found["tokenizer"]["problem"]
-    assert "cannot read a tokenizer" in dict(lines(found))["tokenizer"]
+    description = describe(tmp_path)
+    assert "cannot read a tokenizer" in description["tokenizer"]["problem"]
+    assert "cannot read a tokenizer" in dict(lines(description))["tokenizer"]
 
 
 def test_a_model_that_lacks_weights_is_refused(saved: Path, tmp_path: Path) -> None:

@@ -82,13 +82,13 @@ def test_plain_matrices_come_back_bit_for_bit(
     with open_checkpoint(export(model, pieces, tmp_path / "m.gguf", kind)) as checkpoint:
         assert checkpoint.format == "gguf"
         assert checkpoint.dtype == DTYPES[kind]
-        found = everything(checkpoint)
+        tensors = everything(checkpoint)
         for name, p in model.named_parameters():
             if is_norm(name):
-                assert found[name].dtype == torch.float32
-                assert (found[name] - p).abs().max() <= 6e-8 * max(1, (1 + p.abs().max()).item())
+                assert tensors[name].dtype == torch.float32
+                assert (tensors[name] - p).abs().max() <= 6e-8 * max(1, (1 + p.abs().max()).item())
             else:
-                assert torch.equal(found[name], p.to(DTYPES[kind])), name
+                assert torch.equal(tensors[name], p.to(DTYPES[kind])), name
 
 
 def test_bfloat16_norms_come_back_bit_for_bit(tmp_path: Path, pieces: Tokenizer) -> None:
@@ -108,12 +108,12 @@ def test_quantized_matrices_are_what_the_library_makes_of_them(
     model, code = random_model(), GGMLQuantizationType[kind]
     with open_gguf(export(model, pieces, tmp_path / "m.gguf", kind)) as checkpoint:
         assert set(checkpoint.stored_as) == {kind, "F32"}
-        found = everything(checkpoint)
+        tensors = everything(checkpoint)
     for name, p in model.named_parameters():
         if not is_norm(name):
             there = gguf.quants.quantize(p.detach().numpy(), code)
             back = torch.from_numpy(gguf.quants.dequantize(there, code))
-            assert torch.equal(found[name], back), name
+            assert torch.equal(tensors[name], back), name
             assert (back - p).abs().max() > 0
 
 

@@ -107,10 +107,10 @@ def test_every_encoding_is_read_as_the_library_reads_it(
     with open_gguf(tmp_path / "m.gguf") as checkpoint:
         assert checkpoint.config == CONFIG
         assert checkpoint.tokenizer.fingerprint == pieces.fingerprint
-        found, loaded = everything(checkpoint), checkpoint.load("float32")
+        tensors, loaded = everything(checkpoint), checkpoint.load("float32")
     for name, data in raw.items():
         wanted = torch.from_numpy(gguf.quants.dequantize(data, GGMLQuantizationType[kind]))
-        assert torch.equal(found[name].float(), wanted), name
+        assert torch.equal(tensors[name].float(), wanted), name
         assert torch.equal(loaded.get_parameter(name), wanted), name
         assert wanted.std() > 0.01
 
@@ -157,8 +157,8 @@ def test_a_tied_copy_of_the_head_is_accepted_another_is_not(
         writer.add_tensor("output.weight", tensor + np.float32(more))
 
     converted(tmp_path / "m.gguf", pieces, change=add_head)
-    with open_gguf(tmp_path / "m.gguf") as checkpoint:
-        checkpoint.load()
+    with open_gguf(tmp_path / "m.gguf") as opened:
+        opened.load()
     converted(tmp_path / "n.gguf", pieces, change=lambda w: add_head(w, 1.0))
     with (
         open_gguf(tmp_path / "n.gguf") as checkpoint,
@@ -226,8 +226,11 @@ def test_metadata_that_cannot_be_honoured(
     tmp_path: Path, pieces: Tokenizer, change: Any, message: str
 ) -> None:
     converted(tmp_path / "m.gguf", pieces, change=change)
-    with pytest.raises(CheckpointError, match=message), open_gguf(tmp_path / "m.gguf") as found:
-        found.load()
+    with (
+        pytest.raises(CheckpointError, match=message),
+        open_gguf(tmp_path / "m.gguf") as checkpoint,
+    ):
+        checkpoint.load()
 
 
 def test_no_rope_scaling_may_be_spelled_out(tmp_path: Path, pieces: Tokenizer) -> None:
@@ -288,5 +291,8 @@ def test_wrong_tensors(
             writer.add_tensor(name, value)
 
     converted(tmp_path / "m.gguf", pieces, change=change)
-    with pytest.raises(CheckpointError, match=message), open_gguf(tmp_path / "m.gguf") as found:
-        found.load()
+    with (
+        pytest.raises(CheckpointError, match=message),
+        open_gguf(tmp_path / "m.gguf") as checkpoint,
+    ):
+        checkpoint.load()

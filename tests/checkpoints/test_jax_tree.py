@@ -52,7 +52,7 @@ def tree(model: Gemma, wide_first: bool = False, rows: int | None = None) -> Arr
 
     embedding = np.ones((rows or c.vocab_size, D), w["norm.weight"].dtype)
     embedding[: c.vocab_size] = w["embed_tokens.weight"]
-    found = {
+    arrays = {
         "transformer/embedder/input_embedding": embedding,
         "transformer/final_norm/scale": w["norm.weight"],
     }
@@ -61,7 +61,7 @@ def tree(model: Gemma, wide_first: bool = False, rows: int | None = None) -> Arr
         q, k, v = (by_head(w[f"{ours}self_attn.{n}_proj.weight"]) for n in "qkv")
         o = w[ours + "self_attn.o_proj.weight"].T.reshape(-1, H, D)
         gating = np.stack([w[f"{ours}mlp.{n}_proj.weight"] for n in ("gate", "up")])
-        found |= {
+        arrays |= {
             theirs + "attn/q_einsum/w": q,
             theirs + "attn/kv_einsum/w": np.stack([k, v]),
             theirs + "attn/attn_vec_einsum/w": o,
@@ -69,8 +69,8 @@ def tree(model: Gemma, wide_first: bool = False, rows: int | None = None) -> Arr
             theirs + "mlp/linear/w": w[ours + "mlp.down_proj.weight"].T,
         }
         for their_norm, norm in NORMS.items():
-            found[f"{theirs}{their_norm}/scale"] = w[f"{ours}{norm}.weight"]
-    return {name: np.ascontiguousarray(x) for name, x in found.items()}
+            arrays[f"{theirs}{their_norm}/scale"] = w[f"{ours}{norm}.weight"]
+    return {name: np.ascontiguousarray(x) for name, x in arrays.items()}
 
 
 def save(folder: Path, arrays: Arrays, config: GemmaConfig | None = DISTINCT_CONFIG) -> Path:
@@ -203,11 +203,11 @@ def test_a_published_size_needs_no_config(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(PRESETS, "2b", fields)
     monkeypatch.setattr(reader, "JAX_ROWS", 640)
     model = random_model()
-    found = open_npz(save(tmp_path, tree(model, rows=640), config=None))
-    assert found.config == DISTINCT_CONFIG.model_copy(update={"rope_theta": 10000.0})
-    assert same(found, model)
+    checkpoint = open_npz(save(tmp_path, tree(model, rows=640), config=None))
+    assert checkpoint.config == DISTINCT_CONFIG.model_copy(update={"rope_theta": 10000.0})
+    assert same(checkpoint, model)
     with pytest.raises(TokenizerError, match=r"put its tokenizer\.model into"):
-        _ = found.tokenizer
+        _ = checkpoint.tokenizer
     monkeypatch.setitem(PRESETS, "2b", fields | {"head_dim": 32})
     with pytest.raises(CheckpointError, match=r"head_dim 16.*no published Gemma 2.*config\.json"):
         open_npz(tmp_path / "model.npz")
@@ -409,14 +409,14 @@ def test_the_checksum_finds_a_flipped_bit(tmp_path: Path) -> None:
 
 
 def nested(arrays: Arrays) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for name, x in arrays.items():
         *path, leaf = name.removeprefix("transformer/").split("/")
-        inner = found
+        inner = nested
         for key in path:
             inner = inner.setdefault(key, {})
         inner[leaf] = x
-    return found
+    return nested
 
 
 def test_orbax_is_asked_for_where_it_is_missing(

@@ -52,10 +52,10 @@ def test_a_quickstart_suggests_its_student(tmp_path: Path) -> None:
     model_at(tmp_path / "quick" / "teacher" / "model")
     assert f"such as {tmp_path}/quick/teacher" in message(tmp_path / "quick")
     model_at(tmp_path / "quick" / "student" / "model")
-    said = message(tmp_path / "quick")
-    assert f"such as {tmp_path}/quick/student (also {tmp_path}/quick/teacher)" in said
-    found = locate(tmp_path / "quick/student").path
-    assert found == tmp_path / "quick/student/model"
+    text = message(tmp_path / "quick")
+    assert f"such as {tmp_path}/quick/student (also {tmp_path}/quick/teacher)" in text
+    path = locate(tmp_path / "quick/student").path
+    assert path == tmp_path / "quick/student/model"
 
 
 def test_says_what_is_there_instead(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def response_error(kind: type[hub.HfHubHTTPError], text: str) -> hub.HfHubHTTPEr
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (response_error(hub.GatedRepoError, "403"), "gated: accept its licence at https://hugg"),
         (response_error(hub.RepositoryNotFoundError, "401"), "no model org/name on the hub"),
@@ -130,13 +130,13 @@ def response_error(kind: type[hub.HfHubHTTPError], text: str) -> hub.HfHubHTTPEr
         (RuntimeError("peer closed\nmore"), "broke off (peer closed); run"),
     ],
 )
-def test_failed_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+def test_failed_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str) -> None:
     def fail(repo: str, **_: Any) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    assert said in message("org/name")
-    assert said in message("hf://org/name")
+    assert expected in message("org/name")
+    assert expected in message("hf://org/name")
 
 
 def test_a_download_stopped_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,17 +249,17 @@ def test_downloads_once(fake_hub: type[FakeHub]) -> None:
 
 def test_one_file_of_a_repository(fake_hub: type[FakeHub]) -> None:
     fake_hub.files = {"q/m-Q8_0.gguf": b"GGUF", "q/m-Q4_0.gguf": b"x" * 9, "README.md": b"hello"}
-    said = message("org/name")
-    assert "if it has GGUF files, name one: hf://org/name/FILE.gguf" in said
-    found = locate("hf://org/name/q/m-Q8_0.gguf")
-    assert found.format == "gguf"
-    assert found.path.read_bytes() == b"GGUF"
+    text = message("org/name")
+    assert "if it has GGUF files, name one: hf://org/name/FILE.gguf" in text
+    located = locate("hf://org/name/q/m-Q8_0.gguf")
+    assert located.format == "gguf"
+    assert located.path.read_bytes() == b"GGUF"
     assert fake_hub.sent == ["m-Q8_0.gguf"]
     assert "org/name on the hub has no file q/other.gguf" in message("hf://org/name/q/other.gguf")
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "said"),
+    ("status", "code", "expected"),
     [
         (403, "GatedRepo", "org/name is gated: accept its licence"),
         (404, "RepoNotFound", "no model org/name on the hub"),
@@ -267,9 +267,9 @@ def test_one_file_of_a_repository(fake_hub: type[FakeHub]) -> None:
         (500, "", "the hub cannot be reached"),
     ],
 )
-def test_refusals(fake_hub: type[FakeHub], status: int, code: str, said: str) -> None:
+def test_refusals(fake_hub: type[FakeHub], status: int, code: str, expected: str) -> None:
     fake_hub.status, fake_hub.error_code = status, code
-    assert said in message("org/name")
+    assert expected in message("org/name")
 
 
 def test_a_broken_off_download_continues(
@@ -277,9 +277,9 @@ def test_a_broken_off_download_continues(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the hub client's own attempts
     fake_hub.break_off_after = 100_000
-    said = message("org/name")
-    assert "the download of org/name broke off" in said
-    assert "run the same command again: files that came whole are kept" in said
+    text = message("org/name")
+    assert "the download of org/name broke off" in text
+    assert "run the same command again: files that came whole are kept" in text
     assert fake_hub.sent.count("config.json") == 1
     assert fake_hub.sent.count("model.safetensors") > 1  # the client tried again by itself
     fake_hub.break_off_after = None

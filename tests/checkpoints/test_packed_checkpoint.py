@@ -99,8 +99,8 @@ def test_names_and_dtypes_are_hugging_face_s(folder: Path) -> None:
     assert tensors["model.embed_tokens.scales"].dtype == torch.float32
     assert tensors["model.layers.2.input_layernorm.weight"].dtype == torch.float32
     assert f"{Q_PROJ}.scales" not in tensors
-    said = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert said.items() >= {"quant_method": "gemmule", "format": "int4", "head": "int8"}.items()
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert settings.items() >= {"quant_method": "gemmule", "format": "int4", "head": "int8"}.items()
 
 
 @pytest.mark.parametrize(("kind", "head"), KINDS)
@@ -118,13 +118,13 @@ def test_every_command_reads_it_as_its_values(
 
 
 def test_info_and_convert(folder: Path, tmp_path: Path) -> None:
-    found = describe(folder)
-    assert found["format"] == "quantized"
-    assert found["quantized"]["head"] == "int8"
-    assert found["quantized"]["bits_per_weight"] == pytest.approx(
+    description = describe(folder)
+    assert description["format"] == "quantized"
+    assert description["quantized"]["head"] == "int8"
+    assert description["quantized"]["bits_per_weight"] == pytest.approx(
         load_quantized(folder).bits_per_weight
     )
-    assert set(found["stored_as"]) == {"int4", "int8", "F32"}
+    assert set(description["stored_as"]) == {"int4", "int8", "F32"}
     report = convert(folder, tmp_path / "floats", "hf")
     assert report["verified"]["weights"]["equal"]
     assert not is_quantized(tmp_path / "floats")
@@ -144,9 +144,9 @@ def test_rows_at_once_make_no_difference(folder: Path, monkeypatch: pytest.Monke
 def test_forward_pass(kind: str, head: str, tokenizer: Tokenizer) -> None:
     model = packed(tokenizer, kind, head)
     with torch.no_grad():
-        found, expected = QuantizedGemma(model, plain=True)(TOKENS), values(model)(TOKENS)
+        logits, expected = QuantizedGemma(model, plain=True)(TOKENS), values(model)(TOKENS)
     # These weights are far larger than a trained model's, and so is what rounding does.
-    assert (found - expected).norm() < 0.1 * expected.norm()
+    assert (logits - expected).norm() < 0.1 * expected.norm()
 
 
 def test_calibrated_is_nearer_than_plain(tokenizer: Tokenizer) -> None:
@@ -167,13 +167,15 @@ def test_calibrated_is_nearer_than_plain(tokenizer: Tokenizer) -> None:
 def test_more_bits_are_nearer(tokenizer: Tokenizer) -> None:
     source = of_model(random_model(), tokenizer)
     parent = read_streamed(source, TOKENS)
-    found = [
+    reports = [
         compare(parent, read_quantized(packed(tokenizer, *kind), TOKENS), TOKENS)
         for kind in (("int8", "int8"), ("int6", "int6"), ("int4", "int4"))
     ]
-    assert found[0]["kl_nats"] < found[1]["kl_nats"] < 0.2 * found[2]["kl_nats"]
-    assert found[0]["top1_agreement"] >= found[1]["top1_agreement"] >= found[2]["top1_agreement"]
-    assert found[0]["parent_perplexity"] == found[2]["parent_perplexity"]
+    assert reports[0]["kl_nats"] < reports[1]["kl_nats"] < 0.2 * reports[2]["kl_nats"]
+    assert (
+        reports[0]["top1_agreement"] >= reports[1]["top1_agreement"] >= reports[2]["top1_agreement"]
+    )
+    assert reports[0]["parent_perplexity"] == reports[2]["parent_perplexity"]
 
 
 def test_a_model_is_at_no_distance_from_itself(
@@ -279,9 +281,9 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "message"), CONFIGS, ids=lambda c: str(c)[:30])
 def test_configs_that_do_not_fit(broken: Path, change: dict[str, Any], message: str) -> None:
-    said = json.loads((broken / "config.json").read_text())
-    said["quantization_config"].update(change)
-    (broken / "config.json").write_text(json.dumps(said))
+    config = json.loads((broken / "config.json").read_text())
+    config["quantization_config"].update(change)
+    (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
         load_model(broken)
     with pytest.raises(CheckpointError):
@@ -289,16 +291,16 @@ def test_configs_that_do_not_fit(broken: Path, change: dict[str, Any], message: 
 
 
 def test_another_shape_in_the_config(broken: Path) -> None:
-    said = json.loads((broken / "config.json").read_text())
-    said["intermediate_size"] = 480
-    (broken / "config.json").write_text(json.dumps(said))
+    config = json.loads((broken / "config.json").read_text())
+    config["intermediate_size"] = 480
+    (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         CheckpointError, match=r"down_proj.qweight is U8 \[2, 608\]; expected U8 \[2"
     ):
         load_quantized(broken)
-    said["intermediate_size"], said["num_hidden_layers"] = 48, 10**8
-    said.pop("layer_types")
-    (broken / "config.json").write_text(json.dumps(said))
+    config["intermediate_size"], config["num_hidden_layers"] = 48, 10**8
+    config.pop("layer_types")
+    (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="says 100000000 layers, the weights hold 3"):
         load_quantized(broken)
 
@@ -379,5 +381,5 @@ def test_work_is_in_parts(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch)
     whole = packed(tokenizer, calibration_BT=TOKENS)
     monkeypatch.setattr(quantize, "_TOKENS", 20)
     parts = packed(tokenizer, calibration_BT=TOKENS)
-    found, expected = (QuantizedGemma(m, plain=True)(TOKENS) for m in (parts, whole))
-    assert (found - expected).norm() < 0.05 * expected.norm()
+    logits, expected = (QuantizedGemma(m, plain=True)(TOKENS) for m in (parts, whole))
+    assert (logits - expected).norm() < 0.05 * expected.norm()

@@ -77,8 +77,8 @@ def test_left_alone(text: str) -> None:
 
 
 def test_of_overlapping_ones_the_most_severe_stays() -> None:
-    (found,) = find("postgres://bob:s3cr3tzz@db.acme.com/x")
-    assert (found.kind, found.text) == ("password", "s3cr3tzz")
+    (match,) = find("postgres://bob:s3cr3tzz@db.acme.com/x")
+    assert (match.kind, match.text) == ("password", "s3cr3tzz")
 
 
 def test_masks_keep_the_shape_alone() -> None:

@@ -39,7 +39,7 @@ def prepared(corpus_folder, tokenizer, tmp_path_factory):
 
 
 def test_every_document_comes_back(prepared, corpus_folder, tokenizer):
-    found = []
+    contents = []
     for name in SPLITS:
         split = prepared.split(name)
         whole = split.read(0, split.token_count)
@@ -49,8 +49,8 @@ def test_every_document_comes_back(prepared, corpus_folder, tokenizer):
         assert all(d[0] == 2 and d[-1] == 1 and (d == 2).sum() == 1 for d in documents)
         texts = [tokenizer.decode(d) for d in documents]
         assert split.byte_count == sum(len(t.encode()) for t in texts)
-        found += texts
-    assert sorted(found) == sorted(p.read_text() for p in corpus_folder.iterdir())
+        contents += texts
+    assert sorted(contents) == sorted(p.read_text() for p in corpus_folder.iterdir())
 
 
 def test_reads_cross_shards_and_stop_at_the_end(prepared):

@@ -19,7 +19,7 @@ def rows(folder: str, server: Server) -> dict[str, tuple[str, str]]:
 
 
 def failures(folder: str, server: Server) -> dict[str, str]:
-    return {c: said for c, (result, said) in rows(folder, server).items() if result == "FAIL"}
+    return {c: meaning for c, (result, meaning) in rows(folder, server).items() if result == "FAIL"}
 
 
 def other(lm: LanguageModel, **changes: Any) -> Gemma:
@@ -54,18 +54,18 @@ def test_a_bug_of_the_served_model(
     echo: bool,
 ) -> None:
     server.model, server.echo = other(lm, **changes), echo
-    found = failures(folder, server)
-    assert list(found) == [check], found
-    assert says in found[check]
+    failed = failures(folder, server)
+    assert list(failed) == [check], failed
+    assert says in failed[check]
 
 
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize(("count", "says"), [(0, "without <bos>"), (2, "with two <bos>")])
 def test_number_of_bos(folder: str, server: Server, count: int, says: str, echo: bool) -> None:
     server.bos, server.echo = count, echo
-    found = failures(folder, server)
-    assert list(found) == ["one <bos>"], found
-    assert says in found["one <bos>"]
+    failed = failures(folder, server)
+    assert list(failed) == ["one <bos>"], failed
+    assert says in failed["one <bos>"]
 
 
 def test_decoding_bug(lm: LanguageModel, folder: str, server: Server) -> None:
@@ -96,10 +96,10 @@ def test_what_would_not_show_is_not_passed(
     server.model = other(lm, attn_logit_softcapping=None)
     server.model.load_state_dict(tame.model.state_dict())
     report = run_doctor(folder, backend="openai", url=server.url, dtype="bfloat16")
-    found = {row.check: row for row in report.rows}
-    assert found["attention soft cap"].result == "cannot tell"
-    assert "would not show if the attention cap" in found["attention soft cap"].meaning
-    assert found["nothing else differs"].result == "pass"
+    by_check = {row.check: row for row in report.rows}
+    assert by_check["attention soft cap"].result == "cannot tell"
+    assert "would not show if the attention cap" in by_check["attention soft cap"].meaning
+    assert by_check["nothing else differs"].result == "pass"
 
 
 @pytest.mark.parametrize(

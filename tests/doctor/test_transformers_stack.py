@@ -51,10 +51,10 @@ def test_sdpa_ignores_the_cap(folder: str, dtype: str, monkeypatch: pytest.Monke
         (transformers.AttentionMaskInterface, sdpa_mask),
     ):
         monkeypatch.setitem(registry._global_mapping, name, function)
-    found = failures(folder, attention=name, dtype=dtype)
-    assert list(found) == ["attention soft cap"], found
-    assert "attention cap is missing" in found["attention soft cap"]
-    assert "never sdpa" in found["attention soft cap"]
+    failed = failures(folder, attention=name, dtype=dtype)
+    assert list(failed) == ["attention soft cap"], failed
+    assert "attention cap is missing" in failed["attention soft cap"]
+    assert "never sdpa" in failed["attention soft cap"]
 
 
 def test_refused_attention_is_a_clear_message(folder: str) -> None:
@@ -83,9 +83,9 @@ def test_untied_head(folder: str, change: Callable[[Change], None]) -> None:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 0.1)
 
     change(plant)
-    found = failures(folder)
-    assert list(found) == ["tied head"], found
-    assert "lm_head differs from embed_tokens" in found["tied head"]
+    failed = failures(folder)
+    assert list(failed) == ["tied head"], failed
+    assert "lm_head differs from embed_tokens" in failed["tied head"]
 
 
 def test_a_wrong_weight_is_found_and_not_explained(
@@ -96,9 +96,9 @@ def test_a_wrong_weight_is_found_and_not_explained(
             model.model.layers[2].mlp.up_proj.weight[0] *= 2
 
     change(plant)
-    found = failures(folder)
-    assert list(found) == ["nothing else differs"], found
-    assert "your weights" in found["nothing else differs"]
+    failed = failures(folder)
+    assert list(failed) == ["nothing else differs"], failed
+    assert "your weights" in failed["nothing else differs"]
 
 
 def test_missing_package(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,10 +69,10 @@ def test_lm_eval_takes_a_model_of_ours(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "made_up" in done.stdout
     (report,) = (folder / "out").glob("**/results_*.json")
-    found = json.loads(report.read_text())
-    assert 0 <= found["results"]["made_up"]["acc,none"] <= 1
-    assert found["n-samples"]["made_up"]["effective"] == 4
-    assert found["config"]["model"] == "gemmule"
+    results = json.loads(report.read_text())
+    assert 0 <= results["results"]["made_up"]["acc,none"] <= 1
+    assert results["n-samples"]["made_up"]["effective"] == 4
+    assert results["config"]["model"] == "gemmule"
 
 
 def test_a_model_that_is_not_there_is_said_so(folder: Path) -> None:

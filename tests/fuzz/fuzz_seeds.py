@@ -99,14 +99,14 @@ class Maker:
     @staticmethod
     def _fused(names: Weights) -> Weights:
         """The weights under gemma_pytorch's names."""
-        found = {n: t for n, t in names.items() if "embed" not in n and "self_attn." not in n}
+        tensors = {n: t for n, t in names.items() if "embed" not in n and "self_attn." not in n}
         layer = "model.layers.0.self_attn."
-        found["embedder.weight"] = names["model.embed_tokens.weight"]
-        found[f"{layer}o_proj.weight"] = names[f"{layer}o_proj.weight"]
-        found[f"{layer}qkv_proj.weight"] = torch.cat(
+        tensors["embedder.weight"] = names["model.embed_tokens.weight"]
+        tensors[f"{layer}o_proj.weight"] = names[f"{layer}o_proj.weight"]
+        tensors[f"{layer}qkv_proj.weight"] = torch.cat(
             [names[f"{layer}{part}_proj.weight"] for part in "qkv"]
         )
-        return found
+        return tensors
 
     def _written(self, layout: FileLayout) -> bytes:
         write([layout], self.work)
@@ -158,16 +158,16 @@ class Maker:
 
     def gguf(self) -> list[bytes]:
         kinds = {"F32": _CONFIG, "F16": _CONFIG, "BF16": _CONFIG, "Q8_0": _BLOCKS, "Q4_0": _BLOCKS}
-        found = []
+        files = []
         for kind, config in kinds.items():
             checkpoint = of_model(_model(config), self.tokenizer)
             (layout,), _ = gguf_writer.layouts(checkpoint, kind)
-            found.append(self._written(layout))
+            files.append(self._written(layout))
         wide = of_model(_model(_WIDE), self.tokenizer)
         (layout,), _ = gguf_writer.layouts(wide, "F16")
         for turn in range(2):
-            found.append(_requantized(parse(self._written(layout)), turn))
-        return [pack([data]) for data in found]
+            files.append(_requantized(parse(self._written(layout)), turn))
+        return [pack([data]) for data in files]
 
     # --- training states ---
 
@@ -208,15 +208,15 @@ def _saved(value: object) -> bytes:
 
 def _int8(weights: Weights) -> Weights:
     """gemma_pytorch's int8 form: matrices with a scaler for each row."""
-    found: Weights = {}
+    tensors: Weights = {}
     for name, tensor in weights.items():
         if tensor.ndim == 1:
-            found[name] = tensor
+            tensors[name] = tensor
             continue
         scaler = tensor.abs().amax(1) / 127
-        found[name] = (tensor / scaler[:, None]).round().to(torch.int8)
-        found[f"{name}_scaler"] = scaler
-    return found
+        tensors[name] = (tensor / scaler[:, None]).round().to(torch.int8)
+        tensors[f"{name}_scaler"] = scaler
+    return tensors
 
 
 def _npz(arrays: dict[str, np.ndarray], packed: bool = False) -> bytes:

@@ -97,8 +97,8 @@ def _batch(target: Target, count: int, plan: Plan, tally: Tally) -> None:
     ended = _wait(pid, shared, plan, tally)
     shared.refresh()
     if shared.done < 0 or (ended and ended[0] == _OURS):
-        said = (plan.work / "log").read_text(errors="replace")
-        raise RuntimeError(f"fuzzing {target.name} itself failed ({ended}):\n{said}")
+        log = (plan.work / "log").read_text(errors="replace")
+        raise RuntimeError(f"fuzzing {target.name} itself failed ({ended}):\n{log}")
     for name in ("loaded", "refused", "crashes", "executed", "memory"):
         setattr(tally, name, getattr(tally, name) + getattr(shared, name))
     tally.inputs += shared.done
@@ -133,8 +133,8 @@ def _wait(pid: int, shared: Shared, plan: Plan, tally: Tally) -> tuple[str, str]
     last, since = -1, time.monotonic()
     reason = None
     while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
             break
         time.sleep(_LOOK_SECONDS)
         shared.refresh()
@@ -159,8 +159,8 @@ def _wait(pid: int, shared: Shared, plan: Plan, tally: Tally) -> tuple[str, str]
     if code == -signal.SIGPROF:
         return "hang", f"longer than {plan.hang_seconds:g} s of work"
     if code < 0:
-        said = (plan.work / "log").read_text(errors="replace")[-1500:]
-        return "crash", f"{signal.Signals(-code).name} {said}"
+        log = (plan.work / "log").read_text(errors="replace")[-1500:]
+        return "crash", f"{signal.Signals(-code).name} {log}"
     shared.refresh()
     if code or shared.reading:
         return "crash", f"it ended the process with {code}"

@@ -94,19 +94,19 @@ def parse(data: bytes) -> Gguf:
     tensors, keys = take("<Q"), take("<Q")
     if tensors + keys > len(data):
         raise ValueError
-    found = Gguf([], [], b"")
+    parsed = Gguf([], [], b"")
     for _ in range(keys):
         name, kind, start = text(), take("<I"), at
         skip(kind)
-        found.keys.append(Key(name, kind, data[start:at]))
+        parsed.keys.append(Key(name, kind, data[start:at]))
     for _ in range(tensors):
         name, count = text(), take("<I")
         if count > 8:
             raise ValueError
         dims = [take("<Q") for _ in range(count)]
-        found.tensors.append(Tensor(name, dims, take("<I"), take("<Q")))
-    found.data = data[at + -at % 32 :]
-    return found
+        parsed.tensors.append(Tensor(name, dims, take("<I"), take("<Q")))
+    parsed.data = data[at + -at % 32 :]
+    return parsed
 
 
 def structure(rng: random.Random, data: bytes, other: bytes) -> bytes:

@@ -46,25 +46,25 @@ def dump(value: Any) -> str:
 
 def _slots(value: Any) -> list[tuple[Any, int]]:
     """Every (container, index) in which a value stands; a pair's value has index 1."""
-    found: list[tuple[Any, int]] = []
+    slots: list[tuple[Any, int]] = []
     if isinstance(value, Pairs):
         for pair in value:
-            found += [(pair, 1), *_slots(pair[1])]
+            slots += [(pair, 1), *_slots(pair[1])]
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            found += [(value, i), *_slots(item)]
-    return found
+            slots += [(value, i), *_slots(item)]
+    return slots
 
 
 def _objects(value: Any) -> list[Pairs]:
     inside = [v for _, v in value] if isinstance(value, Pairs) else value
-    deeper = [found for v in inside for found in _objects(v)] if isinstance(inside, list) else []
+    deeper = [inner for v in inside for inner in _objects(v)] if isinstance(inside, list) else []
     return ([value] if isinstance(value, Pairs) else []) + deeper
 
 
 def changed(rng: random.Random, value: Any) -> Any:
     """A parsed value with one thing in it changed."""
-    slots, objects = _slots(value), [found for found in _objects(value) if found]
+    slots, objects = _slots(value), [fields for fields in _objects(value) if fields]
     if not slots or not objects:
         return rng.choice(ODD)
     owner, at = rng.choice(slots)

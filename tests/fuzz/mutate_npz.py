@@ -38,15 +38,15 @@ def header(rng: random.Random, members: list[Member]) -> None:
     """One entry of a header becomes an odd one."""
     chosen = rng.choice(members)
     text, rest = _split(chosen.data)
-    found = {}
+    fields = {}
     for key, usual in (("descr", b"'<f4'"), ("fortran_order", b"False"), ("shape", b"(8,)")):
         at = text.find(key.encode()) + len(key) + 3
         stop = text.find(b")" if key == "shape" else b",", at) + (key == "shape")
-        found[key] = text[at:stop] or usual
-    key = rng.choice(list(found))
+        fields[key] = text[at:stop] or usual
+    key = rng.choice(list(fields))
     odd = {"descr": _DESCRS, "fortran_order": _ORDERS, "shape": _SHAPES}[key]
-    found[key] = rng.choice(odd).encode()
-    new = b"{" + b", ".join(b"'%s': %s" % (k.encode(), v) for k, v in found.items()) + b"}\n"
+    fields[key] = rng.choice(odd).encode()
+    new = b"{" + b", ".join(b"'%s': %s" % (k.encode(), v) for k, v in fields.items()) + b"}\n"
     chosen.data = _joined(new, rest, rng.choice((1, 1, 2, 3)))
 
 

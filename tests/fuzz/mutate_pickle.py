@@ -96,12 +96,12 @@ _GLOBALS = (
 
 def _opcodes(pickled: bytes) -> list[tuple[str, int, int]]:
     """(name, start, stop) of each opcode, as far as they can be read."""
-    found: list[tuple[str, int]] = []
+    opcodes: list[tuple[str, int]] = []
     with suppress(Exception):  # as in the reader: its parts raise whatever they do
         for op, _, at in pickletools.genops(pickled):
-            found.append((op.name, at or 0))
-    stops = [at for _, at in found[1:]] + [len(pickled)] * bool(found)
-    return [(name, at, stop) for (name, at), stop in zip(found, stops, strict=True)]
+            opcodes.append((op.name, at or 0))
+    stops = [at for _, at in opcodes[1:]] + [len(pickled)] * bool(opcodes)
+    return [(name, at, stop) for (name, at), stop in zip(opcodes, stops, strict=True)]
 
 
 def smuggle(rng: random.Random, pickled: bytes) -> bytes:

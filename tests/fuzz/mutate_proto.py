@@ -90,7 +90,7 @@ def field(rng: random.Random, data: bytes, other: bytes) -> bytes:
     fields = parse(data)
     # Nearly all are pieces; each kind of field gets its share.
     number = rng.choice(sorted({number for number, _, _ in fields}))
-    i = rng.choice([i for i, found in enumerate(fields) if found[0] == number])
+    i = rng.choice([i for i, field in enumerate(fields) if field[0] == number])
     number, kind, value = fields[i]
     match rng.randrange(10):
         case 0:
@@ -157,7 +157,7 @@ def many(rng: random.Random, data: bytes, other: bytes) -> bytes:
 def score(rng: random.Random, data: bytes, other: bytes) -> bytes:
     """A piece's score or type among the sound ones."""
     fields = parse(data)
-    i = rng.choice([i for i, found in enumerate(fields) if found[0] == _PIECES])
+    i = rng.choice([i for i, field in enumerate(fields) if field[0] == _PIECES])
     inner = parse(fields[i][2])
     odd = (float("nan"), float("inf"), -float("inf"), 0.0, -1e30)
     change = rng.choice(

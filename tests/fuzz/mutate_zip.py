@@ -37,12 +37,12 @@ class Member:
 def read(data: bytes) -> list[Member]:
     """The members as they lie in the file, unpacked; raises whatever zipfile does."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        found = []
+        members = []
         for m in archive.infolist():
             m.CRC = None  # type: ignore[assignment] (gemmule's own writer leaves them at zero)
             with archive.open(m) as f:  # a bomb is cut short here
-                found.append(Member(m.filename.encode(), f.read(2**20), m.compress_type))
-        return found
+                members.append(Member(m.filename.encode(), f.read(2**20), m.compress_type))
+        return members
 
 
 def write(members: list[Member], at: int = 0) -> bytes:

@@ -135,7 +135,7 @@ def add_a_byte(rng: object, data: bytes, other: bytes) -> bytes:
 
 
 def main() -> None:
-    found = {}
+    tallies = {}
     work = Path(tempfile.mkdtemp())
     for bug in BUGS:
         target = Target(
@@ -146,7 +146,7 @@ def main() -> None:
         plan.work.mkdir()
         tally = fuzzing.fuzz(target, 3, plan)
         kept = [plan.work / finding["input"] for finding in tally.findings]
-        found[bug.__name__] = {
+        tallies[bug.__name__] = {
             "crashes": tally.crashes,
             "hangs": tally.hangs,
             "executed": tally.executed,
@@ -156,7 +156,7 @@ def main() -> None:
             "kept": [path.read_bytes().decode(errors="replace") for path in kept],
         }
     shutil.rmtree(work)
-    json.dump(found, sys.stdout)
+    json.dump(tallies, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -65,14 +65,17 @@ def test_a_hundred_thousand_hostile_inputs(tmp_path: Path) -> None:
 def test_a_kept_input_can_be_read_again(
     everything: dict[str, targets.Target], tmp_path: Path
 ) -> None:
-    for data, said in ((everything["config"].seeds[0], "loaded"), (b"", "refused: no config.json")):
+    for data, verdict in (
+        (everything["config"].seeds[0], "loaded"),
+        (b"", "refused: no config.json"),
+    ):
         (tmp_path / "kept.input").write_bytes(data)
         done = subprocess.run(
             [sys.executable, str(HERE / "run.py"), "--target=config", "--engine=random",
              f"--replay={tmp_path / 'kept.input'}"],
             capture_output=True, text=True, env=ENVIRONMENT, check=True,
         )  # fmt: skip
-        assert done.stdout.startswith(said)
+        assert done.stdout.startswith(verdict)
 
 
 def test_a_target_that_does_not_exist() -> None:
@@ -97,7 +100,7 @@ def noticed() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("bug", "kind", "said"),
+    ("bug", "kind", "detail"),
     [
         ("segfault", "crashes", "SIGSEGV"),
         ("abort", "crashes", "SIGABRT"),
@@ -118,12 +121,14 @@ def noticed() -> dict[str, Any]:
         ("mutter", "crashes", "an error without a message"),
     ],
 )
-def test_planted_bugs_are_noticed(noticed: dict[str, Any], bug: str, kind: str, said: str) -> None:
-    found = noticed[bug]
-    assert found[kind] >= 1
-    assert all(found[other] == 0 for other in {"crashes", "hangs", "executed", "memory"} - {kind})
-    assert said in found["what"][0]
-    assert "sound" in found["kept"][0]  # the very input that did it is kept
+def test_planted_bugs_are_noticed(
+    noticed: dict[str, Any], bug: str, kind: str, detail: str
+) -> None:
+    tally = noticed[bug]
+    assert tally[kind] >= 1
+    assert all(tally[other] == 0 for other in {"crashes", "hangs", "executed", "memory"} - {kind})
+    assert detail in tally["what"][0]
+    assert "sound" in tally["kept"][0]  # the very input that did it is kept
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def test_a_missing_shard(everything: dict[str, targets.Target], tmp_path: Path) 
     for name in ("safetensors_sharded", "ckpt_sharded"):
         target = everything[name]
         parts = unpack(target.seeds[0], 3)
-        said = refusal(target, tmp_path / name, parts[0], None, parts[2])
-        assert f"no {target.files[1]} in " in said
+        message = refusal(target, tmp_path / name, parts[0], None, parts[2])
+        assert f"no {target.files[1]} in " in message
 
 
 def test_an_index_that_leads_out_of_its_folder(
@@ -100,8 +100,8 @@ def test_an_index_that_leads_out_of_its_folder(
     assert index is not None
     (tmp_path / "a.safetensors").write_bytes(shards[0] or b"")
     changed = index.replace(b'"a.safetensors"', b'"../a.safetensors"')
-    said = refusal(target, tmp_path / "model", changed, *shards)
-    assert "'../a.safetensors' is not a file name in this folder" in said
+    message = refusal(target, tmp_path / "model", changed, *shards)
+    assert "'../a.safetensors' is not a file name in this folder" in message
 
 
 # --- pickles and archives ------------------------------------------------------------------------
@@ -205,8 +205,8 @@ def test_a_number_too_long_to_read(
 
 def test_messages_hold_what_a_terminal_can_show() -> None:
     """What they quote may come from a hostile file."""
-    said = str(CheckpointError("a \x1b[2J b \u202e c \ud800 d\nsea, é 😈"))
-    assert said == "a \\x1b[2J b \\u202e c \\ud800 d\nsea, é 😈"
+    message = str(CheckpointError("a \x1b[2J b \u202e c \ud800 d\nsea, é 😈"))
+    assert message == "a \\x1b[2J b \\u202e c \\ud800 d\nsea, é 😈"
     for character in "x\0\u202e":
         long = str(TokenizerError("begin " + character * 10**6 + " end"))
         assert len(long) < 1600
@@ -259,5 +259,5 @@ def test_npz_shapes_that_cannot_be_counted(
     members = mutate_zip.read(sound(target))
     text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s,)}\n" % dim.encode()
     members[0].data = b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + bytes(64)
-    said = refusal(target, tmp_path, mutate_zip.write(members))
-    assert "impossible shape" in said or "is no .npy file" in said
+    message = refusal(target, tmp_path, mutate_zip.write(members))
+    assert "impossible shape" in message or "is no .npy file" in message

@@ -37,8 +37,8 @@ def test_other_shapes_follow_from_one_measured(case: tuple[str, int, int, bool, 
     teacher = sized("3m") if distilled else None
     at = Shape(sized("1m"), 8, 256, compiled, teacher=teacher)
     wanted = Shape(sized(name), rows, seq_len, compiled, teacher=teacher)
-    found = predict_peak(BASES[compiled, distilled] * 2**20, at, wanted)
-    assert found == pytest.approx(MEASURED[case] * 2**20, rel=0.1)
+    peak = predict_peak(BASES[compiled, distilled] * 2**20, at, wanted)
+    assert peak == pytest.approx(MEASURED[case] * 2**20, rel=0.1)
 
 
 def test_what_is_counted_grows_with_all_that_costs_memory() -> None:
@@ -53,8 +53,8 @@ def test_what_is_counted_grows_with_all_that_costs_memory() -> None:
 
 def test_large_models_are_mostly_their_states() -> None:
     big = sized("1b")
-    found = counted_bytes(Shape(big, 1, 16, True))
-    assert 12 * big.non_embedding_parameters < found < 30 * big.parameters
+    counted = counted_bytes(Shape(big, 1, 16, True))
+    assert 12 * big.non_embedding_parameters < counted < 30 * big.parameters
 
 
 def test_keys_of_a_window() -> None:

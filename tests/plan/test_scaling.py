@@ -21,8 +21,8 @@ def test_the_law_at_the_published_coefficients() -> None:
     n, d = 3355 / 4698.94, 18186 / 55080.77
     by_hand = 1.220 + (n + d) ** 0.452
     assert by_hand == pytest.approx(2.2397, abs=1e-4)
-    found = scaling.loss(scaling.published(), Point(1e9, 1e11))
-    assert found == pytest.approx([by_hand], rel=1e-5)
+    losses = scaling.loss(scaling.published(), Point(1e9, 1e11))
+    assert losses == pytest.approx([by_hand], rel=1e-5)
 
 
 def test_the_distilled_law_at_the_published_coefficients() -> None:
@@ -31,8 +31,8 @@ def test_the_distilled_law_at_the_published_coefficients() -> None:
     # 10^(9 x 0.321) = 773.82 and 10^(11 x 0.637) = 1.01625e7 divide A' and B'.
     reach = (2243 / 773.82 + 24181 / 1.016249e7) ** 0.764
     by_hand = teacher + teacher**-2.549 * gap ** (-522.61 * 0.090) * reach
-    found = scaling.loss(scaling.published(), Point(1e9, 1e11, teacher))
-    assert found == pytest.approx([by_hand], rel=1e-4)
+    losses = scaling.loss(scaling.published(), Point(1e9, 1e11, teacher))
+    assert losses == pytest.approx([by_hand], rel=1e-4)
 
 
 def test_more_of_everything_helps_and_a_bad_teacher_does_not_overflow() -> None:
@@ -57,18 +57,18 @@ def test_runs_move_the_law_to_themselves_and_narrow_it() -> None:
     before, after = scaling.posterior_draws([]), scaling.posterior_draws(RUNS)
     for point, measured in RUNS:
         prior = scaling.interval(scaling.predict(before, point, 4096))
-        said = scaling.interval(scaling.predict(after, point, 4096))
-        assert said.median == pytest.approx(measured, abs=0.1)
-        assert said.low < measured < said.high
-        assert said.high - said.low < (prior.high - prior.low) / 3
+        predicted = scaling.interval(scaling.predict(after, point, 4096))
+        assert predicted.median == pytest.approx(measured, abs=0.1)
+        assert predicted.low < measured < predicted.high
+        assert predicted.high - predicted.low < (prior.high - prior.low) / 3
 
 
 def test_another_run_narrows_its_neighbourhood_only() -> None:
     draws = scaling.posterior_draws(RUNS)
 
     def width(tokens: float) -> float:
-        found = scaling.interval(scaling.predict(draws, Point(SMALL, tokens), 4096))
-        return found.high - found.low
+        interval = scaling.interval(scaling.predict(draws, Point(SMALL, tokens), 4096))
+        return interval.high - interval.low
 
     assert width(8.2e7) > 1.5 * width(8.2e5)
 

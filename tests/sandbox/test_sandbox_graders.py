@@ -123,14 +123,14 @@ def problems(name: str) -> list[dict[str, Any]]:
 def test_reference_solutions_pass_and_empty_ones_do_not(
     box: Sandbox, file: str, size: int, maker: Maker, solution: str
 ) -> None:
-    found = problems(file)
-    assert len(found) == size
-    outcomes = grade(box, [maker(p, p[solution]) for p in found])
+    tasks = problems(file)
+    assert len(tasks) == size
+    outcomes = grade(box, [maker(p, p[solution]) for p in tasks])
     failed = [
-        p["task_id"] for p, outcome in zip(found, outcomes, strict=True) if not outcome.passed
+        p["task_id"] for p, outcome in zip(tasks, outcomes, strict=True) if not outcome.passed
     ]
     assert failed == []
     for wrong in ("    pass\n", "    return None\n", "    return 0\n" if size == 164 else "x = 0"):
-        outcomes = grade(box, [maker(p, wrong) for p in found])
-        passed = [p["task_id"] for p, o in zip(found, outcomes, strict=True) if o.passed]
+        outcomes = grade(box, [maker(p, wrong) for p in tasks])
+        passed = [p["task_id"] for p, o in zip(tasks, outcomes, strict=True) if o.passed]
         assert passed == [], wrong

@@ -40,17 +40,17 @@ def test_the_command(model: Path, quantize: str | None) -> None:
     arguments += ["--threads", "1", *(["--quantize", quantize] if quantize else [])]
     done = CliRunner().invoke(cli.app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert found["model"]["format"] == (quantize or "f32")
-    assert found["model"]["cache"] == ("float16" if quantize else "float32")
-    assert [row["batch"] for row in found["decode"]] == [1, 3]
-    for row in (*found["decode"], found["prefill"], found["long_context"]):
+    report = json.loads(done.stdout)
+    assert report["model"]["format"] == (quantize or "f32")
+    assert report["model"]["cache"] == ("float16" if quantize else "float32")
+    assert [row["batch"] for row in report["decode"]] == [1, 3]
+    for row in (*report["decode"], report["prefill"], report["long_context"]):
         share = row["tokens_per_second"] / row["floor_tokens_per_second"]
         assert row["share_of_floor"] == pytest.approx(share)
-    assert found["long_context"]["context"] > 64
-    assert found["load_seconds"] > 0
-    assert found["peak_bytes"] > found["model"]["weight_bytes"]
-    assert found["machine"]["threads"] == 1
+    assert report["long_context"]["context"] > 64
+    assert report["load_seconds"] > 0
+    assert report["peak_bytes"] > report["model"]["weight_bytes"]
+    assert report["machine"]["threads"] == 1
     shown = CliRunner().invoke(cli.app, arguments).output
     assert "decode after 16, batch size 3" in shown
     assert "peak memory" in shown

@@ -102,8 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             s.busy = max(0, s.busy - 1)
         if failing:
             self.send(503, {"error": "busy"})
-        elif said := s.refusal(request):
-            self.send(400, {"error": said})
+        elif message := s.refusal(request):
+            self.send(400, {"error": message})
         else:
             self.send(200, {"choices": [s.choice(request)]})
 

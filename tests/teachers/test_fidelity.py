@@ -68,8 +68,8 @@ def test_samples_have_noise_and_no_bias(proposal: float, spread: str) -> None:
     times = 3000
     many_p, many_q = p_CV.repeat(times, 1), logits_CV.softmax(-1).repeat(times, 1)
     spec = TargetSpec.parse({"draws": 8, "proposal": proposal, "spread": spread})
-    found, *others = (joined([spec.choice(s, i)(p_CV) for i in range(times)]) for s in range(3))
-    gap = truncation(found, many_p, many_q, others)
+    stored, *others = (joined([spec.choice(s, i)(p_CV) for i in range(times)]) for s in range(3))
+    gap = truncation(stored, many_p, many_q, others)
     for values in (gap.loss_C, gap.bias2_C):
         by = values.view(times, 2)
         assert (by.mean(0).abs() <= 4 * by.std(0) / times**0.5).all()
@@ -87,8 +87,8 @@ def test_another_teachers_samples_show_a_bias() -> None:
     times = 400
     many = p_CV.repeat(times, 1)
     spec = TargetSpec(draws=20, spread="independent")
-    found = joined([spec.choice(0, i)(other.softmax(-1)) for i in range(times)])
-    gap = truncation(found, many, many, [spec.choice(1, 0)(many)])
+    stored = joined([spec.choice(0, i)(other.softmax(-1)) for i in range(times)])
+    gap = truncation(stored, many, many, [spec.choice(1, 0)(many)])
     true = ((p_CV - other.softmax(-1)) ** 2).sum(-1)
     torch.testing.assert_close(gap.bias2_C.view(times, 4).mean(0), true, rtol=0.1, atol=0.01)
 
@@ -96,8 +96,8 @@ def test_another_teachers_samples_show_a_bias() -> None:
 def test_systematic_counts_are_shares_rounded_up_or_down() -> None:
     p_CV, _ = distributions(5, 40)
     for draws in (1, 7, 50):
-        found = TargetSpec(draws=draws).choice(0, 0)(p_CV)
-        counts = dense(found, VOCAB) * draws
+        targets = TargetSpec(draws=draws).choice(0, 0)(p_CV)
+        counts = dense(targets, VOCAB) * draws
         assert (counts >= (draws * p_CV - 1e-9).floor() - 1e-6).all()
         assert (counts <= (draws * p_CV + 1e-9).ceil() + 1e-6).all()
         torch.testing.assert_close(counts.sum(-1), torch.full((40,), float(draws)).double())

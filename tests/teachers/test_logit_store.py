@@ -99,11 +99,11 @@ def test_every_flipped_bit_is_found(spec: TargetSpec, tmp_path: Path) -> None:
         data = bytearray(whole)
         data[place] ^= 1 << int(rng.integers(8))
         shard.write_bytes(data)
-        with pytest.raises(DataError) as found:
+        with pytest.raises(DataError) as e:
             store = Store.open(folder)
             store.check_whole()
             store.targets(range(4))
-        assert any(w in str(found.value) for w in ("damaged", "no shard", "another logit store"))
+        assert any(w in str(e.value) for w in ("damaged", "no shard", "another logit store"))
     shard.write_bytes(whole)
     Store.open(folder).targets(range(4))
 

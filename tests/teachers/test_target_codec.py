@@ -20,8 +20,8 @@ def bytes_of(data: bytes) -> bit_packing.Bytes:
 
 
 def dense(targets: SparseTargets, vocab: int) -> torch.Tensor:
-    found = torch.zeros(len(targets), vocab, dtype=torch.float64)
-    return found.scatter_add_(1, targets.ids_NK, targets.weight_NK.double())
+    probabilities = torch.zeros(len(targets), vocab, dtype=torch.float64)
+    return probabilities.scatter_add_(1, targets.ids_NK, targets.weight_NK.double())
 
 
 def probabilities(tokens: int, vocab: int, seed: int, spread: float) -> torch.Tensor:
@@ -67,24 +67,24 @@ def test_what_goes_in_comes_out(spec: TargetSpec, vocab: int, spread: float) -> 
     codec = spec.codec(vocab)
     window = codec.decode(bytes_of(codec.encode(targets)), len(p_CV))
     got = to_sparse_targets([window], 1.0)
-    expected, found = dense(targets, vocab), dense(got, vocab)
+    expected, decoded = dense(targets, vocab), dense(got, vocab)
     if codec.draws is not None:  # counts come back exactly
-        counts = (found * codec.draws).round()
-        assert (found * codec.draws - counts).abs().max() < 1e-4
+        counts = (decoded * codec.draws).round()
+        assert (decoded * codec.draws - counts).abs().max() < 1e-4
         assert counts.sum(-1).tolist() == [spec.draws] * len(p_CV)
-        assert (found - expected).abs().max() < 1e-4
+        assert (decoded - expected).abs().max() < 1e-4
     else:
         present = expected > math.exp(-27)
-        assert (found[present] / expected[present] - 1).abs().max() < 0.01
-        assert max(found[~present].tolist(), default=0) < math.exp(-26)
+        assert (decoded[present] / expected[present] - 1).abs().max() < 0.01
+        assert max(decoded[~present].tolist(), default=0) < math.exp(-26)
     assert (got.entropy_N - targets.entropy_N).abs().max() <= 0.5 / 256 + 1e-5
     if spec.kind == "top_k_tail":
         assert got.tail_N is not None
         assert targets.tail_N is not None
         assert (got.tail_N - targets.tail_N).abs().max() < 0.005
-        assert (found.sum(-1) + got.tail_N - 1).abs().max() < 1e-5
+        assert (decoded.sum(-1) + got.tail_N - 1).abs().max() < 1e-5
     elif spec.proposal == 1.0:
-        assert (found.sum(-1) - 1).abs().max() < 1e-5
+        assert (decoded.sum(-1) - 1).abs().max() < 1e-5
 
 
 @settings(max_examples=60)
