@@ -130,7 +130,8 @@ def _be_child(target: Target, count: int, plan: Plan, first: int, shared: Shared
 
 def _wait(pid: int, shared: Shared, plan: Plan, tally: Tally) -> tuple[str, str] | None:
     """Waits for a child; what ended it, unless its last input did."""
-    last, since = -1, time.monotonic()
+    process = psutil.Process(pid)
+    last, since, worked_before = -1, time.monotonic(), 0.0
     reason = None
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -138,16 +139,20 @@ def _wait(pid: int, shared: Shared, plan: Plan, tally: Tally) -> tuple[str, str]
             break
         time.sleep(_LOOK_SECONDS)
         shared.refresh()
-        if shared.done != last:
-            last, since = shared.done, time.monotonic()
-            plan.progress(tally.inputs + max(0, last))
-        growth = 0.0
+        growth, waits, worked = 0.0, False, 0.0
         with suppress(psutil.Error):
-            growth = psutil.Process(pid).memory_info().rss / 2**20 - shared.base
+            growth = process.memory_info().rss / 2**20 - shared.base
+            waits = process.status() not in (psutil.STATUS_RUNNING, psutil.STATUS_ZOMBIE)
+            worked = sum(process.cpu_times()[:2])
+        if shared.done != last:
+            last, since, worked_before = shared.done, time.monotonic(), worked
+            plan.progress(tally.inputs + max(0, last))
+        late = last >= 0 and time.monotonic() - since > 6 * plan.hang_seconds
         if last >= 0 and growth > fuzz_child.GROWTH_MB:
             kind = "memory" if shared.reading else _OURS
             reason = kind, f"grew by {growth:.0f} MB"
-        elif last >= 0 and time.monotonic() - since > 6 * plan.hang_seconds:
+        elif late and (waits or worked - worked_before > 2 * plan.hang_seconds):
+            # One that works, but is late, has not had its time yet on a busy machine.
             reason = "hang", "it waits, or no alarm ends it"
         if reason:
             os.kill(pid, signal.SIGKILL)
