@@ -14,7 +14,10 @@ HEAVY = ("torch", "transformers", "numpy", "pydantic", "huggingface_hub", "sente
 
 
 def test_names_are_pinned() -> None:
-    assert gemmule.__all__ == ["LanguageModel", "SamplingParams", "__version__", "load"]
+    assert gemmule.__all__ == [
+        "AsyncEngine", "Engine", "LanguageModel", "Request", "SamplingParams", "__version__",
+        "load",
+    ]  # fmt: skip
     assert dir(gemmule) == sorted(gemmule.__all__)
     for name in gemmule.__all__:
         assert getattr(gemmule, name) is not None
@@ -35,8 +38,8 @@ def test_load_has_the_promised_arguments() -> None:
 def test_a_language_model_has_the_promised_members() -> None:
     members = {name for name in vars(gemmule.LanguageModel) if not name.startswith("_")}
     assert members == {
-        "chat", "complete", "config", "engine", "generate", "score", "score_branches", "stream",
-        "stream_chat",
+        "async_engine", "chat", "complete", "config", "engine", "generate", "score",
+        "score_continuations", "stream", "stream_chat",
     }  # fmt: skip
 
 

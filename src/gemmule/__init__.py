@@ -7,6 +7,7 @@
 Importing this package is instant: torch is imported by the first call that needs it.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,11 +15,30 @@ if TYPE_CHECKING:
 
     import torch
 
+    from gemmule.infer.async_driver import AsyncEngine
+    from gemmule.infer.core.request import Request
     from gemmule.infer.core.sampling import SamplingParams
+    from gemmule.infer.driver import Engine
     from gemmule.infer.language_model import LanguageModel
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "SamplingParams", "__version__", "load"]
+__all__ = [
+    "AsyncEngine",
+    "Engine",
+    "LanguageModel",
+    "Request",
+    "SamplingParams",
+    "__version__",
+    "load",
+]
+# Where a name is defined: it is imported when it is first used.
+_MODULES = {
+    "AsyncEngine": "gemmule.infer.async_driver",
+    "Engine": "gemmule.infer.driver",
+    "LanguageModel": "gemmule.infer.language_model",
+    "Request": "gemmule.infer.core.request",
+    "SamplingParams": "gemmule.infer.core.sampling",
+}
 
 
 def load(
@@ -48,14 +68,8 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LanguageModel":
-        from gemmule.infer.language_model import LanguageModel
-
-        return LanguageModel
-    if name == "SamplingParams":
-        from gemmule.infer.core.sampling import SamplingParams
-
-        return SamplingParams
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,6 +10,10 @@ GemmuleError                everything raised on purpose
 │   └── MissingExtraError   an optional package that is not installed
 ├── TrainingError           training cannot go on (NaN or Inf): exit code 1
 ├── RankError               another process of the same run failed or is gone: exit code 1
+├── EngineError             the inference engine cannot take or finish a request
+│   ├── QueueFullError      as many requests wait as may: try again later
+│   ├── EngineClosedError   it is shutting down, or has been shut down
+│   └── EngineDeadError     its steps kept failing, so that it has given up
 └── Interrupted             stopped by Ctrl-C or SIGTERM, with everything saved: exit code 130
 
 A message says what we got, what is allowed, and what to do.
@@ -66,6 +70,22 @@ class TrainingError(GemmuleError):
 
 class RankError(GemmuleError):
     """Another process of the same run has failed, or cannot be reached."""
+
+
+class EngineError(GemmuleError):
+    """The inference engine cannot take or finish a request."""
+
+
+class QueueFullError(EngineError):
+    """As many requests wait as may; the caller should try again later."""
+
+
+class EngineClosedError(EngineError):
+    """The engine is shutting down, or has been shut down."""
+
+
+class EngineDeadError(EngineError):
+    """Steps kept failing, so the engine has given up; `__cause__` is the last failure."""
 
 
 class Interrupted(GemmuleError):

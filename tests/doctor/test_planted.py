@@ -11,13 +11,16 @@ from torch.nn import functional as F
 from gemmule.doctor.examine import run_doctor
 from gemmule.doctor.report import DoctorReport
 from gemmule.doctor.text_checks import published_row
+from gemmule.infer.core.scheduler import Scheduler
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.runners.protocol import Span
+from gemmule.infer.runners.protocol import ScheduledChunk
 from gemmule.infer.runners.torch_runner import TorchRunner
-from gemmule.model import gemma
+from gemmule.losses.soft_cap import soft_cap
+from gemmule.model import attention as attention_module
+from gemmule.model import block_attention, gemma
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Attention, Block, Gemma, RMSNorm
-from gemmule.model.kv_cache import KVCache
+from gemmule.model.kv_cache import KVCache, PagedKV
 from gemmule.model.tokenizer import Tokenizer
 
 Patch = pytest.MonkeyPatch
@@ -37,8 +40,9 @@ def plant(check: str, says: str) -> Callable[[Callable[[Patch], None]], Callable
 def attention(patch: Patch, change: Callable[..., Any], paths: tuple[str, ...] = ()) -> None:
     """Wraps attention: change(original, *arguments) is called instead."""
     for name in paths or ("attend", "attend_sequence"):
-        original = getattr(gemma, name)
-        patch.setattr(gemma, name, lambda *a, original=original: change(original, *a))
+        owner = attention_module if name == "attend" else block_attention
+        original = getattr(owner, name)
+        patch.setattr(owner, name, lambda *a, original=original: change(original, *a))
 
 
 def config_of(patch: Patch, owner: Any, **changes: Any) -> None:
@@ -50,6 +54,18 @@ def config_of(patch: Patch, owner: Any, **changes: Any) -> None:
         original(self, config.model_copy(update=new), *rest, **more)
 
     patch.setattr(owner, "__init__", init)
+
+
+def window_of(patch: Patch, wider: int) -> None:
+    """Lets attention, cache and scheduler see another window than the model has."""
+    for owner in (Attention, PagedKV):
+        config_of(patch, owner, sliding_window=lambda c: c.sliding_window + wider)
+    original = Scheduler.__init__
+    patch.setattr(
+        Scheduler,
+        "__init__",
+        lambda self, pages, window, *rest: original(self, pages, window + wider, *rest),
+    )
 
 
 @plant("attention soft cap", "attention cap is missing")
@@ -79,7 +95,7 @@ def cap_after_mask(patch: Patch) -> None:
         index = torch.arange(q.shape[1])
         return plain(q, k, v, index, index, segment, segment, *rest)
 
-    patch.setattr(gemma, "attend_sequence", whole)
+    patch.setattr(block_attention, "attend_sequence", whole)
 
 
 @plant("final soft cap", "final cap is missing")
@@ -93,7 +109,7 @@ def swapped_caps(patch: Patch) -> None:
 
     def logits(self: Gemma, x: torch.Tensor) -> torch.Tensor:
         raw = F.linear(x, self.embed_tokens.weight)
-        return gemma.soft_cap(raw, self.config.attn_logit_softcapping)
+        return soft_cap(raw, self.config.attn_logit_softcapping)
 
     patch.setattr(Gemma, "logits", logits)
 
@@ -105,14 +121,12 @@ def no_window(patch: Patch) -> None:
 
 @plant("sliding window", "one key too wide")
 def wide_window(patch: Patch) -> None:
-    for owner in (Attention, KVCache):
-        config_of(patch, owner, sliding_window=lambda c: c.sliding_window + 1)
+    window_of(patch, 1)
 
 
 @plant("sliding window", "one key too narrow")
 def narrow_window(patch: Patch) -> None:
-    for owner in (Attention, KVCache):
-        config_of(patch, owner, sliding_window=lambda c: c.sliding_window - 1)
+    window_of(patch, -1)
 
 
 @plant("local and global layers", "local and global layers are exchanged")
@@ -205,7 +219,7 @@ def untied_head(patch: Patch) -> None:
         if not hasattr(self, "untied"):
             g = torch.Generator().manual_seed(0)
             self.untied = torch.randn(self.embed_tokens.weight.shape, generator=g)
-        return gemma.soft_cap(F.linear(x, self.untied), self.config.final_logit_softcapping)
+        return soft_cap(F.linear(x, self.untied), self.config.final_logit_softcapping)
 
     patch.setattr(Gemma, "logits", logits)
 
@@ -221,7 +235,7 @@ def padding_mask_replaces_the_causal_one(patch: Patch) -> None:
         if segment is None or segment[:, -1].all():
             return original(q, k, v, segment, *rest)
         index = torch.arange(q.shape[1])
-        return gemma.attend(q, k, v, index + 1, index, segment, segment, *rest)
+        return attention_module.attend(q, k, v, index + 1, index, segment, segment, *rest)
 
     attention(patch, change, ("attend_sequence",))
 
@@ -250,29 +264,40 @@ def no_cap_with_a_cache(patch: Patch) -> None:
 
 
 @plant("cache past the window", "once the window is full")
-def short_ring(patch: Patch) -> None:
-    config_of(patch, KVCache, sliding_window=lambda c: c.sliding_window - 1)
+def page_dropped_too_early(patch: Patch) -> None:
+    """The oldest page of the window is not read."""
+    original = KVCache._first_page
+
+    def first_page(self: KVCache, start: int) -> int:
+        return min(original(self, start) + 1, start // self._kv.page_size)
+
+    patch.setattr(KVCache, "_first_page", first_page)
 
 
 @plant("cache past the window", "once the window is full")
-def ring_read_as_a_list(patch: Patch) -> None:
-    """Slots taken for their tokens in order, which holds until the ring wraps."""
-    last = lambda self, n: torch.arange(max(0, n - self._ring), n)  # noqa: E731
-    patch.setattr(KVCache, "_ring_index", last)
+def positions_counted_from_the_first_page_read(patch: Patch) -> None:
+    """Right until pages have left the window."""
+    original = KVCache._extend
+
+    def extend(self: KVCache, layer: int, k: torch.Tensor, v: torch.Tensor) -> Any:
+        keys, values, index = original(self, layer, k, v)
+        return keys, values, index - index[0]
+
+    patch.setattr(KVCache, "_extend", extend)
 
 
 @plant("batched generation", "not the most likely")
 def pages_given_twice(patch: Patch) -> None:
     """Rows of a batch write over one another's keys."""
-    original = TorchRunner._run
+    original = TorchRunner.run_chunk
 
-    def run(self: TorchRunner, span: Span) -> Any:
-        pages = [[page % 6 for page in kind] for kind in (span.global_pages, span.local_pages)]
+    def run(self: TorchRunner, chunk: ScheduledChunk) -> Any:
+        pages = [[page % 6 for page in kind] for kind in (chunk.global_pages, chunk.local_pages)]
         return original(
-            self, dataclasses.replace(span, global_pages=pages[0], local_pages=pages[1])
+            self, dataclasses.replace(chunk, global_pages=pages[0], local_pages=pages[1])
         )
 
-    patch.setattr(TorchRunner, "_run", run)
+    patch.setattr(TorchRunner, "run_chunk", run)
 
 
 @plant("one <bos>", "a text gets 2")

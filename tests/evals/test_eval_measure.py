@@ -154,7 +154,7 @@ def test_asked_again_nothing_is_asked(
     models: list[Path], data: Path, measured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = kept(measured)
-    monkeypatch.setattr(LanguageModel, "score_branches", None)
+    monkeypatch.setattr(LanguageModel, "score_continuations", None)
     monkeypatch.setattr(LanguageModel, "engine", None)
     evaluate_benchmarks(target(models, measured), settings(data))
     assert kept(measured) == before

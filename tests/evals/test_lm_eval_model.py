@@ -24,9 +24,9 @@ from gemmule.evals.benchmarks.tasks import arc, boolq, gsm8k, mmlu, piqa
 from gemmule.evals.lm_eval_model import GemmuleLM, _device, register
 from gemmule.evals.response_cache import ResponseCache
 from gemmule.infer.core.request import Request
-from gemmule.infer.engine import Engine
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.prefix_scoring import Branches
+from gemmule.infer.prefix_scoring import ContinuationGroup
 from gemmule.infer.runners.native_runner import NativeRunner
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
@@ -248,9 +248,9 @@ def generated(lm: GemmuleLM, *asked: tuple[str, dict[str, Any]]) -> list[str]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The ids of each text that a model is asked about, as they reach it."""
     ids: list[list[int]] = []
-    score, submit = LanguageModel.score_branches, Engine.submit
+    score, submit = LanguageModel.score_continuations, Engine.submit
 
-    def scoring(self: LanguageModel, texts: Sequence[Branches]) -> Iterator[Any]:
+    def scoring(self: LanguageModel, texts: Sequence[ContinuationGroup]) -> Iterator[Any]:
         ids.extend([*text.context, *more] for text in texts for more in text.continuations)
         return score(self, texts)
 
@@ -258,7 +258,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         ids.append(list(request.prompt))
         return submit(self, request)
 
-    monkeypatch.setattr(LanguageModel, "score_branches", scoring)
+    monkeypatch.setattr(LanguageModel, "score_continuations", scoring)
     monkeypatch.setattr(Engine, "submit", generating)
     return ids
 

@@ -76,7 +76,7 @@ def test_stopped_it_says_how_to_go_on(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "try_passages", stop)
+    monkeypatch.setattr(measuring.Extractor, "outcomes", stop)
     with pytest.raises(Interrupted, match="the same command continues from there"):
         gemmule("memorization", by_heart, *SHORT, "--out", tmp_path)
 

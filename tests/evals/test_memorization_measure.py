@@ -19,28 +19,34 @@ from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare
 from gemmule.errors import ConfigError, DataError, MissingExtraError
 from gemmule.evals.memorization import extraction as measuring
-from gemmule.evals.memorization.extraction import RESULT, SAMPLES, UNFINISHED, read_samples
+from gemmule.evals.memorization.extraction import (
+    RESULT,
+    SAMPLES,
+    UNFINISHED,
+    Extractor,
+    Outcome,
+    read_samples,
+)
 from gemmule.evals.memorization.run_memorization import run_memorization
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import NoTrainingData, open_training_data
 from gemmule.model.tokenizer import Tokenizer
 
 SHORT = Settings(probes=40, prompt_tokens=10, continuation_tokens=10)
-CUT = 16  # passages in a batch, so that there are several
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "batch_rows", lambda *_: CUT)
+def saved_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sample is saved by itself, and the tokens of few passages are read at once."""
+    monkeypatch.setattr(measuring, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "_PART", 16)
 
 
 @pytest.fixture(scope="module")
 def measured(by_heart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished measurement."""
     out = tmp_path_factory.mktemp("measured")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "batch_rows", lambda *_: CUT)
-        run_memorization(str(by_heart), SHORT, out=out)
+    run_memorization(str(by_heart), SHORT, out=out)
     return out
 
 
@@ -101,30 +107,31 @@ def test_a_finished_measurement_is_left_as_it_is(
     out = tmp_path / "m"
     shutil.copytree(measured, out)
     before = (out / RESULT).stat().st_mtime_ns
-    tried = count_batches(monkeypatch)
+    tried = count_passages(monkeypatch)
     again = run_memorization(str(by_heart), SHORT, out=out)
     assert (tried, (out / RESULT).stat().st_mtime_ns) == ([], before)
     assert again == files.read_json(measured / RESULT)
     # With --fresh, or of other passages, it is measured.
     run_memorization(str(by_heart), SHORT, out=out, fresh=True)
-    assert len(tried) == 7
+    assert len(tried) == 84
     assert without_times(out) == without_times(measured)
     run_memorization(str(by_heart), dataclasses.replace(SHORT, seed=1), out=out)
     assert files.read_json(out / RESULT)["measured"]["settings"]["seed"] == 1
 
 
-def count_batches(monkeypatch: pytest.MonkeyPatch, stop_after: int = 10**9) -> list[int]:
-    """Sizes of the batches that are tried from now on."""
-    tried: list[int] = []
-    plain = measuring.try_passages
+def count_passages(monkeypatch: pytest.MonkeyPatch, stop_after: int = 10**9) -> list[bytes]:
+    """The tokens of the passages that are tried from now on."""
+    tried: list[bytes] = []
+    plain = Extractor.outcomes
 
-    def counted(lm: Any, tokens: Any, settings: Settings) -> Any:
-        if len(tried) == stop_after:
-            raise KeyboardInterrupt
-        tried.append(len(tokens))
-        return plain(lm, tokens, settings)
+    def counted(self: Extractor, tokens: Any) -> Any:
+        for row, outcome in plain(self, tokens):
+            if len(tried) == stop_after:
+                raise KeyboardInterrupt
+            tried.append(tokens[row].tobytes())
+            yield row, outcome
 
-    monkeypatch.setattr(measuring, "try_passages", counted)
+    monkeypatch.setattr(Extractor, "outcomes", counted)
     return tried
 
 
@@ -132,20 +139,21 @@ def test_stopped_it_goes_on_and_tries_nothing_twice(
     measured: Path, by_heart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        first = count_batches(patch, stop_after=4)
+        first = count_passages(patch, stop_after=50)
         with pytest.raises(KeyboardInterrupt):
             run_memorization(str(by_heart), SHORT, out=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {UNFINISHED}
     # A kill while a line was written.
     with (tmp_path / UNFINISHED).open("a") as f:
-        f.write('{"key": "4", "answer": {"samples": [{"set"')
-    with pytest.raises(ConfigError, match=r"unfinished measurement .*begin anew with --fresh"):
+        f.write('{"key": "control:14", "answer": {"seconds": 0.1, "sample": {"set"')
+    with pytest.raises(ConfigError, match=r"unfinished measurement .*start again with --fresh"):
         run_memorization(str(by_heart), dataclasses.replace(SHORT, probes=41), out=tmp_path)
-    # On a machine with other memory, say: batches stay as they were begun.
-    monkeypatch.setattr(measuring, "batch_rows", lambda *_: 5)
-    second = count_batches(monkeypatch)
+    # On a machine with other memory, say: what runs together decides nothing.
+    monkeypatch.setattr(measuring, "affordable_pages", lambda _: 20)
+    second = count_passages(monkeypatch)
     run_memorization(str(by_heart), SHORT, out=tmp_path)
-    assert first + second == [16, 16, 8, 16, 16, 8, 4]
+    assert (len(first), len(second)) == (50, 34)
+    assert set(first).isdisjoint(second)
     assert {p.name for p in tmp_path.iterdir()} == {RESULT, SAMPLES}
     assert (tmp_path / SAMPLES).read_bytes() == (measured / SAMPLES).read_bytes()
     assert without_times(tmp_path) == without_times(measured)
@@ -154,15 +162,16 @@ def test_stopped_it_goes_on_and_tries_nothing_twice(
 KILLED = """
 import sys, time
 from pathlib import Path
-from gemmule.evals.memorization import extraction as m
+from gemmule.evals.memorization import extraction
 from gemmule.evals.memorization.run_memorization import run_memorization
 from gemmule.evals.memorization.settings import Settings
-m.batch_rows = lambda *_: 16
-plain = m.try_passages
+extraction._SAVE_SECONDS = 0.0
+plain = extraction.Extractor.outcomes
 def slow(*args):
-    time.sleep(0.1)
-    return plain(*args)
-m.try_passages = slow
+    for result in plain(*args):
+        time.sleep(0.02)
+        yield result
+extraction.Extractor.outcomes = slow
 run, out = sys.argv[1:]
 run_memorization(run, Settings(probes=40, prompt_tokens=10, continuation_tokens=10), out=Path(out))
 """
@@ -184,9 +193,9 @@ def test_killed_it_ends_in_the_same_result(measured: Path, by_heart: Path, tmp_p
     assert without_times(tmp_path) == without_times(measured)
 
 
-def test_a_damaged_journal_is_named(by_heart: Path, tmp_path: Path) -> None:
+def test_a_damaged_response_cache_is_named(by_heart: Path, tmp_path: Path) -> None:
     (tmp_path / UNFINISHED).write_text("{\n{}\n")
-    with pytest.raises(ConfigError, match="begin anew with --fresh"):
+    with pytest.raises(ConfigError, match="start again with --fresh"):
         run_memorization(str(by_heart), SHORT, out=tmp_path)
     run_memorization(str(by_heart), SHORT, out=tmp_path, fresh=True)
 
@@ -285,9 +294,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_fewer_passages_than_asked_for_is_said(by_heart: Path, tmp_path: Path) -> None:
     settings = Settings(probes=10**6, prompt_tokens=30, continuation_tokens=30)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "batch_rows", lambda *_: 4096)
+        patch.setattr(measuring, "_PART", 4096)
+        patch.setattr(measuring, "_SAVE_SECONDS", 1.0)
         patch.setattr(
-            measuring, "try_passages", lambda lm, t, s: [measuring.Outcome([], None)] * len(t)
+            Extractor, "outcomes", lambda self, t: ((i, Outcome([], None)) for i in range(len(t)))
         )
         patch.setattr(personal_data, "scan", lambda *_: personal_data.Scan([], [], False))
         result = run_memorization(str(by_heart), settings, out=tmp_path)

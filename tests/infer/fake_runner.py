@@ -1,4 +1,4 @@
-"""A runner whose predictions depend on every token before, read from the pages it is told."""
+"""A runner whose logits depend on every token before, read from the pages it is told."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,8 +8,8 @@ import torch
 from gemmule.infer.core.request import Completion, Request
 from gemmule.infer.core.sampling import Sampler
 from gemmule.infer.core.text_stream import TextStream
-from gemmule.infer.runners.protocol import PAGE, Prediction, Span
-from gemmule.infer.runners.torch_runner import predict
+from gemmule.infer.runners.protocol import PAGE, ScheduledChunk, StepOutput
+from gemmule.infer.runners.torch_runner import step_output
 from gemmule.model.config import GemmaConfig
 from models import SMALLEST, tiny_config
 
@@ -60,44 +60,47 @@ class FakeRunner:
     def allocate(self, pages: int) -> None:
         self.pool = np.random.default_rng(0).integers(0, _LARGE, (pages, PAGE))
 
-    def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
-        assert 0 < sum(len(span.tokens) for span in spans) <= self.max_step_tokens
-        written = [page for span in spans for page in self.written(span)]
+    def weights_changed(self) -> None:
+        """Has none."""
+
+    def step(self, chunks: Sequence[ScheduledChunk]) -> list[list[StepOutput]]:
+        assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.max_step_tokens
+        written = [page for chunk in chunks for page in self.written(chunk)]
         assert len(written) == len(set(written)), "two sequences write on one page"
         self.steps += 1
-        self.tokens += sum(len(span.tokens) for span in spans)
-        return [self.run(span) for span in spans]
+        self.tokens += sum(len(chunk.tokens) for chunk in chunks)
+        return [self.run(chunk) for chunk in chunks]
 
-    def written(self, span: Span) -> Iterator[int]:
-        for i in range(span.start // PAGE, (span.start + len(span.tokens) - 1) // PAGE + 1):
-            yield from (span.global_pages[i], span.local_pages[i])
+    def written(self, chunk: ScheduledChunk) -> Iterator[int]:
+        for i in range(chunk.start // PAGE, (chunk.start + len(chunk.tokens) - 1) // PAGE + 1):
+            yield from (chunk.global_pages[i], chunk.local_pages[i])
 
-    def run(self, span: Span) -> list[Prediction]:
-        assert span.tokens
-        oldest = max(0, span.start - WINDOW + 1)
-        keys = self.read(span.global_pages, 0, span.start)
-        local = [x ^ 5 for x in self.read(span.local_pages, oldest, span.start)]
-        total, predictions = sum(keys), []
-        wanted = {output.index: output for output in span.outputs}
-        assert len(wanted) == len(span.outputs)
-        for i, token in enumerate(span.tokens):
-            position = span.start + i
+    def run(self, chunk: ScheduledChunk) -> list[StepOutput]:
+        assert chunk.tokens
+        oldest = max(0, chunk.start - WINDOW + 1)
+        keys = self.read(chunk.global_pages, 0, chunk.start)
+        local = [x ^ 5 for x in self.read(chunk.local_pages, oldest, chunk.start)]
+        total, outputs = sum(keys), []
+        requests = {request.index: request for request in chunk.logits}
+        assert len(requests) == len(chunk.logits)
+        for i, token in enumerate(chunk.tokens):
+            position = chunk.start + i
             left = key(token, position, total, sum(local[-(WINDOW - 1) :]))
             page, place = divmod(position, PAGE)
-            self.pool[span.global_pages[page], place] = left
-            self.pool[span.local_pages[page], place] = left ^ 5  # never to be read as the other
+            self.pool[chunk.global_pages[page], place] = left
+            self.pool[chunk.local_pages[page], place] = left ^ 5  # never to be read as the other
             total += left
             local.append(left)
-            if i in wanted:
-                predictions.append(predict(wanted[i], row(left)))
-        return predictions
+            if i in requests:
+                outputs.append(step_output(requests[i], row(left)))
+        return outputs
 
     def read(self, pages: Sequence[int], start: int, end: int) -> list[int]:
         first = start // PAGE
         numbers = list(pages[first : -(-end // PAGE)])
         assert all(0 <= page < len(self.pool) for page in numbers), "a page was given back too soon"
-        found = self.pool[numbers].reshape(-1)[start - first * PAGE : end - first * PAGE]
-        return [int(x) for x in found]
+        keys = self.pool[numbers].reshape(-1)[start - first * PAGE : end - first * PAGE]
+        return [int(x) for x in keys]
 
 
 class FakeTokenizer:

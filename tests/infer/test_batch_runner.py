@@ -8,12 +8,12 @@ import torch
 
 from gemmule.infer.core.request import Completion, Request
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.infer.engine import Engine
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.batch_runner import BatchRunner
 from gemmule.infer.runners.choose import make_batch_runner
 from gemmule.infer.runners.native_runner import NativeRunner
-from gemmule.infer.runners.protocol import PAGE, Output, Span
+from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk
 from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.gemma import Gemma
 from models import GROUPED, tiny_config
@@ -85,20 +85,20 @@ def test_what_was_never_written_is_never_read(model: Gemma) -> None:
     ids = random.Random(3).choices(range(WORDS), k=150)
     whole, rest = list(range(1, 6)), list(range(6, 11))  # page 0 is nobody's
 
-    def span(start: int, end: int, gone: int) -> Span:
+    def chunk(start: int, end: int, gone: int) -> ScheduledChunk:
         local = [-1] * gone + rest[gone:]
-        outputs = [Output(i, "logits") for i in range(end - start)]
+        requests = [LogitsRequest(i, all_logits=True) for i in range(end - start)]
         pages = -(-end // PAGE)
-        return Span(ids[start:end], start, whole[:pages], local[:pages], outputs)
+        return ScheduledChunk(ids[start:end], start, whole[:pages], local[:pages], requests)
 
     runner = BatchRunner(model)
     runner.allocate(11)
-    runner._pool.fill_(torch.nan)
-    found = runner.step([span(0, 100, 0)])[0] + runner.step([span(100, 150, 1)])[0]
+    runner.kv.pages.fill_(torch.nan)
+    outputs = runner.step([chunk(0, 100, 0)])[0] + runner.step([chunk(100, 150, 1)])[0]
     expected = model(torch.tensor([ids]))[0]
-    for prediction, logits in zip(found, expected, strict=True):
-        assert prediction.logits is not None
-        assert (prediction.logits - logits).abs().max() < 1e-4
+    for output, logits in zip(outputs, expected, strict=True):
+        assert output.logits is not None
+        assert (output.logits - logits).abs().max() < 1e-4
 
 
 def test_scores_are_the_models(model: Gemma) -> None:

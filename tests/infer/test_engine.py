@@ -11,13 +11,13 @@ import pytest
 import torch
 from fake_runner import WINDOW, WORDS, FakeRunner, FakeTokenizer, History, expected
 
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, EngineDeadError
 from gemmule.infer.core import cache_size
-from gemmule.infer.core.pages import PagePool, PageTable, most_pages
-from gemmule.infer.core.request import Completion, Event, Request, Score
+from gemmule.infer.core.pages import PagePool, PageTable, max_pages
+from gemmule.infer.core.request import Completion, Request, RequestOutput, Score
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.infer.engine import Engine
-from gemmule.infer.runners.protocol import PAGE, Prediction
+from gemmule.infer.driver import Engine
+from gemmule.infer.runners.protocol import PAGE, StepOutput
 from gemmule.runtime import memory
 
 TOKENIZER: Any = FakeTokenizer()
@@ -57,13 +57,14 @@ def requests(rng: random.Random, count: int) -> list[Request]:
 
 
 def assert_nothing_is_left(e: Engine) -> None:
-    pool = e.scheduler.pool
+    stats = e.stats()
+    pool = stats.pool
     assert not e.busy
-    assert not e.scheduler.running and not e.scheduler.waiting
-    assert (pool.held, pool.available) == (0, pool.size)
-    assert pool.kept == len(pool._key_of) == len(pool._page_of) <= pool.size
-    assert sorted([*pool._free, *pool._kept, *range(pool._fresh, pool.size)]) == [*range(pool.size)]
-    assert not (e._jobs or e._arrived or e._cancelled or e._news)
+    assert (stats.running, stats.waiting) == (0, 0)
+    assert pool.allocated == 0
+    assert pool.cached == pool.hashed <= pool.size
+    assert pool.cached + pool.free == pool.size
+    assert e.step() == []
 
 
 def without_log_probs(completion: Completion) -> Completion:
@@ -93,15 +94,15 @@ def test_ten_thousand_requests_get_what_each_gets_alone(seed: int, count: int) -
             number = rng.choice([*ids][-60:])
             e.cancel(number)
             cancelled.add(number)
-        most_waiting = max(most_waiting, len(e.scheduler.waiting))
+        most_waiting = max(most_waiting, e.stats().waiting)
         for event in e.step():
-            text[event.id] += event.text
-            drawn[event.id] += event.ids
+            text[event.request_id] += event.text
+            drawn[event.request_id] += event.ids
             if event.completion:
-                assert event.id not in done
-                done[event.id] = event.completion
+                assert event.request_id not in done
+                done[event.request_id] = event.completion
     assert_nothing_is_left(e)
-    assert e.scheduler.preemptions > count / 10
+    assert e.stats().preemptions > count / 10
     assert most_waiting > 10
     ended = 0
     for number, request in ids.items():
@@ -130,19 +131,19 @@ def test_any_step_and_any_pool(max_step_tokens: int, cache_tokens: int) -> None:
     assert_nothing_is_left(e)
 
 
-def let_go_too_early(self: PageTable, position: int) -> int:
+def free_too_early(self: PageTable, position: int) -> int:
     return max(0, position - WINDOW + 1 + 6) // PAGE
 
 
-def reuse_whatever_is_global(self: PageTable, tokens: list[int], limit: int) -> int:
-    digests = self.digests(tokens, limit // PAGE)
-    pages = [p for p in (self._pool.find((False, d)) for d in digests) if p is not None]
+def match_global_pages_only(self: PageTable, tokens: list[int], limit: int) -> int:
+    hashes = self.page_hashes(tokens, limit // PAGE)
+    pages = [p for p in (self._pool.find((False, h)) for h in hashes) if p is not None]
     for page in pages:
-        self._pool.share(page)
+        self._pool.incref(page)
     self.global_pages += pages
-    self.local_pages += [self._pool.take() for _ in pages]
+    self.local_pages += [self._pool.allocate() for _ in pages]
     self.computed = len(pages) * PAGE
-    self._settled = len(pages)
+    self._committed = len(pages)
     return self.computed
 
 
@@ -150,21 +151,21 @@ def forget_what_was_before(self: PageTable, tokens: list[int], pages: int) -> li
     return [bytes(tokens[i * PAGE : (i + 1) * PAGE]) for i in range(pages)]
 
 
-def never_held_twice(self: PagePool, page: int) -> None:
-    self._kept.pop(page, None)
-    self._holders[page] = 1
+def never_counted_twice(self: PagePool, page: int) -> None:
+    self._cached.pop(page, None)
+    self._refcounts[page] = 1
 
 
-def kept_while_held(self: PagePool) -> int:
-    return self.size - len(self._holders) + (self.size > 12)
+def cached_while_allocated(self: PagePool) -> int:
+    return self.size - len(self._refcounts) + (self.size > 12)
 
 
 PLANTED: dict[str, tuple[type, str, Any]] = {
-    "too early": (PageTable, "first_local", let_go_too_early),
-    "without local pages": (PageTable, "reuse", reuse_whatever_is_global),
-    "by a page's own tokens": (PageTable, "digests", forget_what_was_before),
-    "released while held": (PagePool, "share", never_held_twice),
-    "one too many": (PagePool, "available", property(kept_while_held)),
+    "too early": (PageTable, "first_local", free_too_early),
+    "without local pages": (PageTable, "match_prefix", match_global_pages_only),
+    "by a page's own tokens": (PageTable, "page_hashes", forget_what_was_before),
+    "freed while allocated": (PagePool, "incref", never_counted_twice),
+    "one too many": (PagePool, "available", property(cached_while_allocated)),
 }
 
 
@@ -185,9 +186,8 @@ def test_a_bug_in_the_pages_would_show(planted: str, monkeypatch: pytest.MonkeyP
 def test_prompts_that_begin_alike_are_computed_once() -> None:
     prompt = [2 + i % 25 for i in range(140)]
     greedy = SamplingParams(temperature=0.0, max_new_tokens=1)
-    e = engine(cache_tokens=4000)
-    runner = e._runner
-    assert isinstance(runner, FakeRunner)
+    runner = FakeRunner()
+    e = Engine(runner, TOKENIZER, cache_tokens=4000)
     some = [Request([*prompt[:100], 2 + i], greedy) for i in range(20)]
     got = e.complete(some)
     assert runner.tokens == 101 + 19 * 5  # three pages are shared
@@ -204,7 +204,7 @@ def test_decoding_goes_on_beside_a_long_prompt() -> None:
     e.step()
     e.submit(Request([3] * 150, SamplingParams(temperature=0.0, max_new_tokens=2)))
     for _ in range(8):
-        assert [event.id for event in e.step()] == [short]
+        assert [event.request_id for event in e.step()] == [short]
 
 
 def test_cancelled_requests_say_so_and_give_their_pages_back() -> None:
@@ -213,7 +213,7 @@ def test_cancelled_requests_say_so_and_give_their_pages_back() -> None:
     number = e.submit(Request([5, 6], endless))
     e.cancel(number)
     (event,) = e.step()
-    assert event == Event(number, "", (), completion=Completion("", (), "cancelled", ()))
+    assert event == RequestOutput(number, "", (), completion=Completion("", (), "cancelled", ()))
     number = e.submit(Request([5, 6], endless))
     first = [event for _ in range(3) for event in e.step()]
     e.cancel(number)
@@ -244,31 +244,157 @@ def test_iterating_and_leaving_early() -> None:
 
 
 def test_nothing_is_lost_when_a_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    e = engine()
-    runner: Any = e._runner
+    runner: Any = FakeRunner()
+    e = Engine(runner, TOKENIZER, cache_tokens=320, max_failed_steps=1000)
     rng = random.Random(3)
     some = requests(rng, 30)
     numbers = [e.submit(request) for request in some]
     original, done = runner.run, {}
 
-    def fails(span: Any) -> Any:
-        found = original(span)
+    def fails(chunk: Any) -> Any:
+        outputs = original(chunk)
         if rng.random() < 0.1:
             runner.pool[:] = 1  # as if another process had been there
             raise RuntimeError("out of memory")
-        return found
+        return outputs
 
     monkeypatch.setattr(runner, "run", fails)
     failures = 0
     while e.busy:
         try:
-            done.update({event.id: event.completion for event in e.step() if event.completion})
+            done.update(
+                {event.request_id: event.completion for event in e.step() if event.completion}
+            )
         except RuntimeError:
             failures += 1
     assert failures > 10
     for number, request in zip(numbers, some, strict=True):
         assert without_log_probs(done[number]) == expected(request)
     assert_nothing_is_left(e)
+
+
+def test_steps_that_keep_failing_end_in_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner: Any = FakeRunner()
+    e = Engine(runner, TOKENIZER, cache_tokens=320, max_failed_steps=3)
+    request = Request([5, 6], SamplingParams(temperature=0.0, max_new_tokens=50))
+    e.submit(request)
+    followed = e.iterate(request)
+    next(followed)
+
+    def fails(chunks: Any) -> Any:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(runner, "step", fails)
+    for _ in range(2):  # a failed step loses nothing, and may be repeated
+        with pytest.raises(MemoryError):
+            e.step()
+    assert e.busy and not e.dead
+    monkeypatch.undo()
+    e.step()
+    monkeypatch.setattr(runner, "step", fails)
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(runner, "step", lambda chunks: exec("raise KeyboardInterrupt"))
+        e.step()  # Ctrl-C is not a failure
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            e.step()
+    with pytest.raises(EngineDeadError, match="in a row: 3, the last with MemoryError: no"):
+        e.step()
+    assert e.dead and not e.busy
+    monkeypatch.undo()  # it stays dead
+    for ask in (e.step, lambda: e.complete([request]), lambda: list(followed)):
+        with pytest.raises(EngineDeadError, match="MemoryError") as error:
+            ask()
+        assert isinstance(error.value.__cause__, MemoryError)
+    assert e.stats().pool.allocated == 0
+
+
+def test_complete_says_when_the_engine_died() -> None:
+    class Broken(FakeRunner):
+        def step(self, chunks: Any) -> Any:
+            raise RuntimeError("broken")
+
+    e = Engine(Broken(), TOKENIZER, cache_tokens=320, max_failed_steps=1)
+    with pytest.raises(EngineDeadError, match="in a row: 1, the last with RuntimeError: broken"):
+        e.complete([Request([5], SamplingParams())])
+    with pytest.raises(EngineDeadError, match="broken"):
+        e.score([([5], [6])])
+
+
+def test_completions_count_tokens_and_tell_times() -> None:
+    runner = FakeRunner()
+    e = Engine(runner, TOKENIZER, cache_tokens=4000)
+    prompt = [2 + i % 25 for i in range(100)]
+    before = time.monotonic()
+    (first,) = e.complete([Request(prompt, SamplingParams(temperature=0.0, max_new_tokens=5))])
+    (second,) = e.complete([Request(prompt, SamplingParams(temperature=0.0, max_new_tokens=5))])
+    after = time.monotonic()
+    assert first == second  # neither counts nor times decide equality
+    assert (first.counts.prompt, first.counts.cached) == (100, 0)
+    assert (second.counts.prompt, second.counts.cached) == (100, 96)
+    stopped = first.finish_reason == "stop"
+    assert first.counts.generated == len(first.ids) + stopped
+    for completion in (first, second):
+        t = completion.times
+        assert t.queued is not None and t.scheduled is not None
+        assert t.first_token is not None and t.finished is not None
+        assert before <= t.queued <= t.scheduled <= t.first_token <= t.finished <= after
+    stats = e.stats()
+    assert (stats.prompt_tokens, stats.cached_tokens) == (200, 96)
+    assert stats.generated_tokens == first.counts.generated + second.counts.generated
+    assert stats.steps == runner.steps
+
+
+def test_what_is_preempted_is_not_counted_as_cached() -> None:
+    e = engine(cache_tokens=144)
+    params = SamplingParams(temperature=0.0, max_new_tokens=40)
+    done = e.complete([Request([2 + i] * 40, params) for i in range(6)])
+    assert e.stats().preemptions > 0
+    assert [completion.counts.cached for completion in done] == [0] * 6
+
+
+def test_cancelled_before_it_ran_it_has_no_times() -> None:
+    e = engine()
+    number = e.submit(Request([5], SamplingParams()))
+    e.cancel(number)
+    (output,) = e.step()
+    assert output.completion is not None
+    times = output.completion.times
+    assert (times.scheduled, times.first_token) == (None, None)
+    assert times.queued is not None and times.finished is not None
+
+
+def test_changed_weights_drop_what_was_computed_and_nothing_else() -> None:
+    class Weights(FakeRunner):
+        changes = 0
+
+        def weights_changed(self) -> None:
+            self.changes += 1
+
+    runner = Weights()
+    e = Engine(runner, TOKENIZER, cache_tokens=4000)
+    prompt = [2 + i % 25 for i in range(100)]
+    request = Request(prompt, SamplingParams(temperature=0.0, max_new_tokens=5))
+    e.complete([request])
+    running = e.submit(Request(prompt, SamplingParams(temperature=0.0, max_new_tokens=20)))
+    for _ in range(3):
+        e.step()
+    pool, tokens = runner.pool, runner.tokens
+    generated = e.stats().generated_tokens
+    e.weights_changed()
+    assert (runner.changes, runner.pool is pool) == (1, True)
+    assert e.stats().pool.hashed == 0  # nothing of the old weights can be found
+    outputs = []
+    while e.busy:
+        outputs += e.step()
+    assert runner.tokens >= tokens + 100  # the prompt was computed again
+    done = outputs[-1].completion
+    assert done is not None and outputs[-1].request_id == running
+    assert without_log_probs(done) == expected(
+        Request(prompt, SamplingParams(temperature=0.0, max_new_tokens=20))
+    )
+    assert e.stats().generated_tokens > generated
+    assert e.complete([request]) == [expected(request)]
 
 
 def test_threads_submit_and_cancel_while_one_steps() -> None:
@@ -281,7 +407,7 @@ def test_threads_submit_and_cancel_while_one_steps() -> None:
         while not stop.is_set() or e.busy:
             for event in e.step():
                 if event.completion:
-                    results[event.id] = event.completion
+                    results[event.request_id] = event.completion
             time.sleep(0)
 
     def ask(seed: int) -> None:
@@ -341,25 +467,32 @@ def test_scores_of_continuations_that_share_a_context(cache_tokens: int) -> None
     assert any(any(score.greedy) for score in e.score(pairs))
     assert_nothing_is_left(e)
     if cache_tokens == 4000:
-        runner: Any = e._runner
-        fresh = engine(cache_tokens)
+        runner = FakeRunner()
+        fresh = Engine(runner, TOKENIZER, cache_tokens=cache_tokens)
         fresh.score([(context[:], [i]) for context in [pairs[-1][0]] for i in range(10)])
-        runner = fresh._runner
         assert runner.tokens == 100 + 9 * 4  # the last, partial page is computed for each
+
+
+def not_finite(output: StepOutput) -> StepOutput:
+    """The same with NaN for every logit."""
+    values = {
+        name: value * math.nan
+        for name, value in vars(output).items()
+        if name != "top_ids" and value is not None
+    }
+    return dataclasses.replace(output, **values)
 
 
 def test_logits_that_are_no_numbers_end_one_request_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    e = engine()
-    runner: Any = e._runner
+    runner: Any = FakeRunner()
+    e = Engine(runner, TOKENIZER, cache_tokens=320)
     original = runner.run
 
-    def overflows(span: Any) -> Any:
-        found = original(span)
-        if span.start + len(span.tokens) > 60:
-            return [Prediction(p.ids, p.logits * math.nan) for p in found]
-        return found
+    def overflows(chunk: Any) -> Any:
+        outputs = original(chunk)
+        return [not_finite(output) for output in outputs] if chunk.end > 60 else outputs
 
     monkeypatch.setattr(runner, "run", overflows)
     long = SamplingParams(max_new_tokens=40)
@@ -382,9 +515,9 @@ def test_logits_that_are_no_numbers_end_one_request_and_no_other(
         ([], "the prompt is empty"),
         ([2, 29], "the id 29; this model's ids are 0 to 28"),
         ([-1], "the id -1"),
-        ([2.5], "no token id"),
-        (["a"], "no token id"),
-        ([None], "no token id"),
+        ([2.5], "not a token id"),
+        (["a"], "not a token id"),
+        ([None], "not a token id"),
         ("text", "must be a sequence of token ids, got str"),
         (7, "must be a sequence of token ids, got int"),
         (range(10_000_000), "the prompt has 10000000 tokens; this model's context is 160"),
@@ -442,7 +575,7 @@ def test_the_default_pool_is_bounded_by_memory_and_context(
     for available in (0, 40 * 1024, 2**50):
         monkeypatch.setattr(memory, "available", lambda device, available=available: available)
         pages[available] = cache_size.pages_for(FakeRunner())  # type: ignore[arg-type]
-    assert pages == {0: 2, 40 * 1024: 10, 2**50: 16 * most_pages(160, WINDOW)}
+    assert pages == {0: 2, 40 * 1024: 10, 2**50: 16 * max_pages(160, WINDOW)}
 
 
 def test_on_a_gpu_the_default_pool_is_bounded_by_the_gpu_s_memory(

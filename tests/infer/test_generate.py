@@ -11,7 +11,7 @@ from gemmule.infer import language_model
 from gemmule.infer.core import request_state
 from gemmule.infer.core.request import Completion, Request
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.infer.engine import Engine
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
 from gemmule.infer.runners.protocol import Runner
@@ -85,7 +85,7 @@ def test_more_prompts_than_fit_at_once_keep_their_order(lm: LanguageModel) -> No
     requests = [Request(lm.tokenizer.encode(p, bos=True), params) for p in PROMPTS * 2]
     engine = Engine(TorchRunner(lm.model), lm.tokenizer, cache_tokens=64)
     done = engine.complete(requests)
-    assert engine.scheduler.pool.held == 0
+    assert engine.stats().pool.allocated == 0
     assert [c.text for c in done] == [
         lm.generate(p, temperature=0.0, max_new_tokens=8) for p in PROMPTS * 2
     ]
@@ -104,7 +104,7 @@ def test_stops_at_either_stop_token(lm: LanguageModel, monkeypatch: pytest.Monke
     script = lm.tokenizer.encode("some text")
     for stop_id in (1, 107):
         ids = iter([*script, stop_id, 300])
-        monkeypatch.setattr(request_state, "draw", lambda *_, ids=ids: next(ids))
+        monkeypatch.setattr(request_state, "sample", lambda *_, ids=ids: next(ids))
         (done,) = lm.complete([[2]], GREEDY)
         assert done == Completion("some text", tuple(script), "stop")
         assert next(ids) == 300  # nothing was computed after the stop
@@ -177,16 +177,64 @@ def test_a_model_can_be_trained_after_generating(lm: LanguageModel) -> None:
     lm.model.zero_grad(set_to_none=True)
 
 
-def test_trained_further_a_model_forgets_what_it_computed(lm: LanguageModel) -> None:
-    own = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer)
-    prompt = "the text is wrapped at the given width, and more of the same text follows here"
-    before = own.generate(prompt, temperature=0.0, max_new_tokens=12)
-    assert before == lm.generate(prompt, temperature=0.0, max_new_tokens=12)
-    with torch.no_grad():
-        own.model.embed_tokens.weight[:540] = lm.model.embed_tokens.weight[:540].roll(7, 0)
+PROMPT = "the text is wrapped at the given width, and more of the same text follows here"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["in place", "trained", "replaced"])
+def test_trained_further_a_model_forgets_what_it_computed(
+    lm: LanguageModel, how: str, dtype: torch.dtype
+) -> None:
+    """Tokens are those of a fresh engine; the engine and its pool stay."""
+    own = LanguageModel(copy.deepcopy(lm.model).to(dtype), lm.tokenizer)
+    greedy: Any = {"temperature": 0.0, "max_new_tokens": 12}
+    before, scores = own.generate(PROMPT, **greedy), own.score(PROMPT)
+    engine = own.engine()
+    steps = engine.stats().steps
+    assert engine.stats().pool.hashed > 0
+    if how == "trained":
+        optimizer = torch.optim.SGD(own.model.parameters(), lr=0.5)
+        own.model(torch.tensor([lm.tokenizer.encode(PROMPT, bos=True)])).float().sum().backward()
+        optimizer.step()
+    else:
+        with torch.no_grad():
+            weight = own.model.embed_tokens.weight
+            changed = torch.cat((weight[:540].roll(7, 0), weight[540:]))
+            if how == "replaced":
+                own.model.embed_tokens.weight.data = changed
+            else:
+                weight.copy_(changed)
+            own.model.norm.weight += 0.25
+            own.model.layers[1].input_layernorm.weight *= 0.5  # type: ignore[operator, union-attr]
     fresh = LanguageModel(own.model, lm.tokenizer)
-    after = own.generate(prompt, temperature=0.0, max_new_tokens=12)
-    assert after == fresh.generate(prompt, temperature=0.0, max_new_tokens=12) != before
+    assert own.score(PROMPT) == fresh.score(PROMPT) != scores
+    after = own.generate(PROMPT, **greedy)
+    assert after == fresh.generate(PROMPT, **greedy)
+    assert after != before or how == "trained"
+    assert own.engine() is engine
+    assert engine.stats().steps > steps
+
+
+def test_a_trained_draft_model_is_noticed(lm: LanguageModel) -> None:
+    small = LanguageModel(
+        Gemma(lm.config.model_copy(update={"num_hidden_layers": 1})), lm.tokenizer
+    )
+    both = LanguageModel(lm.model, lm.tokenizer, draft=small)
+    greedy: Any = {"temperature": 0.0, "max_new_tokens": 12}
+    before = both.generate(PROMPT, **greedy)
+    engine = both.engine()
+    with torch.no_grad():
+        small.model.norm.weight += 1.0
+    assert both.generate(PROMPT, **greedy) == before
+    assert both.engine() is engine
+
+
+def test_another_dtype_needs_another_engine(lm: LanguageModel) -> None:
+    own = LanguageModel(copy.deepcopy(lm.model), lm.tokenizer)
+    engine = own.engine()
+    own.model.bfloat16()
+    assert own.engine() is not engine
+    assert own.generate("def", max_new_tokens=3, seed=0) is not None
 
 
 def test_bfloat16_generates(lm: LanguageModel) -> None:

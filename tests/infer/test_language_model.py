@@ -83,7 +83,7 @@ def test_score_is_log_softmax(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
     logs = logits.log_softmax(-1)
     expected = [float(logs[i, token]) for i, token in enumerate(ids[1:])]
     for at_once in (2**24, 1000, 1):  # all, one and "less than one" token's logits at a time
-        monkeypatch.setattr(torch_runner, "_LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(torch_runner, "MAX_LOGITS", at_once)
         lm = LanguageModel(lm.model, lm.tokenizer)  # with nothing computed yet
         got = lm.score(text)
         assert len(got) == len(lm.tokenizer.encode(text))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
 from gemmule.infer.runners.native_runner import NativeRunner
-from gemmule.infer.runners.protocol import PAGE, Output, Prediction, Span
+from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk, StepOutput
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native
 from models import GROUPED, fan_in, random_model, tiny_config
@@ -37,6 +38,14 @@ SHAPES = [
 ]
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "logits": {"all_logits": True},
+    "greedy": {"top_k": 1},
+    "top_k": {"top_k": 5},
+    "score": {"top_k": 1, "log_z": True},
+}
+
+
 def strong_model(changes: dict[str, float | None], dtype: torch.dtype = torch.float32) -> Gemma:
     """Weights so large that both soft caps bite."""
     model = random_model(
@@ -53,38 +62,40 @@ class Running:
         half = len(pages) // 2
         self.of_global, self.of_local = pages[:half], pages[half:]
 
-    def span(self, count: int, kind: str = "logits") -> Span:
+    def chunk(self, count: int, kind: str = "logits") -> ScheduledChunk:
         end = self.at + count
         pages, oldest = -(-end // PAGE), max(0, self.at - self.window + 1) // PAGE
         local = [-1 if i < oldest else self.of_local[i] for i in range(pages)]
         targets = [*self.ids[1:], 0]
-        outputs = [
-            Output(i, kind, 5 if kind == "top_k" else 0, targets[self.at + i])  # type: ignore[arg-type]
+        requests = [
+            LogitsRequest(i, target=targets[self.at + i] if kind == "score" else -1, **KINDS[kind])
             for i in range(count)
         ]
-        made = Span(self.ids[self.at : end], self.at, self.of_global[:pages], local, outputs)
+        made = ScheduledChunk(
+            self.ids[self.at : end], self.at, self.of_global[:pages], local, requests
+        )
         self.at = end
         return made
 
 
 def run(
     runner: NativeRunner, ids: Sequence[int], cuts: Sequence[int], kind: str = "logits"
-) -> list[Prediction]:
-    """All predictions of a sequence that is run in parts, on pages in disorder."""
+) -> list[StepOutput]:
+    """All chunk_outputs of a sequence that is run in parts, on pages in disorder."""
     pages = 2 * -(-len(ids) // PAGE)
     runner.allocate(pages + 3)
-    runner._pool.fill_(255)  # as halves and as floats NaN: what was not written must not be read
+    runner.pool.fill_(255)  # as halves and as floats NaN: what was not written must not be read
     numbers = random.Random(len(cuts)).sample(range(pages + 3), pages)
     sequence = Running(ids, numbers, runner.config.sliding_window)
-    return [p for count in cuts for p in runner.step([sequence.span(count, kind)])[0]]
+    return [p for count in cuts for p in runner.step([sequence.chunk(count, kind)])[0]]
 
 
 def tokens(seed: int = 0, count: int = T) -> list[int]:
     return torch.randint(V, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def stacked(found: Sequence[Prediction]) -> Tensor:
-    rows = [p.logits for p in found if p.logits is not None]
+def stacked(outputs: Sequence[StepOutput]) -> Tensor:
+    rows = [p.logits for p in outputs if p.logits is not None]
     return torch.stack(rows)
 
 
@@ -140,8 +151,8 @@ def test_bfloat16_weights() -> None:
     # The root of 64 is no different in bfloat16.
     model, ids = strong_model({"hidden_size": 64}, torch.bfloat16), tokens()
     expected = model.float()(torch.tensor([ids]))[0]
-    found = stacked(run(NativeRunner(model.bfloat16(), cache="float32"), ids, [T]))
-    assert (found - expected).norm() < 2e-3 * expected.norm()
+    outputs = stacked(run(NativeRunner(model.bfloat16(), cache="float32"), ids, [T]))
+    assert (outputs - expected).norm() < 2e-3 * expected.norm()
 
 
 @torch.inference_mode()
@@ -153,20 +164,20 @@ def test_whatever_else_is_in_the_step(threads: int) -> None:
     expected = [stacked(run(alone, ids, [len(ids)])) for ids in texts]
     together = NativeRunner(model, threads=threads)
     together.allocate(100)
-    together._pool.fill_(255)
+    together.pool.fill_(255)
     numbers = rng.sample(range(100), 60)
     sequences = [Running(ids, numbers[10 * i : 10 * i + 10], 45) for i, ids in enumerate(texts)]
-    found: list[list[Prediction]] = [[] for _ in texts]
+    outputs: list[list[StepOutput]] = [[] for _ in texts]
     while any(s.at < len(s.ids) for s in sequences):
         chosen = [i for i, s in enumerate(sequences) if s.at < len(s.ids) and rng.random() < 0.7]
         counts = [
             min(len(sequences[i].ids) - sequences[i].at, rng.choice([1, 1, 2, 40])) for i in chosen
         ]
         if chosen:
-            spans = [sequences[i].span(n) for i, n in zip(chosen, counts, strict=True)]
-            for i, predictions in zip(chosen, together.step(spans), strict=True):
-                found[i] += predictions
-    for rows, logits in zip(found, expected, strict=True):
+            chunks = [sequences[i].chunk(n) for i, n in zip(chosen, counts, strict=True)]
+            for i, chunk_outputs in zip(chosen, together.step(chunks), strict=True):
+                outputs[i] += chunk_outputs
+    for rows, logits in zip(outputs, expected, strict=True):
         assert torch.equal(stacked(rows), logits)
 
 
@@ -185,12 +196,13 @@ def test_outputs_of_every_kind(changes: dict[str, float | None]) -> None:
         strict=True,
     ):
         best = row.topk(5)
-        assert top.ids is not None and top.logits is not None
-        assert torch.equal(top.ids, best.indices) and torch.equal(top.logits, best.values)
-        assert greedy.ids is not None and greedy.ids.tolist() == [int(row.argmax())]
+        assert top.top_ids is not None and top.top_logits is not None
+        assert torch.equal(top.top_ids, best.indices)
+        assert torch.equal(top.top_logits, best.values)
+        assert greedy.top_ids is not None and greedy.top_ids.tolist() == [int(row.argmax())]
         assert scored.target_logit == float(row[target])
         assert scored.log_z == pytest.approx(float(row.double().logsumexp(0)), abs=2e-6, rel=1e-6)
-        assert scored.ids is not None and scored.ids.tolist() == [int(row.argmax())]
+        assert scored.top_ids is not None and scored.top_ids.tolist() == [int(row.argmax())]
 
 
 @torch.inference_mode()
@@ -199,13 +211,13 @@ def test_of_equal_logits_the_first_word_comes_first() -> None:
     model.embed_tokens.weight[600:] = model.embed_tokens.weight[:500]
     model.embed_tokens.weight[500:600] = 0.0
     runner = NativeRunner(model)
-    for prediction in run(runner, tokens(count=40), [40], "top_k"):
-        assert prediction.ids is not None and prediction.logits is not None
+    for output in run(runner, tokens(count=40), [40], "top_k"):
+        assert output.top_ids is not None and output.top_logits is not None
         for first, second in zip(range(4), range(1, 5), strict=True):
-            if prediction.logits[first] == prediction.logits[second]:
-                assert prediction.ids[first] < prediction.ids[second]
-    for prediction in run(runner, tokens(count=40), [40], "greedy"):
-        assert prediction.ids is not None and int(prediction.ids) < 600
+            if output.top_logits[first] == output.top_logits[second]:
+                assert output.top_ids[first] < output.top_ids[second]
+    for output in run(runner, tokens(count=40), [40], "greedy"):
+        assert output.top_ids is not None and int(output.top_ids) < 600
 
 
 def test_what_it_cannot_run() -> None:

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from gemmule.infer.core.pages import PagePool, PageTable, most_pages
+from gemmule.infer.core.pages import PagePool, PageTable, max_pages
 from gemmule.infer.core.scheduler import Scheduler, TokenSequence
-from gemmule.infer.runners.protocol import PAGE
+from gemmule.infer.runners.protocol import PAGE, LogitsRequest
 
 WINDOW = 40
 
@@ -22,7 +22,7 @@ def test_neither_needs_torch() -> None:
 def run(pool: PagePool, tokens: list[int], step: int = 7) -> PageTable:
     """A sequence computed to its end."""
     table = PageTable(pool, WINDOW)
-    table.reuse(tokens, len(tokens) - 1)
+    table.match_prefix(tokens, len(tokens) - 1)
     while table.computed < len(tokens):
         end = min(len(tokens), table.computed + step)
         table.grow(end)
@@ -36,23 +36,27 @@ def test_pages_of_ended_sequences_serve_those_that_begin_alike() -> None:
     first = run(pool, tokens)
     pages = first.global_pages[:]
     first.clear()
-    assert (pool.held, pool.kept, pool.available) == (0, 12, 40)  # six full ones of each kind
+    assert (pool.allocated, pool.cached, pool.available) == (
+        0,
+        12,
+        40,
+    )  # six full ones of each kind
     again = PageTable(pool, WINDOW)
-    assert again.reuse(tokens, 199) == 192
+    assert again.match_prefix(tokens, 199) == 192
     assert again.global_pages == pages[:6]
     # Queries from 192 on see keys from 153 on.
     assert again.local_pages[:4] == [-1] * 4
     assert -1 not in again.local_pages[4:]
     other = PageTable(pool, WINDOW)
-    assert other.reuse([*tokens[:100], 7, *tokens[101:]], 199) == 96
-    assert PageTable(pool, WINDOW).reuse([7, *tokens], 200) == 0
+    assert other.match_prefix([*tokens[:100], 7, *tokens[101:]], 199) == 96
+    assert PageTable(pool, WINDOW).match_prefix([7, *tokens], 200) == 0
 
 
 @pytest.mark.parametrize("limit", [0, 31, 32, 33, 64])
 def test_what_must_run_is_not_reused(limit: int) -> None:
     pool = PagePool(40)
     run(pool, list(range(200))).clear()
-    assert PageTable(pool, WINDOW).reuse(list(range(200)), limit) == limit // PAGE * PAGE
+    assert PageTable(pool, WINDOW).match_prefix(list(range(200)), limit) == limit // PAGE * PAGE
 
 
 def test_a_prefix_counts_only_as_far_as_its_local_pages_are_there() -> None:
@@ -62,11 +66,11 @@ def test_a_prefix_counts_only_as_far_as_its_local_pages_are_there() -> None:
     local_page = table.local_pages[5]  # positions 160 to 191
     table.clear()
     del pool._page_of[pool._key_of[local_page]]
-    assert PageTable(pool, WINDOW).reuse(tokens, 199) == 160
+    assert PageTable(pool, WINDOW).match_prefix(tokens, 199) == 160
     for other in range(3, 5):  # 96 to 159: nothing after 96 is covered any more
-        digest = table.digests(tokens, 6)[other]
+        digest = table.page_hashes(tokens, 6)[other]
         pool._page_of.pop((True, digest))
-    assert PageTable(pool, WINDOW).reuse(tokens, 199) == 96
+    assert PageTable(pool, WINDOW).match_prefix(tokens, 199) == 96
 
 
 def test_pages_out_of_every_window_go_back() -> None:
@@ -74,7 +78,7 @@ def test_pages_out_of_every_window_go_back() -> None:
     table = run(pool, list(range(300)), step=1)
     held = [page for page in table.local_pages if page >= 0]
     assert len(held) == 2  # 261 to 299
-    assert pool.held == len(table.global_pages) + len(held)
+    assert pool.allocated == len(table.global_pages) + len(held)
 
 
 def test_what_was_unused_longest_goes_first_and_ends_before_beginnings() -> None:
@@ -82,11 +86,11 @@ def test_what_was_unused_longest_goes_first_and_ends_before_beginnings() -> None
     old, new = list(range(100)), list(range(100, 164))
     run(pool, old).clear()
     run(pool, new).clear()
-    assert pool.kept == 6 + 4
-    taken = [pool.take() for _ in range(7)]  # four were free or fresh
+    assert pool.cached == 6 + 4
+    taken = [pool.allocate() for _ in range(7)]  # four were free or fresh
     assert len(set(taken)) == 7
-    assert PageTable(pool, WINDOW).reuse(new, 64) == 64
-    assert PageTable(pool, WINDOW).reuse(old, 100) < 96
+    assert PageTable(pool, WINDOW).match_prefix(new, 64) == 64
+    assert PageTable(pool, WINDOW).match_prefix(old, 100) < 96
 
 
 def test_random_holding_and_releasing() -> None:
@@ -98,18 +102,20 @@ def test_random_holding_and_releasing() -> None:
             tables.pop(rng.randrange(len(tables))).clear()
         else:
             length = rng.randint(1, 150)
-            if most_pages(length, WINDOW) + 4 <= pool.available:
+            if max_pages(length, WINDOW) + 4 <= pool.available:
                 tokens = [rng.randrange(2) for _ in range(rng.choice([0, 32, 64]))] + [5] * length
                 tables.append(run(pool, tokens[:length]))
-        held = {p for t in tables for p in (*t.global_pages, *t.local_pages) if p >= 0}
-        assert len(held) == pool.held
-        assert held.isdisjoint(pool._kept)
-        assert held.isdisjoint(pool._free)
-        assert pool.available == pool.size - len(held)
+        allocated = {p for t in tables for p in (*t.global_pages, *t.local_pages) if p >= 0}
+        assert len(allocated) == pool.allocated
+        assert allocated.isdisjoint(pool._cached)
+        assert allocated.isdisjoint(pool._free)
+        assert pool.available == pool.size - len(allocated)
         assert all(pool._page_of[key] == page for page, key in pool._key_of.items())
+        stats = pool.stats()
+        assert stats.allocated + stats.cached + stats.free == stats.size
     for table in tables:
         table.clear()
-    assert (pool.held, pool.available) == (0, 60)
+    assert (pool.allocated, pool.available) == (0, 60)
 
 
 def test_most_pages_is_what_a_sequence_run_token_by_token_holds() -> None:
@@ -119,26 +125,33 @@ def test_most_pages_is_what_a_sequence_run_token_by_token_holds() -> None:
         tokens = list(range(500))
         for end in range(1, 501):
             table.grow(end)
-            most = max(most, pool.held)
-            assert most <= most_pages(end, window)
+            most = max(most, pool.allocated)
+            assert most <= max_pages(end, window)
             table.advance(tokens, end)
-        assert most == most_pages(500, window) or window % PAGE == 1
+        assert most == max_pages(500, window) or window % PAGE == 1
 
 
 def planned(scheduler: Scheduler) -> dict[int, int]:
     """Tokens of each sequence in the next step, which then has run."""
-    parts = scheduler.plan()
-    for part in parts:
-        sequence = part.sequence
-        if part.start + len(part.tokens) == len(sequence.tokens):
+    chunks = scheduler.plan()
+    running = {sequence.request_id: sequence for sequence in scheduler.running}
+    for chunk in chunks:
+        sequence = running[chunk.request_id]
+        if chunk.end == len(sequence.tokens):
             sequence.tokens.append(1)
-            sequence.wanted = len(sequence.tokens) - 1
-        scheduler.advance(part, len(part.tokens))
-    return {part.sequence.number: len(part.tokens) for part in parts}
+            sequence.first_output_pos = len(sequence.tokens) - 1
+        scheduler.advance(sequence, chunk.end)
+    return {chunk.request_id: len(chunk.tokens) for chunk in chunks}
 
 
-def sequence(number: int, length: int, most: int = 400) -> TokenSequence:
-    return TokenSequence(number, [number + 10] * length, length - 1, most)
+def sequence(request_id: int, length: int, max_len: int = 400) -> TokenSequence:
+    return TokenSequence(
+        request_id,
+        [request_id + 10] * length,
+        first_output_pos=length - 1,
+        max_len=max_len,
+        logits_request=lambda index, position: LogitsRequest(index),
+    )
 
 
 def test_tokens_that_are_drawn_come_before_prompts_in_parts() -> None:
@@ -176,16 +189,17 @@ def test_the_youngest_gives_way_and_comes_back() -> None:
         planned(scheduler)
     assert second.tokens == drawn  # nothing of it was lost
     scheduler.remove(first)
-    assert second.number in planned(scheduler)
+    assert second.request_id in planned(scheduler)
 
 
 def test_drafts_take_what_is_left_of_the_step() -> None:
     scheduler = Scheduler(100, WINDOW, 16)
-    one = sequence(0, 3, most=12)
+    one = sequence(0, 3, max_len=12)
     scheduler.add(one)
     planned(scheduler)
-    one.draft = [5] * 20
-    (part,) = scheduler.plan()
-    assert (part.start, len(part.tokens), list(part.positions)) == (3, 9, [*range(3, 12)])
-    scheduler.advance(part, 1)
-    assert (one.table.computed, one.draft) == (4, ())
+    one.draft_tokens = [5] * 20
+    (chunk,) = scheduler.plan()
+    assert (chunk.start, len(chunk.tokens)) == (3, 9)
+    assert [chunk.start + request.index for request in chunk.logits] == [*range(3, 12)]
+    scheduler.advance(one, chunk.start + 1)
+    assert (one.table.computed, one.draft_tokens) == (4, ())

@@ -20,7 +20,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer import prefix_scoring
 from gemmule.infer.core.request import Score
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.prefix_scoring import Branches, TreeScorer
+from gemmule.infer.prefix_scoring import ContinuationGroup, PrefixScorer
 from gemmule.infer.runners import batch_runner
 from gemmule.infer.runners.batch_runner import BatchRunner
 from gemmule.infer.runners.native_runner import NativeRunner
@@ -64,22 +64,22 @@ def drawn(pick: random.Random, count: int) -> list[int]:
     return [pick.randrange(V) for _ in range(count)]
 
 
-def questions(seed: int, count: int = 40) -> list[Branches]:
+def questions(seed: int, count: int = 40) -> list[ContinuationGroup]:
     """Contexts with and without a common beginning, of one block of keys and of several."""
     pick = random.Random(seed)
     beginnings = [drawn(pick, n) for n in (70, 200, 64)]
     beginnings.append(beginnings[1][:128] + drawn(pick, 40))  # a beginning of a beginning
-    texts: list[Branches] = []
+    texts: list[ContinuationGroup] = []
     for _ in range(count):
         begin = pick.choice(beginnings) if pick.random() < 0.6 else []
         context = begin + drawn(pick, pick.choice([1, 3, 17, 63, 64, 65, 90]))
         lengths = pick.choices([1, 1, 2, 5, 20], k=pick.choice([1, 2, 4]))
         answers = [drawn(pick, length) for length in lengths]
-        texts.append(Branches(context, answers))
-    texts.append(Branches(texts[0].context, [drawn(pick, 2)]))  # the same context, asked apart
-    texts.append(Branches(beginnings[1], [drawn(pick, 1), drawn(pick, 70)]))  # nothing but it
-    texts.append(Branches([2], [drawn(pick, 1), drawn(pick, 130)]))
-    texts.append(Branches([2], [drawn(pick, 1)] * 3))  # one answer thrice
+        texts.append(ContinuationGroup(context, answers))
+    texts.append(ContinuationGroup(texts[0].context, [drawn(pick, 2)]))  # a context twice
+    texts.append(ContinuationGroup(beginnings[1], [drawn(pick, 1), drawn(pick, 70)]))
+    texts.append(ContinuationGroup([2], [drawn(pick, 1), drawn(pick, 130)]))
+    texts.append(ContinuationGroup([2], [drawn(pick, 1)] * 3))  # one answer thrice
     return texts
 
 
@@ -93,7 +93,7 @@ def plain(model: Gemma, context: Sequence[int], continuation: Sequence[int]) -> 
 
 
 def check(
-    model: Gemma, texts: Sequence[Branches], found: Sequence[list[Score]], tolerance: float
+    model: Gemma, texts: Sequence[ContinuationGroup], found: Sequence[list[Score]], tolerance: float
 ) -> None:
     """Each score is the forward pass's."""
     for text, scores in zip(texts, found, strict=True):
@@ -134,16 +134,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_scores_are_the_forward_pass_s(changes: dict[str, float | None]) -> None:
     model = gentle_model(changes)
     texts = questions(0)
-    check(model, texts, TreeScorer(model).score(texts), 1e-4)
+    check(model, texts, PrefixScorer(model).score(texts), 1e-4)
 
 
 def test_the_caps_and_the_window_are_seen() -> None:
     """The test above would notice if they were left out."""
     texts = questions(0, 6)
-    found = TreeScorer(gentle_model()).score(texts)
+    found = PrefixScorer(gentle_model()).score(texts)
     for changes in ({"attn_logit_softcapping": 90.0}, {"final_logit_softcapping": 90.0},
                     {"sliding_window": 200}, {"query_pre_attn_scalar": 16}):  # fmt: skip
-        other = TreeScorer(gentle_model(changes)).score(texts)
+        other = PrefixScorer(gentle_model(changes)).score(texts)
         most = max(
             abs(a - b)
             for ours, theirs in zip(found, other, strict=True)
@@ -166,8 +166,8 @@ def test_likeliest_answers_are_called_greedy(changes: dict[str, float | None]) -
         with torch.inference_mode():
             for _ in range(5):
                 ids.append(int(model(torch.tensor([context + ids]))[0, -1].argmax()))
-        texts.append(Branches(context, [ids, [*ids[:4], (ids[4] + 1) % V], ids[:1]]))
-    for scores in TreeScorer(model).score(texts):
+        texts.append(ContinuationGroup(context, [ids, [*ids[:4], (ids[4] + 1) % V], ids[:1]]))
+    for scores in PrefixScorer(model).score(texts):
         assert [score.greedy for score in scores] == [
             (True,) * 5, (True, True, True, True, False), (True,),
         ]  # fmt: skip
@@ -177,15 +177,15 @@ def test_likeliest_answers_are_called_greedy(changes: dict[str, float | None]) -
 def test_batches_of_every_size(count: int) -> None:
     model = gentle_model()
     texts = questions(1)[-count:]
-    check(model, texts, TreeScorer(model, most_tokens=150).score(texts), 1e-4)
+    check(model, texts, PrefixScorer(model, max_tokens=150).score(texts), 1e-4)
 
 
 def test_a_full_context() -> None:
     """As many tokens as the model has positions; the last is only predicted, never read."""
     model = gentle_model({"max_position_embeddings": 160})
     ids = drawn(random.Random(2), 161)
-    texts = [Branches(ids[:n], [ids[n:]]) for n in (1, 64, 100, 160)]
-    found = TreeScorer(model).score(texts)
+    texts = [ContinuationGroup(ids[:n], [ids[n:]]) for n in (1, 64, 100, 160)]
+    found = PrefixScorer(model).score(texts)
     check(model, texts, found, 1e-4)
 
 
@@ -193,28 +193,28 @@ def test_a_full_context() -> None:
 def test_a_runner_that_takes_few_tokens(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are cut wherever its step is full, and little is held at once."""
     model, texts = strong_model(), questions(2, 12)
-    found = TreeScorer(model).score(texts)
+    found = PrefixScorer(model).score(texts)
     for runner in (NativeRunner, BatchRunner):
         monkeypatch.setattr(runner, "max_step_tokens", most, raising=False)
-    monkeypatch.setattr(batch_runner, "_LOGITS_AT_ONCE", 1)
-    monkeypatch.setattr(batch_runner, "_SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(batch_runner, "MAX_LOGITS", 1)
+    monkeypatch.setattr(batch_runner, "_MAX_SCORES", 1)
     few = texts if most > 3 else texts[-4:]
-    assert TreeScorer(model).score(few) == found[-len(few) :]
+    assert PrefixScorer(model).score(few) == found[-len(few) :]
 
 
-def check_company(model: Gemma, texts: Sequence[Branches]) -> None:
+def check_company(model: Gemma, texts: Sequence[ContinuationGroup]) -> None:
     """Shuffled, in batches of all sizes, and each continuation alone: not a bit changes."""
-    scorer = TreeScorer(model)
+    scorer = PrefixScorer(model)
     found = scorer.score(texts)
     assert scorer.score(texts) == found
     order = list(range(len(texts)))
     for most in (100, 700, 5000):
         random.Random(most).shuffle(order)
-        again = TreeScorer(model, most).score([texts[i] for i in order])
+        again = PrefixScorer(model, most).score([texts[i] for i in order])
         assert again == [found[i] for i in order]
     for text, scores in zip(texts, found, strict=True):
         assert scorer.score([text]) == [scores]
-        alone = [scorer.score([Branches(text.context, [i])]) for i in text.continuations]
+        alone = [scorer.score([ContinuationGroup(text.context, [i])]) for i in text.continuations]
         assert [score for [[score]] in alone] == scores
 
 
@@ -232,9 +232,9 @@ def test_no_bit_depends_on_company_in_other_shapes(changes: dict[str, float | No
 def test_no_bit_depends_on_company_on_two_threads() -> None:
     """Few texts: where others use the machine too, threads spend their time waiting."""
     texts = questions(3, 8)
-    found = TreeScorer(STRONG).score(texts)
+    found = PrefixScorer(STRONG).score(texts)
     for i in (0, 8, 9):
-        assert TreeScorer(STRONG).score([texts[i]]) == [found[i]]
+        assert PrefixScorer(STRONG).score([texts[i]]) == [found[i]]
 
 
 STRONG = strong_model()
@@ -242,7 +242,7 @@ POOL = drawn(random.Random(9), 400)
 
 
 @st.composite
-def texts_of_any_kind(draw: st.DrawFn) -> list[Branches]:
+def texts_of_any_kind(draw: st.DrawFn) -> list[ContinuationGroup]:
     """Contexts cut from one pool, so that they begin alike as often as not."""
     texts = []
     for _ in range(draw(st.integers(1, 6))):
@@ -250,7 +250,7 @@ def texts_of_any_kind(draw: st.DrawFn) -> list[Branches]:
         own = draw(st.lists(st.integers(0, V - 1), max_size=3))
         context = POOL[start : start + draw(st.integers(1, 200))] + own
         answer = st.lists(st.integers(0, V - 1), min_size=1, max_size=9)
-        texts.append(Branches(context, draw(st.lists(answer, min_size=1, max_size=3))))
+        texts.append(ContinuationGroup(context, draw(st.lists(answer, min_size=1, max_size=3))))
     return texts
 
 
@@ -258,22 +258,24 @@ def texts_of_any_kind(draw: st.DrawFn) -> list[Branches]:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(texts=texts_of_any_kind(), most=st.sampled_from([1, 90, 300, 8192]))
-def test_no_bit_depends_on_company_whatever_is_drawn(texts: list[Branches], most: int) -> None:
-    alone = TreeScorer(STRONG)
-    assert TreeScorer(STRONG, most).score(texts) == [alone.score([text])[0] for text in texts]
+def test_no_bit_depends_on_company_whatever_is_drawn(
+    texts: list[ContinuationGroup], most: int
+) -> None:
+    alone = PrefixScorer(STRONG)
+    assert PrefixScorer(STRONG, most).score(texts) == [alone.score([text])[0] for text in texts]
 
 
 @pytest.mark.parametrize("sharing", [True, False])
 def test_a_shared_beginning_changes_no_bit(sharing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it was computed once for all, or with each."""
     texts = questions(6, 20)
-    found = TreeScorer(STRONG).score(texts)
+    found = PrefixScorer(STRONG).score(texts)
     shared = sum(bool(b.prefixes) for b in prefix_scoring._batches(texts, 4096))
     assert shared  # there was something to share
     if not sharing:
         monkeypatch.setattr(prefix_scoring, "_common", lambda a, b: 0)
         assert not any(b.prefixes for b in prefix_scoring._batches(texts, 4096))
-    assert TreeScorer(STRONG).score(texts) == found
+    assert PrefixScorer(STRONG).score(texts) == found
 
 
 def test_every_text_is_in_one_batch_and_its_beginning_is_its_own() -> None:
@@ -294,7 +296,7 @@ def test_every_text_is_in_one_batch_and_its_beginning_is_its_own() -> None:
 
 def test_what_is_shared_is_computed_once() -> None:
     begin = drawn(random.Random(1), 512)
-    texts = [Branches([*begin, i], [[1], [2]]) for i in range(30)]
+    texts = [ContinuationGroup([*begin, i], [[1], [2]]) for i in range(30)]
     (batch,) = prefix_scoring._batches(texts, 4096)
     assert [len(prefix) for prefix in batch.prefixes] == [512]
 
@@ -302,8 +304,8 @@ def test_what_is_shared_is_computed_once() -> None:
 def test_bf16_is_close() -> None:
     model = gentle_model()
     texts = questions(8, 12)
-    exact = TreeScorer(model).score(texts)
-    found = TreeScorer(gentle_model().to(torch.bfloat16)).score(texts)
+    exact = PrefixScorer(model).score(texts)
+    found = PrefixScorer(gentle_model().to(torch.bfloat16)).score(texts)
     for ours, theirs in zip(found, exact, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert a.log_probs == pytest.approx(b.log_probs, abs=0.1)
@@ -312,7 +314,7 @@ def test_bf16_is_close() -> None:
 def test_batches_come_as_they_are_done() -> None:
     """The first is there before the last is computed."""
     texts = questions(10)
-    batches = TreeScorer(gentle_model(), most_tokens=300).stream(texts)
+    batches = PrefixScorer(gentle_model(), max_tokens=300).stream(texts)
     members, scores = next(batches)
     assert len(members) == len(scores) < len(texts)
     places = members + [i for more, _ in batches for i in more]
@@ -320,7 +322,7 @@ def test_batches_come_as_they_are_done() -> None:
 
 
 def test_nothing_to_score() -> None:
-    assert TreeScorer(gentle_model()).score([]) == []
+    assert PrefixScorer(gentle_model()).score([]) == []
     for context, continuations, why in (
         ([], [[1]], "the context is empty"),
         ([1], [[2], []], "the continuation is empty"),
@@ -328,7 +330,7 @@ def test_nothing_to_score() -> None:
         ("ab", [[1]], "the context must be a sequence of token ids, got str"),
     ):
         with pytest.raises(ConfigError, match=why):
-            Branches(context, continuations)  # type: ignore[arg-type]
+            ContinuationGroup(context, continuations)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -336,30 +338,30 @@ def test_nothing_to_score() -> None:
     [
         ([V], [1], "the context has the id 544; this model's ids are 0 to 543"),
         ([1], [2, -1], "the continuation has the id -1"),
-        ([1], ["a"], "the continuation holds something that is no token id"),
+        ([1], ["a"], "the continuation holds something that is not a token id"),
         ([1] * CONTEXT, [1, 2], "the text has 601 tokens; this model's context is 600: score"),
     ],
 )
 def test_refusals(context: list[int], continuation: list[int], why: str) -> None:
     """Before anything is computed, whatever else is fine."""
-    texts = [Branches([1], [[2]]), Branches(context, [[1], continuation])]
-    batches = TreeScorer(gentle_model()).stream(texts)
+    texts = [ContinuationGroup([1], [[2]]), ContinuationGroup(context, [[1], continuation])]
+    batches = PrefixScorer(gentle_model()).stream(texts)
     with pytest.raises(ConfigError, match=why):
         next(batches)
 
 
-def in_order(lm: LanguageModel, texts: Sequence[Branches]) -> list[list[Score]]:
+def in_order(lm: LanguageModel, texts: Sequence[ContinuationGroup]) -> list[list[Score]]:
     scores: list[list[Score]] = [[] for _ in texts]
-    for places, found in lm.score_branches(texts):
+    for places, found in lm.score_continuations(texts):
         for i, own in zip(places, found, strict=True):
             scores[i] = own
     return scores
 
 
-def test_score_branches_are_the_tree_s(tokenizer: Tokenizer) -> None:
+def test_score_continuations_are_the_tree_s(tokenizer: Tokenizer) -> None:
     model, texts = gentle_model(), questions(11)
     found = in_order(LanguageModel(model, tokenizer), texts)
-    assert found == TreeScorer(model).score(texts)
+    assert found == PrefixScorer(model).score(texts)
 
 
 def test_a_quantized_model(tokenizer: Tokenizer, computed: bool) -> None:

@@ -15,9 +15,9 @@ from gemmule.infer.core.sampling import (
     Sampler,
     SamplingParams,
     _random_times,
-    likeliest,
-    penalise,
+    penalize,
     probabilities,
+    top_logits,
 )
 
 
@@ -166,7 +166,7 @@ LEVEL = st.lists(st.integers(-3, 3), min_size=1, max_size=40).map(
 @given(logits=LEVEL, count=st.integers(1, 45))
 def test_of_equal_logits_the_smaller_id_is_likelier(logits: torch.Tensor, count: int) -> None:
     order = sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))[:count]
-    values, ids = likeliest(logits, count)
+    values, ids = top_logits(logits, count)
     assert ids.tolist() == order
     assert torch.equal(values, logits[order])
 
@@ -191,7 +191,7 @@ def test_the_top_k_alone_give_the_same_draws(
     whole, alone, forked = Sampler(params), Sampler(params), Sampler(params).fork()
     for _ in range(5):
         token = whole(logits)
-        assert alone.among(*likeliest(logits, top_k)) == token == forked(logits)
+        assert alone.among(*top_logits(logits, top_k)) == token == forked(logits)
 
 
 def test_random_times_are_exponential_and_independent() -> None:
@@ -208,7 +208,7 @@ def test_random_times_are_exponential_and_independent() -> None:
 def test_a_draw_does_not_depend_on_what_cannot_be_drawn() -> None:
     logits = torch.randn(300, generator=torch.Generator().manual_seed(0))
     narrow = SamplingParams(top_k=5, top_p=1.0, temperature=1.0, seed=2)
-    kept = set(likeliest(logits, 5)[1].tolist())
+    kept = set(top_logits(logits, 5)[1].tolist())
     wide, few = Sampler(dataclasses.replace(narrow, top_k=None)), Sampler(narrow)
     pairs = [(wide(logits), few(logits)) for _ in range(500)]
     assert sum(a in kept for a, _ in pairs) > 20
@@ -231,7 +231,7 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     for penalty in (1.5, 0.6):
         processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
         expected = processor(torch.tensor([ids]), logits[None].clone())[0]
-        got = penalise(logits, torch.tensor(ids), penalty)
+        got = penalize(logits, torch.tensor(ids), penalty)
         assert torch.equal(got, expected)
     # Prompt and answer both count.
     params = SamplingParams(temperature=0.0, repetition_penalty=1e9)

@@ -7,7 +7,7 @@ import pytest
 
 from gemmule.infer.core.request import Request
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.infer.engine import Engine
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
 
@@ -32,7 +32,7 @@ def test_memory_does_not_grow(lm: LanguageModel) -> None:
         if rng.random() < 0.1:
             engine.cancel(alive.pop(rng.randrange(len(alive))))
         while len(alive) >= ALIVE:
-            ended = {event.id for event in engine.step() if event.completion is not None}
+            ended = {output.request_id for output in engine.step() if output.completion is not None}
             alive = [number for number in alive if number not in ended]
         if made == SETTLED:
             settled = process.memory_info().rss

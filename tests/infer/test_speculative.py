@@ -12,13 +12,13 @@ from test_engine import assert_nothing_is_left, requests, without_log_probs
 
 from gemmule.errors import TokenizerError
 from gemmule.infer.core.request import Request
-from gemmule.infer.core.request_state import Generation
+from gemmule.infer.core.request_state import GenerationState
 from gemmule.infer.core.sampling import SamplingParams, probabilities
-from gemmule.infer.core.speculative import Drafter, DraftModel, PromptLookup, Speculation
-from gemmule.infer.engine import Engine
+from gemmule.infer.core.speculative import DraftModel, ModelDrafter, NgramDrafter, Speculation
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.runners.protocol import Output, Prediction, Span
-from gemmule.infer.runners.torch_runner import TorchRunner
+from gemmule.infer.runners.protocol import LogitsRequest, ScheduledChunk, StepOutput
+from gemmule.infer.runners.torch_runner import TorchRunner, step_output
 from gemmule.model.gemma import Gemma
 
 
@@ -36,20 +36,22 @@ class Guesser:
     def check(self, tokenizer: Any) -> None:
         """Fits all."""
 
-    def propose(self, jobs: Sequence[Generation], counts: Sequence[int]) -> list[list[int]]:
+    def propose(
+        self, requests: Sequence[GenerationState], counts: Sequence[int]
+    ) -> list[list[int]]:
         return [[self.rng.randrange(WORDS) for _ in range(self.rng.randint(0, n))] for n in counts]
 
-    def forget(self, number: int) -> None:
+    def forget(self, request_id: int) -> None:
         """Knows nothing."""
 
-    restart = forget  # type: ignore[assignment]
+    reset = weights_changed = forget  # type: ignore[assignment]
 
 
 def drafter(kind: str) -> Any:
     if kind == "lookup":
-        return PromptLookup()
+        return NgramDrafter()
     if kind == "model":  # of the same weights: nearly always right
-        small: Any = DraftModel(FakeRunner(), NamedTokenizer(), cache_bytes=24 * 1024)  # type: ignore[arg-type]
+        small: Any = ModelDrafter(FakeRunner(), NamedTokenizer(), cache_bytes=24 * 1024)  # type: ignore[arg-type]
         return small
     return Guesser()
 
@@ -75,12 +77,12 @@ def test_every_request_gets_what_it_gets_without(kind: str, cache_tokens: int) -
     e.step()
     assert_nothing_is_left(e)
     assert speculation.drafted > 300
-    assert not speculation._counts
+    assert speculation.num_requests == 0
     if kind == "model":
         assert speculation.accepted > 0.75 * speculation.drafted  # the rest: answers that ended
-        model = speculation.drafter
-        assert isinstance(model, DraftModel)
-        assert not (model._tables or model._ran or model._pool.held)
+        model = speculation.draft_model
+        assert isinstance(model, ModelDrafter)
+        assert (model.num_requests, model.allocated_pages) == (0, 0)
     else:
         assert 0 < speculation.accepted < speculation.drafted
 
@@ -114,16 +116,11 @@ class Markov:
     def allocate(self, pages: int) -> None:
         """Remembers nothing."""
 
-    def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
-        return [[self.predict(span, output) for output in span.outputs] for span in spans]
+    def step(self, chunks: Sequence[ScheduledChunk]) -> list[list[StepOutput]]:
+        return [[self.predict(c, request) for request in c.logits] for c in chunks]
 
-    def predict(self, span: Span, output: Output) -> Prediction:
-        row = self.logits[span.tokens[output.index]]
-        if output.kind == "logits":
-            return Prediction(logits=row)
-        logits, ids = row.sort(descending=True, stable=True)
-        count = max(1, output.top_k)
-        return Prediction(ids[:count], logits[:count])
+    def predict(self, chunk: ScheduledChunk, request: LogitsRequest) -> StepOutput:
+        return step_output(request, self.logits[chunk.tokens[request.index]])
 
 
 class FiveWords(NamedTokenizer):
@@ -141,8 +138,8 @@ class FiveWords(NamedTokenizer):
 def test_draws_follow_the_models_distribution(kind: str, settings: dict[str, Any]) -> None:
     tokenizer: Any = FiveWords()
     target: Any = Markov(1)
-    small: Any = DraftModel(Markov(2), tokenizer, cache_bytes=64 * 64)  # type: ignore[arg-type]
-    speculation = Speculation(small if kind == "model" else PromptLookup(), always=True)
+    small: Any = ModelDrafter(Markov(2), tokenizer, cache_bytes=64 * 64)  # type: ignore[arg-type]
+    speculation = Speculation(small if kind == "model" else NgramDrafter(), always=True)
     e = Engine(target, tokenizer, cache_tokens=4000, speculation=speculation)
     params = SamplingParams(max_new_tokens=120, seed=17, **settings)
     done = e.complete([Request([0, 1, 2], params, row) for row in range(40)])
@@ -171,9 +168,9 @@ def test_a_real_model_with_a_smaller_draft(
 ) -> None:
     torch.manual_seed(0)
     small = Gemma(lm.config.model_copy(update={"num_hidden_layers": 1, "sliding_window": 5}))
-    guesses: Drafter = PromptLookup()
+    guesses: DraftModel = NgramDrafter()
     if kind == "model":
-        guesses = DraftModel(TorchRunner(small), lm.tokenizer)
+        guesses = ModelDrafter(TorchRunner(small), lm.tokenizer)
     speculation = Speculation(guesses, always=True)
     e = Engine(TorchRunner(lm.model), lm.tokenizer, speculation=speculation)
     prompts = [lm.tokenizer.encode(p, bos=True) for p in ("def def def def", "x", "the text is")]
@@ -185,19 +182,19 @@ def test_a_real_model_with_a_smaller_draft(
 
 
 def test_a_draft_with_another_tokenizer_is_refused() -> None:
-    guesses: Any = DraftModel(FakeRunner(), NamedTokenizer("other"), cache_bytes=9999)  # type: ignore[arg-type]
+    guesses: Any = ModelDrafter(FakeRunner(), NamedTokenizer("other"), cache_bytes=9999)  # type: ignore[arg-type]
     for tokenizer in (NamedTokenizer(), None):
         with pytest.raises(TokenizerError, match="another tokenizer"):
             Engine(FakeRunner(), tokenizer, speculation=Speculation(guesses))  # type: ignore[arg-type]
 
 
 def test_lookup_says_what_followed_last_time() -> None:
-    lookup = PromptLookup()
+    lookup = NgramDrafter()
 
     def ask(tokens: list[int], count: int) -> list[int]:
         request = Request(tokens, SamplingParams())
-        job = Generation(0, request, None, 100, (ROWS, ROWS))
-        return lookup.propose([job], [count])[0]
+        state = GenerationState(0, request, None, remaining=100, vocab_size=ROWS, num_logits=ROWS)
+        return lookup.propose([state], [count])[0]
 
     tokens = [1, 2, 3, 4, 5, 9, 2, 3, 7]
     assert ask(tokens, 3) == []
@@ -215,20 +212,20 @@ def test_guessing_goes_on_only_where_it_measures_faster() -> None:
         nonlocal now
         modes = []
         for _ in range(steps):
-            speculation.prepare([])
-            mode = speculation._guesses
+            speculation.propose([])
+            mode = speculation.active
             modes.append(mode)
             now += seconds[mode]
             speculation.measure(2, 4 if mode else 2)
         return modes
 
-    slow = Speculation(PromptLookup(), clock=lambda: now)
+    slow = Speculation(NgramDrafter(), clock=lambda: now)
     modes = run(slow, {False: 1.0, True: 2.0}, 300)  # twice the tokens in twice the time
     assert sum(modes) == 12
     assert not modes[-1]
-    fast = Speculation(PromptLookup(), clock=lambda: now)
+    fast = Speculation(NgramDrafter(), clock=lambda: now)
     assert all(run(fast, {False: 1.0, True: 1.5}, 300)[30:])
     # It is tried again now and then, and when there are many more rows.
     assert sum(run(fast, {False: 1.0, True: 3.0}, 800)[420:]) < 100
     fast.measure(9, 9)
-    assert fast._measured == {}
+    assert not fast.decided

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import ConfigError
+from gemmule.infer.conversation import Conversation
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.terminal_chat import Conversation, TerminalChat
+from gemmule.infer.terminal_chat import TerminalChat
 
 SHORT: Any = {"temperature": 0.0, "max_new_tokens": 6}
 
@@ -117,7 +118,7 @@ def test_the_oldest_turns_give_way(lm: LanguageModel) -> None:
     assert messages[0]["role"] == "user"
     assert len(messages) < 12
     used = len(lm.tokenizer.render_chat(messages[:-1]))
-    assert used <= chat.conversation.most_tokens == 96 - 6
+    assert used <= chat.conversation.max_tokens == 96 - 6
 
 
 def test_a_message_that_never_fits(lm: LanguageModel) -> None:
@@ -128,7 +129,8 @@ def test_a_message_that_never_fits(lm: LanguageModel) -> None:
 
 
 def test_room_for_an_answer_is_at_most_a_quarter(lm: LanguageModel) -> None:
-    assert Conversation(lm, reserve=10_000).most_tokens == 72
+    context = lm.config.max_position_embeddings
+    assert Conversation(lm.tokenizer, context, reserve=10_000).max_tokens == 72
 
 
 def test_what_a_model_writes_cannot_command_the_terminal(
@@ -146,7 +148,7 @@ def test_an_empty_answer_is_said_and_forgotten(
 ) -> None:
     monkeypatch.setattr(lm, "stream_chat", lambda *a, **k: iter([]))
     chat, out = talk(lm, ["hi"])
-    assert "(the model ended its turn without a word)" in out
+    assert "(the model ended its turn without any text)" in out
     assert chat.conversation.messages == []
 
 

@@ -1,18 +1,27 @@
-"""Spans over pages against the forward pass of a whole sequence."""
+"""Chunks over pages against the forward pass of a whole sequence."""
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from gemmule.infer.runners.protocol import PAGE, Output, Prediction, Span
+from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk, StepOutput
 from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.losses import soft_cap
 from gemmule.model.gemma import Gemma
 from models import GROUPED, random_model, tiny_config
 
 T, V = 150, 61
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "logits": {"all_logits": True},
+    "greedy": {"top_k": 1},
+    "top_k": {"top_k": 5},
+    "score": {"top_k": 1, "log_z": True},
+}
 
 
 def strong_model(seed: int, **changes: int | float | None) -> Gemma:
@@ -30,28 +39,28 @@ def strong_model(seed: int, **changes: int | float | None) -> Gemma:
 
 def run(
     runner: TorchRunner, ids: Sequence[int], cuts: Sequence[int], kind: str = "logits"
-) -> list[Prediction]:
+) -> list[StepOutput]:
     """All predictions of a sequence that is run in parts, on pages in disorder."""
     pages = -(-len(ids) // PAGE)
     runner.allocate(2 * pages + 3)
     with torch.inference_mode():
-        runner._pool.fill_(torch.nan)  # whatever was not written must not be read
+        runner.kv.pages.fill_(torch.nan)  # whatever was not written must not be read
     numbers = random.Random(0).sample(range(2 * pages + 3), 2 * pages)
-    window, found, start = runner.config.sliding_window, [], 0
+    window, outputs_so_far, start = runner.config.sliding_window, [], 0
     for count in cuts:
         end = start + count
         oldest = max(0, start - window + 1) // PAGE
         local = [-1 if i < oldest else numbers[pages + i] for i in range(-(-end // PAGE))]
         targets = [*ids[1:], 0]
-        outputs = [
-            Output(i, kind, 5 if kind == "top_k" else 0, targets[start + i])  # type: ignore[arg-type]
+        requests = [
+            LogitsRequest(i, target=targets[start + i] if kind == "score" else -1, **KINDS[kind])
             for i in range(count)
         ]
-        span = Span(ids[start:end], start, numbers[: -(-end // PAGE)], local, outputs)
-        found += runner.step([span])[0]
+        chunk = ScheduledChunk(ids[start:end], start, numbers[: -(-end // PAGE)], local, requests)
+        outputs_so_far += runner.step([chunk])[0]
         start = end
     assert start == len(ids)
-    return found
+    return outputs_so_far
 
 
 CUTS = [[T], [1] * T, [33, 1, 1, 1, 64, 50], [32, 32, 32, 32, 22], [149, 1]]
@@ -64,17 +73,17 @@ CUTS = [[T], [1] * T, [33, 1, 1, 1, 64, 50], [32, 32, 32, 32, 22], [149, 1]]
      {"attn_logit_softcapping": None, "final_logit_softcapping": 5.0}],
     ids=str,
 )  # fmt: skip
-def test_spans_are_the_forward_pass(changes: dict[str, float | None], cuts: list[int]) -> None:
+def test_chunks_are_the_forward_pass(changes: dict[str, float | None], cuts: list[int]) -> None:
     model = strong_model(1, **changes)
     ids = torch.randint(V, (T,), generator=torch.Generator().manual_seed(2)).tolist()
     with torch.no_grad():
         expected = model(torch.tensor([ids]))[0]
-    found = torch.stack(
+    logits = torch.stack(
         [p.logits for p in run(TorchRunner(model), ids, cuts) if p.logits is not None]
     )
     assert expected.std() > 2
-    assert (found - expected).abs().max() < 2e-3 * expected.abs().max()
-    assert (found - expected).abs().mean() < 1e-5
+    assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
+    assert (logits - expected).abs().mean() < 1e-5
 
 
 def test_the_caps_are_felt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +95,8 @@ def test_the_caps_are_felt(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(float(x.abs().max()) / (cap or 1))
         return original(x, cap)
 
-    monkeypatch.setattr("gemmule.model.gemma.soft_cap", spy)
+    monkeypatch.setattr("gemmule.model.attention.soft_cap", spy)
+    monkeypatch.setattr("gemmule.losses.head.soft_cap", spy)
     run(TorchRunner(model), list(range(V)), [V])
     assert len(seen) == 6
     assert min(seen[-1], max(seen[:-1])) > 1
@@ -97,28 +107,31 @@ def test_kinds_of_predictions_agree() -> None:
     runner = TorchRunner(model)
     ids = torch.randint(V, (T,), generator=torch.Generator().manual_seed(2)).tolist()
     rows = [p.logits for p in run(runner, ids, [T])]
-    found = {kind: run(runner, ids, [T], kind) for kind in ("greedy", "top_k", "score")}
+    outputs = {kind: run(runner, ids, [T], kind) for kind in ("greedy", "top_k", "score")}
     for i, row in enumerate(rows):
         assert row is not None
         order = sorted(range(V), key=lambda n: (-float(row[n]), n))
         for kind, count in (("greedy", 1), ("top_k", 5), ("score", 1)):
-            p = found[kind][i]
-            assert p.ids is not None and p.logits is not None
-            assert p.ids.tolist() == order[:count]
-            assert torch.equal(p.logits, row[order[:count]])
-        p = found["score"][i]
+            p = outputs[kind][i]
+            assert p.top_ids is not None and p.top_logits is not None
+            assert p.top_ids.tolist() == order[:count]
+            assert torch.equal(p.top_logits, row[order[:count]])
+        p = outputs["score"][i]
         assert p.log_z == float(row.logsumexp(-1))
         assert p.target_logit == float(row[[*ids[1:], 0][i]])
 
 
-def test_a_span_does_not_depend_on_the_others() -> None:
+def test_a_chunk_does_not_depend_on_the_others() -> None:
     model = strong_model(4)
     runner = TorchRunner(model)
     ids = [list(range(10, 40)), list(range(50, 20, -1))]
     runner.allocate(4)
-    spans = [Span(x, 0, [2 * i], [2 * i + 1], [Output(29, "logits")]) for i, x in enumerate(ids)]
-    alone = [runner.step([span])[0][0].logits for span in spans]
-    together = [rows[0].logits for rows in runner.step(spans)]
+    chunks = [
+        ScheduledChunk(x, 0, [2 * i], [2 * i + 1], [LogitsRequest(29, all_logits=True)])
+        for i, x in enumerate(ids)
+    ]
+    alone = [runner.step([chunk])[0][0].logits for chunk in chunks]
+    together = [rows[0].logits for rows in runner.step(chunks)]
     for a, b in zip(alone, together, strict=True):
         assert a is not None and b is not None
         assert torch.equal(a, b)
@@ -128,5 +141,5 @@ def test_bfloat16_keeps_bfloat16_pages() -> None:
     model = strong_model(5)
     half = TorchRunner(model.bfloat16())
     assert half.page_bytes == 2 * 3 * 2 * PAGE * 2 * 10
-    (found,) = run(half, [3], [1])
-    assert found.logits is not None and found.logits.dtype == torch.float32
+    (output,) = run(half, [3], [1])
+    assert output.logits is not None and output.logits.dtype == torch.float32

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gemmule.losses.soft_cap import LARGEST_SAFE_LOGIT
 from gemmule.model import block_attention
+from gemmule.model.attention import attend
 from gemmule.model.block_attention import attend_sequence
-from gemmule.model.gemma import Gemma, attend, gelu_tanh
+from gemmule.model.gemma import Gemma, gelu_tanh
 from gemmule.runtime import torch_compile
 from models import fresh_model, tiny_config
 
@@ -62,7 +63,7 @@ def attend64(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, segments: Tensor | None, window: int | None,
     cap: float | None,
 ) -> Tensor:  # fmt: skip
-    """`gemma.attend` computes scores in fp32; this is its text, all in float64."""
+    """`attention.attend` computes scores in fp32; this is its text, all in float64."""
     groups = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(groups, dim=2) for x in (k, v))
     scores = torch.einsum("btnh,bsnh->bnts", q, k) * SCALE

@@ -144,7 +144,7 @@ def cached(
 ) -> Tensor:
     """Logits of `ids` fed through a cache in `chunks`."""
     assert sum(chunks) == ids.shape[1]
-    cache = KVCache(model.config, *ids.shape, dtype=model.embed_tokens.weight.dtype)
+    cache = KVCache.new(model.config, *ids.shape, dtype=model.embed_tokens.weight.dtype)
     parts, at = [], 0
     for n in chunks:
         now = slice(at, at + n)

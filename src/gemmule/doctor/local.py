@@ -9,7 +9,7 @@ from torch import Tensor
 from gemmule.errors import CheckpointError
 from gemmule.infer.core.request import Request
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.infer.engine import Engine
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
@@ -88,7 +88,7 @@ class GemmuleModel:
     def decode(self, tokens_BT: Tensor, chunks: Sequence[int]) -> Tensor:
         """Logits [B, T, V] through the cache, in chunks of the given lengths."""
         B, T = tokens_BT.shape
-        cache = KVCache(self._model.config, B, T, dtype=self.dtype)
+        cache = KVCache.new(self._model.config, B, T, dtype=self.dtype)
         parts = [self._model(part, cache=cache) for part in tokens_BT.split(list(chunks), dim=1)]
         return torch.cat(parts, dim=1)
 

@@ -19,9 +19,9 @@ from gemmule.errors import ConfigError
 from gemmule.evals.response_cache import ResponseCache, request_key
 from gemmule.infer.core.request import Completion, Request
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.infer.engine import Engine
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel, load
-from gemmule.infer.prefix_scoring import Branches
+from gemmule.infer.prefix_scoring import ContinuationGroup
 from gemmule.infer.runners.choose import make_batch_runner
 
 if TYPE_CHECKING:
@@ -243,8 +243,8 @@ class GemmuleLM(TemplateLM):
         for i, (context, _) in enumerate(pairs):
             members.setdefault(tuple(context), []).append(i)
         groups = list(members.values())
-        texts = [Branches(pairs[g[0]][0], [pairs[i][1] for i in g]) for g in groups]
-        for places, scores in self._lm.score_branches(texts):
+        texts = [ContinuationGroup(pairs[g[0]][0], [pairs[i][1] for i in g]) for g in groups]
+        for places, scores in self._lm.score_continuations(texts):
             for place, of_text in zip(places, scores, strict=True):
                 for i, score in zip(groups[place], of_text, strict=True):
                     value = math.fsum(score.log_probs)
@@ -277,10 +277,10 @@ class GemmuleLM(TemplateLM):
             row = int(request.doc_id or 0)
             pending[engine.submit(Request(prompt, params, row))] = i, cut
         while pending:
-            for event in engine.step():
-                if event.completion is not None and event.id in pending:
-                    index, cut = pending.pop(event.id)
-                    yield index, _text(event.completion), cut
+            for output in engine.step():
+                if output.completion is not None and output.request_id in pending:
+                    index, cut = pending.pop(output.request_id)
+                    yield index, _text(output.completion), cut
 
     def _engine(self) -> Engine:
         """An engine for large batches; the model's own engine is made for small ones."""

@@ -1,6 +1,6 @@
 """A model with its tokenizer: what `gemmule.load` returns."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, overload
 
@@ -8,17 +8,19 @@ import torch
 
 from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, TokenizerError
-from gemmule.infer.core.request import Completion, Event, Request, Score, check_text
+from gemmule.infer.async_driver import MAX_WAITING, AsyncEngine
+from gemmule.infer.core.request import Completion, Request, RequestOutput, Score, check_text
 from gemmule.infer.core.sampling import NotFinite, SamplingParams, SamplingSettings
 from gemmule.infer.core.speculative import (
-    DraftModel,
-    PromptLookup,
+    ModelDrafter,
+    NgramDrafter,
     Speculation,
     check_same_tokenizer,
 )
-from gemmule.infer.engine import Engine
-from gemmule.infer.prefix_scoring import Branches, TreeScorer
+from gemmule.infer.driver import Engine
+from gemmule.infer.prefix_scoring import ContinuationGroup, PrefixScorer
 from gemmule.infer.runners.choose import make_runner
+from gemmule.infer.runners.protocol import Runner
 from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
@@ -34,8 +36,8 @@ class LanguageModel:
 
     Attributes:
         model: the torch module, tokens_BT to logits_BTV.
-        tokenizer: its partner.
-        draft: a model that guesses ahead, if there is one.
+        tokenizer: its tokenizer.
+        draft: the draft model of speculative decoding, if there is one.
     """
 
     def __init__(
@@ -46,18 +48,19 @@ class LanguageModel:
         draft: "LanguageModel | None" = None,
         cache: str | None = None,
     ) -> None:
-        """Puts the two together.
+        """Puts model and tokenizer together.
 
         Args:
-            model: the weights.
-            tokenizer: its partner.
-            draft: a smaller model with the same tokenizer, whose guesses save time where they are
-                often right; what comes out is the same.
-            cache: what keys and values are kept as: "float32", "float16" or "int8", the smaller
-                the more fit into memory; None: as fits the weights.
+            model: the torch module.
+            tokenizer: its tokenizer.
+            draft: a smaller model with the same tokenizer that proposes tokens; it saves time if
+                its proposals are often right, and does not change the output.
+            cache: format of keys and values: "float32", "float16" or "int8"; the smaller, the more
+                tokens fit in memory. None: as suits the weights.
 
         Raises:
-            TokenizerError: when the model has fewer tokens, or the draft others.
+            TokenizerError: if the model has fewer tokens than the tokenizer, or the draft model
+                has another tokenizer.
         """
         if tokenizer.vocab_size > model.config.vocab_size:
             raise TokenizerError(
@@ -68,17 +71,19 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.draft = draft
         self._cache = cache
-        self._made: tuple[Engine, object] | None = None
+        self._engine: Engine | None = None
+        self._layout: object = None  # of the engine's weights; see _layout and _version
+        self._version: object = None
         if draft is not None:
             check_same_tokenizer(tokenizer, draft.tokenizer)
 
     def __getstate__(self) -> dict[str, object]:
-        """For copies: each makes an engine of its own."""
-        return {**self.__dict__, "_made": None}
+        """Leaves out the engine: a copy makes one of its own."""
+        return {**self.__dict__, "_engine": None}
 
     @property
     def config(self) -> GemmaConfig:
-        """The model's shape."""
+        """Shape of the model."""
         return self.model.config
 
     @overload
@@ -94,15 +99,15 @@ class LanguageModel:
     ) -> str | list[str]:
         """Continues a text, or each of several.
 
-        In a batch, each prompt gets what it would get alone; with a seed, prompt
-        number i draws from seed + i.
+        The output for a prompt does not depend on the other prompts; with a seed, prompt number i
+        is sampled with seed + i.
 
         Args:
             prompt: one text or a sequence of texts.
-            **settings: see the class.
+            **settings: fields of `SamplingParams`.
 
         Returns:
-            The continuation only; a list when `prompt` is one.
+            The continuation only; a list if `prompt` is one.
 
         Raises:
             ConfigError: for a bad setting, or a prompt longer than the context.
@@ -113,7 +118,7 @@ class LanguageModel:
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
-        """Like `generate` for one text, piece by piece; the pieces joined are its result."""
+        """Continues one text as `generate` does, and yields the result in parts as they come."""
         params = SamplingParams.of(settings)
         return self._stream(self._encode(prompt), params)
 
@@ -124,17 +129,21 @@ class LanguageModel:
         strict: bool = False,
         **settings: Unpack[SamplingSettings],
     ) -> str:
-        """Answers a conversation.
+        """Returns the model's next turn in a conversation.
 
         Args:
             messages: {"role": "user" | "assistant" | "model", "content": text}, alternating and
-                beginning and ending with the user. A system message may come first; it opens the
-                first user turn.
+                beginning and ending with the user. A system message may come first; it is put at
+                the beginning of the first user turn.
             strict: refuse a system message, as Gemma's own template does.
-            **settings: see the class.
+            **settings: fields of `SamplingParams`.
 
         Returns:
             The model's turn, up to <end_of_turn>.
+
+        Raises:
+            ConfigError: for a bad setting, or a conversation longer than the context.
+            TokenizerError: for messages in another order.
         """
         params = SamplingParams.of(settings)
         ids = self.tokenizer.render_chat(messages, strict=strict)
@@ -147,76 +156,97 @@ class LanguageModel:
         strict: bool = False,
         **settings: Unpack[SamplingSettings],
     ) -> Iterator[str]:
-        """Like `chat`, piece by piece."""
+        """Returns the model's next turn as `chat` does, in parts as they come."""
         params = SamplingParams.of(settings)
         ids = self.tokenizer.render_chat(messages, strict=strict)
         return self._stream(ids, params)
 
     def score(self, text: str) -> list[float]:
-        """Log-probability of each token of `text` given all before it, in nats.
+        """Returns the log-probability of each token of `text` given all before it, in nats.
 
-        The first is conditioned on <bos>. The tokens are `tokenizer.encode(text)`.
+        The first token is conditioned on <bos>. The tokens are `tokenizer.encode(text)`.
 
         Raises:
-            ConfigError: when the text does not fit into the context.
+            ConfigError: if the text does not fit into the context.
         """
         ids = self._encode(text)
         check_text(self.config.max_position_embeddings, len(ids) - 1)
         (score,) = self.engine().score([(ids[:1], ids[1:])])
         return list(score.log_probs)
 
-    def score_branches(
-        self, texts: Sequence[Branches]
+    def score_continuations(
+        self, groups: Sequence[ContinuationGroup]
     ) -> Iterator[tuple[list[int], list[list[Score]]]]:
-        """How likely continuations of contexts are, some texts at a time.
+        """Computes log-probabilities of continuations of contexts, a few contexts at a time.
 
-        On the CPU a score depends on its own context and continuation alone, to the last bit.
+        A score depends on its own context and continuation alone, to the last bit.
 
         Args:
-            texts: contexts with their continuations.
+            groups: contexts with their continuations.
 
         Yields:
-            Places in `texts`, and for each the scores of its continuations.
+            Indices into `groups`, and for each the scores of its continuations.
 
         Raises:
             ConfigError: for ids that the model does not have, or a text longer than the context.
         """
-        return TreeScorer(self.model).stream(texts)
+        return PrefixScorer(self.model).stream(groups)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams
     ) -> list[Completion]:
-        """Continues token ids; says also which tokens were drawn and why each row ended.
+        """Continues token ids; returns tokens, finish reasons, log-probabilities and counts too.
 
         Raises:
             ConfigError: for ids that the model does not have, or a prompt longer than the context.
-            GemmuleError: when the model's logits are not finite.
+            GemmuleError: if the model's logits are not finite.
         """
         requests = [Request(prompt, params, row) for row, prompt in enumerate(prompts)]
         return [_finite(completion) for completion in self.engine().complete(requests)]
 
     def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[str]:
-        events = self.engine().iterate(Request(ids, params))  # a bad prompt is refused at once
-        return _texts(events)
+        outputs = self.engine().iterate(Request(ids, params))  # a bad prompt is refused at once
+        return _texts(outputs)
 
     def engine(self) -> Engine:
-        """The engine over the weights as they are: trained further, they need a new one."""
-        state = (_state(self.model), None if self.draft is None else _state(self.draft.model))
-        if self._made is None or self._made[1] != state:
-            self._made = None  # the old pool goes before there is a new one
-            self._made = (self._new_engine(), state)
-        return self._made[0]
+        """Returns the engine that runs this model, and tells it if weights have changed."""
+        models = [self.model] if self.draft is None else [self.model, self.draft.model]
+        layout, version = [_layout(m) for m in models], [_version(m) for m in models]
+        if self._engine is None or self._engine.dead or layout != self._layout:
+            self._engine = None  # the old pool is freed before there is a new one
+            self._engine = self._new_engine()
+        elif version != self._version:
+            self._engine.weights_changed()
+        self._layout, self._version = layout, version
+        return self._engine
+
+    def async_engine(
+        self, *, max_waiting: int = MAX_WAITING, after_step: Callable[[], None] | None = None
+    ) -> AsyncEngine:
+        """Starts an engine with a thread and a pool of its own, for a server.
+
+        Args:
+            max_waiting: number of requests that may wait.
+            after_step: called in the engine's thread after all callbacks of a step.
+        """
+        runner = make_runner(self.model, self._cache)
+        return AsyncEngine(
+            runner,
+            self.tokenizer,
+            speculation=self._speculation(runner),
+            max_waiting=max_waiting,
+            after_step=after_step,
+        )
 
     def _new_engine(self) -> Engine:
         runner = make_runner(self.model, self._cache)
-        speculation = None
+        return Engine(runner, self.tokenizer, speculation=self._speculation(runner))
+
+    def _speculation(self, runner: Runner) -> Speculation | None:
         if self.draft is not None:
-            drafter = DraftModel(make_runner(self.draft.model), self.draft.tokenizer)
-            speculation = Speculation(drafter)
-        elif not isinstance(runner, TorchRunner):
-            # With the plain runner, guesses may change the last bits of what they are checked with.
-            speculation = Speculation(PromptLookup())
-        return Engine(runner, self.tokenizer, speculation=speculation)
+            return Speculation(ModelDrafter(make_runner(self.draft.model), self.draft.tokenizer))
+        # With the plain runner, draft tokens may change the last bits of the logits.
+        return None if isinstance(runner, TorchRunner) else Speculation(NgramDrafter())
 
     def _encode(self, text: str) -> list[int]:
         if not isinstance(text, str):
@@ -230,18 +260,23 @@ def _finite(completion: Completion) -> Completion:
     return completion
 
 
-def _texts(events: Iterator[Event]) -> Iterator[str]:
-    for event in events:
-        if event.text:
-            yield event.text
-        if event.completion is not None:
-            _finite(event.completion)
+def _texts(outputs: Iterator[RequestOutput]) -> Iterator[str]:
+    for output in outputs:
+        if output.text:
+            yield output.text
+        if output.completion is not None:
+            _finite(output.completion)
 
 
-def _state(model: Gemma) -> object:
-    """Differs after weights were changed or replaced, by whatever torch can notice."""
+def _layout(model: Gemma) -> object:
+    """What an engine cannot survive a change of: dtypes and devices of the weights."""
+    return [(t.dtype, t.device) for t in (*model.parameters(), *model.buffers())]
+
+
+def _version(model: Gemma) -> object:
+    """Differs after weights were changed or replaced, as far as torch can tell."""
     tensors = [*model.parameters(), *model.buffers()]
-    return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def load(
@@ -255,14 +290,15 @@ def load(
     Args:
         path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
             orbax checkpoint, or a hub id (downloaded once).
-        dtype: of the weights; None: as stored (float16 and GGUF's quantized become float32).
-        device: such as "cpu" or "cuda".
+        dtype: dtype of the weights; None: as stored (float16 and GGUF's quantized weights become
+            float32).
+        device: a device such as "cpu" or "cuda".
         quantize: "int4", "int6" or "int8" packs the weights while they are read, without
             calibration (`gemmule quantize` does better); None: as stored.
 
     Raises:
-        CheckpointError: when there is no readable model at `path`.
-        TokenizerError: when its tokenizer is missing, broken or another model's.
+        CheckpointError: if there is no readable model at `path`.
+        TokenizerError: if its tokenizer is missing, broken or that of another model.
         ConfigError: for an impossible dtype, device or quantization.
     """
     return LanguageModel(*load_to_run(path, dtype=dtype, device=device, quantize=quantize))

@@ -1,12 +1,12 @@
-"""How likely continuations are, many at once.
+"""Scores many continuations of contexts, and computes what the contexts share once.
 
-Texts that begin alike form a tree: what several contexts share is computed once, then the rest of
-each context, then its continuations. Whoever computes keeps keys and values in pages; a branch
-reads the whole pages of what it follows and takes a copy of the one that it goes on in.
+Contexts with a common prefix form a tree: the prefix is computed once, then the rest of each
+context, then its continuations. The runner keeps keys and values in pages; a node reads the whole
+pages of what it follows, and copies the page that it continues within.
 
-A score depends on its own context and continuation alone, to the last bit: not on what else is
-scored, nor in which order, nor on what is shared. That is the runners' promise; here they only
-share more than the engine does, which knows pages and not where contexts end.
+A score depends on its own context and continuation alone, to the last bit, because runners are
+batch-invariant. More is shared here than in the engine, which shares whole pages and does not know
+where contexts end.
 """
 
 import itertools
@@ -16,20 +16,20 @@ from dataclasses import dataclass, field
 from gemmule.errors import ConfigError
 from gemmule.infer.core.request import Score, check_text, checked_ids, length_of
 from gemmule.infer.runners.choose import make_batch_runner
-from gemmule.infer.runners.protocol import PAGE, Output, Span
+from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk
 from gemmule.model.gemma import Gemma
 
 
 @dataclass(frozen=True)
-class Branches:
-    """A context and what may follow it.
+class ContinuationGroup:
+    """A context and its possible continuations.
 
     Attributes:
         context: ids, at least one.
-        continuations: at least one, of ids, each at least one.
+        continuations: lists of ids, at least one of at least one id.
 
     Raises:
-        ConfigError: when one of these is empty.
+        ConfigError: if one of these is empty.
     """
 
     context: Sequence[int]
@@ -45,113 +45,115 @@ class Branches:
 
 @dataclass
 class _Node:
-    """Tokens that follow one another, with the pages that they and all before them are in.
+    """Consecutive tokens, and the pages of these and all earlier tokens.
 
     Attributes:
         tokens: ids.
-        start: position of the first.
-        above: what they follow.
-        wanted: for each prediction, the place among the tokens and the id to be scored.
-        found: log-probabilities, and whether the token was the likeliest.
-        pages: of global layers and of local ones, from the text's beginning on.
+        start: position of the first token.
+        parent: the node that they follow.
+        targets: for each score, a token's place and the id after it that is to be scored.
+        scores: for each target its log-probability, and whether it is the most likely token.
+        pages: pages of global and of local layers, from the beginning of the sequence on.
     """
 
     tokens: Sequence[int]
     start: int = 0
-    above: "_Node | None" = None
-    wanted: list[tuple[int, int]] = field(default_factory=list)
-    found: list[tuple[float, bool]] = field(default_factory=list)
+    parent: "_Node | None" = None
+    targets: list[tuple[int, int]] = field(default_factory=list)
+    scores: list[tuple[float, bool]] = field(default_factory=list)
     pages: tuple[list[int], list[int]] = ([], [])
 
     @property
     def end(self) -> int:
-        """The position after the last token."""
+        """Position after the last token."""
         return self.start + len(self.tokens)
 
 
-class TreeScorer:
-    """Scores on a `Gemma`."""
+class PrefixScorer:
+    """Scores continuations with a `Gemma`."""
 
-    def __init__(self, model: Gemma, most_tokens: int = 8192) -> None:
+    def __init__(self, model: Gemma, max_tokens: int = 8192) -> None:
         """Makes a scorer.
 
         Args:
-            model: of any dtype, quantized or not.
-            most_tokens: about how many are computed, and kept, together; bounds memory.
+            model: a model of any dtype, quantized or not.
+            max_tokens: approximate number of tokens computed together; bounds memory.
         """
-        self._runner, self._most = make_batch_runner(model), most_tokens
+        self._runner, self._max_tokens = make_batch_runner(model), max_tokens
         self._config = model.config
         self._pages = 0
 
-    def score(self, texts: Sequence[Branches]) -> list[list[Score]]:
-        """All that `stream` finds, in the order given."""
-        found: list[list[Score]] = [[] for _ in texts]
-        for members, scores in self.stream(texts):
-            for i, own in zip(members, scores, strict=True):
-                found[i] = own
-        return found
+    def score(self, groups: Sequence[ContinuationGroup]) -> list[list[Score]]:
+        """Returns the scores of each group's continuations, in the order given."""
+        scores: list[list[Score]] = [[] for _ in groups]
+        for members, group_scores in self.stream(groups):
+            for i, own in zip(members, group_scores, strict=True):
+                scores[i] = own
+        return scores
 
-    def stream(self, texts: Sequence[Branches]) -> Iterator[tuple[list[int], list[list[Score]]]]:
-        """The log-probabilities of each text's continuations, a batch at a time.
+    def stream(
+        self, groups: Sequence[ContinuationGroup]
+    ) -> Iterator[tuple[list[int], list[list[Score]]]]:
+        """Computes the scores of each group's continuations, a batch of groups at a time.
 
         Args:
-            texts: contexts with their continuations.
+            groups: contexts with their continuations.
 
         Yields:
-            Places in `texts`, and for each the scores of its continuations.
+            Indices into `groups`, and for each the scores of its continuations.
 
         Raises:
             ConfigError: for ids that the model does not have, or a text longer than the context.
         """
-        for text in texts:
-            self._check(text)
-        for batch in _batches(texts, self._most):
-            yield batch.members, self._score([texts[i] for i in batch.members], batch)
+        for group in groups:
+            self._check(group)
+        for batch in _batches(groups, self._max_tokens):
+            yield batch.members, self._score([groups[i] for i in batch.members], batch)
 
-    def _check(self, text: Branches) -> None:
-        rows, most = self._config.vocab_size, self._config.max_position_embeddings
-        checked_ids(text.context, rows, "the context")
-        for ids in text.continuations:
-            checked_ids(ids, rows, "the continuation")
-            check_text(most, len(text.context) + len(ids) - 1)
+    def _check(self, group: ContinuationGroup) -> None:
+        vocab_size, context = self._config.vocab_size, self._config.max_position_embeddings
+        checked_ids(group.context, vocab_size, "the context")
+        for ids in group.continuations:
+            checked_ids(ids, vocab_size, "the continuation")
+            check_text(context, len(group.context) + len(ids) - 1)
 
-    def _score(self, texts: Sequence[Branches], batch: "_Batch") -> list[list[Score]]:
+    def _score(self, groups: Sequence[ContinuationGroup], batch: "_Batch") -> list[list[Score]]:
         prefixes = [_Node(tokens) for tokens in batch.prefixes]
-        contexts, branches = [], []
-        for text, parent in zip(texts, batch.parents or [-1] * len(texts), strict=True):
-            above = prefixes[parent] if prefixes else None
-            start = 0 if above is None else above.end
-            context = _Node(text.context[start:], start, above)
-            # A context's last token predicts the first of each continuation; the others are read
-            # for what follows them, and the last is only predicted.
+        contexts, continuations = [], []
+        for group, number in zip(groups, batch.parents or [-1] * len(groups), strict=True):
+            parent = prefixes[number] if prefixes else None
+            start = 0 if parent is None else parent.end
+            context = _Node(group.context[start:], start, parent)
+            # The logits after the context's last token score the first token of each continuation;
+            # a continuation's last token is scored and never read.
             last = len(context.tokens) - 1
-            context.wanted = [(last, ids[0]) for ids in text.continuations]
+            context.targets = [(last, ids[0]) for ids in group.continuations]
             contexts.append(context)
-            branches.append(
+            continuations.append(
                 [
                     _Node(ids[:-1], context.end, context, list(enumerate(ids[1:])))
-                    for ids in text.continuations
+                    for ids in group.continuations
                 ]
             )
-        longer = [node for nodes in branches for node in nodes if node.tokens]
+        longer = [node for nodes in continuations for node in nodes if node.tokens]
         levels = [level for level in (prefixes, contexts, longer) if level]
         self._lay_out(levels)
         for level in levels:
             self._run(level)
         return [
-            [_joined(context.found[i], node.found) for i, node in enumerate(nodes)]
-            for context, nodes in zip(contexts, branches, strict=True)
+            [_joined(context.scores[i], node.scores) for i, node in enumerate(nodes)]
+            for context, nodes in zip(contexts, continuations, strict=True)
         ]
 
     def _lay_out(self, levels: Sequence[Sequence[_Node]]) -> None:
-        """Gives every node its pages, those of what it follows among them."""
+        """Gives every node its pages, those of the nodes it follows included."""
         numbers = itertools.count()
         self._copies: dict[int, list[tuple[int, int]]] = {}
         for level in levels:
             copies = self._copies.setdefault(id(level), [])
             for node in level:
                 whole, rest = divmod(node.start, PAGE)
-                before = node.above.pages if node.above is not None else ([], [])
+                before = node.parent.pages if node.parent is not None else ([], [])
                 node.pages = tuple(  # type: ignore[assignment]
                     [
                         *own[:whole],
@@ -168,37 +170,42 @@ class TreeScorer:
             self._pages = needed
 
     def _run(self, level: Sequence[_Node]) -> None:
-        """Computes nodes, as many tokens at once as the runner takes."""
+        """Computes nodes, in steps of as many tokens as the runner takes."""
         for source, target in self._copies[id(level)]:
             self._runner.copy_page(source, target)
-        spans: list[tuple[_Node, Span]] = []
-        room = self._runner.max_step_tokens
+        step: list[tuple[_Node, ScheduledChunk]] = []
+        budget = self._runner.max_step_tokens
         for node in level:
             at = 0
             while at < len(node.tokens):
-                count = min(room, len(node.tokens) - at)
-                spans.append((node, _span(node, at, count)))
-                at, room = at + count, room - count
-                if not room:
-                    self._step(spans)
-                    spans, room = [], self._runner.max_step_tokens
-        if spans:
-            self._step(spans)
+                count = min(budget, len(node.tokens) - at)
+                step.append((node, _chunk(node, at, count)))
+                at, budget = at + count, budget - count
+                if not budget:
+                    self._step(step)
+                    step, budget = [], self._runner.max_step_tokens
+        if step:
+            self._step(step)
 
-    def _step(self, spans: Sequence[tuple[_Node, Span]]) -> None:
-        for (node, _), found in zip(spans, self._runner.scores([s for _, s in spans]), strict=True):
-            node.found += found
+    def _step(self, step: Sequence[tuple[_Node, ScheduledChunk]]) -> None:
+        scores = self._runner.scores([chunk for _, chunk in step])
+        for (node, _), chunk_scores in zip(step, scores, strict=True):
+            node.scores += chunk_scores
 
 
-def _span(node: _Node, at: int, count: int) -> Span:
-    """Some of a node's tokens, with what is wanted of them."""
+def _chunk(node: _Node, at: int, count: int) -> ScheduledChunk:
+    """Some of a node's tokens, with the scores that are needed after them."""
     pages = -(-(node.start + at + count) // PAGE)
-    return Span(
+    return ScheduledChunk(
         node.tokens[at : at + count],
         node.start + at,
         node.pages[0][:pages],
         node.pages[1][:pages],
-        [Output(p - at, "score", target=t) for p, t in node.wanted if at <= p < at + count],
+        [
+            LogitsRequest(place - at, top_k=1, log_z=True, target=target)
+            for place, target in node.targets
+            if at <= place < at + count
+        ],
     )
 
 
@@ -209,12 +216,12 @@ def _joined(first: tuple[float, bool], rest: Sequence[tuple[float, bool]]) -> Sc
 
 @dataclass(frozen=True)
 class _Batch:
-    """Texts that are computed together.
+    """Groups that are computed together.
 
     Attributes:
-        members: their places among all texts.
-        prefixes: what several of them begin with; with any, every text has one.
-        parents: the prefix of each member.
+        members: indices of the groups.
+        prefixes: prefixes that several contexts share; if there are any, each context has one.
+        parents: index of each member's prefix.
     """
 
     members: list[int]
@@ -222,24 +229,24 @@ class _Batch:
     parents: list[int]
 
 
-_BLOCK = 2 * PAGE  # what contexts have in common is told in whole blocks
+_BLOCK = 2 * PAGE  # the length of a common prefix is a multiple of it
 
 
-def _batches(texts: Sequence[Branches], most: int) -> Iterator[_Batch]:
-    """Cuts texts into batches: those that begin alike together, else those of one length."""
-    sizes = [len(t.context) + sum(map(len, t.continuations)) for t in texts]
+def _batches(groups: Sequence[ContinuationGroup], max_tokens: int) -> Iterator[_Batch]:
+    """Cuts groups into batches: those with a common prefix together, then those of one length."""
+    sizes = [len(group.context) + sum(map(len, group.continuations)) for group in groups]
     alone: list[int] = []
     batch = _Batch([], [], [])
     filled = 0
-    for run, shared in _runs(texts):
+    for run, shared in _runs(groups):
         if not shared:
             alone += run
             continue
-        prefix = texts[run[0]].context[:shared]
-        run.sort(key=lambda i: len(texts[i].context))
+        prefix = groups[run[0]].context[:shared]
+        run.sort(key=lambda i: len(groups[i].context))
         for i in run:
             fresh = not batch.prefixes or batch.prefixes[-1] is not prefix
-            if batch.members and filled + sizes[i] - shared + fresh * shared > most:
+            if batch.members and filled + sizes[i] - shared + fresh * shared > max_tokens:
                 yield batch
                 batch, filled, fresh = _Batch([], [], []), 0, True
             if fresh:
@@ -250,10 +257,10 @@ def _batches(texts: Sequence[Branches], most: int) -> Iterator[_Batch]:
             filled += sizes[i] - shared
     if batch.members:
         yield batch
-    alone.sort(key=lambda i: (len(texts[i].context), sizes[i]))
+    alone.sort(key=lambda i: (len(groups[i].context), sizes[i]))
     start = filled = 0
     for end, i in enumerate(alone):
-        if end > start and filled + sizes[i] > most:
+        if end > start and filled + sizes[i] > max_tokens:
             yield _Batch(alone[start:end], [], [])
             start, filled = end, 0
         filled += sizes[i]
@@ -261,12 +268,12 @@ def _batches(texts: Sequence[Branches], most: int) -> Iterator[_Batch]:
         yield _Batch(alone[start:], [], [])
 
 
-def _runs(texts: Sequence[Branches]) -> Iterator[tuple[list[int], int]]:
-    """Texts in whole blocks of whose contexts begin alike, with how many tokens they share."""
-    order = sorted(range(len(texts)), key=lambda i: tuple(texts[i].context))
+def _runs(groups: Sequence[ContinuationGroup]) -> Iterator[tuple[list[int], int]]:
+    """Yields groups whose contexts share whole blocks, with the number of shared tokens."""
+    order = sorted(range(len(groups)), key=lambda i: tuple(groups[i].context))
     run, shared = order[:1], 0
     for before, i in itertools.pairwise(order):
-        common = _common(texts[before].context, texts[i].context)
+        common = _common(groups[before].context, groups[i].context)
         if common and (len(run) == 1 or common * 2 >= shared):
             shared = common if len(run) == 1 else min(shared, common)
             run.append(i)
@@ -278,8 +285,7 @@ def _runs(texts: Sequence[Branches]) -> Iterator[tuple[list[int], int]]:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens in whole blocks that two contexts begin with; each keeps one of its own."""
-    most = (min(len(a), len(b)) - 1) // _BLOCK * _BLOCK
-    return next(
-        (at for at in range(0, most, _BLOCK) if a[at : at + _BLOCK] != b[at : at + _BLOCK]), most
-    )
+    """Length of the common prefix in whole blocks, shorter than either context."""
+    limit = (min(len(a), len(b)) - 1) // _BLOCK * _BLOCK
+    differing = (at for at in range(0, limit, _BLOCK) if a[at : at + _BLOCK] != b[at : at + _BLOCK])
+    return next(differing, limit)

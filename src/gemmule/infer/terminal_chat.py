@@ -1,4 +1,4 @@
-"""The loop behind `gemmule chat`: a conversation in a terminal, or lines from a pipe."""
+"""The loop of `gemmule chat`: a conversation in a terminal, or lines from a pipe."""
 
 import contextlib
 import io
@@ -12,87 +12,26 @@ from rich.console import Console
 from gemmule import files
 from gemmule.config import nearest
 from gemmule.errors import UserError
+from gemmule.infer.conversation import Conversation
 from gemmule.infer.core.sampling import SamplingParams, SamplingSettings
 from gemmule.infer.language_model import LanguageModel
 
 HELP = """\
 /reset         forget the conversation
-/system TEXT   begin anew with TEXT before the first message
+/system TEXT   start again with TEXT before the first message
 /save FILE     write the conversation as JSON
 /help          this list
 /exit          leave (also Ctrl-D, or Ctrl-C at the prompt)
 Ctrl-C stops an answer."""
 
 _COMMANDS = ["/reset", "/system", "/save", "/help", "/exit", "/quit"]
-_COMMAND = re.compile(r"/[a-z]+")  # a path such as /usr/bin is no command
+_COMMAND = re.compile(r"/[a-z]+")  # a path such as /usr/bin is not a command
 # A model can write any bytes; only line ends and tabs may act on the terminal.
 _HARMLESS = {i: None for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
 
 
-class Conversation:
-    """The turns so far, kept short enough for the model's context.
-
-    Attributes:
-        messages: user and assistant turns, oldest first.
-        system: put before the first user turn; empty for none.
-    """
-
-    def __init__(self, lm: LanguageModel, reserve: int, system: str = "") -> None:
-        """Starts empty.
-
-        Args:
-            lm: whose context and tokenizer count.
-            reserve: tokens to keep free for an answer; at most a quarter of the context.
-            system: see the class.
-        """
-        self._lm = lm
-        self.messages: list[dict[str, str]] = []
-        self.system = system
-        context = lm.config.max_position_embeddings
-        self.most_tokens = context - min(reserve, context // 4)
-
-    def with_system(self) -> list[dict[str, str]]:
-        """The messages as `LanguageModel.chat` takes them."""
-        first = [{"role": "system", "content": self.system}] if self.system else []
-        return first + self.messages
-
-    def ask(self, text: str) -> int:
-        """Adds a user turn and drops the oldest turns that no longer fit.
-
-        Returns:
-            How many earlier messages were dropped.
-
-        Raises:
-            UserError: when the message alone is too long; nothing is changed.
-        """
-        before = self.messages
-        self.messages = [*before, {"role": "user", "content": text}]
-        try:
-            while (count := self._count()) > self.most_tokens:
-                if len(self.messages) == 1:
-                    raise UserError(
-                        f"that message has {count} tokens; at most {self.most_tokens} fit into "
-                        "this model's context with room for an answer. It was left out"
-                    )
-                self.messages = self.messages[2:]
-        except UserError:
-            self.messages = before
-            raise
-        return len(before) + 1 - len(self.messages)
-
-    def answer(self, text: str) -> None:
-        """Adds the model's turn; an empty one takes its question back with it."""
-        if text.strip():
-            self.messages.append({"role": "assistant", "content": text})
-        else:
-            self.messages.pop()
-
-    def _count(self) -> int:
-        return len(self._lm.tokenizer.render_chat(self.with_system()))
-
-
 class TerminalChat:
-    """Reads lines, streams answers, obeys the commands of `HELP`."""
+    """Reads lines, streams answers and carries out the commands listed in `HELP`."""
 
     def __init__(
         self,
@@ -104,15 +43,15 @@ class TerminalChat:
         read_line: Callable[[], str] | None = None,
         out: Console | None = None,
     ) -> None:
-        """Prepares a chat; `run` holds it.
+        """Prepares a chat, which `run` starts.
 
         Args:
             lm: the model.
-            settings: as for `LanguageModel.chat`.
-            system: see Conversation.
-            name: what the greeting calls the model, such as its path.
+            settings: settings as for `LanguageModel.chat`.
+            system: text before the first user turn; empty for none.
+            name: name of the model in the greeting, such as its path.
             read_line: returns the next line, or raises EOFError; by default from stdin.
-            out: where answers go; by default stdout.
+            out: console for answers; by default stdout.
 
         Raises:
             ConfigError: for a bad setting.
@@ -120,18 +59,20 @@ class TerminalChat:
         self._lm = lm
         self._settings: SamplingSettings = settings or {}
         params = SamplingParams.of(self._settings)
-        self.conversation = Conversation(lm, params.max_new_tokens, system)
+        self.conversation = Conversation(
+            lm.tokenizer, lm.config.max_position_embeddings, params.max_new_tokens, system
+        )
         self._name = name
         self._interactive = read_line is None and sys.stdin.isatty()
         if not self._interactive and isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         self._out = out or Console(highlight=False)
-        # Piped, stdout is for answers alone.
+        # In a pipe, stdout is for answers alone.
         self._notes = self._out if self._interactive or out else Console(stderr=True)
         self._read_line = read_line or (self._prompt if self._interactive else _read_pipe)
 
     def run(self) -> None:
-        """Chats until /exit, the end of input, or Ctrl-C at the prompt."""
+        """Chats until /exit, the end of the input, or Ctrl-C at the prompt."""
         if self._interactive:
             config = self._lm.config
             self._note(
@@ -159,7 +100,7 @@ class TerminalChat:
                 self._note("(stopped)")
 
     def _obey(self, command: str, rest: str) -> bool:
-        """Carries out a command; True means leave."""
+        """Carries out a command; returns whether to leave."""
         rest = rest.strip()
         if command in {"/exit", "/quit"}:
             return True
@@ -183,30 +124,30 @@ class TerminalChat:
         return False
 
     def _reply(self, text: str) -> None:
-        """Streams the answer to `text`; Ctrl-C keeps what has come so far."""
+        """Streams the answer to `text`; Ctrl-C keeps the part that has arrived."""
         dropped = self.conversation.ask(text)
         if dropped:
             self._note(f"(the oldest {dropped} messages no longer fit into the context)")
-        pieces: list[str] = []
+        parts: list[str] = []
         stopped = False
         try:
             if self._interactive:
                 self._out.print("[bold cyan]model>[/] ", end="")
-            for piece in self._lm.stream_chat(self.conversation.with_system(), **self._settings):
-                pieces.append(piece)
-                self._write(piece)
+            for part in self._lm.stream_chat(self.conversation.with_system(), **self._settings):
+                parts.append(part)
+                self._write(part)
         except KeyboardInterrupt:
             stopped = True
         except BaseException:
             self.conversation.answer("")
             raise
-        answer = "".join(pieces)
+        answer = "".join(parts)
         self.conversation.answer(answer)
         self._write("\n")
         if stopped:
             self._note("(stopped)")
         elif not answer.strip():
-            self._note("(the model ended its turn without a word)")
+            self._note("(the model ended its turn without any text)")
 
     def _prompt(self) -> str:
         with contextlib.suppress(ImportError):
@@ -215,11 +156,11 @@ class TerminalChat:
         if self._out.color_system:
             # \1 and \2 tell readline that what is between takes no space on the line.
             label = "\1\033[1;32m\2you>\1\033[0m\2 "
-        # Bytes that are no UTF-8 come from the terminal as surrogates.
+        # Bytes that are not UTF-8 come from the terminal as surrogates.
         return input(label).encode(errors="replace").decode()
 
     def _write(self, text: str) -> None:
-        # Straight to the stream: wrapping and markup are not for a model to command.
+        # Straight to the stream: a model must not control wrapping and markup.
         self._out.file.write(text.translate(_HARMLESS))
         self._out.file.flush()
 
@@ -241,5 +182,5 @@ def chat(
     system: str = "",
     name: str = "model",
 ) -> None:
-    """Chats in this terminal, or line by line from a pipe; arguments as for TerminalChat."""
+    """Chats in this terminal, or line by line from a pipe; arguments as for `TerminalChat`."""
     TerminalChat(lm, settings, system=system, name=name).run()

@@ -1,6 +1,6 @@
-"""Attention over whole sequences in blocks, for training, prefill and scoring.
+"""Attention within whole sequences in blocks, for training, prefill and scoring.
 
-The same result as `gemma.attend`, the plain version, for less work:
+The same result as `attention.attend`, the plain version, for less work:
 
 - a block of queries meets only the keys it may see, so that a local layer costs O(T x window)
   and a global one half of T x T;
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gemmule.losses.soft_cap import LARGEST_SAFE_LOGIT, fast_tanh
+from gemmule.model.attention import AttentionLayer
 
 QUERY_BLOCK = 128  # small enough that a block's scores stay in a core's cache
 MAX_UNROLLED_BLOCKS = 8  # bounds the size of the compiled graph
@@ -103,39 +104,52 @@ def _attend(
 def _allowed(
     q_index_T: Tensor,
     k_index_S: Tensor,
-    q_segment_BT: Tensor | None,
-    k_segment_BS: Tensor | None,
+    q_doc_ids_BT: Tensor | None,
+    k_doc_ids_BS: Tensor | None,
     window: int | None,
 ) -> Tensor:
     distance = (q_index_T[:, None] - k_index_S[None, :])[None]
     allowed = distance >= 0
     if window is not None:
         allowed = allowed & (distance < window)
-    if q_segment_BT is not None and k_segment_BS is not None:
-        allowed = allowed & (q_segment_BT[:, :, None] == k_segment_BS[:, None, :])
+    if q_doc_ids_BT is not None and k_doc_ids_BS is not None:
+        allowed = allowed & (q_doc_ids_BT[:, :, None] == k_doc_ids_BS[:, None, :])
     return allowed
+
+
+def block_attention(
+    layer: AttentionLayer,
+    q_BTNH: Tensor,
+    k_BTKH: Tensor,
+    v_BTKH: Tensor,
+    doc_ids_BT: Tensor | None,
+) -> Tensor:
+    """Backend that attends within the sequence, in blocks."""
+    return attend_sequence(
+        q_BTNH, k_BTKH, v_BTKH, doc_ids_BT, layer.window, layer.scale, layer.cap
+    )  # fmt: skip
 
 
 def attend_sequence(
     q_BTNH: Tensor,
     k_BTKH: Tensor,
     v_BTKH: Tensor,
-    segment_BT: Tensor | None,
+    doc_ids_BT: Tensor | None,
     window: int | None,
     scale: float,
     cap: float | None,
 ) -> Tensor:
-    """Attention of a sequence to itself; arguments and result as `gemma.attend`'s."""
+    """Attends within a sequence; arguments and result as of `attention.attend`."""
     if window is not None and q_BTNH.shape[1] > 2 * window:
-        return _long_local(q_BTNH, k_BTKH, v_BTKH, segment_BT, window, scale, cap)
-    return _causal(q_BTNH, k_BTKH, v_BTKH, segment_BT, window, scale, cap)
+        return _long_local(q_BTNH, k_BTKH, v_BTKH, doc_ids_BT, window, scale, cap)
+    return _causal(q_BTNH, k_BTKH, v_BTKH, doc_ids_BT, window, scale, cap)
 
 
 def _causal(
     q_BTNH: Tensor,
     k_BTKH: Tensor,
     v_BTKH: Tensor,
-    segment_BT: Tensor | None,
+    doc_ids_BT: Tensor | None,
     window: int | None,
     scale: float,
     cap: float | None,
@@ -149,9 +163,9 @@ def _causal(
         # Rounded down to whole cache lines; the mask hides the few extra keys.
         first = 0 if window is None else max(0, start - window + 1) // 16 * 16
         q, keys = slice(start, end), slice(first, end)
-        q_segment = None if segment_BT is None else segment_BT[:, q]
-        k_segment = None if segment_BT is None else segment_BT[:, keys]
-        allowed = _allowed(index_T[q], index_T[keys], q_segment, k_segment, window)
+        q_doc_ids = None if doc_ids_BT is None else doc_ids_BT[:, q]
+        k_doc_ids = None if doc_ids_BT is None else doc_ids_BT[:, keys]
+        allowed = _allowed(index_T[q], index_T[keys], q_doc_ids, k_doc_ids, window)
         outs.append(_attend(q_BTNH[:, q], k_BTKH[:, keys], v_BTKH[:, keys], allowed, scale, cap))
     return torch.cat(outs, dim=1)
 
@@ -160,7 +174,7 @@ def _long_local(
     q_BTNH: Tensor,
     k_BTKH: Tensor,
     v_BTKH: Tensor,
-    segment_BT: Tensor | None,
+    doc_ids_BT: Tensor | None,
     window: int,
     scale: float,
     cap: float | None,
@@ -170,10 +184,10 @@ def _long_local(
     block = math.ceil(window / 2)
     blocks = math.ceil(T / block)
     tail = blocks * block - T
-    if segment_BT is None:
-        segment_BT = q_BTNH.new_ones((B, T), dtype=torch.long)
-    # Segment -1 marks the places before the start, which no query may see.
-    segment = F.pad(segment_BT, (2 * block, tail), value=-1)
+    if doc_ids_BT is None:
+        doc_ids_BT = q_BTNH.new_ones((B, T), dtype=torch.long)
+    # Doc id -1 marks the places before the start, which no query may see.
+    doc_ids = F.pad(doc_ids_BT, (2 * block, tail), value=-1)
 
     def with_two_before(x: Tensor) -> Tensor:
         parts = x.view(B, blocks + 2, block, *x.shape[2:])
@@ -184,7 +198,7 @@ def _long_local(
     k = with_two_before(F.pad(k_BTKH, (0, 0, 0, 0, 2 * block, tail)))
     v = with_two_before(F.pad(v_BTKH, (0, 0, 0, 0, 2 * block, tail)))
     index = torch.arange(3 * block, device=q.device)
-    q_segment = segment[:, 2 * block :].reshape(B * blocks, block)
-    allowed = _allowed(index[2 * block :], index, q_segment, with_two_before(segment), window)
+    q_doc_ids = doc_ids[:, 2 * block :].reshape(B * blocks, block)
+    allowed = _allowed(index[2 * block :], index, q_doc_ids, with_two_before(doc_ids), window)
     out = _attend(q, k, v, allowed, scale, cap)
     return out.reshape(B, blocks * block, N, H)[:, :T]

@@ -3,8 +3,9 @@
 Shapes: B batch, T query, S key, D model, N query heads, K kv heads, G = N/K, H head dim,
 F ffn hidden, V vocabulary. `x_BTD` is a tensor of shape [B, T, D].
 
-`attend` is attention written plainly, and what cached decoding uses; a whole sequence goes
-through block_attention.py, which gives the same for less work.
+How queries meet keys is up to a backend: `attention.attend` is attention written plainly, which
+cached decoding uses; a whole sequence goes through block_attention.py, which gives the same for
+less work.
 """
 
 import math
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemmule.losses.head import Head
-from gemmule.losses.soft_cap import soft_cap
-from gemmule.model.block_attention import attend_sequence
+from gemmule.model.attention import AttentionBackend
+from gemmule.model.block_attention import block_attention
 from gemmule.model.config import GemmaConfig
-from gemmule.model.kv_cache import Cache
+from gemmule.model.kv_cache import KVCache
 
 
 def rope_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -33,42 +34,6 @@ def rotate(x_BTNH: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rope
     a, b = x_BTNH.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x_BTNH)
-
-
-def attend(
-    q_BTNH: Tensor,
-    k_BSKH: Tensor,
-    v_BSKH: Tensor,
-    q_index_T: Tensor,
-    k_index_S: Tensor,
-    q_segment_BT: Tensor | None,
-    k_segment_BS: Tensor | None,
-    window: int | None,
-    scale: float,
-    cap: float | None,
-) -> Tensor:
-    """Soft-capped grouped-query attention over explicit indices.
-
-    Query i sees key j when j <= i, i - j < `window` (None: no limit) and both lie in the same
-    segment. The cap comes before the mask; the softmax is fp32. Returns [B, T, N, H].
-    """
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    G = N // K
-    q_BKgH = q_BTNH.view(B, T, K, G, H).permute(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    k_BKHS = k_BSKH.permute(0, 2, 3, 1)
-    scores = soft_cap((q_BKgH @ k_BKHS).float() * scale, cap).view(B, K, G, T, S)
-    distance_TS = q_index_T[:, None] - k_index_S[None, :]
-    allowed = distance_TS >= 0
-    if window is not None:
-        allowed = allowed & (distance_TS < window)
-    if q_segment_BT is not None and k_segment_BS is not None:
-        same = q_segment_BT[:, :, None] == k_segment_BS[:, None, :]
-        allowed = (allowed & same)[:, None, None]
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1).type_as(v_BSKH).view(B, K, G * T, S)
-    out_BKGTH = (weights @ v_BSKH.transpose(1, 2)).view(B, K, G, T, H)
-    return out_BKGTH.permute(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 class RMSNorm(nn.Module):
@@ -105,27 +70,16 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
-        segment_BT: Tensor | None,
-        cache: Cache | None,
+        doc_ids_BT: Tensor | None,
+        attend: AttentionBackend,
     ) -> Tensor:
-        """Attends within `x_BTD`, and to what `cache` holds when there is one."""
+        """Projects, lets the backend attend, and projects back: [B, T, D] to [B, T, D]."""
         B, T, _ = x_BTD.shape
         q_BTNH = rotate(self.q_proj(x_BTD).view(B, T, -1, self.head_dim), rope)
         k_BTKH = rotate(self.k_proj(x_BTD).view(B, T, -1, self.head_dim), rope)
         v_BTKH = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
-        if cache is not None:
-            k_BSKH, v_BSKH, k_index = cache.extend(self.layer, k_BTKH, v_BTKH)
-            q_index = torch.arange(cache.length, cache.length + T, device=x_BTD.device)
-            k_segment = None if segment_BT is None else cache.segment_BS[:, k_index]
-            out = attend(
-                q_BTNH, k_BSKH, v_BSKH, q_index, k_index, segment_BT, k_segment,
-                self.window, self.scale, self.cap,
-            )  # fmt: skip
-        else:
-            out = attend_sequence(
-                q_BTNH, k_BTKH, v_BTKH, segment_BT, self.window, self.scale, self.cap
-            )
-        return self.o_proj(out.reshape(B, T, -1))
+        out_BTNH = attend(self, q_BTNH, k_BTKH, v_BTKH, doc_ids_BT)
+        return self.o_proj(out_BTNH.reshape(B, T, -1))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -166,11 +120,11 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
-        segment_BT: Tensor | None = None,
-        cache: Cache | None = None,
+        doc_ids_BT: Tensor | None = None,
+        attend: AttentionBackend = block_attention,
     ) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        attended = self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT, cache)
+        attended = self.self_attn(self.input_layernorm(x_BTD), rope, doc_ids_BT, attend)
         h_BTD = x_BTD + self.post_attention_layernorm(attended)
         fed = self.mlp(self.pre_feedforward_layernorm(h_BTD))
         return h_BTD + self.post_feedforward_layernorm(fed)
@@ -212,28 +166,30 @@ class Gemma(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         doc_ids_BT: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
+        attend: AttentionBackend = block_attention,
     ) -> Tensor:
-        """What the head reads, [B, T, D], after the final norm.
+        """Returns final hidden states [B, T, D], which the head reads.
 
         Args:
             tokens_BT: ids.
-            positions_BT: rotary positions; by default they count on from the cache's length.
-            doc_ids_BT: a token sees only tokens of its own segment (packed documents; padding
-                has a segment of its own, 0). None: each row is one document.
-            cache: what was seen before; it takes in these tokens.
+            positions_BT: rotary positions; None: 0, 1, … after the length of the cache.
+            doc_ids_BT: a token sees only tokens with its own number (packed documents; padding
+                has the number 0). None: each row is one document.
+            cache: keys and values of earlier tokens; it takes in these tokens, and is the backend.
+            attend: attention backend without a cache.
         """
         T = tokens_BT.shape[1]
         start = 0
         if cache is not None:
-            start = cache.length
-            doc_ids_BT = cache.begin(tokens_BT.shape[1], doc_ids_BT)
+            start, attend = cache.length, cache
+            doc_ids_BT = cache.begin(T, doc_ids_BT)
         if positions_BT is None:
             positions_BT = torch.arange(start, start + T, device=tokens_BT.device)[None]
         rope = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
         x_BTD = self.embed(tokens_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rope, doc_ids_BT, cache)
+            x_BTD = layer(x_BTD, rope, doc_ids_BT, attend)
         if cache is not None:
             cache.length += T
         return self.norm(x_BTD)
@@ -253,10 +209,15 @@ class Gemma(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         doc_ids_BT: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
+        attend: AttentionBackend = block_attention,
     ) -> Tensor:
-        """Soft-capped logits [B, T, V]; arguments as in `hidden_states`."""
+        """Returns soft-capped logits [B, T, V]; arguments as in `hidden_states`."""
         x_BTD = self.hidden_states(
-            tokens_BT, positions_BT=positions_BT, doc_ids_BT=doc_ids_BT, cache=cache
+            tokens_BT,
+            positions_BT=positions_BT,
+            doc_ids_BT=doc_ids_BT,
+            cache=cache,
+            attend=attend,
         )
         return self.logits(x_BTD)

@@ -151,7 +151,7 @@ def _long_context(
     affordable = int(_LONG_SECONDS / seconds_per_token)
     if context > affordable:
         context = 1 << max(0, affordable.bit_length() - 1)
-    while context and not driver.engine.scheduler.can_ever_run(context + STEPS + 1):
+    while context and not driver.engine.fits(context + STEPS + 1):
         context //= 2
     if context < _MIN_LONG * request.context:
         return None

@@ -5,7 +5,7 @@ import time
 
 from gemmule.infer.core.request import Request
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.infer.engine import Engine
+from gemmule.infer.driver import Engine
 from gemmule.infer.runners.protocol import Runner
 
 
@@ -30,7 +30,7 @@ class Driver:
         """Seconds from a prompt of `tokens` tokens to the first token of its answer."""
         (number,) = self._submit(1, tokens, 1)
         began = time.perf_counter()
-        while not any(event.id == number for event in self.engine.step()):
+        while not any(event.request_id == number for event in self.engine.step()):
             pass
         seconds = time.perf_counter() - began
         self.finish()
@@ -41,7 +41,7 @@ class Driver:
         parts = -(-sequences * context // self._step_tokens) + 1
         waiting = set(self._submit(sequences, context, steps + parts))
         while waiting:
-            waiting -= {event.id for event in self.engine.step()}
+            waiting -= {event.request_id for event in self.engine.step()}
 
     def steps(self, count: int) -> list[float]:
         """Seconds of each of the next steps, which make one token for every sequence."""

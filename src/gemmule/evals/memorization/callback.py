@@ -9,7 +9,7 @@ import torch
 from gemmule.data.canaries import Canaries
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
-from gemmule.evals.memorization.extraction import batch_rows, check_context, try_passages
+from gemmule.evals.memorization.extraction import Extractor, check_context
 from gemmule.evals.memorization.probes import Probes, draw
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import Reading
@@ -79,12 +79,8 @@ def _tokens(probes: Probes) -> npt.NDArray[np.int64]:
 def _rates(
     lm: LanguageModel, passages_BL: npt.NDArray[np.int64], settings: Settings
 ) -> tuple[float, float]:
-    """The shares given back exactly, and with few edits."""
-    rows = batch_rows(lm, settings)
-    edits = [
-        outcome.edits
-        for first in range(0, len(passages_BL), rows)
-        for outcome in try_passages(lm, passages_BL[first : first + rows], settings)
-    ]
+    """The fractions reproduced exactly, and with few edits."""
+    # Made for each measurement, so that training has the pool's memory in between.
+    edits = [outcome.edits for _, outcome in Extractor(lm, settings).outcomes(passages_BL)]
     exact = sum(edit == 0 for edit in edits)
     return exact / len(edits), sum(edit is not None for edit in edits) / len(edits)

@@ -1,10 +1,15 @@
-"""`measure`: how much of its training text a model gives back, from drawing to results.
+"""`measure`: how much of its training text a model reproduces, from drawing passages to results.
 
 memorization.json                the result
-memorization.samples.jsonl       every passage: where it is, what was given, how far off it was
-memorization.unfinished.jsonl    of a measurement that was stopped; the same command goes on
+memorization.samples.jsonl       every passage: where it is, the model's output, its distance
+memorization.unfinished.jsonl    response cache of a measurement that was stopped; the same command
+                                 resumes it
+
+Passages are continued by the engine on a batch-invariant runner, so a sample does not depend on the
+other passages, on how many run together, or on where a measurement was stopped.
 """
 
+import itertools
 import json
 import math
 import time
@@ -16,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from gemmule import files
 from gemmule.console import Progress
@@ -26,7 +30,6 @@ from gemmule.data.dataset import Split
 from gemmule.errors import ConfigError, DataError
 from gemmule.evals.eval_target import EvalTarget
 from gemmule.evals.memorization import summary
-from gemmule.evals.memorization.decode import continue_greedily, rows_at_once
 from gemmule.evals.memorization.edit_distance import EditDistances
 from gemmule.evals.memorization.probes import Probes, draw
 from gemmule.evals.memorization.settings import Settings
@@ -34,25 +37,32 @@ from gemmule.evals.memorization.sources import UNKNOWN, shown_names, sources
 from gemmule.evals.memorization.summary import CANARY, CONTROL, TRAIN
 from gemmule.evals.response_cache import ResponseCache
 from gemmule.evals.training_data import Reading, TrainingData
+from gemmule.infer.core.cache_size import affordable_pages
+from gemmule.infer.core.pages import max_pages
+from gemmule.infer.core.request import Request
+from gemmule.infer.core.sampling import SamplingParams
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.runners.choose import make_batch_runner
 from gemmule.model.config import GemmaConfig
 from gemmule.runs.schema_evals import Memorization
-from gemmule.runtime import host
 
 RESULT, SAMPLES = "memorization.json", "memorization.samples.jsonl"
 UNFINISHED = "memorization.unfinished.jsonl"
 KIND, FORMAT = "memorization", 1
-_ROWS = "rows"  # in the journal: of a batch
+_MAX_ROWS = 256  # passages that run together; more are no faster
+_PART = 8192  # passages whose tokens are in memory at once
+_SAVE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one passage.
+    """Result for one passage.
 
     Attributes:
-        output: ids that the model gave; fewer than asked for where it stopped, or where too many
+        output: ids that the model generated; fewer than asked for if it stopped, or if too many
             were wrong already.
-        edits: distance to what follows in the text; None: more than may be.
+        edits: edit distance to what follows in the text; None: more than are allowed.
     """
 
     output: list[int]
@@ -94,7 +104,7 @@ def measure(
         training: its training text.
         settings: what to draw, and what counts.
         also_read_by: what other runs read: only passages that each of them read are drawn.
-        fresh: begin anew, whatever there is.
+        fresh: start again, whatever there is.
         progress: called as progress(done, total, "probes").
 
     Returns:
@@ -113,9 +123,9 @@ def measure(
         found = finished(out, header)
         if found is not None:
             return found
-    cache = _cache(out / UNFINISHED, header, batch_rows(target.lm, settings), fresh)
-    batches = _try_all(target.lm, settings, passages, cache, progress)
-    samples = [sample for batch in batches for sample in batch["samples"]]
+    cache = _response_cache(out / UNFINISHED, header, fresh)
+    entries = _try_all(target.lm, settings, passages, cache, progress)
+    samples = [entry["sample"] for entry in entries]
     result = {
         "format": FORMAT,
         "kind": KIND,
@@ -124,7 +134,7 @@ def measure(
         "measured": header,
         "data": _about_data(training, passages),
         **summary.summarize(samples, {p.kind: p.why_none for p in passages}),
-        "seconds": round(math.fsum(batch["seconds"] for batch in batches), 3),
+        "seconds": round(math.fsum(entry["seconds"] for entry in entries), 3),
         "notes": _notes(training, settings, passages),
     }
     files.write_text(out / SAMPLES, "".join(json.dumps(s) + "\n" for s in samples))
@@ -151,56 +161,82 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def try_passages(
-    lm: LanguageModel, tokens_BL: npt.NDArray[np.int64], settings: Settings
-) -> list[Outcome]:
-    """Gives the model each passage's first tokens and compares what it goes on with.
+class Extractor:
+    """Lets a model continue the beginnings of passages, many together.
 
-    Args:
-        lm: the model.
-        tokens_BL: passages of prompt and continuation, as many as fit into memory together.
-        settings: where a prompt ends, and how many edits may be.
+    Attributes:
+        rows: how many passages run together; outcomes do not depend on it.
     """
-    prompts_BP = tokens_BL[:, : settings.prompt_tokens]
-    bos = np.full((len(prompts_BP), 1), lm.tokenizer.bos_id)
-    distances = EditDistances(tokens_BL[:, settings.prompt_tokens :])
 
-    def watch(rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        distances.push(rows, tokens)
-        return distances.lower_bound(rows) <= settings.max_edits
+    def __init__(self, lm: LanguageModel, settings: Settings, rows: int | None = None) -> None:
+        """Makes an engine with a pool of pages for `rows` passages.
 
-    given = continue_greedily(
-        lm.model,
-        torch.from_numpy(np.concatenate((bos, prompts_BP), axis=1)),
-        settings.continuation_tokens,
-        words=lm.tokenizer.vocab_size,
-        stop_ids=lm.tokenizer.stop_ids,
-        watch=watch,
-    )
-    edits = distances.distances.tolist()
-    return [
-        Outcome(output, edit if edit <= settings.max_edits else None)
-        for output, edit in zip(given, edits, strict=True)
-    ]
+        Args:
+            lm: the model; its weights are read, not copied.
+            settings: where a prompt ends, and how many edits are allowed.
+            rows: how many passages to run together; None: as many as are of use and fit in memory.
+        """
+        self._settings, self._tokenizer = settings, lm.tokenizer
+        runner = make_batch_runner(lm.model)
+        # <bos> takes one place, and the last token is never read.
+        pages = max_pages(settings.length, lm.config.sliding_window) + 2
+        self.rows = rows or max(1, min(_MAX_ROWS, affordable_pages(runner) // pages))
+        cache_bytes = self.rows * pages * runner.page_bytes
+        self._engine = Engine(runner, lm.tokenizer, cache_bytes=cache_bytes)
 
+    def outcomes(self, tokens_BL: npt.NDArray[np.int64]) -> Iterator[tuple[int, Outcome]]:
+        """Continues each passage's first tokens, and compares with what follows in the text.
 
-def batch_rows(lm: LanguageModel, settings: Settings) -> int:
-    """How many passages this machine tries together."""
-    weight = lm.model.norm.weight
-    cpu = weight.device.type == "cpu"
-    if cpu:
-        memory = (host.machine()["memory_gib"] or 8.0) * 2**30 / 8
-    else:
-        memory = torch.cuda.mem_get_info(weight.device)[0] / 2
-    length = settings.length + 1
-    return rows_at_once(lm.config, length, weight.element_size(), memory, cpu)
+        A passage is given up as soon as its distance must end above `settings.max_edits`.
+
+        Args:
+            tokens_BL: passages of prompt and continuation.
+
+        Yields:
+            For each passage, in the order in which they end, its row in `tokens_BL` and the
+            outcome.
+        """
+        settings, tokenizer, engine = self._settings, self._tokenizer, self._engine
+        params = SamplingParams(temperature=0.0, max_new_tokens=settings.continuation_tokens)
+        distances = EditDistances(tokens_BL[:, settings.prompt_tokens :])
+        waiting = iter(enumerate(tokens_BL[:, : settings.prompt_tokens].tolist()))
+        running: dict[int, int] = {}
+        outputs: dict[int, list[int]] = {}
+        while True:
+            for row, prompt in itertools.islice(waiting, self.rows - len(running)):
+                running[engine.submit(Request([tokenizer.bos_id, *prompt], params))] = row
+                outputs[row] = []
+            if not running:
+                return
+            updates = [
+                (output.request_id, running[output.request_id], output.ids, output.finished)
+                for output in engine.step()
+                if output.request_id in running
+            ]
+            # A step gives each passage at most one token.
+            new = [(row, ids[0]) for _, row, ids, _ in updates if ids]
+            new = [(row, token) for row, token in new if token not in tokenizer.stop_ids]
+            for row, token in new:
+                outputs[row].append(token)
+            if new:
+                distances.push(*np.array(new).T)
+            changed = np.array([row for _, row, _, _ in updates], np.int64)
+            hopeless = distances.lower_bound(changed) > settings.max_edits
+            for (request_id, row, _, ended), lost in zip(updates, hopeless.tolist(), strict=True):
+                if not (ended or lost):
+                    continue
+                engine.cancel(request_id)  # does nothing if it has ended
+                del running[request_id]
+                edits = int(distances.distances[row])
+                within = edits <= settings.max_edits
+                yield row, Outcome(outputs.pop(row), edits if within else None)
 
 
 def check_context(config: GemmaConfig, settings: Settings) -> None:
-    """Refuses passages that a model cannot hold.
+    """Checks that passages fit into a model's context.
 
     Raises:
-        ConfigError: when prompt and continuation are longer than its context.
+        ConfigError: if prompt and continuation are longer than the context.
     """
     context = config.max_position_embeddings
     if settings.length > context:  # <bos> takes one place, and the last token is never read
@@ -317,25 +353,18 @@ def _header(
     }
 
 
-def _cache(path: Path, header: dict[str, Any], rows: int, fresh: bool) -> ResponseCache:
-    """Batches that are done, of as many rows as when it was begun.
-
-    What a sequence is computed beside decides its last bits: only the same batches give the same
-    result, and a machine with other memory goes on with those.
-    """
+def _response_cache(path: Path, header: dict[str, Any], fresh: bool) -> ResponseCache:
+    """Opens the samples that are there already, by passage."""
     if fresh:
         with files.writing_to(path):
             path.unlink(missing_ok=True)
     try:
-        cache = ResponseCache(path, header)
+        return ResponseCache(path, header)
     except ConfigError:
         raise ConfigError(
             f"{path} holds an unfinished measurement of another model, or with other settings: "
-            "finish it with the command that began it, or begin anew with --fresh"
+            "finish it with the command that began it, or start again with --fresh"
         ) from None
-    if _ROWS not in cache.responses:
-        cache.add([(_ROWS, rows)])
-    return cache
 
 
 def _try_all(
@@ -345,39 +374,52 @@ def _try_all(
     cache: ResponseCache,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
-    """Tries what is not tried yet; every batch, in order."""
-    rows = int(cache.responses[_ROWS])
-    total = sum(len(p.probes) for p in passages)
-    done = 0
-    found = []
-    for number, (part, first) in enumerate(_batches(passages, rows)):
-        key = str(number)
-        if key not in cache.responses:
-            batch = _try(lm, settings, part, first, rows)
-            cache.add([(key, batch)])
-        found.append(cache.responses[key])
-        done += len(found[-1]["samples"])
-        if progress:
-            progress(done, total, "probes")
-    return found
+    """Tries the passages that are not in the cache; returns all entries in order."""
+    keys = [[f"{part.kind}:{i}" for i in range(len(part.probes))] for part in passages]
+    total = sum(map(len, keys))
+    done = sum(key in cache.responses for part_keys in keys for key in part_keys)
+    if done < total:
+        extractor = Extractor(lm, settings)
+    for part, part_keys in zip(passages, keys, strict=True):
+        missing = np.array(
+            [i for i, key in enumerate(part_keys) if key not in cache.responses], np.int64
+        )
+        for first in range(0, len(missing), _PART):
+            chosen = missing[first : first + _PART]
+            tokens_BL = part.probes.tokens(chosen)
+            outcomes = extractor.outcomes(tokens_BL)
+            for entries in _saved_together(lm, settings, part, chosen, tokens_BL, outcomes):
+                cache.add((part_keys[entry["sample"]["probe"]], entry) for entry in entries)
+                done += len(entries)
+                if progress:
+                    progress(done, total, "probes")
+    return [cache.responses[key] for part_keys in keys for key in part_keys]
 
 
-def _try(
-    lm: LanguageModel, settings: Settings, part: Passages, first: int, rows: int
-) -> dict[str, Any]:
+def _saved_together(
+    lm: LanguageModel,
+    settings: Settings,
+    part: Passages,
+    chosen: npt.NDArray[np.int64],
+    tokens_BL: npt.NDArray[np.int64],
+    outcomes: Iterator[tuple[int, Outcome]],
+) -> Iterator[list[dict[str, Any]]]:
+    """Makes samples of outcomes, and groups those of about a second, to be saved together."""
+    samples: list[dict[str, Any]] = []
     began = time.perf_counter()
-    tokens_BL = part.probes.tokens(slice(first, first + rows))
-    outcomes = try_passages(lm, tokens_BL, settings)
-    samples = [
-        _sample(lm, settings, part, first + i, tokens.tolist(), outcome)
-        for i, (tokens, outcome) in enumerate(zip(tokens_BL, outcomes, strict=True))
-    ]
-    return {"seconds": round(time.perf_counter() - began, 3), "samples": samples}
+    for row, outcome in outcomes:
+        tokens = tokens_BL[row].tolist()
+        samples.append(_sample(lm, settings, part, int(chosen[row]), tokens, outcome))
+        if time.perf_counter() - began > _SAVE_SECONDS:
+            yield _entries(samples, began)
+            samples, began = [], time.perf_counter()
+    if samples:
+        yield _entries(samples, began)
 
 
-def _batches(passages: Sequence[Passages], rows: int) -> Iterator[tuple[Passages, int]]:
-    for part in passages:
-        yield from ((part, first) for first in range(0, len(part.probes), rows))
+def _entries(samples: Sequence[dict[str, Any]], began: float) -> list[dict[str, Any]]:
+    seconds = (time.perf_counter() - began) / len(samples)
+    return [{"seconds": round(seconds, 6), "sample": sample} for sample in samples]
 
 
 def _sample(

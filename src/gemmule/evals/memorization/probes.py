@@ -38,7 +38,7 @@ class Probes:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def tokens(self, rows: slice) -> npt.NDArray[np.int64]:
+    def tokens(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Token ids of the passages, shape [rows, length]."""
         passages = [self.split.read(s, s + self.length) for s in self.starts[rows].tolist()]
         return np.stack(passages)

@@ -4,7 +4,7 @@ On a CPU memory is taken only as pages are used, on a GPU at once.
 """
 
 from gemmule.errors import ConfigError
-from gemmule.infer.core.pages import most_pages
+from gemmule.infer.core.pages import max_pages
 from gemmule.infer.runners.protocol import PAGE, Runner
 from gemmule.runtime import memory
 
@@ -16,13 +16,13 @@ _UNKNOWN = 4 * 2**30  # bytes assumed to be available where the system does not 
 def pages_for(
     runner: Runner, cache_bytes: int | None = None, cache_tokens: int | None = None
 ) -> int:
-    """Number of pages of a runner's cache.
+    """Returns the number of pages of a runner's cache.
 
     Args:
         runner: runner of the cache, on a CPU or a GPU.
         cache_bytes: largest size in bytes; None: by the model's context and the memory available on
             the runner's device.
-        cache_tokens: instead, tokens that fit into it (more do where their windows have passed).
+        cache_tokens: instead, tokens that fit into it (more do once their windows have passed).
 
     Raises:
         ConfigError: for a size that is not positive, or less than a page of each kind.
@@ -38,14 +38,18 @@ def pages_for(
         pages = cache_bytes // runner.page_bytes
     else:
         config = runner.config
-        context = most_pages(config.max_position_embeddings, config.sliding_window)
-        available = memory.available(runner.device)
-        affordable = (_UNKNOWN if available is None else available) // _FRACTION
-        pages = max(2, min(affordable // runner.page_bytes, _CONTEXTS * context))
+        context = max_pages(config.max_position_embeddings, config.sliding_window)
+        pages = max(2, min(affordable_pages(runner), _CONTEXTS * context))
     if pages < 2:
-        least = 2 * runner.page_bytes
+        minimum = 2 * runner.page_bytes
         raise ConfigError(
-            f"the cache is to hold {pages} pages; it needs two at least: cache_bytes={least} or "
+            f"the cache would hold {pages} pages; it needs at least two: cache_bytes={minimum} or "
             f"more, or cache_tokens={PAGE} or more"
         )
     return pages
+
+
+def affordable_pages(runner: Runner) -> int:
+    """Returns how many pages fit in the part of the available memory that a cache may take."""
+    available = memory.available(runner.device)
+    return (_UNKNOWN if available is None else available) // _FRACTION // runner.page_bytes

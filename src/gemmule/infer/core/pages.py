@@ -1,203 +1,233 @@
-"""Pages of keys and values: who holds which, and which are kept for sequences that begin alike.
+"""Pages of keys and values: who uses which, and which are cached for a common prefix.
 
-Free of torch: a page is a number here. A page that is full of settled tokens can be held by several
-sequences, and is never written again; what holds it no longer may stay for the next that begins
-with the same tokens, until the room is needed.
+Free of torch: a page is a number here. A page that is full of committed tokens may be shared by
+several sequences and is never written again. When no sequence uses it any more it stays cached for
+the next one that begins with the same tokens, until its memory is needed.
 """
 
 import array
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gemmule.infer.runners.protocol import PAGE
 
-Key = tuple[bool, bytes]  # local or global, and a digest of all tokens up to the page's end
+PageKey = tuple[bool, bytes]  # whether it is local, and a hash of all tokens up to the page's end
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """What the pages of a pool are used for.
+
+    Attributes:
+        size: pages in total.
+        allocated: pages that a sequence uses.
+        cached: pages that no sequence uses, kept for their contents.
+        free: pages without contents.
+        hashed: pages that can be found by their contents, used or not.
+    """
+
+    size: int
+    allocated: int
+    cached: int
+    free: int
+    hashed: int
 
 
 class PagePool:
-    """Equal pages, counted.
+    """Equal pages with reference counts.
 
     Attributes:
-        size: pages in all.
+        size: pages in total.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._fresh = 0  # from here on, no page was ever used: their memory is not taken yet
+        self._fresh = 0  # no page from here on was ever used: its memory is not taken yet
         self._free: list[int] = []
-        self._holders: dict[int, int] = {}
-        self._kept: OrderedDict[int, None] = OrderedDict()  # held by none, longest unused first
-        self._page_of: dict[Key, int] = {}
-        self._key_of: dict[int, Key] = {}
+        self._refcounts: dict[int, int] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._page_of: dict[PageKey, int] = {}
+        self._key_of: dict[int, PageKey] = {}
 
     @property
     def available(self) -> int:
-        """Pages that `take` can give."""
-        return self.size - len(self._holders)
+        """Number of pages that can be allocated."""
+        return self.size - len(self._refcounts)
 
     @property
-    def held(self) -> int:
-        """Pages that some sequence holds."""
-        return len(self._holders)
+    def allocated(self) -> int:
+        """Number of pages that a sequence uses."""
+        return len(self._refcounts)
 
     @property
-    def kept(self) -> int:
-        """Pages that none holds, kept for what they contain."""
-        return len(self._kept)
+    def cached(self) -> int:
+        """Number of pages that no sequence uses, kept for their contents."""
+        return len(self._cached)
 
-    def take(self) -> int:
-        """A page to write on; one must be available."""
+    def stats(self) -> PoolStats:
+        """Counts pages by their use; allocated, cached and free ones make up the size."""
+        return PoolStats(
+            size=self.size,
+            allocated=len(self._refcounts),
+            cached=len(self._cached),
+            free=len(self._free) + self.size - self._fresh,
+            hashed=len(self._key_of),
+        )
+
+    def allocate(self) -> int:
+        """Returns a page to write to; one must be available."""
         if self._free:
             page = self._free.pop()
         elif self._fresh < self.size:
             page, self._fresh = self._fresh, self._fresh + 1
         else:
-            page, _ = self._kept.popitem(last=False)
+            page, _ = self._cached.popitem(last=False)
             del self._page_of[self._key_of.pop(page)]
-        self._holders[page] = 1
+        self._refcounts[page] = 1
         return page
 
-    def find(self, key: Key) -> int | None:
-        """The page with this content, to be shared by `share`."""
+    def find(self, key: PageKey) -> int | None:
+        """Returns the page with these contents; `incref` makes it safe to use."""
         return self._page_of.get(key)
 
-    def share(self, page: int) -> None:
-        """One more sequence holds a page that was found."""
-        self._kept.pop(page, None)
-        self._holders[page] = self._holders.get(page, 0) + 1
+    def incref(self, page: int) -> None:
+        """Counts one more sequence that uses a page that was found."""
+        self._cached.pop(page, None)
+        self._refcounts[page] = self._refcounts.get(page, 0) + 1
 
-    def settle(self, page: int, key: Key) -> None:
-        """A page is full and will not be written again; others may share it.
+    def commit(self, page: int, key: PageKey) -> None:
+        """Makes a page that is full, and will not be written again, shareable.
 
-        Where another page has the same content already, that one goes on being found.
+        If another page has the same contents already, that one stays the one to be found.
         """
         if key not in self._page_of:
             self._page_of[key] = page
             self._key_of[page] = key
 
-    def release(self, page: int) -> None:
-        """One sequence holds it no longer."""
-        self._holders[page] -= 1
-        if self._holders[page]:
+    def free(self, page: int) -> None:
+        """Counts one sequence less; an unused page is cached if it can be found, else free."""
+        self._refcounts[page] -= 1
+        if self._refcounts[page]:
             return
-        del self._holders[page]
+        del self._refcounts[page]
         if page in self._key_of:
-            self._kept[page] = None
+            self._cached[page] = None
         else:
             self._free.append(page)
 
 
 class PageTable:
-    """The pages of one sequence.
+    """Pages of one sequence.
 
     Attributes:
-        computed: positions whose keys and values are there.
-        global_pages: by position // PAGE.
-        local_pages: the same; -1 once out of every window.
+        computed: number of positions whose keys and values are there.
+        global_pages: page of each block of PAGE positions, in global layers.
+        local_pages: the same in local layers; -1 once a page has left the window.
     """
 
     def __init__(self, pool: PagePool, window: int) -> None:
         self._pool, self._window = pool, window
-        self._digests: list[bytes] = []
-        self._settled = 0  # pages
-        self._oldest = 0  # the first local page that is still held
+        self._hashes: list[bytes] = []
+        self._committed = 0  # pages
+        self._first_local = 0  # the first local page that is still allocated
         self.computed = 0
         self.global_pages: list[int] = []
         self.local_pages: list[int] = []
 
-    def digests(self, tokens: Sequence[int], pages: int) -> list[bytes]:
-        """Digests of the first `pages` pages of tokens, each over all tokens up to its end."""
-        while len(self._digests) < pages:
-            at = len(self._digests) * PAGE
-            before = self._digests[-1] if at else b""
-            content = before + array.array("q", tokens[at : at + PAGE]).tobytes()
-            self._digests.append(hashlib.blake2b(content, digest_size=16).digest())
-        return self._digests[:pages]
+    def page_hashes(self, tokens: Sequence[int], pages: int) -> list[bytes]:
+        """Returns hashes of the first `pages` pages, each over all tokens up to the page's end."""
+        while len(self._hashes) < pages:
+            start = len(self._hashes) * PAGE
+            previous = self._hashes[-1] if start else b""
+            content = previous + array.array("q", tokens[start : start + PAGE]).tobytes()
+            self._hashes.append(hashlib.blake2b(content, digest_size=16).digest())
+        return self._hashes[:pages]
 
     def first_local(self, position: int) -> int:
-        """The first local page that a token at `position` or later can see."""
+        """Returns the first local page that a token at `position` or later can see."""
         return max(0, position - self._window + 1) // PAGE
 
     def needed(self, end: int) -> int:
-        """Pages still to be taken before positions up to `end` can be written."""
+        """Returns how many pages must be allocated before positions below `end` can be written."""
         pages = -(-end // PAGE)
         return 2 * pages - len(self.global_pages) - len(self.local_pages)
 
-    def room(self, pages: int) -> int:
-        """Positions that can be written when `pages` more pages can be had."""
-        # Both lists are of one length.
+    def max_end(self, pages: int) -> int:
+        """Returns how many positions can be written if `pages` more pages are allocated."""
+        # Both lists have the same length.
         return (len(self.global_pages) + pages // 2) * PAGE
 
     def grow(self, end: int) -> None:
-        """Takes the pages for positions up to `end`; they must be available."""
+        """Allocates the pages for positions below `end`; they must be available."""
         while len(self.local_pages) * PAGE < end:
-            self.global_pages.append(self._pool.take())
-            self.local_pages.append(self._pool.take())
+            self.global_pages.append(self._pool.allocate())
+            self.local_pages.append(self._pool.allocate())
 
     def advance(self, tokens: Sequence[int], computed: int) -> None:
-        """Positions up to `computed` are settled: full pages can be shared, old ones go back."""
+        """Commits positions below `computed`: shares full pages, frees pages out of the window."""
         self.computed = computed
         full = computed // PAGE
-        digests = self.digests(tokens, full)
-        for i in range(self._settled, full):
-            self._pool.settle(self.global_pages[i], (False, digests[i]))
+        hashes = self.page_hashes(tokens, full)
+        for i in range(self._committed, full):
+            self._pool.commit(self.global_pages[i], (False, hashes[i]))
             if self.local_pages[i] >= 0:
-                self._pool.settle(self.local_pages[i], (True, digests[i]))
-        self._settled = full
-        self._let_go(self.first_local(computed))
+                self._pool.commit(self.local_pages[i], (True, hashes[i]))
+        self._committed = full
+        self._free_local(self.first_local(computed))
 
-    def reuse(self, tokens: Sequence[int], limit: int) -> int:
-        """Begins with what is kept of other sequences that began alike.
+    def match_prefix(self, tokens: Sequence[int], limit: int) -> int:
+        """Starts an empty table with the cached pages of the longest common prefix.
 
         Args:
             tokens: the sequence.
-            limit: the first position that must be run in any case.
+            limit: first position that must be computed in any case.
 
         Returns:
-            Positions that need not be run.
+            Number of positions that need not be computed.
         """
-        found: list[tuple[int, int | None]] = []
-        best = run = 0  # run: local pages in a row, up to here
-        for i, digest in enumerate(self.digests(tokens, limit // PAGE)):
-            page, local = self._pool.find((False, digest)), self._pool.find((True, digest))
+        matches: list[tuple[int, int | None]] = []
+        best = run = 0  # run: consecutive local pages up to here
+        for i, page_hash in enumerate(self.page_hashes(tokens, limit // PAGE)):
+            page, local = self._pool.find((False, page_hash)), self._pool.find((True, page_hash))
             if page is None:
                 break
-            found.append((page, local))
+            matches.append((page, local))
             run = 0 if local is None else run + 1
             if i + 1 - run <= self.first_local((i + 1) * PAGE):
                 best = i + 1
-        first = self._oldest = self.first_local(best * PAGE)
-        for i, (page, local) in enumerate(found[:best]):
-            self._pool.share(page)
+        first = self._first_local = self.first_local(best * PAGE)
+        for i, (page, local) in enumerate(matches[:best]):
+            self._pool.incref(page)
             self.global_pages.append(page)
             if local is not None and i >= first:
-                self._pool.share(local)
+                self._pool.incref(local)
                 self.local_pages.append(local)
             else:
                 self.local_pages.append(-1)
-        self.computed, self._settled = best * PAGE, best
+        self.computed, self._committed = best * PAGE, best
         return self.computed
 
     def clear(self) -> None:
-        """Gives all pages back, the last first: a beginning is of use to more sequences."""
-        self._let_go(len(self.local_pages), last_first=True)
+        """Frees all pages, the last first: a beginning is useful to more sequences."""
+        self._free_local(len(self.local_pages), last_first=True)
         while self.global_pages:
-            self._pool.release(self.global_pages.pop())
+            self._pool.free(self.global_pages.pop())
         self.local_pages = []
-        self.computed = self._settled = self._oldest = 0
+        self.computed = self._committed = self._first_local = 0
 
-    def _let_go(self, end: int, *, last_first: bool = False) -> None:
-        """Gives the local pages before `end` back."""
-        held = range(self._oldest, min(end, len(self.local_pages)))
-        for i in reversed(held) if last_first else held:
+    def _free_local(self, end: int, *, last_first: bool = False) -> None:
+        """Frees the local pages before page `end`."""
+        allocated = range(self._first_local, min(end, len(self.local_pages)))
+        for i in reversed(allocated) if last_first else allocated:
             page, self.local_pages[i] = self.local_pages[i], -1
             if page >= 0:
-                self._pool.release(page)
-        self._oldest = max(self._oldest, held.stop)
+                self._pool.free(page)
+        self._first_local = max(self._first_local, allocated.stop)
 
 
-def most_pages(positions: int, window: int) -> int:
-    """Pages that a sequence of so many positions holds when it has fewest tokens in a step."""
+def max_pages(positions: int, window: int) -> int:
+    """Returns how many pages a sequence of `positions` needs if it runs token by token."""
     pages = -(-positions // PAGE)
     return pages + min(pages, (window + PAGE - 2) // PAGE + 1)

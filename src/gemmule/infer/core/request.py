@@ -1,36 +1,39 @@
-"""What is asked of the engine, and what it answers."""
+"""Requests to the engine, and what it returns. Free of torch."""
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from gemmule.errors import ConfigError
-from gemmule.infer.core.sampling import SamplingParams
+from gemmule.errors import ConfigError, GemmuleError
+
+if TYPE_CHECKING:
+    from gemmule.infer.core.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to go on from.
+    """A prompt to be continued.
 
     Attributes:
-        prompt: ids, at least one.
-        params: how to choose tokens, and when to stop.
-        row: added to the seed: samples of one prompt differ by it.
+        prompt: token ids, at least one.
+        params: how tokens are sampled, and when generation stops.
+        row: added to the seed, so that several samples of one prompt differ.
     """
 
     prompt: Sequence[int]
-    params: SamplingParams
+    params: "SamplingParams"
     row: int = 0
 
 
 @dataclass(frozen=True)
 class TokenLogProb:
-    """How likely the model found a token, in nats, before penalty, temperature and filters.
+    """Log-probability of a sampled token in nats, before penalty, temperature and filters.
 
     Attributes:
         id: the token.
-        logprob: its own.
-        top: the likeliest ids with theirs, likeliest first, as many as were asked for.
+        logprob: its log-probability.
+        top: ids and log-probabilities of the most likely tokens, in descending order.
     """
 
     id: int
@@ -39,65 +42,110 @@ class TokenLogProb:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What was generated for one prompt.
+class TokenCounts:
+    """Numbers of tokens of one request.
 
     Attributes:
-        text: without stop strings and control tokens.
-        ids: the generated tokens, without a final stop token.
+        prompt: tokens of the prompt.
+        cached: tokens of the prompt whose keys and values came from the prefix cache.
+        generated: tokens sampled, including a final stop token.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+
+
+@dataclass(frozen=True)
+class RequestTimes:
+    """Times of one request by `time.monotonic`, in seconds; None for what never happened.
+
+    Attributes:
+        queued: when the request was made.
+        scheduled: when its first token was planned into a step.
+        first_token: when its first token was sampled.
+        finished: when it ended.
+    """
+
+    queued: float | None = None
+    scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Text generated for one prompt.
+
+    Attributes:
+        text: generated text, without stop strings and control tokens.
+        ids: generated tokens, without a final stop token.
         finish_reason: "stop" (a stop token or string), "length" (max_new_tokens), "context"
-            (the model's context is full), "cancelled", or "error" (the model's logits are no
-            finite numbers).
-        logprobs: of each of `ids`, if they were asked for.
+            (the model's context is full), "cancelled", or "error" (the logits are not finite, or
+            the engine failed).
+        logprobs: one per token of `ids`, if asked for.
+        counts: numbers of tokens; ignored by `==`, since they depend on what was cached.
+        times: when things happened; ignored by `==`.
     """
 
     text: str
     ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[TokenLogProb, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a step brought for one request.
-
-    Attributes:
-        id: the request, as `submit` named it.
-        text: newly settled.
-        ids: newly drawn.
-        logprobs: of these ids; empty where they were not asked for.
-        completion: all of it, with the last event.
-    """
-
-    id: int
-    text: str
-    ids: tuple[int, ...]
-    logprobs: tuple[TokenLogProb, ...] = ()
-    completion: Completion | None = None
+    counts: TokenCounts = field(default=TokenCounts(), compare=False)
+    times: RequestTimes = field(default=RequestTimes(), compare=False)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a continuation is.
+    """Log-probabilities of a continuation.
 
     Attributes:
-        log_probs: of each of its tokens given all before it, nats.
-        greedy: whether each was the likeliest of all.
+        log_probs: log-probability of each token given all before it, nats.
+        greedy: whether each token was the most likely one.
     """
 
     log_probs: tuple[float, ...]
     greedy: tuple[bool, ...]
 
 
+@dataclass(frozen=True)
+class RequestOutput:
+    """Progress of one request in one step.
+
+    Attributes:
+        request_id: the request, as `submit` named it.
+        text: text that was completed in this step.
+        ids: tokens that were sampled in this step.
+        logprobs: one per token of `ids`; empty if not asked for.
+        completion: the whole result, with the last output of a generation.
+        score: the result of a scoring request.
+        error: why the engine ended the request, if the engine failed.
+    """
+
+    request_id: int
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[TokenLogProb, ...] = ()
+    completion: Completion | None = None
+    score: Score | None = None
+    error: GemmuleError | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is the request's last output."""
+        return not (self.completion is None and self.score is None and self.error is None)
+
+
 def check_prompt(context: int, length: int) -> int:
-    """How many tokens may follow a prompt.
+    """Returns how many tokens may follow a prompt.
 
     Args:
-        context: the model's, tokens.
-        length: the prompt's tokens.
+        context: context length of the model.
+        length: length of the prompt.
 
     Raises:
-        ConfigError: when there is room for none.
+        ConfigError: if the prompt fills the context.
     """
     if length >= context:
         raise ConfigError(
@@ -108,14 +156,14 @@ def check_prompt(context: int, length: int) -> int:
 
 
 def check_text(context: int, tokens: int) -> None:
-    """Whether a text to be scored fits.
+    """Checks that a text to be scored fits.
 
     Args:
-        context: the model's, tokens.
-        tokens: of the text that are read: its last one is only predicted.
+        context: context length of the model.
+        tokens: number of tokens that are read: all but the last, which is only predicted.
 
     Raises:
-        ConfigError: when it does not.
+        ConfigError: if it does not fit.
     """
     if tokens > context:
         raise ConfigError(
@@ -124,10 +172,10 @@ def check_text(context: int, tokens: int) -> None:
 
 
 def length_of(ids: Sequence[int], what: str) -> int:
-    """How many ids there are, before a look at them: there may be millions.
+    """Returns the number of ids without looking at them: there may be millions.
 
     Raises:
-        ConfigError: when there are none, or this is no sequence of ids.
+        ConfigError: if it is empty, or not a sequence of ids.
     """
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
         raise ConfigError(f"{what} must be a sequence of token ids, got {type(ids).__name__}")
@@ -137,15 +185,17 @@ def length_of(ids: Sequence[int], what: str) -> int:
 
 
 def checked_ids(ids: Sequence[int], vocab_size: int, what: str) -> tuple[int, ...]:
-    """Ids as plain whole numbers.
+    """Returns ids as plain integers.
 
     Raises:
-        ConfigError: for one that the model does not have.
+        ConfigError: for an id that the model does not have.
     """
     try:
         plain = tuple(map(operator.index, ids))
     except TypeError:
-        raise ConfigError(f"{what} holds something that is no token id (a whole number)") from None
+        raise ConfigError(
+            f"{what} holds something that is not a token id (a whole number)"
+        ) from None
     for token in (min(plain), max(plain)):
         if not 0 <= token < vocab_size:
             raise ConfigError(

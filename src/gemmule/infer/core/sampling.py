@@ -1,4 +1,4 @@
-"""From logits to the next token: settings, the filtered distribution, and the draw.
+"""From logits to the next token: settings, filters and sampler.
 
 Shapes: V vocabulary, K candidates.
 """
@@ -22,11 +22,11 @@ from gemmule.errors import ConfigError, GemmuleError
 # Below this a division by the temperature leaves fp32; the result is greedy anyway.
 _GREEDY_BELOW = 1e-5
 _SEEDS = 2**63
-MOST_LOGPROBS = 20
+MAX_LOGPROBS = 20
 
 
 class SamplingSettings(TypedDict, total=False):
-    """Keyword arguments of everything that generates; see SamplingParams."""
+    """Keyword settings of every method that generates, as in SamplingParams."""
 
     max_new_tokens: int
     temperature: float
@@ -41,20 +41,21 @@ class SamplingSettings(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen, and when to stop. The filters apply in the order listed.
+    """How tokens are sampled, and when generation stops. Filters apply in the order listed.
 
     Attributes:
-        max_new_tokens: most tokens to generate, at least 1.
-        temperature: logits are divided by it; 0 takes the likeliest token (greedy).
-        top_k: only the k likeliest tokens; None keeps all.
-        top_p: only the fewest likeliest tokens whose probability sums to p, in (0, 1].
-        min_p: only tokens at least min_p times as likely as the likeliest, in [0, 1].
-        seed: of the draws; row i of a batch draws from seed + i. None: different every time.
-        stop: strings that end the text; they are not part of it.
-        repetition_penalty: before all else, positive logits of ids in prompt and answer are divided
+        max_new_tokens: maximum number of tokens to generate, at least 1.
+        temperature: divisor of the logits; 0 takes the most likely token (greedy).
+        top_k: number of most likely tokens to keep; None keeps all.
+        top_p: keep the smallest set of most likely tokens whose probability reaches p, in (0, 1].
+        min_p: keep tokens at least min_p times as likely as the most likely one, in [0, 1].
+        seed: seed of the sampler; row i of a batch uses seed + i. None: different every time.
+        stop: strings that end the text and are not part of it.
+        repetition_penalty: before all else, positive logits of ids in prompt and output are divided
             by it and negative ones multiplied, above 0; 1 changes nothing.
-        logprobs: say with each token its log-probability, and those of so many likeliest ids, 0 to
-            20; of the model's own distribution, before penalty, temperature and filters.
+        logprobs: number of most likely ids, 0 to 20, to return with their log-probabilities, and
+            with the sampled token's, at each position; None: none. They are the model's own,
+            before penalty, temperature and filters.
 
     Raises:
         ConfigError: for a value out of range.
@@ -88,7 +89,7 @@ class SamplingParams:
             raise ConfigError("repetition_penalty is 0; it must be above 0 (1 changes nothing)")
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, " (leave it out for none)")
-            if self.logprobs > MOST_LOGPROBS:
+            if self.logprobs > MAX_LOGPROBS:
                 raise ConfigError(f"logprobs is {self.logprobs}; it must be at most 20")
         several = isinstance(self.stop, Sequence | set | frozenset)
         if not several:
@@ -113,7 +114,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """Whether the most likely token is always taken."""
         return self.temperature < _GREEDY_BELOW or self.top_k == 1
 
 
@@ -128,8 +129,8 @@ def _check_float(name: str, value: Any, allowed: str, least: float, most: float)
         raise ConfigError(f"{name} is {value!r}; it must be a number, {allowed}")
 
 
-def likeliest(logits_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest `count` logits and their ids, largest first; of equal ones the smaller id."""
+def top_logits(logits_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the largest `count` logits and their ids, in descending order; ties by smaller id."""
     if count == 1:
         id_1 = logits_V.argmax(-1, keepdim=True)  # of equal ones the first, by its contract
         return logits_V[id_1], id_1
@@ -144,26 +145,26 @@ def likeliest(logits_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return logits_K, ids_K[order]
 
 
-def penalise(logits_V: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Makes `ids` less likely, as CTRL does (arXiv 1909.05858) and transformers after it."""
+def penalize(logits_V: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Makes `ids` less likely, as CTRL (arXiv 1909.05858) and transformers do."""
     logits = logits_V[ids]
     logits = torch.where(logits < 0, logits * penalty, logits / penalty)
     return logits_V.index_put((ids,), logits)
 
 
 def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
-    """What may be drawn.
+    """Returns the candidates that the filters leave.
 
     Args:
-        logits_V: one token's logits, on the CPU.
-        params: with a temperature above 0.
+        logits_V: logits of one position, on the CPU.
+        params: settings with a temperature above 0.
 
     Returns:
-        Weights [K], zero for what the filters removed and not normalised; and the ids [K] they
-        belong to (None: every id in order).
+        Unnormalized weights [K], zero for what the filters removed, and the ids [K] they belong to
+        (None: every id in order).
     """
     if params.top_k is not None and params.top_k < len(logits_V):
-        logits_K, ids = likeliest(logits_V.float(), params.top_k)
+        logits_K, ids = top_logits(logits_V.float(), params.top_k)
         return weigh(logits_K, params), ids
     weights = _softmax(logits_V, params)
     if params.top_p == 1:
@@ -173,10 +174,10 @@ def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
 
 
 def weigh(logits_K: Tensor, params: SamplingParams) -> Tensor:
-    """Weights of what top-k leaves, likeliest first: zero for what the other filters remove."""
+    """Returns the weights of the top-k logits, in descending order: zero for filtered ones."""
     weights = _softmax(logits_K, params)
     if params.top_p < 1:
-        # A token stays while those before it sum to less than p: the likeliest always does.
+        # A token stays while those before it sum to less than p: the first always does.
         before = weights.cumsum(-1, dtype=torch.float64) - weights
         weights = weights.masked_fill(before >= params.top_p, 0.0)
     return _min_p(weights, params)
@@ -188,7 +189,7 @@ def _softmax(logits_K: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _nucleus(weights_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens that sum to `top_p`, by id; of equal ones the smaller ids stay."""
+    """Returns the most likely tokens that sum to `top_p`, by id; of ties the smaller ids stay."""
     weights = weights_V.numpy()
     values = np.sort(weights)[::-1]  # far faster than sorting the ids
     before = np.cumsum(values, dtype=np.float64) - values
@@ -209,7 +210,7 @@ def _min_p(weights: Tensor, params: SamplingParams) -> Tensor:
 
 
 def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
-    """The distribution [V] that `params` draws from: one-hot when greedy, else filtered."""
+    """Returns the distribution [V] that `params` samples from: one-hot if greedy."""
     full_V = torch.zeros(len(logits_V), dtype=torch.float32, device=logits_V.device)
     if params.greedy:
         full_V[logits_V.argmax()] = 1.0
@@ -220,7 +221,7 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
 
 
 class NotFinite(GemmuleError):
-    """The model gives no numbers to choose by."""
+    """The logits are not finite, so that no token can be sampled."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -230,44 +231,44 @@ class NotFinite(GemmuleError):
 
 
 class Sampler:
-    """Draws one row's tokens; the same seed and logits give the same tokens on any device.
+    """Samples the tokens of one request; seed and logits decide them, on any device.
 
-    A draw is a race: each candidate's time is a random one over its weight, and the first wins. The
-    random times depend on the seed, on how many draws came before, and on the candidate's id, not
-    on what else there is to choose from.
+    Sampling is a race: each candidate's time is an exponential random number over its weight, and
+    the smallest wins. The random numbers depend on the seed, on the number of tokens sampled
+    before, and on the candidate's id, not on the other candidates.
     """
 
     def __init__(self, params: SamplingParams, row: int = 0, prompt: Sequence[int] = ()) -> None:
-        """Starts a row.
+        """Starts before the first token.
 
         Args:
-            params: settings.
-            row: added to the seed.
-            prompt: ids before the row, for the repetition penalty.
+            params: settings of the request.
+            row: number added to the seed.
+            prompt: ids of the prompt, for the repetition penalty.
         """
         self.params = params
         seed = secrets.randbits(62) if params.seed is None else params.seed
         self._seed = (seed + row) % _SEEDS
         self._draws = 0
-        self._penalises = params.repetition_penalty != 1
-        self._seen = torch.tensor(prompt if self._penalises else (), dtype=torch.long).unique()
+        self._penalizes = params.repetition_penalty != 1
+        self._seen = torch.tensor(prompt if self._penalizes else (), dtype=torch.long).unique()
 
     def __call__(self, logits_V: Tensor) -> int:
-        """The next token's id.
+        """Samples the next token from a whole row of logits.
 
         Raises:
-            NotFinite: when the likeliest logit is no finite number.
+            NotFinite: if the largest logit is not finite.
         """
-        if not self._penalises:
+        if not self._penalizes:
             return self._draw(logits_V)
         logits_V = logits_V.cpu()
-        token = self._draw(penalise(logits_V, self._seen, self.params.repetition_penalty))
+        token = self._draw(penalize(logits_V, self._seen, self.params.repetition_penalty))
         if token not in self._seen:
             self._seen = torch.cat((self._seen, torch.tensor([token])))
         return token
 
     def among(self, logits_K: Tensor, ids_K: Tensor) -> int:
-        """The next token's id from the top-k alone, likeliest first: what whole logits give."""
+        """Samples the same token from the top-k logits alone, in descending order."""
         if not math.isfinite(logits_K[0]):
             raise NotFinite
         if self.params.greedy:
@@ -275,7 +276,7 @@ class Sampler:
         return self._race(weigh(logits_K.cpu(), self.params), ids_K.cpu())
 
     def fork(self) -> "Sampler":
-        """One that will draw as this one will, without disturbing it."""
+        """Returns a sampler that continues as this one would, without changing this one."""
         return copy.copy(self)
 
     def _draw(self, logits_V: Tensor) -> int:
@@ -298,7 +299,7 @@ class Sampler:
 
 
 def _random_times(seed: bytes, ids: np.ndarray) -> np.ndarray:
-    """Exponentially distributed numbers, fp64, one for each id: SplitMix64, at the id's place."""
+    """Returns exponential random numbers, fp64, one per id, from SplitMix64 at the id's place."""
     start = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little")
     x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

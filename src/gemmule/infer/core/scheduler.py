@@ -1,68 +1,80 @@
 """Which tokens of which sequences run in the next step. Free of torch.
 
-Tokens of sequences that are being continued come first, then prompts in parts, so that a long
-prompt delays nobody by more than a step. When pages run out, the youngest sequence gives its own
-back and is computed again later: what was settled of it stays settled.
+Sequences that are decoding come first, then chunks of prompts, so that a long prompt delays the
+others by no more than a step. When pages run out, the youngest sequence is preempted: it frees its
+pages and is computed again later. The tokens it has generated stay.
 """
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from gemmule.infer.core.pages import PagePool, PageTable, most_pages
-from gemmule.infer.runners.protocol import PAGE
+from gemmule.infer.core.pages import PagePool, PageTable, max_pages
+from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk
 
-_LOOK_AHEAD = 256  # waiting sequences that are looked at in one step
+_LOOK_AHEAD = 256  # waiting sequences that are considered in one step
+
+# Called with a token's place within its chunk and its position.
+LogitsRequests = Callable[[int, int], LogitsRequest]
 
 
 class TokenSequence:
-    """Tokens whose keys and values are to be computed, and what is wanted of them.
+    """Tokens whose keys and values are to be computed, and where logits are needed.
 
     Attributes:
-        number: its place in the order of arrival.
-        tokens: settled ones: a prompt, and what was drawn after it.
-        wanted: the first position whose prediction is still wanted; all later ones are, too.
-        most: positions that it can ever have.
-        draft: what may follow the tokens; run with the last of them, settled only if accepted.
+        request_id: id of its request; ids are given in order of arrival.
+        tokens: committed tokens: a prompt, and what was generated after it.
+        first_output_pos: first position whose logits are still needed, as are all later ones.
+        max_len: number of positions that it can ever have.
+        draft_tokens: proposed next tokens, run with the last committed one.
+        num_cached: positions found in the prefix cache when it first ran; None before that.
         table: its pages.
     """
 
-    def __init__(self, number: int, tokens: Sequence[int], wanted: int, most: int) -> None:
-        self.number = number
+    def __init__(
+        self,
+        request_id: int,
+        tokens: Sequence[int],
+        *,
+        first_output_pos: int,
+        max_len: int,
+        logits_request: LogitsRequests,
+    ) -> None:
+        self.request_id = request_id
         self.tokens = list(tokens)
-        self.wanted = wanted
-        self.most = most
-        self.draft: Sequence[int] = ()
+        self.first_output_pos = first_output_pos
+        self.max_len = max_len
+        self.logits_request = logits_request
+        self.draft_tokens: Sequence[int] = ()
+        self.num_cached: int | None = None
         self.table: PageTable
 
     @property
-    def pending(self) -> int:
-        """Settled tokens still to be run."""
+    def num_uncomputed(self) -> int:
+        """Number of committed tokens that have not run yet."""
         return len(self.tokens) - self.table.computed
 
-
-@dataclass(frozen=True)
-class Part:
-    """What runs of a sequence in one step: tokens from position `start` on."""
-
-    sequence: TokenSequence
-    tokens: Sequence[int]
-    start: int
-
-    @property
-    def positions(self) -> range:
-        """Those whose predictions are wanted."""
-        return range(max(self.start, self.sequence.wanted), self.start + len(self.tokens))
+    def chunk(self, tokens: Sequence[int]) -> ScheduledChunk:
+        """The next tokens as a chunk; their pages must be there."""
+        table, start = self.table, self.table.computed
+        outputs = range(max(start, self.first_output_pos), start + len(tokens))
+        return ScheduledChunk(
+            tokens,
+            start,
+            table.global_pages,
+            table.local_pages,
+            [self.logits_request(position - start, position) for position in outputs],
+            self.request_id,
+        )
 
 
 class Scheduler:
-    """Sequences that run and wait, and the pages they share.
+    """Running and waiting sequences, and the pages they share.
 
     Attributes:
         pool: the pages.
-        running: by arrival.
-        waiting: by arrival; new ones, and those that gave their pages back.
-        preemptions: how often one had to.
+        running: running sequences, in order of arrival.
+        waiting: new and preempted sequences, in order of arrival.
+        preemptions: number of preemptions so far.
     """
 
     def __init__(self, pages: int, window: int, max_step_tokens: int) -> None:
@@ -73,119 +85,125 @@ class Scheduler:
         self.preemptions = 0
 
     def can_ever_run(self, positions: int) -> bool:
-        """Whether a sequence of so many positions fits when it is alone."""
-        return most_pages(positions, self._window) <= self.pool.size
+        """Whether a sequence of `positions` fits if nothing else runs."""
+        return max_pages(positions, self._window) <= self.pool.size
 
     def add(self, sequence: TokenSequence) -> None:
-        """Lines a sequence up; it must fit when alone."""
+        """Adds a waiting sequence; it must fit if nothing else runs."""
         sequence.table = PageTable(self.pool, self._window)
         bisect.insort(self.waiting, sequence, key=_by_arrival)
 
     def remove(self, sequence: TokenSequence) -> None:
-        """Forgets one that has ended or is not wanted any more; its pages go back."""
+        """Removes a sequence, finished or not, and frees its pages."""
         for line in (self.running, self.waiting):
             if sequence in line:
                 line.remove(sequence)
         sequence.table.clear()
 
-    def restart(self) -> None:
-        """Computes everything anew, on pages of which nothing is assumed."""
+    def reset(self) -> None:
+        """Makes every sequence wait, and forgets what is in all pages."""
         self.pool = PagePool(self.pool.size)
         sequences, self.running, self.waiting = [*self.running, *self.waiting], [], []
         for sequence in sequences:
+            sequence.draft_tokens = ()
             self.add(sequence)
 
-    def plan(self) -> list[Part]:
-        """The next step: at most `max_step_tokens` tokens, whose pages are at hand."""
-        parts: dict[int, Part] = {}
+    def plan(self) -> list[ScheduledChunk]:
+        """Fills the next step: at most `max_step_tokens` tokens, whose pages are allocated."""
+        chunks: dict[int, ScheduledChunk] = {}
         budget = self._max_step_tokens
         before = self.preemptions
-        for sequence in sorted(self.running, key=lambda s: s.pending > 1):  # stable
-            if self.preemptions > before and sequence not in self.running:  # it gave way
+        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):  # stable
+            if self.preemptions > before and sequence not in self.running:  # it was preempted
                 continue
-            budget = self._max_step_tokens - sum(len(part.tokens) for part in parts.values())
+            budget = self._max_step_tokens - sum(len(c.tokens) for c in chunks.values())
             if budget < 1:
                 break
-            if self._make_room(sequence, parts):
-                parts[sequence.number] = self._part(sequence, budget)
-        budget = self._max_step_tokens - sum(len(part.tokens) for part in parts.values())
+            if self._ensure_page(sequence, chunks):
+                chunks[sequence.request_id] = self._chunk(sequence, budget)
+        budget = self._max_step_tokens - sum(len(c.tokens) for c in chunks.values())
         if self.preemptions == before:
-            self._admit(parts, budget)
-        return list(parts.values())
+            self._admit(chunks, budget)
+        return list(chunks.values())
 
-    def advance(self, part: Part, settled: int) -> None:
-        """A part has run, and its first `settled` tokens are the sequence's own."""
-        sequence = part.sequence
-        sequence.draft = ()
-        sequence.table.advance(sequence.tokens, part.start + settled)
+    def advance(self, sequence: TokenSequence, computed: int) -> None:
+        """Commits the positions of a sequence below `computed` after they have run."""
+        sequence.draft_tokens = ()
+        sequence.table.advance(sequence.tokens, computed)
 
-    def _make_room(self, sequence: TokenSequence, parts: dict[int, Part]) -> bool:
-        """Sees to it that at least one token can run; False when it is itself the youngest."""
+    def _ensure_page(self, sequence: TokenSequence, chunks: dict[int, ScheduledChunk]) -> bool:
+        """Preempts until one more token can run; False if the sequence itself was preempted."""
         table = sequence.table
         while table.needed(table.computed + 1) > self.pool.available:
             youngest = self.running[-1]
             self._preempt(youngest)
-            parts.pop(youngest.number, None)
+            chunks.pop(youngest.request_id, None)
             if youngest is sequence:
                 return False
         return True
 
-    def _part(self, sequence: TokenSequence, budget: int) -> Part:
+    def _chunk(self, sequence: TokenSequence, budget: int) -> ScheduledChunk:
         """As many tokens as the budget and the pages allow, at least one."""
         table, start = sequence.table, sequence.table.computed
         tokens = sequence.tokens[start : start + budget]
-        if len(tokens) == sequence.pending:
-            tokens += sequence.draft[: min(budget, sequence.most - start) - len(tokens)]
-        tokens = tokens[: table.room(self.pool.available) - start]
+        if len(tokens) == sequence.num_uncomputed:
+            limit = min(budget, sequence.max_len - start)
+            tokens += sequence.draft_tokens[: limit - len(tokens)]
+        tokens = tokens[: table.max_end(self.pool.available) - start]
         table.grow(start + len(tokens))
-        return Part(sequence, tokens, start)
+        return sequence.chunk(tokens)
 
     def _preempt(self, sequence: TokenSequence) -> None:
         self.preemptions += 1
         self.running.remove(sequence)
         sequence.table.clear()
-        sequence.draft = ()
+        sequence.draft_tokens = ()
         bisect.insort(self.waiting, sequence, key=_by_arrival)
 
-    def _admit(self, parts: dict[int, Part], budget: int) -> None:
-        """Lets waiting sequences run, in order of arrival, while there is room for all of each.
+    def _admit(self, chunks: dict[int, ScheduledChunk], budget: int) -> None:
+        """Starts waiting sequences in order of arrival while all of each fits.
 
-        One whose next page another is just computing waits for it instead.
+        A sequence whose next page is being computed for another one waits for it instead.
         """
         if not self.waiting or budget < 1:
             return
-        coming = {digest for s in self.running for digest in _coming(s)}
+        in_flight = {page_hash for s in self.running for page_hash in _in_flight(s)}
         for sequence in self.waiting[:_LOOK_AHEAD]:
             if budget < 1:
                 return
-            table, limit = sequence.table, sequence.wanted
-            page = table.reuse(sequence.tokens, limit) // PAGE
-            if page < limit // PAGE and table.digests(sequence.tokens, page + 1)[page] in coming:
-                table.clear()
-                continue
+            table, limit = sequence.table, sequence.first_output_pos
+            cached = table.match_prefix(sequence.tokens, limit)
+            page = cached // PAGE
+            if page < limit // PAGE:
+                next_hash = table.page_hashes(sequence.tokens, page + 1)[page]
+                if next_hash in in_flight:
+                    table.clear()
+                    continue
             if self.running and self._pages_for(sequence) > self.pool.available:
                 table.clear()
                 return
+            if sequence.num_cached is None:
+                sequence.num_cached = cached
             self.waiting.remove(sequence)
             bisect.insort(self.running, sequence, key=_by_arrival)
-            part = parts[sequence.number] = self._part(sequence, budget)
-            budget -= len(part.tokens)
-            coming.update(_coming(sequence))
+            chunk = chunks[sequence.request_id] = self._chunk(sequence, budget)
+            budget -= len(chunk.tokens)
+            in_flight.update(_in_flight(sequence))
 
     def _pages_for(self, sequence: TokenSequence) -> int:
-        """Pages that a sequence will take until it is through its settled tokens."""
-        positions = min(len(sequence.tokens) + 1, sequence.most)
+        """Pages that a sequence needs until all its committed tokens have run."""
+        positions = min(len(sequence.tokens) + 1, sequence.max_len)
         missing = sequence.table.needed(positions) // 2
-        return missing + min(missing, most_pages(self._window, self._window))
+        return missing + min(missing, max_pages(self._window, self._window))
 
 
-def _coming(sequence: TokenSequence) -> list[bytes]:
-    """Digests of the pages that a sequence is about to fill with tokens it has."""
-    if sequence.pending < 2:
+def _in_flight(sequence: TokenSequence) -> list[bytes]:
+    """Hashes of the pages that a sequence is about to fill with tokens it has."""
+    if sequence.num_uncomputed < 2:
         return []
-    digests = sequence.table.digests(sequence.tokens, len(sequence.tokens) // PAGE)
-    return digests[sequence.table.computed // PAGE :]
+    hashes = sequence.table.page_hashes(sequence.tokens, len(sequence.tokens) // PAGE)
+    return hashes[sequence.table.computed // PAGE :]
 
 
 def _by_arrival(sequence: TokenSequence) -> int:
-    return sequence.number
+    return sequence.request_id

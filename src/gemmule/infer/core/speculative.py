@@ -1,10 +1,10 @@
-"""Guessing tokens ahead, and running the model over several guesses at once.
+"""Speculative decoding: draft tokens are proposed, and the model runs over several at once.
 
-What comes out is what would have come out without, token for token: at each position the request's
-own sampler draws from the model's own logits, and a guess counts where it is what was drawn. So a
-guess is accepted exactly as often as the model gives its token (for a guesser that does not draw
-this is the acceptance of arXiv 2211.17192), and the seed means the same with and without guesses.
-A draft model draws its guesses with a copy of the request's generator: the same random numbers over
+The output is the same as without, token for token: at each position the request's own sampler
+samples from the model's own logits, and a draft token is accepted if it equals the sampled token.
+So a draft token is accepted exactly as often as the model gives it (for a proposer that does not
+sample this is the acceptance of arXiv 2211.17192), and a seed means the same with and without draft
+tokens. A draft model samples with a copy of the request's sampler: the same random numbers over
 nearly the same distribution nearly always choose the same token.
 """
 
@@ -16,18 +16,18 @@ from typing import Protocol
 from gemmule.errors import TokenizerError
 from gemmule.infer.core.cache_size import pages_for
 from gemmule.infer.core.pages import PagePool, PageTable
-from gemmule.infer.core.request_state import Generation, draw, output_for
+from gemmule.infer.core.request_state import GenerationState, logits_request_for, sample
 from gemmule.infer.core.sampling import Sampler
-from gemmule.infer.runners.protocol import Output, Prediction, Runner, Span
+from gemmule.infer.runners.protocol import LogitsRequest, Runner, ScheduledChunk, StepOutput
 from gemmule.model.tokenizer import Tokenizer
 
-_FIRST_GUESS, _MOST_GUESSES = 4, 16  # tokens at a time
-_TRIAL, _TRUST = 12, 400  # steps that a measurement takes, and that its verdict holds for
-_FASTER = 1.03  # by less than this is no gain
+_FIRST_DRAFT, _MAX_DRAFT = 4, 16  # tokens at a time
+_TRIAL_STEPS, _VERDICT_STEPS = 12, 400  # steps that a measurement takes, and that it holds for
+_MIN_SPEEDUP = 1.03
 
 
 def check_same_tokenizer(tokenizer: Tokenizer | None, draft: Tokenizer) -> None:
-    """Raises TokenizerError when a draft's ids mean something else."""
+    """Raises TokenizerError if the ids of a draft model mean something else."""
     if tokenizer is None or tokenizer.fingerprint != draft.fingerprint:
         raise TokenizerError(
             "the draft model has another tokenizer: its ids mean something else. Take a model that "
@@ -35,282 +35,336 @@ def check_same_tokenizer(tokenizer: Tokenizer | None, draft: Tokenizer) -> None:
         )
 
 
-class Drafter(Protocol):
-    """Guesses how sequences go on."""
+class DraftModel(Protocol):
+    """Proposes how sequences go on."""
 
     def check(self, tokenizer: Tokenizer | None) -> None:
-        """Raises TokenizerError when its ids are not those of `tokenizer`."""
+        """Raises TokenizerError if its ids are not those of `tokenizer`."""
 
-    def propose(self, jobs: Sequence[Generation], counts: Sequence[int]) -> list[list[int]]:
-        """At most so many tokens for each."""
+    def propose(
+        self, requests: Sequence[GenerationState], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Returns draft tokens for each request, at most `counts[i]` for the i-th."""
 
-    def forget(self, number: int) -> None:
-        """A request has ended."""
+    def forget(self, request_id: int) -> None:
+        """Drops what is kept for a request that has ended."""
 
-    def restart(self) -> None:
-        """Forgets all that it has computed."""
+    def reset(self) -> None:
+        """Drops everything computed."""
+
+    def weights_changed(self) -> None:
+        """Drops everything that depends on the draft model's weights, which have changed."""
 
 
-class PromptLookup:
-    """What followed the last time that the same few tokens stood there, in prompt or answer."""
+class NgramDrafter:
+    """Proposes what followed the last occurrence of the latest few tokens, in prompt or output."""
 
-    _SIZES = (3, 2)  # tokens that must be the same, the most telling first
+    _SIZES = (3, 2)  # lengths of n-grams, the most specific first
 
     def __init__(self) -> None:
-        # For each request: how many tokens were looked at, and where each few tokens ended last.
-        self._seen: dict[int, tuple[int, dict[tuple[int, ...], int]]] = {}
+        # For each request: how many tokens were indexed, and where each n-gram ended last.
+        self._index: dict[int, tuple[int, dict[tuple[int, ...], int]]] = {}
 
     def check(self, tokenizer: Tokenizer | None) -> None:
-        """See `Drafter`."""
+        """Accepts every tokenizer."""
 
-    def propose(self, jobs: Sequence[Generation], counts: Sequence[int]) -> list[list[int]]:
-        """See `Drafter`."""
-        return [self._look_up(job, count) for job, count in zip(jobs, counts, strict=True)]
+    def propose(
+        self, requests: Sequence[GenerationState], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Returns draft tokens for each request, none where no n-gram matches."""
+        return [self._look_up(request, n) for request, n in zip(requests, counts, strict=True)]
 
-    def forget(self, number: int) -> None:
-        """See `Drafter`."""
-        self._seen.pop(number, None)
+    def forget(self, request_id: int) -> None:
+        """Drops the index of a request that has ended."""
+        self._index.pop(request_id, None)
 
-    def restart(self) -> None:
-        """See `Drafter`."""
-        self._seen.clear()
+    def reset(self) -> None:
+        """Drops all indexes."""
+        self._index.clear()
 
-    def _look_up(self, job: Generation, count: int) -> list[int]:
-        tokens = job.sequence.tokens
-        looked_at, ends = self._seen.get(job.sequence.number, (1, {}))
-        for end in range(looked_at, len(tokens)):
+    def weights_changed(self) -> None:
+        """Keeps everything: nothing depends on weights."""
+
+    def _look_up(self, request: GenerationState, count: int) -> list[int]:
+        tokens, request_id = request.sequence.tokens, request.sequence.request_id
+        indexed, ends = self._index.get(request_id, (1, {}))
+        for end in range(indexed, len(tokens)):
             for size in self._SIZES:
                 if end >= size:
                     ends[tuple(tokens[end - size : end])] = end
-        self._seen[job.sequence.number] = (len(tokens), ends)
+        self._index[request_id] = (len(tokens), ends)
         for size in self._SIZES:
-            place = ends.get(tuple(tokens[-size:]))
-            if place is not None:
-                guesses: list[int] = []
-                for at in range(
-                    place, place + count
-                ):  # past the end it goes on with its own guesses
-                    guesses.append(tokens[at] if at < len(tokens) else guesses[at - len(tokens)])
-                return guesses
+            match = ends.get(tuple(tokens[-size:]))
+            if match is not None:
+                draft: list[int] = []
+                for at in range(match, match + count):  # past the end, the draft itself repeats
+                    draft.append(tokens[at] if at < len(tokens) else draft[at - len(tokens)])
+                return draft
         return []
 
 
-class DraftModel:
-    """A smaller model with the same tokenizer, and pages of its own."""
+class ModelDrafter:
+    """Proposes what a smaller model with the same tokenizer generates, on pages of its own."""
 
     def __init__(
         self, runner: Runner, tokenizer: Tokenizer, *, cache_bytes: int | None = None
     ) -> None:
-        """Makes its pool of pages.
+        """Allocates its pool of pages.
 
         Args:
-            runner: who computes it.
-            tokenizer: its partner.
-            cache_bytes: most memory for its keys and values; None: see `pages_for`.
+            runner: runs the draft model.
+            tokenizer: tokenizer of the draft model.
+            cache_bytes: maximum memory for its keys and values; None: as `pages_for` chooses.
         """
         self._runner, self._tokenizer = runner, tokenizer
         self._size = pages_for(runner, cache_bytes)
         runner.allocate(self._size)
-        self.restart()
+        self.reset()
+
+    @property
+    def allocated_pages(self) -> int:
+        """Number of pages that a request uses."""
+        return self._pool.allocated
+
+    @property
+    def num_requests(self) -> int:
+        """Number of requests for which something is kept."""
+        return len(self._tables.keys() | self._computed.keys())
 
     def check(self, tokenizer: Tokenizer | None) -> None:
-        """See `Drafter`."""
+        """Raises TokenizerError if its ids are not those of `tokenizer`."""
         check_same_tokenizer(tokenizer, self._tokenizer)
 
-    def propose(self, jobs: Sequence[Generation], counts: Sequence[int]) -> list[list[int]]:
-        """See `Drafter`."""
+    def propose(
+        self, requests: Sequence[GenerationState], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Generates draft tokens for all requests together."""
         drafts = [
-            _Draft(job, self._table(job), job.sampler.fork(), self._output(job), count)
-            for job, count in zip(jobs, counts, strict=True)
+            _Draft(
+                request, self._table(request), request.sampler.fork(), self._logits(request), count
+            )
+            for request, count in zip(requests, counts, strict=True)
         ]
         while active := [draft for draft in drafts if draft.wants_more]:
             self._step(active)
         for draft in drafts:
-            if draft.job.sequence.number in self._tables:
-                self._ran[draft.job.sequence.number] = draft.tokens[: draft.ran]
-        return [draft.guesses for draft in drafts]
+            if draft.request_id in self._tables:
+                self._computed[draft.request_id] = draft.tokens[: draft.computed]
+        return [draft.draft_tokens for draft in drafts]
 
-    def forget(self, number: int) -> None:
-        """See `Drafter`."""
-        if number in self._tables:
-            self._tables.pop(number).clear()
-        self._ran.pop(number, None)
+    def forget(self, request_id: int) -> None:
+        """Frees the pages of a request that has ended."""
+        if request_id in self._tables:
+            self._tables.pop(request_id).clear()
+        self._computed.pop(request_id, None)
 
-    def _forget_all_but(self, drafts: "Sequence[_Draft]") -> None:
-        """Takes pages from requests that wait; theirs are computed again if they go on."""
-        busy = {id(draft.table) for draft in drafts}
-        for number in [n for n, table in self._tables.items() if id(table) not in busy]:
-            self.forget(number)
-
-    def restart(self) -> None:
-        """See `Drafter`."""
+    def reset(self) -> None:
+        """Drops everything computed; the pool's memory stays."""
         self._pool = PagePool(self._size)
         self._tables: dict[int, PageTable] = {}
-        self._ran: dict[int, list[int]] = {}  # what stands in the pages, guesses included
+        self._computed: dict[int, list[int]] = {}  # tokens in the pages, draft tokens included
 
-    def _output(self, job: Generation) -> Output:
-        return output_for(job.params, job.words, self._runner.config.vocab_size)
+    def weights_changed(self) -> None:
+        """Drops everything computed with the old weights."""
+        self._runner.weights_changed()
+        self.reset()
 
-    def _table(self, job: Generation) -> PageTable:
-        """The pages of a request, as far as what stands in them has come true."""
-        number, tokens = job.sequence.number, job.sequence.tokens
-        last = len(tokens) - 1  # to be run in any case: its prediction is the first guess
-        if number not in self._tables:
-            table = self._tables[number] = PageTable(self._pool, self._runner.config.sliding_window)
-            table.reuse(tokens, last)
+    def _forget_all_but(self, drafts: "Sequence[_Draft]") -> None:
+        """Frees the pages of requests that wait; they are computed again if those go on."""
+        active = {draft.request_id for draft in drafts}
+        for request_id in self._tables.keys() - active:
+            self.forget(request_id)
+
+    def _logits(self, request: GenerationState) -> LogitsRequest:
+        params = replace(request.params, logprobs=None)
+        return logits_request_for(params, request.vocab_size, self._runner.config.vocab_size)
+
+    def _table(self, request: GenerationState) -> PageTable:
+        """The pages of a request, as far as they hold tokens that were accepted."""
+        request_id, tokens = request.sequence.request_id, request.sequence.tokens
+        last = len(tokens) - 1  # runs in any case: its logits give the first draft token
+        if request_id not in self._tables:
+            table = PageTable(self._pool, self._runner.config.sliding_window)
+            self._tables[request_id] = table
+            table.match_prefix(tokens, last)
             return table
-        table, ran = self._tables[number], self._ran[number]
-        true = table.computed
-        while true < min(last, len(ran)) and ran[true] == tokens[true]:
-            true += 1
-        table.advance(tokens, true)
+        table, computed = self._tables[request_id], self._computed[request_id]
+        valid = table.computed
+        while valid < min(last, len(computed)) and computed[valid] == tokens[valid]:
+            valid += 1
+        table.advance(tokens, valid)
         return table
 
     def _step(self, drafts: "Sequence[_Draft]") -> None:
-        """Runs what each still has to run, as much as fits into a step."""
+        """Runs the tokens that each draft still has to run, as many as fit into a step."""
         budget = self._runner.max_step_tokens
-        chosen: list[tuple[_Draft, Span]] = []
+        chosen: list[tuple[_Draft, ScheduledChunk]] = []
         for draft in drafts:
-            end = min(len(draft.tokens), draft.ran + budget)
+            end = min(len(draft.tokens), draft.computed + budget)
             if draft.table.needed(end) > self._pool.available:
                 self._forget_all_but(drafts)
             fits = draft.table.needed(end) <= self._pool.available
             if not fits or end > self._runner.config.max_position_embeddings:
-                draft.give_up()  # guesses are no more than that
-            elif end > draft.ran:
+                draft.give_up()  # a draft is never needed
+            elif end > draft.computed:
                 draft.table.grow(end)
-                chosen.append((draft, draft.span(end)))
-                budget -= end - draft.ran
+                chosen.append((draft, draft.chunk(end)))
+                budget -= end - draft.computed
         if not chosen:
             return
-        found = self._runner.step([span for _, span in chosen])
-        for (draft, span), predictions in zip(chosen, found, strict=True):
-            draft.take(predictions, len(span.tokens))
+        outputs = self._runner.step([chunk for _, chunk in chosen])
+        for (draft, chunk), chunk_outputs in zip(chosen, outputs, strict=True):
+            draft.apply(chunk_outputs, len(chunk.tokens))
 
 
 @dataclass
 class _Draft:
-    """Guesses for one request in the making."""
+    """Draft tokens of one request in the making."""
 
-    job: Generation
+    request: GenerationState
     table: PageTable
     sampler: Sampler
-    output: Output
+    logits: LogitsRequest
     count: int
-    guesses: list[int] = field(default_factory=list)
+    draft_tokens: list[int] = field(default_factory=list)
     tokens: list[int] = field(init=False)
-    ran: int = field(init=False)
+    computed: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tokens = self.job.sequence.tokens[:]
-        self.ran = self.table.computed
+        self.tokens = self.request.sequence.tokens[:]
+        self.computed = self.table.computed
+
+    @property
+    def request_id(self) -> int:
+        return self.request.sequence.request_id
 
     @property
     def wants_more(self) -> bool:
-        return len(self.guesses) < self.count
+        return len(self.draft_tokens) < self.count
 
-    def span(self, end: int) -> Span:
-        outputs = []
+    def chunk(self, end: int) -> ScheduledChunk:
+        logits = []
         if end == len(self.tokens):
-            outputs.append(replace(self.output, index=end - 1 - self.ran))
-        pages = (self.table.global_pages, self.table.local_pages)
-        return Span(self.tokens[self.ran : end], self.ran, *pages, outputs)
+            logits.append(replace(self.logits, index=end - 1 - self.computed))
+        return ScheduledChunk(
+            self.tokens[self.computed : end],
+            self.computed,
+            self.table.global_pages,
+            self.table.local_pages,
+            logits,
+            self.request_id,
+        )
 
-    def take(self, predictions: Sequence[Prediction], count: int) -> None:
-        self.ran += count
-        settled = min(self.ran, len(self.job.sequence.tokens) - 1)
-        if settled > self.table.computed:  # pages of a long prompt go back as it goes on
-            self.table.advance(self.job.sequence.tokens, settled)
-        for prediction in predictions:
-            guess = draw(self.sampler, prediction, self.job.words)
-            self.tokens.append(guess)
-            self.guesses.append(guess)
+    def apply(self, outputs: Sequence[StepOutput], count: int) -> None:
+        self.computed += count
+        committed = min(self.computed, len(self.request.sequence.tokens) - 1)
+        if committed > self.table.computed:  # pages that leave the window are freed meanwhile
+            self.table.advance(self.request.sequence.tokens, committed)
+        for output in outputs:
+            token = sample(self.sampler, output, self.request.vocab_size)
+            self.tokens.append(token)
+            self.draft_tokens.append(token)
 
     def give_up(self) -> None:
-        self.count = len(self.guesses)
+        self.count = len(self.draft_tokens)
 
 
 class Speculation:
-    """How many guesses to make, and whether they are worth their time.
+    """Decides how many draft tokens to propose, and whether they save time.
 
     Attributes:
-        drafted: guesses that the model was run over.
-        accepted: those that were right.
+        draft_model: proposes draft tokens.
+        drafted: draft tokens that the model was run over.
+        accepted: draft tokens that were accepted.
     """
 
     def __init__(
         self,
-        drafter: Drafter,
+        draft_model: DraftModel,
         always: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Starts without a verdict.
 
         Args:
-            drafter: who guesses.
-            always: guess without measuring whether it helps.
-            clock: seconds.
+            draft_model: proposes draft tokens.
+            always: propose without measuring whether it helps.
+            clock: current time in seconds.
         """
-        self.drafter = drafter
+        self.draft_model = draft_model
         self.drafted = self.accepted = 0
         self._clock = clock
         self._counts: dict[int, int] = {}
-        self._guesses = self._always = always
-        self._measured: dict[bool, float] = {}  # tokens a second with and without
+        self._active = self._always = always
+        self._speeds: dict[bool, float] = {}  # tokens per second, with and without draft tokens
         self._rows = self._steps = self._tokens = 0
         self._seconds = self._began = 0.0
 
-    def prepare(self, jobs: Sequence[Generation]) -> None:
-        """Sets the drafts of requests that draw their next token in this step."""
+    @property
+    def active(self) -> bool:
+        """Whether draft tokens are proposed at present."""
+        return self._active
+
+    @property
+    def decided(self) -> bool:
+        """Whether steps with and without draft tokens have both been timed."""
+        return len(self._speeds) == 2
+
+    @property
+    def num_requests(self) -> int:
+        """Number of requests for which something is kept."""
+        return len(self._counts)
+
+    def propose(self, requests: Sequence[GenerationState]) -> None:
+        """Sets the draft tokens of requests that decode in this step."""
         self._began = self._clock()
-        if not self._guesses or not jobs:
+        if not self._active or not requests:
             return
         counts = [
-            min(self._counts.get(s.number, _FIRST_GUESS), s.most - len(s.tokens))
-            for s in (job.sequence for job in jobs)
+            min(self._counts.get(s.request_id, _FIRST_DRAFT), s.max_len - len(s.tokens))
+            for s in (request.sequence for request in requests)
         ]
-        drafts = self.drafter.propose(jobs, counts)
-        for job, draft in zip(jobs, drafts, strict=True):
-            job.sequence.draft = draft
+        drafts = self.draft_model.propose(requests, counts)
+        for request, draft in zip(requests, drafts, strict=True):
+            request.sequence.draft_tokens = draft
 
-    def observe(self, number: int, drafted: int, accepted: int) -> None:
-        """What became of a request's guesses: it gets more where all were right, else fewer."""
+    def observe(self, request_id: int, drafted: int, accepted: int) -> None:
+        """Counts a request's draft tokens; it gets more if all were accepted, else fewer."""
         if drafted:
             self.drafted += drafted
             self.accepted += accepted
-            count = self._counts.get(number, _FIRST_GUESS)
+            count = self._counts.get(request_id, _FIRST_DRAFT)
             count = count + 2 if accepted == drafted else count - 1
-            self._counts[number] = max(1, min(count, _MOST_GUESSES))
+            self._counts[request_id] = max(1, min(count, _MAX_DRAFT))
 
     def measure(self, rows: int, tokens: int) -> None:
-        """A step is over in which `rows` requests got `tokens` next tokens, and nothing else ran.
+        """Times a step in which `rows` requests decoded `tokens` tokens and nothing else ran.
 
-        Times are compared between steps of equally many rows only.
+        Only steps with about the same number of rows are compared.
         """
         if self._always:
             return
-        decided = len(self._measured) == 2
-        if rows != self._rows and not (decided and self._rows / 2 < rows < self._rows * 2):
-            self._measured, self._rows = {}, rows
+        if rows != self._rows and not (self.decided and self._rows / 2 < rows < self._rows * 2):
+            self._speeds, self._rows = {}, rows
             self._steps = self._tokens = 0
             self._seconds = 0.0
             return
         self._steps += 1
         self._tokens += tokens
         self._seconds += self._clock() - self._began
-        if self._steps < (_TRUST if decided else _TRIAL):
+        if self._steps < (_VERDICT_STEPS if self.decided else _TRIAL_STEPS):
             return
-        if decided:  # the verdict has served its time
-            self._measured = {}
-        self._measured[self._guesses] = self._tokens / max(self._seconds, 1e-9)
-        if len(self._measured) == 2:
-            self._guesses = self._measured[True] > _FASTER * self._measured[False]
+        if self.decided:  # the verdict has expired
+            self._speeds = {}
+        self._speeds[self._active] = self._tokens / max(self._seconds, 1e-9)
+        if self.decided:
+            self._active = self._speeds[True] > _MIN_SPEEDUP * self._speeds[False]
         else:
-            self._guesses = not self._guesses
+            self._active = not self._active
         self._steps = self._tokens = 0
         self._seconds = 0.0
 
-    def forget(self, number: int) -> None:
-        """A request has ended."""
-        self._counts.pop(number, None)
-        self.drafter.forget(number)
+    def forget(self, request_id: int) -> None:
+        """Drops what is kept for a request that has ended."""
+        self._counts.pop(request_id, None)
+        self.draft_model.forget(request_id)

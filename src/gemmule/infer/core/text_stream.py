@@ -1,4 +1,4 @@
-"""Token ids to text as they arrive, up to a stop string. Free of torch."""
+"""Decodes token ids as they arrive, up to a stop string. Free of torch."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,12 @@ from gemmule.model.tokenizer import StreamDecoder, Tokenizer
 
 
 class StopMatcher:
-    """Passes text on, but nothing of a stop string or after it.
+    """Passes text on up to the first stop string.
 
-    What may still become a stop string is held back until that is decided.
+    Text that may be the beginning of a stop string is held back until more text decides it.
+
+    Attributes:
+        stopped: whether a stop string has occurred.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -17,28 +20,28 @@ class StopMatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Takes more text; returns what is certain to be wanted."""
+        """Takes more text; returns the text that certainly comes before a stop string."""
         if self.stopped:
             return ""
         if not self._stops:
             return text
         text = self._held + text
-        found = [at for at in map(text.find, self._stops) if at >= 0]
-        if found:
+        matches = [at for at in map(text.find, self._stops) if at >= 0]
+        if matches:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            return text[: min(matches)]
+        held = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
 
     def flush(self) -> str:
-        """The text ended: what was held back was no stop string."""
+        """Returns the text that was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
+    """Returns the length of the longest suffix of `text` that is a prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length
@@ -46,17 +49,24 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class TextStream:
-    """One row's generated ids as text.
+    """Decodes the ids of one request and decides where its text ends.
 
     Attributes:
-        ids: everything pushed that is part of the text, stop tokens left out.
-        reason: why it ended ("stop", "length" or "context"), None while it goes on.
+        ids: tokens of the text, without a stop token.
+        reason: finish reason ("stop", "length" or "context"); None while generation continues.
     """
 
     def __init__(
         self, tokenizer: Tokenizer | None, stops: Sequence[str], limit: int, context_limit: int
     ) -> None:
-        """Starts a row; without a tokenizer there are ids only, and no stop tokens."""
+        """Starts with an empty text.
+
+        Args:
+            tokenizer: decodes ids; None: there is no text and there are no stop tokens.
+            stops: stop strings.
+            limit: maximum number of tokens.
+            context_limit: number of tokens that the context has left.
+        """
         self.ids: list[int] = []
         self.reason: str | None = None
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
@@ -66,7 +76,7 @@ class TextStream:
         self._at_limit = "length" if limit <= context_limit else "context"
 
     def push(self, token: int) -> str:
-        """Takes the next id; returns the text it settles. After the end it is ignored."""
+        """Takes the next id; returns the text it completes. After the end it is ignored."""
         if self.reason is not None:
             return ""
         if token in self._stop_ids:

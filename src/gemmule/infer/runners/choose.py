@@ -1,4 +1,4 @@
-"""Who computes a model: the native runner where there is one for it, else the plain one."""
+"""Chooses a runner for a model: the native one if it supports the model."""
 
 from gemmule.errors import ConfigError
 from gemmule.infer.runners.batch_runner import BatchRunner
@@ -9,14 +9,14 @@ from gemmule.model.gemma import Gemma
 
 
 def make_runner(model: Gemma, cache: str | None = None) -> Runner:
-    """The fastest runner that can run `model` as it is; both share its weights.
+    """Returns the fastest runner for a few sequences; it shares the model's weights.
 
     Args:
         model: a Gemma module, quantized or not.
-        cache: what keys and values are kept as: see NativeRunner; None: as fits the weights.
+        cache: format of keys and values, as in NativeRunner; None: as suits the weights.
 
     Raises:
-        ConfigError: for a cache that is not known, or that the plain runner does not have.
+        ConfigError: for an unknown cache, or one that the plain runner does not have.
     """
     if NativeRunner.supports(model):
         return NativeRunner(model, cache=cache)
@@ -26,7 +26,7 @@ def make_runner(model: Gemma, cache: str | None = None) -> Runner:
 
 
 def make_batch_runner(model: Gemma) -> Runner:
-    """The fastest runner for many sequences whose predictions do not depend on one another.
+    """Returns the fastest batch-invariant runner, for many sequences.
 
     Args:
         model: a Gemma module, quantized or not.

@@ -1,9 +1,9 @@
-"""Runs a model on the processor with the kernels in C++: one native call a step.
+"""Runs a model on the CPU with the kernels in C++: one native call per step.
 
-Weights are used where they lie: packed integers, or a torch module's own fp32 or bf16 matrices.
-Everything between them is fp32. A token's prediction has the same bits whatever else is in the
-step, however its sequence was cut into spans, and on whichever threads it was computed: products
-of integers are exact, and every other sum has one order.
+Weights are used where they are: packed integers, or a torch module's own fp32 or bf16 matrices.
+Everything between them is fp32. The logits after a token have the same bits whatever else is in the
+step, however the sequence was cut into chunks, and whichever threads computed them: products of
+integers are exact, and every other sum has one order.
 """
 
 import ctypes
@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from gemmule.checkpoints.stored_tensor import empty
 from gemmule.errors import ConfigError
-from gemmule.infer.runners.protocol import MOST_CANDIDATES, Output, Prediction, Span
+from gemmule.infer.runners.protocol import (
+    MAX_TOP_K,
+    LogitsRequest,
+    ScheduledChunk,
+    StepOutput,
+)
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native
@@ -39,36 +44,43 @@ _NORMS = (
 
 
 def packed_of(module: nn.Module) -> PackedMatrix:
-    """The matrix of a linear layer or an embedding, quantized or not."""
+    """Returns the matrix of a linear layer or an embedding, quantized or not."""
     packed = getattr(module, "packed", None)
     return packed if packed is not None else plain(module.get_parameter("weight").detach())
 
 
 def matrices_of(layer: nn.Module) -> dict[str, PackedMatrix]:
-    """All matrices of a layer, by the names of the kernels' interface."""
+    """Returns all matrices of a layer, by the names of the kernels' interface."""
     return {name: packed_of(layer.get_submodule(path)) for name, path in _PROJECTIONS}
 
 
-class _Found(NamedTuple):
-    """What a step filled in, an output a row."""
+class _Results(NamedTuple):
+    """What a step filled in, one row per logits request (O) or per whole row of logits (R)."""
 
-    top: list[int]
     rows: list[int]
     ids_OK: Tensor
     logits_OK: Tensor
     target_O: Tensor
-    z_O: Tensor
+    log_z_O: Tensor
     logits_RV: Tensor
 
 
 class NativeRunner:
-    """See Runner.
+    """Runs a model with the native kernels; implements `Runner`.
 
     Args:
-        model: a module on the CPU that `supports` says yes to.
-        cache: what keys and values are kept as: "float32", "float16", or "int8" with one scale a
-            head and position. None: "float32" where the weights are, else "float16".
-        threads: how many; None: as many as torch uses.
+        model: a module on the CPU that is supported; its weights are not copied.
+        cache: format of keys and values: "float32", "float16", or "int8" with one scale per head
+            and position. None: "float32" if the weights are, else "float16".
+        threads: number of threads; None: as many as torch uses.
+
+    Attributes:
+        config: shape of the model.
+        device: the CPU.
+        cache_format: format of keys and values.
+        page_bytes: size of a page.
+        max_step_tokens: maximum number of tokens in a step.
+        pool: keys and values of all pages, as bytes.
 
     Raises:
         ConfigError: for an unknown cache.
@@ -85,15 +97,16 @@ class NativeRunner:
         self.device = torch.device("cpu")
         self.max_step_tokens = _STEP_TOKENS
         self._threads = native.threads(threads)
-        self._kept: list[object] = []  # what the pointers below point to
-        self._model = self._c_model(model, CACHES[cache])
+        self._module, self._cache = model, CACHES[cache]
+        self._referenced: list[object] = []  # what the pointers in the struct below point to
+        self._model = self._c_model()
         self.cache_format = cache
         self.page_bytes = int(native.loaded().gm_page_bytes(self._model))
-        self._pool = torch.empty(0, dtype=torch.uint8)
+        self.pool = torch.empty(0, dtype=torch.uint8)
 
     @staticmethod
     def supports(model: nn.Module) -> bool:
-        """Whether the library is there, and can run `model` where and as it is."""
+        """Whether the library is installed and can run `model` on its device and in its dtype."""
         if not isinstance(model, Gemma) or not native.available():
             return False
         if any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers())):
@@ -105,100 +118,107 @@ class NativeRunner:
         )
 
     def allocate(self, pages: int) -> None:
-        """See Runner."""
-        self._pool = empty((pages * self.page_bytes,), torch.uint8, torch.device("cpu"))
+        """Makes the pool; memory is taken as pages are first used."""
+        self.pool = empty((pages * self.page_bytes,), torch.uint8, torch.device("cpu"))
 
     def copy_page(self, source: int, target: int) -> None:
-        """See Runner."""
-        pages = self._pool.view(-1, self.page_bytes)
+        """Copies the contents of one page to another."""
+        pages = self.pool.view(-1, self.page_bytes)
         pages[target] = pages[source]
 
-    def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
-        """See Runner."""
-        outputs = [output for span in spans for output in span.outputs]
-        found = self._run(spans, outputs)
-        predictions = iter(
-            Prediction(
-                ids=None if output.kind == "logits" else ids_K[:k].long(),
-                logits=found.logits_RV[row] if output.kind == "logits" else logits_K[:k],
-                log_z=float(z) if output.kind == "score" else None,
-                target_logit=float(target) if output.kind == "score" else None,
+    def weights_changed(self) -> None:
+        """Reads the module's parameters again: bf16 norms were copied, others may have moved."""
+        self._referenced = []
+        self._model = self._c_model()
+
+    def step(self, chunks: Sequence[ScheduledChunk]) -> list[list[StepOutput]]:
+        """Computes all chunks; see `Runner`."""
+        requests = [request for chunk in chunks for request in chunk.logits]
+        results = self._run(chunks, requests)
+        outputs = iter(
+            StepOutput(
+                top_ids=ids_K[: request.top_k].long() if request.top_k else None,
+                top_logits=logits_K[: request.top_k] if request.top_k else None,
+                logits=results.logits_RV[row] if request.all_logits else None,
+                log_z=float(log_z) if request.log_z else None,
+                target_logit=float(target) if request.target >= 0 else None,
             )
-            for output, k, row, ids_K, logits_K, z, target in zip(
-                outputs, found.top, found.rows, found.ids_OK, found.logits_OK, found.z_O,
-                found.target_O, strict=False,
+            for request, row, ids_K, logits_K, log_z, target in zip(
+                requests, results.rows, results.ids_OK, results.logits_OK, results.log_z_O,
+                results.target_O, strict=False,
             )
         )  # fmt: skip
-        return [[next(predictions) for _ in span.outputs] for span in spans]
+        return [[next(outputs) for _ in chunk.logits] for chunk in chunks]
 
-    def scores(self, spans: Sequence[Span]) -> list[list[tuple[float, bool]]]:
-        """See Runner."""
-        outputs = [output for span in spans for output in span.outputs]
-        found = self._run(spans, outputs)
-        if not outputs:
-            return [[] for _ in spans]
-        values = (found.target_O.double() - found.z_O.double()).tolist()
-        likeliest = found.ids_OK[:, 0].tolist()
-        targets = (output.target for output in outputs)
-        rest = iter([(v, i == t) for v, i, t in zip(values, likeliest, targets, strict=True)])
-        return [[next(rest) for _ in span.outputs] for span in spans]
+    def scores(self, chunks: Sequence[ScheduledChunk]) -> list[list[tuple[float, bool]]]:
+        """Returns log-probabilities of targets, without an object per token; see `Runner`."""
+        requests = [request for chunk in chunks for request in chunk.logits]
+        results = self._run(chunks, requests)
+        if not requests:
+            return [[] for _ in chunks]
+        values = (results.target_O.double() - results.log_z_O.double()).tolist()
+        top = results.ids_OK[:, 0].tolist()
+        targets = (request.target for request in requests)
+        rest = iter([(v, i == t) for v, i, t in zip(values, top, targets, strict=True)])
+        return [[next(rest) for _ in chunk.logits] for chunk in chunks]
 
-    def _run(self, spans: Sequence[Span], outputs: Sequence[Output]) -> "_Found":
-        lengths = [len(span.tokens) for span in spans]
-        first = [0, *accumulate(lengths)]
-        top = [_candidates(output) for output in outputs]
-        rows = list(accumulate((output.kind == "logits" for output in outputs), initial=0))
-        ids_OK = torch.empty(len(outputs), max(top, default=0), dtype=torch.int32)
+    def _run(self, chunks: Sequence[ScheduledChunk], requests: Sequence[LogitsRequest]) -> _Results:
+        first = [0, *accumulate(len(chunk.tokens) for chunk in chunks)]
+        top = [request.top_k for request in requests]
+        rows = list(accumulate((request.all_logits for request in requests), initial=0))
+        max_top = max(top, default=0)
+        assert max_top <= MAX_TOP_K
+        ids_OK = torch.empty(len(requests), max_top, dtype=torch.int32)
         logits_OK = torch.empty(ids_OK.shape)
-        target_O, z_O = torch.empty(len(outputs)), torch.empty(len(outputs))
+        target_O, log_z_O = torch.empty(len(requests)), torch.empty(len(requests))
         logits_RV = torch.empty(rows[-1], self.config.vocab_size)
         arrays = {
-            "token": array("i", [token for span in spans for token in span.tokens]),
+            "token": array("i", [token for chunk in chunks for token in chunk.tokens]),
             "span_first": array("i", first),
-            "span_start": array("i", [span.start for span in spans]),
-            "span_pages": array("q", [0, *accumulate(len(s.global_pages) for s in spans)][:-1]),
-            "global_pages": array("i", [page for span in spans for page in span.global_pages]),
-            "local_pages": array("i", [page for span in spans for page in span.local_pages]),
+            "span_start": array("i", [chunk.start for chunk in chunks]),
+            "span_pages": array("q", [0, *accumulate(len(c.global_pages) for c in chunks)][:-1]),
+            "global_pages": array("i", [page for chunk in chunks for page in chunk.global_pages]),
+            "local_pages": array("i", [page for chunk in chunks for page in chunk.local_pages]),
             "output_token": array(
                 "i",
                 [
-                    at + output.index
-                    for at, span in zip(first, spans, strict=False)
-                    for output in span.outputs
+                    at + request.index
+                    for at, chunk in zip(first, chunks, strict=False)
+                    for request in chunk.logits
                 ],
             ),
             "output_top": array("i", top),
-            "output_target": array("i", [output.target for output in outputs]),
-            "output_z": array("i", [output.kind == "score" for output in outputs]),
+            "output_target": array("i", [request.target for request in requests]),
+            "output_z": array("i", [request.log_z for request in requests]),
             "output_row": array(
                 "i",
                 [
-                    row if output.kind == "logits" else -1
-                    for row, output in zip(rows, outputs, strict=False)
+                    row if request.all_logits else -1
+                    for row, request in zip(rows, requests, strict=False)
                 ],
             ),
         }
         assert len(arrays["global_pages"]) == len(arrays["local_pages"])
         step = CStep(
             tokens=first[-1],
-            spans=len(spans),
-            outputs=len(outputs),
-            pool=self._pool.data_ptr(),
+            spans=len(chunks),
+            outputs=len(requests),
+            pool=self.pool.data_ptr(),
             page_bytes=self.page_bytes,
             top_stride=ids_OK.shape[1],
             top_ids=ids_OK.data_ptr(),
             top_logits=logits_OK.data_ptr(),
             target_logit=target_O.data_ptr(),
-            log_z=z_O.data_ptr(),
+            log_z=log_z_O.data_ptr(),
             logits=logits_RV.data_ptr(),
             **{name: values.buffer_info()[0] for name, values in arrays.items()},
         )
         if native.loaded().gm_run(self._threads.handle, self._model, step) != 0:
             raise MemoryError(f"no memory for a step of {first[-1]} tokens")
-        return _Found(top, rows, ids_OK, logits_OK, target_O, z_O, logits_RV)
+        return _Results(rows, ids_OK, logits_OK, target_O, log_z_O, logits_RV)
 
-    def _c_model(self, model: Gemma, cache: int) -> CModel:
-        config = model.config
+    def _c_model(self) -> CModel:
+        model, config = self._module, self.config
         embed = packed_of(model.embed_tokens)
         layers = (CLayer * config.num_hidden_layers)(
             *(self._c_layer(config, i, layer) for i, layer in enumerate(model.layers))
@@ -212,7 +232,7 @@ class NativeRunner:
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             vocab=config.vocab_size,
-            cache=cache,
+            cache=self._cache,
             eps=config.rms_norm_eps,
             attention_scale=config.attention_scale,
             attention_cap=config.attn_logit_softcapping or 0.0,
@@ -236,20 +256,14 @@ class NativeRunner:
         )
 
     def _c_matrix(self, matrix: PackedMatrix) -> CMatrix:
-        self._kept.append(matrix)
+        self._referenced.append(matrix)
         return native.c_matrix(matrix)
 
     def _floats(self, values: Tensor) -> int:
-        held = values.detach().float().contiguous()
-        self._kept.append(held)
-        return held.data_ptr()
+        referenced = values.detach().float().contiguous()
+        self._referenced.append(referenced)
+        return referenced.data_ptr()
 
 
 def _activations(embed: PackedMatrix) -> torch.dtype:
     return FLOATS.get(embed.format, torch.float32)
-
-
-def _candidates(output: Output) -> int:
-    """How many of the likeliest ids an output needs."""
-    assert output.top_k <= MOST_CANDIDATES
-    return {"top_k": output.top_k, "logits": 0}.get(output.kind, 1)

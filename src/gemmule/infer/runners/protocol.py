@@ -1,12 +1,12 @@
-"""What the engine asks of whoever computes: spans of tokens in, predictions out. Free of torch.
+"""What the engine asks of a runner: chunks of tokens in, parts of the logits out. Free of torch.
 
-A page holds `PAGE` positions of keys and values, of all local layers or of all global ones; all
-pages are of one size and come from one pool.
+A page holds the keys and values of `PAGE` positions, of all local layers or of all global ones.
+All pages have the same size and come from one pool.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -14,87 +14,113 @@ if TYPE_CHECKING:
     from gemmule.model.config import GemmaConfig
 
 PAGE = 32
-MOST_CANDIDATES = 64  # that a runner chooses itself; whoever wants more takes the whole row
-
-Kind = Literal["greedy", "top_k", "logits", "score"]
+MAX_TOP_K = 64  # the most a runner selects itself; beyond that the engine takes the whole row
 
 
 @dataclass(frozen=True)
-class Output:
-    """A prediction that is wanted.
+class LogitsRequest:
+    """Which parts of the logits after one token are needed; any combination may be asked for.
 
     Attributes:
-        index: of the token within its span; what follows this token is predicted.
-        kind: "greedy": the likeliest id; "top_k": the likeliest `top_k`; "logits": the whole row;
-            "score": the log-probability of `target`, and the likeliest id with it.
-        top_k: 1 to MOST_CANDIDATES, for "top_k".
-        target: an id, for "score".
+        index: the token's place within its chunk; its logits predict the token after it.
+        top_k: number of largest logits, 0 to MAX_TOP_K.
+        all_logits: whether the whole row is needed.
+        log_z: whether the logarithm of the softmax's denominator is needed.
+        target: id whose logit is needed, or -1.
     """
 
     index: int
-    kind: Kind
     top_k: int = 0
+    all_logits: bool = False
+    log_z: bool = False
     target: int = -1
 
 
 @dataclass(frozen=True)
-class Span:
-    """Successive tokens of one sequence, to be run in one step.
+class ScheduledChunk:
+    """Consecutive tokens of one sequence that run in the same step.
 
     Attributes:
-        tokens: at least one id.
-        start: position of the first.
-        global_pages: numbers of the pages of positions [32 i, 32 i + 32), i = 0, 1, ... up to the
-            last token's.
-        local_pages: the same for local layers; -1 where all positions are out of every window.
-        outputs: what is wanted, in the order of the tokens.
+        tokens: ids, at least one.
+        start: position of the first token.
+        global_pages: page of each block of PAGE positions in global layers, up to the last token's.
+        local_pages: the same for local layers; -1 where all positions have left the window.
+        logits: requests in the order of the tokens.
+        request_id: id of the request that the tokens belong to.
     """
 
     tokens: Sequence[int]
     start: int
     global_pages: Sequence[int]
     local_pages: Sequence[int]
-    outputs: Sequence[Output]
+    logits: Sequence[LogitsRequest] = ()
+    request_id: int = -1
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + len(self.tokens)
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What follows a token. Equal logits: the smaller id comes first.
+class StepOutput:
+    """Answer to one LogitsRequest; a field that was not asked for is None.
 
     Attributes:
-        ids: the likeliest ids, likeliest first: one for "greedy" and "score", k for "top_k".
-        logits: theirs, fp32; for "logits" the whole row [V], and no ids.
-        log_z: logarithm of the sum of exp(logits) over the row, for "score".
-        target_logit: for "score".
+        top_ids: ids of the largest logits, largest first; of equal logits the smaller id first.
+        top_logits: their logits, fp32.
+        logits: the whole row, fp32, [V].
+        log_z: logarithm of the sum of exp(logits) over the row. A runner computes it the same way
+            whatever else is asked for.
+        target_logit: logit of the target.
     """
 
-    ids: "Tensor | None" = None
+    top_ids: "Tensor | None" = None
+    top_logits: "Tensor | None" = None
     logits: "Tensor | None" = None
     log_z: float | None = None
     target_logit: float | None = None
 
 
 class Runner(Protocol):
-    """Runs a model over paged caches.
+    """Runs a model over paged keys and values.
 
-    A native runner promises that a token's prediction has the same bits whatever else is in the
-    step, however its sequence was cut into spans, and whichever pages hold it.
+    The native runner and the batch runner are batch-invariant: the logits after a token have the
+    same bits whatever else is in the step, however the sequence was cut into chunks, and whichever
+    pages hold it.
+
+    Attributes:
+        config: shape of the model.
+        device: where the pages are.
+        page_bytes: size of a page.
+        cache_format: format of keys and values: "float32", "float16", "bfloat16" or "int8".
+        max_step_tokens: maximum number of tokens in a step, over all chunks.
     """
 
     config: "GemmaConfig"
-    device: "device"  # where the cache is
+    device: "device"
     page_bytes: int
-    cache_format: str  # of keys and values: "float32", "float16", "bfloat16" or "int8"
-    max_step_tokens: int  # most tokens of one step, of all spans together
+    cache_format: str
+    max_step_tokens: int
 
     def allocate(self, pages: int) -> None:
-        """Makes the pool; its contents are undefined, and memory is taken as pages are used."""
+        """Makes the pool; its contents are undefined."""
 
-    def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
-        """Takes in the spans' tokens; the predictions of each span, in the order of its outputs."""
+    def step(self, chunks: Sequence[ScheduledChunk]) -> list[list[StepOutput]]:
+        """Computes all chunks; returns one output per logits request of each."""
 
-    def scores(self, spans: Sequence[Span]) -> list[list[tuple[float, bool]]]:
-        """As `step` where every output is a "score": log-probability, and whether likeliest."""
+    def scores(self, chunks: Sequence[ScheduledChunk]) -> list[list[tuple[float, bool]]]:
+        """Does the same for requests with a target, top_k 1 and log_z.
+
+        Returns:
+            For each request the target's log-probability, and whether it is the most likely token.
+        """
 
     def copy_page(self, source: int, target: int) -> None:
-        """What `target` holds from now on is what `source` does."""
+        """Copies the contents of one page to another."""
+
+    def weights_changed(self) -> None:
+        """Drops every copy of the model's weights, which have changed or moved.
+
+        The pool stays; what the pages hold must not be used any more.
+        """

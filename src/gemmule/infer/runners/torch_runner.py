@@ -1,139 +1,109 @@
-"""The plain runner: any Gemma module on any device, each span by itself.
+"""The plain runner: any Gemma module on any device, one chunk after the other.
 
-A prediction depends on nothing else in the step. It may differ in its last bits between ways to
-cut a sequence into spans, because the products of a matrix library depend on the number of rows;
-the promise that no bit changes is the native runner's.
+The logits after a token do not depend on the other chunks of a step. They may differ in the last
+bits between ways to cut a sequence into chunks, because the products of a matrix library depend on
+the number of rows; the native runner and the batch runner are batch-invariant.
 """
 
-import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gemmule.infer.core.sampling import likeliest
-from gemmule.infer.runners.protocol import PAGE, Output, Prediction, Span
+from gemmule.infer.core.sampling import top_logits
+from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk, StepOutput
 from gemmule.model.gemma import Gemma
+from gemmule.model.kv_cache import KVCache, PagedKV
 
-_LOGITS_AT_ONCE = 2**24  # 64 MiB of fp32: bounds memory at any vocabulary
+MAX_LOGITS = 2**24  # elements at once, 64 MiB of fp32: bounds memory for any vocabulary
 
 
 class TorchRunner:
-    """See `Runner`.
+    """Runs a Gemma module; implements `Runner`.
 
     Attributes:
-        config: the model's.
-        page_bytes: of one page.
-        max_step_tokens: bounds what a long prompt takes beside the weights.
+        config: shape of the model.
+        device: device of the model.
+        cache_format: dtype of keys and values.
+        kv: keys and values.
+        page_bytes: size of a page.
+        max_step_tokens: maximum number of tokens in a step; bounds the memory of activations.
     """
 
     max_step_tokens = 512
 
     def __init__(self, model: Gemma) -> None:
-        self.config = config = model.config
+        """Starts without pages.
+
+        Args:
+            model: the module; its weights are read at each step.
+        """
+        self.config = model.config
         self._model = model
-        local = [config.is_local(i) for i in range(config.num_hidden_layers)]
-        # Which of the layers of its kind a layer is: its place in a page.
-        self._slots = [sum(kind == local[i] for kind in local[:i]) for i in range(len(local))]
-        slots = max(self._slots) + 1
-        self._page = (slots, 2, PAGE, config.num_key_value_heads, config.head_dim)
         norm = model.norm.weight  # never quantized: it has the activations' dtype
-        self.device, self._dtype = norm.device, norm.dtype
+        self.device = norm.device
         self.cache_format = str(norm.dtype).removeprefix("torch.")
-        self.page_bytes = torch.Size(self._page).numel() * norm.element_size()
-        self._pool = torch.empty(0, *self._page)
+        self.kv = PagedKV(model.config, norm.dtype, norm.device, PAGE)
+        self.page_bytes = self.kv.page_bytes
 
     def allocate(self, pages: int) -> None:
-        """See `Runner`."""
-        self._pool = torch.empty(pages, *self._page, dtype=self._dtype, device=self.device)
-
-    def scores(self, spans: Sequence[Span]) -> list[list[tuple[float, bool]]]:
-        """See `Runner`."""
-        return [
-            [
-                _scored(prediction, output.target)
-                for prediction, output in zip(found, span.outputs, strict=True)
-            ]
-            for found, span in zip(self.step(spans), spans, strict=True)
-        ]
+        """Makes the pool."""
+        self.kv.allocate(pages)
 
     def copy_page(self, source: int, target: int) -> None:
-        """See `Runner`."""
-        self._pool[target] = self._pool[source]
+        """Copies the contents of one page to another."""
+        self.kv.copy_page(source, target)
+
+    def weights_changed(self) -> None:
+        """Does nothing: no weight is copied."""
+
+    def scores(self, chunks: Sequence[ScheduledChunk]) -> list[list[tuple[float, bool]]]:
+        """Returns log-probabilities of targets; see `Runner`."""
+        return [
+            [
+                _score(output, request.target)
+                for output, request in zip(outputs, chunk.logits, strict=True)
+            ]
+            for outputs, chunk in zip(self.step(chunks), chunks, strict=True)
+        ]
 
     @torch.inference_mode()
-    def step(self, spans: Sequence[Span]) -> list[list[Prediction]]:
-        """See `Runner`."""
-        return [self._run(span) for span in spans]
+    def step(self, chunks: Sequence[ScheduledChunk]) -> list[list[StepOutput]]:
+        """Computes all chunks; see `Runner`."""
+        return [self.run_chunk(chunk) for chunk in chunks]
 
-    def _run(self, span: Span) -> list[Prediction]:
-        tokens_BT = torch.tensor([list(span.tokens)], device=self.device)
-        cache = _SpanCache(self, span)
+    def run_chunk(self, chunk: ScheduledChunk) -> list[StepOutput]:
+        """Computes one chunk."""
+        tokens_BT = torch.tensor([list(chunk.tokens)], device=self.device)
+        cache = KVCache(self.kv, [chunk.global_pages], [chunk.local_pages], chunk.start)
         x_TD = self._model.hidden_states(tokens_BT, cache=cache)[0]
-        if not span.outputs:
+        if not chunk.logits:
             return []
-        x_OD = x_TD[torch.tensor([o.index for o in span.outputs], device=self.device)]
-        found: list[Prediction] = []
-        chunk = max(1, _LOGITS_AT_ONCE // self.config.vocab_size)
-        for at in range(0, len(x_OD), chunk):
-            logits_OV = self._model.logits(x_OD[at : at + chunk]).float()
-            found += map(predict, span.outputs[at : at + chunk], logits_OV)
-        return found
-
-    def pages_of(self, layer: int) -> Tensor:
-        """The pool's part for a layer, [pages, 2, PAGE, K, H]: keys, then values."""
-        return self._pool[:, self._slots[layer]]
+        x_OD = x_TD[torch.tensor([request.index for request in chunk.logits], device=self.device)]
+        outputs: list[StepOutput] = []
+        rows = max(1, MAX_LOGITS // self.config.vocab_size)
+        for at in range(0, len(x_OD), rows):
+            logits_OV = self._model.logits(x_OD[at : at + rows]).float()
+            outputs += map(step_output, chunk.logits[at : at + rows], logits_OV)
+        return outputs
 
 
-class _SpanCache:
-    """The pages of one span, as the forward pass sees a cache."""
-
-    segment_BS = torch.empty(0)  # one sequence, one segment
-
-    def __init__(self, runner: TorchRunner, span: Span) -> None:
-        self.length = span.start
-        self._runner = weakref.proxy(runner)  # a layer's hooks may outlive the span
-        config, end = runner.config, span.start + len(span.tokens)
-        self._local = [config.is_local(i) for i in range(config.num_hidden_layers)]
-        self._written = torch.arange(span.start, end, device=runner.device)
-        self._read = {}
-        for local, pages in ((False, span.global_pages), (True, span.local_pages)):
-            oldest = max(0, span.start - config.sliding_window + 1) if local else 0
-            first = oldest // PAGE
-            numbers = torch.tensor(list(pages[first : -(-end // PAGE)]), device=runner.device)
-            index = torch.arange(first * PAGE, end, device=runner.device)
-            self._read[local] = (first, numbers, index)
-
-    def begin(self, count: int, doc_ids_BT: Tensor | None) -> Tensor | None:
-        """See `Cache`."""
-        return None
-
-    def extend(self, layer: int, k_BTKH: Tensor, v_BTKH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Cache`."""
-        pool = self._runner.pages_of(layer)
-        first, numbers, index = self._read[self._local[layer]]
-        page, place = numbers[self._written // PAGE - first], self._written % PAGE
-        pool[page, 0, place] = k_BTKH[0]
-        pool[page, 1, place] = v_BTKH[0]
-        k_BSKH, v_BSKH = (
-            pool[numbers, part].flatten(0, 1)[None, : len(index)] for part in range(2)
-        )
-        return k_BSKH, v_BSKH, index
+def step_output(request: LogitsRequest, logits_V: Tensor) -> StepOutput:
+    """Returns the parts of a row of logits that a request needs."""
+    logits_K = ids_K = None
+    if request.top_k:
+        logits_K, ids_K = top_logits(logits_V, request.top_k)
+    return StepOutput(
+        top_ids=ids_K,
+        top_logits=logits_K,
+        logits=logits_V if request.all_logits else None,
+        log_z=float(logits_V.logsumexp(-1)) if request.log_z else None,
+        target_logit=float(logits_V[request.target]) if request.target >= 0 else None,
+    )
 
 
-def predict(output: Output, logits_V: Tensor) -> Prediction:
-    """What is wanted of a row of logits."""
-    if output.kind == "logits":
-        return Prediction(logits=logits_V)
-    logits_K, ids_K = likeliest(logits_V, output.top_k if output.kind == "top_k" else 1)
-    if output.kind != "score":
-        return Prediction(ids_K, logits_K)
-    log_z = float(logits_V.logsumexp(-1))
-    return Prediction(ids_K, logits_K, log_z, float(logits_V[output.target]))
-
-
-def _scored(prediction: Prediction, target: int) -> tuple[float, bool]:
-    assert prediction.target_logit is not None
-    assert prediction.log_z is not None
-    assert prediction.ids is not None
-    return prediction.target_logit - prediction.log_z, int(prediction.ids[0]) == target
+def _score(output: StepOutput, target: int) -> tuple[float, bool]:
+    assert output.target_logit is not None
+    assert output.log_z is not None
+    assert output.top_ids is not None
+    return output.target_logit - output.log_z, int(output.top_ids[0]) == target

@@ -1,0 +1,325 @@
+"""The asynchronous engine: one thread runs steps while others submit and cancel, as a server needs.
+
+A request's outputs arrive by a callback, in the engine's thread, after the step that made them. An
+idle engine sleeps. The number of waiting requests is bounded.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Literal, Self
+
+from gemmule.errors import ConfigError, EngineClosedError, EngineDeadError, QueueFullError
+from gemmule.infer.core.engine_core import EngineStats
+from gemmule.infer.core.request import Request, RequestOutput
+from gemmule.infer.core.request_state import RequestState
+from gemmule.infer.core.speculative import Speculation
+from gemmule.infer.driver import MAX_FAILED_STEPS, StepLoop, make_core
+from gemmule.infer.runners.protocol import Runner
+from gemmule.model.tokenizer import Tokenizer
+
+MAX_WAITING = 256
+
+OnOutput = Callable[[RequestOutput], None]
+
+_log = logging.getLogger(__name__)
+
+
+class AsyncEngine:
+    """Runs requests in a thread of its own; all methods may be called from any thread.
+
+    A request's output does not depend on the rest of the batch. Every request that was accepted
+    gets a last output, for which `finished` is true: when it is complete or cancelled, when the
+    engine is shut down (finish reason "cancelled"), or when the engine gives up (finish reason
+    "error", with `error` set).
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer | None = None,
+        *,
+        cache_bytes: int | None = None,
+        cache_tokens: int | None = None,
+        speculation: Speculation | None = None,
+        max_waiting: int = MAX_WAITING,
+        max_failed_steps: int = MAX_FAILED_STEPS,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Allocates the pool of pages and starts the thread.
+
+        Args:
+            runner: runs the model; it is used by the engine's thread only.
+            tokenizer: tokenizer of the model; None: outputs are ids, and only a limit ends them.
+            cache_bytes: maximum memory for keys and values; None: as `pages_for` chooses.
+            cache_tokens: the same in tokens, instead.
+            speculation: proposes draft tokens; None: none are proposed.
+            max_waiting: number of requests that may wait; preempted ones count, running ones do
+                not.
+            max_failed_steps: number of failed steps in a row after which the engine gives up.
+            after_step: called in the engine's thread after all callbacks of a step, for a consumer
+                that hands on the outputs of a step together.
+
+        Raises:
+            ConfigError: for an impossible size.
+            TokenizerError: if the draft model has another tokenizer.
+        """
+        if max_waiting < 1:
+            raise ConfigError(f"max_waiting is {max_waiting}; it must be 1 or more")
+        self._core = make_core(runner, tokenizer, speculation, cache_bytes, cache_tokens)
+        self._loop = StepLoop(self._core, runner, max_failed_steps)
+        self._max_waiting, self._after_step = max_waiting, after_step
+        self._condition = threading.Condition()
+        # All below is guarded by the condition's lock.
+        self._arrived: dict[int, RequestState] = {}
+        self._withdrawn: list[RequestState] = []  # cancelled before the thread took them up
+        self._cancelled: list[int] = []
+        self._callbacks: dict[int, OnOutput] = {}
+        self._weights_changed = False
+        self._closing: Literal["drain", "now"] | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="gemmule-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Shuts down; requests are finished unless an exception has been raised."""
+        self.shutdown(drain=error is None)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine has given up because its steps kept failing."""
+        return self._loop.dead is not None
+
+    @property
+    def closing(self) -> bool:
+        """Whether the engine takes no new requests because of `shutdown`."""
+        return self._closing is not None
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait, of at most `max_waiting`."""
+        with self._condition:
+            return len(self._arrived) + self._core.num_waiting
+
+    def stats(self) -> EngineStats:
+        """Returns the engine's counters and gauges, between steps or within one."""
+        return replace(self._core.stats(), waiting=self.num_waiting)
+
+    def submit(self, request: Request, on_output: OnOutput) -> int:
+        """Adds a request.
+
+        Args:
+            request: prompt and settings.
+            on_output: called in the engine's thread with each output of the request, the last one
+                being `finished`. It must return soon, as all requests wait for it. If it raises,
+                the request is cancelled and the error logged.
+
+        Returns:
+            The request's id, which may be cancelled, and which its outputs carry.
+
+        Raises:
+            ConfigError: if the request can never run.
+            QueueFullError: if `max_waiting` requests wait already.
+            EngineClosedError: after `shutdown`.
+            EngineDeadError: if the engine has given up.
+        """
+        return self._submit(self._core.generation(request), on_output)
+
+    def submit_score(
+        self, context: Sequence[int], continuation: Sequence[int], on_output: OnOutput
+    ) -> int:
+        """Adds a continuation to be scored; the score comes with its only output.
+
+        Args:
+            context: ids, at least one.
+            continuation: ids to be scored, at least one.
+            on_output: as for `submit`.
+
+        Raises:
+            ConfigError: for ids that the model does not have, or a text longer than the context.
+            EngineError: as for `submit`.
+        """
+        if not continuation:
+            raise ConfigError("the continuation is empty; it needs one token at least")
+        return self._submit(self._core.scoring(context, continuation), on_output)
+
+    async def iterate(self, request: Request) -> AsyncIterator[RequestOutput]:
+        """Yields the outputs of one request; leaving the iteration cancels it.
+
+        Raises:
+            ConfigError: as for `submit`.
+            EngineError: as for `submit`, or because the engine has given up meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[RequestOutput] = asyncio.Queue()
+
+        def on_output(output: RequestOutput) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, output)
+
+        request_id = self.submit(request, on_output)
+        try:
+            while True:
+                output = await inbox.get()
+                if output.error is not None:
+                    raise output.error
+                yield output
+                if output.finished:
+                    return
+        finally:
+            self.cancel(request_id)
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request, whatever state it is in; its pages are free before the next step.
+
+        Its last output says "cancelled". One that is unknown or has ended stays as it is.
+        """
+        with self._condition:
+            state = self._arrived.pop(request_id, None)
+            if state is not None:
+                self._withdrawn.append(state)
+            elif request_id in self._callbacks:
+                self._cancelled.append(request_id)
+            self._condition.notify()
+
+    def weights_changed(self) -> None:
+        """Drops what was computed with the old weights before the next step.
+
+        Requests that run keep their tokens and are computed again with the new weights.
+        """
+        with self._condition:
+            self._weights_changed = True
+            self._condition.notify()
+
+    def shutdown(self, *, drain: bool = True, timeout: float | None = None) -> None:
+        """Refuses new requests and stops the thread.
+
+        Args:
+            drain: finish all requests first; otherwise they are cancelled. A second call may
+                cancel what the first one is waiting for.
+            timeout: seconds to wait for requests to finish, after which they are cancelled; None:
+                as long as they take.
+        """
+        with self._condition:
+            self._closing = "drain" if drain and self._closing != "now" else "now"
+            self._condition.notify()
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            with self._condition:
+                self._closing = "now"
+                self._condition.notify()
+            self._thread.join()
+
+    def _submit(self, state: RequestState, on_output: OnOutput) -> int:
+        with self._condition:
+            if self._loop.dead is not None:
+                raise EngineDeadError(str(self._loop.dead)) from self._loop.dead.__cause__
+            if self._closing or self._stopped:
+                raise EngineClosedError("the engine is shutting down: it takes no new requests")
+            waiting = len(self._arrived) + self._core.num_waiting
+            if waiting >= self._max_waiting:
+                raise QueueFullError(
+                    f"{waiting} requests are waiting, of at most {self._max_waiting}: try again "
+                    "later"
+                )
+            request_id = state.sequence.request_id
+            self._arrived[request_id] = state
+            self._callbacks[request_id] = on_output
+            self._condition.notify()
+        return request_id
+
+    def _run(self) -> None:
+        """Runs steps until the engine is shut down or dead."""
+        try:
+            while self._take_up():
+                if not self._core.num_requests:
+                    continue
+                try:
+                    outputs = self._loop.step()
+                except EngineDeadError:
+                    _log.exception("the engine has stopped")
+                    return
+                except Exception:
+                    _log.warning("a step of the engine failed; it is tried again", exc_info=True)
+                    outputs = self._core.take_outputs()
+                self._deliver(outputs)
+        except BaseException as error:
+            self._loop.give_up(error)
+            raise
+        finally:
+            self._end_all()
+
+    def _take_up(self) -> bool:
+        """Waits for work and takes it up; returns whether to run a step."""
+        core = self._core
+        with self._condition:
+            self._condition.wait_for(
+                lambda: (
+                    core.num_requests
+                    or self._arrived
+                    or self._withdrawn
+                    or self._cancelled
+                    or self._weights_changed
+                    or self._closing
+                )
+            )
+            arrived, self._arrived = self._arrived, {}
+            withdrawn, self._withdrawn = self._withdrawn, []
+            cancelled, self._cancelled = self._cancelled, []
+            changed, self._weights_changed = self._weights_changed, False
+            for state in (*arrived.values(), *withdrawn):
+                core.add(state)
+            for request_id in (*cancelled, *(s.sequence.request_id for s in withdrawn)):
+                core.cancel(request_id)
+            closing = self._closing
+        if changed:
+            self._loop.weights_changed()
+        self._deliver(core.take_outputs())
+        if closing == "now":
+            return False
+        return bool(core.num_requests) or closing is None
+
+    def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
+        """Calls the callbacks of outputs, outside the lock."""
+        for output in outputs:
+            with self._condition:
+                take = self._callbacks.pop if output.finished else self._callbacks.get
+                on_output = take(output.request_id, None)
+            if on_output is None:
+                continue
+            try:
+                on_output(output)
+            except Exception:
+                _log.exception("a callback raised; its request %d is cancelled", output.request_id)
+                with self._condition:
+                    if self._callbacks.pop(output.request_id, None) is not None:
+                        self._cancelled.append(output.request_id)
+        if outputs and self._after_step is not None:
+            try:
+                self._after_step()
+            except Exception:
+                _log.exception("after_step raised")
+
+    def _end_all(self) -> None:
+        """Gives every request that is left its last output."""
+        with self._condition:
+            self._stopped = True
+            left = [*self._arrived.values(), *self._withdrawn]
+            self._arrived, self._withdrawn = {}, []
+        for state in left:
+            self._core.add(state)
+        dead = self._loop.dead
+        self._core.abort("cancelled" if dead is None else "error", dead)
+        self._deliver(self._core.take_outputs())

@@ -1,0 +1,280 @@
+"""The synchronous engine: steps run in the thread that asks for their results."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from gemmule.errors import EngineDeadError, first_line
+from gemmule.infer.core.cache_size import pages_for
+from gemmule.infer.core.engine_core import EngineCore, EngineStats
+from gemmule.infer.core.request import Completion, Request, RequestOutput, Score
+from gemmule.infer.core.request_state import GenerationState, RequestState, ScoringState
+from gemmule.infer.core.speculative import Speculation
+from gemmule.infer.runners.protocol import Runner
+from gemmule.model.tokenizer import Tokenizer
+
+MAX_FAILED_STEPS = 3  # in a row
+
+
+class StepLoop:
+    """Runs the steps of a core on a runner, and gives up when they keep failing.
+
+    Attributes:
+        core: plans the steps.
+        dead: why the engine has given up; None while it works.
+    """
+
+    def __init__(self, core: EngineCore, runner: Runner, max_failed_steps: int) -> None:
+        self.core, self._runner = core, runner
+        self.dead: EngineDeadError | None = None
+        self._max_failed_steps = max_failed_steps
+        self._failed_steps = 0
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step; returns what is new of all requests.
+
+        Raises:
+            EngineDeadError: if `max_failed_steps` steps in a row have failed. All requests have
+                ended then.
+            BaseException: what made the step fail. No request is lost: the next step computes
+                again what was not committed.
+        """
+        if self.dead is not None:
+            raise EngineDeadError(str(self.dead)) from self.dead.__cause__
+        try:
+            chunks = self.core.plan()
+            outputs = self.core.apply(chunks, self._runner.step(chunks) if chunks else [])
+        except BaseException as error:
+            self.core.reset()
+            if isinstance(error, Exception):  # Ctrl-C is not a failure
+                self._failed_steps += 1
+                if self._failed_steps >= self._max_failed_steps:
+                    raise self.give_up(error) from error
+            raise
+        self._failed_steps = 0
+        return outputs
+
+    def weights_changed(self) -> None:
+        """Drops what was computed with the old weights of the model, and of the draft model."""
+        self._runner.weights_changed()
+        self.core.weights_changed()
+
+    def give_up(self, error: BaseException) -> EngineDeadError:
+        """Ends all requests for good; returns the error that tells why."""
+        self.dead = EngineDeadError(
+            f"the engine has stopped; steps that failed in a row: {self._failed_steps}, the last "
+            f"with {type(error).__name__}: {first_line(error)}"
+        )
+        self.dead.__cause__ = error
+        self.core.abort("error", self.dead)
+        return self.dead
+
+
+def make_core(
+    runner: Runner,
+    tokenizer: Tokenizer | None,
+    speculation: Speculation | None,
+    cache_bytes: int | None,
+    cache_tokens: int | None,
+) -> EngineCore:
+    """Allocates a pool of pages and makes a core that uses it."""
+    pages = pages_for(runner, cache_bytes, cache_tokens)
+    core = EngineCore(runner, pages, tokenizer, speculation)
+    runner.allocate(pages)
+    return core
+
+
+class Engine:
+    """Takes requests at any time and runs them together.
+
+    A request's output does not depend on the rest of the batch. One thread steps at a time; others
+    may submit, cancel and iterate meanwhile.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer | None = None,
+        *,
+        cache_bytes: int | None = None,
+        cache_tokens: int | None = None,
+        speculation: Speculation | None = None,
+        max_failed_steps: int = MAX_FAILED_STEPS,
+    ) -> None:
+        """Allocates the pool of pages.
+
+        Args:
+            runner: runs the model.
+            tokenizer: tokenizer of the model; None: outputs are ids, and only a limit ends them.
+            cache_bytes: maximum memory for keys and values; None: as `pages_for` chooses.
+            cache_tokens: the same in tokens, instead.
+            speculation: proposes draft tokens; None: none are proposed.
+            max_failed_steps: number of failed steps in a row after which the engine gives up.
+
+        Raises:
+            ConfigError: for an impossible size.
+            TokenizerError: if the draft model has another tokenizer.
+        """
+        self._core = make_core(runner, tokenizer, speculation, cache_bytes, cache_tokens)
+        self._loop = StepLoop(self._core, runner, max_failed_steps)
+        # Other threads put their wishes here, to be taken up between steps.
+        self._arrived: deque[RequestState] = deque()
+        self._cancelled: deque[int] = deque()
+        self._stepping = threading.Lock()
+        self._outputs: deque[RequestOutput] = deque()  # of submitted requests
+        # Where the outputs of other requests go; None: nowhere, their state is all that is read.
+        self._inboxes: dict[int, deque[RequestOutput] | None] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self._core.num_requests or self._arrived)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine has given up; every call then raises EngineDeadError."""
+        return self._loop.dead is not None
+
+    def stats(self) -> EngineStats:
+        """Returns the current counters and gauges."""
+        return self._core.stats()
+
+    def fits(self, positions: int) -> bool:
+        """Whether a request of `positions` tokens, output included, fits in the pool."""
+        return self._core.fits(positions)
+
+    def submit(self, request: Request) -> int:
+        """Adds a request; returns its id, which its outputs carry.
+
+        Raises:
+            ConfigError: if it can never run: an id that the model does not have, a prompt longer
+                than the context, more than the pool of pages can hold.
+        """
+        state = self._core.generation(request)
+        self._arrived.append(state)
+        return state.sequence.request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request; its last output says so. One that has ended already stays as it is."""
+        self._cancelled.append(request_id)
+        if self._stepping.acquire(blocking=False):
+            try:
+                self._take_up()
+                self._route(self._core.take_outputs())
+            finally:
+                self._stepping.release()
+
+    def step(self) -> list[RequestOutput]:
+        """Runs a step; returns what is new of the requests that were submitted.
+
+        Raises:
+            EngineDeadError: if steps keep failing; see `StepLoop.step`.
+        """
+        self._step()
+        return [self._outputs.popleft() for _ in range(len(self._outputs))]
+
+    def iterate(self, request: Request) -> Iterator[RequestOutput]:
+        """Yields the outputs of one request, which starts with the first `next`.
+
+        Closing the iterator cancels the request. Several may be used at once, from one thread or
+        from several.
+
+        Raises:
+            ConfigError: at once; as for `submit`.
+            EngineDeadError: if steps keep failing.
+        """
+        return self._follow(self._core.generation(request))
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Runs requests until they end; returns their completions in the same order.
+
+        Raises:
+            ConfigError: as for `submit`, before anything has run.
+            EngineDeadError: if steps keep failing.
+        """
+        states = [self._core.generation(request) for request in requests]
+        self._finish(states)
+        return [state.completion() for state in states]
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+        """Computes log-probabilities of continuations; common prefixes are computed once.
+
+        Args:
+            pairs: ids of a context, at least one (for a whole text, its first token), and of what
+                follows it.
+
+        Raises:
+            ConfigError: for ids that the model does not have, or a pair longer than the context.
+            EngineDeadError: if steps keep failing.
+        """
+        states: list[ScoringState] = [
+            self._core.scoring(context, continuation) for context, continuation in pairs
+        ]
+        self._finish([state for state in states if not state.done])
+        return [state.score() for state in states]
+
+    def weights_changed(self) -> None:
+        """Drops what was computed with the old weights; the pool and everything else stay.
+
+        To be called after the weights of the model, or of the draft model, were changed in place.
+        Requests that run keep their tokens and are computed again with the new weights.
+        """
+        with self._stepping:
+            self._loop.weights_changed()
+
+    def _follow(self, state: GenerationState) -> Iterator[RequestOutput]:
+        inbox: deque[RequestOutput] = deque()
+        self._inboxes[state.sequence.request_id] = inbox
+        self._arrived.append(state)
+        try:
+            while True:
+                while inbox:
+                    output = inbox.popleft()
+                    if output.error is not None:
+                        raise output.error
+                    yield output
+                    if output.finished:
+                        return
+                self._step()
+        finally:
+            if not state.done:
+                self.cancel(state.sequence.request_id)
+
+    def _finish(self, states: Sequence[RequestState]) -> None:
+        self._inboxes.update((state.sequence.request_id, None) for state in states)
+        self._arrived.extend(states)
+        try:
+            while not all(state.done for state in states):
+                self._step()
+        finally:
+            for state in states:
+                if not state.done:
+                    self.cancel(state.sequence.request_id)
+        for state in states:
+            if state.error is not None:  # another thread's step was the last to fail
+                raise state.error
+
+    def _take_up(self) -> None:
+        """Takes up what has arrived and what was cancelled since the last step."""
+        while self._arrived:
+            self._core.add(self._arrived.popleft())
+        while self._cancelled:
+            self._core.cancel(self._cancelled.popleft())
+
+    def _route(self, outputs: Sequence[RequestOutput]) -> None:
+        """Passes outputs to those who follow their requests."""
+        for output in outputs:
+            inbox = self._inboxes.get(output.request_id, self._outputs)
+            if inbox is not None:
+                inbox.append(output)
+            if output.finished:
+                self._inboxes.pop(output.request_id, None)
+
+    def _step(self) -> None:
+        with self._stepping:
+            self._take_up()
+            try:
+                self._route(self._loop.step())
+            except EngineDeadError:
+                self._route(self._core.take_outputs())
+                raise
