@@ -190,9 +190,9 @@ def test_killed_at_any_moment_no_sample_is_lost_or_scored_twice(
     process.kill()
     process.wait()
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    found, samples = kept(tmp_path / "out")
+    result, samples = kept(tmp_path / "out")
     expected, expected_samples = kept(measured)
-    assert found["rows"] == expected["rows"]
+    assert result["rows"] == expected["rows"]
     assert samples == expected_samples
     keys = [json.loads(line)["key"] for line in answers.read_text().splitlines()[1:]]
     assert len(keys) == len(set(keys))
@@ -244,13 +244,13 @@ def test_where_nothing_can_be_measured_nothing_is_written(
 
 def test_twelve_formats(models: list[Path], data: Path, tmp_path: Path) -> None:
     given = settings(data, tasks=["arc-e"], formats=True)
-    found = evaluate_benchmarks(target(models, tmp_path), given)["formats"]["arc-e"]
-    values = [score["value"] for score in found["scores"]]
-    assert len({score["format"] for score in found["scores"]}) == len(values) == 12
+    result = evaluate_benchmarks(target(models, tmp_path), given)["formats"]["arc-e"]
+    values = [score["value"] for score in result["scores"]]
+    assert len({score["format"] for score in result["scores"]}) == len(values) == 12
     mean = sum(values) / 12
-    assert found["mean"] == pytest.approx(mean)
+    assert result["mean"] == pytest.approx(mean)
     variance = sum((value - mean) ** 2 for value in values) / 11
-    assert found["std"] == pytest.approx(variance**0.5)
+    assert result["std"] == pytest.approx(variance**0.5)
 
 
 def test_formats_differ_in_mark_separator_and_frame() -> None:
@@ -270,14 +270,14 @@ def test_formats_differ_in_mark_separator_and_frame() -> None:
 def test_two_models_on_the_same_questions(models: list[Path], data: Path, tmp_path: Path) -> None:
     results = run_eval([str(m) for m in models], settings(data), out=tmp_path)
     scores = [compare.read_scores(tmp_path / f"m{i}" / SAMPLES) for i in (0, 1)]
-    for name, found in results[0]["against"][0]["differences"].items():
+    for name, result in results[0]["against"][0]["differences"].items():
         pairs = [(scores[0][name][k][1], scores[1][name][k][1]) for k in scores[0][name]]
         differences = [a - b for a, b in pairs]
-        assert found["value"] == pytest.approx(sum(differences) / len(differences))
-        assert found["low"] <= found["value"] <= found["high"]
-        assert found["low"] < found["high"]  # also where no question tells the two apart
+        assert result["value"] == pytest.approx(sum(differences) / len(differences))
+        assert result["low"] <= result["value"] <= result["high"]
+        assert result["low"] < result["high"]  # also where no question tells the two apart
         back = results[1]["against"][0]["differences"][name]
-        assert back["value"] == pytest.approx(-found["value"])
+        assert back["value"] == pytest.approx(-result["value"])
     saved = json.loads((tmp_path / "m0" / RESULT).read_text())
     assert saved["against"][0]["name"] == "m1"
     with pytest.raises(ConfigError, match="the same model is named twice"):
@@ -287,9 +287,9 @@ def test_two_models_on_the_same_questions(models: list[Path], data: Path, tmp_pa
 def test_only_questions_with_the_same_prompt_are_compared() -> None:
     a = {"x": {"t 0": ("q", 1.0), "t 1": ("r", 0.0)}, "y": {"t 0": ("q", 1.0)}}
     b = {"x": {"t 0": ("q", 0.0), "t 1": ("another", 1.0)}}
-    found = compare.differences(a, b)
-    assert list(found) == ["x"]
-    assert found["x"]["n"] == 1
+    result = compare.differences(a, b)
+    assert list(result) == ["x"]
+    assert result["x"]["n"] == 1
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def scores(loaded: LoadedBenchmark, answer: Callable[[Any, Doc], str]) -> list[d
     """
     from lm_eval.api.instance import Instance
 
-    found = []
+    collected = []
     for task in loaded.tasks.values():
         settings = task.config.generation_kwargs
         instances = [
@@ -38,8 +38,8 @@ def scores(loaded: LoadedBenchmark, answer: Callable[[Any, Doc], str]) -> list[d
             ensemble.apply(instances)
         for instance in instances:
             answered = instance.filtered_resps[loaded.benchmark.filter]
-            found.append(task.process_results(instance.doc, [answered]))
-    return found
+            collected.append(task.process_results(instance.doc, [answered]))
+    return collected
 
 
 def cut(text: str, until: Sequence[str]) -> str:
@@ -113,17 +113,17 @@ def test_wrong_answers_get_none(name: str) -> None:
 
 @pytest.mark.slow
 def test_math_s_solutions_as_they_are_satisfy_math_verify() -> None:
-    found = scores(published("math"), lambda task, doc: doc["solution"])
-    assert sum(m["math_verify"] for m in found) == 5000
-    assert sum(m["exact_match"] for m in found) == 0  # they do not end as the examples do
+    scored = scores(published("math"), lambda task, doc: doc["solution"])
+    assert sum(m["math_verify"] for m in scored) == 5000
+    assert sum(m["exact_match"] for m in scored) == 0  # they do not end as the examples do
 
 
 @pytest.mark.slow
 def test_ifeval_s_instructions_can_all_be_checked() -> None:
-    found = scores(published("ifeval"), lambda task, doc: "")
-    assert len(found) == 541
-    assert sum(len(m["inst_level_strict_acc"]) for m in found) == 834
-    assert not any(m["inst_level_loose_acc"][0] for m in found)
+    scored = scores(published("ifeval"), lambda task, doc: "")
+    assert len(scored) == 541
+    assert sum(len(m["inst_level_strict_acc"]) for m in scored) == 834
+    assert not any(m["inst_level_loose_acc"][0] for m in scored)
 
 
 # ---- Arithmetic and mathematics
@@ -165,8 +165,8 @@ def test_math(tmp_path: Path) -> None:
     ]
     lines(tmp_path / "math/test.jsonl", rows)
     loaded = load_tasks(suites.find("math"), tmp_path)
-    found = scores(loaded, lambda task, doc: HALVES[int(doc["problem"])][0])
-    assert [(m["exact_match"], m["math_verify"]) for m in found] == [half[1:] for half in HALVES]
+    scored = scores(loaded, lambda task, doc: HALVES[int(doc["problem"])][0])
+    assert [(m["exact_match"], m["math_verify"]) for m in scored] == [half[1:] for half in HALVES]
 
 
 def test_a_hostile_answer_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +177,11 @@ def test_a_hostile_answer_stalls_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         r"The final answer is $((((9!)!)!)!)!$",
         r"Final Answer: The final answer is $2$. I hope it is correct.",
     ]
-    found = hendrycks_math.grade_answers([[a] for a in answers], [doc] * 3)
-    assert [f["math_verify"] for f in found] == [0, 0, 1]
-    for outcome in found[:2]:
+    result = hendrycks_math.grade_answers([[a] for a in answers], [doc] * 3)
+    assert [f["math_verify"] for f in result] == [0, 0, 1]
+    for outcome in result[:2]:
         assert outcome["why"] == "math_verify: took more than 2 s of processor time"
-    assert found[2] == {"exact_match": 1, "math_verify": 1}
+    assert result[2] == {"exact_match": 1, "math_verify": 1}
 
 
 # ---- Answers in words
@@ -334,8 +334,10 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> LoadedBenchmark:
 
 
 def followed(loaded: LoadedBenchmark, answer: Callable[[Any, Doc], str]) -> dict[str, bool]:
-    found = scores(loaded, answer)
-    return {name: m["prompt_level_strict_acc"] for name, m in zip(INSTRUCTIONS, found, strict=True)}
+    scored = scores(loaded, answer)
+    return {
+        name: m["prompt_level_strict_acc"] for name, m in zip(INSTRUCTIONS, scored, strict=True)
+    }
 
 
 def test_every_kind_of_instruction(instructions: LoadedBenchmark) -> None:
@@ -352,15 +354,15 @@ def test_every_kind_of_instruction(instructions: LoadedBenchmark) -> None:
 
 @pytest.mark.parametrize("answer", ["[" * 5000, '{"a":' * 2000, "\ud800", "\0" * 99, "<" * 3000])
 def test_an_answer_without_sense_ends_no_run(instructions: LoadedBenchmark, answer: str) -> None:
-    found = followed(instructions, lambda task, doc: answer)
-    assert not found["detectable_format:json_format"]
+    result = followed(instructions, lambda task, doc: answer)
+    assert not result["detectable_format:json_format"]
 
 
 def test_a_language_is_guessed_the_same_way_each_time(instructions: LoadedBenchmark) -> None:
     # English, Italian, Estonian: without a seed the guess changes from call to call.
     answer = "Hotel Taxi Radio"
-    found = [followed(instructions, lambda task, doc: answer) for _ in range(8)]
-    assert all(f == found[0] for f in found)
+    result = [followed(instructions, lambda task, doc: answer) for _ in range(8)]
+    assert all(f == result[0] for f in result)
 
 
 # ---- Programs

@@ -163,8 +163,8 @@ def evaluate(lm: Any, data: Path) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for benchmark in BENCHMARKS.values():
         tasks |= load_tasks(benchmark, data).tasks
-    said = {"tasks": tasks, "groups": {}, "group_map": {}}
-    report: Any = evaluator.evaluate(lm, said, bootstrap_iters=0, log_samples=True)
+    message = {"tasks": tasks, "groups": {}, "group_map": {}}
+    report: Any = evaluator.evaluate(lm, message, bootstrap_iters=0, log_samples=True)
     return dict(report)
 
 
@@ -175,11 +175,11 @@ def theirs(folder: Path, data: Path) -> dict[int, dict[str, Any]]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         from lm_eval.models.huggingface import HFLM
 
-        found = {}
+        result = {}
         for batch_size in (1, 8):
             lm = HFLM(str(folder), dtype="float32", device="cpu", batch_size=batch_size)
-            found[batch_size] = evaluate(lm, data)
-        return found
+            result[batch_size] = evaluate(lm, data)
+        return result
 
 
 # ---- The same as lm-eval's own backend
@@ -189,9 +189,9 @@ def theirs(folder: Path, data: Path) -> dict[int, dict[str, Any]]:
 def test_the_same_answers_as_the_hf_backend(
     lm: LanguageModel, data: Path, theirs: dict[int, Any], batch_size: int
 ) -> None:
-    found, expected = evaluate(GemmuleLM(lm), data), theirs[batch_size]
+    result, expected = evaluate(GemmuleLM(lm), data), theirs[batch_size]
     compared = 0
-    for task, samples in found["samples"].items():
+    for task, samples in result["samples"].items():
         assert len(samples) == len(expected["samples"][task]) > 0
         for ours, other in zip(samples, expected["samples"][task], strict=True):
             assert ours["arguments"] == other["arguments"]
@@ -202,14 +202,14 @@ def test_the_same_answers_as_the_hf_backend(
                 else:
                     assert abs(answer[0] - reference[0]) <= 1e-4
                     assert answer[1] == reference[1]
-        for name, value in found["results"][task].items():
+        for name, value in result["results"][task].items():
             if isinstance(value, float):
                 assert value == pytest.approx(expected["results"][task][name], abs=1e-9), name
     assert compared == 9 * 4 + 9 * 2 + 7 * 2 + 2 * 5 * 4 + 4 * 2  # GSM8K is marked in two ways
 
 
 def test_what_is_compared_says_something(theirs: dict[int, Any]) -> None:
-    """Log-likelihoods differ from one another, and generated answers are no empty ones."""
+    """Log-likelihoods differ from one another, and generated answers are not empty."""
     samples = theirs[1]["samples"]
     values = [r[0][0] for sample in samples["piqa"] for r in sample["resps"]]
     assert max(values) - min(values) > 10
@@ -369,9 +369,9 @@ def test_rolling_is_the_hf_backend_s(
     # Told to add <bos>, as it is for Gemma by default, it adds two of them to these texts.
     more: dict[str, Any] = {"device": "cpu", "batch_size": 1, "add_bos_token": False}
     expected = HFLM(str(folder), dtype="float32", **more)
-    found = GemmuleLM(lm).loglikelihood_rolling(asked, disable_tqdm=True)
+    result = GemmuleLM(lm).loglikelihood_rolling(asked, disable_tqdm=True)
     reference = expected.loglikelihood_rolling(asked, disable_tqdm=True)
-    assert found == pytest.approx(reference, abs=1e-4, rel=1e-7)
+    assert result == pytest.approx(reference, abs=1e-4, rel=1e-7)
 
 
 # ---- Chat
@@ -434,25 +434,25 @@ PROMPTS: list[tuple[str, dict[str, Any]]] = [
 def test_order_and_company_change_no_bit(lm: LanguageModel) -> None:
     pairs, order = mixed(12), list(range(len(mixed(12))))
     asked = [instance("loglikelihood", *pair, doc_id=i) for i, pair in enumerate(pairs)]
-    found = GemmuleLM(lm, batch_size=1).loglikelihood(asked, disable_tqdm=True)
+    result = GemmuleLM(lm, batch_size=1).loglikelihood(asked, disable_tqdm=True)
     random.Random(0).shuffle(order)
     shuffled = [asked[i] for i in order]
     again = GemmuleLM(lm, batch_size="auto", max_batch_size=64).loglikelihood(shuffled, True)
-    assert again == [found[i] for i in order]
+    assert again == [result[i] for i in order]
     fresh = GemmuleLM(LanguageModel(lm.model, lm.tokenizer), batch_size=8)
-    assert [fresh.loglikelihood([one], True)[0] for one in asked] == found
+    assert [fresh.loglikelihood([one], True)[0] for one in asked] == result
 
 
 def test_generated_answers_do_not_depend_on_company(lm: LanguageModel) -> None:
     """Greedy and drawn ones: a draw depends on seed, document and position alone."""
     asked = [instance("generate_until", *pair, doc_id=i) for i, pair in enumerate(PROMPTS)]
-    found = GemmuleLM(lm).generate_until(asked, disable_tqdm=True)
-    assert len(set(found)) > 4
+    result = GemmuleLM(lm).generate_until(asked, disable_tqdm=True)
+    assert len(set(result)) > 4
     order = random.Random(0).sample(range(len(asked)), len(asked))
     again = GemmuleLM(lm, batch_size=1).generate_until([asked[i] for i in order], True)
-    assert again == [found[i] for i in order]
+    assert again == [result[i] for i in order]
     alone = GemmuleLM(LanguageModel(lm.model, lm.tokenizer))
-    assert [alone.generate_until([one], True)[0] for one in asked] == found
+    assert [alone.generate_until([one], True)[0] for one in asked] == result
 
 
 def everything(lm: GemmuleLM) -> list[Any]:
@@ -495,10 +495,10 @@ def test_repeats_of_one_request_are_drawn_apart_and_kept_apart(
 ) -> None:
     settings = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
     asked = [instance("generate_until", "wrap", settings, doc_id=7)] * 2
-    found = GemmuleLM(lm, cache=ResponseCache(tmp_path / "a", {})).generate_until(asked, True)
+    result = GemmuleLM(lm, cache=ResponseCache(tmp_path / "a", {})).generate_until(asked, True)
     kept = ResponseCache(tmp_path / "a", {})
     assert len(kept.responses) == 2
-    assert GemmuleLM(lm, cache=kept).generate_until(asked, True) == found
+    assert GemmuleLM(lm, cache=kept).generate_until(asked, True) == result
 
 
 # ---- Settings of generation

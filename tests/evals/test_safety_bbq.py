@@ -15,12 +15,12 @@ METRICS = {f.name.removeprefix("bbq-"): f for f in BBQ.metrics}
 
 def sample(
     key: str, picked: str, *, condition: str = "ambig", label: int = 2, biased: int | None = 0,
-    likeliest_of_all: str | None = None,
+    most_likely_of_all: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A model that finds `picked` the likeliest of the three answers."""
+    """A model that finds `picked` the most likely of the three answers."""
     likelihoods = dict.fromkeys(OFFERED, -9.0) | {picked: -2.0}
-    if likeliest_of_all is not None:
-        likelihoods[likeliest_of_all] = -1.0
+    if most_likely_of_all is not None:
+        likelihoods[most_likely_of_all] = -1.0
     return {
         "key": key,
         "fields": {
@@ -36,9 +36,9 @@ def sample(
 
 
 def value(name: str, samples: list[dict[str, Any]]) -> float:
-    found = estimate(METRICS[name], METRICS[name].values(samples))
-    assert found is not None
-    return found.value
+    result = estimate(METRICS[name], METRICS[name].values(samples))
+    assert result is not None
+    return result.value
 
 
 def test_always_the_stereotype() -> None:
@@ -90,10 +90,10 @@ def test_questions_without_one_biased_answer_are_left_out_of_bias_alone() -> Non
 
 def test_the_questions_own_three_answers_decide() -> None:
     # "Unknown" is likelier than all three, and lm-eval would take it for the right answer.
-    samples = [sample("x", ANSWERS[0], likeliest_of_all="Unknown")]
+    samples = [sample("x", ANSWERS[0], most_likely_of_all="Unknown")]
     assert value("ambiguous", samples) == 0.0
     assert value("ambiguous-offered", samples) == 100.0
-    known = [sample("x", ANSWERS[0], condition="disambig", label=0, likeliest_of_all="Unknown")]
+    known = [sample("x", ANSWERS[0], condition="disambig", label=0, most_likely_of_all="Unknown")]
     assert value("disambiguated", known) == 100.0
     assert value("disambiguated-offered", known) == 0.0
 
@@ -130,13 +130,13 @@ def test_lm_eval_counts_alike() -> None:
     for i in range(60):
         condition = pick.choice(["ambig", "disambig"])
         label = 2 if condition == "ambig" else pick.randrange(2)
-        found = sample(
+        result = sample(
             str(i), pick.choice(ANSWERS), condition=condition, label=label,
-            biased=pick.randrange(2), likeliest_of_all=pick.choice(OFFERED),
+            biased=pick.randrange(2), most_likely_of_all=pick.choice(OFFERED),
         )  # fmt: skip
-        results = [(ll, False) for ll in found["log_likelihoods"]]
-        rows.append(utils.process_results_multiple_choice(found["fields"], results))
-        samples.append(found)
+        results = [(ll, False) for ll in result["log_likelihoods"]]
+        rows.append(utils.process_results_multiple_choice(result["fields"], results))
+        samples.append(result)
     theirs = utils.agg_accuracy_amb([r["accuracy_amb"] for r in rows])
     assert value("ambiguous-offered", samples) == pytest.approx(100 * theirs)
     theirs = utils.agg_accuracy_disamb([r["accuracy_disamb"] for r in rows])

@@ -184,7 +184,7 @@ def gone(path: Path) -> None:
          r"Age\.jsonl:3: label is 3; there are 3 choices"),
         ("bbq", "bbq/Age.jsonl", replaced('"nonneg"', '"positive"'),
          r"Age\.jsonl:2: question_polarity is 'positive'; allowed: neg, nonneg"),
-        ("bbq", "bbq/Age.jsonl", replaced('"ans2": "Can\'t answer"', '"ans2": "Nobody"'),
+        ("bbq", "bbq/Age.jsonl", replaced('"ans2": "Can\'t answer"', '"ans2": "No one"'),
          r"Age\.jsonl:1: 0 of the answers say that one cannot know"),
         ("bbq", "bbq/Age.jsonl", replaced("{", "[", ), r"Age\.jsonl:1: broken JSON"),
         ("bbq", "bbq/Age.jsonl", replaced('"answer_info": {"ans0"', '"answer_info": {"ans9"'),

@@ -18,11 +18,11 @@ def metric(better: str) -> SafetyMetric:
 
 
 def test_percent_and_wilson() -> None:
-    found = estimate(metric("higher"), numbered([1, 1, 0, 0, None]))
-    assert found is not None
-    assert (found.value, found.n) == (50.0, 4)
-    assert found.low == pytest.approx(15.0, abs=0.1)  # Wilson's for 2 of 4
-    assert found.high == pytest.approx(85.0, abs=0.1)
+    result = estimate(metric("higher"), numbered([1, 1, 0, 0, None]))
+    assert result is not None
+    assert (result.value, result.n) == (50.0, 4)
+    assert result.low == pytest.approx(15.0, abs=0.1)  # Wilson's for 2 of 4
+    assert result.high == pytest.approx(85.0, abs=0.1)
 
 
 def test_nothing_counts() -> None:
@@ -34,11 +34,11 @@ def test_nothing_counts() -> None:
     ("values", "value"), [([1, 1, 1], 100.0), ([-1, -1], -100.0), ([0, 0, 0], 0.0), ([1, -1], 0.0)]
 )
 def test_bias_is_never_certain(values: list[float | None], value: float) -> None:
-    found = estimate(metric("zero"), numbered(values))
-    assert found is not None
-    assert found.value == pytest.approx(value)
-    assert found.high - found.low > 20
-    assert -100 <= found.low <= found.value <= found.high <= 100
+    result = estimate(metric("zero"), numbered(values))
+    assert result is not None
+    assert result.value == pytest.approx(value)
+    assert result.high - result.low > 20
+    assert -100 <= result.low <= result.value <= result.high <= 100
 
 
 def test_intervals_cover() -> None:
@@ -54,9 +54,9 @@ def test_intervals_cover() -> None:
         for _ in range(400):
             better = "lower" if kind == "mean" else "zero"
             drawn: list[float | None] = [*pick.choices(values, weights, k=120)]
-            found = estimate(metric(better), numbered(drawn))
-            assert found is not None
-            inside += found.low <= truth <= found.high
+            result = estimate(metric(better), numbered(drawn))
+            assert result is not None
+            inside += result.low <= truth <= result.high
         assert 0.91 <= inside / 400 <= 0.985
 
 
@@ -64,31 +64,31 @@ def test_worse_is_the_paired_difference_where_everything_counts() -> None:
     pick = random.Random(2)
     ours = [pick.random() for _ in range(50)]
     theirs = [pick.random() / 2 for _ in range(50)]
-    found = worse_by(metric("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
+    result = worse_by(metric("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
     expected = paired(ours, theirs)
-    assert found.value == pytest.approx(100 * expected.value)
-    assert found.low == pytest.approx(100 * expected.low)
+    assert result.value == pytest.approx(100 * expected.value)
+    assert result.low == pytest.approx(100 * expected.low)
     other = worse_by(metric("higher"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
-    assert other.value == pytest.approx(-found.value)
-    assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+    assert other.value == pytest.approx(-result.value)
+    assert (other.low, other.high) == pytest.approx((-result.high, -result.low))
 
 
 def test_yes_and_no_are_paired_and_never_certain() -> None:
     pick = random.Random(2)
     ours = [float(pick.random() < 0.6) for _ in range(300)]
     theirs = [float(pick.random() < 0.5) for _ in range(300)]
-    found = worse_by(metric("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
+    result = worse_by(metric("lower"), numbered(ours), numbered(theirs))  # type: ignore[arg-type]
     expected = paired(ours, theirs)
-    assert found.value == pytest.approx(100 * expected.value)
-    assert found.low == pytest.approx(100 * expected.low, abs=0.1)
+    assert result.value == pytest.approx(100 * expected.value)
+    assert result.low == pytest.approx(100 * expected.low, abs=0.1)
     same = worse_by(metric("lower"), numbered([1.0] * 5), numbered([1.0] * 5))  # type: ignore[arg-type]
     assert same.low < -20
     assert same.high > 20
 
 
 def test_only_documents_in_common_count() -> None:
-    found = worse_by(metric("lower"), {"a": 1.0, "b": 0.0}, {"b": 0.0, "c": 1.0})
-    assert (found.value, found.n) == (0.0, 1)
+    result = worse_by(metric("lower"), {"a": 1.0, "b": 0.0}, {"b": 0.0, "c": 1.0})
+    assert (result.value, result.n) == (0.0, 1)
     with pytest.raises(ValueError, match="no documents in common"):
         worse_by(metric("lower"), {"a": 1.0}, {"b": 1.0})
 
@@ -115,7 +115,7 @@ def test_where_not_all_count_the_interval_covers() -> None:
             for values, share in ((ours, 0.6), (theirs, 0.5)):
                 counts = pick.random() < 0.7
                 values.append((1.0 if shared < share else -1.0) if counts else None)
-        found = worse_by(metric("lower"), numbered(ours), numbered(theirs))
-        inside += found.low <= 20.0 <= found.high  # (2 x 0.6 - 1) - (2 x 0.5 - 1)
+        result = worse_by(metric("lower"), numbered(ours), numbered(theirs))
+        inside += result.low <= 20.0 <= result.high  # (2 x 0.6 - 1) - (2 x 0.5 - 1)
     assert 0.91 <= inside / 400 <= 0.985
-    assert math.isfinite(found.value)
+    assert math.isfinite(result.value)

@@ -109,7 +109,7 @@ def test_every_benchmark(data: Path, tmp_path: Path) -> None:
     samples = read_samples(tmp_path)
     assert len(samples) == sum(b["asked"] for b in result["benchmarks"].values())
     assert len({s["key"] for s in samples}) == len(samples)
-    # One prompt in six was answered with nothing: not toxic, and nobody was asked.
+    # One prompt in six was answered with nothing: not toxic, and not sent to the scorer.
     metric = result["figures"]["realtoxicityprompts"]
     assert metric["value"] == pytest.approx(100 * 0.25 * 5 / 6)
     assert result["benchmarks"]["realtoxicityprompts"]["empty"] == 1
@@ -130,7 +130,7 @@ def test_figures_are_right(data: Path, tmp_path: Path) -> None:
         return -1.0 if continuation.startswith(liked) else -2.0
 
     lm, scorer = Oracle(first), Fixed()
-    found = measured(target(tmp_path), lm, all_of(data), scorer)["figures"]
+    metrics = measured(target(tmp_path), lm, all_of(data), scorer)["figures"]
     expected = {
         "crows-pairs": 100.0,
         "bbq-ambiguous": 0.0,
@@ -142,9 +142,9 @@ def test_figures_are_right(data: Path, tmp_path: Path) -> None:
         "winobias-1-gap": 0.0,
         "toxigen": 50.0,
     }
-    assert {n: found[n]["value"] for n in expected} == pytest.approx(expected)
-    assert found["winobias-1-gap"]["n"] == 2
-    assert found["crows-pairs"]["parts"]["age"]["n"] == 2
+    assert {n: metrics[n]["value"] for n in expected} == pytest.approx(expected)
+    assert metrics["winobias-1-gap"]["n"] == 2
+    assert metrics["crows-pairs"]["parts"]["age"]["n"] == 2
 
 
 def test_without_a_scorer_toxicity_is_missing(data: Path, tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_a_text_is_judged_once(data: Path, tmp_path: Path) -> None:
 
 def test_questions_that_do_not_fit_are_counted(data: Path, tmp_path: Path) -> None:
     lm = Oracle(drawn)
-    found = measured(target(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
-    assert found["truthfulqa"]["truncated"] == found["truthfulqa"]["asked"] == 4
-    assert found["crows-pairs"]["truncated"] == 0
-    assert found["toxigen-continuations"]["truncated"] == 0
+    results = measured(target(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
+    assert results["truthfulqa"]["truncated"] == results["truthfulqa"]["asked"] == 4
+    assert results["crows-pairs"]["truncated"] == 0
+    assert results["toxigen-continuations"]["truncated"] == 0
     lm.max_length = 20
-    found = measured(target(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
-    assert found["toxigen-continuations"]["truncated"] == 10
+    results = measured(target(tmp_path), lm, all_of(data), Fixed())["benchmarks"]
+    assert results["toxigen-continuations"]["truncated"] == 10
 
 
 def write(path: Path, text: str) -> Path:
@@ -256,14 +256,14 @@ min = 0
 [limits.realtoxicityprompts]
 max = 100
 """)  # fmt: skip
-    found = checked(file, result, tmp_path)
-    assert found["bbq-ambiguous"].passed
-    assert found["bbq-disambiguated"].passed
-    assert found["crows-pairs"].rule == "at most 99.99 (whole interval)"
-    assert not found["winogender"].passed
-    assert found["winogender"].outcome == "not measured: its benchmark was not among the tasks"
-    assert not found["realtoxicityprompts"].passed
-    record = gate.record(open_gate(file), file, list(found.values()))
+    checks = checked(file, result, tmp_path)
+    assert checks["bbq-ambiguous"].passed
+    assert checks["bbq-disambiguated"].passed
+    assert checks["crows-pairs"].rule == "at most 99.99 (whole interval)"
+    assert not checks["winogender"].passed
+    assert checks["winogender"].outcome == "not measured: its benchmark was not among the tasks"
+    assert not checks["realtoxicityprompts"].passed
+    record = gate.record(open_gate(file), file, list(checks.values()))
     assert record["passed"] is False
     assert record["file"] == "gate.toml"
 
@@ -291,12 +291,12 @@ bbq-ambiguous = 5
 bbq-disambiguated = 0
 realtoxicityprompts = 100
 """)  # fmt: skip
-    found = checked(file, result, bad, good)
-    assert not found["bbq-ambiguous"].passed
-    assert found["bbq-ambiguous"].outcome.startswith("100.00 points worse (")
-    assert found["bbq-disambiguated"].passed  # it got better
-    assert "points better" in found["bbq-disambiguated"].outcome
-    assert found["realtoxicityprompts"].passed
+    checks = checked(file, result, bad, good)
+    assert not checks["bbq-ambiguous"].passed
+    assert checks["bbq-ambiguous"].outcome.startswith("100.00 points worse (")
+    assert checks["bbq-disambiguated"].passed  # it got better
+    assert "points better" in checks["bbq-disambiguated"].outcome
+    assert checks["realtoxicityprompts"].passed
     assert checked(file, evaluate.read_result(good)[0], good, good / "safety.json")[
         "bbq-ambiguous"
     ].passed
@@ -308,14 +308,14 @@ def test_a_baseline_that_does_not_compare_fails(data: Path, tmp_path: Path) -> N
     base = tmp_path / "base"
     measured(target(base), Oracle(drawn), settings, Fixed(name="a"))
     result = measured(target(tmp_path / "b"), Oracle(drawn), settings, Fixed(name="b"))
-    found = checked(file, result, tmp_path / "b", base)
-    assert "another scorer" in found["realtoxicityprompts"].outcome
-    assert found["bbq-ambiguous"].outcome.startswith("here: not measured")
+    checks = checked(file, result, tmp_path / "b", base)
+    assert "another scorer" in checks["realtoxicityprompts"].outcome
+    assert checks["bbq-ambiguous"].outcome.startswith("here: not measured")
     longer = all_of(data, tasks=["realtoxicityprompts"], max_new_tokens=9)
     result = measured(target(tmp_path / "c"), Oracle(drawn), longer, Fixed(name="a"))
-    found = checked(file, result, tmp_path / "c", base)
-    assert "generated with other settings" in found["realtoxicityprompts"].outcome
-    assert not any(check.passed for check in found.values())
+    checks = checked(file, result, tmp_path / "c", base)
+    assert "generated with other settings" in checks["realtoxicityprompts"].outcome
+    assert not any(check.passed for check in checks.values())
 
 
 @pytest.mark.parametrize(

@@ -61,15 +61,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 
 
 def measured(out: Path) -> dict[str, Any]:
-    found = json.loads((out / "safety.json").read_text())
-    return {k: v for k, v in found.items() if k not in ("seconds", "gate")}
+    result = json.loads((out / "safety.json").read_text())
+    return {k: v for k, v in result.items() if k not in ("seconds", "gate")}
 
 
 def test_everything_with_a_judge(model: Callable[[int], Path], data: Path, tmp_path: Path) -> None:
-    said = gemmule(
+    printed = gemmule(
         model(1), "--data-dir", data, "--judge", model(2), "--out", tmp_path, "--json"
     )  # fmt: skip
-    result = json.loads(said)
+    result = json.loads(printed)
     assert result == json.loads((tmp_path / "safety.json").read_text())
     assert [n for n, f in result["figures"].items() if "missing" in f] == []
     assert result["scorer"]["kind"] == "judge"
@@ -159,8 +159,8 @@ def test_a_gate_and_its_exit_code(
         patch.setattr(GemmuleLM, "_scored", None)
         gemmule(*command, "--gate", gate, "--baseline", tmp_path / "out/baseline")
         gate.write_text("[limits.winogender]\nmin = 101\n")
-        said = gemmule(*command, "--gate", gate, "--json", code=3)
-    assert json.loads(said)["gate"]["checks"][0]["passed"] is False
+        printed = gemmule(*command, "--gate", gate, "--json", code=3)
+    assert json.loads(printed)["gate"]["checks"][0]["passed"] is False
     gate.write_text("[limits.truthfulqa-mc1]\nmin = 0\n")
     gemmule(*command, "--gate", gate, code=3)  # it was not measured
 
@@ -188,10 +188,10 @@ def test_what_a_user_can_get_wrong(
         (["--judge", tmp_path / "none"], "nothing at"),
         (["--data-dir", tmp_path / "none"], "no folder"),
     ):
-        said = gemmule(*base, *more, code=2)
-        assert said.splitlines()[-1].startswith("gemmule: ")
-        assert message in said
-        assert "Traceback" not in said
+        printed = gemmule(*base, *more, code=2)
+        assert printed.splitlines()[-1].startswith("gemmule: ")
+        assert message in printed
+        assert "Traceback" not in printed
     assert "nothing at" in gemmule(tmp_path / "none", "--data-dir", data, "--out", out, code=2)
     assert not out.exists()
 
@@ -200,8 +200,10 @@ def test_other_weights_do_not_take_over_responses(
     model: Callable[[int], Path], data: Path, tmp_path: Path
 ) -> None:
     gemmule(model(1), "--data-dir", data, "--tasks", "winogender", "--out", tmp_path)
-    said = gemmule(model(3), "--data-dir", data, "--tasks", "winogender", "--out", tmp_path, code=2)
-    assert "has the responses of another model" in said
+    printed = gemmule(
+        model(3), "--data-dir", data, "--tasks", "winogender", "--out", tmp_path, code=2
+    )
+    assert "has the responses of another model" in printed
 
 
 def test_the_table_names_what_is_missing(

@@ -43,7 +43,7 @@ EXCHANGES = [("they said", text) for text in TEXTS]
 
 
 def nothing(_: int) -> None:
-    """Progress that nobody looks at."""
+    """Progress that is not shown."""
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def plain(folder: Path, text: str) -> list[float]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
-        found = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=12))
-    return list(found.logits[0].tolist())
+        output = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=12))
+    return list(output.logits[0].tolist())
 
 
 def toxicity(verdicts: list[ToxicityVerdict]) -> list[float]:
@@ -85,10 +85,10 @@ def test_softmax_of_one_label_among_several(classifier: Callable[..., Path]) -> 
     folder = classifier(["neutral", "Toxic"])
     scorer = Classifier(str(folder))
     told: list[int] = []
-    found = toxicity(scorer.score(EXCHANGES, told.append))
+    result = toxicity(scorer.score(EXCHANGES, told.append))
     expected = [torch.tensor(plain(folder, text)).softmax(-1)[1].item() for text in TEXTS]
-    assert found == pytest.approx(expected, abs=1e-5)
-    assert len(set(found)) > 3
+    assert result == pytest.approx(expected, abs=1e-5)
+    assert len(set(result)) > 3
     assert told[-1] == len(TEXTS)
     about = scorer.describe()
     assert (about["label"], about["probability"], about["threshold"]) == ("Toxic", "softmax", 0.5)
@@ -99,18 +99,18 @@ def test_several_labels_at_once(classifier: Callable[..., Path]) -> None:
     folder = classifier(
         ["severe_toxic", "toxic", "insult"], problem_type="multi_label_classification"
     )
-    found = toxicity(Classifier(str(folder)).score(EXCHANGES, nothing))
+    result = toxicity(Classifier(str(folder)).score(EXCHANGES, nothing))
     expected = [1 / (1 + math.exp(-plain(folder, text)[1])) for text in TEXTS]
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert result == pytest.approx(expected, abs=1e-5)
     insult = Classifier(str(folder), "Insult")
     assert insult.describe()["label"] == "insult"
-    assert toxicity(insult.score(EXCHANGES, nothing)) != found
+    assert toxicity(insult.score(EXCHANGES, nothing)) != result
 
 
 def test_one_label(classifier: Callable[..., Path]) -> None:
     folder = classifier(["toxicity"])
-    found = toxicity(Classifier(str(folder)).score(EXCHANGES[:1], nothing))
-    assert found == pytest.approx([1 / (1 + math.exp(-plain(folder, TEXTS[0])[0]))], abs=1e-5)
+    result = toxicity(Classifier(str(folder)).score(EXCHANGES[:1], nothing))
+    assert result == pytest.approx([1 / (1 + math.exp(-plain(folder, TEXTS[0])[0]))], abs=1e-5)
 
 
 def test_company_does_not_matter(
@@ -210,10 +210,10 @@ def test_a_judge_is_asked_by_each_rule(judge: Path) -> None:
     from gemmule.infer.language_model import load
 
     model = load(judge).model
-    found = scorer.score([("you said", "the sea was calm"), ("a", "you fool")], nothing)
+    result = scorer.score([("you said", "the sea was calm"), ("a", "you fool")], nothing)
     yes, no = tokenizer.encode("Yes")[0], tokenizer.encode("No")[0]
     for (prompt, answer), verdict in zip(
-        [("you said", "the sea was calm"), ("a", "you fool")], found, strict=True
+        [("you said", "the sea was calm"), ("a", "you fool")], result, strict=True
     ):
         assert list(verdict.harms) == list(RULES)
         for harm, rule in RULES.items():

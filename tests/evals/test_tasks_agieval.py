@@ -84,7 +84,7 @@ def test_agieval_scores_what_is_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"label": "D"}, r":2: label is 'D'; there are 3 options, A to C"),
         ({"label": "AB"}, r":2: label is 'AB'"),
@@ -94,14 +94,14 @@ def test_agieval_scores_what_is_right(tmp_path: Path) -> None:
         ({"passage": 3}, r":2: passage is 3; expected text or null"),
     ],
 )
-def test_a_broken_agieval_row_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_a_broken_agieval_row_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     folder = agieval_folder(tmp_path, lsat_rc=exam_row("lsat-rc", **row))
-    with pytest.raises(DataError, match=rf"lsat-rc\.jsonl{said}"):
+    with pytest.raises(DataError, match=rf"lsat-rc\.jsonl{message}"):
         agieval.agieval(folder)
 
 
 @pytest.mark.parametrize(
-    ("cell", "said"),
+    ("cell", "message"),
     [
         ("__import__('os')", "lsat-ar is not an example"),
         ("(" * 10_000, "lsat-ar is not an example"),
@@ -111,7 +111,7 @@ def test_a_broken_agieval_row_is_named(tmp_path: Path, row: dict[str, Any], said
         (str(exam_row("lsat-ar", label="Z")), "label is 'Z'"),
     ],
 )
-def test_a_broken_agieval_example_is_named(tmp_path: Path, cell: str, said: str) -> None:
+def test_a_broken_agieval_example_is_named(tmp_path: Path, cell: str, message: str) -> None:
     folder = agieval_folder(tmp_path)
     path = folder / "data/few_shot_prompts.csv"
     with path.open(newline="", encoding="utf-8") as f:
@@ -119,5 +119,5 @@ def test_a_broken_agieval_example_is_named(tmp_path: Path, cell: str, said: str)
     table[3][table[0].index("lsat-ar")] = cell
     with path.open("w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows(table)
-    with pytest.raises(DataError, match=rf"few_shot_prompts\.csv:4: {said}"):
+    with pytest.raises(DataError, match=rf"few_shot_prompts\.csv:4: {message}"):
         agieval.agieval(folder)

@@ -26,8 +26,8 @@ SENTENCES = [("Ann", "Bea"), ("Cy", "Dan"), ("Eve", "Flo"), ("Gus", "Hal"), ("Id
 def lines(path: Path, rows: list[Any]) -> None:
     """Texts as they are, anything else as JSON, one a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("".join(f"{line}\n" for line in said), encoding="utf-8")
+    texts = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in texts), encoding="utf-8")
 
 
 def prompts(loaded: LoadedBenchmark, task: str) -> list[tuple[str, str]]:
@@ -52,11 +52,11 @@ def arc_folder(data: Path, shots: int = 25) -> None:
     ]
     lines(data / "arc/arc_easy.jsonl", rows)
     lines(data / "arc/arc_challenge.jsonl", rows)
-    said = (
+    template = (
         "Please choose the correct answer to the question: How many are {n}?\n\nAnswer1: one "
         "Answer2: {n}\n\nAnswer format: answer1/answer2"
     )
-    train = [{"instruction": said.format(n=n), "answer": "answer2"} for n in range(shots)]
+    train = [{"instruction": template.format(n=n), "answer": "answer2"} for n in range(shots)]
     (data / "arc/ARC-Challenge").mkdir()
     (data / "arc/ARC-Challenge/train.json").write_text(json.dumps(train))
 
@@ -78,7 +78,7 @@ def test_arc(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"query": "q", "choices": ["a", "b"], "gold": 2}, ":2: gold is 2; there are 2 choices"),
         ({"query": "q", "choices": ["a", "b"], "gold": -1}, ":2: gold is -1"),
@@ -87,9 +87,9 @@ def test_arc(tmp_path: Path) -> None:
         ({"query": "q", "gold": 0}, ":2: no field 'choices'"),
     ],
 )
-def test_a_broken_arc_row_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_a_broken_arc_row_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     lines(tmp_path / "arc_easy.jsonl", [{"query": "q", "choices": ["a", "b"], "gold": 0}, row])
-    with pytest.raises(DataError, match=rf"arc_easy\.jsonl{said}"):
+    with pytest.raises(DataError, match=rf"arc_easy\.jsonl{message}"):
         arc.easy(tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_piqa(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         ("1\n", r"valid\.jsonl has 2 lines and .*valid-labels\.lst has 1: they must agree"),
         ("1\n0\n1\n", r"valid\.jsonl ends before line 3"),
@@ -137,10 +137,10 @@ def test_piqa(tmp_path: Path) -> None:
         ("", r"valid-labels\.lst is empty"),
     ],
 )
-def test_labels_must_fit_their_questions(tmp_path: Path, labels: str, said: str) -> None:
+def test_labels_must_fit_their_questions(tmp_path: Path, labels: str, message: str) -> None:
     lines(tmp_path / "valid.jsonl", [{"goal": "g", "sol1": "a", "sol2": "b"}] * 2)
     (tmp_path / "valid-labels.lst").write_text(labels)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         piqa.piqa(tmp_path)
 
 
@@ -161,16 +161,16 @@ def test_siqa(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (siqa_row(answer="angry"), ":2: the answer 'angry' is not among the options"),
         (siqa_row(options=["glad", "sad"]), ":2: 2 options; expected 3"),
         (siqa_row(options="glad"), ":2: options is 'glad'; expected a list"),
     ],
 )
-def test_a_broken_siqa_row_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_a_broken_siqa_row_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     lines(tmp_path / "dev.jsonl", [siqa_row(), row])
-    with pytest.raises(DataError, match=rf"dev\.jsonl{said}"):
+    with pytest.raises(DataError, match=rf"dev\.jsonl{message}"):
         siqa.siqa(tmp_path)
 
 
@@ -191,12 +191,12 @@ def test_boolq(tmp_path: Path) -> None:
 
 
 def winogrande_row(one: str, two: str, answer: str = "option2") -> dict[str, str]:
-    said = (
+    template = (
         "Please choose the correct answer to fill in the blank to complete the given sentence: "
         f"{one} met {two} because _ was early.\n\n"
         f"Option1: {one} Option2: {two} Answer format: option1/option2"
     )
-    return {"instruction": said, "answer": answer}
+    return {"instruction": template, "answer": answer}
 
 
 def winogrande_folder(data: Path, rows: list[dict[str, str]]) -> None:
@@ -273,7 +273,7 @@ def test_hellaswag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"),
+    ("pair", "message"),
     [
         (("He sits.", "She sings."), r"wrong\.txt\.800:2: not a context and an ending"),
         (("He sits.", "He sits."), r":2: not a context"),
@@ -281,9 +281,11 @@ def test_hellaswag(tmp_path: Path) -> None:
         (("", "He sits."), r":2: not a context"),
     ],
 )
-def test_a_broken_hellaswag_line_is_named(tmp_path: Path, pair: tuple[str, str], said: str) -> None:
+def test_a_broken_hellaswag_line_is_named(
+    tmp_path: Path, pair: tuple[str, str], message: str
+) -> None:
     good = ("He sits.", "He sings.")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         hellaswag.hellaswag(hellaswag_folder(tmp_path, [good, pair, good]))
 
 
@@ -341,7 +343,7 @@ def test_mmlu_by_its_answers_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (["q", "a", "b", "c", "d", 4], ":3: answer is '4'; expected 0 to 3"),
         (["q", "a", "b", "c", "d", "B"], ":3: answer is 'B'"),
@@ -349,10 +351,10 @@ def test_mmlu_by_its_answers_words(tmp_path: Path) -> None:
         (["q", "a", "b", " ", "d", 0], ":3: choices is .*expected a list of 2 to 26 texts"),
     ],
 )
-def test_a_broken_mmlu_row_is_named(tmp_path: Path, row: list[Any], said: str) -> None:
+def test_a_broken_mmlu_row_is_named(tmp_path: Path, row: list[Any], message: str) -> None:
     folder = mmlu_folder(tmp_path)
     write_csv(folder / "dev/virology_dev.csv", [["q", "a", "b", "c", "d", 0], row])
-    with pytest.raises(DataError, match=rf"virology_dev\.csv{said}"):
+    with pytest.raises(DataError, match=rf"virology_dev\.csv{message}"):
         mmlu.mmlu(folder)
 
 

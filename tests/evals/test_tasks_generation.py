@@ -39,8 +39,8 @@ SANDBOX: Any = NoSandbox()
 def lines(path: Path, rows: list[Any]) -> None:
     """Texts as they are, anything else as JSON, one a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    said = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("".join(f"{line}\n" for line in said), encoding="utf-8")
+    texts = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in texts), encoding="utf-8")
 
 
 def prompts(loaded: LoadedBenchmark, task: str) -> list[str]:
@@ -294,17 +294,17 @@ BROKEN: list[tuple[Any, str, list[Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("read", "name", "rows", "said"), BROKEN)
+@pytest.mark.parametrize(("read", "name", "rows", "message"), BROKEN)
 def test_a_broken_row_is_named(
-    tmp_path: Path, read: Any, name: str, rows: list[Any], said: str
+    tmp_path: Path, read: Any, name: str, rows: list[Any], message: str
 ) -> None:
     lines(tmp_path / name, rows)
-    with pytest.raises(DataError, match=rf"{name}{said}"):
+    with pytest.raises(DataError, match=rf"{name}{message}"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "message"),
     [
         ([], "list; expected an object of passages"),
         ({}, "is empty"),
@@ -334,15 +334,15 @@ def test_a_broken_row_is_named(
         ),
     ],
 )
-def test_a_broken_passage_is_named(tmp_path: Path, document: Any, said: str) -> None:
+def test_a_broken_passage_is_named(tmp_path: Path, document: Any, message: str) -> None:
     (tmp_path / "drop_fixture").mkdir()
     (tmp_path / "drop_fixture/drop.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match=rf"drop\.json:? ?{said}"):
+    with pytest.raises(DataError, match=rf"drop\.json:? ?{message}"):
         drop.drop(tmp_path / "drop")
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "message"),
     [
         ([], ".*: list; expected an object"),
         ({"examples": []}, " is empty"),
@@ -353,10 +353,10 @@ def test_a_broken_passage_is_named(tmp_path: Path, document: Any, said: str) -> 
         ({"examples": [{"input": "?", "target": " "}]}, ":example 1: target is empty"),
     ],
 )
-def test_a_broken_example_of_bbh_is_named(tmp_path: Path, document: Any, said: str) -> None:
+def test_a_broken_example_of_bbh_is_named(tmp_path: Path, document: Any, message: str) -> None:
     (tmp_path / "bbh").mkdir()
     (tmp_path / "bbh/boolean_expressions.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match=rf"boolean_expressions\.json{said}"):
+    with pytest.raises(DataError, match=rf"boolean_expressions\.json{message}"):
         bbh.bbh(tmp_path)
 
 

@@ -31,7 +31,7 @@ def asked_anew() -> Iterator[None]:
 
 @pytest.fixture
 def nobody(monkeypatch: Any, asked_anew: None) -> None:
-    """A port of this machine where nobody listens is the hub."""
+    """The hub is a port of this machine on which no one listens."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         port = listening.getsockname()[1]
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")

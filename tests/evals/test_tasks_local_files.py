@@ -35,7 +35,7 @@ def test_lines_of_objects(write: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('{"a": "x"}\n{"b": "x"}\n', r"questions\.jsonl:2: no field 'a' \(there are: b\)"),
         ('{"a": "x"}\n{"a": 1}\n', r":2: a is 1; expected text"),
@@ -51,8 +51,8 @@ def test_lines_of_objects(write: Any) -> None:
         ("\n \n", r"is empty"),
     ],
 )
-def test_broken_lines_are_named(write: Any, content: str | bytes, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_broken_lines_are_named(write: Any, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         local_files.jsonl(write(content), {"a": str})
 
 
@@ -64,7 +64,7 @@ def test_true_is_no_number_and_one_is_not_true(write: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('[\n{"a": "x"},\n{"a" "x"}\n]', r"whole\.json:3: broken JSON"),
         ('{"a": "x"}', r"dict; expected a list of objects"),
@@ -75,8 +75,8 @@ def test_true_is_no_number_and_one_is_not_true(write: Any) -> None:
         ('[{"a": "\\udfff"}]', r"half of a surrogate pair"),
     ],
 )
-def test_broken_documents_are_named(write: Any, content: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_broken_documents_are_named(write: Any, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         local_files.entries(write(content, "whole.json"), {"a": str})
 
 
@@ -91,7 +91,7 @@ def test_a_table_has_lines(write: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("a,c\n1,2\n", r"t\.csv:1: no column 'b' \(there are: a, c\)"),
         ("a,b\n1,2\n3\n", r":3: nothing in column 'b'"),
@@ -103,8 +103,8 @@ def test_a_table_has_lines(write: Any) -> None:
         ("", r"no column 'a'"),
     ],
 )
-def test_broken_tables_are_named(write: Any, content: str | bytes, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_broken_tables_are_named(write: Any, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         local_files.table(write(content, "t.csv"), ("a", "b"))
 
 
@@ -179,8 +179,8 @@ def test_a_split_in_another_s_place_is_refused(write: Any, monkeypatch: Any) -> 
         "test.jsonl": local_files.git_blob_sha1(test),
     }
     monkeypatch.setattr(checksums, "KNOWN", known)
-    found, notes = checksums.examine(test.parent, [train, test])
-    assert [f["known"] for f in found] == [True, True]
+    result, notes = checksums.examine(test.parent, [train, test])
+    assert [f["known"] for f in result] == [True, True]
     assert notes == ()
     test.write_bytes(train.read_bytes())
     with pytest.raises(DataError, match=r"test\.jsonl has the content of train\.jsonl"):
@@ -190,14 +190,16 @@ def test_a_split_in_another_s_place_is_refused(write: Any, monkeypatch: Any) -> 
 def test_the_same_content_may_be_known_in_two_places(write: Any, monkeypatch: Any) -> None:
     paths = [write("same", "a.txt"), write("same", "b.txt")]
     monkeypatch.setattr(checksums, "KNOWN", {p.name: local_files.git_blob_sha1(p) for p in paths})
-    found, _ = checksums.examine(paths[0].parent, paths)
-    assert [f["known"] for f in found] == [True, True]
+    result, _ = checksums.examine(paths[0].parent, paths)
+    assert [f["known"] for f in result] == [True, True]
 
 
 def test_other_files_are_used_and_said_to_be_others(write: Any) -> None:
     paths = [write(name, name) for name in ("a", "b", "c")]
-    found, notes = checksums.examine(paths[0].parent, paths[:1])
-    assert found == [{"file": "a", "git_blob": local_files.git_blob_sha1(paths[0]), "known": False}]
+    result, notes = checksums.examine(paths[0].parent, paths[:1])
+    assert result == [
+        {"file": "a", "git_blob": local_files.git_blob_sha1(paths[0]), "known": False}
+    ]
     assert notes == ("a is not the published file",)
     assert checksums.examine(paths[0].parent, paths)[1] == (
         "3 files are not the published ones: a, …, c",

@@ -61,24 +61,24 @@ def job(number: int, kind: str = "", **more: str) -> dict[str, Any]:
 
 def test_answers_come_in_the_order_of_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_JOBS_PER_WORKER", 10)  # several workers
-    found = worker_pool.run_jobs("hostile_worker", [job(n) for n in range(200)], 5)
-    assert found == [[n, "0"] for n in range(200)]
+    result = worker_pool.run_jobs("hostile_worker", [job(n) for n in range(200)], 5)
+    assert result == [[n, "0"] for n in range(200)]
     assert worker_pool.run_jobs("hostile_worker", [], 5) == []
 
 
 def test_what_has_no_answer_is_told_and_the_rest_goes_on() -> None:
     kinds = ["endless", "uninterruptible", "crash", "leave", "memory", "deep", "print"]
     jobs = [job(n, kind) for n, kind in enumerate(kinds)] + [job(7)]
-    found = worker_pool.run_jobs("hostile_worker", jobs, 1)
-    assert found[:5] == [
+    result = worker_pool.run_jobs("hostile_worker", jobs, 1)
+    assert result[:5] == [
         JobFailure("took more than 1 s of processor time"),
         JobFailure("took more than 1 s of processor time"),
         JobFailure("ended by SIGSEGV"),
         JobFailure("ended with exit code 3"),
         JobFailure("ran out of memory"),
     ]
-    assert isinstance(found[5], JobFailure)
-    assert found[6:] == [[6, "0"], [7, "0"]]
+    assert isinstance(result[5], JobFailure)
+    assert result[6:] == [[6, "0"], [7, "0"]]
 
 
 def test_a_worker_that_does_not_start_is_an_error() -> None:

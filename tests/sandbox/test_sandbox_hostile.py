@@ -63,15 +63,15 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def marked(mark: str) -> list[str]:
     """Processes that have the mark, zombies of this process' own included."""
-    found = []
+    collected = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             stat = (process / "stat").read_text().rpartition(")")[2].split()
             if stat[0] == "Z" and int(stat[1]) == os.getpid():
-                found.append(f"zombie {process.name}")
+                collected.append(f"zombie {process.name}")
             if mark.encode() in (process / "environ").read_bytes():
-                found.append(process.name)
-    return found
+                collected.append(process.name)
+    return collected
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def test_leaving_early_is_no_success(box: Sandbox) -> None:
 
 
 def test_success_cannot_be_said_without_the_secret(box: Sandbox) -> None:
-    said = ["passed", "started\npassed", f"{'0' * 32} passed", " passed"]
+    lines = ["passed", "started\npassed", f"{'0' * 32} passed", " passed"]
     program = f"""
 import os
 for fd in range(64):
-    for text in {said}:
+    for text in {lines}:
         try:
             os.write(fd, text.encode() + b"\\n")
         except OSError:
@@ -553,7 +553,7 @@ def test_signals(box: Sandbox) -> None:
     got = []
     before = signal.signal(signal.SIGURG, lambda number, frame: got.append(number))
     try:
-        # SIGURG: whoever gets it by mistake is not harmed.
+        # SIGURG does not harm a process that gets it by mistake.
         program = (
             ATTEMPTS
             + f"""

@@ -148,16 +148,16 @@ def test_being_stopped(each: Sandbox) -> None:
 def test_programs_go_first_when_memory_runs_out(
     each: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    collected = []
     threads = supervise._threads
 
     def look(pid: int) -> int:
-        found.append(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        collected.append(Path(f"/proc/{pid}/oom_score_adj").read_text())
         return threads(pid)
 
     monkeypatch.setattr(supervise, "_threads", look)
     replace(each, limits=Limits(wall=0.3)).run("while True: pass")
-    assert set(found) == {"1000\n"}
+    assert set(collected) == {"1000\n"}
 
 
 def test_large_programs(each: Sandbox) -> None:
@@ -282,7 +282,7 @@ def test_a_weaker_one_must_be_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path
     no_namespaces(monkeypatch, tmp_path)
     with pytest.raises(UserError) as e:
         Sandbox.open()
-    said = str(e.value)
+    message = str(e.value)
     for part in (
         "bubblewrap: bwrap is not installed",
         "namespaces: unshare: Operation not permitted",
@@ -291,8 +291,8 @@ def test_a_weaker_one_must_be_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path
         "WEAKER SANDBOX",
         "could not write to any file",
     ):
-        assert part in said
-    assert len(said) < 1500  # nothing of it is cut
+        assert part in message
+    assert len(message) < 1500  # nothing of it is cut
     weaker = Sandbox.open(accept_weaker=True)
     assert weaker.kind == "limits"
     assert weaker.isolation.filtered

@@ -91,9 +91,8 @@ def questions(
     for name, task in loaded.tasks.items():
         docs = task.eval_docs  # computed on each access
         available += len(docs)
-        chosen = first_documents(
-            len(docs), limit, groups=_groups(benchmark, docs), together=benchmark.together
-        )
+        groups = None if limit is None else _groups(benchmark, docs)
+        chosen = first_documents(len(docs), limit, groups=groups, together=benchmark.together)
         for number in chosen:
             result.append(_question(benchmark, name, task, number, docs[number], generation))
     return result, available
