@@ -134,7 +134,7 @@ def test_wrong_config_files(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert "not a readable TOML file" in refused("train", tmp_path / "bad.toml", "--out", out)
     assert "no config file at" in refused("train", tmp_path / "missing.toml", "--out", out)
-    assert "'data' is required" in refused("train", "--set", "steps=1", "--out", out)
+    assert "'data.path' is required" in refused("train", "--set", "steps=1", "--out", out)
     assert not out.exists()
 
 
@@ -305,7 +305,7 @@ def test_ctrl_c_while_training(settings: Path, tmp_path: Path) -> None:
     metrics = out / "metrics.jsonl"
     code, message = interrupted(
         metrics.is_file, "train", settings, "--set", "steps=100000", "--set",
-        "checkpoint_every=100000", "--out", out,
+        "checkpoint.every=100000", "--out", out,
     )  # fmt: skip
     assert code == 130
     assert "Traceback" not in message
@@ -325,6 +325,6 @@ def test_ctrl_c_anywhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gemmule.model.tokenizer.Tokenizer.load", lambda path: None)
     out = tmp_path / "out"
     assert "continues" in refused("data", "--tokenizer", "t", "--out", out, code=130)
-    train = ["train", "--set", "data=d", "--set", "steps=1", "--out", out]
+    train = ["train", "--set", "data.path=d", "--set", "steps=1", "--out", out]
     assert "--resume continues" in refused(*train, code=130)
     assert refused("tokenizer", "train", "--out", out, code=130) == "gemmule: stopped"

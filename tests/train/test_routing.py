@@ -66,9 +66,9 @@ def between(entropy_N: Tensor) -> float:
 
 
 def test_entropy_is_that_of_the_whole_distribution(teacher: GemmaTeacher, batch: Batch) -> None:
-    found = teacher.head.entropies(teacher.hidden_states(batch).flatten(0, 1))
+    entropy_N = teacher.head.entropies(teacher.hidden_states(batch).flatten(0, 1))
     expected = entropies(teacher, batch)
-    assert torch.allclose(found.double(), expected, atol=1e-5)
+    assert torch.allclose(entropy_N.double(), expected, atol=1e-5)
     assert expected.max() - expected.min() > 0.3
 
 

@@ -296,9 +296,9 @@ def test_students_share_weights_and_batches(
     plain = PackedText.next
 
     def watched(loader: PackedText) -> Any:
-        found = plain(loader)
-        seen[-1].append(found.tokens_BT)
-        return found
+        batch = plain(loader)
+        seen[-1].append(batch.tokens_BT)
+        return batch
 
     monkeypatch.setattr(PackedText, "next", watched)
     firsts = []

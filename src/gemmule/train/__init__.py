@@ -1,1 +1,1 @@
-"""One training loop, its optimisers, schedules and objectives."""
+"""The training loop, its optimizers and schedules, objectives, and kinds of runs."""

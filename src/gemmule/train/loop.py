@@ -115,7 +115,7 @@ def train(
                     model.eval()
                     _log(report, state, {probe.label: probe.name, **probe.measure(state.step)})
                     model.train()
-            # A process alone has nobody to agree with, and looks at what has come in meanwhile.
+            # A process alone need not agree with others: it looks at what has come in meanwhile.
             stopping = stop.requested if alone else agreed.stop
             due = _overdue(saved, config) if alone else agreed.due
             if last or stopping or due or state.step % config.checkpoint.every == 0:

@@ -1,4 +1,4 @@
-"""Whether a run can fit into this machine's memory, by a lower bound of what it needs."""
+"""Whether a run can fit into this machine's memory, by a lower bound of its need."""
 
 import torch
 
@@ -9,17 +9,21 @@ from gemmule.train.config import RunConfig
 
 
 def check_memory(config: RunConfig, shape: GemmaConfig) -> None:
-    """Refuses a run that cannot fit, by a lower bound of what it needs.
+    """Refuses a run that cannot fit, by a lower bound of the memory it needs.
 
-    Counts weights, gradients and optimiser states, what the backward pass keeps of a micro-batch,
-    and the step's token ids.
+    The bound counts weights, gradients and optimizer states, the activations that the backward pass
+    of a micro-batch keeps, and the token ids of a step.
+
+    Args:
+        config: settings of the run.
+        shape: shape of the model.
 
     Raises:
-        ConfigError: when this machine's memory is smaller than that.
+        ConfigError: when this machine has less memory than that.
     """
     total = memory.machine()
     if total is None or config.runtime.device == "cuda" or torch.cuda.is_available():
-        return  # a GPU says so itself, and at once
+        return  # a GPU refuses by itself, and at once
     states = 12 if config.optimizer.name == "muon" else 16
     width = 2 if config.runtime.dtype == "bfloat16" else 4
     kept = shape.num_hidden_layers * (4 * shape.hidden_size + 3 * shape.intermediate_size) * width

@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024), batched over matrices of one shape and in a chosen dtype.
 
-torch.optim.Muon, the plain version the tests compare with, takes matrices one by one and always in
-bfloat16, which on processors without bfloat16 matrix units costs up to half of a training step.
+torch.optim.Muon, which the tests compare it with, takes matrices one by one and always in bfloat16;
+on processors without bfloat16 matrix units that costs up to half of a training step.
 """
 
 from collections import defaultdict
@@ -26,14 +26,14 @@ def orthogonalize(grads_MRC: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, scaled to AdamW's typical update (arXiv 2502.16982).
+    """Nesterov momentum, orthogonalized, scaled to AdamW's typical update (arXiv 2502.16982).
 
     Args:
         params: matrices.
         lr: learning rate, comparable with AdamW's.
-        momentum: of the running mean of gradients.
-        weight_decay: decoupled.
-        dtype: of the orthogonalisation.
+        momentum: decay rate of the running mean of gradients.
+        weight_decay: decoupled weight decay.
+        dtype: type that the orthogonalization computes in.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Moves every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
@@ -59,13 +59,13 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[min(p.shape), max(p.shape)].append(p)
             for params in by_shape.values():
-                self._step_alike(params, group)
+                self._step_group(params, group)
 
-    def _step_alike(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
         directions = []
         for p in params:
             grad, state = p.grad, self.state[p]
-            assert grad is not None  # step() took only such
+            assert grad is not None  # step() leaves the others out
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
             buffer = state["momentum_buffer"]

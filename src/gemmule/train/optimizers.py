@@ -10,10 +10,15 @@ from gemmule.train.muon import Muon
 def build_optimizers(
     model: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """One optimiser, or two with "muon".
+    """One optimizer, or two with "muon".
 
-    Every group carries its peak in "peak_lr"; the loop sets "lr" from it at each step. Weight
-    decay is for matrices of the hidden layers only.
+    Every group has its peak learning rate in "peak_lr"; the loop sets "lr" from it at each step.
+    Weight decay applies to the matrices of the hidden layers only.
+
+    Args:
+        model: model whose parameters are trained.
+        config: settings of the optimizer.
+        muon_dtype: type that Muon's orthogonalization computes in.
     """
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -43,12 +48,12 @@ def build_optimizers(
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Sets every group to its share of the peak."""
+    """Sets every group's learning rate to a fraction of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scales the whole gradient down to norm `largest`; returns the norm it had."""
+    """Scales the whole gradient down to norm `largest` if it is larger; returns its norm before."""
     return nn.utils.clip_grad_norm_(model.parameters(), largest)

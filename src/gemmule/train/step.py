@@ -28,7 +28,7 @@ def accumulate(
         model: model to train.
         objective: loss.
         batches: micro-batches of the step.
-        denominator: that of the objective for these batches.
+        denominator: what the summed loss of these batches is divided by.
         runtime: device and dtype, resolved.
 
     Returns:
