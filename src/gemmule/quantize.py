@@ -30,6 +30,7 @@ from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quant.layout import PACKED
+from gemmule.runs.layout import RunLayout
 from gemmule.runs.lock import locked_output
 from gemmule.runs.run_dir import is_free
 from gemmule.train.config import load_run_config
@@ -204,7 +205,7 @@ def _held_out(
 def _own_data(model: str | Path, tokenizer: Tokenizer) -> Dataset | None:
     """The data that a run was trained on, if `model` is one and its data is still there."""
     try:
-        config = load_run_config(Path(model) / "config.toml")
+        config = load_run_config(RunLayout(Path(model)).config)
         return Dataset.open(config.data.path, tokenizer)
     except (OSError, GemmuleError):
         return None  # a folder without one, or data that is gone, or no longer the same

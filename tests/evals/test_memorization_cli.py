@@ -85,7 +85,7 @@ def test_bad_input_is_one_message(
     by_heart: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, message in (
-        (["memorization", tmp_path / "no-run"], "is no run of gemmule's"),
+        (["memorization", tmp_path / "no-run"], "is not a run of gemmule's"),
         (["memorization", by_heart, "--probes", "0"], "probes is 0; it must be at least 1"),
         (["memorization", by_heart], "do not fit into this model's context of 64"),
         (["memorization", by_heart, *SHORT, "--data", tmp_path], "is not a finished data folder"),

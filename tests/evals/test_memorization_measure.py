@@ -248,7 +248,7 @@ def test_moved_data_are_found_or_asked_for(
     shutil.copytree(by_heart, run)
     settings = (run / "config.toml").read_text().replace(str(planted), str(tmp_path / "gone"))
     (run / "config.toml").write_text(settings)
-    with pytest.raises(NoTrainingData, match=r"not at hand \(nothing at .*gone\).*--data"):
+    with pytest.raises(NoTrainingData, match=r"cannot be located \(nothing at .*gone\).*--data"):
         open_training_data(run)
     with pytest.raises(DataError, match=r"is not what .* was trained on: it holds"):
         open_training_data(run, prepared)
@@ -264,7 +264,7 @@ def test_a_model_without_a_run_needs_its_data_named(
     by_heart: Path, prepared: Path, tmp_path: Path
 ) -> None:
     model = str(by_heart / "model")
-    with pytest.raises(NoTrainingData, match=r"is no run of gemmule's.*--data"):
+    with pytest.raises(NoTrainingData, match=r"is not a run of gemmule's.*--data"):
         run_memorization(model, SHORT, out=tmp_path)
     result = run_memorization(model, SHORT, data=prepared, out=tmp_path)
     assert result["times_read"] == []

@@ -307,7 +307,7 @@ def test_a_run_without_evaluations_says_so(tmp_path):
         ("scratch/result.json", "[]", "scratch/result.json: expected a JSON object"),
         ("scratch/result.json", '{"nats_per_token": NaN}', "result.json: nats_per_token is nan"),
         ("scratch/result.json", '{"nats_per_token": "3"}', "nats_per_token is '3', not a finite"),
-        ("scratch/result.json", '{"nats_per_token": 3}', "perplexity is missing"),
+        ("scratch/result.json", '{"nats_per_token": 3}', "parameters is missing"),
         ("student/manifest.json", '{"model": {}, "data": {}}', "manifest.json: kind is missing"),
         ("student/manifest.json", '{"kind": "train"}', "manifest.json: data is missing"),
         ("student/carbon.json", "not json", "carbon.json is not readable JSON"),

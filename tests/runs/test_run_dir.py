@@ -9,7 +9,6 @@ from gemmule import console
 from gemmule.config import Config
 from gemmule.console import ProgressBar, counting, duration, table
 from gemmule.errors import OutputError
-from gemmule.runs.metrics import read_metrics
 from gemmule.runs.run_dir import RunDir, claim
 
 
@@ -45,20 +44,6 @@ def test_places_that_cannot_be_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(OutputError, match="holds no run to resume"):
         RunDir.open(tmp_path)
-
-
-def test_metrics(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "run", Settings())
-    run.cut_metrics(0)  # nothing there yet
-    for step in range(1, 5):
-        run.log({"step": step, "loss": float("nan") if step == 2 else 1.5})
-    with (run.path / "metrics.jsonl").open("a") as f:
-        f.write('{"step": 5, "lo')
-    assert [m["loss"] for m in read_metrics(run.path)] == [1.5, None, 1.5, 1.5]
-    run.cut_metrics(3)
-    run.log({"step": 4, "loss": 2.0})
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
 def test_manifest_names_versions_and_machine(tmp_path: Path) -> None:

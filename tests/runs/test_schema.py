@@ -108,6 +108,19 @@ def test_the_runs_of_a_folder(tmp_path: Path) -> None:
     assert [run.path.name for run in runs_in(tmp_path)] == ["teacher", "scratch", "student"]
 
 
+def test_metrics_grow_and_are_cut_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics.cut(path, 0)  # nothing there yet
+    for step in range(1, 5):
+        metrics.append(path, {"step": step, "loss": float("nan") if step == 2 else 1.5})
+    with path.open("a") as f:
+        f.write('{"step": 5, "lo')
+    assert [m["loss"] for m in metrics.read_metrics(tmp_path)] == [1.5, None, 1.5, 1.5]
+    metrics.cut(path, 3)
+    metrics.append(path, {"step": 4, "loss": 2.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
 def test_metrics_that_are_damaged(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with pytest.raises(CheckpointError, match=r"no metrics\.jsonl in"):

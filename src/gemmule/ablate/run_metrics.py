@@ -14,6 +14,7 @@ from gemmule.data.dataset import Dataset
 from gemmule.data.packed_text import eval_batches
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import FIRST_LEARNED_ID
+from gemmule.runs.layout import RunLayout
 from gemmule.teachers.open import open_teacher
 from gemmule.train.config import load_run_config
 from gemmule.train.evaluate import evaluate
@@ -29,7 +30,7 @@ def with_window(model: Gemma, window: int) -> Gemma:
 
 def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Held-out loss with the window that `settings` names, all else as the run had it."""
-    config = load_run_config(run / "config.toml")
+    config = load_run_config(RunLayout(run).config)
     model, _ = load_model(run, torch.float32)
     changed = with_window(model, settings["sliding_window"]).eval()
     found = evaluate(
@@ -52,7 +53,7 @@ def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[st
 
 def _induction(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The probe of induction.py with sequences that fit the run's own."""
-    config = load_run_config(run / "config.toml")
+    config = load_run_config(RunLayout(run).config)
     model, tokenizer = load_model(run, torch.float32)
     ids = torch.arange(FIRST_LEARNED_ID, tokenizer.vocab_size)
     found = induction(

@@ -114,19 +114,19 @@ def _perform(
     if cell.measure == "record":
         console.print(f"{label} …", markup=False)
         files.write_json(
-            folder / "result.json", record(RecordConfig.parse(cell.settings), folder / STORE)
+            RunLayout(folder).result, record(RecordConfig.parse(cell.settings), folder / STORE)
         )
     elif cell.measure is not None:
         trained = out / "cells" / str(cell.needs)
         console.print(f"{label} …", markup=False)
         figures = MEASURES[cell.measure](trained, dataset, cell.settings)
-        files.write_json(folder / "result.json", figures)
+        files.write_json(RunLayout(folder).result, figures)
     elif settings is not None:
         resumable = RunLayout(folder).started
         if folder.exists() and not resumable:
             shutil.rmtree(folder)  # stopped before it had begun
         if cell.route_quantile is not None:
-            entropies = files.read_json(out / "cells" / str(cell.needs) / "result.json")
+            entropies = files.read_json(RunLayout(out / "cells" / str(cell.needs)).result)
             above = entropies["quantiles"][str(cell.route_quantile)]
             objective = settings.objective.model_copy(update={"route_above": above})
             settings = settings.model_copy(update={"objective": objective})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gemmule import files
 from gemmule.errors import CheckpointError, Interrupted, first_line
+from gemmule.runs.layout import RunLayout
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_PREFIX = "hf://"
@@ -79,7 +80,8 @@ def _within(folder: Path) -> Located:
         raise CheckpointError(
             f"{folder} is a quickstart that has not finished a model yet: run it again to continue"
         )
-    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
+    run = RunLayout(folder)
+    if run.checkpoints.is_dir() or run.metrics.is_file():
         raise CheckpointError(
             f"{folder} is a run that has not finished: its model/ is written at the end; "
             "continue it with --resume"

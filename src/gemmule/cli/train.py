@@ -73,7 +73,7 @@ def _settings(config: Path | None, overrides: list[str], out: Path, resume: bool
         return load_run_config(config, overrides)
     if config or overrides:
         raise ConfigError("--resume continues with the run's saved settings: give only --out")
-    return load_run_config(RunDir.open(out).path / "config.toml")
+    return load_run_config(RunDir.open(out).layout.config)
 
 
 def _train(settings: "RunConfig", out: Path, resume: bool, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel, load
+from gemmule.runs.layout import RunLayout
 from gemmule.runtime import host
 
 
@@ -92,10 +93,10 @@ def results_folder(path: str) -> Path:
     Raises:
         ConfigError: if no folder name can be made from `path`.
     """
-    run = Path(path)
-    if (run / "manifest.json").is_file():
-        return run / "evals"
-    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", p).strip("-.") for p in run.parts[-2:]]
+    run = RunLayout(Path(path))
+    if run.started:
+        return run.evals
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", p).strip("-.") for p in run.path.parts[-2:]]
     name = "--".join(p for p in parts if p)
     if not name:
         raise ConfigError(f"no folder name can be made from {path!r}: give one with --out")

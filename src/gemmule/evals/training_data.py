@@ -1,31 +1,32 @@
-"""The text a run was trained on, and how often each part of it was read."""
+"""The data a run was trained on, and how often each part of it was read."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gemmule import files
-from gemmule.data.dataset import Dataset, Split
+from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.data.packed_text import sequence_count, times_read
-from gemmule.errors import DataError, GemmuleError, UserError
+from gemmule.errors import CheckpointError, DataError, GemmuleError, UserError
+from gemmule.runs.layout import RunLayout
+from gemmule.runs.schema import Manifest
 from gemmule.teachers.logit_store import Store
 from gemmule.train.config import DistillConfig, RunConfig, load_run_config
 
 
 class NoTrainingData(DataError):
-    """What a model was trained on is not at hand, or not known."""
+    """The training data of a model is not known, or cannot be located."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How often training read the windows that a split's tokens are cut into.
+    """How often training read each of the sequences that a split's tokens are cut into.
 
     Attributes:
-        times: of each window, shape [windows]; tokens after the last were never read.
-        seq_len: tokens of a window.
+        times: count for each sequence, shape [sequences]; tokens after the last were never read.
+        seq_len: tokens per sequence.
     """
 
     times: npt.NDArray[np.int64]
@@ -33,34 +34,41 @@ class Reading:
 
     @classmethod
     def of(cls, config: RunConfig, split: Split, steps: int) -> "Reading":
-        """What a run has read after so many steps.
+        """The sequences that a run has read after a number of steps.
 
         Raises:
-            UserError: when a record of a teacher decides it and is not there.
+            UserError: when the run learned from a logit store that cannot be opened.
         """
-        windows = sequence_count(split, config.data.seq_len)
+        sequences = sequence_count(split, config.data.seq_len)
         if config.data.corpus_tokens is not None:
-            windows = min(windows, -(-config.data.corpus_tokens // config.data.seq_len))
+            sequences = min(sequences, -(-config.data.corpus_tokens // config.data.seq_len))
         objective = config.objective
         if isinstance(objective, DistillConfig) and objective.targets is not None:
-            windows = min(windows, Store.open(objective.targets).windows)
-        times = times_read(windows, steps * config.data.batch_size, config.seed)
+            sequences = min(sequences, Store.open(objective.targets).windows)
+        times = times_read(sequences, steps * config.data.batch_size, config.seed)
         return cls(times, config.data.seq_len)
 
     def of_spans(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-        """How often the spans of `length` tokens from `starts` on were read, their least read part.
+        """How often the least-read part of each span was read.
 
-        A window predicts also the first token of the next one: a span's last token needs no more
-        than the window of the token before it.
+        A sequence also predicts the first token of the next one, so a span's last token needs no
+        more than the sequence of the token before it.
+
+        Args:
+            starts: first token of each span, shape [spans].
+            length: tokens per span.
+
+        Returns:
+            Counts, shape [spans].
         """
         padded = np.append(self.times, 0)
         first = starts // self.seq_len
         last = (starts + length - 2) // self.seq_len
-        least = padded[np.minimum(first, len(self.times))]
+        fewest = padded[np.minimum(first, len(self.times))]
         for step in range(1, int((last - first).max(initial=0)) + 1):
-            window = np.minimum(np.minimum(first + step, last), len(self.times))
-            np.minimum(least, padded[window], out=least)
-        return least
+            sequence = np.minimum(np.minimum(first + step, last), len(self.times))
+            np.minimum(fewest, padded[sequence], out=fewest)
+        return fewest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +77,8 @@ class TrainingData:
 
     Attributes:
         dataset: the data folder.
-        reading: what the run read of it; None: not known.
-        notes: what a reader of the result should know, in words.
+        reading: how often the run read each part of it; None when not known.
+        notes: remarks for the reader of a result.
     """
 
     dataset: Dataset
@@ -79,30 +87,29 @@ class TrainingData:
 
 
 def open_training_data(model: str | Path, data: Path | None = None) -> TrainingData:
-    """Opens what a model was trained on.
+    """Opens the data that a model was trained on.
 
     Args:
         model: a run directory; with `data` any model.
-        data: the data folder; None: the one that the run names or, where both were moved, data/
-            beside the run.
+        data: the data folder; None takes the one that the run names or, where both were moved, the
+            folder data/ next to the run.
 
     Raises:
         NoTrainingData: when there is no run or no such folder.
         DataError: when the folder holds other data than the run was trained on, or is damaged.
     """
-    run = Path(model)
+    run = RunLayout(Path(model))
     manifest = _manifest(run)
     if manifest is None:
         if data is None:
             raise NoTrainingData(
-                f"{model} is no run of gemmule's, so what it was trained on is not known: name the "
+                f"{model} is not a run of gemmule's, so its training data is not known: name the "
                 "folder with --data"
             )
         note = "what the model was trained on is not recorded: the data folder was named by hand"
         return TrainingData(Dataset.open(data), None, (note,))
-    expected = manifest["data"]["fingerprint"]
     config = _config(run, manifest)
-    dataset = _find(run, config, data, expected, str(manifest["data"].get("name")))
+    dataset = _find(run, config, data, manifest)
     if config is None:
         note = "how often the run read each part of its data is not known: settings of another kind"
         return TrainingData(dataset, None, (note,))
@@ -119,50 +126,55 @@ def open_training_data(model: str | Path, data: Path | None = None) -> TrainingD
     return TrainingData(dataset, reading, tuple(notes))
 
 
-def _manifest(run: Path) -> dict[str, Any] | None:
-    path = run / "manifest.json"
+def _manifest(run: RunLayout) -> Manifest | None:
+    """The run's manifest; None for a folder that is not a run."""
     try:
-        found = files.read_json(path)
+        value = files.read_json(run.manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as e:
-        raise DataError(f"{path} cannot be read ({e}): the run is damaged") from None
-    if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
+        raise DataError(f"{run.manifest} cannot be read ({e}): the run is damaged") from None
+    try:
+        manifest = Manifest.parse(value, str(run.manifest))
+    except CheckpointError:  # the manifest of something else, such as a data folder
         return None
-    return found if isinstance(found["data"].get("fingerprint"), str) else None
+    return None if manifest.data.fingerprint is None else manifest
 
 
-def _config(run: Path, manifest: dict[str, Any]) -> RunConfig | None:
-    if manifest.get("kind") not in ("train", "distill"):  # kinds that read all of their data
+def _config(run: RunLayout, manifest: Manifest) -> RunConfig | None:
+    """The run's settings, if it is of a kind that reads all of its data."""
+    if manifest.kind not in ("train", "distill"):
         return None
     try:
-        return load_run_config(run / "config.toml")
+        return load_run_config(run.config)
     except UserError:
         return None
 
 
 def _find(
-    run: Path, config: RunConfig | None, data: Path | None, expected: str, name: str
+    run: RunLayout, config: RunConfig | None, data: Path | None, manifest: Manifest
 ) -> Dataset:
+    """The dataset of the run, in the folder given or where it should be."""
+    name, expected = manifest.data.name, str(manifest.data.fingerprint)
     if data is not None:
-        found = Dataset.open(data)
-        if found.fingerprint != expected:
+        dataset = Dataset.open(data)
+        if dataset.fingerprint != expected:
             raise DataError(
-                f"{data} is not what {run} was trained on: it holds {found.name}, fingerprint "
-                f"{found.fingerprint[:12]}, and not {name}, {expected[:12]}"
+                f"{data} is not what {run.path} was trained on: it holds {dataset.name}, "
+                f"fingerprint {dataset.fingerprint[:12]}, and not {name}, {expected[:12]}"
             )
-        return found
+        return dataset
     named = [] if config is None else [config.data.path]
     other = None
-    for place in (*named, run.parent / "data"):
-        if (place / "manifest.json").is_file():
-            found = Dataset.open(place)
-            if found.fingerprint == expected:
-                return found
+    for place in (*named, run.path.parent / "data"):
+        if (place / MANIFEST).is_file():
+            dataset = Dataset.open(place)
+            if dataset.fingerprint == expected:
+                return dataset
             other = other or place
-    where = str(named[0]) if named else f"{run.parent / 'data'}"
+    where = str(named[0]) if named else f"{run.path.parent / 'data'}"
     problem = f"{other} holds other data by now" if other else f"nothing at {where}"
     raise NoTrainingData(
-        f"{run} was trained on {name}, fingerprint {expected[:12]}, which is not at hand "
+        f"{run.path} was trained on {name}, fingerprint {expected[:12]}, which cannot be located "
         f"({problem}): name its folder with --data"
     )

@@ -28,6 +28,7 @@ from gemmule.data.source import Source
 from gemmule.losses.labels import IGNORED
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
+from gemmule.runs import metrics
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, memory, torch_compile
 from gemmule.teachers.gemma import GemmaTeacher
@@ -144,8 +145,7 @@ def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[
             )  # fmt: skip
             state = train(run, config, recipe, "calibrating", recipe.probes)
             took = time.perf_counter() - began
-            lines = (run.path / "metrics.jsonl").read_text().splitlines()
-        logged = [json.loads(line) for line in lines]
+            logged = metrics.read(run.layout.metrics)
         ends = [0.0] + [m["seconds"] for m in logged if "loss" in m]
         seconds = [b - a for a, b in itertools.pairwise(ends)]
         other = took - state.seconds - evaluation[-1]

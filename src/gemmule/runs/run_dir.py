@@ -12,7 +12,6 @@ from typing import Any, Self
 from gemmule import files
 from gemmule.config import Config
 from gemmule.errors import OutputError
-from gemmule.runs import metrics
 from gemmule.runs.layout import MANIFEST, RunLayout
 from gemmule.runs.lock import is_lock
 from gemmule.runs.schema import Manifest
@@ -51,14 +50,6 @@ class RunDir:
         if not RunLayout(path).config.is_file():
             raise OutputError(f"{path} holds no run to resume (it has no config.toml)")
         return cls(path)
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Appends one line to metrics.jsonl; NaN and Inf become null."""
-        metrics.append(self.layout.metrics, values)
-
-    def cut_metrics(self, step: int) -> None:
-        """Drops metrics after `step`, and a line that was only half written."""
-        metrics.cut(self.layout.metrics, step)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Writes manifest.json, with versions and a description of the machine added."""

@@ -68,14 +68,15 @@ class RunFile(Group):
             source: name of the file, for the error message.
 
         Raises:
-            CheckpointError: naming the first field that is missing or wrong.
+            CheckpointError: naming a field that is wrong or missing.
         """
         if not isinstance(value, Mapping):
             raise CheckpointError(f"{source}: expected a JSON object")
         try:
             return cls.model_validate(dict(value))
         except pydantic.ValidationError as e:
-            raise CheckpointError(f"{source}: {_explain(e.errors()[0])}; {cls.advice}") from None
+            errors = sorted(e.errors(), key=lambda error: error["type"] == "missing")
+            raise CheckpointError(f"{source}: {_explain(errors[0])}; {cls.advice}") from None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -138,7 +139,8 @@ class Manifest(RunFile):
         data: the corpus.
         tokenizer: fingerprint of the tokenizer.
         parent: the model that the run started or learned from; None for random weights.
-        teacher: the same, in early runs.
+        parents: all such models, when there are several.
+        teacher: the parent, in early runs.
         targets: the logit store that the run learned from.
         model: configuration of the model.
         parameters: number of parameters.
@@ -155,6 +157,7 @@ class Manifest(RunFile):
     data: Corpus
     tokenizer: str | None = None
     parent: Parent | None = None
+    parents: list[Parent] | None = None
     teacher: Parent | None = None
     targets: dict[str, Any] | None = None
     model: dict[str, Any]
@@ -168,15 +171,10 @@ class Manifest(RunFile):
         return self.kind == "distill"
 
 
-class Result(RunFile):
-    """result.json: metrics of the finished run on the split named "heldout".
+class RunResult(RunFile):
+    """result.json of a run of any kind; other fields are the metrics that its kind has.
 
     Attributes:
-        split: name of the split.
-        nats_per_token: mean loss.
-        perplexity: exp of the mean loss.
-        bits_per_byte: loss per byte of text.
-        heldout_tokens: number of tokens evaluated.
         parameters: number of parameters.
         train_tokens: number of tokens trained on.
         train_flops: floating-point operations of training.
@@ -186,11 +184,6 @@ class Result(RunFile):
         seed: seed of weights and batches.
     """
 
-    split: str | None = None
-    nats_per_token: Number
-    perplexity: Number
-    bits_per_byte: Number
-    heldout_tokens: Number | None = None
     parameters: Number
     train_tokens: Number
     train_flops: Number | None = None
@@ -198,6 +191,24 @@ class Result(RunFile):
     energy_wh: Number | None = None
     gco2e: Number | None = None
     seed: Number | None = None
+
+
+class Result(RunResult):
+    """result.json of a language model, with its metrics on held-out text.
+
+    Attributes:
+        split: name of the split of the data, "heldout".
+        nats_per_token: mean loss.
+        perplexity: exp of the mean loss.
+        bits_per_byte: loss per byte of text.
+        heldout_tokens: number of tokens evaluated.
+    """
+
+    split: str | None = None
+    nats_per_token: Number
+    perplexity: Number
+    bits_per_byte: Number
+    heldout_tokens: Number | None = None
 
 
 class Pair(Group):

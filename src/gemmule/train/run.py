@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule import files
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.runs.carbon import check_country
-from gemmule.runs.layout import RunLayout
+from gemmule.runs.layout import RESULT, RunLayout
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
+from gemmule.runs.schema import Manifest, RunResult
 from gemmule.runtime import device, memory, torch_compile
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.loop import TrainState, train
@@ -52,7 +52,7 @@ def run_training(
             run = RunDir.open(out)
             stack.enter_context(locked(out))
             if layout.finished:
-                return dict(files.read_json(layout.result))
+                return RunResult.read(layout.result).to_json()
             config = load_run_config(layout.config)
         memory.keep_freed_memory()
         dataset = Dataset.open(config.data.path)
@@ -65,7 +65,7 @@ def run_training(
             stack.enter_context(locked(out))
             run = RunDir.create(out, config)
         if layout.started:
-            _check_inputs(files.read_json(layout.manifest), manifest, out)
+            _check_inputs(Manifest.read(layout.manifest).to_json(), manifest, out)
         else:
             run.write_manifest(manifest)
         _prepare(config, recipe)
@@ -73,7 +73,7 @@ def run_training(
         recipe.model.eval()
         result = _result(config, recipe, state)
         save_model(recipe.model, dataset.tokenizer, layout.model)
-        files.write_json(layout.result, result)
+        RunResult.parse(result, RESULT).write(layout.result)
         return result
 
 

@@ -11,6 +11,7 @@ from gemmule.evals.memorization import summary
 from gemmule.evals.memorization.extraction import RESULT, measure, read_samples
 from gemmule.evals.memorization.settings import Settings
 from gemmule.evals.training_data import Reading, TrainingData, open_training_data
+from gemmule.runs.layout import QuickstartLayout, RunLayout
 from gemmule.runs.lock import locked_output
 from gemmule.runs.schema_evals import Memorization
 from gemmule.runtime import memory
@@ -70,11 +71,11 @@ def run_memorization(
 
 def students(path: str) -> tuple[str, str | None]:
     """The two students of a quickstart's folder, distilled and from scratch; else `path` alone."""
-    folder = Path(path)
-    student, scratch = folder / "student", folder / "scratch"
-    if (folder / "manifest.json").is_file() or not (student / "manifest.json").is_file():
+    quickstart = QuickstartLayout(Path(path))
+    student, scratch = quickstart.run("student"), quickstart.run("scratch")
+    if RunLayout(quickstart.path).started or not student.started:
         return path, None
-    return str(student), str(scratch) if (scratch / "model").is_dir() else None
+    return str(student.path), str(scratch.path) if scratch.model.is_dir() else None
 
 
 def _measure(
