@@ -77,9 +77,9 @@ def pieces(text_folder: Path) -> Tokenizer:
 def other_pieces() -> Tokenizer:
     """As many pieces, of other text."""
     text = ["pack my box with five dozen liquor jugs, quick brown fox over lazy dogs " * 9] * 20
-    found = train_tokenizer(text, 512)
-    assert found.vocab_size == 512
-    return found
+    tokenizer = train_tokenizer(text, 512)
+    assert tokenizer.vocab_size == 512
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

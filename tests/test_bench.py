@@ -42,12 +42,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         )
         for script, modes in SCRIPTS.items()
     }  # fmt: skip
-    found = {}
+    reports = {}
     for script, process in running.items():
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        found[script] = json.loads((folder / f"{script}.json").read_text()) | {"said": said}
-    return found
+        _, printed = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+        reports[script] = json.loads((folder / f"{script}.json").read_text()) | {"printed": printed}
+    return reports
 
 
 @pytest.mark.parametrize("script", list(SCRIPTS))
@@ -64,7 +64,7 @@ def test_every_report_says_where_and_how(reports: dict[str, Any], script: str) -
         assert len(figures["repetitions"]) == 2
         assert all(r > 0 for r in figures["repetitions"])
         assert figures["peak_rss_mb"] >= figures["imports_rss_mb"] > 0
-        assert mode in report["said"]  # the table
+        assert mode in report["printed"]  # the table
 
 
 def test_training_contestants_do_the_same_work(reports: dict[str, Any]) -> None:
@@ -107,8 +107,8 @@ def test_checkpoints_are_read_and_written(tmp_path: Path) -> None:
     running = start(
         "checkpoints.py", "--toy", "--rounds=2", "--modes=gemmule,read", f"--json={out}"
     )
-    _, said = running.communicate(timeout=120)
-    assert running.returncode == 0, said
+    _, printed = running.communicate(timeout=120)
+    assert running.returncode == 0, printed
     report = json.loads(out.read_text())
     for figures in report["modes"].values():
         assert len(figures["repetitions"]) == 2
@@ -117,7 +117,7 @@ def test_checkpoints_are_read_and_written(tmp_path: Path) -> None:
     assert report["generated"]["generate_seconds"] > 0
     assert 0 < report["export"]["weights"]["relative_error"] < 0.01  # eight bits
     assert report["export"]["against_source"]["top1_agreement"] > 0.9
-    assert "GGUF Q8_0" in said
+    assert "GGUF Q8_0" in printed
 
 
 def test_distillation_losses_agree_and_say_what_they_hold(reports: dict[str, Any]) -> None:
@@ -140,13 +140,13 @@ def test_a_user_s_mistake_is_one_line_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     unknown = start("train.py", "--modes=gemma")
     blocked = start("train.py", "--toy", f"--json={tmp_path / 'file' / 'x.json'}")
-    _, said = unknown.communicate(timeout=60)
+    _, printed = unknown.communicate(timeout=60)
     assert unknown.returncode == 2
-    assert "no contestant 'gemma'; there are: gemmule, " in said
-    _, said = blocked.communicate(timeout=60)
+    assert "no contestant 'gemma'; there are: gemmule, " in printed
+    _, printed = blocked.communicate(timeout=60)
     assert blocked.returncode == 2
-    assert said.startswith("cannot write to")
-    assert "Traceback" not in said
+    assert printed.startswith("cannot write to")
+    assert "Traceback" not in printed
 
 
 def test_logit_store(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) -> None:
@@ -161,8 +161,8 @@ def test_logit_store(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) 
         f"--quickstart={tmp_path}", f"--work={tmp_path / 'work'}",
         f"--json={tmp_path / 'out.json'}", f"--plot={tmp_path / 'out.svg'}",
     )  # fmt: skip
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
     report = json.loads((tmp_path / "out.json").read_text())
     kinds = {"systematic-50", "sampled-12", "sampled-50", "sampled-256", "top-32", "top-32+tail"}
     assert kinds < set(report["targets"])
@@ -173,7 +173,7 @@ def test_logit_store(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None) 
     assert report["cost"]["ratios"].keys() == {
         "stored_vs_online_training", "stored_vs_scratch_training", "read_vs_training",
     }  # fmt: skip
-    assert "sampled-256" in said
+    assert "sampled-256" in printed
     assert (tmp_path / "out.svg").read_text().startswith("<?xml")
 
 
@@ -189,14 +189,14 @@ def test_quantization(tiny: Any, prepared: Path, tmp_path: Path, no_meter: None)
         "quantization.py", "--toy", "--calibration-rows=8", "--held-out-rows=8",
         f"--quickstart={tmp_path}", f"--json={out}",
     )  # fmt: skip
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
     report = json.loads(out.read_text())
     assert len(report["modes"]) >= 7
     assert report["bars"]["int8"]["holds"]
     for name, figures in report["modes"].items():
         assert 0 < figures["kl_nats"] < 0.1
-        assert name in said
+        assert name in printed
     bits = [report["modes"][f"int4, head {head}"]["bits_per_weight"] for head in ("int4", "bf16")]
     assert bits == sorted(bits)
 
@@ -208,8 +208,8 @@ def test_inference(tmp_path: Path) -> None:
         "inference.py", "--toy", "--rounds=1", "--steps=2", "--threads=1", "--context=128",
         f"--folder={tmp_path / 'models'}", f"--json={out}",
     )  # fmt: skip
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
     report = json.loads(out.read_text())
     assert {"gemmule int4", "gemmule int8"} <= set(report["modes"])
     for figures in report["modes"].values():
@@ -243,9 +243,9 @@ def test_evaluation(tmp_path: Path) -> None:
         start(*common, "--benchmarks=piqa", f"--data-dir={tmp_path}"),
     ]
     done = [(process.communicate(timeout=300)[1], process.returncode) for process in running]
-    for said, code in done[:2]:
-        assert code == 0, said
-        assert "x best hf" in said
+    for printed, code in done[:2]:
+        assert code == 0, printed
+        assert "x best hf" in printed
     assert done[2][1] == 2
     assert "piqa: there is no piqa/valid.jsonl in the data folder; leave it out" in done[2][0]
     report = json.loads((tmp_path / "made-up.json").read_text())

@@ -63,11 +63,11 @@ def lines(script: str) -> Iterator[list[str]]:
 
 
 def commands() -> list[list[str]]:
-    found = [c for page in PAGES for block in blocks(page, "sh") for c in lines(block)]
+    documented = [c for page in PAGES for block in blocks(page, "sh") for c in lines(block)]
     for config in CONFIGS:
-        said = re.findall(r"^#   (.*)$", config.read_text(encoding="utf-8"), re.MULTILINE)
-        found += lines("\n".join(said))
-    return found
+        comments = re.findall(r"^#   (.*)$", config.read_text(encoding="utf-8"), re.MULTILINE)
+        documented += lines("\n".join(comments))
+    return documented
 
 
 def gemmule_commands() -> list[list[str]]:
@@ -195,9 +195,9 @@ def test_every_verb_is_documented_and_helps(verb: tuple[str, ...]) -> None:
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    said = [c[c.index("make") + 1] for c in commands() if "make" in c]
-    assert said
-    assert set(said) <= targets
+    named = [c[c.index("make") + 1] for c in commands() if "make" in c]
+    assert named
+    assert set(named) <= targets
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -243,9 +243,9 @@ def test_distilled_and_scratch_recipes_differ_in_the_objective_alone() -> None:
 
 def table(title: str) -> dict[str, list[str]]:
     """The first table after the heading or line `title` in the guide, by first column."""
-    found = re.search(r"^\|.*?(?=\n\n|\Z)", GUIDE[GUIDE.index(title) :], re.MULTILINE | re.DOTALL)
-    assert found is not None
-    rows = [row.strip("|").split("|") for row in found[0].splitlines()[2:]]
+    match = re.search(r"^\|.*?(?=\n\n|\Z)", GUIDE[GUIDE.index(title) :], re.MULTILINE | re.DOTALL)
+    assert match is not None
+    rows = [row.strip("|").split("|") for row in match[0].splitlines()[2:]]
     return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
 
 

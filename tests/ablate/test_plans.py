@@ -73,8 +73,8 @@ def test_settings_that_do_not_suit(
 
 def test_heads(sweep: Sweep, tmp_path: Path) -> None:
     results = run(sweep, tmp_path / "out", "heads")
-    found = manifests(tmp_path / "out", results)
-    mha, gqa, filled = (found[f"{arm}-seed0"] for arm in ("MHA", "GQA", "GQA-equal-parameters"))
+    runs = manifests(tmp_path / "out", results)
+    mha, gqa, filled = (runs[f"{arm}-seed0"] for arm in ("MHA", "GQA", "GQA-equal-parameters"))
     assert mha["model"]["num_key_value_heads"] == 2 * gqa["model"]["num_key_value_heads"]
     counts = [m["non_embedding_parameters"] for m in (mha, gqa, filled)]
     assert counts[1] < counts[0]
@@ -83,8 +83,8 @@ def test_heads(sweep: Sweep, tmp_path: Path) -> None:
 
 def test_depth(sweep: Sweep, tmp_path: Path) -> None:
     results = run(sweep, tmp_path / "out", "depth")
-    found = manifests(tmp_path / "out", results)
-    wide, deep = found["wide-seed0"], found["deep-seed0"]
+    runs = manifests(tmp_path / "out", results)
+    wide, deep = runs["wide-seed0"], runs["deep-seed0"]
     assert deep["model"]["num_hidden_layers"] > wide["model"]["num_hidden_layers"]
     counts = [m["non_embedding_parameters"] for m in (wide, deep)]
     assert counts[0] == pytest.approx(counts[1], rel=0.02)
@@ -115,12 +115,12 @@ def test_a_smaller_window_hides_what_lies_outside(teacher: Path) -> None:
 
 def test_loss(sweep: Sweep, tmp_path: Path) -> None:
     results = run(sweep, tmp_path / "out", "loss")
-    found = {m: v["objective"] for m, v in manifests(tmp_path / "out", results).items()}
-    assert {o["loss"] for o in found.values()} == {
+    objectives = {m: v["objective"] for m, v in manifests(tmp_path / "out", results).items()}
+    assert {o["loss"] for o in objectives.values()} == {
         "cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl",
     }  # fmt: skip
-    assert found["temperature-2-seed0"]["temperature"] == 2.0
-    assert found["alpha-0.5-seed0"]["alpha"] == 0.5
+    assert objectives["temperature-2-seed0"]["temperature"] == 2.0
+    assert objectives["alpha-0.5-seed0"]["alpha"] == 0.5
     with pytest.raises(ConfigError, match="loss varies alpha: leave --set of it out"):
         run(
             sweep,
@@ -133,11 +133,11 @@ def test_loss(sweep: Sweep, tmp_path: Path) -> None:
 def test_teacher_sizes(sweep: Sweep, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = run(sweep, out, "teacher", teacher_size="0.25m", teacher_tokens=40)
-    found = manifests(out, results)
-    parents = {n: m["parent"] and m["parent"]["parameters"] for n, m in found.items()}
+    runs = manifests(out, results)
+    parents = {n: m["parent"] and m["parent"]["parameters"] for n, m in runs.items()}
     assert parents["from-scratch-seed0"] is None
     for size in ("0.25m", "0.5m", "1m"):
-        assert parents[f"{size}-teacher-seed0"] == found[f"teacher-{size}"]["parameters"]
+        assert parents[f"{size}-teacher-seed0"] == runs[f"teacher-{size}"]["parameters"]
     with pytest.raises(ConfigError, match="leave --teacher out"):
         sweep("teacher", teacher="x")
 
@@ -197,8 +197,8 @@ def test_routing(sweep: Sweep, tmp_path: Path) -> None:
     probe = results["cells"][0]["figures"]
     above = [probe["quantiles"][str(q)] for q in ROUTED]
     assert above == sorted(above, reverse=True)
-    found = manifests(out, {"cells": results["cells"][1:]})
-    routed = [m["objective"].get("route_above") for m in found.values()]
+    runs = manifests(out, {"cells": results["cells"][1:]})
+    routed = [m["objective"].get("route_above") for m in runs.values()]
     assert routed == [None, *above, None]
     losses = [c["figures"]["nats_per_token"] for c in results["cells"][1:]]
     assert len(set(losses)) == len(losses)

@@ -47,9 +47,9 @@ def test_every_verb_is_tested_here() -> None:
     import typer
 
     group: typing.Any = typer.main.get_command(cli.app)
-    found = [[]] + [[name] for name in group.commands]
-    found += [[n, s] for n, c in group.commands.items() for s in getattr(c, "commands", ())]
-    assert sorted(found) == sorted(VERBS)
+    commands = [[]] + [[name] for name in group.commands]
+    commands += [[n, s] for n, c in group.commands.items() for s in getattr(c, "commands", ())]
+    assert sorted(commands) == sorted(VERBS)
 
 
 def test_info_and_convert(pieces: Tokenizer, tmp_path: Path) -> None:
@@ -59,10 +59,9 @@ def test_info_and_convert(pieces: Tokenizer, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     save_model(Gemma(preset("1m", vocab_size=512)), pieces, tmp_path / "model")
-    found = json.loads(gemmule("info", tmp_path / "model", "--json"))
+    info = json.loads(gemmule("info", tmp_path / "model", "--json"))
     assert (
-        found["parameters"]["non_embedding"]
-        == preset("1m", vocab_size=512).non_embedding_parameters
+        info["parameters"]["non_embedding"] == preset("1m", vocab_size=512).non_embedding_parameters
     )
     out = tmp_path / "ckpt"
     report = json.loads(
@@ -72,7 +71,7 @@ def test_info_and_convert(pieces: Tokenizer, tmp_path: Path) -> None:
     assert report["verified"]["weights"]["equal"]
     again = json.loads(gemmule("info", out / "model.ckpt", "--json"))
     same = ("config", "parameters", "stored_as", "tokenizer")
-    assert {k: again[k] for k in same} == {k: found[k] for k in same}
+    assert {k: again[k] for k in same} == {k: info[k] for k in same}
     assert gemmule("generate", out, "a", "--max-new-tokens", 2, "--temperature", 0)
 
 
@@ -101,8 +100,10 @@ def test_from_text_to_a_student(
     assert result["train_tokens"] == 2 * 4 * 24
     gemmule("distill", "tiny.toml", "--teacher", "big", "--set", "steps=2", "--out", "small")
     assert json.loads(Path("small/manifest.json").read_text())["parent"]["path"] == "big"
-    said = json.loads(gemmule("generate", "small", "the sea", "--max-new-tokens", 4, "--json"))
-    assert said["prompt"] == "the sea"
+    completion = json.loads(
+        gemmule("generate", "small", "the sea", "--max-new-tokens", 4, "--json")
+    )
+    assert completion["prompt"] == "the sea"
     more = ["--max-new-tokens", 4, "--logprobs", 2, "--repetition-penalty", 1.2, "--json"]
     told = json.loads(gemmule("generate", "small", "the sea", *more))["tokens"]
     assert 0 < len(told) <= 4

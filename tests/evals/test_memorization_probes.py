@@ -24,12 +24,12 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("parts")
 def test_every_place_is_drawn_once_when_all_are_wanted(prepared: Path) -> None:
     split = Dataset.open(prepared).split("train")
-    found = draw(split, 10**9, 20, seed=0)
+    probes = draw(split, 10**9, 20, seed=0)
     documents = [split.document(n) for n in range(split.document_count)]
     expected = [(n, p) for n, d in enumerate(documents) for p in range(len(d) - 2 - 20 + 1)]
-    assert list(zip(found.documents.tolist(), found.positions.tolist(), strict=True)) == expected
-    assert found.places == found.allowed == len(found) == len(expected)
-    tokens = found.tokens(slice(0, 500))
+    assert list(zip(probes.documents.tolist(), probes.positions.tolist(), strict=True)) == expected
+    assert probes.places == probes.allowed == len(probes) == len(expected)
+    tokens = probes.tokens(slice(0, 500))
     for i in range(500):
         n, p = expected[i]
         assert np.array_equal(tokens[i], documents[n][1 + p : 21 + p])
@@ -52,8 +52,8 @@ def test_a_draw_is_seeded_and_even(prepared: Path) -> None:
 
 def test_documents_too_short_give_nothing(prepared: Path) -> None:
     split = Dataset.open(prepared).split("train")
-    found = draw(split, 10, 10**6, 0)
-    assert (len(found), found.places) == (0, 0)
+    probes = draw(split, 10, 10**6, 0)
+    assert (len(probes), probes.places) == (0, 0)
 
 
 @pytest.mark.parametrize(("rows", "seq_len"), [(11, 24), (200, 24), (40, 100)])
@@ -71,15 +71,15 @@ def test_only_what_was_read_whole_is_drawn(prepared: Path, rows: int, seq_len: i
     # A passage's first token is read where the second is a target.
     expected = np.array([seen[s + 1 : s + 30].min() for s in everything])
     assert np.array_equal(reading.of_spans(everything, 30), expected)
-    found = draw(split, 10**9, 30, 0, [reading])
-    assert np.array_equal(found.starts, everything[expected > 0])
-    assert found.places == len(everything)
+    probes = draw(split, 10**9, 30, 0, [reading])
+    assert np.array_equal(probes.starts, everything[expected > 0])
+    assert probes.places == len(everything)
 
 
 def test_documents_can_be_left_out(prepared: Path) -> None:
     split = Dataset.open(prepared).split("train")
-    found = draw(split, 10**9, 20, 0, leave_out=range(30, split.document_count))
-    assert found.documents.max() < 30
+    probes = draw(split, 10**9, 20, 0, leave_out=range(30, split.document_count))
+    assert probes.documents.max() < 30
 
 
 def test_few_files_are_sources_and_many_go_by_folder() -> None:

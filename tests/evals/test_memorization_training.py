@@ -42,12 +42,12 @@ def followed(tiny: Configs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_figures_are_logged(followed: Path) -> None:
-    found = lines(followed)
-    assert [m["step"] for m in found] == [5, 10, 12]
-    read = [m["probes_read"] for m in found]
+    metrics = lines(followed)
+    assert [m["step"] for m in metrics] == [5, 10, 12]
+    read = [m["probes_read"] for m in metrics]
     assert read == sorted(read)
     assert read[-1] == 12  # drawn from what the run reads until its end
-    for line in found:
+    for line in metrics:
         assert 0 <= line["exact"] <= line["approximate"] <= 1
         assert 0 <= line["control_exact"] <= line["control_approximate"] <= 1
         assert set(line) >= {"tokens", "seconds"}

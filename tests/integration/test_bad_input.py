@@ -309,11 +309,11 @@ def test_ctrl_c_while_training(settings: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 130
     assert "Traceback" not in message
-    found = message.splitlines()[-1]
-    assert found.startswith("gemmule: stopped after step ")
-    assert "with --resume goes on from there" in found
+    last = message.splitlines()[-1]
+    assert last.startswith("gemmule: stopped after step ")
+    assert "with --resume goes on from there" in last
     (saved,) = (out / "checkpoints").iterdir()
-    assert f"step {saved.name.removeprefix('step-')} of 100000" in found
+    assert f"step {saved.name.removeprefix('step-')} of 100000" in last
 
 
 def test_ctrl_c_anywhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

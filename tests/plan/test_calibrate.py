@@ -42,11 +42,11 @@ def write(script: Path, *findings: object, then: str) -> None:
 def test_what_arrived_in_time_is_used(child: Path) -> None:
     write(child, START, SCRATCH, then="time.sleep(600)")
     heard: list[str] = []
-    found = calibrate.calibrate(ASKED, 100.0, seconds=3.0, say=heard.append)
+    calibration = calibrate.calibrate(ASKED, 100.0, seconds=3.0, say=heard.append)
     assert heard == ["start", "scratch"]
-    assert found.scratch == {"step_seconds": 1.0}
-    assert found.teacher is found.distill is None
-    assert [note.split(":")[0] for note in found.notes] == [
+    assert calibration.scratch == {"step_seconds": 1.0}
+    assert calibration.teacher is calibration.distill is None
+    assert [note.split(":")[0] for note in calibration.notes] == [
         "the teacher was not measured within 3 s",
         "distilling was not measured itself",
     ]

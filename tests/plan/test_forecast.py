@@ -41,7 +41,9 @@ Plan = Callable[..., dict[str, Any]]
 def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     """plan(**settings): with figures that the test chose instead of a minute's measuring."""
 
-    def made_up(asked: Asked, gflops: float, seconds: float, say: Any, **found: Any) -> Calibration:
+    def made_up(
+        asked: Asked, gflops: float, seconds: float, say: Any, **measured: Any
+    ) -> Calibration:
         return Calibration(
             START, dict(TEACHER), dict(STEP), {**STEP, "step_seconds": 3.0}, asked.rows,
             asked.student, 100.0, 1.0,
@@ -58,8 +60,8 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def test_hours_are_steps_and_all_that_is_around_them(plan: Plan) -> None:
-    found = plan(steps=1000, settings=("checkpoint.minutes=1000",))
-    routes = found["routes"]
+    forecast = plan(steps=1000, settings=("checkpoint.minutes=1000",))
+    routes = forecast["routes"]
     # Start 10, compiling 30, 5 for meter and files, 1000 steps of 2, saved after 500 and 1000.
     assert routes["scratch"]["seconds"] == 10 + 30 + 5 + 2000 + 2 * 1
     assert routes["online"]["seconds"] == 10 + 4 + 30 + 5 + 3000 + 2 * 1
@@ -67,33 +69,33 @@ def test_hours_are_steps_and_all_that_is_around_them(plan: Plan) -> None:
     assert routes["stored"]["seconds"] == pytest.approx(10 + 30 + 5 + 2040 + 2 * 1)
     assert routes["scratch"]["energy_wh"] == pytest.approx(36 * 2047 / 3600, abs=1e-3)
     assert routes["scratch"]["gco2e"] == pytest.approx(0.5 * 36 * 2047 / 3600, abs=1e-3)
-    assert found["energy_how"] == {"cpu": "made up"}
+    assert forecast["energy_how"] == {"cpu": "made up"}
 
 
 def test_evaluation_belongs_to_the_hours(plan: Plan, prepared: Path) -> None:
     sizes = json.loads((prepared / "manifest.json").read_text())["splits"]
     settings = ("data.seq_len=24", "evaluation.every=4", "evaluation.tokens=100")
-    found = plan(vocab_size=None, data=prepared, steps=10, settings=settings)
+    forecast = plan(vocab_size=None, data=prepared, steps=10, settings=settings)
     without = plan(steps=10, settings=settings)
     evaluated = 3 * 100 + sizes["heldout"]["tokens"]
-    extra = found["routes"]["scratch"]["seconds"] - without["routes"]["scratch"]["seconds"]
+    extra = forecast["routes"]["scratch"]["seconds"] - without["routes"]["scratch"]["seconds"]
     assert extra == pytest.approx(evaluated * 1e-3, abs=0.02)  # seconds are rounded
     assert any("no corpus yet" in note for note in without["notes"])
 
 
 def test_equal_compute_counts_the_teacher(plan: Plan) -> None:
-    found = plan(tokens=2_048_000)
+    forecast = plan(tokens=2_048_000)
     student, teacher = (
         preset(n, vocab_size=4096).forward_flops_per_token(256) for n in ("1m", "3m")
     )
-    routes = found["routes"]
+    routes = forecast["routes"]
     assert routes["online"]["flops"] == pytest.approx(2_048_000 * (3 * student + teacher))
     assert routes["scratch_equal_online"]["flops"] == pytest.approx(routes["online"]["flops"])
     longer = 2_048_000 * (1 + teacher / (3 * student))
     assert routes["scratch_equal_online"]["tokens"] == pytest.approx(longer, abs=1)
     shared = plan(tokens=2_048_000, students=4)["routes"]["scratch_equal_stored"]
     assert shared["tokens"] == pytest.approx(2_048_000 * (1 + teacher / (3 * student) / 4), abs=1)
-    trained = found["scaling"]["equal_compute_with_teacher"]["scratch_tokens"]
+    trained = forecast["scaling"]["equal_compute_with_teacher"]["scratch_tokens"]
     teacher_tokens = 20 * preset("3m", vocab_size=4096).non_embedding_parameters
     assert trained == pytest.approx(longer + teacher_tokens * teacher / student, abs=1)
 
@@ -101,9 +103,9 @@ def test_equal_compute_counts_the_teacher(plan: Plan) -> None:
 def test_a_corpus_is_recorded_once_however_often_it_is_read(plan: Plan, prepared: Path) -> None:
     tokens = json.loads((prepared / "manifest.json").read_text())["splits"]["train"]["tokens"]
     settings = ("data.seq_len=24",)
-    found = plan(vocab_size=None, data=prepared, tokens=10 * tokens, settings=settings)
-    assert found["routes"]["record"]["tokens"] == found["disk"]["tokens"] == tokens
-    assert any("passes over the corpus" in note for note in found["notes"])
+    forecast = plan(vocab_size=None, data=prepared, tokens=10 * tokens, settings=settings)
+    assert forecast["routes"]["record"]["tokens"] == forecast["disk"]["tokens"] == tokens
+    assert any("passes over the corpus" in note for note in forecast["notes"])
 
 
 def test_memory_is_the_measured_peak_at_the_measured_shape(plan: Plan) -> None:
@@ -137,11 +139,11 @@ def test_what_was_not_reached_is_composed(monkeypatch: pytest.MonkeyPatch, plan:
     student, teacher = (
         preset(n, vocab_size=4096).forward_flops_per_token(256) for n in ("1m", "3m")
     )
-    found = only(dict(STEP), dict(TEACHER))["routes"]
-    assert found["online"]["steady_seconds"] == pytest.approx(1000 * (2.0 + 2048 * 1e-3))
-    found = only(dict(STEP), None)["routes"]
+    routes = only(dict(STEP), dict(TEACHER))["routes"]
+    assert routes["online"]["steady_seconds"] == pytest.approx(1000 * (2.0 + 2048 * 1e-3))
+    routes = only(dict(STEP), None)["routes"]
     taught = 2.0 * (1 + teacher / (3 * student))
-    assert found["online"]["steady_seconds"] == pytest.approx(1000 * taught, abs=0.01)
+    assert routes["online"]["steady_seconds"] == pytest.approx(1000 * taught, abs=0.01)
     guessed = only(None, None)
     step = 3 * 2048 * student / 50e9  # half of 100 GFLOP/s
     assert guessed["routes"]["scratch"]["steady_seconds"] == pytest.approx(1000 * step, abs=0.01)
@@ -158,9 +160,9 @@ def test_large_models_are_cut_for_measuring() -> None:
     assert [c.num_hidden_layers for c in (*cuts.student, *cuts.teacher)] == [1, 2, 1, 2]
     assert len(cuts.notes) == 2
     one = {"step_seconds": 3.0, "peak_bytes": 1}
-    found = {"scratch-0": one, "scratch-1": {"step_seconds": 5.0, "peak_bytes": 2}}
+    measured = {"scratch-0": one, "scratch-1": {"step_seconds": 5.0, "peak_bytes": 2}}
     small = cuts.student[0]
-    scaled = calibrate._scaled(found, "scratch", cuts.student, asked.student, 2.0)
+    scaled = calibrate._scaled(measured, "scratch", cuts.student, asked.student, 2.0)
     assert scaled is not None
     wider = asked.student.intermediate_size / small.intermediate_size
     assert wider == 1  # two layers of 2b fit: what follows needs no other factor
@@ -242,28 +244,28 @@ def test_a_real_plan_from_the_command_line(
     ]  # fmt: skip
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert found.keys() == {
+    forecast = json.loads(done.stdout)
+    assert forecast.keys() == {
         "teacher", "student", "run", "machine", "calibration", "memory", "disk", "routes",
         "energy_how", "scaling", "notes",
     }  # fmt: skip
-    assert found["run"]["tokens"] == 240
+    assert forecast["run"]["tokens"] == 240
     for part in ("teacher", "scratch", "distill"):
-        assert found["calibration"][part] is not None
+        assert forecast["calibration"][part] is not None
     for online in ("scratch", "online"):
         # A tiny model is libraries and little else.
-        assert 150e6 < found["memory"][online]["peak_bytes"] < 1.5e9
-        assert found["memory"][online]["largest_micro_batch"] > 2
-    assert found["disk"]["how"].startswith("measured on")
-    assert 2 < found["disk"]["targets"]["sampled-50"]["bytes_per_token"] < 60
-    assert found["disk"]["targets"]["whole fp16 logits"]["bytes_per_token"] == 1024
-    assert all(r["seconds"] > r["steady_seconds"] > 0 for r in found["routes"].values())
-    assert found["scaling"]["teacher_loss"]["how"].startswith("measured on")
-    assert 0 <= found["scaling"]["equal_compute_online"]["probability"] <= 1
-    show(found)
-    said = capsys.readouterr().err
-    assert "recording the teacher once" in said
-    assert "at equal compute" in said
+        assert 150e6 < forecast["memory"][online]["peak_bytes"] < 1.5e9
+        assert forecast["memory"][online]["largest_micro_batch"] > 2
+    assert forecast["disk"]["how"].startswith("measured on")
+    assert 2 < forecast["disk"]["targets"]["sampled-50"]["bytes_per_token"] < 60
+    assert forecast["disk"]["targets"]["whole fp16 logits"]["bytes_per_token"] == 1024
+    assert all(r["seconds"] > r["steady_seconds"] > 0 for r in forecast["routes"].values())
+    assert forecast["scaling"]["teacher_loss"]["how"].startswith("measured on")
+    assert 0 <= forecast["scaling"]["equal_compute_online"]["probability"] <= 1
+    show(forecast)
+    printed = capsys.readouterr().err
+    assert "recording the teacher once" in printed
+    assert "at equal compute" in printed
 
 
 def test_every_preset_can_be_named() -> None:

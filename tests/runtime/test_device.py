@@ -29,14 +29,14 @@ def test_without_a_compiler_one_message_and_eager(
     def fail(*_: object, **__: object) -> Any:
         raise RuntimeError("no g++")
 
-    said: list[str] = []
-    monkeypatch.setattr(torch_compile.console, "print", said.append)
+    printed: list[str] = []
+    monkeypatch.setattr(torch_compile.console, "print", printed.append)
     monkeypatch.setattr(torch, "compile", fail)
     config = RuntimeConfig(compile="auto", dtype="float32", threads=1)
     for _ in range(3):
         assert device.resolve(config, flops=1e18).compile is False
-    assert len(said) == 1
-    assert "torch.compile does not work here (RuntimeError)" in said[0]
+    assert len(printed) == 1
+    assert "torch.compile does not work here (RuntimeError)" in printed[0]
     with pytest.raises(ConfigError, match="finds no working C\\+\\+ compiler"):
         device.resolve(RuntimeConfig(compile=True, dtype="float32", threads=1), flops=1.0)
 

@@ -28,18 +28,18 @@ def byte_level(folder: Path, **changes: Any) -> Path:
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-    found = HFTokenizer(models.BPE())
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    found.decoder = decoders.ByteLevel()
+    tokenizer = HFTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     if changes.get("lower"):
-        found.normalizer = normalizers.Lowercase()
+        tokenizer.normalizer = normalizers.Lowercase()
     trainer = trainers.BpeTrainer(
         vocab_size=330, special_tokens=["<end>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    found.train_from_iterator([TEXT, "the captain said never to sail the wind"] * 9, trainer)
+    tokenizer.train_from_iterator([TEXT, "the captain said never to sail the wind"] * 9, trainer)
     folder.mkdir(exist_ok=True)
-    found.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}'
     )
@@ -62,17 +62,17 @@ def others(
 
 def check(ids: list[int], student: Pieces, teacher: Pieces) -> int:
     """Every span covers the same bytes to both, and cannot be cut; returns how many there are."""
-    found = align(ids, student, teacher)
-    assert len(found.student_spans) == len(ids)
-    assert len(found.teacher_spans) == len(found.teacher_ids)
-    ours, theirs = student.pieces(ids), teacher.pieces(found.teacher_ids)
-    for span in range(found.spans):
-        mine = [p for p, s in zip(ours, found.student_spans, strict=True) if s == span]
-        other = [p for p, s in zip(theirs, found.teacher_spans, strict=True) if s == span]
+    alignment = align(ids, student, teacher)
+    assert len(alignment.student_spans) == len(ids)
+    assert len(alignment.teacher_spans) == len(alignment.teacher_ids)
+    ours, theirs = student.pieces(ids), teacher.pieces(alignment.teacher_ids)
+    for span in range(alignment.spans):
+        mine = [p for p, s in zip(ours, alignment.student_spans, strict=True) if s == span]
+        other = [p for p, s in zip(theirs, alignment.teacher_spans, strict=True) if s == span]
         assert b"".join(mine) == b"".join(other)
         ends = [{len(b"".join(part[: i + 1])) for i in range(len(part))} for part in (mine, other)]
         assert len(ends[0] & ends[1]) == 1
-    return found.spans
+    return alignment.spans
 
 
 @pytest.mark.parametrize("kind", ["same", "own", "spm", "bytes"])
@@ -81,17 +81,19 @@ def test_spans_are_the_same_bytes(kind: str, others: dict[str, Pieces]) -> None:
     ids = [2, *student.encode(TEXT), 1]
     count = check(ids, student, teacher)
     assert count >= 10
-    found = align(ids, student, teacher)
+    alignment = align(ids, student, teacher)
     if kind == "same":
-        assert found.teacher_ids == ids
+        assert alignment.teacher_ids == ids
         assert count == len(ids) - 1
-    assert found.student_spans[0] == NO_SPAN
-    assert found.student_spans[-1] == found.teacher_spans[-1] == count - 1  # the end is an event
+    assert alignment.student_spans[0] == NO_SPAN
+    assert (
+        alignment.student_spans[-1] == alignment.teacher_spans[-1] == count - 1
+    )  # the end is an event
     if kind == "bytes":  # nothing comes before its first token
-        assert found.teacher_spans[0] == NO_SPAN
+        assert alignment.teacher_spans[0] == NO_SPAN
     else:
-        assert found.teacher_ids[0] == 2
-        assert found.student_spans[1] == 0
+        assert alignment.teacher_ids[0] == 2
+        assert alignment.student_spans[1] == 0
 
 
 @pytest.mark.parametrize("kind", ["same", "own", "bytes"])
@@ -102,8 +104,8 @@ def test_parts_cut_anywhere(kind: str, others: dict[str, Pieces]) -> None:
     for start in range(0, len(ids), 3):
         for stop in range(start + 1, len(ids), 5):
             check(ids[start:stop], student, teacher)
-            found = align(ids[start:stop], student, teacher)
-            assert found.student_spans[0] == NO_SPAN  # nothing comes before it
+            alignment = align(ids[start:stop], student, teacher)
+            assert alignment.student_spans[0] == NO_SPAN  # nothing comes before it
 
 
 def test_longer_than_the_context_is_left_out(others: dict[str, Pieces]) -> None:
@@ -138,21 +140,22 @@ def test_batches(prepared: Path, others: dict[str, Pieces]) -> None:
     batches = [b for b in eval_batches(dataset.split("train"), 4, 24) if b.doc_ids_BT.max() >= 2]
     batch = batches[0]
     student, teacher = others["same"], others["own"]
-    found = align_batch(batch, student, teacher)
-    assert found.student_span_BT.shape == batch.tokens_BT.shape
-    assert found.teacher_span_BU.shape == found.teacher.tokens_BT.shape
+    alignment = align_batch(batch, student, teacher)
+    assert alignment.student_span_BT.shape == batch.tokens_BT.shape
+    assert alignment.teacher_span_BU.shape == alignment.teacher.tokens_BT.shape
     for side, spans_BT, who in (
-        (batch, found.student_span_BT, student), (found.teacher, found.teacher_span_BU, teacher),
+        (batch, alignment.student_span_BT, student),
+        (alignment.teacher, alignment.teacher_span_BU, teacher),
     ):  # fmt: skip
         assert bool((side.labels_BT[spans_BT != NO_SPAN] != IGNORED).all())
-        assert set(spans_BT[spans_BT != NO_SPAN].tolist()) == set(range(found.spans))
+        assert set(spans_BT[spans_BT != NO_SPAN].tolist()) == set(range(alignment.spans))
         assert who is not None
-    for span in range(found.spans):
+    for span in range(alignment.spans):
         texts = [
             b"".join(who.pieces(side.labels_BT[spans == span].tolist()))
             for side, spans, who in (
-                (batch, found.student_span_BT, student),
-                (found.teacher, found.teacher_span_BU, teacher),
+                (batch, alignment.student_span_BT, student),
+                (alignment.teacher, alignment.teacher_span_BU, teacher),
             )
         ]
         assert texts[0] == texts[1]
@@ -162,12 +165,12 @@ def test_the_same_tokenizer_gives_every_token_a_span(
     prepared: Path, others: dict[str, Pieces]
 ) -> None:
     batch = next(iter(eval_batches(Dataset.open(prepared).split("train"), 4, 24)))
-    found = align_batch(batch, others["same"], others["same"])
+    alignment = align_batch(batch, others["same"], others["same"])
     counts = batch.labels_BT != IGNORED
-    assert torch.equal(found.student_span_BT != NO_SPAN, counts)
-    assert torch.equal(found.teacher.labels_BT[found.teacher_span_BU != NO_SPAN],
+    assert torch.equal(alignment.student_span_BT != NO_SPAN, counts)
+    assert torch.equal(alignment.teacher.labels_BT[alignment.teacher_span_BU != NO_SPAN],
                        batch.labels_BT[counts])  # fmt: skip
-    assert isinstance(found.teacher, Batch)
+    assert isinstance(alignment.teacher, Batch)
 
 
 @pytest.mark.usefixtures("no_meter")

@@ -96,9 +96,9 @@ def test_stored_is_what_the_teacher_says(
         logits = model(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
     p_NV = logits.flatten(0, 1).softmax(-1)
     got = store.targets(range(4))
-    found = torch.zeros_like(p_NV).scatter_add_(1, got.ids_NK, got.weight_NK)
+    stored = torch.zeros_like(p_NV).scatter_add_(1, got.ids_NK, got.weight_NK)
     spread = (p_NV * (1 - p_NV) / 4096).sqrt()
-    assert ((found - p_NV).abs() <= 6 * spread + 1e-3).all()
+    assert ((stored - p_NV).abs() <= 6 * spread + 1e-3).all()
     assert (got.entropy_N - torch.special.entr(p_NV).sum(-1)).abs().max() < 0.005
 
 
@@ -258,12 +258,12 @@ def test_loss_from_a_store_is_that_of_its_teacher_on_average(
     record(settings(targets={"draws": 4096}, tokens=96), out)
     dataset = Dataset.open(prepared)
     batch = next(iter(eval_batches(dataset.split("train"), 4, 24)))
-    said = GemmaTeacher.open(str(teacher), dataset)
+    opened = GemmaTeacher.open(str(teacher), dataset)
     from gemmule.model.gemma import Gemma
 
     torch.manual_seed(0)
-    student = Gemma(said.model.config)
-    online, hard = Distillation(said, 1.0, 0.25).loss(student, batch)
+    student = Gemma(opened.model.config)
+    online, hard = Distillation(opened, 1.0, 0.25).loss(student, batch)
     stored, same = StoredDistillation(Store.open(out), 1.0, 0.25).loss(student, batch)
     assert stored.item() == pytest.approx(online.item(), rel=0.01)
     assert same["next_token_loss"].item() == pytest.approx(hard["next_token_loss"].item())

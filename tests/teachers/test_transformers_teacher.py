@@ -40,9 +40,9 @@ def dataset(prepared: Path) -> Dataset:
 def packed(dataset: Dataset) -> Batch:
     """Rows with one document and with many, and a padded one."""
     batches = list(eval_batches(dataset.split("train"), 4, 40))
-    found = next(b for b in batches if b.doc_ids_BT.max() >= 3)
+    several = next(b for b in batches if b.doc_ids_BT.max() >= 3)
     last = batches[-1]
-    return Batch(*(torch.cat([getattr(found, n), getattr(last, n)]) for n in (
+    return Batch(*(torch.cat([getattr(several, n), getattr(last, n)]) for n in (
         "tokens_BT", "labels_BT", "doc_ids_BT"
     )))  # fmt: skip
 
@@ -87,9 +87,9 @@ def test_open_finds_the_kind_and_the_padding(foreign: Foreign, dataset: Dataset)
     assert isinstance(teacher, TransformersTeacher)
     assert teacher.vocab_size == 512
     assert len(teacher.head.weight_VD) == 528
-    said = teacher.describe()
-    assert said["backend"] == "transformers"
-    assert said["architecture"] == "LlamaForCausalLM"
+    description = teacher.describe()
+    assert description["backend"] == "transformers"
+    assert description["architecture"] == "LlamaForCausalLM"
     assert teacher.forward_flops_per_token(40) > 2 * 3 * 3 * 32 * 48
     assert teacher.context == 128
 
