@@ -178,15 +178,15 @@ def extrapolated(case: Case, way: str, base: Case, plan: Mapping[str, Any], teac
     """Bytes of the peak by counting from another shape's measurement."""
     from gemmule.checkpoints.load import open_checkpoint
     from gemmule.model.config import preset
-    from gemmule.plan.memory import Shape, predict_peak
+    from gemmule.plan.memory import StepShape, predict_peak
 
     with open_checkpoint(teacher) as checkpoint:
         other = checkpoint.config
     taught = other if way == "distilled" else None
 
-    def shape(of: Case) -> Shape:
+    def shape(of: Case) -> StepShape:
         student = preset(of.student, vocab_size=other.vocab_size)
-        return Shape(student, of.batch_size, 256, of.compiled, teacher=taught)
+        return StepShape(student, of.batch_size, 256, of.compiled, teacher=taught)
 
     route = {"scratch": "scratch", "distilled": "online"}[way]
     return predict_peak(plan["memory"][route]["peak_bytes"], shape(base), shape(case))

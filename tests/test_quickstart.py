@@ -14,7 +14,7 @@ from gemmule import files, quickstart
 from gemmule.checkpoints.convert import convert
 from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
 from gemmule.model.config import PRESETS
-from gemmule.quickstart import Plan, QuickstartConfig, run_quickstart
+from gemmule.quickstart import Budget, QuickstartConfig, run_quickstart
 from gemmule.runs.metrics import read_metrics
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, host, torch_compile
@@ -44,8 +44,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch_compile, "can_compile", lambda: True)
     patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
 
-    def plan(config: QuickstartConfig, out: Path, dataset: object) -> Plan:
-        plan = Plan(
+    def plan(config: QuickstartConfig, out: Path, dataset: object) -> Budget:
+        plan = Budget(
             teacher="big", student="small", teacher_steps=12, student_steps=6,
             matmul_gflops=1.0, speed=1.0,
         )  # fmt: skip

@@ -37,9 +37,9 @@ from gemmule.train.config import load_run_config
 
 HEADS = (*PACKED, "bf16")
 NONE = "none"
-_SEQUENCE = 256  # tokens of a row
-# Tokens to read: many for small models, for large ones what takes minutes.
-_CALIBRATION, _EVALUATION, _LEAST = 32_768, 16_384, 4_096
+_SEQUENCE = 256  # tokens per row
+# Tokens to read: many for small models, for large ones as many as take minutes.
+_CALIBRATION, _EVALUATION, _MINIMUM = 32_768, 16_384, 4_096
 _WORK = 2e13  # weights x tokens
 
 Stage = Callable[[str], None]
@@ -47,7 +47,7 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Text:
-    """Token ids, [B, T], and what they are, for the report."""
+    """Token ids, [B, T], and a name for the report."""
 
     tokens_BT: Tensor
     name: str
@@ -64,19 +64,19 @@ def quantize(
     progress: Progress = lambda *_: None,
     stage: Stage = lambda _: None,
 ) -> dict[str, Any]:
-    """Quantizes a model into a new folder, which appears when all is done.
+    """Quantizes a model into a new folder, which appears once everything is done.
 
     Args:
         model: as for open_checkpoint.
-        to: "int4", "int6" or "int8", of the layers' matrices.
-        out: a folder that does not exist yet, or is empty; None: beside the model.
-        head: "int4", "int6", "int8" or "bf16", of the embedding and head; None: chosen by size.
-        calibrate: a text file, or a folder made by `gemmule data`, to round int4 for; None: the
-            training text of the run that `model` is, if it is one; "none": without.
+        to: format of the layers' matrices: "int4", "int6" or "int8".
+        out: a folder that does not exist yet, or is empty; None: next to the model.
+        head: format of embedding and head: "int4", "int6", "int8" or "bf16"; None: by size.
+        calibrate: a text file, or a folder made by `gemmule data`, to calibrate int4 on; None:
+            the training text if `model` is a run; "none": no calibration.
         eval_text: a text file to measure the loss on; None: the validation text of the run, or of
             the data folder given to calibrate on.
-        progress: told how far packing is.
-        stage: told what is being done.
+        progress: called as weights are quantized.
+        stage: called with the name of each stage.
 
     Returns:
         The content of the folder's quantization.json.
@@ -87,12 +87,7 @@ def quantize(
         DataError: for a data folder that is unfinished or made with another tokenizer.
         OutputError: when `out` is in use or cannot be written.
     """
-    for value, allowed in ((to, PACKED), (head or HEADS[0], HEADS)):
-        if value not in allowed:
-            raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
-    out = (out or _beside(model, to)).expanduser().resolve()
-    if out.exists() and (not out.is_dir() or not is_free(out)):
-        raise OutputError(f"{out} is already in use: choose another folder with --out")
+    out = _free_folder(model, to, head, out)
     began = time.monotonic()
     with locked_output(out), open_checkpoint(model) as source:
         if source.quantized:
@@ -100,27 +95,14 @@ def quantize(
                 f"{model} is quantized already: quantize the model that it was made from"
             )
         head = head or choose_head(source.config, to)
-        calibration = None
-        if "int4" in (to, head):
-            calibration = _calibration(source, model, calibrate)
+        calibration = _calibration(source, model, calibrate) if "int4" in (to, head) else None
         held_out = _held_out(source, model, calibrate, eval_text)
         if calibration:
             stage(f"rounding for {calibration.tokens_BT.numel():,} tokens of {calibration.name}")
-        packed = quantize_checkpoint(
-            source,
-            to,
-            head,
-            calibration.tokens_BT if calibration else None,
-            progress,
-        )
+        tokens_BT = calibration.tokens_BT if calibration else None
+        packed = quantize_checkpoint(source, to, head, tokens_BT, progress)
         report: dict[str, Any] = {
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "gemmule": metadata.version("gemmule"),
-            "source": {
-                "path": str(model),
-                "format": source.format,
-                "bytes": sum(file.stat().st_size for file in source.files),
-            },
+            **_provenance(source, model),
             "out": str(out),
             "format": to,
             "head": head,
@@ -135,16 +117,39 @@ def quantize(
             report["measured"] = _measured(source, partial, held_out, stage)
             if held_out is None:
                 report["not_measured"] = (
-                    "no held-out text: the model is no run whose data is at hand, and no "
-                    "--eval-text was given"
+                    "no held-out text: the model is not a run whose data is available, and "
+                    "--eval-text was not given"
                 )
             report["seconds"] = round(time.monotonic() - began, 1)
             files.write_json(partial / MEASURED, report)
     return report
 
 
-def _beside(model: str | Path, to: str) -> Path:
-    """Where it goes by default: NAME-int4 beside the model, or here for one from the hub."""
+def _free_folder(model: str | Path, to: str, head: str | None, out: Path | None) -> Path:
+    """The folder to write; refuses unknown formats and a folder in use."""
+    for value, allowed in ((to, PACKED), (head or HEADS[0], HEADS)):
+        if value not in allowed:
+            raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
+    out = (out or _default_folder(model, to)).expanduser().resolve()
+    if out.exists() and (not out.is_dir() or not is_free(out)):
+        raise OutputError(f"{out} is already in use: choose another folder with --out")
+    return out
+
+
+def _provenance(source: Checkpoint, model: str | Path) -> dict[str, Any]:
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "gemmule": metadata.version("gemmule"),
+        "source": {
+            "path": str(model),
+            "format": source.format,
+            "bytes": sum(file.stat().st_size for file in source.files),
+        },
+    }
+
+
+def _default_folder(model: str | Path, to: str) -> Path:
+    """The default folder: NAME-int4 next to the model, or here for a model from the hub."""
     path = Path(str(model).removeprefix("hf://")).expanduser()
     name = f"{path.stem if path.is_file() else path.resolve().name}-{to}"
     return path.with_name(name) if path.exists() else Path(name)
@@ -159,8 +164,8 @@ def _measured(
     tokens_BT = held_out.tokens_BT
     parent = read_streamed(source, tokens_BT, stage)
     with torch.inference_mode():
-        found = compare(parent, read_quantized(written, tokens_BT, stage), tokens_BT)
-    return {"text": held_out.name, **found}
+        metrics = compare(parent, read_quantized(written, tokens_BT, stage), tokens_BT)
+    return {"text": held_out.name, **metrics}
 
 
 def _described(text: _Text | None) -> dict[str, Any] | None:
@@ -212,7 +217,7 @@ def _own_data(model: str | Path, tokenizer: Tokenizer) -> Dataset | None:
 
 
 def _affordable(source: Checkpoint, tokens: int) -> int:
-    return int(min(tokens, max(_LEAST, _WORK / source.config.parameters)))
+    return int(min(tokens, max(_MINIMUM, _WORK / source.config.parameters)))
 
 
 def _length(source: Checkpoint) -> int:
@@ -232,7 +237,7 @@ def _of_split(split: Split, data: Dataset, count: int, source: Checkpoint) -> _T
 
 
 def _of_file(path: Path, count: int, source: Checkpoint) -> _Text:
-    """Rows of one text, each begun as a document, spread evenly over it."""
+    """Rows spread evenly over one text, each starting like a document."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -251,16 +256,16 @@ def _of_file(path: Path, count: int, source: Checkpoint) -> _Text:
 
 
 def summary(report: dict[str, Any]) -> list[list[str]]:
-    """`quantize`'s result as rows of a table: what, and how it came out."""
+    """The result of `quantize` as names and values."""
     source = report["source"]["bytes"]
     calibration = report["calibration"]
-    rounded = "each weight by itself"
+    rounded = "to nearest"
     if calibration:
         rounded = f"for {calibration['tokens']:,} tokens of {calibration['text']}"
     return [
         ["format", f"{report['format']}, head {report['head']}"],
         ["size", f"{report['bytes'] / 1e6:,.1f} MB, before {source / 1e6:,.1f} MB"],
-        ["bits a weight", f"{report['bits_per_weight']:.3f}"],
+        ["bits per weight", f"{report['bits_per_weight']:.3f}"],
         ["rounded", rounded],
         *measured_lines(report),
         ["took", f"{report['seconds']:.0f} s"],

@@ -60,13 +60,13 @@ class QuickstartConfig(Config):
     """Settings of a quickstart.
 
     Attributes:
-        minutes: about how long it may take, on a machine of two current cores.
+        minutes: approximate duration, on a machine with two current cores.
         data: the user's own text; None is Python's standard library.
         field: JSON field or Parquet column that holds the text.
-        seed: decides weights, batches and samples.
-        name: what the card calls the user's text.
-        licence: of the user's text, for the card.
-        vocab_size: pieces of the tokenizer.
+        seed: seed of weights, batches and samples.
+        name: name of the user's text on the card.
+        licence: license of the user's text, for the card.
+        vocab_size: vocabulary size of the tokenizer.
         teacher: preset of the teacher; None chooses by `minutes`.
         student: preset of the student; None chooses by `minutes`.
         country: ISO 3166 three-letter code for the carbon intensity of electricity.
@@ -84,8 +84,8 @@ class QuickstartConfig(Config):
     country: str | None = None
 
 
-class Plan(Config):
-    """What `minutes` buys on this machine; saved, so that a resumed quickstart keeps to it."""
+class Budget(Config):
+    """Models and steps that fit into `minutes` on this machine; saved for a resumed quickstart."""
 
     teacher: str
     student: str
@@ -192,7 +192,7 @@ def _same(given: QuickstartConfig, saved: QuickstartConfig) -> None:
         if asked not in (default, was):
             raise ConfigError(
                 f"--resume goes on with the saved settings, where {name} = {was}; got {asked}: "
-                "leave it out, or begin anew in another folder"
+                "leave it out, or start again in another folder"
             )
 
 
@@ -223,11 +223,11 @@ def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
     return dataset
 
 
-def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Plan:
+def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Budget:
     """Turns minutes into steps: the default models' measured need, scaled by arithmetic."""
     path = QuickstartLayout(out).plan
     if path.is_file():
-        return Plan.parse(files.read_json(path), str(path))
+        return Budget.parse(files.read_json(path), str(path))
     defaults = [(30, "3m", "1m"), (180, "10m", "3m"), (float("inf"), "30m", "10m")]
     big, small = next((t, s) for limit, t, s in defaults if config.minutes <= limit)
     big, small = config.teacher or big, config.student or small
@@ -242,7 +242,7 @@ def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Plan:
         need = _flops(config, chosen) / _flops(config, reference)
         return max(20, round(share * config.minutes / 10 * speed / need))
 
-    plan = Plan(
+    plan = Budget(
         teacher=big,
         student=small,
         teacher_steps=steps(TEACHER_STEPS, "3m", big),
@@ -260,7 +260,7 @@ def _flops(config: QuickstartConfig, name: str) -> float:
 
 def _train(
     config: QuickstartConfig,
-    plan: Plan,
+    plan: Budget,
     out: Path,
     dataset: Dataset,
     number: str,

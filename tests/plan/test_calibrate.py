@@ -8,10 +8,10 @@ import pytest
 
 from gemmule.model.config import preset
 from gemmule.plan import calibrate
-from gemmule.plan.calibrate import Asked, CalibrationError
+from gemmule.plan.calibrate import CalibrationError, CalibrationRequest
 
 SMALL = preset("1m", vocab_size=512)
-ASKED = Asked(
+ASKED = CalibrationRequest(
     SMALL, SMALL, None, None, {"data": {"batch_size": 2, "seq_len": 24}}, {"scratch": 0.0}
 )
 START = {"finding": "start", "seconds": 1.0, "compiled": [False, False], "dtype": "float32"}

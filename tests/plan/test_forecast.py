@@ -15,7 +15,7 @@ from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.plan import calibrate, forecast
-from gemmule.plan.calibrate import Asked, Calibration
+from gemmule.plan.calibrate import Calibration, CalibrationRequest
 from gemmule.plan.forecast import make_plan
 from gemmule.plan.memory import HEAP_GROWTH
 from gemmule.plan.settings import PlanRequest
@@ -42,7 +42,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     """plan(**settings): with figures that the test chose instead of a minute's measuring."""
 
     def made_up(
-        asked: Asked, gflops: float, seconds: float, say: Any, **measured: Any
+        asked: CalibrationRequest, gflops: float, seconds: float, say: Any, **measured: Any
     ) -> Calibration:
         return Calibration(
             START, dict(TEACHER), dict(STEP), {**STEP, "step_seconds": 3.0}, asked.rows,
@@ -129,7 +129,7 @@ def test_without_runs_the_plan_says_what_that_is_worth(plan: Plan) -> None:
 
 def test_what_was_not_reached_is_composed(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
     def only(scratch: dict[str, Any] | None, teacher: dict[str, Any] | None) -> dict[str, Any]:
-        def made_up(asked: Asked, *_: Any) -> Calibration:
+        def made_up(asked: CalibrationRequest, *_: Any) -> Calibration:
             rows = asked.rows
             return Calibration(START, teacher, scratch, None, rows, asked.student, 100.0, 1.0)
 
@@ -154,7 +154,7 @@ def test_what_was_not_reached_is_composed(monkeypatch: pytest.MonkeyPatch, plan:
 def test_large_models_are_cut_for_measuring() -> None:
     sizes = {"student": preset("2b"), "teacher": preset("9b")}
     train = {"data": {"batch_size": 8, "seq_len": 256}}
-    asked = Asked(**sizes, teacher_path=None, data=None, train=train, flops={})
+    asked = CalibrationRequest(**sizes, teacher_path=None, data=None, train=train, flops={})
     cuts = calibrate._cuts(asked, 200.0, 24e9)
     assert not cuts.whole
     assert [c.num_hidden_layers for c in (*cuts.student, *cuts.teacher)] == [1, 2, 1, 2]
@@ -175,7 +175,9 @@ def test_large_models_are_cut_for_measuring() -> None:
 
 def test_small_models_are_measured_whole() -> None:
     small = preset("1m", vocab_size=4096)
-    asked = Asked(small, small, None, None, {"data": {"batch_size": 8, "seq_len": 256}}, {})
+    asked = CalibrationRequest(
+        small, small, None, None, {"data": {"batch_size": 8, "seq_len": 256}}, {}
+    )
     cuts = calibrate._cuts(asked, 200.0, 24e9)
     assert cuts.whole
     assert cuts.notes == []

@@ -8,7 +8,7 @@ import pytest
 
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.plan import memory
-from gemmule.plan.memory import Shape, counted_bytes, largest_rows, predict_peak
+from gemmule.plan.memory import StepShape, counted_bytes, largest_rows, predict_peak
 
 # Peaks of whole training processes, MB of 2^20 bytes, as measured on two cores (docs/plan.md):
 # preset, rows, tokens, compiled, whether distilled from preset 3m.
@@ -35,25 +35,25 @@ def sized(name: str) -> GemmaConfig:
 def test_other_shapes_follow_from_one_measured(case: tuple[str, int, int, bool, bool]) -> None:
     name, rows, seq_len, compiled, distilled = case
     teacher = sized("3m") if distilled else None
-    at = Shape(sized("1m"), 8, 256, compiled, teacher=teacher)
-    wanted = Shape(sized(name), rows, seq_len, compiled, teacher=teacher)
+    at = StepShape(sized("1m"), 8, 256, compiled, teacher=teacher)
+    wanted = StepShape(sized(name), rows, seq_len, compiled, teacher=teacher)
     peak = predict_peak(BASES[compiled, distilled] * 2**20, at, wanted)
     assert peak == pytest.approx(MEASURED[case] * 2**20, rel=0.1)
 
 
 def test_what_is_counted_grows_with_all_that_costs_memory() -> None:
-    plain = counted_bytes(Shape(sized("1m"), 8, 256, False))
-    assert counted_bytes(Shape(sized("1m"), 16, 256, False)) > 1.5 * plain
-    assert counted_bytes(Shape(sized("1m"), 8, 512, False)) > 1.5 * plain
-    assert counted_bytes(Shape(sized("1m"), 8, 256, True)) < plain
-    assert counted_bytes(Shape(sized("1m"), 8, 256, False, half=True)) < plain
-    taught = counted_bytes(Shape(sized("1m"), 8, 256, False, teacher=sized("3m")))
+    plain = counted_bytes(StepShape(sized("1m"), 8, 256, False))
+    assert counted_bytes(StepShape(sized("1m"), 16, 256, False)) > 1.5 * plain
+    assert counted_bytes(StepShape(sized("1m"), 8, 512, False)) > 1.5 * plain
+    assert counted_bytes(StepShape(sized("1m"), 8, 256, True)) < plain
+    assert counted_bytes(StepShape(sized("1m"), 8, 256, False, half=True)) < plain
+    taught = counted_bytes(StepShape(sized("1m"), 8, 256, False, teacher=sized("3m")))
     assert taught > plain + 4 * sized("3m").parameters
 
 
 def test_large_models_are_mostly_their_states() -> None:
     big = sized("1b")
-    counted = counted_bytes(Shape(big, 1, 16, True))
+    counted = counted_bytes(StepShape(big, 1, 16, True))
     assert 12 * big.non_embedding_parameters < counted < 30 * big.parameters
 
 

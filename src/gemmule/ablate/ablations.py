@@ -1,4 +1,4 @@
-"""The ablations by name, as data: light, so that the command line can list them at once."""
+"""The ablations by name, as data; light to import, so that the command line can list them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from gemmule.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """One question, and what the report found.
+    """One question, and the report's answer.
 
     Attributes:
-        title: what is compared, in a line.
-        table: of the report, or None where the question is ours.
-        report: the report's own figures, a row each; the first row is the heading.
-        differs: how ours is not the report's.
-        student: preset of the student unless the user says otherwise.
-        metric: key of the figure that is compared.
+        title: the comparison, in one line.
+        table: table of the report; None if the question is ours.
+        report: rows of the report's table; the first row is the heading.
+        differs: differences between our ablation and the report's.
+        student: default preset of the student.
+        metric: key of the metric that is compared.
         teaches: whether any cell learns from a teacher.
     """
 

@@ -28,19 +28,18 @@ class SweepConfig(Config):
     """One ablation at one scale.
 
     Attributes:
-        ablation: a name of the catalogue.
+        ablation: name of the ablation.
         data: folder made by `gemmule data`.
         teacher: run, HF-layout folder or hub id; None trains one as part of the sweep.
         teacher_size: preset of a teacher that is trained.
-        teacher_tokens: what such a teacher is trained on.
-        online: students learn from the teacher itself where a record of it would do.
-        student: rung of the ladder or preset; None is the ablation's own choice.
-        seeds: runs of each kind, with seeds 0, 1, …
-        tokens: what each student is trained on, rounded up to whole steps.
-        settings: settings of every student's training, and of a trained teacher's but for its
-            shape. The group `objective` is that of the distilled ones.
-        data_fingerprint: of the data the sweep began with.
-        teacher_fingerprint: of the weights of `teacher`.
+        teacher_tokens: training tokens of a teacher that is trained.
+        online: whether students learn from the teacher itself where a record of it would do.
+        student: size of the ladder, or preset; None: the ablation's default.
+        seeds: number of seeds per variant: 0, 1, …
+        tokens: training tokens of each student, rounded up to whole steps.
+        settings: settings of every student's training, and of a trained teacher's except its shape.
+        data_fingerprint: fingerprint of the data that the sweep began with.
+        teacher_fingerprint: fingerprint of the weights of `teacher`.
     """
 
     ablation: str

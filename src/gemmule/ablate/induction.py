@@ -1,7 +1,7 @@
-"""In-context learning in its simplest form: does a model copy what it has seen before?
+"""In-context learning in its simplest form: does a model copy from its context?
 
-Random tokens, then the same ones again. Nothing but the first half helps to predict the second,
-so what is gained there is gained by looking back (the induction heads of arXiv 2209.11895).
+A sequence is random tokens, followed by the same tokens again. Only the first half helps to predict
+the second, so any gain there comes from the context (the induction heads of arXiv 2209.11895).
 
 Shapes: B sequences, T input tokens, L tokens of a half, V vocabulary.
 """
@@ -17,15 +17,15 @@ LENGTH, SEQUENCES, BATCH = 64, 128, 16
 
 @dataclasses.dataclass(frozen=True)
 class Induction:
-    """What the probe found.
+    """Result of the probe.
 
     Attributes:
         induction: mean log p(token | prefix) of the second half minus that of the first, nats.
-        copied: share of the second half's tokens that were the model's first choice.
+        copied: fraction of the second half's tokens that the model predicts as most likely.
         first_half: mean log p of the first half, nats.
-        second_half: of the second.
-        length: tokens of a half.
-        sequences: how many were read.
+        second_half: mean log p of the second half, nats.
+        length: tokens per half.
+        sequences: number of sequences.
     """
 
     induction: float
@@ -50,11 +50,11 @@ def induction(
 
     Args:
         model: from tokens [B, T] to logits [B, T, V].
-        ids: what to draw from, evenly; no token twice in a half when there are enough.
-        length: tokens of a half, L.
-        sequences: how many; the same ones for the same seed.
-        bos: put before every sequence. Without one, the first token is not predicted.
-        seed: decides the draws.
+        ids: tokens to sample from, uniformly; no token twice in a half if there are enough.
+        length: tokens per half, L.
+        sequences: number of sequences; the same ones for the same seed.
+        bos: token before every sequence. Without one, the first token is not predicted.
+        seed: seed of the sequences.
     """
     generator = torch.Generator().manual_seed(seed)
     half_BL = torch.stack([_half(ids, length, generator) for _ in range(sequences)])

@@ -1,4 +1,4 @@
-"""A sweep's table, verdicts, plot, and the page that puts them beside the report's figures."""
+"""A sweep's table, verdicts and plot, and the page that shows them next to the report's results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
 def summary_table(results: Mapping[str, Any], *, brief: bool = False) -> tuple[Row, list[Row]]:
     """Headings, and a row for each group and arm: means ± half of the 95% interval.
 
-    A brief one fits a terminal: the figures compared, without sizes and costs.
+    A brief table fits a terminal: the compared metrics, without sizes and costs.
     """
     metric = results["metric"]
     headings = ["", "seeds", "nats/token", "perplexity", "bits/byte"]
@@ -74,17 +74,17 @@ def _row(row: Mapping[str, Any], results: Mapping[str, Any], metric: str) -> Row
 
 
 def _by_size(results: Mapping[str, Any]) -> bool:
-    """Whether rows differ in how much is stored of the teacher."""
+    """Whether the rows differ in the size of the stored targets."""
     return len({row["bytes_per_token"] for row in results["summary"]}) > 2
 
 
 def stored_size(row: Mapping[str, Any]) -> str:
-    """Bytes a token of a row's logit store; nothing where there is none."""
+    """Bytes per token of a row's logit store; empty if there is none."""
     return "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:.1f}"
 
 
 def title(row: Mapping[str, Any]) -> str:
-    """What a row is called."""
+    """Title of a row."""
     return " ".join(part for part in (row["group"], row["arm"]) if part)
 
 
@@ -96,12 +96,12 @@ def _seeds(row: Mapping[str, Any]) -> str:
     return f"{text}, {missing} not run" if missing else text
 
 
-def interval(figure: Mapping[str, Any] | None, digits: int, *, signed: bool = False) -> str:
-    """Mean ± half width; the mean alone where one seed gives no interval."""
-    if figure is None or figure["mean"] is None:
+def interval(estimate: Mapping[str, Any] | None, digits: int, *, signed: bool = False) -> str:
+    """Mean ± half width; the mean alone for a single seed."""
+    if estimate is None or estimate["mean"] is None:
         return "-"
-    mean = f"{figure['mean']:{'+' if signed else ''}.{digits}f}"
-    half = figure["half_width"]
+    mean = f"{estimate['mean']:{'+' if signed else ''}.{digits}f}"
+    half = estimate["half_width"]
     return mean if half is None else f"{mean} ± {half:.{digits}f}"
 
 
@@ -110,7 +110,7 @@ def _count(value: int | None) -> str:
 
 
 def markdown(headings: Row, rows: Sequence[Row]) -> str:
-    """A table whose columns line up: the first to the left, figures to the right."""
+    """A Markdown table with aligned columns: the first to the left, numbers to the right."""
     widths = [max(3, *(len(r[i]) for r in (headings, *rows))) for i in range(len(headings))]
 
     def line(cells: Row) -> str:
@@ -125,14 +125,14 @@ def markdown(headings: Row, rows: Sequence[Row]) -> str:
 
 
 def verdicts(results: Mapping[str, Any]) -> list[str]:
-    """What is found, in words."""
-    found = [
+    """The results in words."""
+    lines = [
         f"{d['group']}: {d['verdict']}" if d["group"] else d["verdict"]
         for d in results["differences"]
     ]
     if results["trend"] is not None:
-        found.append(results["trend"]["verdict"])
-    return found
+        lines.append(results["trend"]["verdict"])
+    return lines
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
@@ -145,8 +145,8 @@ def _page(results: Mapping[str, Any], *, with_plot: bool) -> str:
     percent = f"{100 * results['confidence']:.0f}%"
     parts = [
         f"# {results['title'][0].upper()}{results['title'][1:]}",
-        f"{settings['tokens']:,} tokens a student, {settings['seeds']} seeds each. Means over "
-        f"seeds, ± half of the {percent} interval (Student's t). *Better by* is the mean of "
+        f"{settings['tokens']:,} training tokens per student, {settings['seeds']} seeds each. Means "
+        f"over seeds, ± half of the {percent} interval (Student's t). *Better by* is the mean of "
         "differences within a seed: same batches, and same initial weights where the shapes agree.",
         markdown(*summary_table(results)),
         "\n".join(f"- {line}" for line in verdicts(results)),
@@ -163,8 +163,8 @@ def _page(results: Mapping[str, Any], *, with_plot: bool) -> str:
             f"Source: {report['source']}. {report['differs']}".strip(),
         ]
     parts += [
-        "## Where the figures are",
-        "Every cell of [results.json](results.json) names the file its figures were read from; "
+        "## Sources",
+        "Every cell of [results.json](results.json) names the file that it was read from; "
         "[sweep.toml](sweep.toml) holds the settings.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from gemmule.ablate.ablations import REPORT, Ablation
 from gemmule.ablate.config import SweepConfig
-from gemmule.ablate.sweep import Cell, Key, Plan
+from gemmule.ablate.sweep import Cell, Key, SweepPlan
 from gemmule.stats import CONFIDENCE, student_mean
 
 # Key of a figure, whether more is better, what it is called, its unit.
@@ -25,7 +25,7 @@ CONSTANT = (
 
 
 def combine(
-    config: SweepConfig, ablation: Ablation, plan: Plan, records: Sequence[Mapping[str, Any]]
+    config: SweepConfig, ablation: Ablation, plan: SweepPlan, records: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -133,7 +133,7 @@ def verdict(arm: str, baseline: str, gain: Mapping[str, Any], unit: str) -> str:
 
 def _trend(
     shown: Sequence[tuple[Cell, Mapping[str, Any]]],
-    plan: Plan,
+    plan: SweepPlan,
     metric: str,
     sign: float,
     unit: str,

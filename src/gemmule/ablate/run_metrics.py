@@ -29,11 +29,11 @@ def with_window(model: Gemma, window: int) -> Gemma:
 
 
 def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Held-out loss with the window that `settings` names, all else as the run had it."""
+    """Held-out loss with the window in `settings`, everything else as in the run."""
     config = load_run_config(RunLayout(run).config)
     model, _ = load_model(run, torch.float32)
     changed = with_window(model, settings["sliding_window"]).eval()
-    found = evaluate(
+    result = evaluate(
         changed,
         dataset.split("heldout"),
         dataset.tokenizer,
@@ -43,8 +43,8 @@ def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[st
     )
     return {
         "split": "heldout",
-        **{k: found[k] for k in ("nats_per_token", "perplexity", "bits_per_byte")},
-        "heldout_tokens": found["tokens"],
+        **{k: result[k] for k in ("nats_per_token", "perplexity", "bits_per_byte")},
+        "heldout_tokens": result["tokens"],
         "parameters": model.config.parameters,
         "non_embedding_parameters": model.config.non_embedding_parameters,
         **settings,
@@ -52,15 +52,15 @@ def _window(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[st
 
 
 def _induction(run: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The probe of induction.py with sequences that fit the run's own."""
+    """The probe of induction.py, with sequences no longer than those of the run."""
     config = load_run_config(RunLayout(run).config)
     model, tokenizer = load_model(run, torch.float32)
     ids = torch.arange(FIRST_LEARNED_ID, tokenizer.vocab_size)
-    found = induction(
+    result = induction(
         model.eval(), ids, length=min(LENGTH, config.data.seq_len // 2), bos=tokenizer.bos_id
     )
     return {
-        **dataclasses.asdict(found),
+        **dataclasses.asdict(result),
         "parameters": model.config.parameters,
         "non_embedding_parameters": model.config.non_embedding_parameters,
         **settings,
@@ -75,11 +75,11 @@ def _entropy(_: Path, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str
     """Quantiles of the teacher's entropy over training text, nats, at temperature 1."""
     seq_len = settings["seq_len"]
     teacher = open_teacher(settings["teacher"], dataset, seq_len)
-    found = []
+    entropies = []
     for batch in eval_batches(dataset.split("train"), 8, seq_len, ENTROPY_TOKENS):
         entropy_N = teacher.head.entropies(teacher.hidden_states(batch).flatten(0, 1))
-        found.append(entropy_N[batch.labels_BT.flatten() >= 0])
-    entropy_N = torch.cat(found)
+        entropies.append(entropy_N[batch.labels_BT.flatten() >= 0])
+    entropy_N = torch.cat(entropies)
     quantiles = {str(q): entropy_N.quantile(q).item() for q in ROUTED}
     return {"entropy": entropy_N.mean().item(), "tokens": len(entropy_N), "quantiles": quantiles}
 

@@ -19,7 +19,7 @@ from gemmule.ablate.config import SweepConfig, save_or_compare
 from gemmule.ablate.page import write_page
 from gemmule.ablate.results import METRICS, combine
 from gemmule.ablate.run_metrics import MEASURES
-from gemmule.ablate.sweep import STORE, Cell, Plan, make_plan
+from gemmule.ablate.sweep import STORE, Cell, SweepPlan, make_plan
 from gemmule.console import console
 from gemmule.data.dataset import Dataset
 from gemmule.errors import (
@@ -189,15 +189,17 @@ def _with_inputs(config: SweepConfig, dataset: Dataset) -> tuple[SweepConfig, in
             "seq_len", DataConfig.model_fields["seq_len"].default
         )
         teacher = open_teacher(config.teacher, dataset, seq_len)
-        rows = max(rows, teacher.vocab_size)  # a padded teacher's students are padded alike
+        rows = max(rows, teacher.vocab_size)  # students of a padded teacher are padded the same way
         prints["teacher_fingerprint"] = teacher.describe()["fingerprint"]
     return config.model_copy(update=prints), rows
 
 
-def _compiled_where_it_pays(settings: Mapping[str, RunConfig], plan: Plan) -> dict[str, RunConfig]:
-    """Turns "auto" into yes where the sweep as a whole is long enough.
+def _compiled_where_it_pays(
+    settings: Mapping[str, RunConfig], plan: SweepPlan
+) -> dict[str, RunConfig]:
+    """Replaces compile = "auto" by true if the sweep as a whole is long enough.
 
-    What is compiled for one seed serves the others too, so it is the sweep that must earn it.
+    Compiled code is shared by all seeds, so the sweep as a whole decides whether it pays.
     """
     tokens = sum(c.steps * c.data.tokens_per_step for c in settings.values())
     if tokens < COMPILE_EARNS_ITS_TIME or not torch_compile.can_compile():

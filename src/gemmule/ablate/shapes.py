@@ -68,8 +68,8 @@ def grouped(base: GemmaConfig) -> GemmaConfig:
 def stretched(base: GemmaConfig, layers: int) -> GemmaConfig:
     """A model of `layers` layers with as many non-embedding parameters as `base`, within 2%.
 
-    The width follows the square root, as parameters of a layer grow with its square; what rounding
-    leaves over goes to the feed-forward layer.
+    The width goes with the square root, because the parameters of a layer grow with its square. The
+    feed-forward layer takes up what rounding leaves over.
     """
     heads = base.num_attention_heads
     width = base.hidden_size * math.sqrt(base.num_hidden_layers / layers)
@@ -84,7 +84,7 @@ def stretched(base: GemmaConfig, layers: int) -> GemmaConfig:
 
 
 def filled(shape: GemmaConfig, parameters: int) -> GemmaConfig:
-    """`shape` with the feed-forward width that comes nearest to so many non-embedding parameters.
+    """`shape` with the feed-forward width closest to that number of non-embedding parameters.
 
     Raises:
         ConfigError: when that is not within 2%, as with models of very few parameters.
@@ -92,10 +92,10 @@ def filled(shape: GemmaConfig, parameters: int) -> GemmaConfig:
     bare = shape.model_copy(update={"intermediate_size": 0}).non_embedding_parameters
     per_unit = 3 * shape.hidden_size * shape.num_hidden_layers
     width = max(1, round((parameters - bare) / per_unit))
-    found = shape.model_copy(update={"intermediate_size": width})
-    if abs(found.non_embedding_parameters - parameters) > 0.02 * parameters:
+    result = shape.model_copy(update={"intermediate_size": width})
+    if abs(result.non_embedding_parameters - parameters) > 0.02 * parameters:
         raise ConfigError(
             f"no feed-forward width gives {shape.num_hidden_layers} layers of "
             f"{shape.hidden_size} about {parameters:,} parameters: choose a larger model"
         )
-    return found
+    return result

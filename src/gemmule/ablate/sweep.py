@@ -22,7 +22,7 @@ from gemmule.train.config import DataConfig
 SCRATCH, DISTILLED = "from scratch", "distilled"
 TEACHER_SEED = 1_000_003  # a teacher's own, so that no student shares its batches by construction
 STORE = "store"  # in the folder of a cell that records
-# Three numbers of draws, and draws as published; the likeliest ids alone, with the mass of the
+# Three numbers of draws, and draws as published; the top-k ids alone, with the mass of the
 # rest, and up to a mass.
 TARGETS: Mapping[str, Mapping[str, Any]] = {
     "sampled-12": {"kind": "sample", "draws": 12},
@@ -52,17 +52,18 @@ class Cell:
     """One run, or one measurement of a run.
 
     Attributes:
-        name: of its folder.
-        group: what it shares with the cells it is compared with, a size say; "" for none.
-        arm: what tells it from those.
-        seed: of the student.
-        settings: of the training run, or of the measurement.
-        x: where it stands on the plot's axis; None where the arms have no order.
+        name: name of its folder.
+        group: what it has in common with the cells that it is compared with, such as a size; "" for
+            nothing.
+        arm: what distinguishes it from these cells.
+        seed: seed of the student.
+        settings: settings of the training run, or of the measurement.
+        x: position on the plot's axis; None if the arms have no order.
         needs: name of the cell that it learns from or measures.
-        measure: a key of MEASURES (measure.py), or "record" for a logit store; None trains.
+        measure: a key of MEASURES (run_metrics.py), or "record" for a logit store; None trains.
         route_quantile: quantile of the measured entropies from which tokens are routed to the
             next-token loss; None routes none.
-        shown: whether it is a result, and not only a means.
+        shown: whether it is a result, rather than only a step towards one.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TeachingSource:
     """What students learn from.
 
     Attributes:
@@ -91,12 +92,12 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A sweep's cells, in an order in which each comes after what it needs.
+class SweepPlan:
+    """A sweep's cells, each after the cells that it needs.
 
     Attributes:
-        comparisons: pairs of (group, arm), each with what it is compared with.
-        axis: what x means, with its unit; "" where cells have none.
+        comparisons: pairs of (group, arm), each with its baseline.
+        axis: meaning and unit of x; "" if cells have none.
     """
 
     cells: tuple[Cell, ...]
@@ -104,8 +105,8 @@ class Plan:
     axis: str = ""
 
 
-def make_plan(config: SweepConfig, out: Path, vocab_size: int) -> Plan:
-    """The cells of `config`, to be run in the folder `out`, all with so many vocabulary rows.
+def make_plan(config: SweepConfig, out: Path, vocab_size: int) -> SweepPlan:
+    """The cells of `config`, to be run in the folder `out`, all with that vocabulary size.
 
     Raises:
         ConfigError: when the student or a setting does not suit the ablation.
@@ -122,21 +123,21 @@ class _Planner:
         self.corpus_tokens: int | None = None  # of a sweep that records its teacher
         self.cells: list[Cell] = []
 
-    def plan(self) -> Plan:
+    def plan(self) -> SweepPlan:
         varied = VARIED.get(self.config.ablation, set()) & set(self.given.get("model", {}))
         if varied:
             keys = ", ".join(f"model.{key}" for key in sorted(varied))
             raise ConfigError(f"{self.config.ablation} varies {keys}: leave --set of it out")
-        make: Callable[[], Plan] = getattr(self, f"plan_{self.config.ablation}")
+        make: Callable[[], SweepPlan] = getattr(self, f"plan_{self.config.ablation}")
         return make()
 
     # The ablations, one function each.
 
-    def plan_distilled(self) -> Plan:
+    def plan_distilled(self) -> SweepPlan:
         """Table 6."""
         return self._scratch_and_distilled([self.student])
 
-    def plan_size(self) -> Plan:
+    def plan_size(self) -> SweepPlan:
         """Table 7."""
         if self.config.student is not None:
             raise ConfigError("size compares students of several sizes: leave --student out")
@@ -146,7 +147,7 @@ class _Planner:
             {name: float(shape.non_embedding_parameters) for name, shape in sizes},
         )
 
-    def plan_heads(self) -> Plan:
+    def plan_heads(self) -> SweepPlan:
         """Table 8."""
         base = self._base(self.student)
         mha = shapes.multi_head(base)
@@ -155,7 +156,7 @@ class _Planner:
         arms = {"MHA": mha, "GQA": gqa, "GQA, equal parameters": filled}
         return self._by_shape(arms)
 
-    def plan_depth(self) -> Plan:
+    def plan_depth(self) -> SweepPlan:
         """Table 9."""
         base = self._base(self.student)
         layers = base.num_hidden_layers
@@ -165,7 +166,7 @@ class _Planner:
         }
         return self._by_shape(arms)
 
-    def plan_window(self) -> Plan:
+    def plan_window(self) -> SweepPlan:
         """Table 10: one model a seed, measured with each window."""
         trained = self._common()["seq_len"] // 4
         if trained < 4:
@@ -182,7 +183,7 @@ class _Planner:
                 )  # fmt: skip
         return self._plan(f"window {trained}", axis="sliding window at inference, tokens")
 
-    def plan_loss(self) -> Plan:
+    def plan_loss(self) -> SweepPlan:
         """Divergences at their default parameters, temperature, alpha."""
         arms: dict[str, dict[str, Any]] = {
             kind: {"loss": kind}
@@ -200,7 +201,7 @@ class _Planner:
                 self._run("", arm, seed, base, source=teacher, distilled=settings)
         return self._plan("cross_entropy")
 
-    def plan_targets(self) -> Plan:
+    def plan_targets(self) -> SweepPlan:
         """Ways to store a teacher, against its whole distribution."""
         teacher, whole = self._teacher(), "whole distribution"
         sources = {label: self._recorded(teacher, spec) for label, spec in TARGETS.items()}
@@ -211,8 +212,8 @@ class _Planner:
                 self._run("", label, seed, base, source=source)
         return self._plan(whole)
 
-    def plan_routing(self) -> Plan:
-        """Tokens that the teacher is unsure of learn from the next token, more and more of them."""
+    def plan_routing(self) -> SweepPlan:
+        """Trains the tokens with the highest teacher entropy on the text, in growing numbers."""
         if "route_above" in self.given_distilled:
             raise ConfigError("routing varies route_above: leave --set of it out")
         teacher = self._teacher()
@@ -226,13 +227,13 @@ class _Planner:
             self._run("", all_taught, seed, base, source=teacher)
             for q in ROUTED:
                 arm = f"unsurest {1 - q:.0%} from the text"
-                source = Source(teacher.settings, probe.name)
+                source = TeachingSource(teacher.settings, probe.name)
                 self._run("", arm, seed, base, source=source, route_quantile=q)
             self._run("", SCRATCH, seed, base)
         return self._plan(all_taught)
 
-    def plan_teacher(self) -> Plan:
-        """Teachers of several sizes, all trained alike, against none."""
+    def plan_teacher(self) -> SweepPlan:
+        """Teachers of several sizes, all trained the same way, against none."""
         size = self.config.teacher_size
         sizes = [*(s for s in shapes.TEACHERS if s != size), size]
         teachers = {s: self._teacher(s) for s in sizes}
@@ -243,7 +244,7 @@ class _Planner:
                 self._run("", f"{name} teacher", seed, base, source=source)
         return self._plan(SCRATCH)
 
-    def plan_induction(self) -> Plan:
+    def plan_induction(self) -> SweepPlan:
         """The same students as of table 6, probed for copying."""
         base, teacher = self._base(self.student), self._teacher()
         for seed in range(self.config.seeds):
@@ -254,7 +255,7 @@ class _Planner:
 
     def _scratch_and_distilled(
         self, sizes: list[str], x: Mapping[str, float] | None = None
-    ) -> Plan:
+    ) -> SweepPlan:
         taught = self._taught(len(sizes))
         for seed in range(self.config.seeds):
             for size in sizes:
@@ -263,9 +264,9 @@ class _Planner:
                 self._run(size, DISTILLED, seed, base, x=at, source=taught)
         pairs = tuple(((size, DISTILLED), (size, SCRATCH)) for size in sizes)
         axis = "non-embedding parameters of the student" if x else ""
-        return Plan(tuple(self.cells), pairs, axis)
+        return SweepPlan(tuple(self.cells), pairs, axis)
 
-    def _by_shape(self, arms: Mapping[str, GemmaConfig]) -> Plan:
+    def _by_shape(self, arms: Mapping[str, GemmaConfig]) -> SweepPlan:
         for seed in range(self.config.seeds):
             for arm, shape in arms.items():
                 self._run("", arm, seed, shape)
@@ -273,11 +274,11 @@ class _Planner:
 
     # What they are made of.
 
-    def _plan(self, baseline: str, axis: str = "") -> Plan:
+    def _plan(self, baseline: str, axis: str = "") -> SweepPlan:
         """All shown cells against the one arm `baseline`."""
         keys = dict.fromkeys((c.group, c.arm) for c in self.cells if c.shown)
         pairs = tuple((key, ("", baseline)) for key in keys if key[1] != baseline)
-        return Plan(tuple(self.cells), pairs, axis)
+        return SweepPlan(tuple(self.cells), pairs, axis)
 
     def _base(self, size: str, **changes: int) -> GemmaConfig:
         given = self.given.get("model", {})
@@ -312,18 +313,18 @@ class _Planner:
             },
         }  # fmt: skip
 
-    def _teacher(self, size: str | None = None) -> Source:
+    def _teacher(self, size: str | None = None) -> TeachingSource:
         """The teacher itself: the user's, or one that a cell trains."""
         if self.config.teacher is not None:
-            return Source({"teacher": self.config.teacher}, None)
+            return TeachingSource({"teacher": self.config.teacher}, None)
         size = size or self.config.teacher_size
         shape = shapes.shape(size, self.vocab_size)
         settings = self._training(shape, self.config.teacher_tokens, TEACHER_SEED)
         name = self._add(f"teacher {size}", "", TEACHER_SEED, settings, shown=False).name
-        return Source({"teacher": str(self.out / "cells" / name)}, name)
+        return TeachingSource({"teacher": str(self.out / "cells" / name)}, name)
 
-    def _taught(self, students: int) -> Source:
-        """What so many students of each seed learn from.
+    def _taught(self, students: int) -> TeachingSource:
+        """What the students of each seed learn from.
 
         One asks the teacher as often as a record would; for more, a record of unbiased draws is
         made once.
@@ -333,7 +334,7 @@ class _Planner:
             return teacher
         return self._recorded(teacher, {})
 
-    def _recorded(self, teacher: Source, spec: Mapping[str, Any]) -> Source:
+    def _recorded(self, teacher: TeachingSource, spec: Mapping[str, Any]) -> TeachingSource:
         """A store of a part of the corpus that is as long as what all seeds read together.
 
         Every student of the sweep, distilled or not, reads that part.
@@ -361,7 +362,7 @@ class _Planner:
             "", f"record {label}", TEACHER_SEED, settings, needs=teacher.needs,
             measure="record", shown=False,
         )  # fmt: skip
-        return Source({"targets": str(self.out / "cells" / cell.name / STORE)}, cell.name)
+        return TeachingSource({"targets": str(self.out / "cells" / cell.name / STORE)}, cell.name)
 
     def _run(
         self,
@@ -370,7 +371,7 @@ class _Planner:
         seed: int,
         shape: GemmaConfig,
         *,
-        source: Source | None = None,
+        source: TeachingSource | None = None,
         distilled: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> Cell:

@@ -1,4 +1,4 @@
-"""A calibration's child process: real steps of the real loop, each finding a line of JSON.
+"""The child process of a calibration: steps of the real loop, one line of JSON per measurement.
 
 Run as `python -m gemmule.plan.calibration_worker SPEC`, in a process of its own so that the peak
 of memory is that of a training process and nothing else. Findings come in the order teacher,
@@ -69,13 +69,13 @@ class RandomSource:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured.
+class MeasuredTraining:
+    """A training run to measure.
 
     Attributes:
-        student: its shape, maybe with fewer layers than planned.
-        config: of the run, resolved.
-        dataset: None where there is no corpus yet.
+        student: shape of the student, maybe with fewer layers than planned.
+        config: resolved settings of the run.
+        dataset: the corpus; None if there is none yet.
     """
 
     student: GemmaConfig
@@ -83,7 +83,7 @@ class Subject:
     dataset: Dataset | None
 
     def source(self) -> Source:
-        """Batches of a micro-batch's size."""
+        """Batches of the size of a micro-batch."""
         config = self.config
         if self.dataset is None:
             return RandomSource(
@@ -93,13 +93,13 @@ class Subject:
         return PackedText(split, config.data.micro_batch, config.data.seq_len, config.seed)
 
     def validate(self, model: Gemma) -> int:
-        """Evaluates as a run does, on a few batches; returns how many tokens that were."""
+        """Evaluates as a run does, on a few batches; returns the number of tokens."""
         if self.dataset is None:
             batch = self.source().next()
             with torch.no_grad(), torch.compiler.set_stance("eager_on_recompile"):
                 next_token_loss(model, batch, bool(self.config.runtime.compile)).item()
             return batch.tokens_BT.numel()
-        found = evaluate(
+        result = evaluate(
             model,
             self.dataset.split("validation"),
             self.dataset.tokenizer,
@@ -108,19 +108,19 @@ class Subject:
             max_tokens=EVALUATION_TOKENS,
             compiled=bool(self.config.runtime.compile),
         )
-        return int(found["tokens"])
+        return int(result["tokens"])
 
 
 def next_token_loss(model: Gemma, batch: Batch, compiled: bool) -> torch.Tensor:
-    """Summed over tokens, nats."""
+    """Cross-entropy summed over tokens, in nats."""
     x_BTD = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
     return model.head.cross_entropy(
         x_BTD.flatten(0, 1), batch.labels_BT.flatten(), compiled=compiled
     )
 
 
-def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[str, Any]:
-    """Times the training loop on `model`: a step that compiles, then steady ones."""
+def measure_steps(subject: MeasuredTraining, model: Gemma, objective: Objective) -> dict[str, Any]:
+    """Times the training loop on `model`: a step that compiles, then steady steps."""
     evaluation, evaluated = [0.0], [1]
     data = subject.config.data
     objective.prepare("cpu", bool(subject.config.runtime.compile))
@@ -156,7 +156,7 @@ def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[
     if first[-1] < STEPS_SECONDS:
         steps = min(200, max(MIN_STEPS, round(STEPS_SECONDS / first[-1])))
         steady, save, carbon = loop(steps)
-        steady = steady[1:]  # the first waits for new optimiser states
+        steady = steady[1:]  # the first allocates optimizer states
     step = sum(steady) / len(steady)
     energy, seconds = carbon.get("energy_wh"), carbon.get("seconds")
     return {
@@ -177,7 +177,7 @@ def measure_steps(subject: Subject, model: Gemma, objective: Objective) -> dict[
 def measure_teacher(
     teacher: GemmaTeacher, dataset: Dataset | None, batch_size: int, seq_len: int, real: bool
 ) -> dict[str, Any]:
-    """Times its forward pass and recording; of a real one also its loss and what targets take."""
+    """Times a teacher's forward pass and recording; of a real one also measures loss and sizes."""
     if dataset is None:
         batches = [RandomSource(teacher.vocab_size, batch_size, seq_len).next()]
     else:
@@ -197,13 +197,13 @@ def measure_teacher(
             count += int((labels_N != IGNORED).sum())
         for spec in specs:
             began = time.perf_counter()
-            found = [
+            targets = [
                 teacher.head.sparse_targets(x_TD, spec.choice(0, i)) for i, x_TD in enumerate(x_BTD)
             ]
-            data = [spec.codec(teacher.vocab_size).encode(t) for t in found]
+            data = [spec.codec(teacher.vocab_size).encode(t) for t in targets]
             if spec == TargetSpec():
                 record += time.perf_counter() - began
-                entropy += sum(float(t.entropy_N.sum()) for t in found)
+                entropy += sum(float(t.entropy_N.sum()) for t in targets)
             sizes[spec.label] = sizes.get(spec.label, 0) + sum(map(len, data))
     tokens = sum(b.tokens_BT.numel() for b in batches)
     return {
@@ -217,7 +217,7 @@ def measure_teacher(
 
 
 def storage_specs(vocab_size: int) -> list[TargetSpec]:
-    """The kinds of stored targets that a plan compares; of `record`'s default first."""
+    """The kinds of stored targets that a plan compares; the default of `gemmule record` first."""
     k = min(32, vocab_size)
     return [
         TargetSpec(),
@@ -230,13 +230,13 @@ def storage_specs(vocab_size: int) -> list[TargetSpec]:
 
 
 def main(spec: Mapping[str, Any]) -> None:
-    """Measures what `spec` asks for (calibrate.py makes it), and tells each finding as it comes."""
-    findings = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not mix with findings
+    """Measures what `spec`, made by calibrate.py, asks for; writes each result as it comes."""
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print must not mix with these lines
 
-    def tell(name: str, found: Mapping[str, Any]) -> None:
-        findings.write(json.dumps({"finding": name, **found}) + "\n")
-        findings.flush()
+    def tell(name: str, measurement: Mapping[str, Any]) -> None:
+        lines.write(json.dumps({"finding": name, **measurement}) + "\n")
+        lines.flush()
 
     memory.keep_freed_memory()
     dataset = Dataset.open(Path(spec["data"])) if spec["data"] else None
@@ -261,30 +261,30 @@ def main(spec: Mapping[str, Any]) -> None:
         model = random_model(GemmaConfig.parse(values))
         if config.runtime.compile:
             torch_compile.compile_blocks(model.layers)
-        subject = Subject(model.config, config, dataset)
-        found = measure_steps(subject, model, NextToken())
-        tell(f"scratch-{i}", found)
+        subject = MeasuredTraining(model.config, config, dataset)
+        measurement = measure_steps(subject, model, NextToken())
+        tell(f"scratch-{i}", measurement)
     teacher = None
     for i, values in enumerate(spec["teacher"]):
         teacher = None
         teacher, load = open_teacher(GemmaConfig.parse(values), spec["teacher_path"], dataset)
         real = bool(spec["teacher_path"] and dataset)
-        found = measure_teacher(
+        measurement = measure_teacher(
             teacher, dataset, config.data.micro_batch, config.data.seq_len, real
         )
-        tell(f"teacher-{i}", {"load_seconds": load, **found})
+        tell(f"teacher-{i}", {"load_seconds": load, **measurement})
     if spec["distill"] and teacher is not None and model is not None:
         if distill.runtime.compile and not config.runtime.compile:
             torch_compile.compile_blocks(model.layers)
         objective = Distillation(teacher, 1.0, 0.0)
-        subject = Subject(model.config, distill, dataset)
+        subject = MeasuredTraining(model.config, distill, dataset)
         tell("distill-0", measure_steps(subject, model, objective))
 
 
 def open_teacher(
     shape: GemmaConfig, path: str | None, dataset: Dataset | None
 ) -> tuple[GemmaTeacher, float]:
-    """The real one, or one of that shape with random weights; and the seconds it took."""
+    """The teacher, or one of that shape with random weights; and the seconds that loading took."""
     began = time.perf_counter()
     if path and dataset is not None:
         return GemmaTeacher.open(path, dataset), time.perf_counter() - began
@@ -292,7 +292,7 @@ def open_teacher(
 
 
 class _Unhashed(GemmaTeacher):
-    """A teacher with random weights, whose fingerprint nobody will ask for."""
+    """A teacher with random weights, which needs no fingerprint."""
 
     def __init__(self, model: Gemma) -> None:
         self.path, self.module = "random", model.requires_grad_(False).eval()
@@ -301,7 +301,7 @@ class _Unhashed(GemmaTeacher):
 
 
 def random_model(config: GemmaConfig) -> Gemma:
-    """A model with weights of the usual size, the same million of them over and over: fast."""
+    """A model with weights of the usual size, a million random numbers repeated: fast to make."""
     with torch.device("meta"):
         model = Gemma(config)
     model.to_empty(device="cpu")

@@ -6,13 +6,13 @@ from typing import Any
 
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
-from gemmule.plan.calibrate import Asked, Calibration, calibrate
+from gemmule.plan.calibrate import Calibration, CalibrationRequest, calibrate
 from gemmule.plan.calibration_worker import storage_specs
 from gemmule.plan.law import Law
 from gemmule.plan.measured_runs import read_runs
 from gemmule.plan.memory import (
     HEAP_GROWTH,
-    Shape,
+    StepShape,
     counted_bytes,
     largest_rows,
     predict_peak,
@@ -28,11 +28,11 @@ from gemmule.train.config import RunConfig
 
 
 def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Measures for up to a minute and says what would happen.
+    """Measures the machine for up to a minute and predicts the run.
 
     Args:
-        request: about what.
-        say: called with what is being done.
+        request: settings of the plan.
+        say: called with the name of each measurement.
 
     Returns:
         JSON-able: teacher, student, run, machine, calibration, memory, disk, routes, scaling and
@@ -55,14 +55,14 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
     )
     flops = {"scratch": 3 * student_flops * tokens}
     flops["distill"] = flops["scratch"] + teacher_flops * tokens
-    asked = Asked(
+    wanted = CalibrationRequest(
         student.config, teacher.config, teacher.path, str(request.data) if dataset else None,
         _settings(config), flops,
     )  # fmt: skip
-    found = calibrate(asked, device.matmul_gflops(), request.calibration_seconds, say)
-    clock = Clock(found, config, corpus, student_flops, teacher_flops)
+    calibration = calibrate(wanted, device.matmul_gflops(), request.calibration_seconds, say)
+    clock = Clock(calibration, config, corpus, student_flops, teacher_flops)
     routes = _routes(clock, tokens, request.students)
-    law = Law(request, teacher, student, found.teacher, dataset, runs).predict(routes)
+    law = Law(request, teacher, student, calibration.teacher, dataset, runs).predict(routes)
     notes += _warnings(corpus, tokens)
     return {
         "teacher": _about(teacher),
@@ -70,20 +70,21 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
         "run": {
             "tokens": tokens, "steps": config.steps, "batch_size": config.data.batch_size,
             "micro_batch_size": config.data.micro_batch, "seq_len": config.data.seq_len,
-            "compiled": dict(zip(("scratch", "distill"), found.compiled, strict=True)),
+            "compiled": dict(zip(("scratch", "distill"), calibration.compiled, strict=True)),
             "corpus_tokens": corpus.train or None, "students": request.students,
         },
         "machine": host.machine(),
         "calibration": {
-            "seconds": round(found.seconds, 1), "start": found.start, "teacher": found.teacher,
-            "scratch": found.scratch, "distill": found.distill,
+            "seconds": round(calibration.seconds, 1), "start": calibration.start,
+            "teacher": calibration.teacher, "scratch": calibration.scratch,
+            "distill": calibration.distill,
         },
-        "memory": _memory(found, config, teacher, student),
-        "disk": _disk(found, teacher, student, corpus, tokens, law["teacher_loss"]["median"]),
+        "memory": _memory(calibration, config, teacher, student),
+        "disk": _disk(calibration, teacher, student, corpus, tokens, law["teacher_loss"]["median"]),
         "routes": {route.name: route.to_json() for route in routes},
-        "energy_how": (found.scratch or {}).get("how", {}),
+        "energy_how": (calibration.scratch or {}).get("how", {}),
         "scaling": law,
-        "notes": [*found.notes, *notes],
+        "notes": [*calibration.notes, *notes],
     }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def _about(model: Planned) -> dict[str, Any]:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Settings for the child, which measures few steps whatever the run's length."""
+    """Settings for the child process, which measures a few steps whatever the run's length."""
     exclude: Any = {"data": {"path"}, "model": True, "objective": True}
     return {**config.model_dump(mode="json", exclude=exclude), "steps": 1}
 
@@ -123,17 +124,17 @@ def _corpus(dataset: Dataset | None) -> Corpus:
 def _warnings(corpus: Corpus, tokens: int) -> list[str]:
     notes = []
     if not corpus.train:
-        notes.append("there is no corpus yet: evaluation and the final figures cost extra time")
+        notes.append("there is no corpus yet: evaluation takes extra time")
     elif tokens > 4 * corpus.train:
         notes.append(
             f"{tokens:,} tokens are {tokens / corpus.train:.0f} passes over the corpus: the "
-            "scaling law knows nothing of repeated text and promises too much"
+            "scaling law ignores repetition and predicts too low a loss"
         )
     return notes
 
 
 def _routes(clock: Clock, tokens: float, students: int) -> list[Route]:
-    """Equal tokens first, then plain training for as much compute as each way to distil takes."""
+    """Equal tokens, then training from scratch with the compute of each way to distill."""
     recorded = min(tokens, clock.corpus.train or tokens)
     scratch = clock.train("scratch", tokens)
     online = clock.train("online", tokens, online=True)
@@ -148,38 +149,42 @@ def _routes(clock: Clock, tokens: float, students: int) -> list[Route]:
 
 
 def _memory(
-    found: Calibration, config: RunConfig, teacher: Planned, student: Planned
+    calibration: Calibration, config: RunConfig, teacher: Planned, student: Planned
 ) -> dict[str, Any]:
-    """Peaks of the processes, and the most sequences at once that fit."""
+    """Peak memory of the processes, and the largest micro-batch that fits."""
     limit = memory.usable()
 
-    def shape(rows: int, online: bool) -> Shape:
-        return Shape(
-            student.config, rows, config.data.seq_len, found.compiled[online], found.half,
-            teacher.config if online else None,
+    def shape(rows: int, online: bool) -> StepShape:
+        return StepShape(
+            student.config, rows, config.data.seq_len, calibration.compiled[online],
+            calibration.half, teacher.config if online else None,
         )  # fmt: skip
 
     def peak(rows: int, online: bool) -> float:
-        measured = found.distill if online else found.scratch
+        measured = calibration.distill if online else calibration.scratch
         if measured is not None and online:
-            at = shape(found.rows, online)
+            at = shape(calibration.rows, online)
             return predict_peak(HEAP_GROWTH * measured["peak_bytes"], at, shape(rows, online))
-        at = Shape(
-            found.student, found.rows, config.data.seq_len, found.compiled[False], found.half
+        at = StepShape(
+            calibration.student,
+            calibration.rows,
+            config.data.seq_len,
+            calibration.compiled[False],
+            calibration.half,
         )
-        if found.scratch is not None:
-            whole = HEAP_GROWTH * found.scratch["peak_bytes"]
+        if calibration.scratch is not None:
+            whole = HEAP_GROWTH * calibration.scratch["peak_bytes"]
             return predict_peak(whole, at, shape(rows, online))
-        return found.start["peak_bytes"] + counted_bytes(shape(rows, online))
+        return calibration.start["peak_bytes"] + counted_bytes(shape(rows, online))
 
     def recording(rows: int) -> float:
-        """The teacher's weights, and what one layer's forward pass holds for a while."""
+        """The teacher's weights, and the activations of one layer's forward pass."""
         width = 4 * (teacher.config.hidden_size + teacher.config.intermediate_size)
         passing = 4 * width * rows * config.data.seq_len
-        return float(found.start["peak_bytes"] + 4 * teacher.config.parameters + passing)
+        return float(calibration.start["peak_bytes"] + 4 * teacher.config.parameters + passing)
 
     def stored(rows: int) -> float:
-        """As from scratch, and the targets read for a batch: ids of 8 bytes, weights of 4."""
+        """As from scratch, with the targets of a batch: ids of 8 bytes, weights of 4."""
         return peak(rows, False) + 12 * TargetSpec().draws * rows * config.data.seq_len
 
     ways: dict[str, Callable[[int], float]] = {
@@ -201,21 +206,21 @@ def _memory(
 
 
 def _disk(
-    found: Calibration, teacher: Planned, student: Planned, corpus: Corpus, tokens: int,
+    calibration: Calibration, teacher: Planned, student: Planned, corpus: Corpus, tokens: int,
     entropy: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Bytes of a logit store for each kind of target, and of whole fp16 logits beside them."""
-    words = student.config.vocab_size
-    measured = (found.teacher or {}).get("bytes_per_token")
-    each = measured or estimated_bytes(storage_specs(words), words, entropy)
+    """Bytes of a logit store for each kind of target, and of whole fp16 logits."""
+    vocab_size = student.config.vocab_size
+    measured = (calibration.teacher or {}).get("bytes_per_token")
+    each = measured or estimated_bytes(storage_specs(vocab_size), vocab_size, entropy)
     how = (
-        f"measured on {(found.teacher or {})['tokens']:,} tokens of {teacher.name}"
+        f"measured on {(calibration.teacher or {})['tokens']:,} tokens of {teacher.name}"
         if measured
-        else f"estimated: every token's distribution falls as a power of rank (Zipf), with an "
+        else f"estimated: every token's distribution is a power law of rank (Zipf), with an "
         f"entropy of {entropy:.2f} nats, the teacher's expected loss"
     )
     recorded = min(tokens, corpus.train or tokens)
-    each = {**each, "whole fp16 logits": 2.0 * words}
+    each = {**each, "whole fp16 logits": 2.0 * vocab_size}
     return {
         "tokens": recorded,
         "how": how,

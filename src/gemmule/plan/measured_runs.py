@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemmule.errors import CheckpointError, ConfigError
-from gemmule.plan.scaling import Point
+from gemmule.plan.scaling import LawPoint
 from gemmule.runs.layout import RunLayout, runs_in
 from gemmule.runs.schema import Manifest, Result
 
@@ -23,7 +23,7 @@ class MeasuredRun:
     """
 
     name: str
-    point: Point
+    point: LawPoint
     loss: float
     data: str
     tokenizer: str
@@ -99,7 +99,7 @@ def _read(run: RunLayout) -> MeasuredRun | None:
         teacher = _loss_of_parent(run, manifest)
         if teacher is None:
             return None
-    point = Point(float(parameters), float(result.train_tokens), teacher)
+    point = LawPoint(float(parameters), float(result.train_tokens), teacher)
     return MeasuredRun(str(run.path), point, float(result.nats_per_token), data, tokenizer)
 
 

@@ -1,7 +1,7 @@
-"""Memory of a training process on a CPU: counted from the model's shape, anchored by a measurement.
+"""Memory of a training process on a CPU: counted from shapes, anchored by a measurement.
 
 What is counted is what changes with the model, the micro-batch and the length of a row: weights,
-gradients, optimiser states, what the backward pass keeps, the loss's buffers. The rest
+gradients, optimizer states, what the backward pass keeps, the loss's buffers. The rest
 (interpreter, libraries, compiler) is in the measured peak that the count is added to.
 """
 
@@ -12,10 +12,10 @@ from gemmule.losses.chunked_head import TILE_BYTES, chunk_size
 from gemmule.model.block_attention import QUERY_BLOCK
 from gemmule.model.config import GemmaConfig
 
-MARGIN = 0.1  # of the memory is left free: what a prediction may be off by
+MARGIN = 0.1  # fraction of the memory that is left free: the error of a prediction
 HEAP_GROWTH = 1.04  # a whole run's peak over that of its first few steps: the heap fragments
 
-# Numbers kept for each token of a layer, beside the attention's scores, in multiples of the width
+# Numbers kept per token of a layer, apart from the attention's scores, in multiples of the width
 # D and the ffn's width F; the last is what one layer's backward pass adds for a while. Found from
 # peaks of presets 1m and 3m at 8 to 32 rows (docs/plan.md).
 _KEPT = {False: (12.0, 4.0, 8.0), True: (8.0, 3.0, 6.0)}  # by whether blocks are compiled
@@ -23,16 +23,16 @@ _WORKSPACE = 5  # copies of its largest group of matrices that Muon holds during
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What decides how much memory a step takes.
+class StepShape:
+    """What decides the memory that a step takes.
 
     Attributes:
-        student: the model that is trained.
-        rows: sequences at once.
-        seq_len: tokens of each.
+        student: shape of the trained model.
+        rows: sequences per micro-batch.
+        seq_len: tokens per sequence.
         compiled: whether blocks are compiled.
         half: whether activations are bfloat16.
-        teacher: whose forward pass is part of the step; None for none.
+        teacher: shape of a teacher whose forward pass is part of the step; None for none.
     """
 
     student: GemmaConfig
@@ -43,8 +43,8 @@ class Shape:
     teacher: GemmaConfig | None = None
 
 
-def counted_bytes(shape: Shape) -> float:
-    """Bytes of all that the shape decides, at the step's peak."""
+def counted_bytes(shape: StepShape) -> float:
+    """Bytes at the peak of a step, as far as the shape decides them."""
     states = _state_bytes(shape.student)
     if shape.teacher is not None:
         states += 4 * shape.teacher.parameters
@@ -52,13 +52,13 @@ def counted_bytes(shape: Shape) -> float:
     return states + working
 
 
-def predict_peak(measured: float, at: Shape, wanted: Shape) -> float:
-    """The peak at `wanted`: one measured at another shape, and the count's difference."""
+def predict_peak(measured: float, at: StepShape, wanted: StepShape) -> float:
+    """The peak at `wanted`, from one measured `at` another shape and the counted difference."""
     return measured + counted_bytes(wanted) - counted_bytes(at)
 
 
 def largest_rows(peak: Callable[[int], float], memory: float, most: int = 2**20) -> int:
-    """The most sequences at once whose predicted peak leaves MARGIN of the memory free.
+    """The largest micro-batch whose predicted peak leaves MARGIN of the memory free.
 
     Args:
         peak: bytes for a number of sequences; grows with it.
@@ -92,7 +92,7 @@ def _workspace_bytes(config: GemmaConfig) -> float:
     return 4.0 * _WORKSPACE * group
 
 
-def _activation_bytes(shape: Shape) -> float:
+def _activation_bytes(shape: StepShape) -> float:
     c, tokens = shape.student, shape.rows * shape.seq_len
     d, f, passing = _KEPT[shape.compiled]
     heads = (3 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
@@ -117,7 +117,7 @@ def _keys(seq_len: int, window: int | None) -> float:
     return total / seq_len
 
 
-def _loss_bytes(shape: Shape) -> float:
+def _loss_bytes(shape: StepShape) -> float:
     """One chunk's logits for each model, tiles of intermediate results, and x's gradient."""
     models = 1 if shape.teacher is None else 2
     tokens, vocab = shape.rows * shape.seq_len, shape.student.vocab_size

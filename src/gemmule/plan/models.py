@@ -1,4 +1,4 @@
-"""Which models a plan is about: presets, or folders whose headers are read."""
+"""The models of a plan: presets, or folders whose headers are read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ class Planned:
     """A model of a plan.
 
     Attributes:
-        name: as the user gave it.
-        config: its shape.
-        path: where its weights are; None for a preset, which has none yet.
+        name: name as the user gave it.
+        config: shape of the model.
+        path: folder of its weights; None for a preset, which has none yet.
         tokenizer: its tokenizer's fingerprint; None for a preset.
     """
 
@@ -28,12 +28,12 @@ class Planned:
 
 
 def find(what: str, name: str, vocab_size: int | None) -> Planned:
-    """The model `name` means; no weights are read.
+    """The model that `name` means; no weights are read.
 
     Args:
-        what: how an error calls it.
+        what: its role, for error messages.
         name: a preset, or a run or model folder.
-        vocab_size: of presets; None where it is not known.
+        vocab_size: vocabulary size of presets; None if unknown.
 
     Raises:
         ConfigError: when it is neither.
@@ -60,16 +60,16 @@ def find(what: str, name: str, vocab_size: int | None) -> Planned:
 def find_both(
     teacher: str, student: str, dataset: Dataset | None, vocab_size: int | None
 ) -> tuple[Planned, Planned]:
-    """Teacher and student, which share one vocabulary, the corpus's where there is one.
+    """Teacher and student, which share one vocabulary: that of the corpus if there is one.
 
     Raises:
         ConfigError: when their vocabularies differ, or none is known.
         TokenizerError: when a folder's tokenizer is not the corpus's.
     """
-    words = dataset.tokenizer.vocab_size if dataset is not None else vocab_size
-    first = find("teacher", teacher, words)
-    # A teacher's head may be padded, and its student's then is, too.
-    second = find("student", student, first.config.vocab_size if first.path else words)
+    size = dataset.tokenizer.vocab_size if dataset is not None else vocab_size
+    first = find("teacher", teacher, size)
+    # A teacher's head may be padded; its student's head then is, too.
+    second = find("student", student, first.config.vocab_size if first.path else size)
     if dataset is not None:
         for what, model in (("teacher", first), ("student", second)):
             if model.tokenizer not in (None, dataset.tokenizer.fingerprint):

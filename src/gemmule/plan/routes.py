@@ -1,17 +1,17 @@
-"""Time, energy and compute of each way to train the student, from what was measured."""
+"""Time, energy and compute of each way to train the student, from the calibration."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from gemmule.plan.calibrate import Calibration, Finding
+from gemmule.plan.calibrate import Calibration, Measurement
 from gemmule.train.config import RunConfig
 
-STORED_OVER_SCRATCH = 1.02  # a step that learns from a store: the student's, and reading targets
+STORED_OVER_SCRATCH = 1.02  # step time with stored targets over that from scratch
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """How many tokens each part of the corpus has; 0 where it is not there yet."""
+    """Number of tokens of each split of the corpus; 0 if there is none yet."""
 
     train: int
     validation: int
@@ -20,15 +20,15 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Route:
-    """One way, and what it takes.
+    """One way to train the student, and its cost.
 
     Attributes:
-        name: for tables and JSON.
-        tokens: the student is trained on; of a recording, those recorded.
+        name: name in tables and JSON.
+        tokens: training tokens of the student; for a recording, recorded tokens.
         flops: floating-point operations, forward and backward.
-        seconds: from the command to its end.
-        steady_seconds: of these, optimiser steps or the teacher's passes.
-        energy_wh, gco2e: None where the meter knows nothing.
+        seconds: duration of the whole command.
+        steady_seconds: the part of it for optimizer steps or the teacher's passes.
+        energy_wh, gco2e: energy and carbon; None if the meter cannot measure them.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Route:
     gco2e: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Its figures, rounded."""
+        """The numbers, rounded."""
         wh, grams = (None if x is None else round(x, 4) for x in (self.energy_wh, self.gco2e))
         return {
             "tokens": round(self.tokens), "flops": self.flops,
@@ -53,29 +53,29 @@ class Clock:
     """Turns a run's settings into seconds.
 
     Args:
-        found: the calibration.
-        config: the run.
-        corpus: its sizes.
-        student_flops, teacher_flops: of a forward pass of one token.
+        calibration: the calibration.
+        config: settings of the run.
+        corpus: sizes of the corpus.
+        student_flops, teacher_flops: FLOPs of a forward pass per token.
     """
 
     def __init__(
-        self, found: Calibration, config: RunConfig, corpus: Corpus,
+        self, calibration: Calibration, config: RunConfig, corpus: Corpus,
         student_flops: float, teacher_flops: float,
     ) -> None:  # fmt: skip
-        self.found, self.config, self.corpus = found, config, corpus
+        self.calibration, self.config, self.corpus = calibration, config, corpus
         self.student_flops, self.teacher_flops = student_flops, teacher_flops
-        self.scratch = found.scratch or self._guessed()
-        self.teacher = found.teacher or self._at_training_s_rate()
-        self.distill = found.distill or self._composed()
+        self.scratch = calibration.scratch or self._guessed()
+        self.teacher = calibration.teacher or self._at_training_speed()
+        self.distill = calibration.distill or self._composed()
 
     @property
     def step_flops(self) -> float:
-        """Of plain training, a token."""
+        """FLOPs per token of training from scratch."""
         return 3 * self.student_flops
 
     def train(self, name: str, tokens: float, *, online: bool = False, factor: float = 1) -> Route:
-        """A training run: start, compiling, steps, evaluations, saving, the final figures."""
+        """A training run: start, compilation, steps, evaluations, saving, final evaluation."""
         c, step = self.config, self.distill if online else self.scratch
         steps = max(1, round(tokens / c.data.tokens_per_step))
         steady = factor * steps * step["step_seconds"]
@@ -99,32 +99,38 @@ class Clock:
 
     def _start(self, with_teacher: bool) -> float:
         load = self.teacher.get("load_seconds", 0.0) if with_teacher else 0.0
-        return float(self.found.start["seconds"] + load)
+        return float(self.calibration.start["seconds"] + load)
 
     def _route(
-        self, name: str, tokens: float, flops: float, seconds: float, steady: float, step: Finding
+        self,
+        name: str,
+        tokens: float,
+        flops: float,
+        seconds: float,
+        steady: float,
+        step: Measurement,
     ) -> Route:
         watts, grid = step.get("watts"), step.get("grid_gco2e_per_kwh")
         wh = None if watts is None else float(watts) * seconds / 3600
         grams = None if wh is None or grid is None else wh * float(grid) / 1000
         return Route(name, tokens, flops, seconds, steady, wh, grams)
 
-    def _guessed(self) -> Finding:
-        """A step of plain training at half the rate of matrix products."""
-        forward = self.student_flops / (0.5e9 * self.found.gflops)
+    def _guessed(self) -> Measurement:
+        """A step of training from scratch at half the speed of matrix products."""
+        forward = self.student_flops / (0.5e9 * self.calibration.gflops)
         return {
             "step_seconds": 3 * forward * self.config.data.tokens_per_step, "compile_seconds": 0.0,
             "evaluation_seconds_per_token": forward, "overhead_seconds": 0.0, "save_seconds": 0.0,
         }  # fmt: skip
 
-    def _at_training_s_rate(self) -> Finding:
-        """The teacher's forward pass, as fast as plain training is by operations."""
+    def _at_training_speed(self) -> Measurement:
+        """The teacher's forward pass at the speed of training from scratch."""
         each = self.scratch["step_seconds"] / self.config.data.tokens_per_step
         forward = each * self.teacher_flops / self.step_flops
         return {"forward_seconds_per_token": forward, "record_seconds_per_token": forward}
 
-    def _composed(self) -> Finding:
-        """A step of distillation from plain training's and the teacher's forward pass."""
+    def _composed(self) -> Measurement:
+        """A step of distillation: a step from scratch and the teacher's forward pass."""
         forward = float(self.teacher["forward_seconds_per_token"])
         step = self.scratch["step_seconds"] + self.config.data.tokens_per_step * forward
         return {**self.scratch, "step_seconds": step}

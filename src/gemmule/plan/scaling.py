@@ -8,8 +8,8 @@ Busbridge et al., "Distillation Scaling Laws" (arXiv 2502.08606), in nats per to
 
 N is parameters without the embedding, D tokens, L_T the teacher's own loss. The paper fitted both
 to models of 143M to 12.6B parameters on C4 with one tokenizer. Here the text, the tokenizer and
-the size are others, so every coefficient is given a broad distribution around the paper's value,
-and measured runs narrow it (Bayes' rule, by an ensemble of walkers).
+the size are others, so every coefficient has a wide prior around the paper's value, which measured
+runs narrow (Bayes' rule, with an ensemble sampler).
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# Published value, and how far from it the coefficient may be here: the standard deviation of its
-# logarithm. The widths are ours: a factor of about 3 for the amplitudes, 15% for the exponents.
-# From c0 on the values are not confirmed by a second source (docs/plan.md).
+# Published value, and width of the prior: the standard deviation of the coefficient's logarithm.
+# The widths are ours: a factor of about 3 for the amplitudes, 15% for the exponents. From c0 on
+# the values are not confirmed by a second source (docs/plan.md).
 COEFFICIENTS: dict[str, tuple[float, float]] = {
     "E": (1.220, 0.3),
     "A": (3355.0, 1.0),
@@ -43,17 +43,17 @@ COEFFICIENTS: dict[str, tuple[float, float]] = {
 _CENTRE = np.log([value for value, _ in COEFFICIENTS.values()])
 _WIDTH = np.array([width for _, width in COEFFICIENTS.values()])
 
-RUN_ERROR = 0.05  # nats: how far a run may be from a law that is right; seeds alone make 0.02
+RUN_ERROR = 0.05  # nats: deviation of a run from a correct law; seeds alone account for 0.02
 WALKERS, ROUNDS, BURN_IN, THIN = 96, 2000, 1000, 25
 
 
 @dataclass(frozen=True)
-class Point:
-    """A run to predict, or one that was measured.
+class LawPoint:
+    """A run to predict, or a measured run.
 
     Attributes:
-        parameters: without the embedding.
-        tokens: trained on.
+        parameters: parameters without the embedding.
+        tokens: training tokens.
         teacher_loss: nats per token of the teacher on the same text, or one for each draw of the
             coefficients; None for training alone.
     """
@@ -65,31 +65,31 @@ class Point:
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle 90% of a distribution, and its median."""
+    """Median and central 90% of a distribution."""
 
     low: float
     median: float
     high: float
 
     def to_json(self) -> dict[str, float]:
-        """Rounded to what may be read from it."""
+        """The numbers, rounded to four decimals."""
         return {k: round(float(getattr(self, k)), 4) for k in ("low", "median", "high")}
 
 
 def published() -> Floats:
-    """The paper's coefficients as one draw, [1, coefficients], logarithms."""
+    """Logarithms of the paper's coefficients as a single sample, [1, coefficients]."""
     return _CENTRE[None].copy()
 
 
-def loss(log_theta: Floats, point: Point) -> Floats:
+def loss(log_theta: Floats, point: LawPoint) -> Floats:
     """The law at `point`.
 
     Args:
         log_theta: logarithms of the coefficients in the order of COEFFICIENTS, [draws, 15].
-        point: what is trained, on how much.
+        point: size and training tokens.
 
     Returns:
-        Nats per token of each draw, [draws].
+        Nats per token for each sample, [draws].
     """
     theta = np.exp(log_theta).T
     e, a, b, alpha, beta, gamma, c0, c1, d1, f1, a2, b2, alpha2, beta2, gamma2 = theta
@@ -105,20 +105,20 @@ def loss(log_theta: Floats, point: Point) -> Floats:
 
 
 def prior_draws(count: int, seed: int = 0) -> Floats:
-    """Coefficients as they may be before anything was measured, [count, 15], logarithms."""
+    """Samples of the coefficients' logarithms from the prior, [count, 15]."""
     noise = np.random.default_rng(seed).standard_normal((count, len(_CENTRE)))
     return np.asarray(_CENTRE + _WIDTH * noise)
 
 
-def posterior_draws(runs: Sequence[tuple[Point, float]], seed: int = 0) -> Floats:
-    """Coefficients as they may be given measured runs; without any, draws from the prior.
+def posterior_draws(runs: Sequence[tuple[LawPoint, float]], seed: int = 0) -> Floats:
+    """Samples of the coefficients given measured runs; without any, samples from the prior.
 
     An ensemble sampler (stretch moves, Goodman and Weare 2010): it needs no gradients and no
-    tuning, and fifteen coefficients that a few runs tie together are no trouble to it.
+    tuning, and works with fifteen coefficients that a few runs correlate.
 
     Args:
-        runs: each with its loss, nats per token.
-        seed: decides the draws.
+        runs: measured runs with their losses in nats per token.
+        seed: seed of the samples.
     """
     count = WALKERS * ((ROUNDS - BURN_IN) // THIN)
     if not runs:
@@ -143,20 +143,20 @@ def posterior_draws(runs: Sequence[tuple[Point, float]], seed: int = 0) -> Float
     return np.concatenate(kept)
 
 
-def _log_posterior(log_theta: Floats, runs: Sequence[tuple[Point, float]]) -> Floats:
+def _log_posterior(log_theta: Floats, runs: Sequence[tuple[LawPoint, float]]) -> Floats:
     height = -0.5 * (((log_theta - _CENTRE) / _WIDTH) ** 2).sum(1)
     with np.errstate(all="ignore"):
         for point, measured in runs:
             off = (loss(log_theta, point) - measured) / RUN_ERROR
-            height = height - 2.5 * np.log1p(off**2 / 4)  # Student's t: one odd run is no tyrant
+            height = height - 2.5 * np.log1p(off**2 / 4)  # Student's t: robust to an outlier
     return np.where(np.isfinite(height), height, -np.inf)
 
 
-def predict(draws: Floats, point: Point, vocab_size: int, seed: int = 0) -> Floats:
-    """Losses that a run at `point` may end with, one a draw, RUN_ERROR added.
+def predict(draws: Floats, point: LawPoint, vocab_size: int, seed: int = 0) -> Floats:
+    """Losses of a run at `point`, one per sample, with RUN_ERROR added.
 
-    Nothing that was trained is worse than giving all words the same probability, which bounds
-    what the law says far below the sizes that it was made for.
+    No trained model is worse than the uniform distribution over the vocabulary. This bounds the law
+    far below the sizes that it was fitted to.
     """
     noise = np.random.default_rng(seed).standard_normal(len(draws))
     law = np.minimum(loss(draws, point), np.log(vocab_size))
@@ -164,20 +164,20 @@ def predict(draws: Floats, point: Point, vocab_size: int, seed: int = 0) -> Floa
 
 
 def interval(values: Floats) -> Interval:
-    """The middle 90%."""
+    """Median and central 90% of `values`."""
     low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
     return Interval(float(low), float(median), float(high))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Distilling against training alone at equal compute.
+    """Distillation against training from scratch.
 
     Attributes:
-        scratch: its loss.
-        distilled: its loss.
-        gap: how much lower the distilled one is.
-        probability: that it is lower at all.
+        scratch: loss from scratch.
+        distilled: loss of the distilled model.
+        gap: loss from scratch minus loss of the distilled model.
+        probability: probability that the distilled loss is lower.
     """
 
     scratch: Interval
@@ -186,8 +186,8 @@ class Comparison:
     probability: float
 
 
-def compare(draws: Floats, scratch: Point, distilled: Point, vocab_size: int) -> Comparison:
-    """Both predictions draw by draw, so that what they share cancels in the gap."""
+def compare(draws: Floats, scratch: LawPoint, distilled: LawPoint, vocab_size: int) -> Comparison:
+    """Compares the predictions sample by sample, so that shared uncertainty cancels in the gap."""
     a = predict(draws, scratch, vocab_size, seed=1)
     b = predict(draws, distilled, vocab_size, seed=2)
     return Comparison(interval(a), interval(b), interval(a - b), float((b < a).mean()))

@@ -1,4 +1,4 @@
-"""What a plan is asked about."""
+"""Settings of a plan."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from gemmule.train.config import RunConfig, load_run_config
 
 # Settings that a plan has itself.
 _PLANNED = ("data.path", "model", "objective", "steps")
-TOKENS_PER_PARAMETER = 20  # the usual rule (Hoffmann et al. 2022), where no length was asked for
+TOKENS_PER_PARAMETER = 20  # the usual rule (Hoffmann et al. 2022), if no length is given
 
 
 class PlanRequest(Config):
@@ -22,16 +22,17 @@ class PlanRequest(Config):
 
     Attributes:
         teacher: preset, or run or model folder.
-        student: the same.
-        data: the corpus, made by `gemmule data`; None where there is none yet.
-        vocab_size: of presets, where there is no corpus.
-        tokens: to train the student on; or instead of it
-        steps: optimiser steps. Neither: 20 tokens for each parameter without the embedding.
-        teacher_tokens: what a preset's teacher is trained on; None: 20 for each parameter.
-        students: how many are to learn from one record of the teacher.
-        runs: folders of measured runs, which correct the scaling law.
-        settings: of the run, as in `gemmule train --set`: "data.batch_size=16".
-        calibration_seconds: how long measuring may take.
+        student: preset, or run or model folder.
+        data: folder made by `gemmule data`; None if there is none yet.
+        vocab_size: vocabulary size of presets, if there is no corpus.
+        tokens: training tokens of the student.
+        steps: optimizer steps, in place of `tokens`. With neither: 20 tokens per parameter without
+            the embedding.
+        teacher_tokens: training tokens of a preset's teacher; None: 20 per parameter.
+        students: number of students that share one recorded teacher.
+        runs: folders of finished runs, to which the scaling law is fitted.
+        settings: settings of the run, as in `gemmule train --set`: "batch_size=16".
+        calibration_seconds: maximum duration of the measurements.
     """
 
     teacher: str
@@ -60,7 +61,7 @@ class PlanRequest(Config):
             key = setting.partition("=")[0].strip()
             if any(key == own or key.startswith(f"{own}.") for own in _PLANNED):
                 raise ValueError(
-                    f"{setting!r}: {key} is no setting of a plan; say it with --teacher, "
+                    f"{setting!r}: {key} is not a setting of a plan: use --teacher, "
                     "--student, --data, --tokens or --steps"
                 )
         return self

@@ -1,8 +1,7 @@
-"""What a teacher's stored targets take on the disk, where there is no teacher yet to measure.
+"""Disk space of a teacher's stored targets, if there is no teacher yet to measure.
 
-Every token is given the same distribution, falling with rank as a power (Zipf), with the entropy
-that the teacher is expected to have; the words are shuffled, and the store's own codec writes what
-each kind of target keeps of it.
+Every token gets the same distribution, a power law of rank (Zipf), with the expected entropy of the
+teacher. The tokens are shuffled, and the store's own codec encodes what each kind of target keeps.
 """
 
 import math
@@ -32,21 +31,21 @@ def zipf(vocab_size: int, entropy: float) -> torch.Tensor:
 def estimated_bytes(
     specs: Sequence[TargetSpec], vocab_size: int, entropy: float
 ) -> dict[str, float]:
-    """Bytes a token by the spec's label, for a teacher of that entropy (nats)."""
+    """Bytes per token by the label of the spec, for a teacher with that entropy in nats."""
     generator = torch.Generator().manual_seed(0)
     entropy = min(entropy, 0.999 * math.log(vocab_size))
     p_V = zipf(vocab_size, entropy)
-    found = {spec.label: 0.0 for spec in specs}
+    sizes = {spec.label: 0.0 for spec in specs}
     for i in range(TOKENS):
         p_1V = p_V[torch.randperm(vocab_size, generator=generator)][None]
         for spec in specs:
             targets = spec.choice(0, i)(p_1V)
-            # Streams of one token would each be filled up to a whole byte: sixteen share it.
+            # The stream of a single token is padded to a whole byte: sixteen tokens share that.
             repeated = type(targets)(
                 targets.ids_NK.expand(16, -1),
                 targets.weight_NK.expand(16, -1),
                 targets.entropy_N.expand(16),
                 None if targets.tail_N is None else targets.tail_N.expand(16),
             )
-            found[spec.label] += len(spec.codec(vocab_size).encode(repeated)) / (16 * TOKENS)
-    return found
+            sizes[spec.label] += len(spec.codec(vocab_size).encode(repeated)) / (16 * TOKENS)
+    return sizes

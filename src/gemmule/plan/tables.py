@@ -17,12 +17,12 @@ COMPARISONS = {
     "equal_tokens": "equal tokens",
     "equal_compute_online": "equal compute, online",
     "equal_compute_stored": "equal compute, recorded",
-    "equal_compute_with_teacher": "and the teacher's training",
+    "equal_compute_with_teacher": "teacher's training included",
 }
 
 
 def show(plan: Mapping[str, Any]) -> None:
-    """Prints it."""
+    """Prints a plan."""
     run, memory = plan["run"], plan["memory"]
     limit = memory["limit_bytes"]
     key_values(
@@ -74,9 +74,9 @@ def show(plan: Mapping[str, Any]) -> None:
         *([f"energy, {part}", how] for part, how in plan["energy_how"].items()),
         *(["note", note] for note in plan["notes"]),
     ]
-    key_values(known, title="how it is known")
+    key_values(known, title="sources")
     console.print(
-        "equal compute counts the teacher's passes; stored, shared by all students of the record",
+        "equal compute includes the teacher's forward passes; all students share a record",
         style="dim",
     )
 
@@ -85,7 +85,7 @@ def _model(about: Mapping[str, Any]) -> str:
     return (
         f"{about['name']}: {about['parameters'] / 1e6:,.1f}M parameters, "
         f"{about['non_embedding_parameters'] / 1e6:,.1f}M without the embedding of "
-        f"{about['vocab_size']:,} words"
+        f"{about['vocab_size']:,} tokens"
     )
 
 
@@ -104,12 +104,12 @@ def _time(seconds: float) -> str:
     return duration(seconds) if seconds < 4 * 86400 else f"{seconds / 86400:,.0f} days"
 
 
-def _loss(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} ±{(found['high'] - found['low']) / 2:.2f}"
+def _loss(interval: Mapping[str, float]) -> str:
+    return f"{interval['median']:.2f} ±{(interval['high'] - interval['low']) / 2:.2f}"
 
 
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def _interval(interval: Mapping[str, float]) -> str:
+    return f"{interval['median']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"
 
 
 def _rows(count: int | None) -> str:
