@@ -48,7 +48,7 @@ def test_what_arrived_in_time_is_used(child: Path) -> None:
     assert calibration.teacher is calibration.distill is None
     assert [note.split(":")[0] for note in calibration.notes] == [
         "the teacher was not measured within 3 s",
-        "distilling was not measured itself",
+        "distillation was not measured",
     ]
 
 

@@ -196,7 +196,7 @@ def test_small_models_are_measured_whole() -> None:
         ({"data": "runs/none", "vocab_size": None}, DataError, "no data folder at runs/none"),
         ({"runs": ["runs/none"]}, CheckpointError, "no folder runs/none: --runs takes"),
         ({"settings": ["batchsize=3"]}, ConfigError, "did you mean 'data.batch_size'"),
-        ({"settings": ["steps=3"]}, ConfigError, "'steps=3': steps is no setting of a plan"),
+        ({"settings": ["steps=3"]}, ConfigError, "'steps=3': steps is not a setting of a plan"),
         ({"settings": ["data.seq_len=4096"]}, ConfigError, "longer than the context of 3m, 1024"),
         (
             {"settings": ["runtime.country=ZZZ"]},

@@ -145,9 +145,10 @@ def _page(results: Mapping[str, Any], *, with_plot: bool) -> str:
     percent = f"{100 * results['confidence']:.0f}%"
     parts = [
         f"# {results['title'][0].upper()}{results['title'][1:]}",
-        f"{settings['tokens']:,} training tokens per student, {settings['seeds']} seeds each. Means "
-        f"over seeds, ± half of the {percent} interval (Student's t). *Better by* is the mean of "
-        "differences within a seed: same batches, and same initial weights where the shapes agree.",
+        f"{settings['tokens']:,} training tokens per student, {settings['seeds']} seeds each. "
+        f"Means over seeds, ± half of the {percent} interval (Student's t). *Better by* is the "
+        "mean of differences within a seed: same batches, and same initial weights where the "
+        "shapes agree.",
         markdown(*summary_table(results)),
         "\n".join(f"- {line}" for line in verdicts(results)),
     ]

@@ -123,8 +123,8 @@ class Law:
         if not self.runs:
             return (
                 "the published law alone, with wide priors: it was fitted to 143M parameters and "
-                "more on another text and tokenizer, and is unreliable for small models; measured runs "
-                "(--runs) correct it"
+                "more on another text and tokenizer, and is unreliable for small models; measured "
+                "runs (--runs) correct it"
             )
         distilled = sum(run.point.teacher_loss is not None for run in self.runs)
         return (
