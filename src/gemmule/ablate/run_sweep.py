@@ -73,7 +73,7 @@ def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
 def _run_cells(
     config: SweepConfig,
     ablation: Ablation,
-    plan: Plan,
+    plan: SweepPlan,
     settings: Mapping[str, RunConfig],
     dataset: Dataset,
     out: Path,
