@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +8,7 @@ from gemmule.errors import ConfigError
 from gemmule.model.config import preset
 from gemmule.runtime import device, host, memory, torch_compile
 from gemmule.runtime.config import RuntimeConfig
+from gemmule.runtime.world import World
 from gemmule.train import memory_check
 from gemmule.train.config import RunConfig
 
@@ -59,6 +60,31 @@ def test_auto_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the user chose stays.
     chosen = RuntimeConfig(compile=False, dtype="float32", device="cpu", threads=1)
     assert device.resolve(chosen, flops=1e18) == chosen
+
+
+class SecondOfTwo(World):
+    """The second rank on a machine; the first has decided for bfloat16 and against compiling."""
+
+    rank, size, local_rank, local_size = 1, 2, 1, 2
+
+    def __init__(self) -> None:
+        self.answers = [1.0, 0.0]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        assert list(values) == [0.0]  # only the first rank has a say
+        return [self.answers.pop(0)]
+
+
+def test_ranks_share_cores_and_take_the_first_ones_choices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch_compile, "can_compile", lambda: True)
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "fastest_dtype", lambda _: "float32")
+    config = RuntimeConfig(dtype="auto", compile="auto")
+    resolved = device.resolve(config, flops=1e18, world=SecondOfTwo())
+    assert (resolved.threads, resolved.dtype, resolved.compile) == (1, "bfloat16", False)
 
 
 def test_emulated_bfloat16_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

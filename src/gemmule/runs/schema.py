@@ -89,7 +89,7 @@ class RunFile(Group):
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file, without fields that were never given."""
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(exclude_unset=True, by_alias=True)
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all.

@@ -163,12 +163,19 @@ class SafetyQuestions(Group):
 
 
 class GateCheck(Group):
-    """One rule of a safety gate, and whether it holds."""
+    """One rule of a safety gate, and whether it holds.
+
+    Attributes:
+        figure: name of the metric.
+        rule: the rule, in words.
+        passed: whether it holds.
+        outcome: value of the metric, in words.
+    """
 
     figure: str
     rule: str
     passed: bool
-    found: str  # the metric's value, in words
+    outcome: str = Field(alias="found")
 
 
 class Gate(Group):

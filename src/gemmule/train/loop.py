@@ -10,7 +10,8 @@ import torch
 
 from gemmule import files
 from gemmule.errors import Interrupted, TrainingError
-from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.carbon import Energy, EnergyMeter
+from gemmule.runs.layout import CARBON
 from gemmule.runs.reporter import Reporter
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime.signals import stop_signals
@@ -146,7 +147,7 @@ def _resume(
     state = TrainState(step=steps[-1], **states.load(steps[-1], recipe.model, optimizers))
     recipe.source.load_state(state.loader)
     if world.first:  # a kill may have come before it was written
-        files.write_json(run.layout.carbon, state.carbon)
+        _write_carbon(run, state)
     return state
 
 
@@ -162,7 +163,11 @@ def _save(
     step = values.pop("step")
     states.save(step, recipe.model, optimizers, values)
     if world.first:
-        files.write_json(run.layout.carbon, state.carbon)
+        _write_carbon(run, state)
+
+
+def _write_carbon(run: RunDir, state: TrainState) -> None:
+    Energy.parse(state.carbon, CARBON).write(run.layout.carbon)
 
 
 def _log(report: Reporter, state: TrainState, metrics: Mapping[str, float | str]) -> None:
