@@ -249,7 +249,7 @@ def _recording(teacher: GemmaTeacher, store: Store, batches: list[Any]) -> Calla
 
 
 def _reading(store: Store, steps: int) -> Callable[[], int]:
-    order = np.random.default_rng(0).permutation(store.windows)
+    order = np.random.default_rng(0).permutation(store.sequences)
 
     def turn() -> int:
         for i in range(0, min(steps, 40)):

@@ -213,15 +213,15 @@ def test_killed_again_and_again_at_random_moments(
 def assert_same_store(got: Path, expected: Path) -> None:
     """The same windows, however they are cut into shards, and nothing left lying about."""
     mine, theirs = Store.open(got), Store.open(expected)
-    mine.check_whole()
-    for window in range(theirs.windows):
+    mine.check_complete()
+    for window in range(theirs.sequences):
         a, b = (store.read(window) for store in (mine, theirs))
         assert a.id_M.tobytes() == b.id_M.tobytes()
         assert a.weight_M.tobytes() == b.weight_M.tobytes()
         assert a.entropy_T.tobytes() == b.entropy_T.tobytes()
     assert [p.name for p in (got / "shards").iterdir() if p.name.startswith(".")] == []
     tokens = sum(s["tokens"] for s in mine.sessions())
-    assert tokens <= mine.windows * mine.seq_len  # a session killed between a shard and its note
+    assert tokens <= mine.sequences * mine.seq_len  # a session killed between a shard and its note
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_recording_stopped_by_sigterm(
     assert Store.open(out).recorded == 7 * settings["record"]["batch_size"]
     assert children.ask(record=settings["record"], out=str(out)) == 0
     assert_same_store(out, Path(settings["store"]["path"]))
-    assert sum(s["tokens"] for s in Store.open(out).sessions()) == Store.open(out).windows * 24
+    assert sum(s["tokens"] for s in Store.open(out).sessions()) == Store.open(out).sequences * 24
 
 
 def test_a_finished_run_is_left_as_it_is(

@@ -1,4 +1,4 @@
-"""Small models of transformers, random, with the data's tokenizer beside them."""
+"""Small random models of transformers, with the data's tokenizer in the folder."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -16,11 +16,11 @@ class FakeServer:
 
     Attributes:
         dialect: "vllm" (prompt_logprobs), "ids" (echo, tokens by id) or "text" (echo, by text).
-        most: pieces a place that it gives at most.
+        most: limit of the tokens that it gives at a position.
         extra: whether one generated token comes back even where none was asked for is refused.
         busy: requests still to be answered with 503.
         dead_after: requests after which every one is answered with 503; None: never.
-        tokenizer: whose texts it shows.
+        tokenizer: tokenizer whose texts it shows.
     """
 
     def __init__(self, model: Gemma, tokenizer: Tokenizer) -> None:

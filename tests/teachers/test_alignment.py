@@ -15,7 +15,7 @@ from gemmule.losses.labels import IGNORED
 from gemmule.losses.span_likelihood import NO_SPAN
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.alignment import _whole_characters, align, align_batch
-from gemmule.teachers.pieces import OwnPieces, Pieces, TransformersPieces
+from gemmule.teachers.any_tokenizer import AnyTokenizer, OwnTokenizer, TransformersTokenizer
 from gemmule.teachers.transformers_model import load_tokenizer
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
@@ -49,69 +49,69 @@ def byte_level(folder: Path, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def others(
     pieces: Tokenizer, other_pieces: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Pieces]:
+) -> dict[str, AnyTokenizer]:
     folder = tmp_path_factory.mktemp("tokenizers")
     other_pieces.save(folder / "spm")
     return {
-        "same": OwnPieces(pieces),
-        "own": OwnPieces(other_pieces),
-        "spm": TransformersPieces("x", load_tokenizer(folder / "spm")),
-        "bytes": TransformersPieces("x", load_tokenizer(byte_level(folder / "bytes"))),
+        "same": OwnTokenizer(pieces),
+        "own": OwnTokenizer(other_pieces),
+        "spm": TransformersTokenizer("x", load_tokenizer(folder / "spm")),
+        "bytes": TransformersTokenizer("x", load_tokenizer(byte_level(folder / "bytes"))),
     }
 
 
-def check(ids: list[int], student: Pieces, teacher: Pieces) -> int:
+def check(ids: list[int], student: AnyTokenizer, teacher: AnyTokenizer) -> int:
     """Every span covers the same bytes to both, and cannot be cut; returns how many there are."""
-    alignment = align(ids, student, teacher)
-    assert len(alignment.student_spans) == len(ids)
-    assert len(alignment.teacher_spans) == len(alignment.teacher_ids)
-    ours, theirs = student.pieces(ids), teacher.pieces(alignment.teacher_ids)
-    for span in range(alignment.spans):
-        mine = [p for p, s in zip(ours, alignment.student_spans, strict=True) if s == span]
-        other = [p for p, s in zip(theirs, alignment.teacher_spans, strict=True) if s == span]
+    aligned = align(ids, student, teacher)
+    assert len(aligned.student_spans) == len(ids)
+    assert len(aligned.teacher_spans) == len(aligned.teacher_ids)
+    ours, theirs = student.token_bytes(ids), teacher.token_bytes(aligned.teacher_ids)
+    for span in range(aligned.spans):
+        mine = [p for p, s in zip(ours, aligned.student_spans, strict=True) if s == span]
+        other = [p for p, s in zip(theirs, aligned.teacher_spans, strict=True) if s == span]
         assert b"".join(mine) == b"".join(other)
         ends = [{len(b"".join(part[: i + 1])) for i in range(len(part))} for part in (mine, other)]
         assert len(ends[0] & ends[1]) == 1
-    return alignment.spans
+    return aligned.spans
 
 
 @pytest.mark.parametrize("kind", ["same", "own", "spm", "bytes"])
-def test_spans_are_the_same_bytes(kind: str, others: dict[str, Pieces]) -> None:
+def test_spans_are_the_same_bytes(kind: str, others: dict[str, AnyTokenizer]) -> None:
     student, teacher = others["same"], others[kind]
     ids = [2, *student.encode(TEXT), 1]
     count = check(ids, student, teacher)
     assert count >= 10
-    alignment = align(ids, student, teacher)
+    aligned = align(ids, student, teacher)
     if kind == "same":
-        assert alignment.teacher_ids == ids
+        assert aligned.teacher_ids == ids
         assert count == len(ids) - 1
-    assert alignment.student_spans[0] == NO_SPAN
+    assert aligned.student_spans[0] == NO_SPAN
     assert (
-        alignment.student_spans[-1] == alignment.teacher_spans[-1] == count - 1
+        aligned.student_spans[-1] == aligned.teacher_spans[-1] == count - 1
     )  # the end is an event
     if kind == "bytes":  # nothing comes before its first token
-        assert alignment.teacher_spans[0] == NO_SPAN
+        assert aligned.teacher_spans[0] == NO_SPAN
     else:
-        assert alignment.teacher_ids[0] == 2
-        assert alignment.student_spans[1] == 0
+        assert aligned.teacher_ids[0] == 2
+        assert aligned.student_spans[1] == 0
 
 
 @pytest.mark.parametrize("kind", ["same", "own", "bytes"])
-def test_parts_cut_anywhere(kind: str, others: dict[str, Pieces]) -> None:
-    """Windows begin and end within words and characters."""
+def test_parts_cut_anywhere(kind: str, others: dict[str, AnyTokenizer]) -> None:
+    """Sequences begin and end within words and characters."""
     student, teacher = others["same"], others[kind]
     ids = [2, *student.encode(TEXT), 1]
     for start in range(0, len(ids), 3):
         for stop in range(start + 1, len(ids), 5):
             check(ids[start:stop], student, teacher)
-            alignment = align(ids[start:stop], student, teacher)
-            assert alignment.student_spans[0] == NO_SPAN  # nothing comes before it
+            aligned = align(ids[start:stop], student, teacher)
+            assert aligned.student_spans[0] == NO_SPAN  # nothing comes before it
 
 
-def test_longer_than_the_context_is_left_out(others: dict[str, Pieces]) -> None:
+def test_longer_than_the_context_is_left_out(others: dict[str, AnyTokenizer]) -> None:
     ids = [2, *others["same"].encode(TEXT), 1]
     whole = align(ids, others["same"], others["own"])
-    cut = align(ids, others["same"], others["own"], longest=12)
+    cut = align(ids, others["same"], others["own"], max_tokens=12)
     assert cut.teacher_ids == whole.teacher_ids[:12]
     assert 0 < cut.spans < whole.spans
     assert cut.student_spans[-1] == NO_SPAN
@@ -131,46 +131,74 @@ def test_whole_characters(data: bytes, bounds: tuple[int, int]) -> None:
 
 def test_a_tokenizer_that_changes_text_is_refused(tmp_path: Path) -> None:
     folder = byte_level(tmp_path / "t", lower=True)
-    with pytest.raises(TokenizerError, match="changes text before it cuts it"):
-        TransformersPieces("x", load_tokenizer(folder))
+    with pytest.raises(TokenizerError, match="changes text before it splits it"):
+        TransformersTokenizer("x", load_tokenizer(folder))
 
 
-def test_batches(prepared: Path, others: dict[str, Pieces]) -> None:
+def test_batches(prepared: Path, others: dict[str, AnyTokenizer]) -> None:
     dataset = Dataset.open(prepared)
     batches = [b for b in eval_batches(dataset.split("train"), 4, 24) if b.doc_ids_BT.max() >= 2]
     batch = batches[0]
     student, teacher = others["same"], others["own"]
-    alignment = align_batch(batch, student, teacher)
-    assert alignment.student_span_BT.shape == batch.tokens_BT.shape
-    assert alignment.teacher_span_BU.shape == alignment.teacher.tokens_BT.shape
+    aligned = align_batch(batch, student, teacher)
+    assert aligned.student_span_BT.shape == batch.tokens_BT.shape
+    assert aligned.teacher_span_BU.shape == aligned.teacher.tokens_BT.shape
     for side, spans_BT, who in (
-        (batch, alignment.student_span_BT, student),
-        (alignment.teacher, alignment.teacher_span_BU, teacher),
-    ):  # fmt: skip
+        (batch, aligned.student_span_BT, student),
+        (aligned.teacher, aligned.teacher_span_BU, teacher),
+    ):
         assert bool((side.labels_BT[spans_BT != NO_SPAN] != IGNORED).all())
-        assert set(spans_BT[spans_BT != NO_SPAN].tolist()) == set(range(alignment.spans))
+        assert set(spans_BT[spans_BT != NO_SPAN].tolist()) == set(range(aligned.spans))
         assert who is not None
-    for span in range(alignment.spans):
+    for span in range(aligned.spans):
         texts = [
-            b"".join(who.pieces(side.labels_BT[spans == span].tolist()))
+            b"".join(who.token_bytes(side.labels_BT[spans == span].tolist()))
             for side, spans, who in (
-                (batch, alignment.student_span_BT, student),
-                (alignment.teacher, alignment.teacher_span_BU, teacher),
+                (batch, aligned.student_span_BT, student),
+                (aligned.teacher, aligned.teacher_span_BU, teacher),
             )
         ]
         assert texts[0] == texts[1]
 
 
-def test_the_same_tokenizer_gives_every_token_a_span(
-    prepared: Path, others: dict[str, Pieces]
+@pytest.mark.parametrize("kind", ["same", "own"])
+def test_spans_with_a_masked_token_do_not_count(
+    prepared: Path, others: dict[str, AnyTokenizer], kind: str
 ) -> None:
     batch = next(iter(eval_batches(Dataset.open(prepared).split("train"), 4, 24)))
-    alignment = align_batch(batch, others["same"], others["same"])
+    whole = align_batch(batch, others["same"], others[kind])
+    masked_BT = torch.rand(batch.labels_BT.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+    # The label of a document's last token decides how far its text goes.
+    masked_BT[:, :-1] &= batch.doc_ids_BT[:, 1:] == batch.doc_ids_BT[:, :-1]
+    masked_BT[:, -1] = False
+    labels_BT = torch.where(masked_BT, IGNORED, batch.labels_BT)
+    aligned = align_batch(
+        Batch(batch.tokens_BT, labels_BT, batch.doc_ids_BT), others["same"], others[kind]
+    )
+    gone = set(whole.student_span_BT[masked_BT].tolist()) - {NO_SPAN}
+    assert 0 < len(gone) < whole.spans
+    assert aligned.spans == whole.spans - len(gone)
+    assert torch.equal(aligned.teacher.tokens_BT, whole.teacher.tokens_BT)
+    left = [span for span in range(whole.spans) if span not in gone]
+    for ours, theirs in (
+        (aligned.student_span_BT, whole.student_span_BT),
+        (aligned.teacher_span_BU, whole.teacher_span_BU),
+    ):
+        number = torch.full((whole.spans + 1,), NO_SPAN)  # the last for NO_SPAN itself
+        number[left] = torch.arange(len(left))
+        assert torch.equal(ours, number[theirs])
+
+
+def test_the_same_tokenizer_gives_every_token_a_span(
+    prepared: Path, others: dict[str, AnyTokenizer]
+) -> None:
+    batch = next(iter(eval_batches(Dataset.open(prepared).split("train"), 4, 24)))
+    aligned = align_batch(batch, others["same"], others["same"])
     counts = batch.labels_BT != IGNORED
-    assert torch.equal(alignment.student_span_BT != NO_SPAN, counts)
-    assert torch.equal(alignment.teacher.labels_BT[alignment.teacher_span_BU != NO_SPAN],
+    assert torch.equal(aligned.student_span_BT != NO_SPAN, counts)
+    assert torch.equal(aligned.teacher.labels_BT[aligned.teacher_span_BU != NO_SPAN],
                        batch.labels_BT[counts])  # fmt: skip
-    assert isinstance(alignment.teacher, Batch)
+    assert isinstance(aligned.teacher, Batch)
 
 
 @pytest.mark.usefixtures("no_meter")

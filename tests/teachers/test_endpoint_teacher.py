@@ -91,9 +91,9 @@ def test_says_what_the_model_says(
     spec = TargetSpec(kind=kind, k=6, temperature=temperature)  # type: ignore[arg-type]
     batch = rows(dataset)
     choices = [spec.choice(0, w) for w in range(6)]
-    targets = teacher.targets(batch, choices, temperature)
+    results = teacher.targets(batch, choices, temperature)
     expected = GemmaTeacher("", model).targets(batch, choices, temperature)
-    for row, (a, b) in enumerate(zip(targets, expected, strict=True)):
+    for row, (a, b) in enumerate(zip(results, expected, strict=True)):
         counts = batch.labels_BT[row] != -100
         for mine, theirs in ((a.ids_NK, b.ids_NK), (a.weight_NK, b.weight_NK)):
             torch.testing.assert_close(mine[counts], theirs[counts], rtol=1e-3, atol=1e-5)
@@ -172,8 +172,8 @@ def test_recorded_with_a_server_that_goes_away(
 ) -> None:
     config = settings(fake, prepared)
     fake.dead_after = 32
-    messageher = r"does not answer \(HTTP 503.*after 4 attempts.*recorded is kept"
-    with pytest.raises(ConfigError, match=messageher):
+    message = r"does not answer \(HTTP 503.*after 4 attempts.*recorded is kept"
+    with pytest.raises(ConfigError, match=message):
         record(config, tmp_path / "a")
     kept = Store.open(tmp_path / "a")
     assert 0 < kept.recorded < 20
@@ -189,10 +189,10 @@ def test_recorded_with_a_server_that_goes_away(
         one, other = (s.read(window) for s in both)
         np.testing.assert_array_equal(one.id_M, other.id_M)
         np.testing.assert_array_equal(one.weight_M, other.weight_M)
-    messageher = both[0].manifest["teacher"]
-    assert messageher["backend"] == "openai"
-    assert messageher["served"] == "served-name"
-    with pytest.raises(ConfigError, match="nobody can ask"):
+    entry = both[0].manifest["teacher"]
+    assert entry["backend"] == "openai"
+    assert entry["served"] == "served-name"
+    with pytest.raises(ConfigError, match="does not give its full distribution"):
         verify(tmp_path / "a")
 
 

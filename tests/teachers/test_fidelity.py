@@ -68,8 +68,8 @@ def test_samples_have_noise_and_no_bias(proposal: float, spread: str) -> None:
     times = 3000
     many_p, many_q = p_CV.repeat(times, 1), logits_CV.softmax(-1).repeat(times, 1)
     spec = TargetSpec.parse({"draws": 8, "proposal": proposal, "spread": spread})
-    stored, *others = (joined([spec.choice(s, i)(p_CV) for i in range(times)]) for s in range(3))
-    gap = truncation(stored, many_p, many_q, others)
+    first, *others = (joined([spec.choice(s, i)(p_CV) for i in range(times)]) for s in range(3))
+    gap = truncation(first, many_p, many_q, others)
     for values in (gap.loss_C, gap.bias2_C):
         by = values.view(times, 2)
         assert (by.mean(0).abs() <= 4 * by.std(0) / times**0.5).all()
@@ -87,8 +87,8 @@ def test_another_teachers_samples_show_a_bias() -> None:
     times = 400
     many = p_CV.repeat(times, 1)
     spec = TargetSpec(draws=20, spread="independent")
-    stored = joined([spec.choice(0, i)(other.softmax(-1)) for i in range(times)])
-    gap = truncation(stored, many, many, [spec.choice(1, 0)(many)])
+    targets = joined([spec.choice(0, i)(other.softmax(-1)) for i in range(times)])
+    gap = truncation(targets, many, many, [spec.choice(1, 0)(many)])
     true = ((p_CV - other.softmax(-1)) ** 2).sum(-1)
     torch.testing.assert_close(gap.bias2_C.view(times, 4).mean(0), true, rtol=0.1, atol=0.01)
 

@@ -37,7 +37,7 @@ def test_close_to_the_teacher_and_said_in_the_manifest(
     settings = config(prepared, str(folder))
     record(settings, tmp_path / "exact")
     capsys.readouterr()
-    record(settings.model_copy(update={"precision": "int8"}), tmp_path / "int8")
+    record(settings.model_copy(update={"int8": True}), tmp_path / "int8")
     assert "int8" in capsys.readouterr().err
     exact, rounded = (Store.open(tmp_path / name) for name in ("exact", "int8"))
     assert rounded.manifest["teacher"]["linear_layers"] == "int8"
@@ -57,5 +57,5 @@ def test_close_to_the_teacher_and_said_in_the_manifest(
 
 
 def test_a_server_has_its_own_precision(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="precision = int8"):
-        record(config(prepared, "http://127.0.0.1:9/v1", precision="int8"), tmp_path / "a")
+    with pytest.raises(ConfigError, match="int8 = true"):
+        record(config(prepared, "http://127.0.0.1:9/v1", int8=True), tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Shards on disk: every kind of damage is found before anybody learns from it."""
+"""Shards on disk: every kind of damage is detected before a student learns from it."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def manifest(spec: TargetSpec, windows: int = 10, **changes: Any) -> dict[str, A
     }
 
 
-def window_of(spec: TargetSpec, index: int) -> SparseTargets:
+def targets_of(spec: TargetSpec, index: int) -> SparseTargets:
     g = torch.Generator().manual_seed(index)
     return spec.choice(0, index)((2 * torch.randn(SEQ, VOCAB, generator=g)).softmax(-1))
 
@@ -45,7 +45,7 @@ def make(
     folder.mkdir()
     files.write_json(folder / stores.MANIFEST, about)
     for first, stop in parts:
-        data = [spec.codec(VOCAB).encode(window_of(spec, i)) for i in range(first, stop)]
+        data = [spec.codec(VOCAB).encode(targets_of(spec, i)) for i in range(first, stop)]
         write_shard(folder, identity(about), first, data)
     return folder
 
@@ -57,12 +57,12 @@ def spec() -> TargetSpec:
 
 def test_read_in_any_order(spec: TargetSpec, tmp_path: Path) -> None:
     store = Store.open(make(tmp_path / "s", spec))
-    store.check_whole()
-    assert (store.recorded, store.windows, store.gaps()) == (10, 10, [])
+    store.check_complete()
+    assert (store.recorded, store.sequences, store.gaps()) == (10, 10, [])
     got = store.targets([7, 0, 4])
     assert got.ids_NK.shape[0] == 3 * SEQ
     for row, index in enumerate([7, 0, 4]):
-        expected = window_of(spec, index)
+        expected = targets_of(spec, index)
         mine = got.part(slice(row * SEQ, (row + 1) * SEQ))
         for a, b in zip(mine.ids_NK, expected.ids_NK, strict=True):
             assert set(a.tolist()) | {0} >= set(b.tolist())
@@ -70,24 +70,6 @@ def test_read_in_any_order(spec: TargetSpec, tmp_path: Path) -> None:
         assert (mine.entropy_N - expected.entropy_N).abs().max() < 0.003
     sizes = [p.stat().st_size for p in (tmp_path / "s" / "shards").iterdir()]
     assert store.bytes_per_token * 10 * SEQ < sum(sizes) < store.bytes_per_token * 80 + 400
-
-
-def test_token_range(spec: TargetSpec, tmp_path: Path) -> None:
-    store = Store.open(make(tmp_path / "s", spec))
-    whole = store.targets(range(10))
-    for start, stop in ((0, 1), (5, 19), (31, 33), (79, 80)):
-        part = store.token_range(start, stop)
-        expected = whole.part(slice(start, stop))
-        torch.testing.assert_close(part.entropy_N, expected.entropy_N)
-        a, b = (
-            torch.zeros(stop - start, VOCAB).scatter_add_(1, t.ids_NK, t.weight_NK)
-            for t in (part, expected)
-        )
-        torch.testing.assert_close(a, b)
-    with pytest.raises(DataError, match="no tokens 5 to 5"):
-        store.token_range(5, 5)
-    with pytest.raises(DataError, match="holds no window 10"):
-        store.token_range(79, 81)
 
 
 def test_every_flipped_bit_is_found(spec: TargetSpec, tmp_path: Path) -> None:
@@ -99,11 +81,11 @@ def test_every_flipped_bit_is_found(spec: TargetSpec, tmp_path: Path) -> None:
         data = bytearray(whole)
         data[place] ^= 1 << int(rng.integers(8))
         shard.write_bytes(data)
-        with pytest.raises(DataError) as e:
+        with pytest.raises(DataError) as error:
             store = Store.open(folder)
-            store.check_whole()
+            store.check_complete()
             store.targets(range(4))
-        assert any(w in str(e.value) for w in ("damaged", "no shard", "another logit store"))
+        assert any(w in str(error.value) for w in ("damaged", "not a shard", "another logit store"))
     shard.write_bytes(whole)
     Store.open(folder).targets(range(4))
 
@@ -121,11 +103,11 @@ def test_a_cut_or_grown_shard_is_found(spec: TargetSpec, tmp_path: Path) -> None
 def test_holes_overlaps_and_strangers(spec: TargetSpec, tmp_path: Path) -> None:
     store = Store.open(make(tmp_path / "holes", spec, ((0, 3), (5, 8))))
     assert store.gaps() == [(3, 5), (8, 10)]
-    with pytest.raises(DataError, match="4 of 10 windows are missing"):
-        store.check_whole()
-    with pytest.raises(DataError, match="no window 4"):
+    with pytest.raises(DataError, match="4 of 10 sequences are missing"):
+        store.check_complete()
+    with pytest.raises(DataError, match="does not hold sequence 4"):
         store.targets([4])
-    with pytest.raises(DataError, match="hold the same windows"):
+    with pytest.raises(DataError, match="hold the same sequences"):
         Store.open(make(tmp_path / "overlap", spec, ((0, 6), (4, 10))))
     other = make(tmp_path / "other", TargetSpec(draws=21))
     here = make(tmp_path / "here", spec, ((0, 4),))
@@ -144,7 +126,7 @@ def test_holes_overlaps_and_strangers(spec: TargetSpec, tmp_path: Path) -> None:
         (None, "has no manifest.json"),
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
-        ('{"kind": "something"}', "manifest is of something else"),
+        ('{"kind": "something"}', "manifest describes something else"),
         ('{"kind": "gemmule logit store", "format": 9}', "of format 9, this version reads 1"),
         ('{"kind": "gemmule logit store", "format": 1}', "is damaged"),
     ],
@@ -177,5 +159,5 @@ def test_temperature_where_it_can_be_known() -> None:
     assert hot.temperature == 2.0
     assert at_temperature(targets, 1.0, ranked) is targets
     for spec in (TargetSpec(), TargetSpec(kind="top_k_tail", k=2)):
-        with pytest.raises(ConfigError, match="record anew with --temperature 2"):
+        with pytest.raises(ConfigError, match="record again with --temperature 2"):
             at_temperature(spec.choice(0, 0)(p), 2.0, spec)

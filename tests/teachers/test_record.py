@@ -67,8 +67,8 @@ def test_record_describe_and_repeat(settings: Callable[..., RecordConfig], tmp_p
     out = tmp_path / "store"
     result = record(settings(), out)
     store = Store.open(out)
-    store.check_whole()
-    assert result["tokens"] == store.windows * 24
+    store.check_complete()
+    assert result["tokens"] == store.sequences * 24
     assert result["missing_tokens"] == 0
     assert not result["biased"]
     assert 3 < result["bytes_per_token"] < 25
@@ -96,9 +96,9 @@ def test_stored_is_what_the_teacher_says(
         logits = model(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
     p_NV = logits.flatten(0, 1).softmax(-1)
     got = store.targets(range(4))
-    stored = torch.zeros_like(p_NV).scatter_add_(1, got.ids_NK, got.weight_NK)
+    sampled = torch.zeros_like(p_NV).scatter_add_(1, got.ids_NK, got.weight_NK)
     spread = (p_NV * (1 - p_NV) / 4096).sqrt()
-    assert ((stored - p_NV).abs() <= 6 * spread + 1e-3).all()
+    assert ((sampled - p_NV).abs() <= 6 * spread + 1e-3).all()
     assert (got.entropy_N - torch.special.entr(p_NV).sum(-1)).abs().max() < 0.005
 
 
@@ -258,12 +258,12 @@ def test_loss_from_a_store_is_that_of_its_teacher_on_average(
     record(settings(targets={"draws": 4096}, tokens=96), out)
     dataset = Dataset.open(prepared)
     batch = next(iter(eval_batches(dataset.split("train"), 4, 24)))
-    opened = GemmaTeacher.open(str(teacher), dataset)
+    original = GemmaTeacher.open(str(teacher), dataset)
     from gemmule.model.gemma import Gemma
 
     torch.manual_seed(0)
-    student = Gemma(opened.model.config)
-    online, hard = Distillation(opened, 1.0, 0.25).loss(student, batch)
+    student = Gemma(original.model.config)
+    online, hard = Distillation(original, 1.0, 0.25).loss(student, batch)
     stored, same = StoredDistillation(Store.open(out), 1.0, 0.25).loss(student, batch)
     assert stored.item() == pytest.approx(online.item(), rel=0.01)
     assert same["next_token_loss"].item() == pytest.approx(hard["next_token_loss"].item())
@@ -312,14 +312,14 @@ def test_mismatches_are_refused(
     other = prepare(tmp_path / "text", pieces, tmp_path / "other").path
     refused(DataError, "recorded on other data", data={"path": str(other)})
     refused(ConfigError, "set data.seq_len = 24", data={"seq_len": 16})
-    refused(ConfigError, "only top_k and top_p ones can be brought", objective={"temperature": 2.0})
+    refused(ConfigError, "only top_k and top_p ones can be converted", objective={"temperature": 2.0})
     refused(ConfigError, "needs the teacher's whole distribution", objective={"loss": "reverse_kl"})
     refused(ConfigError, "set model.vocab_size = 512", model={**tiny()["model"], "vocab_size": 600})
     refused(ConfigError, "set either teacher", objective={"teacher": "runs/some"})
     shard = sorted((store / "shards").iterdir())[0]
     whole = shard.read_bytes()
     shard.unlink()
-    refused(DataError, "is not finished: 128 of .* windows are missing")
+    refused(DataError, "is not finished: 128 of .* sequences are missing")
     shard.write_bytes(whole[:-1])
     refused(DataError, "is damaged")
     ranked = tmp_path / "ranked"
@@ -343,7 +343,7 @@ def test_a_flipped_byte_stops_training_before_the_step(
         shard.write_bytes(data)
         break
     out = tmp_path / "run"
-    with pytest.raises(DataError, match=r"the checksum of window .* does not fit"):
+    with pytest.raises(DataError, match=r"the checksum of sequence .* does not match"):
         run_training(RunConfig.parse(tiny(objective={"targets": str(store)}, steps=200)), out)
     assert not (out / "model").exists()
 

@@ -1,4 +1,4 @@
-"""Bits and windows of targets: what goes in comes out, and the size is what the format promises."""
+"""Encoded targets: what goes in comes out, and the size is what the format promises."""
 
 import math
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gemmule.errors import DataError
 from gemmule.losses.sparse_targets import SparseTargets, sample
 from gemmule.teachers import bit_packing
-from gemmule.teachers.target_codec import TargetCodec, Window, to_sparse_targets
+from gemmule.teachers.target_codec import SequenceTargets, TargetCodec, to_sparse_targets
 from gemmule.teachers.target_spec import TargetSpec
 
 
@@ -20,8 +20,8 @@ def bytes_of(data: bytes) -> bit_packing.Bytes:
 
 
 def dense(targets: SparseTargets, vocab: int) -> torch.Tensor:
-    probabilities = torch.zeros(len(targets), vocab, dtype=torch.float64)
-    return probabilities.scatter_add_(1, targets.ids_NK, targets.weight_NK.double())
+    weights = torch.zeros(len(targets), vocab, dtype=torch.float64)
+    return weights.scatter_add_(1, targets.ids_NK, targets.weight_NK.double())
 
 
 def probabilities(tokens: int, vocab: int, seed: int, spread: float) -> torch.Tensor:
@@ -143,8 +143,8 @@ def test_size_at_gemma_2s_vocabulary() -> None:
     assert len(codec.encode(targets)) / 256 < 36
 
 
-def test_damaged_bytes_are_refused_or_give_a_window() -> None:
-    """The checksum finds them first; without it no byte may end in a crash or an endless loop."""
+def test_damaged_bytes_are_refused_or_give_targets() -> None:
+    """The checksum detects them first; without it no byte may end in a crash or an endless loop."""
     rng = np.random.default_rng(0)
     for spec in SPECS:
         codec = spec.for_vocabulary(200).codec(200)
@@ -154,12 +154,12 @@ def test_damaged_bytes_are_refused_or_give_a_window() -> None:
             data[rng.integers(len(data))] ^= 1 << rng.integers(8)
             data = data[: rng.integers(1, len(data) + 1)] if rng.random() < 0.3 else data
             try:
-                assert isinstance(codec.decode(data, 8), Window)
+                assert isinstance(codec.decode(data, 8), SequenceTargets)
             except DataError as e:
-                assert "no window" in str(e)
+                assert "not the targets of a sequence" in str(e)
 
 
-def test_draws_depend_on_seed_and_window_alone() -> None:
+def test_draws_depend_only_on_seed_and_index() -> None:
     p_CV = probabilities(20, 100, 0, 1.0)
     spec = TargetSpec(draws=9)
     one, again = spec.choice(1, 7)(p_CV), spec.choice(1, 7)(p_CV)
@@ -173,7 +173,7 @@ def test_settings_of_another_kind_are_refused() -> None:
     from gemmule.errors import ConfigError
 
     for wrong in ({"kind": "top_k", "draws": 12}, {"k": 3}, {"kind": "top_p", "k": 3}):
-        with pytest.raises(ConfigError, match="no setting of"):
+        with pytest.raises(ConfigError, match="not a setting of"):
             TargetSpec.parse(wrong)
     with pytest.raises(ConfigError, match="more than the vocabulary's 17"):
         TargetSpec(kind="top_k", k=18).for_vocabulary(17)

@@ -40,9 +40,9 @@ def dataset(prepared: Path) -> Dataset:
 def packed(dataset: Dataset) -> Batch:
     """Rows with one document and with many, and a padded one."""
     batches = list(eval_batches(dataset.split("train"), 4, 40))
-    several = next(b for b in batches if b.doc_ids_BT.max() >= 3)
+    many = next(b for b in batches if b.doc_ids_BT.max() >= 3)
     last = batches[-1]
-    return Batch(*(torch.cat([getattr(several, n), getattr(last, n)]) for n in (
+    return Batch(*(torch.cat([getattr(many, n), getattr(last, n)]) for n in (
         "tokens_BT", "labels_BT", "doc_ids_BT"
     )))  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_documents_are_as_if_alone(kind: str, foreign: Foreign, dataset: Dataset
                 assert not x_BTD[row, where].any()
                 continue
             documents += 1
-            alone = teacher.module(batch.tokens_BT[row, where][None]).logits[0]
+            alone = teacher.model(batch.tokens_BT[row, where][None]).logits[0]
             torch.testing.assert_close(logits_BTV[row, where], alone, rtol=1e-4, atol=1e-4)
     assert documents > len(batch.doc_ids_BT)
     assert (batch.doc_ids_BT == 0).any()
@@ -87,9 +87,9 @@ def test_open_finds_the_kind_and_the_padding(foreign: Foreign, dataset: Dataset)
     assert isinstance(teacher, TransformersTeacher)
     assert teacher.vocab_size == 512
     assert len(teacher.head.weight_VD) == 528
-    description = teacher.describe()
-    assert description["backend"] == "transformers"
-    assert description["architecture"] == "LlamaForCausalLM"
+    entry = teacher.describe()
+    assert entry["backend"] == "transformers"
+    assert entry["architecture"] == "LlamaForCausalLM"
     assert teacher.forward_flops_per_token(40) > 2 * 3 * 3 * 32 * 48
     assert teacher.context == 128
 
@@ -119,7 +119,7 @@ def test_equal_ids_of_these_texts_are_not_enough(
     piece = next(p for p, i in vocab.items() if i not in used and p not in merged and i >= 217)
     vocab[piece + "Q"] = vocab.pop(piece)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(TokenizerError, match=r"is '.*Q' to it"):
+    with pytest.raises(TokenizerError, match=r"is '.*Q' in it"):
         open_teacher(str(folder), dataset, 40)
 
 

@@ -44,7 +44,7 @@ class Reading:
             sequences = min(sequences, -(-config.data.corpus_tokens // config.data.seq_len))
         objective = config.objective
         if isinstance(objective, DistillConfig) and objective.targets is not None:
-            sequences = min(sequences, Store.open(objective.targets).windows)
+            sequences = min(sequences, Store.open(objective.targets).sequences)
         times = times_read(sequences, steps * config.data.batch_size, config.seed)
         return cls(times, config.data.seq_len)
 

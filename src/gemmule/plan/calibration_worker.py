@@ -288,16 +288,7 @@ def open_teacher(
     began = time.perf_counter()
     if path and dataset is not None:
         return GemmaTeacher.open(path, dataset), time.perf_counter() - began
-    return _Unhashed(random_model(shape)), time.perf_counter() - began
-
-
-class _Unhashed(GemmaTeacher):
-    """A teacher with random weights, which needs no fingerprint."""
-
-    def __init__(self, model: Gemma) -> None:
-        self.path, self.module = "random", model.requires_grad_(False).eval()
-        self.model = model
-        self._fingerprint = ""
+    return GemmaTeacher("random", random_model(shape), ""), time.perf_counter() - began
 
 
 def random_model(config: GemmaConfig) -> Gemma:

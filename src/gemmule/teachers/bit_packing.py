@@ -1,7 +1,7 @@
-"""Packing whole numbers into bits, many at once.
+"""Packing of arrays of integers into bits.
 
-Fields follow one another from the least significant bit of the first byte on, and the last byte is
-filled up with zeros. All is done on whole arrays: no loop over fields.
+Fields follow one another, starting at the least significant bit of the first byte; the last byte is
+padded with zeros. All functions work on whole arrays, without a loop over fields.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
-WIDEST = 56  # bits of a field: with its offset in a byte it must fit the 64 that are loaded
+WIDEST = 56  # bits of a field: with its offset within a byte it must fit into 64 bits
 
 
 def packed(values: Ints, widths: Ints | int) -> bytes:
-    """Fields of `widths` bits each, which must hold their values."""
+    """The values as fields of `widths` bits each, which must be wide enough."""
     widths = np.broadcast_to(np.asarray(widths, np.int64), values.shape)
     starts = np.cumsum(widths) - widths
     within = np.arange(int(widths.sum())) - np.repeat(starts, widths)
@@ -24,15 +24,15 @@ def packed(values: Ints, widths: Ints | int) -> bytes:
 
 
 def unpacked(data: Bytes, starts: Ints, widths: Ints | int) -> Ints:
-    """The fields that begin at the bits `starts` of `data`."""
+    """The fields of `widths` bits that begin at the bits `starts` of `data`."""
     if not len(starts):
         return np.zeros(0, np.int64)
-    room = np.zeros(len(data) + 8, np.uint8)  # a load at the last byte reads seven more
-    room[: len(data)] = data
-    loads: npt.NDArray[Any] = np.ndarray((len(data) + 1,), "<u8", room, strides=(1,))
-    words = loads[starts >> 3] >> (starts & 7).astype(np.uint64)
+    padded = np.zeros(len(data) + 8, np.uint8)  # a load at the last byte reads seven more
+    padded[: len(data)] = data
+    loads: npt.NDArray[Any] = np.ndarray((len(data) + 1,), "<u8", padded, strides=(1,))
+    values = loads[starts >> 3] >> (starts & 7).astype(np.uint64)
     masks = (np.uint64(1) << np.asarray(widths, np.uint64)) - np.uint64(1)
-    return (words & masks).astype(np.int64)
+    return (values & masks).astype(np.int64)
 
 
 def from_bits(bits: npt.NDArray[Any]) -> bytes:
@@ -46,5 +46,5 @@ def to_bits(data: Bytes, count: int) -> npt.NDArray[np.bool_]:
 
 
 def byte_count(bits: int) -> int:
-    """Bytes that so many bits fill."""
+    """Number of bytes that hold `bits` bits."""
     return -(-bits // 8)

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible server for completions."""
+"""Client of the completions API of an OpenAI-compatible server."""
 
 import http.client
 import json
@@ -12,21 +12,21 @@ from typing import Any
 from gemmule.errors import ConfigError
 
 TIMEOUT_SECONDS = 120.0
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 KEY = "GEMMULE_API_KEY"  # environment variable
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 class Refused(ConfigError):
-    """The server understood, and will not do it with these settings."""
+    """The server understood the request and rejects its settings."""
 
 
 class CompletionServer:
     """One model of one server.
 
     Attributes:
-        url: its base address, usually ending in /v1.
-        model: the name it serves the model under.
+        url: base address, usually ending in /v1.
+        model: the server's name for the model.
     """
 
     def __init__(
@@ -37,23 +37,25 @@ class CompletionServer:
         pauses: Sequence[float] | None = None,
         option: str = "--set served",
     ) -> None:
-        """Finds the server, and the model's name where it is not given: the first it lists.
+        """Connects to the server; without a model's name, takes the first that it lists.
 
         Args:
-            url: its base address.
-            model: the name it serves the model under.
-            pauses: seconds before each new attempt when it is busy or away; none gives up at once.
-                By default half a minute in all, for work of hours.
-            option: how a user names the model.
+            url: base address.
+            model: the server's name for the model.
+            pauses: seconds before each further attempt while the server is busy or unreachable;
+                empty: gives up at once; None: half a minute in all, for work that takes hours.
+            option: command-line option that names the model, for error messages.
 
         Raises:
-            ConfigError: when it cannot be asked.
+            ConfigError: when the server cannot be reached or lists no model.
         """
         self.url = url.rstrip("/")
         self._pauses = PAUSES if pauses is None else pauses
         self._option = option
         if not self.url.lower().startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is no address: use one such as http://127.0.0.1:8000/v1")
+            raise ConfigError(
+                f"{url!r} is not an address: use one such as http://127.0.0.1:8000/v1"
+            )
         self.model = model or self._first_model()
 
     def _first_model(self) -> str:
@@ -65,11 +67,11 @@ class CompletionServer:
     def complete(
         self, prompt: str | Sequence[str] | Sequence[int], **settings: Any
     ) -> list[dict[str, Any]]:
-        """The choices of one completion, in order; safe to call from several threads.
+        """The choices of one completion, in order; can be called from several threads.
 
         Raises:
-            Refused: when it will not have these settings.
-            ConfigError: when it cannot be asked.
+            Refused: when the server rejects the settings.
+            ConfigError: when the server cannot be reached or its answer makes no sense.
         """
         body = {"model": self.model, "prompt": prompt, "temperature": 0, **settings}
         choices = self._ask("/completions", body).get("choices")
@@ -102,12 +104,12 @@ class CompletionServer:
                 text = response.read().decode(errors="replace")
         except urllib.error.HTTPError as e:
             with e:
-                said = " ".join(e.read().decode(errors="replace").split())[:300]
-            raise self._explained(url, e.code, said) from None
+                message = " ".join(e.read().decode(errors="replace").split())[:300]
+            raise self._explained(url, e.code, message) from None
         except (OSError, http.client.HTTPException) as e:
             raise _NotNow(str(getattr(e, "reason", e)) or type(e).__name__) from None
         except ValueError as e:
-            raise ConfigError(f"{url!r} is no address that can be asked ({e})") from None
+            raise ConfigError(f"{url!r} is not an address that can be opened ({e})") from None
         try:
             answer = json.loads(text)
         except ValueError:
@@ -116,21 +118,21 @@ class CompletionServer:
             raise ConfigError(f"{url} did not answer with JSON but {text[:60]!r}: is it the API?")
         return answer
 
-    def _explained(self, url: str, code: int, said: str) -> Exception:
+    def _explained(self, url: str, code: int, message: str) -> Exception:
         if code in _BUSY:
-            return _NotNow(f"HTTP {code}: {said}")
+            return _NotNow(f"HTTP {code}: {message}")
         if code in (401, 403):
             return ConfigError(
-                f"{url} wants a key (HTTP {code}): put it into the environment variable {KEY}"
+                f"{url} requires a key (HTTP {code}): set the environment variable {KEY}"
             )
         if code == 404:
             name = getattr(self, "model", None)
             return ConfigError(
-                f"{url} is not there (HTTP 404): the address is the base one, usually ending in "
-                f"/v1{f', and the model {name!r} was asked for ({self._option})' if name else ''}"
+                f"{url} does not exist (HTTP 404): give the base address, usually ending in /v1"
+                f"{f', and check the name of the model, {name!r} ({self._option})' if name else ''}"
             )
-        return Refused(f"{url} answered HTTP {code}: {said}")
+        return Refused(f"{url} answered HTTP {code}: {message}")
 
 
 class _NotNow(Exception):
-    """Worth another attempt."""
+    """A failure that may be over at the next attempt."""

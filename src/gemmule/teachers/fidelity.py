@@ -1,14 +1,15 @@
-"""How far kept targets are from the distribution they were made of, token by token.
+"""The distance of kept targets from the distribution they were taken from, token by token.
 
-Two questions that must not be mixed up:
+Two separate questions:
 
-- Faithfulness: is what is stored what the teacher said? Compared with the same choice made anew.
-- Truncation: what does learning from it instead of the whole distribution change? The gap in the
-  loss, and in its gradient with respect to the student's logits, at a given student.
+- Faithfulness: does the store contain the teacher's predictions? They are compared with the same
+  choice from predictions that are computed again.
+- Truncation: what changes when a student learns from the targets instead of the full distribution?
+  The gap in the loss, and in its gradient with respect to the student's logits, at a given student.
 
-For samples the gap of one set of draws is noise. What counts is its mean over all sets: the squared
-length of the gradient's bias is estimated without bias by taking off the square that new draws from
-the same teacher have on average, and may so come out below zero.
+For samples the gap of one set of draws is noise; what counts is its mean over all sets. The squared
+length of the gradient's bias is estimated without bias: the mean square for new draws from the same
+teacher is subtracted, so that an estimate can be negative.
 
 Shapes: C tokens, K kept ids, V vocabulary.
 """
@@ -26,14 +27,14 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class Gap:
-    """Of each token, float64.
+    """The gap of each token, float64.
 
     Attributes:
-        loss_C: forward KL by the targets minus forward KL of the whole distribution, nats.
-        bias2_C: squared L2 norm of the gradient's expected difference; for samples an unbiased
+        loss_C: forward KL computed from the targets minus that of the full distribution, nats.
+        bias2_C: squared L2 norm of the expected difference of the gradient; for samples an unbiased
             estimate.
-        noise2_C: squared L2 norm expected of what is left, the gradient's noise: 0 unless sampled.
-        full2_C: squared L2 norm of the whole distribution's gradient.
+        noise2_C: expected squared L2 norm of the rest, the gradient's noise; 0 unless sampled.
+        full2_C: squared L2 norm of the full distribution's gradient.
     """
 
     loss_C: Tensor
@@ -42,17 +43,17 @@ class Gap:
     full2_C: Tensor
 
 
-def dense(targets: SparseTargets, vocab: int) -> Tensor:
-    """Weights spread out over the vocabulary [C, V], float64."""
-    weight_CV = torch.zeros(len(targets), vocab, dtype=torch.float64)
+def dense(targets: SparseTargets, vocab_size: int) -> Tensor:
+    """Weights of all ids of the vocabulary [C, V], float64."""
+    weight_CV = torch.zeros(len(targets), vocab_size, dtype=torch.float64)
     return weight_CV.scatter_add_(1, targets.ids_NK, targets.weight_NK.double())
 
 
-def distance(stored: SparseTargets, anew: SparseTargets, vocab: int) -> Tensor:
-    """Total variation between two sets of targets [C]: half the summed difference."""
-    gap_C = (dense(stored, vocab) - dense(anew, vocab)).abs().sum(-1)
-    if stored.tail_N is not None and anew.tail_N is not None:
-        gap_C = gap_C + (stored.tail_N - anew.tail_N).abs().double()
+def distance(stored: SparseTargets, repeated: SparseTargets, vocab_size: int) -> Tensor:
+    """Total variation distance between two sets of targets [C]: half the summed difference."""
+    gap_C = (dense(stored, vocab_size) - dense(repeated, vocab_size)).abs().sum(-1)
+    if stored.tail_N is not None and repeated.tail_N is not None:
+        gap_C = gap_C + (stored.tail_N - repeated.tail_N).abs().double()
     return gap_C / 2
 
 
@@ -62,13 +63,13 @@ def truncation(
     q_CV: Tensor,
     redrawn: Sequence[SparseTargets] = (),
 ) -> Gap:
-    """What the targets change for a student q, where the teacher says p; both at one temperature.
+    """The gap for a student q when targets replace the teacher's distribution p.
 
     Args:
-        targets: of these tokens.
+        targets: targets of the tokens.
         p_CV: the teacher's probabilities, float64.
-        q_CV: the student's.
-        redrawn: for samples, other draws of the same kind from p, which show their noise.
+        q_CV: the student's probabilities at the same temperature.
+        redrawn: for samples, other draws of the same kind from p, which measure the noise.
     """
     log_q_CV = q_CV.clamp(min=TINY).log()
     full_C = (torch.special.entr(p_CV) + p_CV * log_q_CV).sum(-1).neg()
@@ -82,7 +83,7 @@ def truncation(
 def _kl_and_gap2(
     targets: SparseTargets, p_CV: Tensor, q_CV: Tensor, log_q_CV: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Forward KL by the targets, and the squared length of their gradient's difference."""
+    """Forward KL computed from the targets, and squared norm of the gradient's difference [C]."""
     weight_CV = dense(targets, p_CV.shape[1])
     kl_C = -(weight_CV * log_q_CV).sum(-1) - targets.entropy_N.double()
     off_CV = p_CV - weight_CV + (weight_CV.sum(-1, keepdim=True) - 1.0) * q_CV

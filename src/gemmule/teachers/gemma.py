@@ -17,13 +17,13 @@ from gemmule.teachers.teacher import LocalTeacher
 
 
 def load_partner(name: str, what: str, dataset: Dataset, otherwise: str = "") -> Gemma:
-    """A model that shares the data's tokenizer, compared by content; in fp32.
+    """Loads a model that has the data's tokenizer, compared by content; in fp32.
 
     Args:
         name: run, folder, file or hub id.
-        what: how an error calls it.
+        what: name of the model's role in an error message.
         dataset: the data.
-        otherwise: what else an error tells the user to do where tokenizers differ.
+        otherwise: further advice in the error message for a different tokenizer.
 
     Raises:
         TokenizerError: when the tokenizers differ.
@@ -33,9 +33,9 @@ def load_partner(name: str, what: str, dataset: Dataset, otherwise: str = "") ->
         ours, theirs = dataset.tokenizer, checkpoint.tokenizer
         if theirs.fingerprint != ours.fingerprint:
             raise TokenizerError(
-                f"{what}, {name}, has another tokenizer ({theirs.vocab_size} pieces, fingerprint "
+                f"{what}, {name}, has another tokenizer ({theirs.vocab_size} tokens, fingerprint "
                 f"{theirs.fingerprint[:12]}) than the data in {dataset.path} "
-                f"({ours.vocab_size} pieces, {ours.fingerprint[:12]}): prepare the data "
+                f"({ours.vocab_size} tokens, {ours.fingerprint[:12]}): prepare the data "
                 f"with {name}'s tokenizer{otherwise}"
             )
         return checkpoint.load(torch.float32)
@@ -45,18 +45,20 @@ class GemmaTeacher(LocalTeacher):
     """A Gemma 2 of any size.
 
     Args:
-        path: where it was found.
+        path: its location, as the user gave it.
         model: the network.
+        fingerprint: SHA-256 of its weights; None: computed here.
     """
 
-    def __init__(self, path: str, model: Gemma) -> None:
-        self.path, self.module = path, model.requires_grad_(False).eval()
-        self.model = model
-        self._fingerprint = weights_fingerprint(model)
+    model: Gemma
+
+    def __init__(self, path: str, model: Gemma, fingerprint: str | None = None) -> None:
+        self.path, self.model = path, model.requires_grad_(False).eval()
+        self._fingerprint = weights_fingerprint(model) if fingerprint is None else fingerprint
 
     @classmethod
     def open(cls, path: str, dataset: Dataset) -> "GemmaTeacher":
-        """Loads it; see `load_partner`."""
+        """Loads a teacher with the data's tokenizer; raises as `load_partner` does."""
         otherwise = ", or learn across tokenizers: gemmule distill --cross-tokenizer"
         return cls(path, load_partner(path, "the teacher", dataset, otherwise))
 
@@ -79,7 +81,7 @@ class GemmaTeacher(LocalTeacher):
         torch_compile.compile_blocks(self.model.layers)
 
     def describe(self) -> dict[str, Any]:
-        """Path, weights' fingerprint, parameters and caps."""
+        """Path, fingerprint of the weights, parameters and soft caps."""
         config = self.model.config
         return {
             "path": self.path,
@@ -92,9 +94,9 @@ class GemmaTeacher(LocalTeacher):
 
     @property
     def context(self) -> int:
-        """As its config says."""
+        """Longest sequence according to its config."""
         return self.model.config.max_position_embeddings
 
     def forward_flops_per_token(self, seq_len: int) -> float:
-        """Of the model."""
+        """Operations for one token's forward pass, head included."""
         return self.model.config.forward_flops_per_token(seq_len)

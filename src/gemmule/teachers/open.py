@@ -1,4 +1,4 @@
-"""From what a user calls a teacher to the teacher."""
+"""Opens the teacher that a user names."""
 
 from typing import Any
 
@@ -9,70 +9,71 @@ from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.locate import Located, locate
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
+from gemmule.teachers.any_tokenizer import OwnTokenizer, TransformersTokenizer
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.teachers.pieces import OwnPieces, TransformersPieces
 from gemmule.teachers.same_tokenizer import check_same
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.teachers.transformers_model import TransformersTeacher, load_tokenizer
 
 
 def is_address(name: str) -> bool:
-    """Whether a teacher is named by the address of a server."""
+    """Whether a teacher's name is the address of a server."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
-    """Loads a teacher that chooses among the data's pieces.
+    """Loads a teacher that has the data's tokenizer.
 
     Args:
         name: run, folder, file or hub id: a Gemma 2 in any format, or any other causal language
             model in Hugging Face's layout, which transformers runs.
-        dataset: the data that it is to speak about.
-        seq_len: tokens that it has to see together.
+        dataset: the data that it predicts.
+        seq_len: tokens that it must be able to read in one sequence.
 
     Raises:
         TokenizerError: when its ids are not the data's.
         CheckpointError: when there is no usable model.
-        ConfigError: when its context is shorter than `seq_len`, and for a server's address.
+        ConfigError: when its context is shorter than `seq_len`, and for the address of a server.
         MissingExtraError: when transformers is needed and not installed.
     """
     _check_local(name)
-    found = locate(name)
+    located = locate(name)
     teacher: LocalTeacher
-    if is_gemma(found):
+    if is_gemma(located):
         teacher = GemmaTeacher.open(name, dataset)
     else:
-        check_same(name, dataset, load_tokenizer(found.path))
-        teacher = TransformersTeacher.open(name, found.path, dataset.tokenizer.vocab_size)
+        check_same(name, dataset, load_tokenizer(located.path))
+        teacher = TransformersTeacher.open(name, located.path, dataset.tokenizer.vocab_size)
     check_context(teacher, seq_len)
     return teacher
 
 
 def open_foreign_teacher(name: str, seq_len: int) -> LocalTeacher:
-    """Loads a teacher whatever its tokenizer is, and with it that tokenizer.
+    """Loads a teacher with any tokenizer, and that tokenizer.
 
     Args:
-        name: see open_teacher.
-        seq_len: tokens, the student's, that it has to see together; its own may be more.
+        name: as in open_teacher.
+        seq_len: tokens, in the student's tokenizer, that it must be able to read in one sequence;
+            in its own tokenizer they may be more.
 
     Raises:
-        TokenizerError: when its pieces do not add up to the text.
+        TokenizerError: when its tokens do not add up to the text.
         CheckpointError: when there is no usable model.
-        ConfigError: when its context is shorter than `seq_len`, and for a server's address.
+        ConfigError: when its context is shorter than `seq_len`, and for the address of a server.
         MissingExtraError: when transformers is needed and not installed.
     """
     _check_local(name)
-    found = locate(name)
+    located = locate(name)
     teacher: LocalTeacher
-    if is_gemma(found):
+    if is_gemma(located):
         with open_checkpoint(name) as checkpoint:
             teacher = GemmaTeacher(name, checkpoint.load(torch.float32))
-            teacher.pieces = OwnPieces(checkpoint.tokenizer)
+            teacher.tokenizer = OwnTokenizer(checkpoint.tokenizer)
     else:
-        tokenizer = load_tokenizer(found.path)
-        pieces = TransformersPieces(name, tokenizer)  # in no time, and the model may be large
-        teacher = TransformersTeacher.open(name, found.path, len(tokenizer))
-        teacher.pieces = pieces
+        theirs = load_tokenizer(located.path)
+        tokenizer = TransformersTokenizer(name, theirs)  # checked before a large model is loaded
+        teacher = TransformersTeacher.open(name, located.path, len(theirs))
+        teacher.tokenizer = tokenizer
     check_context(teacher, seq_len)
     return teacher
 
@@ -80,21 +81,22 @@ def open_foreign_teacher(name: str, seq_len: int) -> LocalTeacher:
 def _check_local(name: str) -> None:
     if is_address(name):
         raise ConfigError(
-            f"{name} is a server, which says only what is likeliest, and over and over for each "
-            "student: record it first (gemmule record), then train on the record with --targets"
+            f"{name} is a server, which gives only the most likely tokens, and would have to give "
+            "them again for each student: record it first (gemmule record), then train on the "
+            "record with --targets"
         )
 
 
-def is_gemma(found: Located) -> bool:
+def is_gemma(located: Located) -> bool:
     """Whether gemmule loads a checkpoint itself."""
-    if found.format != "hf":
+    if located.format != "hf":
         return True
-    config: dict[str, Any] = read_object(found.path / "config.json")
+    config: dict[str, Any] = read_object(located.path / "config.json")
     return config.get("model_type") == "gemma2"
 
 
 def check_context(teacher: LocalTeacher, seq_len: int) -> None:
-    """Refuses rows that a teacher cannot see together.
+    """Refuses sequences that are too long for a teacher.
 
     Raises:
         ConfigError: when they are longer than its context.

@@ -1,4 +1,4 @@
-"""Whether another library's tokenizer gives the ids that the data hold: tried, not believed."""
+"""Compares a tokenizer of transformers with the data's tokenizer, by trying both on texts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from gemmule.data.dataset import Dataset
 from gemmule.errors import TokenizerError
 from gemmule.model.spm_train import FIRST_BYTE_ID
 
-DOCUMENTS, LONGEST = 24, 2000  # of the data, and characters of each
+DOCUMENTS, MAX_CHARACTERS = 24, 2000  # documents of the data, and the length of each
 TEXTS = (
     "Hello, world! It's 3.14159 and 1,234,567 of 2024-02-29.",
     "def add(a, b):\n    return a + b  # tab\there\n\n\n\tif x == 'y':\n        pass\n",
@@ -21,48 +21,48 @@ TEXTS = (
 
 
 def probe_texts(dataset: Dataset) -> Iterator[str]:
-    """Documents of the data, spread evenly, and texts that tokenizers disagree about."""
+    """Documents of the data, spread evenly, and texts on which tokenizers tend to differ."""
     split = dataset.split("train")
     count = min(DOCUMENTS, split.document_count)
     for i in range(count):
         ids = split.document(i * split.document_count // count)
         # A literal U+2581 is a space to a tokenizer.json (model/hf_tokenizer.py).
-        yield dataset.tokenizer.decode(ids)[:LONGEST].replace("\u2581", "_")
+        yield dataset.tokenizer.decode(ids)[:MAX_CHARACTERS].replace("\u2581", "_")
     yield from TEXTS
 
 
 def differing(dataset: Dataset, theirs: Any) -> str | None:
-    """In what a transformers tokenizer differs from the data's; None: in nothing that shows."""
+    """The first difference between a transformers tokenizer and the data's; None: there is none."""
     ours = dataset.tokenizer
     for text in probe_texts(dataset):
         expected = ours.encode(text)
-        found = [int(i) for i in theirs(text, add_special_tokens=False).input_ids]
-        if found != expected:
+        ids = [int(i) for i in theirs(text, add_special_tokens=False).input_ids]
+        if ids != expected:
             at = next(
-                (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
-                min(len(found), len(expected)),
+                (i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b),
+                min(len(ids), len(expected)),
             )
             around = slice(max(0, at - 2), at + 6)
             shown = ours.decode(expected[around])
             return (
-                f"it encodes {shown!r} (in {text[:30]!r}…) as {found[around]}, and the data's as "
+                f"it encodes {shown!r} (in {text[:30]!r}…) as {ids[around]}, and the data's as "
                 f"{expected[around]}"
             )
     if theirs.bos_token_id != ours.bos_id:
         return f"its <bos> is {theirs.bos_token_id}, and the data's {ours.bos_id}"
-    ids = range(FIRST_BYTE_ID, ours.vocab_size)
+    compared = range(FIRST_BYTE_ID, ours.vocab_size)
     pieces = ours.pieces
-    for i, piece in zip(ids, theirs.convert_ids_to_tokens(list(ids)), strict=True):
+    for i, piece in zip(compared, theirs.convert_ids_to_tokens(list(compared)), strict=True):
         if piece != pieces[i].text:
-            return f"id {i} is {piece!r} to it, and {pieces[i].text!r} to the data's"
+            return f"id {i} is {piece!r} in it, and {pieces[i].text!r} in the data's"
     return None
 
 
 def check_same(name: str, dataset: Dataset, theirs: Any) -> None:
-    """Refuses a teacher whose ids mean something else.
+    """Refuses a teacher whose ids stand for other tokens than the data's.
 
     Raises:
-        TokenizerError: saying where the two differ.
+        TokenizerError: with the first difference.
     """
     difference = differing(dataset, theirs)
     if difference:

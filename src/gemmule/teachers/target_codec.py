@@ -1,20 +1,20 @@
-"""Sparse targets as bits: what a window of tokens takes in a logit store (docs/logit-store.md).
+"""Encoding of sparse targets: the bits of one sequence in a logit store (docs/logit-store.md).
 
-A window is written as streams, each filled up to a whole byte. How long each is follows from the
-first one, the number of ids of every token:
+A sequence is written as streams, each padded to a whole byte. The first one, the number of ids of
+every token, determines the length of the others:
 
-    lengths    ids of each token, bit_length(most) bits
-    entropies  in 1/256 nats, 12 bits
-    tails      log-weight of the bucket of all other ids, 12 bits; only where there is one
-    low        of each id the low bits; how many, the token's number of ids says
-    high       of each token the ids' high bits, in unary (Elias 1974, Fano 1971)
-    counts     of each id how often it was drawn; for other targets log-weights, 12 bits
+    lengths    number of ids of each token, bit_length(max_ids) bits
+    entropies  entropy of each token in 1/256 nats, 12 bits
+    tails      log-weight of the bucket of all other ids, 12 bits; only for targets with a tail
+    low        low bits of each id; their number follows from the token's number of ids
+    high       high bits of each token's ids, in unary (Elias 1974, Fano 1971)
+    counts     number of draws of each id; for other targets log-weights, 12 bits
 
-Ids are sorted, and a sorted set of u ids out of V takes about u (2 + log2(V / u)) bits that way.
-Counts of a token add up to the draws, so that one id's is known and of several the last is; they
-are stored as numbers, or where that is shorter as one bit a draw that says where a new id begins.
+Ids are sorted: a sorted set of u ids out of V takes about u (2 + log2(V / u)) bits in this code.
+The counts of a token add up to the draws, so that the last one is not stored. They are stored as
+numbers, or, where that is shorter, as one bit per draw that marks where a new id begins.
 
-Shapes: T tokens of a window, M ids of all its tokens, K ids of one token at most.
+Shapes: T tokens of a sequence, M ids of all its tokens.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ from gemmule.teachers import bit_packing
 from gemmule.teachers.bit_packing import Bytes, Ints
 
 CODE_BITS = 12
-ENTROPY_STEPS = 256  # a nat: up to 16 nats, more than ln(2^20)
-LOG_STEPS = 128  # a nat: a weight is off by 0.4% at most
+ENTROPY_STEPS = 256  # per nat: up to 16 nats, more than ln(2^20)
+LOG_STEPS = 128  # per nat: the error of a weight is at most 0.4%
 LARGEST_LOG = 4.0  # importance weights may exceed 1; e^-28 is the smallest that is not 0
 _LARGEST_CODE = 2**CODE_BITS - 1
 
@@ -39,15 +39,15 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Window:
-    """Decoded targets of consecutive tokens, ids of all tokens one after another.
+class SequenceTargets:
+    """Decoded targets of one sequence, the ids of all tokens one after another.
 
     Attributes:
-        length_T: ids of each token.
-        id_M: ascending within a token.
-        weight_M: what each weighs, fp32.
-        entropy_T: nats, fp32.
-        tail_T: mass outside the ids; None where the store has none.
+        length_T: number of ids of each token.
+        id_M: ids, ascending within a token.
+        weight_M: weight of each id, fp32.
+        entropy_T: entropy of each token, nats, fp32.
+        tail_T: probability of all other ids together, fp32; None without a tail.
     """
 
     length_T: Ints
@@ -59,24 +59,28 @@ class Window:
 
 @dataclass(frozen=True)
 class TargetCodec:
-    """Turns targets into bytes and back.
+    """Encodes the targets of a sequence and decodes them.
 
     Attributes:
-        vocab_size: ids are below it.
-        most: ids of a token, at most.
-        draws: weights are multiples of 1 / draws that add up to 1; None: any weights.
-        tail: whether there is a bucket for the rest.
-        normalised: weights (and the tail) add up to 1, which rounding is not to change.
+        vocab_size: number of ids.
+        max_ids: limit of the ids per token.
+        draws: number of draws, of which all weights are multiples of 1 / draws; None: any weights.
+        tail: whether there is a bucket for all other ids.
+        normalized: whether weights and tail add up to 1, which decoding restores after rounding.
     """
 
     vocab_size: int
-    most: int
+    max_ids: int
     draws: int | None = None
     tail: bool = False
-    normalised: bool = True
+    normalized: bool = True
 
     def encode(self, targets: SparseTargets) -> bytes:
-        """The window's bytes."""
+        """The encoded targets of one sequence.
+
+        Raises:
+            ValueError: for more ids per token, or larger ids, than the codec allows.
+        """
         ids, weights = targets.ids_NK.cpu().numpy(), targets.weight_NK.float().cpu().numpy()
         kept = weights > 0
         length_T = kept.sum(1)
@@ -84,8 +88,8 @@ class TargetCodec:
         in_front = np.arange(ids.shape[1]) < length_T[:, None]
         id_M = np.take_along_axis(ids, order, 1)[in_front]
         weight_M = np.take_along_axis(weights, order, 1)[in_front]
-        if length_T.max(initial=0) > self.most or id_M.max(initial=0) >= self.vocab_size:
-            raise ValueError("more ids than this codec is for, or larger ones")
+        if length_T.max(initial=0) > self.max_ids or id_M.max(initial=0) >= self.vocab_size:
+            raise ValueError("more ids per token, or larger ids, than this codec allows")
 
         low_T, high_T = self._low_bits[length_T], self._high_bits[length_T]
         low_M = np.repeat(low_T, length_T)
@@ -113,15 +117,15 @@ class TargetCodec:
             streams += self._counts_to_bytes(length_T, np.rint(weight_M * self.draws), rank_M)
         return b"".join(streams)
 
-    def decode(self, data: Bytes, tokens: int) -> Window:
-        """What `encode` was given, weights rounded as the format does.
+    def decode(self, data: Bytes, tokens: int) -> SequenceTargets:
+        """The targets that `encode` was given, with the weights that the format stores.
 
         Args:
-            data: all bytes of a window, uint8.
-            tokens: how many it is of.
+            data: all bytes of a sequence, uint8.
+            tokens: number of its tokens, T.
 
         Raises:
-            DataError: when the bytes cannot be such a window.
+            DataError: when the bytes cannot be the targets of such a sequence.
         """
         stream = _Streams(data)
         try:
@@ -143,10 +147,10 @@ class TargetCodec:
                 weight_M = (counts / self.draws).astype(np.float32)
             stream.end()
         except (ValueError, IndexError) as e:
-            raise DataError(f"these bytes are no window of targets ({e})") from None
-        if self.draws is None and self.normalised:
-            weight_M, tail_T = _normalised(length_T, weight_M, tail_T)
-        return Window(length_T, id_M, weight_M, entropy_T, tail_T)
+            raise DataError(f"these bytes are not the targets of a sequence ({e})") from None
+        if self.draws is None and self.normalized:
+            weight_M, tail_T = _normalized(length_T, weight_M, tail_T)
+        return SequenceTargets(length_T, id_M, weight_M, entropy_T, tail_T)
 
     def _counts_to_bytes(self, length_T: Ints, counts: Floats, rank_M: Ints) -> list[bytes]:
         assert self.draws is not None
@@ -155,7 +159,7 @@ class TargetCodec:
         by_bit_M = np.repeat(by_bit_T, length_T)
         last_M = rank_M == np.repeat(length_T, length_T) - 1
         numbers = count_M[~by_bit_M & ~last_M] - 1
-        end_M = np.cumsum(count_M[by_bit_M])  # every token's counts add up to the draws
+        end_M = np.cumsum(count_M[by_bit_M])  # the counts of each token add up to the draws
         begins = np.zeros(int(by_bit_T.sum()) * self.draws, np.bool_)
         begins[end_M - count_M[by_bit_M]] = True
         begins = begins.reshape(-1, self.draws)[:, 1:]  # the first draw always begins an id
@@ -170,14 +174,14 @@ class TargetCodec:
         by_bit_M = np.repeat(by_bit_T, length_T)
         count_M = np.zeros(len(by_bit_M), np.int64)
         end_T = np.cumsum(length_T)
-        some_T = length_T > 0
+        has_ids_T = length_T > 0
         last_M = np.zeros(len(count_M), np.bool_)
-        last_M[end_T[some_T] - 1] = True
+        last_M[end_T[has_ids_T] - 1] = True
         stored_M = ~by_bit_M & ~last_M
         count_M[stored_M] = stream.fields(int(stored_M.sum()), self._count_bits) + 1
         sums = np.concatenate([[0], np.cumsum(count_M)])
         rest_T = self.draws - (sums[end_T] - sums[end_T - length_T])
-        count_M[end_T[some_T] - 1] = rest_T[some_T]
+        count_M[end_T[has_ids_T] - 1] = rest_T[has_ids_T]
 
         rows = int(by_bit_T.sum())
         begins = np.ones((rows, self.draws), np.bool_)
@@ -188,7 +192,7 @@ class TargetCodec:
 
     @property
     def _length_bits(self) -> int:
-        return self.most.bit_length()
+        return self.max_ids.bit_length()
 
     @property
     def _count_bits(self) -> int:
@@ -196,25 +200,25 @@ class TargetCodec:
 
     @cached_property
     def _low_bits(self) -> Ints:
-        """By number of ids: floor(log2(vocabulary / ids))."""
-        sizes = [self.vocab_size // max(1, u) for u in range(self.most + 1)]
+        """Low bits of an id, by number of ids of the token: floor(log2(vocabulary / ids))."""
+        sizes = [self.vocab_size // max(1, u) for u in range(self.max_ids + 1)]
         return np.array([max(0, size.bit_length() - 1) for size in sizes])
 
     @cached_property
     def _high_bits(self) -> Ints:
-        """By number of ids: bits of a token in the stream of high bits."""
+        """Bits of a token in the stream of high bits, by its number of ids."""
         highest = (self.vocab_size - 1) >> self._low_bits
-        return np.where(np.arange(self.most + 1) > 0, highest + np.arange(self.most + 1), 0)
+        return np.where(np.arange(self.max_ids + 1) > 0, highest + np.arange(self.max_ids + 1), 0)
 
     @cached_property
     def _by_bit(self) -> npt.NDArray[np.bool_]:
-        """By number of ids: whether counts are stored as one bit a draw."""
-        others = np.maximum(np.arange(self.most + 1) - 1, 0)
+        """Whether counts are stored as one bit per draw, by number of ids of the token."""
+        others = np.maximum(np.arange(self.max_ids + 1) - 1, 0)
         return (others > 0) & ((self.draws or 0) - 1 <= others * self._count_bits)
 
 
 class _Streams:
-    """Reads streams one after another."""
+    """Reads the streams of a sequence one after another."""
 
     def __init__(self, data: Bytes) -> None:
         self.data, self.at = data, 0
@@ -240,7 +244,7 @@ class _Streams:
 
 
 def _to_codes(weight: Floats) -> Ints:
-    """Log-weights in steps below the largest; 0 stands for no weight at all."""
+    """Log-weights in steps below the largest; 0 stands for a weight of 0."""
     with np.errstate(divide="ignore"):
         steps = (LARGEST_LOG - np.log(weight.astype(np.float64))) * LOG_STEPS
     codes = np.clip(np.rint(np.minimum(steps, 2 * _LARGEST_CODE)), 0, None).astype(np.int64) + 1
@@ -252,10 +256,10 @@ def _from_codes(codes: Ints) -> Floats:
     return np.where(codes > 0, weights, 0.0).astype(np.float32)
 
 
-def _normalised(
+def _normalized(
     length_T: Ints, weight_M: Floats, tail_T: Floats | None
 ) -> tuple[Floats, Floats | None]:
-    """Weights and tail of each token scaled so that they add up to 1."""
+    """Weights and tail of each token, scaled to add up to 1."""
     sums = np.concatenate([[0.0], np.cumsum(weight_M, dtype=np.float64)])
     end_T = np.cumsum(length_T)
     total_T = sums[end_T] - sums[end_T - length_T]
@@ -265,20 +269,20 @@ def _normalised(
     return weight_M * np.repeat(scale_T, length_T), None if tail_T is None else tail_T * scale_T
 
 
-def to_sparse_targets(windows: list[Window], temperature: float) -> SparseTargets:
-    """Windows one after another, padded to the token with most ids, as losses want them."""
-    length_N = np.concatenate([w.length_T for w in windows])
+def to_sparse_targets(sequences: list[SequenceTargets], temperature: float) -> SparseTargets:
+    """The targets of sequences one after another, padded to the token with most ids."""
+    length_N = np.concatenate([s.length_T for s in sequences])
     width = max(1, int(length_N.max(initial=0)))
     ids = np.zeros((len(length_N), width), np.int64)
     weights = np.zeros((len(length_N), width), np.float32)
     place = np.arange(width) < length_N[:, None]
-    ids[place] = np.concatenate([w.id_M for w in windows])
-    weights[place] = np.concatenate([w.weight_M for w in windows])
-    tails = [w.tail_T for w in windows if w.tail_T is not None]
+    ids[place] = np.concatenate([s.id_M for s in sequences])
+    weights[place] = np.concatenate([s.weight_M for s in sequences])
+    tails = [s.tail_T for s in sequences if s.tail_T is not None]
     return SparseTargets(
         torch.from_numpy(ids),
         torch.from_numpy(weights),
-        torch.from_numpy(np.concatenate([w.entropy_T for w in windows])),
+        torch.from_numpy(np.concatenate([s.entropy_T for s in sequences])),
         torch.from_numpy(np.concatenate(tails)) if tails else None,
         temperature,
     )

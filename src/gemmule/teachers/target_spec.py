@@ -1,4 +1,4 @@
-"""Which part of a teacher's distribution is kept, as a setting."""
+"""Settings of what is kept of a teacher's distributions."""
 
 from typing import Any, Literal, Self
 
@@ -22,7 +22,7 @@ from gemmule.teachers.target_codec import TargetCodec
 
 TargetKind = Literal["sample", "top_k", "top_k_tail", "top_p"]
 
-# Settings that a kind has beside the temperature.
+# Settings of each kind in addition to the temperature.
 _OWN = {
     "sample": ("draws", "spread", "proposal"),
     "top_k": ("k",),
@@ -32,21 +32,21 @@ _OWN = {
 
 
 class TargetSpec(Config):
-    """What is kept of each distribution, see gemmule.losses.sparse_targets.
+    """What is kept of each distribution (gemmule.losses.sparse_targets).
 
     Attributes:
-        kind: "sample" (unbiased draws), "top_k", "top_k_tail" (the rest as one bucket), "top_p".
-        draws: of "sample". 50 take less than 40 bytes a token and teach nearly what the whole
-            distribution does (docs/logit-store.md).
+        kind: "sample" (unbiased draws), "top_k", "top_k_tail" (the rest as one bucket) or "top_p".
+        draws: draws per token of "sample". 50 take less than 40 bytes per token and teach nearly as
+            much as the full distribution (docs/logit-store.md).
         spread: "systematic" draws of a token are evenly spaced over its distribution, from one
-            random start, so that an id's count is its share of the draws rounded up or down: as
-            unbiased as "independent" ones, with half their noise or less.
+            random start, so that the count of an id is its probability times the draws, rounded up
+            or down: as unbiased as "independent" draws, with half their noise or less.
         proposal: power of the teacher's probabilities that "sample" draws from. At 1 counts are
             stored, otherwise log-weights of 12 bits.
-        k: ids of "top_k" and "top_k_tail".
-        p: mass of "top_p".
-        most: ids of "top_p", at most.
-        temperature: of the teacher's softmax.
+        k: ids per token of "top_k" and "top_k_tail".
+        p: probability that the ids of "top_p" reach together.
+        most: limit of the ids per token of "top_p".
+        temperature: temperature of the teacher's softmax.
     """
 
     kind: TargetKind = "sample"
@@ -64,29 +64,29 @@ class TargetSpec(Config):
         for name in sorted(others):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"{name} is no setting of {self.kind} targets, which have "
+                    f"{name} is not a setting of {self.kind} targets, which have "
                     f"{', '.join(_OWN[self.kind])}"
                 )
         return self
 
     def for_vocabulary(self, size: int) -> Self:
-        """The same, checked against a vocabulary.
+        """These settings, checked against the size of a vocabulary.
 
         Raises:
             ConfigError: when more ids are to be kept than there are.
         """
         if self.kind in ("top_k", "top_k_tail") and self.k > size:
-            raise ConfigError(f"k = {self.k} is more than the vocabulary's {size} pieces")
+            raise ConfigError(f"k = {self.k} is more than the vocabulary's {size} tokens")
         return self.model_copy(update={"most": min(self.most, size)})
 
     @property
     def biased(self) -> bool:
-        """Whether the loss differs from full distillation's even on average over many tokens."""
+        """Whether the loss differs from that of full distillation even on average over draws."""
         return self.kind != "sample"
 
     @property
     def label(self) -> str:
-        """A short name, for tables: sampled-50, top-32+tail."""
+        """A short name for tables, such as sampled-50 or top-32+tail."""
         names = {
             "sample": f"sampled-{self.draws}",
             "top_k": f"top-{self.k}",
@@ -99,19 +99,19 @@ class TargetSpec(Config):
         return names[self.kind] + loose + proposal + hot
 
     def settings(self) -> dict[str, Any]:
-        """What belongs to the kind, for a manifest."""
+        """The settings of this kind, for a manifest."""
         own = ("kind", *_OWN[self.kind], "temperature")
         return {name: getattr(self, name) for name in own}
 
-    def choice(self, seed: int, window: int) -> Choice:
-        """What to do with the probabilities of a window's tokens; draws depend on nothing else."""
+    def choice(self, seed: int, index: int) -> Choice:
+        """The choice of ids for a sequence; its draws depend only on seed and index."""
         if self.kind == "top_k":
             return lambda p_CV: top_k(p_CV, self.k)
         if self.kind == "top_k_tail":
             return lambda p_CV: top_k_with_tail(p_CV, self.k)
         if self.kind == "top_p":
             return lambda p_CV: top_p(p_CV, self.p, max_ids=self.most)
-        rng = np.random.default_rng([seed, window])  # the same numbers on every device
+        rng = np.random.default_rng([seed, index])  # the same numbers on every device
 
         def draw(p_CV: Tensor) -> SparseTargets:
             if self.spread == "systematic":
@@ -129,11 +129,11 @@ class TargetSpec(Config):
         return draw
 
     def codec(self, vocab_size: int) -> TargetCodec:
-        """How such targets are written."""
+        """The encoding of such targets."""
         if self.kind == "sample":
-            most = min(self.draws, vocab_size)
+            max_ids = min(self.draws, vocab_size)
             if self.proposal == 1.0:
-                return TargetCodec(vocab_size, most, draws=self.draws)
-            return TargetCodec(vocab_size, most, normalised=False)
-        most = self.most if self.kind == "top_p" else self.k
-        return TargetCodec(vocab_size, most, tail=self.kind == "top_k_tail")
+                return TargetCodec(vocab_size, max_ids, draws=self.draws)
+            return TargetCodec(vocab_size, max_ids, normalized=False)
+        max_ids = self.most if self.kind == "top_p" else self.k
+        return TargetCodec(vocab_size, max_ids, tail=self.kind == "top_k_tail")

@@ -1,15 +1,15 @@
-"""What a teacher is: something that says how likely every next token is.
+"""Teachers: models whose next-token distributions a student learns.
 
-A `Teacher` can be recorded. A `LocalTeacher` is one whose whole distribution can be computed here,
-from hidden states and a head, so that a student can also learn from it directly and a record of it
-can be verified.
+Every `Teacher` can be recorded into a logit store. A `LocalTeacher` runs on this machine: its full
+distribution can be computed from hidden states and a head, so a student can also learn from it
+online, and a store can be verified against it.
 
-Shapes: B batch, T tokens of a row, D model, V vocabulary.
+Shapes: B sequences of a batch, T tokens of a sequence, D model, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,43 +17,48 @@ from torch import Tensor, nn
 from gemmule.data.batch import Batch
 from gemmule.losses.head import Head
 from gemmule.losses.sparse_targets import Choice, SparseTargets
-from gemmule.teachers.pieces import Pieces
+from gemmule.teachers.any_tokenizer import AnyTokenizer
 
 
-class Teacher(Protocol):
-    """Anything that targets can be recorded from."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Pieces that it chooses among; ids are the student's."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What a manifest says of it; all but `path` is part of a record's identity."""
-        ...
-
-    def targets(
-        self, batch: Batch, choices: Sequence[Choice], temperature: float
-    ) -> list[SparseTargets]:
-        """What `choices`, one a row, keep of its distributions: T tokens each."""
-        ...
-
-
-class LocalTeacher(ABC):
-    """A teacher that runs here.
-
-    Attributes:
-        module: its network.
-        pieces: its tokenizer, where it has another one than the data; else None.
-    """
-
-    module: nn.Module
-    pieces: Pieces | None = None
+class Teacher(ABC):
+    """A model that targets can be recorded from, on this machine or on a server."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Pieces that it chooses among."""
+        """Number of tokens in its vocabulary; its ids are those of the data."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Its entry in a manifest; all keys except `path` are part of a store's identity."""
+
+    @abstractmethod
+    def targets(
+        self, batch: Batch, choices: Sequence[Choice], temperature: float
+    ) -> list[SparseTargets]:
+        """What `choices`, one per sequence, keep of its distributions: T tokens each."""
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Operations on this machine for one token's forward pass, head included; 0 elsewhere."""
+        return 0.0
+
+    def to(self, device: str) -> None:  # noqa: B027, a server has nothing to move
+        """Moves its weights, if they are on this machine."""
+
+    def compile(self) -> None:  # noqa: B027, teachers may leave it out
+        """Compiles its blocks; does nothing where that is not known to pay."""
+
+
+class LocalTeacher(Teacher):
+    """A teacher that runs on this machine.
+
+    Attributes:
+        model: the network.
+        tokenizer: its tokenizer, if that is not the data's; else None.
+    """
+
+    model: nn.Module
+    tokenizer: AnyTokenizer | None = None
 
     @property
     @abstractmethod
@@ -62,11 +67,7 @@ class LocalTeacher(ABC):
 
     @abstractmethod
     def hidden_states(self, batch: Batch) -> Tensor:
-        """What its head is applied to [B, T, D]; documents of a row do not see one another."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """See Teacher."""
+        """Final hidden states [B, T, D]; documents of a sequence do not attend to each other."""
 
     def compile(self) -> None:  # noqa: B027, teachers may leave it out
         """Compiles its blocks; does nothing where that is not known to pay."""
@@ -74,17 +75,21 @@ class LocalTeacher(ABC):
     @property
     @abstractmethod
     def context(self) -> int | None:
-        """Tokens that it can see together; None where its config does not say."""
+        """Longest sequence it was made for, tokens; None where its config does not say."""
 
     @abstractmethod
     def forward_flops_per_token(self, seq_len: int) -> float:
-        """Of one token's forward pass, head included."""
+        """Operations for one token's forward pass, head included."""
+
+    def to(self, device: str) -> None:
+        """Moves its weights to a device."""
+        self.model.to(device)
 
     @torch.no_grad()
     def targets(
         self, batch: Batch, choices: Sequence[Choice], temperature: float
     ) -> list[SparseTargets]:
-        """See Teacher; a row's draws do not depend on the other rows."""
+        """What `choices` keep; the draws of a sequence do not depend on the rest of the batch."""
         x_BTD = self.hidden_states(batch)
         return [
             self.head.sparse_targets(x_TD, choose, temperature=temperature)

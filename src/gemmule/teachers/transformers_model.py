@@ -1,12 +1,12 @@
-"""Teachers that transformers runs: any causal language model it knows, without code of its own.
+"""Teachers that transformers runs: any causal language model it knows, without code of the model's.
 
-Documents of a row are taken apart and run each alone, several at a time, filled up on the right.
-A causal model cannot see what comes later, so what stands there changes nothing: it needs no mask,
-and holds for every architecture. A 4-D mask would not do: transformers uses it as it is in every
-layer, local ones too, whose window is then lost. Positions start anew with each document; those of
-a GemmaTeacher count on through the row, which to rotary positions is the same.
+The documents of a sequence are separated and run on their own, several at a time, padded on the
+right. A causal model does not see later tokens, so padding changes nothing: this needs no mask and
+is right for every architecture. A 4-D mask would be wrong: transformers applies it unchanged in
+every layer, so that local layers lose their window. Positions start at 0 in each document; a
+GemmaTeacher's count through the sequence, which makes no difference to rotary embeddings.
 
-Shapes: B batch, T tokens of a row, M tokens of a document, R documents at once, D model,
+Shapes: B sequences, T tokens of a sequence, M tokens of a document, R documents at once, D model,
 V vocabulary.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.data.batch import Batch
@@ -25,7 +25,7 @@ from gemmule.losses.head import Head
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.teachers.teacher import LocalTeacher
 
-# What transformers raises for a folder that it can make nothing of.
+# Exceptions that transformers raises for a folder that it cannot read.
 _REFUSALS = (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError)
 _PROBE_TOKENS = 12
 _TOLERANCE = 1e-4
@@ -49,11 +49,11 @@ def import_transformers(what: str = "a teacher that is not a Gemma 2") -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder, as transformers reads it; no code of the folder's is run.
+    """The tokenizer in a folder, as transformers reads it, without running code from the folder.
 
     Raises:
         MissingExtraError: when transformers is not installed.
-        CheckpointError: when it finds none that it can read.
+        CheckpointError: when there is no readable tokenizer.
     """
     transformers = import_transformers()
     try:
@@ -70,23 +70,23 @@ class TransformersTeacher(LocalTeacher):
     """A causal language model of transformers.
 
     Args:
-        path: where it was found, as the user called it.
+        path: its location, as the user gave it.
         model: the network with its head.
-        vocab_size: pieces of its tokenizer; further rows of its head are padding.
+        vocab_size: size of its tokenizer's vocabulary; further rows of its head are padding.
 
     Raises:
-        CheckpointError: when its logits are not its head's product with its hidden states.
+        CheckpointError: when its logits are not the product of its head and hidden states.
     """
 
     def __init__(self, path: str, model: Any, vocab_size: int) -> None:
         self.path, self._vocab_size = path, vocab_size
-        self.module: nn.Module = model.requires_grad_(False).eval()
+        self.model = model.requires_grad_(False).eval()
         self._base, self._config = model.base_model, model.config.get_text_config()
         self._out = model.get_output_embeddings()
         rows = 0 if self._out is None else len(self._out.weight)
         if rows < vocab_size:
             raise CheckpointError(
-                f"the head of {path} has {rows} rows, and its tokenizer {vocab_size} pieces: its "
+                f"the head of {path} has {rows} rows, and its tokenizer {vocab_size} tokens: its "
                 "files do not belong together"
             )
         self._check_head()
@@ -94,7 +94,7 @@ class TransformersTeacher(LocalTeacher):
 
     @classmethod
     def open(cls, path: str, folder: Path, vocab_size: int) -> "TransformersTeacher":
-        """Loads a model from its folder: safetensors only, in fp32, no code of its own.
+        """Loads a model from its folder: from safetensors, in fp32, without running code from it.
 
         Raises:
             MissingExtraError: when transformers is not installed.
@@ -112,14 +112,14 @@ class TransformersTeacher(LocalTeacher):
         except (*_REFUSALS, RuntimeError, SafetensorError) as e:
             raise CheckpointError(
                 f"transformers cannot load {path} ({first_line(e)}): a teacher is a causal "
-                "language model that it knows without code of the model's own, with weights in "
+                "language model of an architecture that transformers has, with weights in "
                 "safetensors"
             ) from None
         return cls(path, model, vocab_size)
 
     @property
     def vocab_size(self) -> int:
-        """Pieces of its tokenizer."""
+        """Size of its tokenizer's vocabulary."""
         return self._vocab_size
 
     @property
@@ -133,12 +133,12 @@ class TransformersTeacher(LocalTeacher):
 
     @property
     def context(self) -> int | None:
-        """As its config says, where it does."""
-        found = getattr(self._config, "max_position_embeddings", None)
-        return int(found) if isinstance(found, int) and found > 0 else None
+        """Longest sequence according to its config; None where that says nothing."""
+        length = getattr(self._config, "max_position_embeddings", None)
+        return int(length) if isinstance(length, int) and length > 0 else None
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Final hidden states [B, T, D]; zero where there is padding."""
+        """Final hidden states [B, T, D], zero at padding."""
         documents = _documents(batch.doc_ids_BT)
         rows, length = batch.tokens_BT.shape
         width, dtype = self._out.weight.shape[1], self._out.weight.dtype
@@ -158,46 +158,46 @@ class TransformersTeacher(LocalTeacher):
         return x_BTD
 
     def describe(self) -> dict[str, Any]:
-        """Path, weights' fingerprint, parameters, architecture and final cap."""
+        """Path, fingerprint of the weights, parameters, architecture and final soft cap."""
         return {
             "path": self.path,
             "backend": "transformers",
             "fingerprint": self._fingerprint,
-            "parameters": sum(p.numel() for p in self.module.parameters()),
-            "architecture": type(self.module).__name__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "architecture": type(self.model).__name__,
             "final_logit_softcapping": self._cap,
         }
 
     def forward_flops_per_token(self, seq_len: int) -> float:
-        """Two for each weight that is multiplied (all experts of a mixture), and attention's."""
+        """Two operations per multiplied weight (all experts of a mixture), and attention's."""
         weights = sum(p.numel() for p in self._base.parameters()) + self._out.weight.numel()
-        embedding = self.module.get_input_embeddings().weight.numel()  # type: ignore[operator]
+        embedding = self.model.get_input_embeddings().weight.numel()  # type: ignore[operator]
         layers = getattr(self._config, "num_hidden_layers", 0)
         return 2.0 * (weights - embedding) + 2.0 * layers * seq_len * self._out.weight.shape[1]
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Compares logits made from hidden states with the model's own, on random ids."""
+        """Compares logits computed from hidden states with the model's own, on random ids."""
         generator = torch.Generator().manual_seed(0)
         tokens_BT = torch.randint(self._vocab_size, (2, _PROBE_TOKENS), generator=generator)
         try:
-            theirs = self.module(tokens_BT, use_cache=False).logits
+            theirs = self.model(tokens_BT, use_cache=False).logits
             x_BTD = self._base(tokens_BT, use_cache=False).last_hidden_state
             ours = soft_cap(x_BTD @ self._out.weight.T, self._cap)
         except (RuntimeError, TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(
-                f"{self.path} ({type(self.module).__name__}) cannot be run on token ids alone "
+                f"{self.path} ({type(self.model).__name__}) cannot be run on token ids alone "
                 f"({first_line(e)}): a teacher is a decoder of text"
             ) from None
         size = theirs.abs().max()
-        off = float(((ours - theirs).abs().max() / size).nan_to_num(torch.inf))
+        error = float(((ours - theirs).abs().max() / size).nan_to_num(torch.inf))
         if not bool(theirs.isfinite().all()):
             raise CheckpointError(f"{self.path} computes NaN or Inf on ordinary ids")
-        if off > _TOLERANCE:
+        if error > _TOLERANCE:
             raise CheckpointError(
-                f"{self.path} ({type(self.module).__name__}) makes its logits otherwise than as "
-                f"its head's product with its hidden states (they differ by {off:.1e} of the "
-                f"largest): {self._what_differs(theirs / ours)}. Such a teacher cannot be used"
+                f"the logits of {self.path} ({type(self.model).__name__}) are not the product of "
+                f"its head and its hidden states (they differ by {error:.1e} of the largest): "
+                f"{self._what_differs(theirs / ours)}. Such a teacher cannot be used"
             )
 
     def _what_differs(self, ratio: Tensor) -> str:
@@ -209,34 +209,34 @@ class TransformersTeacher(LocalTeacher):
             return f"its config scales the logits ({named[0]})"
         if bool(((ratio - ratio.mean()).abs() < 1e-2 * ratio.mean().abs()).all()):
             return f"they are multiplied by {float(ratio.mean()):.3g}"
-        return "something is done to them that its config does not name"
+        return "its config does not name the reason"
 
 
 Document = tuple[int, int, int]  # row, first token, token after the last
 
 
 def _documents(doc_ids_BT: Tensor) -> list[Document]:
-    """Where the documents of a batch are; padding is none."""
-    found: list[Document] = []
-    for row, segments_T in enumerate(doc_ids_BT.cpu()):
-        values, counts = segments_T.unique_consecutive(return_counts=True)
+    """Positions of the documents of a batch, without padding."""
+    documents: list[Document] = []
+    for row, doc_ids_T in enumerate(doc_ids_BT.cpu()):
+        values, counts = doc_ids_T.unique_consecutive(return_counts=True)
         stop = 0
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             start, stop = stop, stop + count
             if value:
-                found.append((row, start, stop))
-    return found
+                documents.append((row, start, stop))
+    return documents
 
 
-def _groups(documents: list[Document], most: int) -> list[list[Document]]:
-    """Documents to run at once: of like length, and with filling no more than `most` tokens."""
+def _groups(documents: list[Document], max_tokens: int) -> list[list[Document]]:
+    """Documents to run at once: of similar length, at most `max_tokens` tokens with padding."""
     groups: list[list[Document]] = []
     for document in sorted(documents, key=lambda d: d[1] - d[2]):
-        # The longest comes first in a group, and says what each of it takes.
+        # The first document of a group is the longest; all others are padded to it.
         if groups:
             _, start, stop = groups[-1][0]
             same_size = 2 * (document[2] - document[1]) >= stop - start
-            if same_size and (len(groups[-1]) + 1) * (stop - start) <= most:
+            if same_size and (len(groups[-1]) + 1) * (stop - start) <= max_tokens:
                 groups[-1].append(document)
                 continue
         groups.append([document])

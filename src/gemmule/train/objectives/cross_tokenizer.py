@@ -9,7 +9,7 @@ from gemmule.data.batch import Batch
 from gemmule.losses.span_likelihood import span_log_likelihoods, span_matching
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.alignment import align_batch
-from gemmule.teachers.pieces import Pieces
+from gemmule.teachers.any_tokenizer import AnyTokenizer
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.train.objective import Objective
 
@@ -18,24 +18,24 @@ class CrossTokenizerDistillation(Objective):
     """Matches the teacher's likelihoods of spans of text (losses/span_likelihood.py).
 
     Args:
-        teacher: model that reads its own tokenization of the same documents; it has `pieces`.
-        pieces: tokenizer of the data.
+        teacher: model that reads its own tokenization of the same documents; it has a `tokenizer`.
+        tokenizer: tokenizer of the data.
         span_temperature: temperature of the spans' likelihoods, see span_matching.
         alpha: weight of the next-token loss.
     """
 
     def __init__(
-        self, teacher: LocalTeacher, pieces: Pieces, span_temperature: float, alpha: float
+        self, teacher: LocalTeacher, tokenizer: AnyTokenizer, span_temperature: float, alpha: float
     ) -> None:
-        assert teacher.pieces is not None
-        self.teacher, self.pieces = teacher, (pieces, teacher.pieces)
+        assert teacher.tokenizer is not None
+        self.teacher, self.tokenizers = teacher, (tokenizer, teacher.tokenizer)
         self.span_temperature, self.alpha = span_temperature, alpha
 
     def loss(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss of the spans; further sums: the next-token loss and the number of spans."""
-        aligned = align_batch(batch, *self.pieces, self.teacher.context)
+        aligned = align_batch(batch, *self.tokenizers, self.teacher.context)
         device = batch.tokens_BT.device
-        theirs = aligned.teacher.to(str(device))
+        theirs = aligned.teacher.to(device)
         with torch.no_grad():
             teacher_log_p_M = self.teacher.head.log_likelihoods(
                 self.teacher.hidden_states(theirs).flatten(0, 1), theirs.labels_BT.flatten()
@@ -76,6 +76,6 @@ class CrossTokenizerDistillation(Objective):
     def prepare(self, device: str, compiled: bool) -> None:
         """Also moves the teacher to the device, and compiles it."""
         super().prepare(device, compiled)
-        self.teacher.module.to(device)
+        self.teacher.to(device)
         if compiled:
             self.teacher.compile()

@@ -103,6 +103,6 @@ class Distillation(Objective):
     def prepare(self, device: str, compiled: bool) -> None:
         """Also moves the teacher to the device, and compiles it."""
         super().prepare(device, compiled)
-        self.teacher.module.to(device)
+        self.teacher.to(device)
         if compiled:
             self.teacher.compile()

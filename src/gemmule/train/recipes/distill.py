@@ -7,7 +7,7 @@ from gemmule.errors import ConfigError, DataError
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import open_foreign_teacher, open_teacher
-from gemmule.teachers.pieces import OwnPieces
+from gemmule.teachers.any_tokenizer import OwnTokenizer
 from gemmule.train.config import DistillConfig, RunConfig
 from gemmule.train.initial_model import initial_model
 from gemmule.train.objectives.cross_tokenizer import CrossTokenizerDistillation
@@ -58,7 +58,7 @@ def _across_tokenizers(
     teacher = open_foreign_teacher(path, config.data.seq_len)
     source = packed_text(config, dataset)
     objective = CrossTokenizerDistillation(
-        teacher, OwnPieces(dataset.tokenizer), settings.span_temperature, settings.alpha
+        teacher, OwnTokenizer(dataset.tokenizer), settings.span_temperature, settings.alpha
     )
     return language_model_recipe(
         config, dataset, student, source, objective, teachers=[teacher.describe()]
@@ -69,7 +69,7 @@ def _from_store(
     config: RunConfig, settings: DistillConfig, path: Path, dataset: Dataset, student: Gemma
 ) -> Recipe:
     store = _open_store(config, path, student, dataset)
-    source = packed_text(config, dataset, store.windows)
+    source = packed_text(config, dataset, store.sequences)
     objective = StoredDistillation(store, settings.temperature, settings.alpha, settings.divergence)
     return language_model_recipe(
         config,
@@ -104,7 +104,7 @@ def _open_store(config: RunConfig, path: Path, student: Gemma, dataset: Dataset)
             f"record again with --seq-len {data.seq_len}"
         )
     _check_vocabulary(f"the teacher of {path}", store.vocab_size, student)
-    store.check_whole()
+    store.check_complete()
     return store
 
 

@@ -1,4 +1,4 @@
-"""What a tokenizer's ids stand for in bytes, whoever's it is."""
+"""The bytes that each token stands for, for a tokenizer of any library."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -12,12 +12,12 @@ from gemmule.teachers.same_tokenizer import TEXTS
 _SPACE = "\u2581"
 
 
-class Pieces(ABC):
-    """A tokenizer, as alignment sees it.
+class AnyTokenizer(ABC):
+    """A tokenizer, as alignment needs it.
 
     Attributes:
-        bos: id that opens a text; None for none.
-        eos: id that ends one; None for none.
+        bos: id of the token that opens a text; None: there is none.
+        eos: id of the token that ends a text; None: there is none.
     """
 
     bos: int | None
@@ -25,69 +25,69 @@ class Pieces(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without markers."""
+        """Ids of a text, without <bos> and <eos>."""
 
     @abstractmethod
-    def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each id; none for markers."""
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; control tokens have none."""
 
 
-class OwnPieces(Pieces):
-    """Of gemmule's own tokenizer."""
+class OwnTokenizer(AnyTokenizer):
+    """gemmule's own tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.bos, self.eos = tokenizer.bos_id, tokenizer.eos_id
 
     def encode(self, text: str) -> list[int]:
-        """See Pieces."""
+        """Ids of a text, without <bos> and <eos>."""
         return self._tokenizer.encode(text)
 
-    def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """See Pieces."""
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; control tokens have none."""
         return [self._tokenizer.decode_bytes([i]) for i in ids]
 
 
-class TransformersPieces(Pieces):
-    """Of a tokenizer of transformers: a byte-level BPE, or one with SentencePiece's pieces.
+class TransformersTokenizer(AnyTokenizer):
+    """A tokenizer of transformers: a byte-level BPE, or one with SentencePiece's spelling.
 
-    Which of the two is found out by trying.
+    Which of the two it is is determined by trying both.
 
     Args:
-        name: whose it is, for error messages.
-        tokenizer: as AutoTokenizer loads it.
+        name: the model it belongs to, for error messages.
+        tokenizer: the tokenizer, as AutoTokenizer loads it.
 
     Raises:
-        TokenizerError: when its pieces do not add up to the texts that they are cut from.
+        TokenizerError: when the bytes of its tokens do not add up to the texts.
     """
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self._special = set(tokenizer.all_special_ids)
-        for spelled in (_sentencepiece, _byte_level):
-            self._spelled: Callable[[str], bytes] = spelled
+        for spelling in (_sentencepiece, _byte_level):
+            self._bytes_of: Callable[[str], bytes] = spelling
             if all(self._adds_up(text) for text in TEXTS):
                 return
         raise TokenizerError(
-            f"the tokenizer of {name} changes text before it cuts it, or its pieces are of a kind "
-            "that is not known here: its spans cannot be found in the text. Take another teacher"
+            f"the tokenizer of {name} changes text before it splits it, or spells its tokens in an "
+            "unknown way, so its tokens cannot be located in the text: choose another teacher"
         )
 
     def encode(self, text: str) -> list[int]:
-        """See Pieces."""
+        """Ids of a text, without <bos> and <eos>."""
         return [int(i) for i in self._tokenizer(text, add_special_tokens=False).input_ids]
 
-    def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """See Pieces; a space that the tokenizer puts before a text is one byte too many."""
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; a space that the tokenizer puts before a text is included."""
         names = self._tokenizer.convert_ids_to_tokens(list(ids))
         return [
-            b"" if i in self._special or name is None else self._spelled(name)
+            b"" if i in self._special or name is None else self._bytes_of(name)
             for i, name in zip(ids, names, strict=True)
         ]
 
     def _adds_up(self, text: str) -> bool:
-        return b"".join(self.pieces(self.encode(text))).removeprefix(b" ") == (
+        return b"".join(self.token_bytes(self.encode(text))).removeprefix(b" ") == (
             text.encode().removeprefix(b" ")
         )
 
