@@ -103,7 +103,7 @@ def test_what_would_not_show_is_not_passed(
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, "wants a key"), (404, "ending in /v1"), (500, "HTTP 500")]
+    ("status", "message"), [(401, "requires a key"), (404, "ending in /v1"), (500, "HTTP 500")]
 )
 def test_http_errors(folder: str, server: Server, status: int, message: str) -> None:
     server.status = status
@@ -118,7 +118,7 @@ def test_a_web_page_is_no_api(folder: str, server: Server) -> None:
 
 
 def test_a_name_that_is_not_served(folder: str, server: Server) -> None:
-    with pytest.raises(ConfigError, match="'large' was asked for"):
+    with pytest.raises(ConfigError, match="check the name of the model, 'large'"):
         run_doctor(folder, backend="openai", url=server.url, served="large")
 
 
@@ -144,7 +144,7 @@ def test_no_log_probabilities(folder: str, server: Server, monkeypatch: pytest.M
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"backend": "openai"}, "--backend openai needs --url"),
         ({"url": "http://127.0.0.1:1/v1"}, "--backend openai needs --url"),
-        ({"backend": "openai", "url": "localhost:8000"}, "is no address"),
+        ({"backend": "openai", "url": "localhost:8000"}, "is not an address"),
     ],
 )
 def test_options_are_checked(folder: str, options: dict[str, Any], message: str) -> None:

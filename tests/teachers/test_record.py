@@ -312,7 +312,9 @@ def test_mismatches_are_refused(
     other = prepare(tmp_path / "text", pieces, tmp_path / "other").path
     refused(DataError, "recorded on other data", data={"path": str(other)})
     refused(ConfigError, "set data.seq_len = 24", data={"seq_len": 16})
-    refused(ConfigError, "only top_k and top_p ones can be converted", objective={"temperature": 2.0})
+    refused(
+        ConfigError, "only top_k and top_p ones can be converted", objective={"temperature": 2.0}
+    )
     refused(ConfigError, "needs the teacher's whole distribution", objective={"loss": "reverse_kl"})
     refused(ConfigError, "set model.vocab_size = 512", model={**tiny()["model"], "vocab_size": 600})
     refused(ConfigError, "set either teacher", objective={"teacher": "runs/some"})

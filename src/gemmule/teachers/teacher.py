@@ -69,7 +69,7 @@ class LocalTeacher(Teacher):
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D]; documents of a sequence do not attend to each other."""
 
-    def compile(self) -> None:  # noqa: B027, teachers may leave it out
+    def compile(self) -> None:
         """Compiles its blocks; does nothing where that is not known to pay."""
 
     @property

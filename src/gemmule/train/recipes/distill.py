@@ -5,9 +5,9 @@ from pathlib import Path
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError, DataError
 from gemmule.model.gemma import Gemma
+from gemmule.teachers.any_tokenizer import OwnTokenizer
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import open_foreign_teacher, open_teacher
-from gemmule.teachers.any_tokenizer import OwnTokenizer
 from gemmule.train.config import DistillConfig, RunConfig
 from gemmule.train.initial_model import initial_model
 from gemmule.train.objectives.cross_tokenizer import CrossTokenizerDistillation
