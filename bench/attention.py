@@ -183,7 +183,7 @@ def make_attention(settings: Mapping[str, Any]) -> Callable[[int], Callable[...,
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled anew for every length; torch's default of 8 shapes would stop short."""
+    """Compiles the function for each length; torch's default limit of 8 shapes is too low."""
     import torch
 
     torch._dynamo.config.recompile_limit = 64
@@ -234,8 +234,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             harness.say(f"length {length}")
             replies, took = harness.take_turns(able, args.rounds, length=length, steps=args.steps)
             seconds += took
-            for mode, found in replies.items():
-                times[mode][length] = [harness.rounded(r["seconds"]) for r in found]
+            for mode, answers in replies.items():
+                times[mode][length] = [harness.rounded(r["seconds"]) for r in answers]
         idle_cpu = {w.mode: harness.rounded(w.idle_cpu_seconds) for w in workers}
     modes = {}
     for mode in args.modes:
@@ -264,7 +264,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         },
         "modes": modes,
         "ratios": ratios(modes),
-        "sweep": {mode: sweep_of(found) for mode, found in times.items()},
+        "sweep": {mode: sweep_of(seconds) for mode, seconds in times.items()},
         "left_out": {
             mode: [n for n in sweep if not fits(mode, n, settings)]
             for mode in args.modes
@@ -281,27 +281,27 @@ def difference(mode: str, first: Mapping[str, Mapping[str, Any]]) -> float | Non
     """
     if mode in OTHER_FUNCTION or "plain-windowed" not in first:
         return None
-    found = []
+    differences = []
     for key in ("output", "gradient"):
         plain = first["plain-windowed"][key]
         apart = max(abs(a - b) for a, b in zip(first[mode][key], plain, strict=True))
-        found.append(apart / max(map(abs, plain)))
-    return max(found)
+        differences.append(apart / max(map(abs, plain)))
+    return max(differences)
 
 
 def agreement(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Whether all modes that should compute the same did."""
-    found = [m["difference_from_plain"] for m in modes.values()]
-    largest = max((d for d in found if d is not None), default=0.0)
+    differences = [m["difference_from_plain"] for m in modes.values()]
+    largest = max((d for d in differences if d is not None), default=0.0)
     return {"largest_difference": largest, "tolerance": TOLERANCE, "agrees": largest <= TOLERANCE}
 
 
-def sweep_of(found: Mapping[int, Sequence[float]]) -> list[dict[str, Any]]:
+def sweep_of(by_length: Mapping[int, Sequence[float]]) -> list[dict[str, Any]]:
     """Times by length; "growth" is the time over that at half the length (2 linear, 4 square)."""
     rows = []
-    for length, repetitions in found.items():
+    for length, repetitions in by_length.items():
         seconds = harness.median(repetitions)
-        half = found.get(length // 2)
+        half = by_length.get(length // 2)
         rows.append(
             {
                 "seq_len": length,
@@ -317,16 +317,16 @@ def sweep_of(found: Mapping[int, Sequence[float]]) -> list[dict[str, Any]]:
 def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The windowed contestant of gemmule against every other."""
     ours = next((m for m in modes if m.startswith("gemmule-windowed")), None)
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     for name, m in modes.items():
         if ours is not None and name != ours:
             label = name.replace("-", "_")
-            found[f"vs_{label}"] = harness.rounded(m["seconds"] / modes[ours]["seconds"])
+            ratios[f"vs_{label}"] = harness.rounded(m["seconds"] / modes[ours]["seconds"])
             for kind in ("peak_memory", "peak_growth"):
                 if m[f"{kind}_mb"] > 0:
                     share = modes[ours][f"{kind}_mb"] / m[f"{kind}_mb"]
-                    found[f"{kind}_vs_{label}"] = harness.rounded(share)
-    return found
+                    ratios[f"{kind}_vs_{label}"] = harness.rounded(share)
+    return ratios
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -349,18 +349,18 @@ def show(report: Mapping[str, Any]) -> None:
         f"{settings['heads']}/{settings['kv_heads']} heads of {settings['head_dim']}, "
         f"{settings['threads']} threads",
     )
-    by_length = {mode: {r["seq_len"]: r for r in found} for mode, found in sweep.items()}
+    by_length = {mode: {r["seq_len"]: r for r in rows} for mode, rows in sweep.items()}
     table(
         ["µs a token at length", *map(str, settings["sweep"])],
         [
             (
                 mode,
                 *(
-                    f"{found[n]['microseconds_per_token']:.1f}" if n in found else "-"
+                    f"{rows[n]['microseconds_per_token']:.1f}" if n in rows else "-"
                     for n in settings["sweep"]
                 ),
             )
-            for mode, found in by_length.items()
+            for mode, rows in by_length.items()
         ],
     )
     if not report["agreement"]["agrees"]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from gemmule.console import facts, table
+from gemmule.console import key_values, table
 from gemmule.runtime import host
 
 MODES = ("gemmule", "transformers", "read")
@@ -213,13 +213,13 @@ def export(folder: Path, out: Path) -> dict[str, Any]:
 
 def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Gemmule's seconds and peak over the others'."""
-    found = {}
+    ratios = {}
     for mode, figures in modes.items():
         if mode == "gemmule" or "gemmule" not in modes:
             continue
         for kind, key in (("warm", "seconds"), ("cold", "seconds_cold"), ("peak", "peak_rss_mb")):
-            found[f"{kind}_vs_{mode}"] = harness.rounded(modes["gemmule"][key] / figures[key])
-    return found
+            ratios[f"{kind}_vs_{mode}"] = harness.rounded(modes["gemmule"][key] / figures[key])
+    return ratios
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -241,12 +241,12 @@ def show(report: Mapping[str, Any]) -> None:
         rows,
         title=f"Gemma 2 {report['settings']['preset'].upper()} in bf16, {size:.2f} GB",
     )
-    found = report["export"]
-    facts(
+    export = report["export"]
+    key_values(
         [
-            ["GGUF Q8_0", f"{found['seconds']:.1f} s, peak {found['peak_rss_mb']:,.0f} MB"],
-            ["weights", f"error {found['weights']['relative_error']:.2e} (RMS)"],
-            *([name, str(value)] for name, value in found["reader"].items()),
+            ["GGUF Q8_0", f"{export['seconds']:.1f} s, peak {export['peak_rss_mb']:,.0f} MB"],
+            ["weights", f"error {export['weights']['relative_error']:.2e} (RMS)"],
+            *([name, str(value)] for name, value in export["reader"].items()),
         ]
     )
 

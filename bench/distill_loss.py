@@ -24,7 +24,7 @@ gemmule (or gemmule-eager, where only that takes part) then also runs at `tokens
 gemmule's at `tokens`, `plain_peak_extra_mb` what the plain version would take there, from its
 growth between the two sizes of `plain_peaks_mb`. (Smaller ones would not do: the peak of few tokens
 is in the backward pass, whose share are the gradients; that of many is in the forward pass.)
-Nobody has the allocator setting that
+No contestant has the allocator setting that
 gemmule's training uses. Large heads are a random block repeated at other scales: quick to make,
 and no two rows are equal.
 """
@@ -342,15 +342,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The first contestant of each group over the others of it, in time and in memory."""
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     for group in SAME:
         ours, *others = [m for m in group if m in modes] or [""]
         for other in others if ours.startswith("gemmule") else []:
             for kind, key in (("time", "seconds"), ("memory", "peak_extra_mb")):
                 a, b = modes[ours][key], modes[other][key]
                 if a > 0 and b > 0:
-                    found[f"{kind}_vs_{other.replace('-', '_')}"] = harness.rounded(a / b)
-    return found
+                    ratios[f"{kind}_vs_{other.replace('-', '_')}"] = harness.rounded(a / b)
+    return ratios
 
 
 def agreement(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -365,14 +365,14 @@ def agreement(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def show(report: Mapping[str, Any]) -> None:
     """Prints the report as a table."""
-    settings, found = report["settings"], report["ratios"]
+    settings, ratios = report["settings"], report["ratios"]
     rows = [
         (
             name,
             f"{m['seconds']:.3g}",
             f"{min(m['repetitions']):.3g}-{max(m['repetitions']):.3g}",
             f"{m['peak_extra_mb']:,.0f}",
-            f"{found.get('time_vs_' + name.replace('-', '_'), 1.0):.2f}",
+            f"{ratios.get('time_vs_' + name.replace('-', '_'), 1.0):.2f}",
         )
         for name, m in report["modes"].items()
     ]

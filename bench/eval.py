@@ -1,11 +1,11 @@
-"""Multiple choice, documents a second: gemmule as lm-eval's model beside lm-eval's `hf` backend.
+"""Multiple choice, documents per second: gemmule as lm-eval's model against lm-eval's `hf` backend.
 
 Both are given the same requests through lm-eval's own interface, and are timed from text to
 log-likelihoods. Prompts are made once, before. lm-eval's backend runs with each of several batch
 sizes, and is compared at the best of them for each benchmark: `ratios` are gemmule's documents a
 second over its. In `all`, each benchmark counts as many documents as it has. What the contestants
 find is compared request by request (`agreement`). `peak_rss_mb` is a process's largest resident
-size, weights and imports included; what imports alone take stands beside it.
+size, weights and imports included; what imports alone take is listed as well.
 
 The model is random, of --preset, with a tokenizer trained on Python's own library, unless --model
 names one: a run or a folder in Hugging Face's layout. Documents are those of --data-dir (laid out
@@ -49,10 +49,10 @@ class Kind:
 
     Attributes:
         shots: examples before each question.
-        context: of a question and of each example.
-        choices: how many.
-        answer: of each choice.
-        contexts_differ: the choice stands in the context, as in Winogrande.
+        context: characters of a question and of each example.
+        choices: number of choices.
+        answer: characters of each choice.
+        contexts_differ: whether the choice is in the context, as in Winogrande.
         same_examples: for every question, as in a subject of MMLU; else drawn for each.
     """
 
@@ -136,10 +136,10 @@ def build(settings: Mapping[str, Any]) -> harness.Handler:
     def handle(request: Mapping[str, Any]) -> harness.Reply:
         asked = instances(request["benchmark"], documents[request["benchmark"]])
         began = time.perf_counter()
-        found = lm.loglikelihood(asked, disable_tqdm=True)
+        scores = lm.loglikelihood(asked, disable_tqdm=True)
         seconds = time.perf_counter() - began
         return {
-            "seconds": seconds, "found": found if request["tell"] else None,
+            "seconds": seconds, "scores": scores if request["tell"] else None,
             "peak_rss_mb": harness.peak_mb(), "imports_rss_mb": imports_mb,
         }  # fmt: skip
 
@@ -179,7 +179,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         first: dict[str, dict[str, list[Any]]] = {}
         for name in documents:
             harness.say(f"{name}: {len(documents[name])} documents")
-            first[name] = {w.mode: w.ask(benchmark=name, tell=True)["found"] for w in workers}
+            first[name] = {w.mode: w.ask(benchmark=name, tell=True)["scores"] for w in workers}
             taken[name], _ = harness.take_turns(workers, args.rounds, benchmark=name, tell=False)
         idle = {w.mode: harness.rounded(w.idle_cpu_seconds) for w in workers}
     benchmarks = {
@@ -263,15 +263,15 @@ def published(name: str, data_dir: Path, count: int) -> list[Pairs]:
             tasks = list(load_tasks(suites.find(name), data_dir).tasks.values())[:SUBJECTS]
     except Unavailable as e:
         raise ConfigError(f"{name}: {e}; leave it out with --benchmarks") from None
-    found = []
+    rows = []
     for task in tasks:
         with silenced():
             task.build_all_requests(limit=-(-count // len(tasks)))
         documents: dict[int, Pairs] = {}
         for instance in task.instances:
             documents.setdefault(instance.doc_id, []).append(instance.args)
-        found += documents.values()
-    return found[:count]
+        rows += documents.values()
+    return rows[:count]
 
 
 def made_up(kind: Kind, count: int) -> list[Pairs]:
@@ -327,15 +327,15 @@ def fitting(
 
 def speeds(count: int, replies: Mapping[str, Sequence[harness.Reply]]) -> dict[str, Any]:
     """A benchmark's documents a second, by contestant, and how ours compare."""
-    found: dict[str, Any] = {}
+    modes: dict[str, Any] = {}
     for mode, of_mode in replies.items():
         rates = [harness.rounded(count / r["seconds"]) for r in of_mode]
-        found[mode] = {"documents_per_second": harness.median(rates), "repetitions": rates}
-    rate = {mode: figures["documents_per_second"] for mode, figures in found.items()}
+        modes[mode] = {"documents_per_second": harness.median(rates), "repetitions": rates}
+    rate = {mode: figures["documents_per_second"] for mode, figures in modes.items()}
     theirs = {mode: value for mode, value in rate.items() if mode != OURS}
     best = max(theirs, key=lambda mode: theirs[mode], default=None)
     ratio = harness.rounded(rate[OURS] / theirs[best]) if best and OURS in rate else None
-    return {"modes": found, "hf_best": best, "vs_hf_best": ratio}
+    return {"modes": modes, "hf_best": best, "vs_hf_best": ratio}
 
 
 def of_mode(
@@ -381,8 +381,8 @@ def ratios(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def agreement(first: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
     """How far contestants are apart, request by request."""
     worst, unlike = 0.0, 0
-    for found in first.values():
-        reference, *rest = found.values()
+    for scores in first.values():
+        reference, *rest = scores.values()
         for other in rest:
             pairs = list(zip(reference, other, strict=True))
             worst = max(worst, *(abs(a[0] - b[0]) for a, b in pairs))
@@ -416,9 +416,9 @@ def show(report: Mapping[str, Any]) -> None:
         ["documents/s", "n", *modes, "x best hf"], rows,
         title=f"multiple choice, {report['settings']['threads']} threads",
     )  # fmt: skip
-    found = report["agreement"]
+    agreement = report["agreement"]
     harness.say(
-        f"largest difference of a log-likelihood: {found['largest_difference_nats']:.1e} nats"
+        f"largest difference of a log-likelihood: {agreement['largest_difference_nats']:.1e} nats"
     )
 
 

@@ -2,7 +2,7 @@
 
 Every contestant lives in a process of its own, so that its peak memory is its own and no setting
 of one touches another. It warms up and then blocks on its standard input. The parent goes round
-and asks one at a time, so that whatever else the machine is doing hits all alike; how much
+and asks one at a time, so that other load on the machine affects all contestants equally; how much
 processor time a worker used while it should have slept is in the report.
 """
 
@@ -84,8 +84,8 @@ class Worker:
         if not line:
             self._process.wait()
             self._errors.seek(0)
-            said = "\n".join(self._errors.read().strip().splitlines()[-12:])
-            raise WorkerError(f"{self.mode} failed (exit {self._process.returncode}):\n{said}")
+            output = "\n".join(self._errors.read().strip().splitlines()[-12:])
+            raise WorkerError(f"{self.mode} failed (exit {self._process.returncode}):\n{output}")
         reply: Reply = json.loads(line)
         self.idle_cpu_seconds += reply.pop("idle_cpu_seconds")
         return reply

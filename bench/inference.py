@@ -1,4 +1,4 @@
-"""How fast a 2B model runs here: gemmule beside llama.cpp, and both beside the machine's limits.
+"""How fast a 2B model runs here: gemmule against llama.cpp, and both against the machine's limits.
 
 A Gemma 2 2B of random weights is made once, in --folder, in our int4 and int8 and as llama.cpp's
 Q4_0 (token embedding in Q6_K, as its own quantizer has it) and Q8_0. Each contestant lives in a
@@ -9,7 +9,7 @@ process of its own, and those that are compared take turns; figures are medians:
 - prefill: a prompt of 512 tokens, to the first token of its answer.
 - load: from opening the file, which is in the system's cache, to the first token after a prompt of
   16; in a fresh process each time, its imports not counted. memory: that process's largest resident
-  size, imports and pages of mapped files included; what imports alone take stands beside it.
+  size, imports and pages of mapped files included; what imports alone take is listed as well.
 - context: a step near 8192 positions over one at 128, by default and with keys and values in int8.
 
 Both use the same number of threads and a float16 cache. llama.cpp runs under the interpreter of
@@ -227,7 +227,7 @@ class Transformers:
 
 def llama_pythons(given: Sequence[str] | None) -> dict[str, str]:
     """Interpreters that have llama_cpp, by label."""
-    found = {}
+    interpreters = {}
     for i, text in enumerate(given or [sys.executable]):
         label, equals, path = text.partition("=")
         if not equals:
@@ -238,14 +238,14 @@ def llama_pythons(given: Sequence[str] | None) -> dict[str, str]:
         except OSError as e:
             raise ConfigError(f"--llama-python {text}: {e.strerror}; give an interpreter") from None
         if not done.returncode:
-            found[label] = path
+            interpreters[label] = path
         elif given:
             raise ConfigError(
                 f"--llama-python {text}: it cannot import llama_cpp; install it there"
             )
-    if not found:
+    if not interpreters:
         harness.say("llama-cpp-python is not installed: ours alone is measured")
-    return found
+    return interpreters
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class Others:
     """How much of the processor goes to anybody else. Taking turns does not make up for it.
 
     Threads that wait for one another in a busy loop lose all their speed when one of them is not
-    running, and contestants differ in how they wait: beside one other busy process steps took 50
+    running, and contestants differ in how they wait: with one other busy process, steps took 50
     times as long in one of them and 2,000 times in the other.
     """
 
@@ -335,11 +335,11 @@ class Others:
 def _best(replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The largest of each: whatever else runs can only lower them."""
     speeds = [reply["read_bytes_per_second"] for reply in replies]
-    found = {"read_bytes_per_second": {n: max(s[n] for s in speeds) for n in speeds[0]}}
+    limits = {"read_bytes_per_second": {n: max(s[n] for s in speeds) for n in speeds[0]}}
     for name in ("int8_operations_per_second", "float32_operations_per_second", "buffer_bytes"):
         values = [reply[name] for reply in replies if reply[name] is not None]
-        found[name] = max(values, default=None)
-    return found
+        limits[name] = max(values, default=None)
+    return limits
 
 
 def _pair(
@@ -388,21 +388,21 @@ def _pair(
                          "context": settings["batched_context"], "steps": max(2, steps // 2)},
             "prefill": {"what": "prefill", "tokens": settings["prompt"]},
         }  # fmt: skip
-        found = {}
+        replies = {}
         for what, request in asked.items():
             harness.say(what)
             for each in workers:
                 each.ask(**{**request, "steps": 2})  # warm
-            found[what], _ = harness.take_turns(workers, rounds, **request)
+            replies[what], _ = harness.take_turns(workers, rounds, **request)
         if settings["context"] and "gemmule int4" in made:
             comparing = [each for each in workers if each.mode != TRANSFORMERS]
-            found["long"] = _long(comparing, settings)
+            replies["long"] = _long(comparing, settings)
         idle = {each.mode: each.idle_cpu_seconds for each in workers}
     return {
         name: {
             **{key: made[name][key] for key in ("format", "head", "bits_per_weight", "bytes")
                if name in made},
-            **_figures(name, loads.get(name, []), found, settings),
+            **_figures(name, loads.get(name, []), replies, settings),
             "idle_cpu_seconds": idle[name],
         }
         for name in names
@@ -429,10 +429,10 @@ def _long(workers: Sequence[harness.Worker], settings: Mapping[str, Any]) -> dic
 def _figures(
     name: str,
     loads: Sequence[Mapping[str, Any]],
-    found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    replies: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Medians of one contestant, the repetitions beside them."""
+    """Medians of one contestant, with the repetitions."""
     figures: dict[str, Any] = {}
     if loads:
         figures["load_seconds"] = harness.median([reply["seconds"] for reply in loads])
@@ -441,18 +441,18 @@ def _figures(
         figures["imports_rss_mb"] = harness.median([reply["imports_mb"] for reply in loads])
         kept = ("resident_mb", "version", "system", "runner")
         figures |= {key: loads[-1][key] for key in kept if key in loads[-1]}
-    seconds = [reply["seconds"] for reply in found["prefill"][name]]
+    seconds = [reply["seconds"] for reply in replies["prefill"][name]]
     figures["prefill_tokens_per_second"] = settings["prompt"] / harness.median(seconds)
     figures["prefill_repetitions"] = seconds
     for what, many in (("decode", 1), ("batched8", SEQUENCES)):
-        turns = [reply["seconds"] for reply in found[what][name]]
+        turns = [reply["seconds"] for reply in replies[what][name]]
         step = harness.median([second for turn in turns for second in turn])
         figures[f"{what}_tokens_per_second"] = many / step
         figures[f"{what}_repetitions"] = [harness.median(turn) for turn in turns]
-    if name in found.get("long", {}):
+    if name in replies.get("long", {}):
         short = 1 / figures["decode_tokens_per_second"]
         for key, label in (("seconds", "context"), ("int8_seconds", "context_int8_cache")):
-            turns = [reply[key] for reply in found["long"][name] if key in reply]
+            turns = [reply[key] for reply in replies["long"][name] if key in reply]
             if turns:
                 step = harness.median([second for turn in turns for second in turn])
                 figures[f"{label}_step_seconds"] = step
@@ -471,18 +471,18 @@ def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         ("load_int4", "int4", "load_seconds", min),
         ("memory_int4", "int4", "peak_rss_mb", min),
     )
-    found = {}
+    ratios = {}
     for name, form, key, best in wanted:
         builds = [m[key] for mode, m in modes.items() if f"llama.cpp {PAIRS[form]}" in mode]
         if builds:
-            found[name] = harness.rounded(modes[f"gemmule {form}"][key] / best(builds))
+            ratios[name] = harness.rounded(modes[f"gemmule {form}"][key] / best(builds))
     for name, key in (
         ("context_8192", "context"),
         ("context_8192_int8_cache", "context_int8_cache"),
     ):
         if f"{key}_slowdown" in modes["gemmule int4"]:
-            found[name] = modes["gemmule int4"][f"{key}_slowdown"]
-    return found
+            ratios[name] = modes["gemmule int4"][f"{key}_slowdown"]
+    return ratios
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -521,8 +521,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         )
     lines += ["", "| ours over the best build of llama.cpp | |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in report["ratios"].items()]
-    said = {m["system"]: m["version"] for m in report["modes"].values() if "system" in m}
-    lines += [f"\nllama-cpp-python {version}: `{text}`" for text, version in said.items()]
+    systems = {m["system"]: m["version"] for m in report["modes"].values() if "system" in m}
+    lines += [f"\nllama-cpp-python {version}: `{text}`" for text, version in systems.items()]
     lines += [f"\n{message.splitlines()[0]}: left out" for message in report["failed"].values()]
     share = report["others_cpu_share"]
     if share is None or share > QUIET:

@@ -126,9 +126,9 @@ def _known(record: Path, about: Mapping[str, Any], place: Path) -> bool:
     """Whether the file that `record` describes is there, and of this shape."""
     if not (record.is_file() and place.exists()):
         return False
-    said = files.read_json(record)
-    same = all(said.get(key) == json.loads(json.dumps(value)) for key, value in about.items())
-    return same and said["path"] == str(place) and said["bytes"] == _bytes_of(place)
+    saved = files.read_json(record)
+    same = all(saved.get(key) == json.loads(json.dumps(value)) for key, value in about.items())
+    return same and saved["path"] == str(place) and saved["bytes"] == _bytes_of(place)
 
 
 def _bytes_of(place: Path) -> int:
@@ -193,7 +193,7 @@ class _Shape(StoredTensor):
 
 
 class _Again:
-    """The same bytes again and again, up to so many of them."""
+    """The same bytes repeated up to a given length."""
 
     def __init__(self, some: Tensor, nbytes: int) -> None:
         times = max(1, 2**24 // len(some))

@@ -61,7 +61,7 @@ def measured(plain: nn.Module, work: Work, rounds: int) -> dict[str, Any]:
             began = time.perf_counter()
             work(module)
             times[name].append(time.perf_counter() - began)
-    exact, found = work(plain), work(rounded)
+    exact, approximate = work(plain), work(rounded)
     medians = {name: statistics.median(values) for name, values in times.items()}
     layers = [m for m in rounded.modules() if isinstance(m, Int8Linear)]
     weight_OI = max((m.weight_OI for m in layers), key=Tensor.numel)
@@ -73,7 +73,7 @@ def measured(plain: nn.Module, work: Work, rounds: int) -> dict[str, Any]:
         "seconds": times,
         "median_seconds": medians,
         "gain": medians["float32"] / medians["int8"],
-        "relative_error": float((found - exact).norm() / exact.norm()),
+        "relative_error": float((approximate - exact).norm() / exact.norm()),
         "operations_per_second": rate / 1e9,
     }
 

@@ -86,13 +86,13 @@ class Contestant:
 
     def timed(self, name: str, sequences: int, start: int, steps: int) -> list[float]:
         """Seconds of each step."""
-        found = []
+        seconds = []
         for i in range(steps):
             tokens = [[token] for token in self.prompt(sequences)]
             began = time.perf_counter()
             self.run(name, tokens, start=start + i)
-            found.append(time.perf_counter() - began)
-        return found
+            seconds.append(time.perf_counter() - began)
+        return seconds
 
     def run(
         self, name: str, rows: Sequence[Sequence[int]], start: int = 0, first_sequence: int = 0
@@ -141,8 +141,8 @@ class Contestant:
 def resident_mb() -> float:
     """What is in memory of this process now, MB; files that are mapped count."""
     with open("/proc/self/status") as f:  # noqa: PTH123 (no pathlib at a worker's start)
-        found = [line.split()[1] for line in f if line.startswith("VmRSS:")]
-    return int(found[0]) * 1024 / 1e6
+        sizes = [line.split()[1] for line in f if line.startswith("VmRSS:")]
+    return int(sizes[0]) * 1024 / 1e6
 
 
 @L.llama_log_callback

@@ -10,7 +10,7 @@ Two questions, one table:
   store and with the teacher at hand. Contestants take turns, medians of rounds.
 
 "systematic" draws are gemmule's default, "sampled" ones are independent, as published (Random
-Sampling KD). "top-k at equal bytes" keeps as many of the likeliest ids as sampled-50's bytes
+Sampling KD). "top-k at equal bytes" keeps as many of the most likely ids as sampled-50's bytes
 allow: what tools do that store top-k log-probabilities (DistillKit and others), in our format.
 
 It needs a quickstart's folder (--quickstart, made by `make quickstart`), whose teacher and data are
@@ -125,14 +125,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stores(args: argparse.Namespace, tokens: int) -> dict[str, Store]:
-    found: dict[str, Store] = {}
+    stores: dict[str, Store] = {}
     for name, kind in KINDS.items():
         settings = dict(kind)
         if name == EQUAL_BYTES:
             # Of top-32's bytes all but the header are proportional to the ids kept, nearly.
             head = 2.3
-            each = (found["top-32"].bytes_per_token - head) / 32
-            settings["k"] = round((found["sampled-50"].bytes_per_token - head) / each)
+            each = (stores["top-32"].bytes_per_token - head) / 32
+            settings["k"] = round((stores["sampled-50"].bytes_per_token - head) / each)
         out = args.work / f"store-{name.replace(' ', '-')}"
         config = RecordConfig(
             teacher=str(args.quickstart / "teacher"),
@@ -142,9 +142,9 @@ def _stores(args: argparse.Namespace, tokens: int) -> dict[str, Store]:
             tokens=tokens,
         )
         record(config, out)
-        found[name] = Store.open(out)
-        harness.say(f"{name}: {found[name].bytes_per_token:.1f} bytes a token")
-    return found
+        stores[name] = Store.open(out)
+        harness.say(f"{name}: {stores[name].bytes_per_token:.1f} bytes a token")
+    return stores
 
 
 def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, Any]:
@@ -179,16 +179,16 @@ def _quality(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str,
             losses.setdefault(name, []).append(result["nats_per_token"])
             harness.say(f"{run.name}: {result['nats_per_token']:.4f}")
     full = losses["full"]
-    found = {}
+    summaries = {}
     for name, values in losses.items():
         over = [value / base - 1.0 for value, base in zip(values, full, strict=False)]
-        found[name] = {
+        summaries[name] = {
             "losses": values,
             "loss": statistics.mean(values),
             "over_full": statistics.mean(over),
             "over_full_each": over,
         }
-    return found
+    return summaries
 
 
 def _cost(args: argparse.Namespace, stores: Mapping[str, Store]) -> dict[str, Any]:
@@ -293,14 +293,14 @@ def show(report: Mapping[str, Any]) -> None:
     rates = cost.get("tokens_per_second", {})
     for name in ("scratch", "full", *report["targets"]):
         about = report["targets"].get(name)
-        found = quality.get(name)
+        row = quality.get(name)
         rows.append(
             [
                 _shown(report, name),
                 "" if about is None else f"{about['bytes_per_token']:.1f}",
-                "" if found is None else f"{found['loss']:.4f}",
-                "" if found is None else f"{found['over_full']:+.2%}",
-                "" if found is None else str(len(found["losses"])),
+                "" if row is None else f"{row['loss']:.4f}",
+                "" if row is None else f"{row['over_full']:+.2%}",
+                "" if row is None else str(len(row["losses"])),
                 _rate(rates, f"record {name}"),
                 _rate(rates, f"read {name}"),
             ]
@@ -342,12 +342,12 @@ def _plot(report: Mapping[str, Any], path: Path) -> None:
         )  # fmt: skip
     for name, about in report["targets"].items():
         colour, marker = ("#00756f", "o") if about["unbiased"] else ("#c2500f", "s")
-        found, size = quality[name], about["bytes_per_token"]
-        axes.plot([size] * len(found["losses"]), found["losses"], marker, color=colour, alpha=0.3,
+        row, size = quality[name], about["bytes_per_token"]
+        axes.plot([size] * len(row["losses"]), row["losses"], marker, color=colour, alpha=0.3,
                   markersize=4)  # fmt: skip
-        axes.plot(size, found["loss"], marker, color=colour, markersize=8)
+        axes.plot(size, row["loss"], marker, color=colour, markersize=8)
         beside = {"sampled": (-6, 10), "systematic": (8, -14)}.get(name.partition("-")[0], (9, -4))
-        axes.annotate(_shown(report, name), (size, found["loss"]), xytext=beside,
+        axes.annotate(_shown(report, name), (size, row["loss"]), xytext=beside,
                       textcoords="offset points", color=colour)  # fmt: skip
     axes.margins(y=0.12)
     axes.set_xscale("log", base=2)

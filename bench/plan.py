@@ -39,7 +39,7 @@ class Case:
         student: preset.
         batch_size: sequences a step.
         compiled: whether blocks are compiled.
-        steps: of each run.
+        steps: optimizer steps of each run.
     """
 
     name: str
@@ -150,7 +150,7 @@ def predict(case: Case, data: Path, teacher: Path, seconds: float) -> dict[str, 
 def compare(
     case: Case, way: str, plan: Mapping[str, Any], data: Path, teacher: Path
 ) -> dict[str, Any]:
-    """Runs one of the plan's runs, and sets it beside its prediction."""
+    """Executes one of the planned runs and compares it with its prediction."""
     route = {"scratch": "scratch", "distilled": "online"}[way]
     settings = {
         "data": str(data), "preset": case.student, "steps": case.steps,

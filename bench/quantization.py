@@ -1,10 +1,10 @@
-"""What rounding to 4 and 8 bits costs: ours beside llama.cpp's Q4_0 and Q8_0 of the same weights.
+"""What rounding to 4 and 8 bits costs: ours against llama.cpp's Q4_0 and Q8_0 of the same weights.
 
 Every contestant is compared with the same model in fp32 on the same held-out text: KL(fp32 ||
-contestant) in nats a token, share of tokens with the same likeliest continuation, perplexity, and
-bits for each weight in the file. Ours run with their own arithmetic, roundings of activations
-included; llama.cpp's files are read as the values they hold and run in fp32, which flatters them.
-Calibration reads the training split, figures are of the held-out split.
+contestant) in nats per token, top-1 agreement, perplexity, and bits per weight in the file. Ours
+run with their own arithmetic, including the rounding of activations; llama.cpp's files are
+dequantized and run in fp32, which flatters them. Calibration reads the training split, and the
+figures are for the held-out split.
 
 It needs a quickstart's folder (--quickstart, made by `make quickstart`), whose teacher and data are
 used, and llama-cpp-python for the peers; without that only ours are measured.

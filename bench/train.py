@@ -113,8 +113,8 @@ class Step:
     """One optimiser step on a fixed batch.
 
     Args:
-        model: whose parameters move.
-        optimizers: all of them.
+        model: model to train.
+        optimizers: all its optimizers.
         loss: mean next-token loss of the batch, nats.
         clip: largest norm of the gradient.
         imports_mb: peak memory before the model was built.
@@ -316,12 +316,13 @@ def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     ours = next((m for m in modes if m.startswith("gemmule")), None)
     if ours is None:
         return {"ratios": {}}
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
 
     def compare(label: str, other: str) -> None:
         for prefix, key in (("", "tokens_per_second"), ("memory_", "peak_memory_mb")):
             if modes[other][key] > 0:
-                found[f"{prefix}vs_{label}"] = harness.rounded(modes[ours][key] / modes[other][key])
+                ratio = modes[ours][key] / modes[other][key]
+                ratios[f"{prefix}vs_{label}"] = harness.rounded(ratio)
 
     theirs = [m for m in modes if m.startswith("transformers") and not m.endswith("+malloc")]
     best = max(theirs, key=lambda m: modes[m]["tokens_per_second"], default=None)
@@ -330,12 +331,12 @@ def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for mode in modes:
         if mode != ours:
             compare(mode.replace("-", "_").replace("+", "_"), mode)
-    return {"ratios": found, "ratios_are_of": ours, "transformers_best": best}
+    return {"ratios": ratios, "ratios_are_of": ours, "transformers_best": best}
 
 
 def show(report: Mapping[str, Any]) -> None:
     """Prints the report as a table."""
-    settings, found = report["settings"], report["ratios"]
+    settings, ratios = report["settings"], report["ratios"]
     rows = [
         (
             name,
@@ -354,18 +355,18 @@ def show(report: Mapping[str, Any]) -> None:
         f"{settings['batch_size']} x {settings['seq_len']}, {settings['threads']} threads "
         f"(fp32 matrix product: {report['matmul_gflops']['median']:.0f} GFLOP/s)",
     )
-    if "vs_transformers_best" in found:
+    if "vs_transformers_best" in ratios:
         harness.say(
             f"{report['ratios_are_of']} against transformers' best ({report['transformers_best']}):"
-            f" {found['vs_transformers_best']:.2f} x its speed,"
-            f" {found.get('memory_vs_transformers_best', float('nan')):.2f} x its memory"
+            f" {ratios['vs_transformers_best']:.2f} x its speed,"
+            f" {ratios.get('memory_vs_transformers_best', float('nan')):.2f} x its memory"
         )
-    found = report["agreement"]
-    if found["agrees"]:
-        apart = found["largest_loss_difference"]
+    agreement = report["agreement"]
+    if agreement["agrees"]:
+        apart = agreement["largest_loss_difference"]
         harness.say(f"all do the same work: first losses within {apart:.1g} nats of one another")
     else:
-        harness.say(f"NOT THE SAME WORK, the figures say nothing: {found}")
+        harness.say(f"NOT THE SAME WORK, the figures say nothing: {agreement}")
 
 
 def main() -> int:

@@ -32,8 +32,8 @@ def peak_mb() -> float:
     # getrusage's figure outlives exec: a worker would show its parent's peak where that is larger.
     try:
         with open("/proc/self/status") as f:  # noqa: PTH123 (no pathlib at a worker's start)
-            found = [line.split()[1] for line in f if line.startswith("VmHWM:")]
-        return int(found[0]) * 1024 / 1e6
+            sizes = [line.split()[1] for line in f if line.startswith("VmHWM:")]
+        return int(sizes[0]) * 1024 / 1e6
     except (OSError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

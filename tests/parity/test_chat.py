@@ -10,12 +10,12 @@ import jinja2
 import pytest
 import transformers
 from hypothesis import HealthCheck, assume, given, settings
-from parity_figures import Figures
 
 from gemmule.errors import TokenizerError
 from gemmule.model import spm_train
 from gemmule.model.spm_train import FIRST_TEXT_ID, SPACE
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+from parity_figures import Figures
 
 Messages = list[dict[str, str]]
 

@@ -9,10 +9,10 @@ import statistics
 import pytest
 import torch
 from pairs import cached, pair, shrunken, tokens, weights
-from parity_figures import Figures
 from plain_gemma import exact_logits
 
 from gemmule.model.config import PRESETS
+from parity_figures import Figures
 
 
 @pytest.mark.parametrize(

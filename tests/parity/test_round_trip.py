@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from parity_figures import Figures
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.convert import FORMATS, convert
 from gemmule.checkpoints.load import load_model
 from gemmule.model.tokenizer import Tokenizer
+from parity_figures import Figures
 
 CASES = [(to, dtype) for to, dtypes in FORMATS.items() for dtype in dtypes]
 # RMS error over RMS value; what a format's rounding must cost on normally distributed weights.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from pairs import their_model, weights
-from parity_figures import Figures
 
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
+from parity_figures import Figures
 
 # The report's table 2; it counts embeddings of 256128 rows, of which 256000 were released.
 NON_EMBEDDING = {"2b": 2_024_517_888, "9b": 8_324_201_984, "27b": 26_047_480_320}
