@@ -5,11 +5,9 @@ that is never the text it was calibrated on; where there is none, the loss is no
 result says so.
 """
 
-import datetime
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.describe import measured_lines
+from gemmule.checkpoints.describe import measured_lines, provenance
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.packed.quantize import choose_head, quantize_checkpoint
 from gemmule.checkpoints.packed.reader import MEASURED, load_quantized
@@ -102,7 +100,7 @@ def quantize(
         tokens_BT = calibration.tokens_BT if calibration else None
         packed = quantize_checkpoint(source, to, head, tokens_BT, progress)
         report: dict[str, Any] = {
-            **_provenance(source, model),
+            **provenance(source, model, bytes=sum(f.stat().st_size for f in source.files)),
             "out": str(out),
             "format": to,
             "head": head,
@@ -134,18 +132,6 @@ def _free_folder(model: str | Path, to: str, head: str | None, out: Path | None)
     if out.exists() and (not out.is_dir() or not is_free(out)):
         raise OutputError(f"{out} is already in use: choose another folder with --out")
     return out
-
-
-def _provenance(source: Checkpoint, model: str | Path) -> dict[str, Any]:
-    return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "gemmule": metadata.version("gemmule"),
-        "source": {
-            "path": str(model),
-            "format": source.format,
-            "bytes": sum(file.stat().st_size for file in source.files),
-        },
-    }
 
 
 def _default_folder(model: str | Path, to: str) -> Path:

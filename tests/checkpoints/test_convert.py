@@ -209,9 +209,9 @@ def test_what_was_begun_otherwise_is_begun_anew(
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"error": 0.5}, "makes other logits of .*: KL .* nats"),
-        ({"error": float("nan")}, "makes other logits"),
-        ({"ids": [2, 9, 9]}, r"reads '.*' as tokens \[2, 9, 9\], we as .*1 of 200 texts differ"),
+        ({"error": 0.5}, "computes other logits of .*: KL .* nats"),
+        ({"error": float("nan")}, "computes other logits"),
+        ({"ids": [2, 9, 9]}, r"tokenizes '.*' as \[2, 9, 9\], gemmule as .*1 of 200 texts differ"),
         ({"crash": "transformers cannot read it (exit 1):\nboom"}, "cannot read it .*\nboom"),
     ],
 )

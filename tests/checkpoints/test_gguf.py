@@ -303,7 +303,7 @@ def test_rows_that_blocks_do_not_divide(tmp_path: Path, pieces: Tokenizer) -> No
     model = random_model(CONFIG.model_copy(update={"intermediate_size": 80}))
     files, notes = layouts(of_model(model, pieces), "Q8_0")
     assert notes == [
-        "3 matrices are stored as F16, since 32 does not divide their rows, the first of them "
+        "3 matrices are stored as F16, since their rows are not multiples of 32; the first is "
         "blk.0.ffn_down.weight"
     ]
     tensor_layout.write(files, tmp_path)

@@ -201,7 +201,7 @@ U32, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32
         (put("general.architecture", "llama"), "architecture is 'llama'; only 'gemma2' can be"),
         (put("general.architecture", 3), "architecture is 3; only 'gemma2'"),
         (drop("general.architecture"), "architecture is 'missing'"),
-        (put("split.count", 3), "is one of 3 parts of a model: put them together"),
+        (put("split.count", 3), "is one of 3 parts of a model: merge them"),
         (drop("gemma2.block_count"), "lacks the key gemma2.block_count"),
         (put("gemma2.block_count", [1, 2]), "gemma2.block_count is an array; expected one integer"),
         (put("gemma2.block_count", 1.0), "gemma2.block_count is 1.0; expected one integer"),
@@ -222,7 +222,7 @@ U32, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32
         (put("gemma2.expert_count", 8), "expert_count is 8"),
     ],
 )
-def test_metadata_that_cannot_be_honoured(
+def test_metadata_that_cannot_be_honored(
     tmp_path: Path, pieces: Tokenizer, change: Any, message: str
 ) -> None:
     converted(tmp_path / "m.gguf", pieces, change=change)

@@ -40,9 +40,9 @@ def tree(model: Gemma, wide_first: bool = False, rows: int | None = None) -> Arr
     """The model's weights as Google's JAX code names and lays them out, by flat paths.
 
     Args:
-        model: of float32 or float16.
+        model: a model in float32 or float16.
         wide_first: gating_einsum as in 9B and 27B, [2, F, D].
-        rows: of the embedding, those past the vocabulary filled with ones.
+        rows: number of rows of the embedding; those past the vocabulary hold ones.
     """
     c, w = model.config, {name: p.numpy() for name, p in model.state_dict().items()}
     D, H = c.hidden_size, c.head_dim
@@ -177,7 +177,7 @@ def test_rows_that_pad_the_embedding_are_dropped(tmp_path: Path) -> None:
     model = random_model()
     padded = open_npz(save(tmp_path, tree(model, rows=640)))
     assert padded.config.vocab_size == 520
-    assert "last 120 of 640 rows" in padded.notes[0]
+    assert "the last 120 of the embedding's 640 rows" in padded.notes[0]
     assert same(padded, model)
     full = DISTINCT_CONFIG.model_copy(update={"vocab_size": 640})
     whole = open_npz(save(tmp_path, tree(model, rows=640), full))
@@ -188,7 +188,7 @@ def test_rows_that_pad_the_embedding_are_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("pieces", "kept"), [(530, 530), (512, 640)])
 def test_the_tokenizer_tells_which_rows_pad(tmp_path: Path, pieces: int, kept: int) -> None:
-    """512 pieces would have filled whole blocks of 128: then 640 rows are no padded 512."""
+    """512 pieces would have filled whole blocks of 128: then 640 rows are not a padded 512."""
     tokenizer = train_tokenizer([Path(textwrap.__file__).read_text()], pieces)
     tokenizer.save(tmp_path)
     full = DISTINCT_CONFIG.model_copy(update={"vocab_size": 640})
@@ -209,7 +209,9 @@ def test_a_published_size_needs_no_config(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(TokenizerError, match=r"put its tokenizer\.model into"):
         _ = checkpoint.tokenizer
     monkeypatch.setitem(PRESETS, "2b", fields | {"head_dim": 32})
-    with pytest.raises(CheckpointError, match=r"head_dim 16.*no published Gemma 2.*config\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"head_dim 16.*do not match any published Gemma 2.*config\.json"
+    ):
         open_npz(tmp_path / "model.npz")
 
 
@@ -222,7 +224,7 @@ def test_a_config_of_another_model(tmp_path: Path) -> None:
 def test_equal_sizes_leave_the_gating_layout_open(tmp_path: Path) -> None:
     config = DISTINCT_CONFIG.model_copy(update={"intermediate_size": 32})
     path = save(tmp_path, tree(random_model(config)), config)
-    with pytest.raises(CheckpointError, match="may be either of two layouts"):
+    with pytest.raises(CheckpointError, match="can be either of two layouts"):
         open_npz(path)
 
 
@@ -261,12 +263,12 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
         (npy(described("(3,)", "'>f4'"), bytes(12)), r"x is stored as >f4"),
         (npy(described("(3,)", "'<c8'"), bytes(24)), r"x is stored as <c8"),
         (npy(described("(3,)", "[('a', '<f4')]"), bytes(12)), r"x is stored as \|V4"),
-        (npy(b"(" * 5000), r"x is no \.npy file"),
-        (npy(b" " * 12000 + described("(3,)"), bytes(12)), r"x is no \.npy file"),
-        (b"\x93NUMPY\2\0\xff\xff\xff\xff" + bytes(100), r"x is no \.npy file"),
-        (npy(described("(3,)"), bytes(12), (3, 0)), r"x is no \.npy file"),
-        (b"", r"x is no \.npy file"),
-        (b"PK", r"x is no \.npy file"),
+        (npy(b"(" * 5000), r"x is not a \.npy file"),
+        (npy(b" " * 12000 + described("(3,)"), bytes(12)), r"x is not a \.npy file"),
+        (b"\x93NUMPY\2\0\xff\xff\xff\xff" + bytes(100), r"x is not a \.npy file"),
+        (npy(described("(3,)"), bytes(12), (3, 0)), r"x is not a \.npy file"),
+        (b"", r"x is not a \.npy file"),
+        (b"PK", r"x is not a \.npy file"),
     ],
 )
 def test_members_that_lie(tmp_path: Path, member: bytes, message: str) -> None:
@@ -288,7 +290,7 @@ def test_zip_bombs(tmp_path: Path) -> None:
         for _ in range(200):
             f.write(bytes(2**20))
     assert path.stat().st_size < 2**20
-    with pytest.raises(CheckpointError, match="made to fill the memory"):
+    with pytest.raises(CheckpointError, match="crafted to exhaust memory"):
         open_npz(path)
 
 
@@ -298,7 +300,7 @@ def test_a_directory_of_absurd_length(tmp_path: Path) -> None:
     end = data.rindex(b"PK\5\6")
     data[end + 12 : end + 16] = (2**31).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"no readable zip archive.*download it again"):
+    with pytest.raises(CheckpointError, match=r"not a readable zip archive.*download it again"):
         open_npz(path)
 
 
@@ -328,7 +330,7 @@ def test_two_members_of_one_name(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, tree(random_model()))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, npy(described("(32,)"), bytes(128)))
-    with pytest.raises(CheckpointError, match="two members have one name"):
+    with pytest.raises(CheckpointError, match="two members have the same name"):
         open_npz(path)
 
 
@@ -340,15 +342,15 @@ def test_two_members_of_one_name(tmp_path: Path, name: str) -> None:
         ("transformer/layer_7/mlp/linear/w", np.ones((48, 32), "f4"), "the weights hold 4"),
         ("transformer/final_norm/scale", np.full(32, np.nan, "f4"), "scale holds NaN or Inf"),
         ("final_norm/scale", np.ones(32, "f4"), "final_norm is stored twice"),
-        ("transformer/extra/w", np.ones(32, "f4"), "extra/w is no part of a Gemma 2"),
-        ("transformer/layer_0/extra", np.ones(32, "f4"), "extra is no part of a Gemma 2"),
-        ("transformer/layer_00/mlp/linear", np.ones((48, 32), "f4"), "no part of a Gemma 2"),
+        ("transformer/extra/w", np.ones(32, "f4"), "extra/w is not part of a Gemma 2"),
+        ("transformer/layer_0/extra", np.ones(32, "f4"), "extra is not part of a Gemma 2"),
+        ("transformer/layer_00/mlp/linear", np.ones((48, 32), "f4"), "not part of a Gemma 2"),
         ("transformer/final_norm/scale", np.ones((2, 32), "f4"), r"\[2, 32\] instead of \[32\]"),
         ("transformer/final_norm/scale", np.ones(32, "i4"), "scale is stored as <i4"),
         (
             "stacked_layers/attention_type_0/mlp/linear",
             np.ones((5000, 2), "f4"),
-            "no stack of at most 1000 layers",
+            "not a stack of at most 1000 layers",
         ),
     ],
 )
@@ -364,7 +366,7 @@ def test_wrong_arrays(tmp_path: Path, name: str, array: Any, message: str) -> No
 
 def test_another_models_tree(tmp_path: Path) -> None:
     path = save(tmp_path, {"blocks/0/w": np.ones((3, 3), "f4")}, config=None)
-    with pytest.raises(CheckpointError, match=r"no Gemma 2 parameter tree: it holds blocks/0,"):
+    with pytest.raises(CheckpointError, match=r"not a Gemma 2 parameter tree: it holds blocks/0;"):
         open_npz(path)
 
 

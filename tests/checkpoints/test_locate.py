@@ -66,7 +66,7 @@ def test_says_what_is_there_instead(tmp_path: Path) -> None:
     assert f"nothing at {tmp_path}/dta ({tmp_path} holds data)" in message(tmp_path / "dta")
     (tmp_path / "checkpoints").mkdir()
     assert "is a run that has not finished" in message(tmp_path)
-    assert "a file of a kind that cannot be loaded" in message(tmp_path / "notes.txt")
+    assert "is not a kind of file that can be loaded" in message(tmp_path / "notes.txt")
     flat = model_at(tmp_path / "flat")
     assert f"give its folder, {flat}" in message(flat / "config.json")
 
@@ -80,7 +80,9 @@ def test_finds_other_formats(tmp_path: Path, name: str, format: str) -> None:
     file.parent.mkdir()
     file.write_bytes(b"")
     assert locate(file) == locate(file.parent) == Located(format, file)
-    (file.parent / "config.json").write_text("{}")  # beside the weights: no folder of HF's
+    (file.parent / "config.json").write_text(
+        "{}"
+    )  # next to weights of another format: not a folder in HF's layout
     assert locate(file.parent) == Located(format, file)
     (file.parent / "other.ckpt").write_bytes(b"")
     assert "holds several models: name one, such as " in message(file.parent)
@@ -121,13 +123,13 @@ def response_error(kind: type[hub.HfHubHTTPError], text: str) -> hub.HfHubHTTPEr
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (response_error(hub.GatedRepoError, "403"), "gated: accept its licence at https://hugg"),
+        (response_error(hub.GatedRepoError, "403"), "gated: accept its license at https://hugg"),
         (response_error(hub.RepositoryNotFoundError, "401"), "no model org/name on the hub"),
         (hub.LocalEntryNotFoundError("x"), "the hub cannot be reached"),
         (hub.LocalEntryNotFoundError("set 'HF_HUB_OFFLINE=0'"), "HF_HUB_OFFLINE is set"),
-        (hub.HFValidationError("too long"), "'org/name' is no hub id: too long"),
-        (ConnectionResetError("peer"), "broke off (peer); run the same command again"),
-        (RuntimeError("peer closed\nmore"), "broke off (peer closed); run"),
+        (hub.HFValidationError("too long"), "'org/name' is not a hub id: too long"),
+        (ConnectionResetError("peer"), "failed (peer); run the same command again"),
+        (RuntimeError("peer closed\nmore"), "failed (peer closed); run"),
     ],
 )
 def test_failed_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str) -> None:
@@ -144,7 +146,7 @@ def test_a_download_stopped_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", stop)
-    with pytest.raises(Interrupted, match="files that came whole are kept"):
+    with pytest.raises(Interrupted, match="complete files are kept"):
         locate("org/name")
 
 
@@ -261,7 +263,7 @@ def test_one_file_of_a_repository(fake_hub: type[FakeHub]) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
-        (403, "GatedRepo", "org/name is gated: accept its licence"),
+        (403, "GatedRepo", "org/name is gated: accept its license"),
         (404, "RepoNotFound", "no model org/name on the hub"),
         (401, "", "no model org/name on the hub"),
         (500, "", "the hub cannot be reached"),
@@ -278,8 +280,8 @@ def test_a_broken_off_download_continues(
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the hub client's own attempts
     fake_hub.break_off_after = 100_000
     text = message("org/name")
-    assert "the download of org/name broke off" in text
-    assert "run the same command again: files that came whole are kept" in text
+    assert "the download of org/name failed" in text
+    assert "run the same command again: complete files are kept" in text
     assert fake_hub.sent.count("config.json") == 1
     assert fake_hub.sent.count("model.safetensors") > 1  # the client tried again by itself
     fake_hub.break_off_after = None

@@ -247,7 +247,9 @@ def test_progress_counts_every_weight(tokenizer: Tokenizer) -> None:
 
 
 def test_a_floating_model_is_no_quantized_one(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="no quantized model: make one with gemmule quantize"):
+    with pytest.raises(
+        CheckpointError, match="not a quantized model: make one with gemmule quantize"
+    ):
         load_quantized(saved)
 
 
@@ -260,9 +262,9 @@ def test_loading_to_run(folder: Path, saved: Path) -> None:
     assert type(load_to_run(saved)[0]) is Gemma
     fresh, _ = load_to_run(saved, quantize="int8")
     assert isinstance(fresh, QuantizedGemma)
-    with pytest.raises(ConfigError, match="quantized already, as int4"):
+    with pytest.raises(ConfigError, match="already quantized, as int4"):
         load_to_run(folder, quantize="int4")
-    with pytest.raises(ConfigError, match="leave dtype and device"):
+    with pytest.raises(ConfigError, match="leave out dtype and device"):
         load_to_run(saved, dtype="float32", quantize="int4")
     with pytest.raises(ConfigError, match="int5"):
         load_to_run(saved, quantize="int5")
@@ -274,7 +276,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"head": None}, "head None"),
     ({"head": ["int8"]}, "head"),
     ({"format": "int8"}, "expected|no tensor"),
-    ({"head": "bf16"}, "embed_tokens.qweight is no tensor of this model"),
+    ({"head": "bf16"}, "embed_tokens.qweight is not a tensor of this model"),
     ({"quant_method": "gptq"}, "quantization_config"),
 ]
 
@@ -309,7 +311,7 @@ TENSORS: list[tuple[str, Any, str]] = [
     (f"{Q_PROJ}.qweight", None, "lack layers.0.self_attn.q_proj.weight"),
     (f"{Q_PROJ}.qweight", torch.zeros(4, 3), "is F32"),
     (f"{Q_PROJ}.qweight", torch.zeros(3, 7, dtype=torch.uint8), "expected U8"),
-    (f"{Q_PROJ}.weight", torch.zeros(64, 32), "is no tensor of this model"),
+    (f"{Q_PROJ}.weight", torch.zeros(64, 32), "is not a tensor of this model"),
     ("model.embed_tokens.scales", None, "has no scales"),
     ("model.embed_tokens.scales", torch.zeros(528).half(), "expected F32"),
     ("model.embed_tokens.scales", torch.full((528,), torch.nan), "NaN"),
@@ -317,7 +319,7 @@ TENSORS: list[tuple[str, Any, str]] = [
     ("model.norm.weight", torch.zeros(31), "shapes differ"),
     ("model.norm.weight", torch.zeros(32, dtype=torch.uint8), "stored as U8"),
     ("model.layers.7.mlp.up_proj.qweight", torch.zeros(1, 1, dtype=torch.uint8), "expected U8"),
-    ("model.bonus.qweight", torch.zeros(1, 1, dtype=torch.uint8), "is no tensor of this model"),
+    ("model.bonus.qweight", torch.zeros(1, 1, dtype=torch.uint8), "is not a tensor of this model"),
 ]
 
 

@@ -23,7 +23,7 @@ def planted(plain, tmp_path_factory):
     return add_canaries(plain, out, repeats=(1, 3), each=2, tokens=30)
 
 
-def test_canaries_are_there_as_often_as_asked(plain, planted):
+def test_canaries_are_repeated_as_often_as_asked(plain, planted):
     canaries = Canaries.of(planted)
     assert canaries.repeats == (1, 1, 3, 3)
     assert canaries.first == plain.split("train").document_count
@@ -40,7 +40,7 @@ def test_canaries_are_there_as_often_as_asked(plain, planted):
     assert names == [f"canary-{n:04d}" for n in canaries.numbers]
 
 
-def test_all_else_is_as_it_was(plain, planted):
+def test_everything_else_stays_the_same(plain, planted):
     assert Canaries.of(plain) is None
     for name in SPLITS:
         before, after = plain.split(name), planted.split(name)
@@ -60,12 +60,12 @@ def test_the_same_seed_plants_the_same(plain, planted, tmp_path):
     assert again.fingerprint == planted.fingerprint != other.fingerprint
 
 
-def test_nobody_gets_canaries_who_asked_for_the_text(corpus_folder, tokenizer, planted):
+def test_preparing_the_same_text_does_not_return_the_canaries(corpus_folder, tokenizer, planted):
     with pytest.raises(OutputError, match=r"already holds data made from .*other settings"):
         prepare(corpus_folder, tokenizer, planted.path)
 
 
-def test_what_cannot_be_is_refused(plain, planted, tmp_path):
+def test_impossible_arguments_are_refused(plain, planted, tmp_path):
     for wrong in ({"repeats": (0,)}, {"repeats": ()}, {"each": 0}, {"tokens": 1}, {"seed": -1}):
         with pytest.raises(DataError, match="must be at least"):
             add_canaries(plain, tmp_path / "x", **wrong)

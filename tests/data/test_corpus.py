@@ -44,7 +44,7 @@ def test_a_document_stays_in_its_split_when_others_come_and_files_are_renamed(tm
     assert all(after[text] == split for text, split in before.items())
 
 
-def test_shares_are_about_as_asked(tmp_path):
+def test_fractions_are_about_as_asked(tmp_path):
     folder = write(tmp_path / "a", [f"text {n}" for n in range(2000)])
     counts = read_corpus(find_source(folder), validation=0.1, heldout=0.2).documents
     assert counts["validation"] == pytest.approx(200, abs=50)
@@ -86,11 +86,11 @@ def test_nothing_usable_is_an_error_with_the_reasons(tmp_path):
         read_corpus(find_source(tmp_path))
 
 
-@pytest.mark.parametrize("shares", [(0, 0.1), (0.5, 0.5), (-1, 0.1), (0.1, 1)])
-def test_impossible_shares_are_refused(tmp_path, shares):
+@pytest.mark.parametrize("fractions", [(0, 0.1), (0.5, 0.5), (-1, 0.1), (0.1, 1)])
+def test_impossible_fractions_are_refused(tmp_path, fractions):
     folder = write(tmp_path / "a", ["text"])
-    with pytest.raises(DataError, match="shares of the documents"):
-        read_corpus(find_source(folder), *shares)
+    with pytest.raises(DataError, match="fractions of the documents"):
+        read_corpus(find_source(folder), *fractions)
 
 
 @pytest.mark.parametrize("change", ["edit", "add", "remove"])

@@ -90,7 +90,7 @@ def test_a_finished_folder_is_returned_and_nothing_is_written(prepared, corpus_f
 
 def test_a_folder_in_use_is_refused(prepared, corpus_folder, tokenizer, tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(OutputError, match="in use by something else"):
+    with pytest.raises(OutputError, match="holds other files"):
         prepare(corpus_folder, tokenizer, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
     with pytest.raises(OutputError, match="a file of that name"):

@@ -171,5 +171,5 @@ def test_pydocs_topics_share_no_paragraph():
 
 def test_a_python_without_its_source_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(DataError, match="give a corpus of your own"):
+    with pytest.raises(DataError, match="give your own corpus"):
         find_source(None)

@@ -45,7 +45,7 @@ class Target:
         mutations: of each of these files.
         seeds: sound inputs.
         check: reads the folder; raises UserError for what is refused.
-        fixed: files that every input has beside it.
+        fixed: files that every input has next to it.
     """
 
     name: str

@@ -53,7 +53,7 @@ def test_header_sizes_beyond_the_file(
 ) -> None:
     target = everything["safetensors"]
     data = struct.pack("<Q", size) + sound(target)[8:]
-    assert "is no readable safetensors file, or was cut short" in refusal(target, tmp_path, data)
+    assert "is not a readable safetensors file, or was cut short" in refusal(target, tmp_path, data)
 
 
 def overlapping(entries: list[dict[str, Any]]) -> None:
@@ -81,7 +81,7 @@ def endless(entries: list[dict[str, Any]]) -> None:
 def test_offsets(everything: dict[str, targets.Target], tmp_path: Path, change: Any) -> None:
     target = everything["safetensors"]
     data = safetensors(sound(target), change)
-    assert "is no readable safetensors file, or was cut short" in refusal(target, tmp_path, data)
+    assert "is not a readable safetensors file, or was cut short" in refusal(target, tmp_path, data)
 
 
 def test_a_missing_shard(everything: dict[str, targets.Target], tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_gguf_with_absurd_counts(
     target = everything["gguf"]
     data = sound(target)
     data = data[:at] + struct.pack("<Q", count) + data[at + 8 :]
-    assert "is no sound GGUF file" in refusal(target, tmp_path, data)
+    assert "is not a valid GGUF file" in refusal(target, tmp_path, data)
 
 
 NO_TOKENIZERS = [

@@ -1,4 +1,4 @@
-"""A checkpoint of any format, opened: its shape, its tensors still on the disk, its tokenizer."""
+"""An open checkpoint of any format: its config, its tokenizer, and its tensors, still on disk."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,17 +30,17 @@ HEAD = "lm_head.weight"
 
 @dataclass
 class Checkpoint:
-    """Use it in a with statement: leaving it closes the files.
+    """An open checkpoint; used in a with statement, which closes its files at the end.
 
     Attributes:
-        path: the folder or file it was read from.
-        format: "hf", "quantized", "gguf", "gemma_pytorch", "npz" or "orbax".
-        config: the model's shape.
-        tensors: by our parameters' names; may also hold an untied `lm_head.weight`.
-        read_tokenizer: reads the tokenizer that goes with it; raises TokenizerError.
-        files: what it is stored in.
-        notes: what a user should know of how it was read.
-        quantized: of a model packed by gemmule the formats, the size and the measured loss.
+        path: the folder or file of the checkpoint.
+        format: "hf", "quantized", "gguf", "gemma_pytorch", "npz", "orbax" or "memory".
+        config: the model's config.
+        tensors: weights by our parameter names, possibly with an untied `lm_head.weight`.
+        read_tokenizer: reads the checkpoint's tokenizer; raises TokenizerError.
+        files: the files that hold the weights.
+        notes: remarks for the user about how the checkpoint was read.
+        quantized: formats, bits per weight and measured loss of a model packed by gemmule.
     """
 
     path: Path
@@ -61,30 +61,30 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, read once."""
+        """The tokenizer, read at the first access."""
         return self.read_tokenizer()
 
     @property
     def dtype(self) -> torch.dtype:
-        """What holds every stored matrix exactly; GGUF keeps norms wider than matrices."""
+        """The dtype that holds every stored matrix exactly; GGUF stores norms in a wider one."""
         matrices = {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) > 1}
         return reduce(torch.promote_types, matrices or {torch.float32})
 
     @property
     def load_dtype(self) -> torch.dtype:
-        """What it loads as unless told otherwise: Gemma 2's activations overflow float16."""
+        """The dtype of `load` by default: not float16, which Gemma 2's activations overflow."""
         return torch.float32 if self.dtype == torch.float16 else self.dtype
 
     @property
     def stored_as(self) -> dict[str, int]:
-        """How many weights are stored in each form, the commonest first."""
-        forms: dict[str, int] = {}
+        """The number of weights in each encoding, the most common first."""
+        counts: dict[str, int] = {}
         for tensor in self.tensors.values():
-            forms[tensor.stored_as] = forms.get(tensor.stored_as, 0) + tensor.numel
-        return dict(sorted(forms.items(), key=lambda item: -item[1]))
+            counts[tensor.stored_as] = counts.get(tensor.stored_as, 0) + tensor.numel
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def weights(self) -> Iterator[StoredTensor]:
-        """The parameters' tensors in the model's own order, checked against `config`.
+        """The tensors of all parameters in the model's order, checked against `config`.
 
         Raises:
             CheckpointError: when one is missing, unexpected or of another shape.
@@ -94,16 +94,16 @@ class Checkpoint:
     def load(
         self, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
     ) -> Gemma:
-        """Reads the weights, each straight into its final dtype and place.
+        """Reads each weight directly into its final dtype and device.
 
         Args:
-            dtype: of the weights in memory. None: as stored, except that float16 and quantized
-                weights become float32.
-            device: where they go.
+            dtype: dtype of the weights in memory; None: as stored, except that float16 and
+                quantized weights become float32.
+            device: device of the weights.
 
         Raises:
-            CheckpointError: for tensors that are missing, unexpected, of another shape than the
-                config asks for, or hold NaN or Inf.
+            CheckpointError: for tensors that are missing, unexpected, of another shape than in the
+                config, or hold NaN or Inf.
             ConfigError: for an impossible dtype or device.
         """
         dtype, device = parse_dtype(dtype), parse_device(device)
@@ -119,9 +119,9 @@ class Checkpoint:
         return model
 
     def _empty_model(self) -> Gemma:
-        """The model on the meta device, once the tensors are seen to fit it."""
+        """The model on the meta device, after checking that the tensors fit it."""
         layers = {name.split(".")[1] for name in self.tensors if name.startswith("layers.")}
-        if len(layers) != self.config.num_hidden_layers:  # before an absurd number is built
+        if len(layers) != self.config.num_hidden_layers:  # before building an absurd number
             raise CheckpointError(
                 f"{self.path}: the config says {self.config.num_hidden_layers} layers, the "
                 f"weights hold {len(layers)}"
@@ -169,7 +169,7 @@ class Checkpoint:
 
 
 class Undrawn(TorchFunctionMode):
-    """Modules are made without drawing weights: on the meta device too that takes seconds."""
+    """Skips the random initialization of modules, which takes seconds even on the meta device."""
 
     def __torch_function__(
         self,
@@ -185,10 +185,10 @@ class Undrawn(TorchFunctionMode):
 
 @contextmanager
 def _thread_pool() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use, and torch confined to one in each.
+    """A pool of as many threads as torch uses, with torch limited to one thread in each.
 
-    Threads that share each operation wait for one another at its end: where another program has
-    one of the cores, that makes loading slower than a single thread would be.
+    Threads that share an operation wait for one another at its end. If another program occupies a
+    core, that makes loading slower than a single thread would be.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -200,24 +200,24 @@ def _thread_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def of_model(model: Gemma, tokenizer: Tokenizer) -> Checkpoint:
-    """A checkpoint that is a model in memory."""
+    """Wraps a model in memory as a checkpoint."""
     held = {name: HeldTensor(name, tensor) for name, tensor in model.state_dict().items()}
     return Checkpoint(Path(), "memory", model.config, held, lambda: tokenizer)
 
 
 def parse_device(device: torch.device | str) -> torch.device:
-    """A device that this machine has.
+    """Parses a device and checks that it can be used.
 
     Raises:
-        ConfigError: for an unknown name, or a device this machine or torch build lacks.
+        ConfigError: for an unknown name, or a device that this machine or torch build lacks.
     """
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        parsed = torch.device(device)
+        torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         reason = str(e).splitlines()[0]
         raise ConfigError(f"device {str(device)!r} cannot be used here: {reason}") from None
-    return found
+    return parsed
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -1,6 +1,5 @@
-"""From any checkpoint to any format: streamed, resumable, and checked before it is called done."""
+"""Converts checkpoints between formats: streamed, resumable and verified."""
 
-import datetime
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.describe import provenance
 from gemmule.checkpoints.hf import writer as hf_writer
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.stored_tensor import dtype_name, parse_dtype
@@ -21,7 +21,7 @@ from gemmule.errors import ConfigError, OutputError
 from gemmule.runs.lock import locked_output
 
 REPORT = "export.json"
-_BEGUN, _WRITTEN = "begun.json", "written.json"  # an unfinished conversion's own notes
+_BEGUN, _WRITTEN = "begun.json", "written.json"  # notes of an unfinished conversion
 _GGUF_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 GGUF_KINDS = (*_GGUF_NAMES.values(), "Q8_0", "Q4_0")
 FORMATS = {"hf": tuple(_GGUF_NAMES), "gguf": GGUF_KINDS, "gemma_pytorch": tuple(_GGUF_NAMES)}
@@ -39,18 +39,18 @@ def convert(
 ) -> dict[str, Any]:
     """Writes the checkpoint at `path` into the folder `out` in another format.
 
-    Tensors are streamed: memory does not grow with the model. Killed or stopped, the same call
-    goes on where it was cut off; `out` appears when everything is written and checked.
+    Tensors are streamed, so memory does not grow with the model. If a call is interrupted, the same
+    call continues where it stopped. `out` appears once everything is written and verified.
 
     Args:
         path: as for open_checkpoint.
-        out: a folder that does not exist yet, or is empty.
+        out: a folder that does not exist or is empty.
         to: "hf", "gguf" or "gemma_pytorch".
-        dtype: of the matrices, as FORMATS lists them; None keeps the source's (GGUF: F16 for
+        dtype: dtype of the matrices, one of FORMATS[to]; None: that of the source (GGUF: F16 for
             float16 and so on).
-        verify: compare with the source and, where it is installed, with the reader of the format.
-        text: what the comparison reads; None: a module of Python's standard library.
-        progress: told how far it is.
+        verify: compare with the source and, if it is installed, with the reader of the format.
+        text: text for the comparison; None: a module of Python's standard library.
+        progress: called with the activity, and the number of bytes done and in total.
 
     Returns:
         The content of the export's export.json.
@@ -59,7 +59,7 @@ def convert(
         ConfigError: for an unknown format or dtype.
         CheckpointError: when the source cannot be read.
         OutputError: when `out` is in use or cannot be written.
-        VerificationError: when the result is not what it should be; nothing is left behind.
+        VerificationError: when the result is wrong; nothing is left behind.
     """
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}; {nearest(to, list(FORMATS))}")
@@ -68,7 +68,7 @@ def convert(
         raise OutputError(f"{out} is already in use: choose another folder")
     with locked_output(out), open_checkpoint(path) as source:
         kind = _kind(source, to, dtype)
-        source.tokenizer  # noqa: B018 (a broken one is found before gigabytes are written)
+        source.tokenizer  # noqa: B018 (fails before gigabytes are written)
         partial = _begin(source, out, to, kind)
         layouts, notes = _layouts(source, to, kind)
         total = sum(layout.size for layout in layouts)
@@ -82,13 +82,7 @@ def convert(
         write(layouts, partial, advance, partial / _WRITTEN)
         _write_companions(source, partial, to, kind)
         report: dict[str, Any] = {
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "gemmule": metadata.version("gemmule"),
-            "source": {
-                "path": str(path),
-                "format": source.format,
-                "files": _described(source.files),
-            },
+            **provenance(source, path, files=_described(source.files)),
             "format": to,
             "dtype": kind,
             "notes": [*source.notes, *notes],
@@ -105,19 +99,19 @@ def convert(
 
 
 def _kind(source: Checkpoint, to: str, dtype: str | None) -> str:
-    """The name of what matrices are stored in, as the target format spells it."""
+    """The encoding of the matrices, as the target format spells it."""
     allowed = FORMATS[to]
     if dtype is None:
         dtype = dtype_name(source.dtype).replace("float64", "float32")
         return _GGUF_NAMES[dtype] if to == "gguf" else dtype
-    found = next((name for name in allowed if name.lower() == dtype.lower()), None)
-    if found is None:
+    kind = next((name for name in allowed if name.lower() == dtype.lower()), None)
+    if kind is None:
         raise ConfigError(f"{to} cannot be written as {dtype!r}; {nearest(dtype, list(allowed))}")
-    return found
+    return kind
 
 
 def _begin(source: Checkpoint, out: Path, to: str, kind: str) -> Path:
-    """The folder to write in: what an earlier call left of the same conversion, or a new one."""
+    """The folder to write to: that of an interrupted call of the same conversion, or a new one."""
     partial = out.with_name(f".{out.name}.partial")
     begun = {
         "gemmule": metadata.version("gemmule"),
@@ -151,7 +145,7 @@ def _layouts(source: Checkpoint, to: str, kind: str) -> tuple[list[FileLayout], 
 
 
 def _write_companions(source: Checkpoint, folder: Path, to: str, kind: str) -> None:
-    if to != "gguf":  # which has everything in its one file
+    if to != "gguf":  # a GGUF file is complete
         hf_writer.write_companions(source, folder, parse_dtype(kind))
 
 
@@ -172,7 +166,7 @@ def _finish(partial: Path, out: Path, report: dict[str, Any]) -> None:
 
 
 def _sample(text: Path | None) -> str:
-    """Text to compare on, a few hundred tokens or more."""
+    """The text for the comparison, a few hundred tokens or more."""
     if text is None:
         return Path(json.__file__).with_name("decoder.py").read_text(encoding="utf-8")
     try:
@@ -195,7 +189,7 @@ def _described(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def summary(report: dict[str, Any]) -> list[list[str]]:
-    """`convert`'s result as rows of a table: what, and how it came out."""
+    """The result of `convert` as rows of a table: label and value."""
     size = sum(file["bytes"] for file in report["files"])
     rows = [
         ["format", f"{report['format']}, {report['dtype']}"],
@@ -206,19 +200,19 @@ def summary(report: dict[str, Any]) -> list[list[str]]:
     if checked is None:
         return [*rows, ["compared", "no (--no-verify)"]]
     weights = checked["weights"]
-    same = "equal to the source's, every bit of them"
+    equal = "equal to the source's, bit for bit"
     rows.append(
-        ["weights", same if weights["equal"] else f"error {weights['relative_error']:.2e} (RMS)"]
+        ["weights", equal if weights["equal"] else f"error {weights['relative_error']:.2e} (RMS)"]
     )
     if "against_source" in checked:
-        rows.append(["against the source", _figures(checked["against_source"])])
+        rows.append(["against the source", _metrics(checked["against_source"])])
     reader = checked["reader"]
     if "skipped" in reader:
-        return [*rows, ["other reader", f"not asked: {reader['skipped']}"]]
-    return [*rows, [reader["program"], _figures(reader)]]
+        return [*rows, ["other reader", f"not used: {reader['skipped']}"]]
+    return [*rows, [reader["program"], _metrics(reader)]]
 
 
-def _figures(compared: dict[str, Any]) -> str:
+def _metrics(compared: dict[str, Any]) -> str:
     return (
         f"top-1 agreement {compared['top1_agreement']:.1%}, KL {compared['kl_nats']:.1e} nats, "
         f"logits within {compared['max_logit_difference']:.1e}"

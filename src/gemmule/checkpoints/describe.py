@@ -1,5 +1,7 @@
-"""What a checkpoint is, told from its headers alone."""
+"""Describes checkpoints from their headers, for `gemmule` commands and reports."""
 
+import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from gemmule.checkpoints.stored_tensor import dtype_name
 from gemmule.errors import TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig
 
-# Report, table 2: parameters without the embedding, and of the embedding with its 256,128 rows.
+# Report, table 2: parameters without the embedding, and of the embedding with 256,128 rows.
 REPORTED = {
     "2b": {"non_embedding": 2_024_517_888, "embedding": 590_118_912},
     "9b": {"non_embedding": 8_324_201_984, "embedding": 917_962_752},
@@ -20,21 +22,22 @@ _SIZE_FIELDS = set(PRESETS["2b"]) - {"vocab_size"}
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Reads headers and the tokenizer; no weights.
+    """Describes a checkpoint from its headers and its tokenizer, without reading weights.
 
     Args:
         path: as for open_checkpoint.
 
     Returns:
-        JSON-able: path, format, files (bytes), config, published (the size it has the shape of,
-        or None), parameters (non_embedding, embedding, total, counted from the tensors; reported:
-        the report's figures for that size), stored_as (weights by form), dtype (what it loads as),
-        bytes (in memory then, and of the cache at full context), tokenizer, quantized (of a model
-        packed by gemmule its formats, bits_per_weight and measured loss, else None), notes.
+        A JSON object: path; format; files (sizes in bytes); config; published (the published size
+        with this shape, or None); parameters (non_embedding, embedding and total, counted from the
+        tensors; reported: the report's numbers for that size); stored_as (weights by encoding);
+        dtype (that of loading); bytes (of the weights in memory, and of the cache at full context);
+        tokenizer; quantized (formats, bits_per_weight and measured loss of a model packed by
+        gemmule, else None); notes.
 
     Raises:
         CheckpointError: when there is no readable checkpoint, or tensors are missing or of
-            another shape than the config asks for.
+            another shape than in the config.
     """
     with open_checkpoint(path) as checkpoint:
         sizes = {tensor.name: tensor.numel for tensor in checkpoint.weights()}
@@ -64,6 +67,24 @@ def describe(path: str | Path) -> dict[str, Any]:
         }
 
 
+def provenance(source: Checkpoint, path: str | Path, **about_source: object) -> dict[str, Any]:
+    """The first entries of a report on a model that was made from `source`.
+
+    Args:
+        source: the checkpoint.
+        path: its path as the user gave it.
+        about_source: more to tell of the source.
+
+    Returns:
+        created (UTC, ISO 8601), gemmule (version), and source (path, format, `about_source`).
+    """
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "gemmule": metadata.version("gemmule"),
+        "source": {"path": str(path), "format": source.format, **about_source},
+    }
+
+
 def _published(config: GemmaConfig) -> str | None:
     values = config.model_dump()
     for name in PUBLISHED:
@@ -73,7 +94,7 @@ def _published(config: GemmaConfig) -> str | None:
 
 
 def _cache_values(config: GemmaConfig) -> int:
-    """Numbers a KV cache holds at full context: local layers keep no more than their window."""
+    """Numbers in a KV cache at full context; local layers keep no more than their window."""
     context = config.max_position_embeddings
     tokens = sum(
         min(config.sliding_window, context) if config.is_local(i) else context
@@ -90,20 +111,20 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"pieces": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
 
-def lines(found: dict[str, Any]) -> list[list[str]]:
-    """`describe`'s result as rows of a table: what, and how much."""
-    config, parameters = found["config"], found["parameters"]
+def lines(about: dict[str, Any]) -> list[list[str]]:
+    """The result of `describe` as rows of a table: label and value."""
+    config, parameters = about["config"], about["parameters"]
     layers, window = config["num_hidden_layers"], config["sliding_window"]
-    counts = [f"{name} {count:,}" for name, count in found["stored_as"].items()]
-    size = sum(found["files"].values())
-    tokenizer = found["tokenizer"]
+    counts = [f"{name} {count:,}" for name, count in about["stored_as"].items()]
+    size = sum(about["files"].values())
+    tokenizer = about["tokenizer"]
     return [
-        ["format", found["format"]],
-        ["on disk", f"{_bytes(size)} in {len(found['files'])} file(s)"],
+        ["format", about["format"]],
+        ["on disk", f"{_bytes(size)} in {len(about['files'])} file(s)"],
         ["stored as", ", ".join(counts)],
-        *_quantized(found["quantized"]),
-        ["loads as", f"{found['dtype']}, {_bytes(found['bytes']['weights'])}"],
-        ["size", f"Gemma 2 {found['published'].upper()}" if found["published"] else "its own"],
+        *_quantized(about["quantized"]),
+        ["loads as", f"{about['dtype']}, {_bytes(about['bytes']['weights'])}"],
+        ["size", f"Gemma 2 {about['published'].upper()}" if about["published"] else "its own"],
         ["parameters", f"{parameters['total']:,}"],
         ["  without embedding", _counted(parameters, "non_embedding", "")],
         ["  embedding", _counted(parameters, "embedding", " for 256,128 rows")],
@@ -121,37 +142,41 @@ def lines(found: dict[str, Any]) -> list[list[str]]:
             f"{config['final_logit_softcapping']}",
         ],
         ["context", f"{config['max_position_embeddings']:,}"],
-        ["cache, full context", _bytes(found["bytes"]["cache"])],
+        ["cache, full context", _bytes(about["bytes"]["cache"])],
         ["vocabulary", f"{config['vocab_size']:,} rows"],
         [
             "tokenizer",
             tokenizer.get("problem")
             or f"{tokenizer['pieces']:,} pieces, {tokenizer['fingerprint'][:12]}",
         ],
-        *(["note", note] for note in found["notes"]),
+        *(["note", note] for note in about["notes"]),
     ]
 
 
 def _quantized(about: dict[str, Any] | None) -> list[list[str]]:
     if about is None:
         return []
-    said = f"{about['format']}, head {about['head']}, {about['bits_per_weight']:.3f} bits a weight"
-    return [["quantized", said], *measured_lines(about["measured"])]
+    formats = f"{about['format']}, head {about['head']}"
+    return [
+        ["quantized", f"{formats}, {about['bits_per_weight']:.3f} bits per weight"],
+        *measured_lines(about["measured"]),
+    ]
 
 
 def measured_lines(report: dict[str, Any]) -> list[list[str]]:
-    """What quantizing cost, as rows of a table."""
-    found = report.get("measured")
-    if not found:
-        return [["loss", f"not measured: {report.get('not_measured', 'nobody did')}"]]
+    """The measured loss of a quantized model as rows of a table: label and value."""
+    loss = report.get("measured")
+    if not loss:
+        reason = report.get("not_measured")
+        return [["loss", "not measured" + (f": {reason}" if reason else "")]]
     return [
-        ["KL to the original", f"{found['kl_nats']:.5f} nats a token (± {found['kl_stderr']:.5f})"],
-        ["top-1 agreement", f"{found['top1_agreement']:.2%}"],
+        ["KL to the original", f"{loss['kl_nats']:.5f} nats per token (± {loss['kl_stderr']:.5f})"],
+        ["top-1 agreement", f"{loss['top1_agreement']:.2%}"],
         [
             "perplexity",
-            f"{found['perplexity']:.3f}, the original's {found['parent_perplexity']:.3f}",
+            f"{loss['perplexity']:.3f}, the original's {loss['parent_perplexity']:.3f}",
         ],
-        ["measured on", f"{found['tokens']:,} tokens of {found['text']}"],
+        ["measured on", f"{loss['tokens']:,} tokens of {loss['text']}"],
     ]
 
 
@@ -159,8 +184,8 @@ def _counted(parameters: dict[str, Any], kind: str, of: str) -> str:
     counted, reported = parameters[kind], parameters["reported"]
     if reported is None:
         return f"{counted:,}"
-    said = "the same" if counted == reported[kind] else f"{reported[kind]:,}{of}"
-    return f"{counted:,} (the report: {said})"
+    comparison = "the same" if counted == reported[kind] else f"{reported[kind]:,}{of}"
+    return f"{counted:,} (the report: {comparison})"
 
 
 def _bytes(count: int) -> str:

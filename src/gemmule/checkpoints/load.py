@@ -1,4 +1,4 @@
-"""Opening and loading a checkpoint, whatever its format."""
+"""Opens and loads checkpoints of any format."""
 
 from pathlib import Path
 
@@ -14,34 +14,34 @@ from gemmule.model.tokenizer import Tokenizer
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Finds and opens what `path` means (see locate.py); reads no weights yet.
+    """Opens the checkpoint that `path` names (see locate.py) without reading its weights.
 
     Raises:
         CheckpointError: when there is no readable checkpoint.
         MissingExtraError: when its format needs a package that is not installed.
     """
-    found = locate(path)
-    match found.format:
+    located = locate(path)
+    match located.format:
         case "gguf":
             from gemmule.checkpoints.gguf.reader import open_gguf
 
-            return open_gguf(found.path)
+            return open_gguf(located.path)
         case "gemma_pytorch":
             from gemmule.checkpoints.gemma_pytorch.reader import open_gemma_pytorch
 
-            return open_gemma_pytorch(found.path)
+            return open_gemma_pytorch(located.path)
         case "npz":
             from gemmule.checkpoints.jax.reader import open_npz
 
-            return open_npz(found.path)
+            return open_npz(located.path)
         case "orbax":
             from gemmule.checkpoints.jax.reader import open_orbax
 
-            return open_orbax(found.path)
+            return open_orbax(located.path)
         case _:
-            if is_quantized(found.path):
-                return open_quantized(found.path)
-            return open_hf(found.path)
+            if is_quantized(located.path):
+                return open_quantized(located.path)
+            return open_hf(located.path)
 
 
 def load_model(
@@ -49,7 +49,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Gemma, Tokenizer]:
-    """The model and tokenizer at `path`, in memory; arguments as for Checkpoint.load.
+    """Loads the model and tokenizer at `path`; arguments as for Checkpoint.load.
 
     Raises:
         CheckpointError: when there is no readable model.
@@ -57,7 +57,7 @@ def load_model(
         ConfigError: for an impossible dtype or device.
     """
     with open_checkpoint(path) as checkpoint:
-        tokenizer = checkpoint.tokenizer  # the smaller part first: it fails in no time
+        tokenizer = checkpoint.tokenizer  # first, because it fails fast
         return checkpoint.load(dtype, device), tokenizer
 
 
@@ -67,19 +67,19 @@ def load_to_run(
     device: torch.device | str = "cpu",
     quantize: str | None = None,
 ) -> tuple[Gemma, Tokenizer]:
-    """As `load_model`, for inference alone: matrices that are packed stay packed.
+    """Loads a model for inference: like `load_model`, but packed matrices stay packed.
 
     Args:
         path: as for open_checkpoint.
-        dtype: of the weights; of a quantized model it asks for the values they stand for.
-        device: where they go; packed ones stay on the CPU.
-        quantize: "int4", "int6" or "int8" packs a floating model while it is read, without
+        dtype: dtype of the weights; given for a quantized model, its weights are dequantized.
+        device: device of the weights; packed ones stay on the CPU.
+        quantize: "int4", "int6" or "int8": pack a float model while it is read, without
             calibration.
 
     Raises:
         CheckpointError: when there is no readable model.
         TokenizerError: when its tokenizer is missing or broken.
-        ConfigError: for an impossible dtype or device, or settings that exclude one another.
+        ConfigError: for an impossible dtype or device, or settings that exclude each other.
     """
     from gemmule.checkpoints.packed.model import QuantizedGemma
     from gemmule.checkpoints.packed.quantize import quantize_checkpoint
@@ -92,12 +92,14 @@ def load_to_run(
         return load_model(path, dtype, device)
     if dtype is not None or not on_cpu:
         raise ConfigError(
-            f"quantize={quantize!r} decides the weights' form, on the CPU: leave dtype and device"
+            f"quantize={quantize!r} sets the weights' format, on the CPU: leave out dtype and "
+            "device"
         )
     with open_checkpoint(path) as checkpoint:
         if checkpoint.quantized:
             raise ConfigError(
-                f"{path} is quantized already, as {checkpoint.quantized['format']}: leave quantize"
+                f"{path} is already quantized, as {checkpoint.quantized['format']}: leave out "
+                "quantize"
             )
         packed = quantize_checkpoint(checkpoint, quantize)
     return QuantizedGemma(packed), packed.tokenizer

@@ -1,4 +1,4 @@
-"""From what a user types (a run, a folder, a file, a hub id) to the checkpoint it means."""
+"""Finds the checkpoint that a user names: a run, a folder, a file or a hub id."""
 
 import errno
 import re
@@ -16,36 +16,36 @@ _EXPECTED = (
     "config.json and model.safetensors), a .gguf, .ckpt or .npz file or a folder with one, an "
     "orbax checkpoint, or a hub id such as google/gemma-2-2b"
 )
-# The hub's client keeps whole files; one that was cut starts over.
-_AGAIN = "run the same command again: files that came whole are kept"
-# In the order in which to suggest them.
+# The hub's client keeps complete files; an incomplete one starts over.
+_AGAIN = "run the same command again: complete files are kept"
+# Models of a quickstart, in the order in which to suggest them.
 _STAGES = ("student", "scratch", "scratch_equal_compute", "teacher")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.ckpt", "*.jinja", "tokenizer.model"]
 _SUFFIXES = {".gguf": "gguf", ".ckpt": "gemma_pytorch", ".npz": "npz"}
 _SHARDED_CKPT = "pytorch_model.bin.index.json"
-# Any of these makes a folder one that orbax wrote.
+# Any of these marks a folder that orbax wrote.
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint found: its format ("hf", "gguf", "gemma_pytorch", "npz", "orbax") and place."""
+    """A checkpoint's format ("hf", "gguf", "gemma_pytorch", "npz" or "orbax") and path."""
 
     format: str
     path: Path
 
 
 def locate(path: str | Path) -> Located:
-    """Finds the checkpoint that `path` means.
+    """Finds the checkpoint that `path` names.
 
-    A local path always wins. What is none, looks like `org/name` and has no local folder `org`
-    is taken as a hub id and downloaded into the hub's own cache; `hf://org/name` is always one,
-    and `hf://org/name/model-Q8_0.gguf` is one file of it.
+    A local path takes precedence. A name such as `org/name` that is not a local path, and without a
+    local folder `org`, is a hub id, which is downloaded into the hub's own cache. `hf://org/name`
+    is always a hub id, and `hf://org/name/model-Q8_0.gguf` one file of it.
 
     Raises:
-        CheckpointError: saying what was found there and what is expected, or why a download
-            failed.
+        CheckpointError: when there is no checkpoint or a download fails; the message says what is
+            there and what is expected.
         Interrupted: when a download is stopped with Ctrl-C; it can be continued.
     """
     text = str(path)
@@ -66,9 +66,9 @@ def locate(path: str | Path) -> Located:
 
 
 def _within(folder: Path) -> Located:
-    found = _directly_in(folder) or _directly_in(folder / "model")
-    if found:
-        return found
+    located = _directly_in(folder) or _directly_in(folder / "model")
+    if located:
+        return located
     stages = [name for name in _STAGES if _directly_in(folder / name / "model")]
     if stages:
         others = ", ".join(str(folder / name) for name in stages[1:])
@@ -87,14 +87,12 @@ def _within(folder: Path) -> Located:
             "continue it with --resume"
         )
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    found_names = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-    raise CheckpointError(
-        f"no model in {folder} (it holds {found_names or 'nothing'}); {_EXPECTED}"
-    )
+    listing = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+    raise CheckpointError(f"no model in {folder} (it holds {listing or 'nothing'}); {_EXPECTED}")
 
 
 def _directly_in(folder: Path) -> Located | None:
-    """The checkpoint whose files lie in `folder` itself."""
+    """The checkpoint whose files are in `folder` itself, or None."""
     if not folder.is_dir():
         return None
     if any((folder / name).is_file() for name in (SINGLE, INDEX)):
@@ -111,7 +109,7 @@ def _directly_in(folder: Path) -> Located | None:
         )
     if single:
         return _file(single[0])
-    # A config alone is a model whose weights are missing: the reader says so.
+    # A config alone is a model without weights, which the reader reports.
     return Located("hf", folder) if (folder / "config.json").is_file() else None
 
 
@@ -120,7 +118,7 @@ def _file(path: Path) -> Located:
         return Located(_SUFFIXES[path.suffix], path)
     if path.name in {"config.json", SINGLE, INDEX, _SHARDED_CKPT}:
         raise CheckpointError(f"{path} is one file of a model: give its folder, {path.parent}")
-    raise CheckpointError(f"{path} is a file of a kind that cannot be loaded; {_EXPECTED}")
+    raise CheckpointError(f"{path} is not a kind of file that can be loaded; {_EXPECTED}")
 
 
 def _neighbours(path: Path) -> str:
@@ -133,7 +131,7 @@ def _neighbours(path: Path) -> str:
 
 
 def _on_hub(name: str) -> Located:
-    """A model, or one file of it, from the hub."""
+    """Downloads a model, or one file of it, from the hub."""
     repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if file:
         folder = _download(repo, [file, "config.json", "tokenizer.model"])
@@ -141,13 +139,13 @@ def _on_hub(name: str) -> Located:
             raise CheckpointError(f"{repo} on the hub has no file {file}")
         return _file(folder / file)
     folder = _download(repo, _HUB_FILES, ignore=["*/*"])
-    found = _directly_in(folder)
-    if found is None:
+    located = _directly_in(folder)
+    if located is None:
         raise CheckpointError(
             f"{repo} holds no model in Hugging Face's layout and no .ckpt file; if it has GGUF "
             f"files, name one: {_HUB_PREFIX}{repo}/FILE.gguf"
         )
-    return found
+    return located
 
 
 def _download(repo: str, allow: list[str], ignore: list[str] | None = None) -> Path:
@@ -155,14 +153,14 @@ def _download(repo: str, allow: list[str], ignore: list[str] | None = None) -> P
     from huggingface_hub import errors as hub
 
     try:
-        found = huggingface_hub.snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repo, allow_patterns=allow, ignore_patterns=ignore
         )
     except KeyboardInterrupt:
         raise Interrupted(f"stopped downloading {repo}: {_AGAIN}") from None
     except hub.GatedRepoError:
         raise CheckpointError(
-            f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in "
+            f"{repo} is gated: accept its license at https://huggingface.co/{repo}, then log in "
             "with `hf auth login` (or set HF_TOKEN)"
         ) from None
     except hub.RepositoryNotFoundError:
@@ -176,22 +174,20 @@ def _download(repo: str, allow: list[str], ignore: list[str] | None = None) -> P
             else f"the hub cannot be reached ({first_line(cause)})"
         )
         raise CheckpointError(
-            f"there is no folder {repo} here, and as a hub id it is not in the cache and {reason}; "
-            "with a network the same command downloads what is missing"
+            f"there is no folder {repo} here, the hub's cache has no such model, and {reason}; "
+            "with a network the same command downloads it"
         ) from None
     except hub.HFValidationError as e:
-        raise CheckpointError(f"{repo!r} is no hub id: {first_line(e)}; {_EXPECTED}") from None
+        raise CheckpointError(f"{repo!r} is not a hub id: {first_line(e)}; {_EXPECTED}") from None
     except Exception as e:
-        # Whatever else a transfer can die of: the HTTP library differs between hub versions.
+        # Any other failure of the transfer: the HTTP library differs between hub versions.
         if isinstance(e, hub.HfHubHTTPError) and e.response.status_code in {401, 403, 404}:
             raise CheckpointError(_explain_refusal(repo)) from None
         if isinstance(e, OSError) and e.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES}:
             with files.writing_to(Path(e.filename or "the hub's cache")):
                 raise
-        raise CheckpointError(
-            f"the download of {repo} broke off ({first_line(e)}); {_AGAIN}"
-        ) from e
-    return Path(found)
+        raise CheckpointError(f"the download of {repo} failed ({first_line(e)}); {_AGAIN}") from e
+    return Path(folder)
 
 
 def _explain_refusal(repo: str) -> str:

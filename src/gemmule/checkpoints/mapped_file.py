@@ -1,4 +1,4 @@
-"""A file seen as one long row of bytes, read only where it is looked at."""
+"""A memory-mapped file, read only where it is accessed."""
 
 import mmap
 import sys
@@ -13,16 +13,16 @@ from torch import Tensor
 from gemmule.errors import CheckpointError
 
 _DONT_NEED = getattr(mmap, "MADV_DONTNEED", -1)
-# All pages at once instead of a fault for every few; Linux 5.14, which Python has no name for.
+# Reads all pages at once rather than a few per page fault; Linux 5.14, without a name in Python.
 _POPULATE_READ = 22 if sys.platform == "linux" else -1
 
 
 class MappedFile:
-    """A memory-mapped file that does not stay in this process's memory once read.
+    """A memory-mapped file whose pages leave this process's memory once they are released.
 
     Attributes:
         path: the file.
-        size: bytes.
+        size: size in bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,26 +48,26 @@ class MappedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._bytes  # tensors that still look at the file keep it mapped
+        del self._bytes  # tensors that still refer to the file keep it mapped
 
     def raw(self, start: int, stop: int) -> Tensor:
-        """Bytes [start, stop) as they lie in the file; must not be written to."""
+        """Bytes [start, stop) of the file, without a copy; must not be modified."""
         assert 0 <= start <= stop <= self.size
         if stop - start > mmap.PAGESIZE:
             self._advise(_POPULATE_READ, start, stop)
         return self._bytes[start:stop]
 
     def view(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Bytes [start, stop) as a flat tensor; a copy only where the file is not aligned."""
+        """Bytes [start, stop) as a flat tensor; a copy only if they are not aligned."""
         raw = self.raw(start, stop)
         return (raw if start % dtype.itemsize == 0 else raw.clone()).view(dtype)
 
     def release(self, start: int, stop: int) -> None:
-        """Gives the pages of [start, stop) back to the system's cache: they were looked at."""
+        """Releases the pages of [start, stop), which stay in the system's cache."""
         self._advise(_DONT_NEED, start, stop)
 
     def _advise(self, advice: int, start: int, stop: int) -> None:
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
-        with suppress(AttributeError, OSError):  # not every system takes advice
+        with suppress(AttributeError, OSError):  # some systems lack madvise
             if stop > first:
                 self._map.madvise(advice, first, stop - first)

@@ -1,8 +1,9 @@
-"""Other programs' readers, each run in a process of its own: a crash of theirs is only a finding.
+"""Lets other programs read an export, each in its own process, so that a crash is only a finding.
 
-    python -m gemmule.checkpoints.peers transformers FOLDER REQUEST.npz ANSWER.npz
+    python -m gemmule.checkpoints.peers hf FOLDER REQUEST.npz ANSWER.npz
 
-The request holds token ids and texts; the answer their logits and their tokenizer's ids.
+The request holds token ids and texts; the answer holds the logits of the ids and the ids of the
+texts.
 """
 
 import subprocess
@@ -21,23 +22,23 @@ from torch import Tensor
 
 from gemmule.errors import GemmuleError
 
-# By export format: the distribution to install, and the module it brings.
+# By export format: the distribution to install, and its module.
 READERS = {"hf": ("transformers", "transformers"), "gguf": ("llama-cpp-python", "llama_cpp")}
 _LAST_LINES = 6
 
 
 class PeerError(GemmuleError):
-    """Another program could not read what was written for it."""
+    """Another program could not read the export."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What another program made of an export.
+    """The outputs of another program for an export.
 
     Attributes:
-        version: of the program.
-        logits_TV: for the tokens asked about, fp32.
-        ids: for each text, the ids of its tokenizer, <bos> included.
+        version: version of the program.
+        logits_TV: logits of the requested tokens, fp32.
+        ids: ids of each text from the program's tokenizer, <bos> included.
     """
 
     version: str
@@ -46,22 +47,22 @@ class Answer:
 
 
 def installed(format: str) -> str | None:
-    """The reader for a format, "name version", when it is installed."""
+    """The reader of a format as "name version", or None if it is not installed."""
     name, module = READERS.get(format, ("", ""))
     return f"{name} {metadata.version(name)}" if module and find_spec(module) else None
 
 
 def ask(format: str, export: Path, tokens: Sequence[int], texts: Sequence[str]) -> Answer:
-    """Has the format's reader load `export`, in a process of its own.
+    """Runs the format's reader on `export` in its own process.
 
     Args:
         format: "hf" or "gguf"; its reader must be installed.
-        export: the folder that was written.
+        export: the exported folder.
         tokens: T ids, <bos> first.
-        texts: to tokenize.
+        texts: texts to tokenize.
 
     Raises:
-        PeerError: when it cannot read the export, with the end of what it said.
+        PeerError: when it cannot read the export; the message ends with its last output lines.
     """
     reader = READERS[format][0]
     with tempfile.TemporaryDirectory() as scratch:
@@ -76,12 +77,12 @@ def ask(format: str, export: Path, tokens: Sequence[int], texts: Sequence[str]) 
             check=False,
         )
         if done.returncode:
-            said = "\n".join(done.stderr.strip().splitlines()[-_LAST_LINES:])
-            raise PeerError(f"{reader} cannot read {export} (exit {done.returncode}):\n{said}")
-        with np.load(answer) as found:
-            ends = np.cumsum(found["lengths"])[:-1]
-            ids = [part.tolist() for part in np.split(found["ids"], ends)]
-            logits = torch.from_numpy(found["logits"])
+            output = "\n".join(done.stderr.strip().splitlines()[-_LAST_LINES:])
+            raise PeerError(f"{reader} cannot read {export} (exit {done.returncode}):\n{output}")
+        with np.load(answer) as arrays:
+            ends = np.cumsum(arrays["lengths"])[:-1]
+            ids = [part.tolist() for part in np.split(arrays["ids"], ends)]
+            logits = torch.from_numpy(arrays["logits"])
     return Answer(metadata.version(reader), logits, ids)
 
 
@@ -106,7 +107,7 @@ def _llama_cpp(folder: Path, tokens: list[int], texts: list[str]) -> tuple[Any, 
         n_batch=len(tokens),
         n_ubatch=len(tokens),
         logits_all=True,
-        type_k=llama_cpp.GGML_TYPE_F32,  # its own cache is fp16
+        type_k=llama_cpp.GGML_TYPE_F32,  # the default is fp16
         type_v=llama_cpp.GGML_TYPE_F32,
         flash_attn=False,
         verbose=False,

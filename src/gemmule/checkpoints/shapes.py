@@ -1,8 +1,8 @@
-"""A model's config and tokenizer for formats that hold weights and nothing else.
+"""The config and tokenizer of formats that only store weights.
 
 gemma_pytorch's files and JAX parameter trees leave the config to the program that reads them. A
-config.json beside the weights always decides. Without one the shapes must be those of a published
-size: the window, the caps and the query scale cannot be read off weights.
+config.json next to the weights takes precedence. Without one, the shapes must be those of a
+published size: weights do not reveal the window, the caps and the query scale.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.tokenizer import Tokenizer
 
 PUBLISHED = ("2b", "9b", "27b")
-# Rows of Google's JAX embeddings: the 256,000 pieces and 128 that stand for nothing.
+# Rows of Google's JAX embeddings: the 256,000 tokens and 128 unused rows.
 JAX_ROWS = 256_128
 
 
@@ -22,7 +22,7 @@ def config_beside(path: Path) -> GemmaConfig | None:
     """The config.json in a checkpoint's folder, if there is one.
 
     Raises:
-        CheckpointError: when it is broken or describes something else than Gemma 2.
+        CheckpointError: when it is broken or does not describe a Gemma 2.
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     return from_hf(read_object(file), str(file)) if file.is_file() else None
@@ -38,15 +38,15 @@ def tokenizer_beside(path: Path) -> Tokenizer:
         if (folder / "tokenizer.model").is_file():
             return Tokenizer.load(folder)
     where = path if path.is_dir() else path.parent
-    raise TokenizerError(f"{path} holds no tokenizer: put its tokenizer.model into {where}")
+    raise TokenizerError(f"{path} has no tokenizer: put its tokenizer.model into {where}")
 
 
 def published_config(known: Mapping[str, int], source: str) -> GemmaConfig:
-    """The published size whose fields are the `known` ones, with its own vocabulary.
+    """The config of the published size with the `known` fields, and the `known` vocab_size.
 
     Args:
-        known: what the shapes tell, as GemmaConfig's fields: always hidden_size,
-            intermediate_size and num_hidden_layers; vocab_size is taken as it is.
+        known: fields of GemmaConfig that the shapes imply; hidden_size, intermediate_size and
+            num_hidden_layers are always among them.
         source: the checkpoint, for messages.
 
     Raises:
@@ -56,9 +56,9 @@ def published_config(known: Mapping[str, int], source: str) -> GemmaConfig:
     for name in PUBLISHED:
         if all(PRESETS[name][field] == value for field, value in fields.items()):
             return preset(name, **{k: v for k, v in known.items() if k == "vocab_size"})
-    told = ", ".join(f"{field} {value}" for field, value in sorted(fields.items()))
+    shown = ", ".join(f"{field} {value}" for field, value in sorted(fields.items()))
     raise CheckpointError(
-        f"{source} holds weights alone, and their shapes ({told}) are those of no published "
-        f"Gemma 2 ({', '.join(PUBLISHED)}): put the model's config.json (Hugging Face's form) "
-        "beside it"
+        f"{source} holds only weights, whose shapes ({shown}) do not match any published "
+        f"Gemma 2 ({', '.join(PUBLISHED)}): put the model's config.json (Hugging Face's format) "
+        "next to it"
     )

@@ -1,8 +1,8 @@
-"""One tensor of a checkpoint, in whatever form its file keeps it, read a few rows at a time.
+"""One tensor of a checkpoint in its file's format, read a few rows at a time.
 
-Every reader offers its tensors as `StoredTensor`s under our parameters' names and in our
-orientation; loading, converting and comparing work on these alone, so that no more than a chunk of
-rows is ever held besides what is being made.
+Every reader provides its tensors as `StoredTensor`s with our parameter names and orientation.
+Loading, converting and comparing only use this class, so that at most one chunk of rows is held in
+addition to the result.
 """
 
 import mmap
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gemmule.errors import CheckpointError, ConfigError
 
-_HUGE = 2**22  # from here on huge pages are worth a mapping of their own
-CHUNK_BYTES = 2**24  # of rows handed out at once: large enough to keep all cores busy
+_HUGE = 2**22  # bytes from which huge pages are worth a separate mapping
+CHUNK_BYTES = 2**24  # bytes of rows in a chunk: large enough to keep all cores busy
 
-FLOATS = {  # safetensors' names of the dtypes weights may have
+FLOATS = {  # safetensors' names of the dtypes that weights can have
     "F64": torch.float64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -28,32 +28,32 @@ _NAMES = {str(d).removeprefix("torch."): d for d in FLOATS.values()}
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A floating dtype given as such or by name; None stays None.
+    """Returns a float dtype given as such or by name; None stays None.
 
     Raises:
         ConfigError: for anything else.
     """
     if dtype is None:
         return None
-    found = _NAMES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in _NAMES.values():
+    parsed = _NAMES.get(dtype) if isinstance(dtype, str) else dtype
+    if parsed not in _NAMES.values():
         raise ConfigError(f"dtype {str(dtype)!r} is not one of {', '.join(_NAMES)}")
-    return found
+    return parsed
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name as config.json spells it, such as "bfloat16"."""
+    """The name of a dtype in config.json, such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")
 
 
 class StoredTensor(ABC):
-    """One weight matrix or vector; nothing is read before it is asked for.
+    """One weight matrix or vector, read lazily.
 
     Attributes:
         name: our parameter's name, such as "layers.0.mlp.up_proj.weight".
-        shape: of our parameter.
+        shape: shape of our parameter.
         dtype: the narrowest torch dtype that holds every stored value exactly.
-        stored_as: what the file calls its form, such as "BF16" or "Q4_K".
+        stored_as: the file's name of its encoding, such as "BF16" or "Q4_K".
         where: file and name in it, for messages.
     """
 
@@ -65,29 +65,29 @@ class StoredTensor(ABC):
 
     @abstractmethod
     def chunks(self) -> Iterator[Tensor]:
-        """Successive rows, in `dtype`, on the CPU; each is valid until the next is asked for."""
+        """Yields consecutive rows in `dtype`, on the CPU; a chunk is valid until the next one."""
 
     @property
     def numel(self) -> int:
-        """How many numbers it holds."""
+        """The number of values."""
         return int(torch.Size(self.shape).numel())
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes in `dtype`."""
+        """Size in `dtype`, in bytes."""
         return self.numel * self.dtype.itemsize
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of this tensor that make up a chunk."""
+        """The number of rows in a chunk of this tensor."""
         row = self.nbytes // max(1, self.shape[0])
         return max(1, CHUNK_BYTES // max(1, row))
 
     def copy(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A fresh tensor, filled chunk by chunk and checked for NaN and Inf.
+        """Copies the values into a new tensor, chunk by chunk, and checks for NaN and Inf.
 
         Raises:
-            CheckpointError: when it holds NaN or Inf, or a value that `dtype` cannot.
+            CheckpointError: when it holds NaN or Inf, or a value too large for `dtype`.
         """
         fresh = empty(self.shape, dtype, device)
         at = 0
@@ -99,7 +99,7 @@ class StoredTensor(ABC):
         return fresh
 
     def rows_as(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The chunks converted to `dtype`; checked as by `copy`."""
+        """Yields the chunks converted to `dtype`, with the checks of `copy`."""
         for rows in self.chunks():
             converted = rows.to(dtype)
             self._check(converted, rows)
@@ -114,7 +114,7 @@ class StoredTensor(ABC):
 
 
 class HeldTensor(StoredTensor):
-    """A tensor that is in memory already."""
+    """A tensor in memory."""
 
     def __init__(self, name: str, tensor: Tensor) -> None:
         stored_as = next((k for k, d in FLOATS.items() if d == tensor.dtype), str(tensor.dtype))
@@ -122,38 +122,38 @@ class HeldTensor(StoredTensor):
         self._tensor = tensor.detach()
 
     def chunks(self) -> Iterator[Tensor]:
-        """See StoredTensor."""
+        """Yields consecutive rows, moved to the CPU."""
         for rows in self._tensor.split(self.rows_at_once):
             yield rows.cpu()
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Like torch.empty, in huge pages where the system has them.
+    """Like torch.empty, in huge pages if the system has them.
 
-    Filling memory that was just asked for is mostly page faults: four times as fast in pages of
-    2 MiB as in pages of 4 KiB.
+    The time to fill new memory is mostly page faults: with pages of 2 MiB it is a quarter of that
+    with pages of 4 KiB.
     """
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     if device.type != "cpu" or nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # not built into every kernel
+    with suppress(OSError):  # some kernels lack it
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no element is NaN or Inf, without a mask as large as `x`."""
+    """Whether all elements are finite, computed without a mask as large as `x`."""
     return x.numel() == 0 or bool(torch.stack(torch.aminmax(x)).isfinite().all())
 
 
 def tensor_bytes(x: Tensor) -> memoryview:
-    """The bytes of `x` in row order; a copy only where it is elsewhere or not contiguous."""
+    """The bytes of `x` in row order; a copy only if `x` is not on the CPU or not contiguous."""
     flat = x.detach().cpu().contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data
 
 
 def few(names: list[str]) -> str:
-    """The first four names, and how many more there are."""
+    """The first four names, and the number of the others."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more

@@ -1,9 +1,9 @@
-"""Writing weights tensor by tensor into files whose layout is known beforehand.
+"""Writes weights tensor by tensor into files with a precomputed layout.
 
-A format's writer lays out a file (header, and where each tensor goes); `write` then streams the
-tensors in. So no more than a chunk of a tensor is in memory, every format is written by the same
-few lines, and a conversion that was killed goes on with the first tensor that is not known to be
-on the disk.
+A format's writer lays out each file: its header, and the place of every tensor. `write` then
+streams the tensors in. So at most one chunk of a tensor is in memory, the same few lines write
+every format, and an interrupted conversion continues with the first tensor that is not known to be
+on disk.
 """
 
 import json
@@ -16,20 +16,20 @@ from typing import BinaryIO
 from gemmule import files
 from gemmule.errors import CheckpointError
 
-SYNC_BYTES = 2**28  # written between two notes of how far it is
+SYNC_BYTES = 2**28  # bytes written between two updates of the progress note
 
 Bytes = bytes | memoryview
-Advance = Callable[[int], None]  # takes the bytes written since the last call
+Advance = Callable[[int], None]  # receives the number of bytes written since the last call
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one tensor goes.
+    """The place of one tensor in a file.
 
     Attributes:
-        offset: from the file's start, bytes.
-        nbytes: its length.
-        data: makes its bytes, in pieces; called once, when their turn comes.
+        offset: bytes from the start of the file.
+        nbytes: size in bytes.
+        data: yields the bytes in chunks; called once, when the tensor is written.
     """
 
     offset: int
@@ -39,13 +39,13 @@ class Place:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """A file to be written.
+    """The layout of a file.
 
     Attributes:
-        name: in the export's folder.
-        size: bytes, when complete.
-        parts: what stands at which offset besides the tensors (headers, indexes); small.
-        places: the tensors, in the order to write them.
+        name: file name in the export's folder.
+        size: final size in bytes.
+        parts: (offset, content) of everything but the tensors (headers, indexes); small.
+        places: the tensors, in the order of writing.
     """
 
     name: str
@@ -60,18 +60,19 @@ def write(
     advance: Advance = lambda _: None,
     note: Path | None = None,
 ) -> None:
-    """Writes the files into `folder`, going on where an earlier call was cut off.
+    """Writes files into `folder`, continuing where an earlier call was interrupted.
 
     Args:
         layouts: the files.
-        folder: exists.
-        advance: told of every byte of a tensor, those found already written included.
-        note: where to keep how far it is; None: always from the beginning. The caller must make
-            sure that it is of the same layouts and the same weights, and removes it in the end.
+        folder: an existing folder.
+        advance: called with the size of every chunk, tensors of an earlier call included.
+        note: file that records the progress; None: always start from the beginning. The caller
+            must make sure that an existing note belongs to the same layouts and weights, and
+            removes it at the end.
 
     Raises:
-        OutputError: when the disk refuses.
-        CheckpointError: when the source does.
+        OutputError: when a file cannot be written.
+        CheckpointError: when a weight cannot be read.
     """
     done = _read_note(note) if note else {}
     with files.writing_to(folder):
@@ -91,9 +92,9 @@ def _write_file(
                 advance(place.nbytes)
                 continue
             f.seek(place.offset)
-            for piece in _exactly(place, layout.name):
-                f.write(piece)
-                advance(len(piece))
+            for chunk in _exactly(place, layout.name):
+                f.write(chunk)
+                advance(len(chunk))
             unsynced += place.nbytes
             if note and unsynced >= SYNC_BYTES:
                 _sync(f)
@@ -109,12 +110,12 @@ def _write_file(
 
 
 def _exactly(place: Place, name: str) -> Iterator[Bytes]:
-    """The place's pieces, which must fill it."""
+    """The chunks of a place, which must fill it exactly."""
     total = 0
-    for piece in place.data():
-        total += len(piece)
+    for chunk in place.data():
+        total += len(chunk)
         assert total <= place.nbytes, f"{name}: a tensor is larger than its place"
-        yield piece
+        yield chunk
     assert total == place.nbytes, f"{name}: a tensor is smaller than its place"
 
 
@@ -130,6 +131,6 @@ def _read_note(note: Path) -> dict[str, int]:
         return {}
     except (OSError, ValueError) as e:
         raise CheckpointError(
-            f"{note} is damaged ({e}): remove its folder and start anew"
+            f"{note} is damaged ({e}): remove its folder and start again"
         ) from None
     return {str(name): int(count) for name, count in done.items()}

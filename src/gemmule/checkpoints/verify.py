@@ -1,4 +1,4 @@
-"""Whether an export is what it should be: against its source, and in its other program's hands."""
+"""Verifies an export: against its source, and against the program that it was made for."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,58 +15,59 @@ from gemmule.model.spm_train import SPACE
 from gemmule.model.tokenizer import Tokenizer
 
 POSITIONS = 256
-# Readers must agree with our own reading of the same file. transformers computes in fp32 as we do
-# and may differ by rounding only; llama.cpp rounds activations to 16 bits, or to 8 where weights
-# are quantized. A wrong scale, cap, norm or window costs tenths of a nat.
-LARGEST_KL = {"hf": 1e-5, "gguf": 2e-2}  # nats a token
-LEAST_TOP1 = {"hf": 0.99, "gguf": 0.95}
+# Limits of the difference between another program and us on the same file. transformers computes in
+# fp32 as we do and differs only by rounding; llama.cpp rounds activations to 16 bits, or to 8 for
+# quantized weights. A wrong scale, cap, norm or window costs tenths of a nat.
+MAX_KL = {"hf": 1e-5, "gguf": 2e-2}  # nats a token
+MIN_TOP1 = {"hf": 0.99, "gguf": 0.95}
 
 Say = Callable[[str], None]
 
 
 class VerificationError(GemmuleError):
-    """An export does not hold what it should; it was removed."""
+    """An export is wrong; it was removed."""
 
 
 def check_export(
     source: Checkpoint, export: Checkpoint, text: str, say: Say = lambda _: None
 ) -> dict[str, Any]:
-    """Compares an export with its source, and with what its reader makes of it.
+    """Compares an export with its source, and with the outputs of its reader.
 
     Args:
-        source: what was exported.
+        source: the checkpoint that was exported.
         export: the export, reopened.
         text: real text; its first POSITIONS tokens are used.
-        say: told what is being done.
+        say: called with a description of each stage.
 
     Returns:
-        "weights" (see compare_weights), "against_source" (see compare_logits; only where weights
-        differ), "reader" (program, figures, tokenizer; or why there are none).
+        "weights" (see compare_weights); "against_source" (see compare_logits), only if weights
+        differ; "reader": the program, its metrics and the number of texts tokenized, or the reason
+        why it was skipped.
 
     Raises:
-        VerificationError: when the reader cannot read it or disagrees about what it holds.
+        VerificationError: when the reader cannot read the export or disagrees with us about it.
     """
     tokenizer = source.tokenizer
     if export.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise VerificationError(f"{export.path}: the tokenizer did not survive")
+        raise VerificationError(f"{export.path}: the tokenizer is not that of the source")
     length = min(POSITIONS, source.config.max_position_embeddings)
     tokens = tokenizer.encode(text, bos=True)[:length]
     say("comparing weights with the source")
     weights = compare_weights(source, export)
-    found: dict[str, Any] = {"positions": len(tokens), "weights": weights}
+    report: dict[str, Any] = {"positions": len(tokens), "weights": weights}
     reader = peers.installed(export.format)
     if weights["equal"] and reader is None:
-        return found | {"reader": {"skipped": _why_not(export.format)}}
+        return report | {"reader": {"skipped": _why_not(export.format)}}
     say("computing logits")
     ours = streamed_logits(export, tokens)
     if not weights["equal"]:
         theirs = streamed_logits(source, tokens)
-        found["against_source"] = compare_logits(theirs, ours)
+        report["against_source"] = compare_logits(theirs, ours)
         del theirs
     if reader is None:
-        return found | {"reader": {"skipped": _why_not(export.format)}}
+        return report | {"reader": {"skipped": _why_not(export.format)}}
     say(f"asking {reader}")
-    return found | {"reader": _ask_reader(export, reader, tokens, text, ours)}
+    return report | {"reader": _ask_reader(export, reader, tokens, text, ours)}
 
 
 def _ask_reader(
@@ -78,43 +79,42 @@ def _ask_reader(
         answer = peers.ask(export.format, folder, tokens, texts)
     except peers.PeerError as e:
         raise VerificationError(str(e)) from None
-    figures = compare_logits(ours, answer.logits_TV)
+    metrics = compare_logits(ours, answer.logits_TV)
     expected = [export.tokenizer.encode(t, bos=True) for t in texts]
     equal = sum(a == b for a, b in zip(expected, answer.ids, strict=True))
     if equal < len(texts):
         n = next(i for i, (a, b) in enumerate(zip(expected, answer.ids, strict=True)) if a != b)
         raise VerificationError(
-            f"{reader} reads {texts[n]!r} as tokens {answer.ids[n][:12]}, we as "
+            f"{reader} tokenizes {texts[n]!r} as {answer.ids[n][:12]}, gemmule as "
             f"{expected[n][:12]} ({len(texts) - equal} of {len(texts)} texts differ)"
         )
-    alike = figures["kl_nats"] <= LARGEST_KL[export.format]  # not so for NaN
-    if not alike or figures["top1_agreement"] < LEAST_TOP1[export.format]:
+    close = metrics["kl_nats"] <= MAX_KL[export.format]  # False for NaN
+    if not close or metrics["top1_agreement"] < MIN_TOP1[export.format]:
         raise VerificationError(
-            f"{reader} makes other logits of {export.path} than we do: KL "
-            f"{figures['kl_nats']:.2e} nats (at most {LARGEST_KL[export.format]:g}), top-1 "
-            f"agreement {figures['top1_agreement']:.1%} (at least "
-            f"{LEAST_TOP1[export.format]:.0%})"
+            f"{reader} computes other logits from {export.path} than gemmule: KL "
+            f"{metrics['kl_nats']:.2e} nats (at most {MAX_KL[export.format]:g}), top-1 agreement "
+            f"{metrics['top1_agreement']:.1%} (at least {MIN_TOP1[export.format]:.0%})"
         )
-    return {"program": reader, **figures, "texts_tokenized_alike": len(texts)}
+    return {"program": reader, **metrics, "texts_tokenized_alike": len(texts)}
 
 
 def _plain(line: str, tokenizer: Tokenizer) -> bool:
-    """Whether other tokenizers read a line as text alone, as ours reads every line."""
+    """Whether a line is free of text that other tokenizers read as control tokens or spaces."""
     return SPACE not in line and tokenizer.encode(line) == tokenizer.encode(line, control=True)
 
 
 def _why_not(format: str) -> str:
     if format not in peers.READERS:
-        return f"no other program that reads {format} can be installed from the package index"
+        return f"no other program that reads {format} is on the package index"
     return f"{peers.READERS[format][0]} is not installed"
 
 
 def compare_weights(source: Checkpoint, export: Checkpoint) -> dict[str, Any]:
-    """How far the export's values are from the source's.
+    """The differences between the weights of an export and of its source.
 
     Returns:
-        equal: whether every value is the same; largest_difference; relative_error: the root of
-        the squared differences' sum over that of the squared values.
+        equal: whether all values are equal; largest_difference; relative_error: root of the sum of
+        squared differences over the sum of squared values.
     """
     largest = squares = total = 0.0
     for tensor in source.weights():
@@ -131,7 +131,7 @@ def compare_weights(source: Checkpoint, export: Checkpoint) -> dict[str, Any]:
 
 
 def _side_by_side(a: StoredTensor, b: StoredTensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same rows of two tensors of one shape, whose chunks may end at different rows."""
+    """Yields equal rows of two tensors of one shape, whose chunks may end at different rows."""
     chunks_a, chunks_b = a.chunks(), b.chunks()
     rows_a = rows_b = torch.empty(0)
     for _ in range(a.shape[0]):
@@ -145,11 +145,11 @@ def _side_by_side(a: StoredTensor, b: StoredTensor) -> Iterator[tuple[Tensor, Te
 
 
 def compare_logits(expected_TV: Tensor, got_TV: Tensor) -> dict[str, float]:
-    """How far two models' answers for the same tokens are apart.
+    """The distance between two models' logits for the same tokens.
 
     Returns:
-        max_logit_difference; top1_agreement, a share; kl_nats: the mean over positions of
-        KL(expected || got).
+        max_logit_difference; top1_agreement: fraction of positions with the same most likely
+        token; kl_nats: mean over positions of KL(expected || got).
     """
     largest = agreed = kl = 0.0
     for a_V, b_V in zip(expected_TV, got_TV, strict=True):

@@ -1,7 +1,7 @@
-"""Zip archives of unknown origin, which .ckpt and .npz files are.
+"""Reads zip archives from untrusted sources, which .ckpt and .npz files are.
 
-Python's zipfile reads them, after the checks it leaves to its caller: a short file must not fill
-the memory, and a name must mean one member whoever looks it up.
+Python's zipfile does the reading, after the checks that it leaves to its caller: a small file must
+not fill the memory, and a name must mean the same member to every reader.
 """
 
 import io
@@ -12,15 +12,15 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from gemmule.errors import CheckpointError, first_line
 
-# zipfile reads a directory at once: this is some ten thousand members, and all that is ever read
-# in one piece.
+# zipfile reads a directory at once; this is enough for some ten thousand members, and the limit of
+# any single read.
 READ_BYTES = 2**20
-_LOCAL_HEADER = 30  # bytes before a member's name; the last four hold two lengths
+_LOCAL_HEADER = 30  # bytes before a member's name; the last four are two lengths
 _ENCRYPTED = 1
 
 
 class _Guarded(io.FileIO):
-    """A file that is never read in large pieces."""
+    """A file that refuses large reads."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > READ_BYTES:
@@ -30,10 +30,10 @@ class _Guarded(io.FileIO):
 
 @contextmanager
 def opened_zip(path: Path) -> Iterator[ZipFile]:
-    """The archive at `path`, its directory read.
+    """Opens the archive at `path` and reads its directory.
 
     Raises:
-        CheckpointError: when it is none, or was cut short.
+        CheckpointError: when it is not a zip archive, or was cut short.
     """
     try:
         file = _Guarded(path)
@@ -44,24 +44,26 @@ def opened_zip(path: Path) -> Iterator[ZipFile]:
             archive = ZipFile(file)
         except Exception as e:  # a damaged directory can break zipfile in any way
             raise CheckpointError(
-                f"{path} is no readable zip archive, or was cut short ({first_line(e)}); "
+                f"{path} is not a readable zip archive, or was cut short ({first_line(e)}); "
                 "download it again"
             ) from None
         with archive:
             yield archive
 
 
-def checked_members(archive: ZipFile, path: Path, most: int, *, deflated: bool) -> list[ZipInfo]:
-    """The archive's members, none of which lies about what reading it takes.
+def checked_members(
+    archive: ZipFile, path: Path, max_bytes: int, *, deflated: bool
+) -> list[ZipInfo]:
+    """The archive's members, after checks that they are safe to read.
 
     Args:
         archive: from `opened_zip`.
         path: its file.
-        most: bytes all members together may have, unpacked.
+        max_bytes: limit of the total unpacked size.
         deflated: whether members may be compressed.
 
     Raises:
-        CheckpointError: for encrypted or oddly compressed members, doubled names and zip bombs.
+        CheckpointError: for encrypted members, unknown compression, duplicate names and zip bombs.
     """
     members, size = archive.infolist(), path.stat().st_size
     allowed = {ZIP_STORED, ZIP_DEFLATED} if deflated else {ZIP_STORED}
@@ -70,28 +72,28 @@ def checked_members(archive: ZipFile, path: Path, most: int, *, deflated: bool) 
         if member.flag_bits & _ENCRYPTED or member.compress_type not in allowed:
             raise CheckpointError(
                 f"{path}: {member.filename!r} is encrypted or compressed in a way that the format "
-                "does not have: write the file anew with the program it comes from"
+                "does not allow: write the file again with the program that made it"
             )
         if stored and member.compress_size != member.file_size:
             raise CheckpointError(f"{path}: {member.filename!r} has two sizes; the file is damaged")
-    # Readers differ in which of two equal names they take, and in whether case matters.
+    # Readers differ in which of two equal names they use, and in whether case matters.
     if len({member.filename.casefold() for member in members}) < len(members):
-        raise CheckpointError(f"{path}: two members have one name; the file is damaged")
+        raise CheckpointError(f"{path}: two members have the same name; the file is damaged")
     packed = sum(member.compress_size for member in members)
     unpacked = sum(member.file_size for member in members)
-    if packed > size or unpacked > most:
+    if packed > size or unpacked > max_bytes:
         raise CheckpointError(
             f"{path} has {size} bytes and claims to hold {packed} that unpack to {unpacked}: "
-            "it is damaged, or made to fill the memory"
+            "it is damaged, or crafted to exhaust memory"
         )
     return members
 
 
 def data_start(archive: ZipFile, member: ZipInfo, path: Path) -> int:
-    """Where in the file a stored member's own bytes begin.
+    """The offset in the file of an uncompressed member's bytes.
 
     Raises:
-        CheckpointError: when they do not lie in the file.
+        CheckpointError: when they are outside the file.
     """
     file, at = archive.fp, member.header_offset
     assert file is not None

@@ -1,8 +1,8 @@
-"""Passages planted in training data, of which it is known that they are there, and how often.
+"""Canaries: random documents planted in training data a known number of times.
 
-A canary is a document of random ids: nothing but reading it can teach a model to continue it. One
-that was read often and is found shows that what looks for memorised text works; the rarest one that
-is found, how few readings are enough.
+A canary is a document of random ids, which a model can only continue if it was trained on it. If
+the extraction test detects canaries that were repeated often, the test works; the least repeated
+canary that it detects shows how few repetitions suffice for memorization.
 """
 
 import dataclasses
@@ -32,9 +32,10 @@ class Canaries:
     """The canaries of a data folder.
 
     Attributes:
-        first: number of the first document of the training split that is one; those after are, too.
-        numbers: of each such document the canary that it is.
-        repeats: how many documents each canary is, by number.
+        first: index in the training split of the first canary document; all later ones are
+            canaries too.
+        numbers: number of the canary in each of these documents.
+        repeats: number of documents that hold each canary, by canary number.
     """
 
     first: int
@@ -43,20 +44,20 @@ class Canaries:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Canaries | None":
-        """Those of a folder; None when it has none."""
-        found = dataset.manifest.get(KEY)
-        if not isinstance(found, dict):
+        """The canaries of a data folder, or None if it has none."""
+        entry = dataset.manifest.get(KEY)
+        if not isinstance(entry, dict):
             return None
-        repeats = tuple(int(n) for n in found["repeats"])
-        return cls(int(found["first_document"]), tuple(map(int, found["order"])), repeats)
+        repeats = tuple(int(n) for n in entry["repeats"])
+        return cls(int(entry["first_document"]), tuple(map(int, entry["order"])), repeats)
 
     @property
     def documents(self) -> range:
-        """Their documents in the training split."""
+        """The indices of the canary documents in the training split."""
         return range(self.first, self.first + len(self.numbers))
 
     def document_of(self, canary: int) -> int:
-        """The first document that is this canary."""
+        """The index of the first document that holds a canary, given by number."""
         return self.first + self.numbers.index(canary)
 
 
@@ -69,21 +70,21 @@ def add_canaries(
     tokens: int = 100,
     seed: int = 0,
 ) -> Dataset:
-    """Writes a copy of a data folder whose training split ends with canaries.
+    """Writes a copy of a data folder with canaries appended to its training split.
 
-    Files that stay as they are are linked, not copied, where the file system allows it. The copy is
-    another corpus, with a fingerprint of its own.
+    Unchanged files are hard-linked rather than copied if the file system allows it. The copy counts
+    as a different corpus, with its own fingerprint.
 
     Args:
         dataset: the folder to copy.
         out: the new folder.
-        repeats: how often canaries are to be there; one group each.
-        each: canaries of each group.
-        tokens: of a canary.
-        seed: decides their ids, and the order of the documents.
+        repeats: number of repetitions of each group of canaries.
+        each: number of canaries in a group.
+        tokens: length of a canary.
+        seed: seed for the ids and for the order of the documents.
 
     Raises:
-        DataError: for an impossible number, or a folder that has canaries already.
+        DataError: for a number out of range, or a folder that already has canaries.
         OutputError: when `out` is in use or cannot be written.
     """
     if not repeats or min(repeats) < 1 or each < 1 or tokens < 2 or seed < 0:
@@ -117,7 +118,7 @@ def add_canaries(
             "train": describe_split([*train["shards"], entry]),
         }
         if (dataset.path / PLAN).is_file():
-            # Nobody who prepares the same text is to be given this folder for it.
+            # `prepare` with the same text must not take this folder for its own result.
             files.write_json(folder / PLAN, {**files.read_json(dataset.path / PLAN), KEY: about})
         manifest = {
             **dataset.manifest,
@@ -130,7 +131,7 @@ def add_canaries(
 
 
 def _ids(tokenizer: Tokenizer, count: int, tokens: int, seed: int) -> list[list[int]]:
-    """Random learned pieces: control ids and bytes are nothing that text is made of."""
+    """Random learned tokens: control ids and bytes do not occur in ordinary text."""
     random = np.random.default_rng([seed, 0])
     drawn = random.integers(FIRST_LEARNED_ID, tokenizer.vocab_size, (count, tokens))
     return [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in drawn.tolist()]

@@ -1,6 +1,6 @@
-"""A corpus read for the first time: duplicates found, documents assigned to splits.
+"""The first pass over a corpus: drops duplicates and assigns documents to splits.
 
-Only hashes are kept in memory (about 100 bytes a document), never the text.
+Only hashes are kept in memory (about 100 bytes per document), never the text.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ _DROPPED = 255
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """What the first reading found out.
+    """The result of the first pass over a source.
 
     Attributes:
-        source: where the documents are.
+        source: the files that hold the documents.
         in_sections: whether documents are cut into sections of about 64 kB.
-        split_of: for each document the source streams, its split's index, or 255 when dropped.
-        digests: the first 8 bytes of each one's content hash, to notice a change later.
+        split_of: index of the split of each document that the source streams; 255: dropped.
+        digests: first 8 bytes of the hash of each document's content, to detect later changes.
         byte_counts: UTF-8 bytes of the kept documents, by split.
         documents: kept documents, by split.
-        dropped: what was left out, counted by reason.
+        dropped: number of documents left out, by reason.
         fingerprint: SHA-256 over every kept document's key, content and split.
     """
 
@@ -48,23 +48,23 @@ class Corpus:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about how the text was used."""
+        """Remarks for the user about how the text was used."""
         if not self.in_sections:
             return []
         return [
             f"fewer than {_FEW} documents: each was cut into sections of about "
-            f"{SECTION_CHARS // 1024} kB, and the sections are the documents that were split"
+            f"{SECTION_CHARS // 1024} kB, and the sections were split as documents"
         ]
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Streams (split, text) of every kept document; otherwise as `kept`."""
+        """Streams every kept document as (split, text), like `kept`."""
         return ((split, document.text) for split, document in self.kept())
 
     def kept(self) -> Iterator[tuple[str, Document]]:
         """Streams every kept document with its split, in the source's order.
 
         Raises:
-            DataError: when the source is not what it was at the first reading.
+            DataError: when the source has changed since the first pass.
         """
         n = -1
         for n, document in enumerate(self.source.documents(Counter(), self.in_sections)):
@@ -88,22 +88,22 @@ def read_corpus(
 ) -> Corpus:
     """Reads the source once: drops exact duplicates and assigns each document to a split.
 
-    The split follows from a hash of the content (of the module's name in the embedded corpus), so
-    a document stays in its split when others are added, renamed or reordered.
+    A hash of the content (of the module's name in the embedded corpus) selects the split, so that a
+    document stays in its split when others are added, renamed or reordered.
 
     Args:
         source: from `find_source`.
-        validation: share of documents for tuning.
-        heldout: share of documents for the final figures.
-        progress: called with (documents read so far, 0, "documents"): the total is not known.
+        validation: fraction of documents for tuning.
+        heldout: fraction of documents for the final evaluation.
+        progress: called with (documents read so far, 0, "documents"); the total is unknown.
 
     Raises:
-        DataError: when nothing usable is found, or too little for three splits.
+        DataError: when there is no usable text, or too little for three splits.
     """
     if not (0 < validation < 1 and 0 < heldout < 1 and validation + heldout < 1):
         raise DataError(
-            f"validation {validation} and heldout {heldout} are shares of the documents: both "
-            "must be above 0 and together below 1"
+            f"validation {validation} and heldout {heldout} are fractions of the documents: both "
+            "must be above 0 and their sum below 1"
         )
     scan = _Scan(source, in_sections=False, progress=progress)
     if len(scan.kept) < _FEW:
@@ -115,7 +115,7 @@ def read_corpus(
     if len(scan.kept) < len(SPLITS):
         raise DataError(
             f"{source.location} holds {sum(scan.sizes)} bytes of text, {len(scan.kept)} document(s)"
-            f" after cutting: train, validation and held-out text need one each, so give at least "
+            f" after cutting: each of the {len(SPLITS)} splits needs one, so give at least "
             f"{len(SPLITS)} files or about {len(SPLITS) * SECTION_CHARS // 1024} kB"
         )
     assigned = _assign(np.array(scan.positions), validation, heldout)
@@ -144,7 +144,7 @@ class _Scan:
         self.in_sections = in_sections
         self.dropped: Counter[str] = Counter()
         self.digests: list[int] = []  # of every document streamed
-        # Of each kept document: its place in the stream, hashes, size, and place in [0, 1).
+        # For each kept document: its index in the stream, hashes, size, and position in [0, 1).
         self.kept: list[int] = []
         self.keys: list[bytes] = []
         self.contents: list[bytes] = []
@@ -161,12 +161,12 @@ class _Scan:
                 self.dropped[reason] += 1
                 continue
             seen.add(content)
-            decides = content if document.split_key is None else _digest(document.split_key)
+            split_hash = content if document.split_key is None else _digest(document.split_key)
             self.kept.append(n)
             self.keys.append(_digest(document.key))
             self.contents.append(content)
             self.sizes.append(len(document.text.encode()))
-            self.positions.append(_short(decides) / 2**64)
+            self.positions.append(_short(split_hash) / 2**64)
 
 
 def _why_unusable(text: str, seen: bool) -> str | None:
@@ -177,7 +177,7 @@ def _why_unusable(text: str, seen: bool) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "holds a lone surrogate"  # only JSON escapes can write one
+        return "holds a lone surrogate"  # which only a JSON escape can write
     return None
 
 
@@ -192,9 +192,9 @@ def _short(digest: bytes) -> int:
 def _assign(
     positions: npt.NDArray[np.float64], validation: float, heldout: float
 ) -> npt.NDArray[np.uint8]:
-    """Each document's split index: [0, heldout) held out, then validation, then train.
+    """Assigns split indices: positions [0, heldout) are held out, then come validation and train.
 
-    A split left empty takes the document whose position is nearest to its interval.
+    An empty split takes the document whose position is nearest to its interval.
     """
     train, valid, held = range(3)
     split = np.full(len(positions), train, np.uint8)

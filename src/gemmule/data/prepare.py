@@ -1,4 +1,4 @@
-"""From a corpus to token shards: resumable, parallel, and the same whatever the workers."""
+"""Tokenizes a corpus into shards: resumable, parallel, the same for any number of workers."""
 
 import collections
 import concurrent.futures
@@ -36,23 +36,23 @@ def prepare(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Tokenises a corpus once, into memory-mapped shards.
+    """Tokenizes a corpus into memory-mapped shards.
 
-    Stopped at any moment, the same call goes on where it stopped and the result is the same, byte
-    for byte. A finished folder made from the same text with the same tokenizer is returned as is.
+    If a call is interrupted, the same call continues where it stopped and gives the same bytes. A
+    complete folder made from the same text with the same tokenizer is returned as it is.
 
     Args:
-        source: a file, folder or glob pattern; None is the embedded corpus.
-        tokenizer: what to encode with; a copy is kept in the folder.
+        source: a file, folder or glob pattern; None: the embedded corpus.
+        tokenizer: the tokenizer; a copy is kept in the folder.
         out: the folder to write.
         field: the JSON field or Parquet column that holds the text.
-        name: what a model card calls the corpus; by default the file's or folder's name.
-        licence: the corpus's licence, for the model card.
-        validation: share of documents for tuning.
-        heldout: share of documents for the final figures.
-        workers: threads (SentencePiece lets go of Python's lock); by default one a core.
+        name: name of the corpus in model cards; by default that of the file or folder.
+        licence: license of the corpus, for the model card.
+        validation: fraction of documents for tuning.
+        heldout: fraction of documents for the final evaluation.
+        workers: number of threads (SentencePiece releases the GIL); by default one per core.
         progress: called as progress(done, total, unit): unit "documents" with total 0 while the
-            source is read for the first time, then unit "bytes" of text tokenised.
+            source is read for the first time, then unit "bytes" of tokenized text.
 
     Raises:
         DataError: when the source cannot be used as given.
@@ -98,16 +98,16 @@ def sample_texts(
     heldout: float = 0.05,
     progress: Progress | None = None,
 ) -> Iterator[str]:
-    """Streams training documents for a tokenizer to learn from, spread evenly over the corpus.
+    """Streams training documents to train a tokenizer on, spread evenly over the corpus.
 
-    Validation and held-out documents are never among them: pass the same shares as to `prepare`.
+    Validation and held-out documents are never among them: pass the same fractions as to `prepare`.
 
     Args:
         source: as for `prepare`.
-        max_bytes: about how much text to give at most.
+        max_bytes: approximate limit of the amount of text.
         field: the JSON field or Parquet column that holds the text.
-        validation: share of documents for tuning.
-        heldout: share of documents for the final figures.
+        validation: fraction of documents for tuning.
+        heldout: fraction of documents for the final evaluation.
         progress: called as by `prepare` while the source is read for the first time.
 
     Raises:
@@ -129,33 +129,33 @@ def _shard_bytes(corpus: Corpus) -> int:
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> bool:
-    """Makes `out` ours; True when it already holds the finished result of this very plan."""
+    """Claims `out` for this plan; True if it already holds the complete result of the same plan."""
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         present = {entry.name for entry in out.iterdir()}
     if PLAN not in present:
         if {name for name in present if not name.endswith(".tmp")}:
-            raise OutputError(f"{out} is in use by something else: choose an empty or new folder")
+            raise OutputError(f"{out} holds other files: choose an empty or new folder")
         files.write_json(out / PLAN, plan)
         return False
     try:
-        found = files.read_json(out / PLAN)
+        existing = files.read_json(out / PLAN)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        found = None
-    if found != plan:
+        existing = None
+    if existing != plan:
         raise OutputError(
-            f"{out} already holds data made from {_difference(found, plan)}: choose another folder "
-            "or delete it"
+            f"{out} already holds data made from {_difference(existing, plan)}: choose another "
+            "folder or delete it"
         )
     return MANIFEST in present
 
 
-def _difference(found: Any, plan: dict[str, Any]) -> str:
-    if not isinstance(found, dict):
+def _difference(existing: Any, plan: dict[str, Any]) -> str:
+    if not isinstance(existing, dict):
         return "something unknown"
-    if found.get("source_fingerprint") != plan["source_fingerprint"]:
-        return f"other text ({found.get('name')})"
-    if found.get("tokenizer") != plan["tokenizer"]:
+    if existing.get("source_fingerprint") != plan["source_fingerprint"]:
+        return f"other text ({existing.get('name')})"
+    if existing.get("tokenizer") != plan["tokenizer"]:
         return "the same text with another tokenizer"
     return "the same text with other settings"
 
@@ -169,12 +169,12 @@ def _make_shards(
     workers: int,
     progress: Progress | None,
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Makes every shard; returns (split, manifest entry) of each in a fixed order."""
+    """Writes all shards; returns the (split, manifest entry) pairs in a fixed order."""
     total = sum(corpus.byte_counts.values())
     entries: list[tuple[str, dict[str, Any]]] = []
     waiting: collections.deque[tuple[str, concurrent.futures.Future[dict[str, Any]]]]
     waiting = collections.deque()
-    pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="tokenise")
+    pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
     done = 0
 
     def collect() -> None:
@@ -189,7 +189,7 @@ def _make_shards(
     try:
         for job in _jobs(corpus, shard_bytes):
             waiting.append((job.split, pool.submit(make_shard, job, tokenizer, out)))
-            # The text of a few shards only is in memory at any time.
+            # Only a few shards' text is in memory at any time.
             while len(waiting) > 2 * workers:
                 collect()
         while waiting:
@@ -200,7 +200,7 @@ def _make_shards(
 
 
 def _jobs(corpus: Corpus, shard_bytes: int) -> Iterator[ShardJob]:
-    """Groups documents into shards; depends on the corpus alone."""
+    """Groups documents into shards; the result depends only on the corpus."""
     waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     counts = dict.fromkeys(SPLITS, 0)
@@ -246,7 +246,7 @@ def _manifest(
 
 
 def describe_split(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A split's entry in the manifest, from those of its shards in order."""
+    """A split's entry in the manifest, from the entries of its shards in order."""
     digest = hashlib.sha256(
         "".join(s["sha256"] + s.get(MASK_CHECKSUM, "") for s in shards).encode()
     )
@@ -254,12 +254,12 @@ def describe_split(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "documents": sum(s["documents"] for s in shards),
         "tokens": sum(s["tokens"] for s in shards),
         "bytes": sum(s["bytes"] for s in shards),
-        "sha256": digest.hexdigest(),  # of the shards' checksums, and their masks', in order
+        "sha256": digest.hexdigest(),  # over the checksums of shards and masks, in order
         "shards": list(shards),
     }
 
 
 def fingerprint_of(splits: Mapping[str, dict[str, Any]], tokenizer: Tokenizer) -> str:
-    """See `Dataset.fingerprint`; the splits as in the manifest."""
+    """Dataset.fingerprint of these splits, given as in the manifest: SHA-256, hexadecimal."""
     whole = "".join(str(split["sha256"]) for split in splits.values()) + tokenizer.fingerprint
     return hashlib.sha256(whole.encode()).hexdigest()

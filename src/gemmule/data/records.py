@@ -1,4 +1,4 @@
-"""Reading one text per record: JSON lines (plain, gzip, Zstandard) and Parquet."""
+"""Reads files with one text per record: JSON lines (plain, gzip, Zstandard) and Parquet."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ _BLOCK_BYTES = 1024 * 1024
 
 
 def is_records(path: Path) -> bool:
-    """Whether the file is one of records, by its name."""
+    """Whether a file holds records, judged by its name."""
     return path.name.lower().endswith(RECORD_SUFFIXES)
 
 
@@ -25,7 +25,7 @@ def read_records(path: Path, field: str, dropped: Counter[str]) -> Iterator[str]
     Args:
         path: a file for which `is_records` is true.
         field: the JSON field or Parquet column that holds the text.
-        dropped: counts here, by reason, records that could not be used.
+        dropped: receives the number of unusable records, by reason.
 
     Raises:
         DataError: when the file is damaged, or no record has the field.
@@ -60,7 +60,7 @@ def read_records(path: Path, field: str, dropped: Counter[str]) -> Iterator[str]
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
-    """Yields what each line holds, None for a line that is no JSON."""
+    """Yields the value of each line, or None if the line is not JSON."""
     try:
         for line in _lines(path):
             if line.strip():

@@ -1,4 +1,4 @@
-"""Cutting a long text at blank lines, so that a few books make many documents."""
+"""Cuts long texts at blank lines, so that a few books become many documents."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,14 +8,14 @@ SECTION_CHARS = 64 * 1024
 def cut(blocks: Iterable[str], size: int = SECTION_CHARS) -> Iterator[str]:
     """Cuts a text, given in blocks of any length, into sections of size/2 to 5/4 size characters.
 
-    A cut falls after the last blank line that fits, else after a line end, else after a space,
-    else anywhere. The sections joined are the text; only a whole text may be shorter than size/4.
+    It cuts after the last blank line that fits, or else after a line end, after a space, or
+    anywhere. Joined, the sections give the text; only a whole text can be shorter than size/4.
     """
     text = ""
     for block in blocks:
         text += block
         start = 0
-        # A quarter stays in hand so that the last section is never a crumb.
+        # A quarter is held back so that the last section is never tiny.
         while len(text) - start > size + size // 4:
             stop = _cut_before(text, start + size // 2, start + size)
             yield text[start:stop]

@@ -1,4 +1,4 @@
-"""Finding and reading documents: text files, JSON lines and Parquet, one document at a time."""
+"""Finds and reads the documents of a corpus: text files, JSON lines and Parquet, streamed."""
 
 import codecs
 import dataclasses
@@ -20,19 +20,19 @@ TEXT_SUFFIXES = {
     *(".ps1", ".sql", ".hs", ".ml", ".mli", ".clj", ".ex", ".exs", ".erl", ".cs", ".fs", ".m"),
     *(".f", ".f90", ".f95", ".zig", ".nim", ".dart", ".toml", ".yaml", ".yml", ".ini", ".cfg"),
 }
-# A text file above this is cut into sections as it is read, so that memory stays bounded.
+# Larger text files are cut into sections while they are read, so that memory stays bounded.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _BLOCK_CHARS = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text.
+    """One document.
 
     Attributes:
-        key: where it came from, unique within its source.
-        text: its content.
-        split_key: what decides its split; None leaves that to the content.
+        key: file and position that it came from, unique within its source.
+        text: the content.
+        split_key: the string whose hash selects the split; None: the content.
     """
 
     key: str
@@ -42,15 +42,16 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A corpus as the user named it.
+    """The files of a corpus.
 
     Attributes:
-        name: what a model card calls it.
-        licence: as far as it is known.
+        name: name of the corpus in model cards.
+        licence: its license, if known.
         location: the path or pattern as given.
         files: (key, path) of each file to read, sorted by key.
         field: the JSON field or Parquet column that holds the text.
-        left_out: files not read, counted by reason.
+        left_out: number of files that are not read, by reason.
+        embedded: whether this is the embedded corpus, Python's standard library.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Source:
         """Streams the documents in a fixed order.
 
         Args:
-            dropped: counts here, by reason, what could not be used.
+            dropped: receives the number of unusable records and files, by reason.
             in_sections: cut each document into sections of about 64 kB.
 
         Raises:
@@ -81,8 +82,8 @@ class Source:
         self, key: str, path: Path, dropped: Counter[str], in_sections: bool
     ) -> Iterator[Document]:
         if self.embedded:
-            # A module is never cut, and its name decides its split: the same modules are held
-            # out with every version of Python.
+            # A module is never cut, and its name selects its split: every version of Python holds
+            # out the same modules.
             for text in _read_text(path, dropped):
                 for name, part in stdlib.read_module(key, text):
                     yield Document(name, part, split_key=name)
@@ -101,14 +102,14 @@ def find_source(
     """Finds the files of a corpus.
 
     Args:
-        path: a file, a folder (searched through, hidden files left out), a glob pattern, or None
-            for the embedded corpus.
+        path: a file, a folder (searched recursively, without hidden files), a glob pattern, or
+            None for the embedded corpus.
         field: the JSON field or Parquet column that holds the text.
-        name: what to call it; by default the file's or folder's name.
-        licence: its licence, for the model card.
+        name: name of the corpus; by default that of the file or folder.
+        licence: its license, for the model card.
 
     Raises:
-        DataError: when there is nothing there, or nothing of a known type.
+        DataError: when no file is there, or none of a known type.
     """
     if path is None:
         files = tuple(stdlib.stdlib_files())
@@ -118,14 +119,14 @@ def find_source(
     path = Path(path)
     left_out: Counter[str] = Counter()
     if path.is_dir():
-        found = _in_folder(path, left_out)
+        matches = _in_folder(path, left_out)
     elif path.exists():
-        found = [(path.name, path)]  # named by hand: read whatever its suffix
+        matches = [(path.name, path)]  # named explicitly: read whatever its suffix
     elif glob.has_magic(str(path)):
-        found = _matching(str(path), left_out)
+        matches = _matching(str(path), left_out)
     else:
         raise DataError(f"no file or folder at {path}: give a file, a folder or a glob pattern")
-    if not found:
+    if not matches:
         other = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
         raise DataError(
             f"no text in {path} ({other or 'it is empty'}): use text or source files (.txt, .md, "
@@ -135,14 +136,14 @@ def find_source(
         name or path.resolve().name,
         licence or "not stated",
         str(path),
-        tuple(sorted(found)),
+        tuple(sorted(matches)),
         field,
         dict(left_out),
     )
 
 
 def _in_folder(root: Path, left_out: Counter[str]) -> list[tuple[str, Path]]:
-    found = []
+    matches = []
     for folder, folders, names in os.walk(root):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in names:
@@ -150,22 +151,22 @@ def _in_folder(root: Path, left_out: Counter[str]) -> list[tuple[str, Path]]:
             if name.startswith("."):
                 continue
             if _is_known(path) and path.is_file():
-                found.append((path.relative_to(root).as_posix(), path))
+                matches.append((path.relative_to(root).as_posix(), path))
             else:
                 left_out["files of another type"] += 1
-    return found
+    return matches
 
 
 def _matching(pattern: str, left_out: Counter[str]) -> list[tuple[str, Path]]:
-    found = []
+    matches = []
     for match in glob.iglob(pattern, recursive=True):  # noqa: PTH207 (it may be absolute)
         path = Path(match)
         if path.is_file():
             if _is_known(path):
-                found.append((path.as_posix(), path))
+                matches.append((path.as_posix(), path))
             else:
                 left_out["files of another type"] += 1
-    return found
+    return matches
 
 
 def _is_known(path: Path) -> bool:
@@ -178,13 +179,13 @@ def _sections(texts: Iterator[str], in_sections: bool) -> Iterator[str]:
 
 
 def _read_text(path: Path, dropped: Counter[str], in_sections: bool = False) -> Iterator[str]:
-    """Yields a text file whole, or in sections; nothing when it is not text."""
+    """Yields a text file whole or in sections; yields nothing if it is not text."""
     try:
         reason = _why_not_text(path)
         if reason:
             dropped[reason] += 1
             return
-        # newline="" keeps \r\n as it is; utf-8-sig takes a byte order mark off.
+        # newline="" keeps \r\n as it is; utf-8-sig strips a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as f:
             if in_sections or path.stat().st_size > MAX_DOCUMENT_BYTES:
                 yield from cut(iter(lambda: f.read(_BLOCK_CHARS), ""))

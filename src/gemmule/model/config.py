@@ -14,14 +14,14 @@ from gemmule.errors import ConfigError
 
 
 class GemmaConfig(Config):
-    """Everything the forward pass depends on (report, table 1; facts checked against HF's config).
+    """Everything the forward pass depends on (report, table 1; checked against HF's config).
 
     Attributes:
-        query_pre_attn_scalar: scores are scaled by its inverse square root; None means head_dim.
-        sliding_window: keys a local layer sees, the query's own included.
-        attn_logit_softcapping: cap c of c*tanh(score/c) before the mask; None turns it off.
-        final_logit_softcapping: the same for the final logits.
-        max_position_embeddings: trained context, tokens.
+        query_pre_attn_scalar: scores are scaled by its inverse square root; None: head_dim.
+        sliding_window: number of keys that a local layer sees, the query's own included.
+        attn_logit_softcapping: cap c of c*tanh(score/c), applied before the mask; None: no cap.
+        final_logit_softcapping: cap c of the final logits; None: no cap.
+        max_position_embeddings: context length of training, in tokens.
     """
 
     vocab_size: int = Field(gt=0)
@@ -50,16 +50,16 @@ class GemmaConfig(Config):
 
     @property
     def attention_scale(self) -> float:
-        """What scores are multiplied by before the cap."""
+        """Factor of the attention scores, applied before the cap."""
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
     def is_local(self, layer: int) -> bool:
-        """Whether zero-based `layer` has the sliding window: even layers do."""
+        """Whether a layer, counted from zero, uses the sliding window: even layers do."""
         return layer % 2 == 0
 
     @property
     def non_embedding_parameters(self) -> int:
-        """Parameters without the (tied) embedding, as the report's table 2 counts them."""
+        """Number of parameters without the (tied) embedding, as in the report's table 2."""
         d, f, h = self.hidden_size, self.intermediate_size, self.head_dim
         n, k = self.num_attention_heads, self.num_key_value_heads
         per_layer = d * h * (n + 2 * k) + n * h * d + 3 * d * f + 4 * d
@@ -67,14 +67,14 @@ class GemmaConfig(Config):
 
     @property
     def parameters(self) -> int:
-        """All parameters; the embedding is tied to the head and counts once."""
+        """Number of parameters; the embedding is tied to the head and counts once."""
         return self.non_embedding_parameters + self.vocab_size * self.hidden_size
 
     def forward_flops_per_token(self, seq_len: int) -> float:
-        """Multiply-adds x 2 of one token's forward pass, averaged over a causal sequence.
+        """Floating-point operations of the forward pass per token, averaged over a causal sequence.
 
-        Counts every matrix product, the head included, and attention over the keys a query may
-        see. A training step costs three times as much.
+        Counts two operations per multiply-add, in all matrix products including the head, and in
+        attention over the keys that a query sees. A training step costs three times as much.
         """
         d, f, h = self.hidden_size, self.intermediate_size, self.head_dim
         n, k = self.num_attention_heads, self.num_key_value_heads
@@ -88,7 +88,7 @@ class GemmaConfig(Config):
 
 
 def _shape(d: int, layers: int, heads: int, head_dim: int, **more: Any) -> dict[str, Any]:
-    """The small ladder's proportions: ffn 4d, two query heads a kv head, heads x head_dim = d."""
+    """The shape of a small model: ffn 4d, two query heads per kv head, heads x head_dim = d."""
     return {
         "hidden_size": d,
         "intermediate_size": 4 * d,
@@ -101,7 +101,7 @@ def _shape(d: int, layers: int, heads: int, head_dim: int, **more: Any) -> dict[
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Ours, named by non-embedding parameters; context and window are set for text on a laptop.
+    # Ours, named by non-embedding parameters; context and window are chosen for laptops.
     "1m": _shape(128, 4, 4, 32, sliding_window=128, max_position_embeddings=1024),
     "3m": _shape(192, 6, 6, 32, sliding_window=128, max_position_embeddings=1024),
     "10m": _shape(256, 10, 4, 64, sliding_window=256, max_position_embeddings=2048),
@@ -147,7 +147,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def preset(name: str, **overrides: Any) -> GemmaConfig:
     """The preset `name` with some fields replaced.
 
-    Small presets carry no vocabulary: pass `vocab_size`.
+    Small presets have no vocabulary size: pass `vocab_size`.
 
     Raises:
         ConfigError: for an unknown preset or field, or a value out of range.

@@ -1,7 +1,7 @@
-"""The tokenizer as Hugging Face libraries read it: tokenizer.json and its chat template.
+"""The tokenizer in Hugging Face's format: tokenizer.json and the chat template.
 
-Known difference: a literal U+2581 in a text comes back as a space from a tokenizer.json, as it
-does from Gemma's published one; `Tokenizer.encode` spells it in bytes instead.
+Known difference: a tokenizer.json decodes a literal U+2581 in a text as a space, as Gemma's
+published one does; `Tokenizer.encode` spells it in bytes instead.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Any
 
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID, SPACE
 
-# Same turns as Tokenizer.render_chat. The system message opens the first user turn, because
-# Gemma 2 was trained without a system role.
+# The same turns as Tokenizer.render_chat. A system message opens the first user turn, because Gemma
+# 2 was trained without a system role.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- set turns = messages -%}
@@ -62,9 +62,9 @@ def tokenizer_json(pieces: Sequence[str], scores: Sequence[float], normal: Seque
     """The content of tokenizer.json: a BPE whose merges give SentencePiece's segmentation.
 
     Args:
-        pieces: every piece by id, spaces written as U+2581.
-        scores: the score of each; a higher one merges first.
-        normal: whether each is an ordinary piece that merges may build.
+        pieces: all pieces by id, with U+2581 for a space.
+        scores: score of each piece; higher scores merge first.
+        normal: whether each piece is an ordinary one, which merges can build.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
@@ -87,7 +87,7 @@ def tokenizer_json(pieces: Sequence[str], scores: Sequence[float], normal: Seque
     tokenizer.add_special_tokens(
         [AddedToken(piece, normalized=False, special=True) for piece in pieces[:FIRST_TEXT_ID]]
     )
-    # SentencePiece matches these whole before any merge, and after spaces became U+2581.
+    # SentencePiece matches these as a whole before any merge, and after spaces became U+2581.
     whole = [
         piece
         for i, piece in enumerate(pieces)
@@ -100,7 +100,7 @@ def tokenizer_json(pieces: Sequence[str], scores: Sequence[float], normal: Seque
 def _merges(
     pieces: Sequence[str], scores: Sequence[float], normal: Sequence[bool]
 ) -> list[tuple[str, str]]:
-    """Every way of building a piece from two others, in the order SentencePiece would."""
+    """All ways to build a piece from two others, in SentencePiece's order of merging."""
     known = {piece for i, piece in enumerate(pieces) if normal[i]}
     order = sorted((i for i in range(len(pieces)) if normal[i]), key=lambda i: (-scores[i], i))
     merges = []

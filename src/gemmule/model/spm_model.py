@@ -1,11 +1,11 @@
-"""A SentencePiece model made of its pieces, for formats that keep nothing else of it."""
+"""Builds a SentencePiece model from its pieces, for formats that store nothing else of it."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from sentencepiece import sentencepiece_model_pb2
 
-# ModelProto's types of pieces.
+# Piece types of ModelProto.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE = 2  # TrainerSpec.ModelType
 
@@ -14,9 +14,9 @@ class Piece(NamedTuple):
     """One entry of a vocabulary.
 
     Attributes:
-        text: spaces are written as U+2581.
-        score: of ordinary pieces; the highest merges first.
-        kind: one of the types above.
+        text: the piece, with U+2581 for a space.
+        score: merge priority of an ordinary piece; the highest merges first.
+        kind: piece type, one of the constants above.
     """
 
     text: str
@@ -25,9 +25,9 @@ class Piece(NamedTuple):
 
 
 def build_model(pieces: Iterable[Piece]) -> bytes:
-    """A serialised ModelProto with these pieces that treats text as Gemma's does.
+    """A serialized ModelProto with these pieces and Gemma's treatment of text.
 
-    That is a BPE with byte fallback and identity normalisation: see spm_train.py.
+    That means BPE with byte fallback and identity normalization: see spm_train.py.
     """
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     for text, score, kind in pieces:

@@ -1,7 +1,7 @@
-"""Gemma's vocabulary layout, and training a SentencePiece model that keeps it at any size.
+"""Gemma's vocabulary layout, and training of SentencePiece models of any size that keep it.
 
 Facts: GEMMA2 tokenizer.model as published: BPE with byte fallback, split digits, identity
-normalisation, and ids 0-472 fixed: 4 basic ids, 104 control symbols, runs of newlines and of
+normalization, and ids 0-472 fixed: 4 basic ids, 104 control symbols, runs of newlines and of
 spaces, HTML tags, the 256 bytes. Learned pieces follow.
 """
 
@@ -40,11 +40,11 @@ SYMBOLS = (
     + _TAGS
 )
 
-# The trainer keeps its whole input in memory; this much settles a small vocabulary.
+# The trainer keeps its whole input in memory; this much is enough for a small vocabulary.
 _SAMPLE_BYTES = 12_000_000
 _CHUNK_CHARS = 4000
-_MAX_SENTENCE_BYTES = 4 * _CHUNK_CHARS + 16  # longer input would be dropped without a word
-# Characters the trainer gives a meaning of its own; here they only end a piece.
+_MAX_SENTENCE_BYTES = 4 * _CHUNK_CHARS + 16  # longer input would be dropped silently
+# Characters with a special meaning for the trainer; here they only end a piece.
 _RESERVED = re.compile(f"[\0\u2585{SPACE}]")
 _COVERAGE = 0.9999
 
@@ -56,10 +56,10 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
 
     Args:
         texts: documents; read once, never held together in memory.
-        vocab_size: all pieces, the 473 fixed ones included.
+        vocab_size: number of pieces, the 473 fixed ones included.
 
     Returns:
-        A serialised ModelProto.
+        A serialized ModelProto.
 
     Raises:
         TokenizerError: when the size is out of range or the text cannot fill it.
@@ -80,7 +80,7 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
             model_type="bpe",
             vocab_size=vocab_size,
             character_coverage=1.0,
-            # Without a piece of its own a space would come back as U+2581.
+            # Without its own piece a space would be decoded as U+2581.
             required_chars="" if any(" " in chunk for chunk in common) else SPACE,
             byte_fallback=True,
             split_digits=True,
@@ -110,20 +110,20 @@ def train_model(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _explain(message: str, vocab_size: int) -> str:
-    most = re.search(r"(?:<= ?|less than or equal to |smaller than )(\d+)", message)
-    if "ocabulary size" in message and most:
+    limit = re.search(r"(?:<= ?|less than or equal to |smaller than )(\d+)", message)
+    if "ocabulary size" in message and limit:
         return (
-            f"this text has only enough variety for {most.group(1)} pieces, not {vocab_size}: "
+            f"this text has only enough variety for {limit.group(1)} pieces, not {vocab_size}: "
             "use a smaller vocab_size or more text"
         )
     return f"SentencePiece could not train {vocab_size} pieces on this text: {message}"
 
 
 def _even_sample(texts: Iterable[str]) -> list[str]:
-    """Chunks spread evenly over all the text, at most `_SAMPLE_BYTES` together.
+    """Chunks spread evenly over all the text, at most `_SAMPLE_BYTES` in total.
 
-    Whenever the sample grows too large every second chunk is dropped and from then on only as
-    many are taken: what is kept depends on the text alone.
+    Whenever the sample grows too large, every second chunk is dropped and the sampling rate is
+    halved, so that the sample depends only on the text.
     """
     kept: list[str] = []
     size = 0
@@ -143,7 +143,7 @@ def _even_sample(texts: Iterable[str]) -> list[str]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cuts at a line end, else at a space, else anywhere; drops what a trainer cannot take."""
+    """Cuts at a line end, or else at a space or anywhere; drops characters the trainer rejects."""
     text = _RESERVED.sub("\n", text)
     start = 0
     while start < len(text):
@@ -152,7 +152,7 @@ def _chunks(text: str) -> Iterator[str]:
             cut = text.rfind("\n", start, stop)
             cut = cut if cut > start else text.rfind(" ", start, stop)
             stop = cut if cut > start else stop
-        # A lone surrogate cannot be written as UTF-8; encode() refuses it, training skips it.
+        # A lone surrogate cannot be encoded in UTF-8; encode() refuses it, training skips it.
         chunk = text[start:stop].strip("\n").encode("utf-8", errors="ignore").decode("utf-8")
         if chunk:
             yield chunk
@@ -160,9 +160,9 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def _without_rare(chunks: list[str], vocab_size: int) -> list[str]:
-    """Replaces characters too rare to deserve a piece by line ends, where no piece crosses.
+    """Replaces characters too rare to deserve a piece by line ends, which no piece crosses.
 
-    At least half of the learned pieces stay for merges; a character left out is spelled in bytes.
+    At least half of the learned pieces remain for merges; other characters are spelled in bytes.
     """
     counts = Counter[str]()
     for chunk in chunks:
@@ -173,7 +173,7 @@ def _without_rare(chunks: list[str], vocab_size: int) -> list[str]:
     limit = (vocab_size - FIRST_LEARNED_ID) // 2
     rare = []
     taken = 0
-    # Ties in code point order, so that the choice does not depend on the order of the text.
+    # Ties are broken by code point, so that the choice does not depend on the order of the text.
     for n, (char, count) in enumerate(sorted(counts.items(), key=lambda c: (-c[1], c[0]))):
         if char != " " and (n >= limit or taken > _COVERAGE * total):
             rare.append(re.escape(char))

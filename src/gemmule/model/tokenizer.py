@@ -1,7 +1,7 @@
-"""Gemma's tokenizer: text to ids and back, conversations to ids, and training a new one.
+"""Gemma's tokenizer: encoding and decoding text, rendering conversations, and training.
 
-Text never turns into control ids unless the caller asks; every string that UTF-8 can write comes
-back exactly.
+Text never becomes control ids unless the caller asks for it. Every string that UTF-8 can represent
+is decoded exactly as it was encoded.
 """
 
 import codecs
@@ -46,7 +46,7 @@ class Tokenizer:
     Safe to use from several threads at once.
 
     Attributes:
-        vocab_size: ids are 0 .. vocab_size - 1.
+        vocab_size: number of tokens; ids are 0 .. vocab_size - 1.
         stop_ids: ids that end an answer.
     """
 
@@ -59,14 +59,14 @@ class Tokenizer:
     stop_ids: ClassVar[tuple[int, ...]] = (1, spm_train.END_OF_TURN_ID)
 
     def __init__(self, model: bytes, source: str = "tokenizer model") -> None:
-        """Reads a serialised SentencePiece ModelProto.
+        """Reads a serialized SentencePiece ModelProto.
 
         Args:
             model: the content of a tokenizer.model file.
-            source: where it came from, for error messages.
+            source: its origin, for error messages.
 
         Raises:
-            TokenizerError: when it is no such model, or lacks Gemma's layout.
+            TokenizerError: when it is not such a model, or lacks Gemma's layout.
         """
         self._model = model
         proto = _parse(model, source)
@@ -82,8 +82,8 @@ class Tokenizer:
             b"" if control else shown
             for control, shown in zip(self._is_control, self._shown, strict=True)
         ]
-        # SentencePiece matches user-defined symbols in text, turn markers among them. In the
-        # copy that sees text they are control pieces, which it never matches.
+        # SentencePiece matches user-defined symbols in text, turn markers among them. The processor
+        # gets a copy in which they are control pieces, which it never matches.
         for i in range(FIRST_TEXT_ID):
             if proto.pieces[i].type == USER_DEFINED:
                 proto.pieces[i].type = CONTROL
@@ -114,30 +114,30 @@ class Tokenizer:
 
     @classmethod
     def from_pieces(cls, pieces: Iterable[Piece], source: str) -> Self:
-        """A tokenizer of these pieces, by id; the same ones have the same `fingerprint`.
+        """Builds a tokenizer from its pieces; equal pieces give an equal `fingerprint`.
 
         Args:
-            pieces: all of them, Gemma's fixed ones included.
-            source: where they came from, for error messages.
+            pieces: all pieces in the order of their ids, Gemma's fixed ones included.
+            source: their origin, for error messages.
 
         Raises:
             TokenizerError: when they lack Gemma's layout.
         """
         try:
             model = build_model(pieces)
-        except (ValueError, TypeError) as e:  # as protobuf refuses a value
+        except (ValueError, TypeError) as e:  # protobuf refuses a value
             raise TokenizerError(f"{source} holds an impossible piece: {e}") from None
         return cls(model, source)
 
     @property
     def pieces(self) -> list[Piece]:
-        """Every piece, by id."""
+        """All pieces, by id."""
         return list(map(Piece, self._pieces, self._scores, self._types))
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`.
 
-        transformers' AutoTokenizer loads the folder and gives equal ids.
+        transformers' AutoTokenizer loads the folder and produces equal ids.
         """
         normal = [t == NORMAL for t in self._types]
         tokenizer_json = hf_tokenizer.tokenizer_json(self._pieces, self._scores, normal)
@@ -148,9 +148,10 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the pieces, their types and scores: equal ids, equal text.
+        """SHA-256 (hexadecimal) of the pieces, their types and scores.
 
-        Normalisation needs no part in it: only the identity is accepted.
+        Tokenizers with equal fingerprints produce equal ids for equal text. Normalization is not
+        included, since only identity normalization is accepted.
         """
         digest = hashlib.sha256()
         for piece, kind, score in zip(self._pieces, self._types, self._scores, strict=True):
@@ -159,13 +160,13 @@ class Tokenizer:
         return digest.hexdigest()
 
     def encode(self, text: str, bos: bool = False, control: bool = False) -> list[int]:
-        """The ids of `text`.
+        """Encodes text as token ids.
 
         Args:
-            text: any string that UTF-8 can write.
+            text: any string that UTF-8 can represent.
             bos: put the <bos> id first.
-            control: read `<bos>`, `<start_of_turn>` and the like, spelled out in `text`, as
-                control ids. Never use it on text from a user.
+            control: encode `<bos>`, `<start_of_turn>` and the like in `text` as control ids.
+                Never use it on text from a user.
 
         Raises:
             TokenizerError: when `text` holds a lone surrogate.
@@ -175,7 +176,7 @@ class Tokenizer:
         except UnicodeEncodeError as e:
             raise TokenizerError(
                 f"the text holds a lone surrogate, {text[e.start]!r} at character {e.start}, "
-                "which UTF-8 cannot write: decode its source with errors='replace'"
+                "which UTF-8 cannot represent: decode its source with errors='replace'"
             ) from None
         ids = [self.bos_id] if bos else []
         if control:
@@ -191,7 +192,7 @@ class Tokenizer:
     def _encode_bytes(self, data: bytes) -> list[int]:
         if _SPACE_UTF8 not in data:
             return self._processor.encode(data)
-        # SentencePiece would take a literal U+2581 for a space; in bytes it comes back.
+        # SentencePiece would decode a literal U+2581 as a space; spelled in bytes it survives.
         ids: list[int] = []
         for i, part in enumerate(data.split(_SPACE_UTF8)):
             if i:
@@ -210,11 +211,11 @@ class Tokenizer:
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def decode_bytes(self, ids: Iterable[int], control: bool = False) -> bytes:
-        """The UTF-8 bytes that `ids` stand for; cut at a piece, they may end in mid-character.
+        """The UTF-8 bytes of `ids`; a token may end in the middle of a character.
 
         Args:
             ids: token ids (a list, an array or a tensor).
-            control: spell control ids out instead of leaving them out.
+            control: spell out control ids instead of dropping them.
 
         Raises:
             TokenizerError: for an id outside the vocabulary.
@@ -229,7 +230,7 @@ class Tokenizer:
         return b"".join(parts)
 
     def decode(self, ids: Iterable[int], control: bool = False) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             TokenizerError: for an id outside the vocabulary.
@@ -237,7 +238,7 @@ class Tokenizer:
         return self.decode_bytes(ids, control).decode(errors="replace")
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """UTF-8 bytes each id stands for, shape [vocab_size]; 0 for control ids."""
+        """The number of UTF-8 bytes of each token, shape [vocab_size]; 0 for control ids."""
         return np.array([len(b) for b in self._text], dtype=np.int64)
 
     @overload
@@ -321,7 +322,7 @@ class Tokenizer:
 
 
 def _turns(messages: Sequence[Mapping[str, str]], strict: bool) -> list[tuple[str, str]]:
-    """Checks a conversation; returns (user or model, trimmed content) of each turn."""
+    """Checks a conversation; returns its turns as (user or model, trimmed content)."""
     turns: list[tuple[str, str]] = []
     system = ""
     for n, message in enumerate(messages):
@@ -360,31 +361,31 @@ def _turns(messages: Sequence[Mapping[str, str]], strict: bool) -> list[tuple[st
 
 
 class StreamDecoder:
-    """Turns ids that arrive one by one into text, never showing half a UTF-8 character."""
+    """Decodes ids that arrive one by one, never returning part of a UTF-8 character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """Takes the next id; returns the text that is now complete (often, not always, some)."""
+        """Decodes the next id; returns the text that is now complete, which may be empty."""
         return self._decoder.decode(self._tokenizer.decode_bytes((token_id,)))
 
     def flush(self) -> str:
-        """Ends the text: an unfinished character becomes U+FFFD. Ready for a new text after."""
+        """Ends the text: an unfinished character becomes U+FFFD. Then starts a new text."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a tokenizer as Gemma's was, with its fixed ids, on an even sample of `texts`.
+    """Trains a tokenizer like Gemma's, with its fixed ids, on an even sample of `texts`.
 
     The same texts in the same order give the same tokenizer, byte for byte.
 
     Args:
         texts: documents; read once, never held together in memory.
-        vocab_size: all pieces, the 473 fixed ones included; at least 512.
+        vocab_size: number of tokens, the 473 fixed ones included; at least 512.
 
     Raises:
         TokenizerError: when the size is out of range or the text cannot fill it.
@@ -405,7 +406,7 @@ def _parse(model: bytes, source: str) -> Any:
         proto.ParseFromString(model)
         pieces = [(p.piece, p.type) for p in proto.pieces]
         if any(isinstance(piece, bytes) for piece, _ in pieces):
-            raise ValueError("a piece is not UTF-8")  # protobuf hands such a string out as bytes
+            raise ValueError("a piece is not UTF-8")  # protobuf returns such a string as bytes
     except (DecodeError, ValueError, RuntimeError):
         raise TokenizerError(
             f"{source} is not a SentencePiece model ({len(model)} bytes): it may be damaged or "
@@ -437,13 +438,13 @@ def _kind_problem(pieces: list[tuple[str, int]]) -> str | None:
     if [kind for _, kind in pieces[:4]] != [CONTROL, CONTROL, CONTROL, UNKNOWN]:
         return "its first four pieces are not marked as control pieces"
     for i, (piece, kind) in enumerate(pieces[4:FIRST_TEXT_ID], 4):
-        if kind not in (CONTROL, USER_DEFINED):  # any other could be made out of text
+        if kind not in (CONTROL, USER_DEFINED):  # text could produce any other kind
             return f"{piece!r}, id {i}, is not marked as a symbol or control piece"
     others = pieces[4:FIRST_BYTE_ID] + pieces[FIRST_LEARNED_ID:]
     stray = [piece for piece, kind in others if kind in (BYTE, UNKNOWN)]
     if stray:
         return f"{stray[0]!r} is marked as a byte or as unknown"
-    # Spelled in bytes a space would come back as U+2581.
+    # A space spelled in bytes would be decoded as U+2581.
     spaces = {(SPACE, NORMAL), (SPACE, USER_DEFINED)}
     return None if spaces.intersection(pieces) else "no piece of it stands for a single space"
 
@@ -459,7 +460,7 @@ def _spec_problem(proto: Any) -> str | None:
         or not normalizer.escape_whitespaces
         or trainer.treat_whitespace_as_suffix
     ):
-        return "it changes text before encoding it (only identity normalisation is allowed)"
+        return "it changes text before encoding it (only identity normalization is allowed)"
     if not all(math.isfinite(p.score) for p in proto.pieces):
         return "it has a score that is not a finite number"
     return None

@@ -1,11 +1,11 @@
-"""gemma_pytorch's own files: a .ckpt, a folder of shards, and the int8 form with row scalers.
+"""Reads gemma_pytorch's files: a .ckpt, a folder of shards, and int8 weights with row scalers.
 
-Facts read from gemma_pytorch's gemma/model.py: what torch.save wrote of `{"model_state_dict":
-...}`, or shards with plain state dicts; q, k and v are one matrix, its rows in that order; an
-int8 weight means its numbers times `weight_scaler`, one a row.
+Facts read from gemma_pytorch's gemma/model.py: torch.save of `{"model_state_dict": ...}`, or shards
+with plain state dicts; q, k and v are one matrix, with their rows in that order; an int8 weight is
+multiplied by `weight_scaler`, one per row.
 
 Such a file is a zip archive of a pickle (see weights_pickle.py) and of raw storages, which are read
-from the file itself, where they lie.
+in place.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,15 +34,15 @@ INDEX = "pytorch_model.bin.index.json"
 EMBEDDING = "embedder.weight"
 FUSED = "self_attn.qkv_proj.weight"
 SCALER = "_scaler"
-_DROPPED = {"freqs_cis"}  # rotary angles, which follow from the config
+_DROPPED = {"freqs_cis"}  # rotary angles, which the config determines
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 
 def open_gemma_pytorch(path: Path) -> Checkpoint:
     """Opens a .ckpt file, or a folder with gemma_pytorch's index and its shards.
 
-    The config is that of a config.json beside it, else the one that our own writer puts into the
-    file, else that of the published size with these shapes.
+    The config comes from a config.json next to it, or else from the file itself, where our writer
+    puts one, or else from the published size with these shapes.
 
     Raises:
         CheckpointError: for files that are missing, broken, hostile or of another architecture.
@@ -55,7 +55,9 @@ def open_gemma_pytorch(path: Path) -> Checkpoint:
             tensors, inner = _read(stack.enter_context(MappedFile(file)))
             for name, tensor in tensors.items():
                 if name in raw or (expected and expected.get(name) != file.name):
-                    raise CheckpointError(f"{file}: {name} is not where {INDEX} has it")
+                    raise CheckpointError(
+                        f"{file}: {name} belongs in another file according to {INDEX}"
+                    )
                 raw[name] = tensor
         lost = [name for name in expected or () if name not in raw and name not in _DROPPED]
         if lost:
@@ -73,7 +75,7 @@ def open_gemma_pytorch(path: Path) -> Checkpoint:
 
 
 def _files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
-    """The files, and which tensor belongs in which where there are several."""
+    """The files and, if there are several, the file name of each tensor."""
     if not path.is_dir():
         return [path], None
     expected = read_object(path / INDEX).get("weight_map")
@@ -84,7 +86,7 @@ def _files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
 
 @dataclass(frozen=True)
 class _Raw:
-    """A tensor as it lies in the file, from byte `start` on."""
+    """A tensor in the file, from byte `start` on."""
 
     file: MappedFile
     name: str
@@ -97,7 +99,7 @@ class _Raw:
         return f"{self.file.path}: {self.name}"
 
     def rows(self, first: int, count: int) -> tuple[int, int]:
-        """The bytes of these rows."""
+        """The first byte of these rows, and the end of the last one."""
         row = torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
         return self.start + first * row, self.start + (first + count) * row
 
@@ -107,13 +109,13 @@ class _Rows(StoredTensor):
 
     def __init__(self, name: str, raw: _Raw, first: int, count: int, scaler: _Raw | None) -> None:
         self._raw, self._first, self._scaler = raw, first, scaler
-        # Wide enough that the product with a bfloat16 scaler is exact.
+        # Wide enough for an exact product with a bfloat16 scaler.
         dtype = torch.promote_types(torch.float32, scaler.dtype) if scaler else raw.dtype
         form = "I8" if scaler else _CODES[dtype]
         super().__init__(name, (count, *raw.shape[1:]), dtype, form, raw.where)
 
     def chunks(self) -> Iterator[Tensor]:
-        """See StoredTensor."""
+        """Yields consecutive rows, multiplied by their scalers if there are any."""
         raw, total = self._raw, self.shape[0]
         for first in range(0, total, self.rows_at_once):
             count = min(self.rows_at_once, total - first)
@@ -130,9 +132,9 @@ class _Rows(StoredTensor):
 def _parameters(
     raw: Mapping[str, _Raw], config: GemmaConfig, source: Path
 ) -> dict[str, StoredTensor]:
-    """The tensors under our names: q, k and v apart, scalers joined to what they scale."""
+    """The tensors under our names: q, k and v separated, scalers combined with their weights."""
     N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    found: dict[str, StoredTensor] = {}
+    parameters: dict[str, StoredTensor] = {}
     for name, tensor in raw.items():
         if name.removesuffix(SCALER) in raw and name.endswith(SCALER):
             continue
@@ -156,15 +158,16 @@ def _parameters(
             if sum(parts.values()) != rows:
                 raise CheckpointError(
                     f"{tensor.where} has {rows} rows; a config with {N} query heads, {K} kv heads "
-                    f"and head_dim {H} needs {sum(parts.values())}: the config is another model's"
+                    f"and head_dim {H} needs {sum(parts.values())}: the config belongs to another "
+                    "model"
                 )
         first = 0
         for part, count in parts.items():
-            if part in found:
+            if part in parameters:
                 raise CheckpointError(f"{source}: {part} is stored twice")
-            found[part] = _Rows(part, tensor, first, count, scaler)
+            parameters[part] = _Rows(part, tensor, first, count, scaler)
             first += count
-    return found
+    return parameters
 
 
 def _published(raw: Mapping[str, _Raw], source: Path) -> GemmaConfig:
@@ -172,8 +175,8 @@ def _published(raw: Mapping[str, _Raw], source: Path) -> GemmaConfig:
     lost = [name for name in (EMBEDDING, first) if name not in raw]
     if lost or len(raw[EMBEDDING].shape) != 2:
         raise CheckpointError(
-            f"{source} is no Gemma 2 of gemma_pytorch's: it holds {few(list(raw))}, where "
-            f"{EMBEDDING} [V, D] and {first} [F, D] belong"
+            f"{source} is not a Gemma 2 of gemma_pytorch: it holds {few(list(raw))}; expected "
+            f"{EMBEDDING} [V, D] and {first} [F, D]"
         )
     layers = {name.split(".")[2] for name in raw if name.startswith("model.layers.")}
     known = {
@@ -186,15 +189,15 @@ def _published(raw: Mapping[str, _Raw], source: Path) -> GemmaConfig:
 
 
 def _inner_config(value: object, source: Path) -> GemmaConfig | None:
-    """The config our writer leaves in the file; whatever else is called "config" is passed over."""
+    """The config that our writer puts into the file; any other "config" is ignored."""
     if not isinstance(value, dict) or "model_type" not in value:
         return None
     for name, entry in value.items():
-        # Deeper nesting could be a page that prints as a library.
+        # Deeper nesting could make an error message enormous.
         inside = entry.values() if isinstance(entry, dict) else entry
         inside = inside if isinstance(entry, dict | list) else [entry]
         if not all(x is None or isinstance(x, str | int | float) for x in inside):
-            raise CheckpointError(f"{source}: the config in it has an impossible {name!r}")
+            raise CheckpointError(f"{source}: the config in it has an invalid {name!r}")
     return from_hf(value, f"{source}, the config in it")
 
 
@@ -202,13 +205,13 @@ def _inner_config(value: object, source: Path) -> GemmaConfig | None:
 
 
 def _read(file: MappedFile) -> tuple[dict[str, _Raw], object]:
-    """The tensors of one file, and what stands under "config" in it."""
+    """The tensors of one file, and its value of "config"."""
     path = file.path
     if bytes(file.raw(0, min(4, file.size)).tolist()) != b"PK\3\4":
         raise CheckpointError(
             f"{path} is not the zip archive that torch.save has written since torch 1.6. Older "
-            "forms are not read: where you trust the file, load it with torch.load(path, "
-            "weights_only=True) and write it anew with torch.save"
+            "formats cannot be read: if you trust the file, load it with torch.load(path, "
+            "weights_only=True) and write it again with torch.save"
         )
     with opened_zip(path) as archive:
         members = checked_members(archive, path, file.size, deflated=False)
@@ -217,7 +220,7 @@ def _read(file: MappedFile) -> tuple[dict[str, _Raw], object]:
             raise CheckpointError(f"{path} is a zip archive that torch.save did not write")
         order = _content(archive, records.get("byteorder"), path)
         if order not in {b"", b"little"}:
-            raise CheckpointError(f"{path} was written on a machine of another byte order")
+            raise CheckpointError(f"{path} was written on a machine with another byte order")
         pickled = _content(archive, records["data.pkl"], path)
         storages = {
             name: (data_start(archive, member, path), member.file_size)
@@ -229,10 +232,10 @@ def _read(file: MappedFile) -> tuple[dict[str, _Raw], object]:
     weights = outer.get("model_state_dict", outer)
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(
-            f"{path} holds no state dict: expected tensors by name, on their own or as "
+            f"{path} does not hold a state dict: expected tensors by name, directly or under "
             "'model_state_dict'"
         )
-    found = {}
+    tensors = {}
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
@@ -240,12 +243,12 @@ def _read(file: MappedFile) -> tuple[dict[str, _Raw], object]:
             )
         if name not in _DROPPED:
             storage = starts.get(getattr(tensor.untyped_storage(), "_checkpoint_offset", -1), "")
-            found[name] = _raw(file, name, tensor, *storages.get(storage, (0, 0)))
-    return found, outer.get("config")
+            tensors[name] = _raw(file, name, tensor, *storages.get(storage, (0, 0)))
+    return tensors, outer.get("config")
 
 
 def _raw(file: MappedFile, name: str, tensor: Tensor, start: int, size: int) -> _Raw:
-    """Checks a tensor without data against the storage it claims."""
+    """Checks a tensor without data against its storage in the file."""
     if tensor.dtype not in _CODES and tensor.dtype != torch.int8:
         raise CheckpointError(
             f"{file.path}: {name} is stored as {dtype_name(tensor.dtype)}; supported are int8 and "
@@ -253,25 +256,25 @@ def _raw(file: MappedFile, name: str, tensor: Tensor, start: int, size: int) -> 
         )
     first = int(tensor.storage_offset()) * tensor.dtype.itemsize
     last = first + tensor.numel() * tensor.dtype.itemsize
-    # A repeated view would be more than what lies in the storage.
+    # A view that repeats elements would be larger than its storage.
     if not tensor.is_contiguous() or tensor.ndim not in {1, 2} or not 0 <= first < last <= size:
         raise CheckpointError(
-            f"{file.path}: {name} {list(tensor.shape)} is no plain matrix or vector in its storage "
-            f"of {size} bytes; save it anew with .contiguous(), or download it again"
+            f"{file.path}: {name} {list(tensor.shape)} is not a contiguous matrix or vector in its "
+            f"storage of {size} bytes; save it again with .contiguous(), or download it again"
         )
     return _Raw(file, name, start + first, tuple(tensor.shape), tensor.dtype)
 
 
 def _content(archive: ZipFile, member: ZipInfo | None, path: Path) -> bytes:
-    """A small member's bytes; none where there is no such member."""
+    """The bytes of a small member; empty if there is no such member."""
     if member is None:
         return b""
     if member.file_size > READ_BYTES:
         raise CheckpointError(
-            f"{path}: {member.filename!r} has {member.file_size} bytes; at most {READ_BYTES} "
-            "can describe a model"
+            f"{path}: {member.filename!r} has {member.file_size} bytes; the description of a model "
+            f"has at most {READ_BYTES}"
         )
     try:
         return archive.read(member)
-    except Exception as e:  # as when opening: a damaged archive breaks zipfile in many ways
+    except Exception as e:  # a damaged archive can break zipfile in any way
         raise CheckpointError(f"{path} is damaged ({first_line(e)}); download it again") from None

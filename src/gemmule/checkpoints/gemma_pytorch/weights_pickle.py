@@ -1,9 +1,9 @@
-"""The pickle in a .ckpt file, read without running any of it.
+"""Reads the pickle in a .ckpt file without executing any of it.
 
-torch's weights-only reader runs no code of a pickle, but can still be made to fill the memory
-(bytearray is among what it may call), to hang or to crash (a dictionary's key can be tuples of
-tuples that take forever to hash). So a pickle is first walked through without making anything:
-it passes when it holds nothing but what torch.save writes of tensors and plain values by name.
+torch's weights-only reader does not run code from a pickle, but a file can still make it exhaust
+memory (it may call bytearray), hang or crash (a dictionary key can be nested tuples that take
+forever to hash). So the pickle is first checked without building any object: it passes if it only
+holds what torch.save writes for tensors and plain values by name.
 """
 
 import io
@@ -18,7 +18,7 @@ import torch
 
 from gemmule.errors import CheckpointError, first_line
 
-# What a value on the pickle machine's stack is known to be; a tuple's is the tuple of its parts'.
+# The kind of a value on the pickle machine's stack; for a tuple, the kinds of its items.
 _Kind = str | tuple[str, ...]
 _PLAIN = {
     "EMPTY_DICT": "dict",
@@ -33,13 +33,14 @@ _PLAIN = {
     "NEWTRUE": "value",
     "NEWFALSE": "value",
 }
-_KEYS = ("text", "int")  # hashed in no time; compared one by one, since a kind may be a tuple
+_KEYS = ("text", "int")  # fast to hash
 _ENDED_BY_MARK = {"TUPLE", "SETITEMS", "APPENDS"}
-_LONGEST = 16  # items in a tuple; a tensor's are described by six
-_MOST_STEPS = 100_000  # of the pickle machine; the 27B's int8 file takes twenty thousand
+_MAX_ITEMS = 16  # in a tuple; a tensor needs six
+_MAX_STEPS = 100_000  # of the pickle machine; the 27B's int8 file takes twenty thousand
 _STORAGE_CLASS = re.compile(r"torch \w+Storage")
 _PERSISTENT = ("text", "storage class", "text", "text", "int")
-# What may be called, of which arguments, and what it makes. Spelled as pickletools does.
+# Functions that may be called: the kinds of their arguments and of the result. Names as in
+# pickletools.
 _CALLS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "collections OrderedDict": ((), "dict"),
     "torch._utils _rebuild_tensor_v2": (
@@ -51,16 +52,16 @@ _CALLS: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 
 class _Refused(Exception):
-    """What the pickle holds that it should not."""
+    """Describes forbidden content of the pickle."""
 
 
 def unpickle(
     pickled: bytes, storages: Iterable[str], path: Path
 ) -> tuple[object, Mapping[int, str]]:
-    """What the pickle holds, its tensors without data.
+    """Unpickles a state dict whose tensors have no data.
 
-    torch reads it out of an archive made here, with empty storages: so it never reads the file
-    itself, and where an empty storage begins tells which one a tensor has.
+    torch reads it from an archive in memory with empty storages, so it never reads the file itself;
+    the offset of an empty storage identifies the storage of a tensor.
 
     Args:
         pickled: the content of data.pkl.
@@ -68,19 +69,20 @@ def unpickle(
         path: the file, for messages.
 
     Returns:
-        The value, and storages' names by their tensors' `untyped_storage()._checkpoint_offset`.
+        The value, and the storages' names by `untyped_storage()._checkpoint_offset` of a tensor.
 
     Raises:
-        CheckpointError: when it holds code, or anything but tensors and plain values by name.
+        CheckpointError: when it holds code, or anything other than tensors and plain values by
+            name.
     """
     try:
         _walk(pickled)
     except _Refused as e:
         raise CheckpointError(
-            f"{path} holds {e}; nothing of it was run. Use safetensors, or a file that torch.save "
-            "made, with its own pickle protocol, of tensors by name"
+            f"{path} holds {e}; none of it was executed. Use safetensors, or a file of tensors by "
+            "name that torch.save wrote with its default pickle protocol"
         ) from None
-    except Exception as e:  # pickletools raises whatever its parts do on a broken pickle
+    except Exception as e:  # pickletools can raise anything on a broken pickle
         raise CheckpointError(
             f"{path}: its pickle is damaged ({first_line(e)}); download it again"
         ) from None
@@ -95,21 +97,21 @@ def unpickle(
     slim.seek(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # errors say what matters
+            warnings.simplefilter("ignore")  # errors are reported below
             return torch.load(slim, map_location="meta", weights_only=True), starts
-    except Exception as e:  # as above
+    except Exception as e:  # so can torch
         raise CheckpointError(
             f"{path} cannot be read as weights ({first_line(e)}); download it again"
         ) from None
 
 
-def _walk(pickled: bytes) -> None:  # noqa: PLR0912 (one case an operation)
-    """Follows the values through the pickle, as its machine would make them, by kind alone."""
+def _walk(pickled: bytes) -> None:  # noqa: PLR0912 (one case per operation)
+    """Simulates the pickle machine on the kinds of values alone."""
     stack: list[_Kind] = []
     outer: list[list[_Kind]] = []  # stacks left at a mark
     memo: dict[object, _Kind] = {}
     for step, (op, argument, _) in enumerate(pickletools.genops(pickled)):
-        _expect(step < _MOST_STEPS, "a pickle far longer than weights need")
+        _expect(step < _MAX_STEPS, "a pickle far longer than weights need")
         items: list[_Kind] = []
         if op.name in _ENDED_BY_MARK:
             items, stack = stack, outer.pop()
@@ -139,19 +141,19 @@ def _walk(pickled: bytes) -> None:  # noqa: PLR0912 (one case an operation)
                 stack.append("storage")
             case "REDUCE":
                 arguments, called = stack.pop(), str(stack.pop())
-                wanted, made = _CALLS.get(called, (None, ""))
-                _expect(arguments == wanted, "a call of other arguments than a tensor's")
+                expected, made = _CALLS.get(called, (None, ""))
+                _expect(arguments == expected, "a call with other arguments than a tensor's")
                 stack.append(made)
-            case "BUILD":  # of what a module's state dict knows besides: its versions
+            case "BUILD":  # attributes of a module's state dict: its versions
                 _expect((stack.pop(), stack[-1]) == ("dict", "dict"), "an object with a state")
             case "SETITEM" | "SETITEMS":
                 if op.name == "SETITEM":
                     items = [stack.pop(-2), stack.pop()]
                 fits = stack[-1] == "dict" and all(key in _KEYS for key in items[::2])
-                _expect(fits, "values under something else than names")
+                _expect(fits, "values under keys that are not names")
             case "APPEND" | "APPENDS":
                 del stack[len(stack) - (op.name == "APPEND") :]
-                _expect(stack[-1] == "list", "values put into something else than a list")
+                _expect(stack[-1] == "list", "values appended to something other than a list")
             case _:
                 of = "" if argument is None else f" of {str(argument).replace(' ', '.'):.80}"
                 raise _Refused(f"more than weights (its pickle has {op.name}{of})")
@@ -161,14 +163,14 @@ def _global(name: str) -> str:
     if _STORAGE_CLASS.fullmatch(name):
         return "storage class"
     if name not in _CALLS:
-        raise _Refused(f"code besides weights (it asks for {name.replace(' ', '.'):.80})")
+        raise _Refused(f"code in addition to weights (it asks for {name.replace(' ', '.'):.80})")
     return name
 
 
 def _tuple(items: Iterable[_Kind]) -> tuple[str, ...]:
-    """A tuple's kind. Tuples in it are told apart no further, lest a page become a library."""
+    """The kind of a tuple. Kinds of tuples inside it are not kept, so that kinds stay small."""
     items = list(items)
-    _expect(len(items) <= _LONGEST, "a tuple of absurd length")
+    _expect(len(items) <= _MAX_ITEMS, "a tuple of absurd length")
     return tuple(
         item if isinstance(item, str) else "ints" if all(x == "int" for x in item) else "tuple"
         for item in items

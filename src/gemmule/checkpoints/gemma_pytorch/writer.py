@@ -1,6 +1,6 @@
-"""Writing a .ckpt file that gemma_pytorch itself loads, and that says what it is.
+"""Writes .ckpt files that gemma_pytorch loads, with the config included.
 
-torch.save lays the file out, of tensors that have no data; the data is then streamed in.
+torch.save determines the layout, from tensors without data; the data is then streamed in.
 """
 
 import io
@@ -23,7 +23,7 @@ NAME = "model.ckpt"
 
 @dataclass(frozen=True)
 class _Matrix:
-    """One tensor of the file: the rows of `parts` after one another."""
+    """One tensor of the file: the rows of `parts`, one part after another."""
 
     name: str
     parts: Sequence[StoredTensor]
@@ -43,7 +43,7 @@ class _Matrix:
 
 
 class _Outline(io.BytesIO):
-    """Takes what torch.save writes, and notes the gaps it leaves for storages."""
+    """Records what torch.save writes, and the gaps that it leaves for storages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _Outline(io.BytesIO):
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        assert whence == io.SEEK_CUR, "torch.save moves on, past a storage, and nowhere else"
+        assert whence == io.SEEK_CUR, "torch.save only seeks forward, past a storage"
         self.gaps.append((self.at, offset))
         self.at += offset
         return self.at
@@ -66,17 +66,17 @@ class _Outline(io.BytesIO):
 def layouts(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, name: str = NAME
 ) -> list[FileLayout]:
-    """The one file.
+    """The layout of the file.
 
-    gemma_pytorch takes the config from its own code and reads "model_state_dict" alone; the
-    "config" beside it, in the form of Hugging Face's config.json, is for our reader. Storages
-    carry no checksum (0): it would stand before the data, which is not read beforehand. Neither
-    torch nor this project looks at it; `unzip -t` does, and complains.
+    gemma_pytorch has the config in its own code and only reads "model_state_dict"; the "config"
+    next to it, in the format of Hugging Face's config.json, is for our reader. The checksums of
+    storages are 0, since they come before the data, which is not read beforehand. Neither torch nor
+    this project checks them; `unzip -t` does, and reports an error.
 
     Args:
-        checkpoint: whose weights.
-        dtype: what they are stored in; None keeps each one's own.
-        name: of the file.
+        checkpoint: the source of the weights.
+        dtype: dtype of the stored weights; None: that of each weight.
+        name: name of the file.
     """
     matrices = list(_matrices(checkpoint, dtype))
     config = to_hf(checkpoint.config, dtype_name(dtype or checkpoint.dtype))
@@ -90,7 +90,7 @@ def layouts(
 
 
 def _matrices(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Iterator[_Matrix]:
-    """The model's tensors under gemma_pytorch's names; q, k and v follow one another as one."""
+    """The model's tensors under gemma_pytorch's names, with q, k and v as one matrix."""
     waiting: list[StoredTensor] = []
     for tensor in checkpoint.weights():
         waiting.append(tensor)

@@ -1,25 +1,25 @@
 """ggml's Q8_0 and Q4_0: blocks of 32 numbers that share a scale.
 
-The gguf package works on one core, and for quantizing on a few rows at a time; this does the same
-arithmetic on many, and gives the same bytes (tests/checkpoints/test_gguf.py compares them).
+The gguf package uses one core, and quantizes a few rows at a time. This module does the same
+arithmetic on all cores and gives the same bytes (tests/checkpoints/test_gguf.py compares them).
 """
 
 import torch
 from torch import Tensor
 
 BLOCK = 32
-OURS = ("Q8_0", "Q4_0")  # what is quantized and dequantized here
-_AT_ONCE = 2**20  # numbers: enough for every core, with temporaries of a few megabytes
-# Added before cutting the fraction off, it rounds halves up and what is just below them down:
-# in fp32 0.5 itself would carry 0.49999997 over.
+OURS = ("Q8_0", "Q4_0")  # the types that this module quantizes and dequantizes
+_AT_ONCE = 2**20  # numbers: enough for all cores, with temporaries of a few megabytes
+# Added before truncation, this rounds halves up and anything just below them down; in fp32 adding
+# 0.5 itself would round 0.49999997 up.
 _BELOW_HALF = torch.tensor(0.5).nextafter(torch.tensor(0.0))
 
 
 def quantize(rows: Tensor, kind: str) -> Tensor:
-    """The blocks of fp32 `rows`, uint8, [blocks, bytes of a block].
+    """Quantizes fp32 values into blocks, uint8 [blocks, bytes of a block].
 
     Args:
-        rows: any number of values that BLOCK divides, all finite.
+        rows: finite values; their number must be a multiple of BLOCK.
         kind: "Q8_0" or "Q4_0".
     """
     function = {"Q8_0": _q8_0, "Q4_0": _q4_0}[kind]
@@ -27,7 +27,7 @@ def quantize(rows: Tensor, kind: str) -> Tensor:
 
 
 def dequantize(blocks: Tensor, kind: str) -> Tensor:
-    """The numbers that `blocks` [blocks, bytes of a block] stand for, fp32, [blocks, BLOCK]."""
+    """The values of `blocks` [blocks, bytes of a block], fp32 [blocks, BLOCK]."""
     numbers_of = {"Q8_0": _int8, "Q4_0": _int4}[kind]
     out = torch.empty(len(blocks), BLOCK)
     at_once = _AT_ONCE // BLOCK
@@ -45,7 +45,7 @@ def _int4(packed_NB: Tensor) -> Tensor:
 
 
 def scales(blocks: Tensor) -> Tensor:
-    """The scale of each block; infinite where float16 cannot hold it."""
+    """The scale of each block; infinite if it is too large for float16."""
     return blocks[:, :2].contiguous().view(torch.float16)
 
 
@@ -61,8 +61,8 @@ def _q8_0(x_NB: Tensor) -> Tensor:
 def _q4_0(x_NB: Tensor) -> Tensor:
     """A float16 scale, then 16 bytes with two numbers each: x / scale + 8.
 
-    The number farthest from zero, the first of several, becomes -8, so that the scale may be
-    negative. A byte holds a number of the block's first half below one of the second half.
+    The number farthest from zero (the first of several) becomes -8, so the scale can be negative. A
+    byte holds a number of the block's first half in its low bits and one of the second half above.
     """
     largest, smallest = x_NB.amax(1, keepdim=True), x_NB.amin(1, keepdim=True)
     farthest = torch.where(largest > -smallest, largest, smallest)
@@ -77,6 +77,6 @@ def _q4_0(x_NB: Tensor) -> Tensor:
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """1 / scale, and 0 where there is none: then every number of the block is as good as 0."""
+    """1 / scale, or 0 where that is not finite: such a block consists of zeros."""
     inverse = 1 / scale
     return torch.where(inverse.isfinite(), inverse, 0.0)

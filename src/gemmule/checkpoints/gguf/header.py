@@ -1,9 +1,9 @@
-"""The header of a GGUF file: its key/values, and where each tensor lies.
+"""Reads the header of a GGUF file: its key/value pairs, and the place of each tensor.
 
 Format: the GGUF specification of the ggml project (docs/gguf.md), versions 2 and 3, little-endian.
-A file may claim any count and any length, and readers that loop over what it claims hang or run
-out of memory. Here nothing is looped over or allocated before the bytes left in the file allow
-it, and the header as a whole is bounded.
+A file can claim any count and any length, and readers that trust such a claim hang or run out of
+memory. Here no loop or allocation exceeds what the rest of the file can hold, and the size of the
+header is limited.
 """
 
 import math
@@ -19,26 +19,26 @@ from gemmule.errors import CheckpointError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-# Gemma 2's has 288 to 508 tensors, some 30 keys and, with 256,000 pieces, 7 MB.
+# A Gemma 2's header has 288 to 508 tensors, some 30 keys and, with 256,000 tokens, 7 MB.
 LARGEST_HEADER = 2**25
-_MOST_ENTRIES = 10_000
-_LONGEST_NAME = 2**16 - 1  # of keys and tensors, bytes; the specification's limit for keys
-_MOST_DIMS = 4
-_LARGEST_COUNT = 2**63 - 1
+_MAX_ENTRIES = 10_000
+_MAX_NAME = 2**16 - 1  # bytes in a key's or tensor's name; the specification's limit for keys
+_MAX_DIMS = 4
+_MAX_COUNT = 2**63 - 1
 
 Value = bool | int | float | str | list[bytes] | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A way of storing numbers: `nbytes` bytes hold `block` numbers that follow each other."""
+    """An encoding of numbers: `nbytes` bytes hold `block` consecutive numbers."""
 
     name: str
     block: int
     nbytes: int
 
 
-# By ggml's number for it (ggml.h, enum ggml_type). Those with blocks are quantized.
+# By ggml's type number (ggml.h, enum ggml_type). Encodings with blocks are quantized.
 ENCODINGS = {
     0: Encoding("F32", 1, 4),
     1: Encoding("F16", 1, 2),
@@ -55,7 +55,7 @@ ENCODINGS = {
     30: Encoding("BF16", 1, 2),
 }
 
-# Types of values by their number in the format.
+# Value types by their number in the format.
 _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")
 _SCALARS: dict[int, np.dtype[Any]] = {
@@ -78,10 +78,10 @@ class TensorInfo:
     """One tensor of the file.
 
     Attributes:
-        name: as stored.
-        shape: slowest dimension first, the other way round than in the file.
-        encoding: how its numbers are stored.
-        start: of its bytes, from the file's start.
+        name: name in the file.
+        shape: shape with the slowest dimension first, the reverse of the order in the file.
+        encoding: encoding of the numbers.
+        start: offset of the first byte in the file.
     """
 
     name: str
@@ -91,18 +91,18 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes in the file."""
+        """Size in the file in bytes."""
         return math.prod(self.shape) // self.encoding.block * self.encoding.nbytes
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself.
+    """The header of a GGUF file.
 
     Attributes:
-        metadata: by key; an array of strings as bytes, any other array as numpy has it.
-        tensors: in the file's order.
-        nbytes: where the header ends.
+        metadata: values by key; arrays of strings as lists of bytes, other arrays as numpy arrays.
+        tensors: the tensors in the order of the file.
+        nbytes: size of the header in bytes.
     """
 
     metadata: dict[str, Value]
@@ -114,22 +114,22 @@ def parse_header(data: memoryview, source: str) -> Header:
     """Reads and checks the header of a GGUF file.
 
     Args:
-        data: the whole file; what lies behind the header is not looked at.
+        data: the whole file; nothing after the header is read.
         source: the file, for messages.
 
     Raises:
-        CheckpointError: for anything that is not a sound GGUF of versions 2 or 3.
+        CheckpointError: when it is not a valid GGUF file of version 2 or 3.
     """
     reader = _Reader(data, source)
     _check_version(reader)
     tensor_count, key_count = reader.integer("<Q"), reader.integer("<Q")
-    if key_count + tensor_count > _MOST_ENTRIES:
+    if key_count + tensor_count > _MAX_ENTRIES:
         raise reader.error(f"it claims {key_count} keys and {tensor_count} tensors")
     metadata: dict[str, Value] = {}
     for _ in range(key_count):
         key = reader.name("key")
         if key in metadata:
-            raise reader.error(f"key {key!r} stands twice")
+            raise reader.error(f"key {key!r} occurs twice")
         metadata[key] = reader.value(reader.integer("<I"), key)
     entries = [_read_entry(reader) for _ in range(tensor_count)]
     data_start = _align(reader.at, _alignment(metadata, reader))
@@ -142,7 +142,7 @@ def parse_header(data: memoryview, source: str) -> Header:
 
 
 class _Reader:
-    """Takes values off the front of a file, never past its end or the largest header."""
+    """Reads values one after another, never past the end of the file or of the largest header."""
 
     def __init__(self, data: memoryview, source: str) -> None:
         self._data, self._source = data, source
@@ -150,26 +150,26 @@ class _Reader:
         self.at = 0
 
     def error(self, reason: str) -> CheckpointError:
-        """For what no writer of GGUF would have written."""
+        """An error for content that no GGUF writer produces."""
         return CheckpointError(
-            f"{self._source} is no sound GGUF file: {reason} (header, byte {self.at}); "
+            f"{self._source} is not a valid GGUF file: {reason} (header, byte {self.at}); "
             "download or convert it again"
         )
 
     def refusal(self, reason: str) -> CheckpointError:
-        """For what is sound and yet cannot be read here."""
+        """An error for a valid file that cannot be read here."""
         return CheckpointError(f"{self._source}: {reason}")
 
     def expect(self, nbytes: int, what: str) -> None:
-        """Makes sure that the header can hold `nbytes` more."""
+        """Checks that the header can hold `nbytes` more bytes."""
         if nbytes <= self._end - self.at:
             return
         if self._end < len(self._data):
             raise self.error(f"{what} would make the header longer than {LARGEST_HEADER} bytes")
-        raise self.error(f"{what} cannot fit in the {self._end - self.at} bytes that are left")
+        raise self.error(f"{what} does not fit in the {self._end - self.at} remaining bytes")
 
     def integer(self, form: str) -> int:
-        """A little-endian integer, as struct spells its size."""
+        """Reads a little-endian integer; `form` is its struct format."""
         size = struct.calcsize(form)
         self.expect(size, "a number")
         (value,) = struct.unpack_from(form, self._data, self.at)
@@ -185,8 +185,8 @@ class _Reader:
         return bytes(self._data[self.at - length : self.at])
 
     def name(self, what: str) -> str:
-        """The name of a key or tensor."""
-        return self.text(self.string(_LONGEST_NAME), f"a {what}'s name")
+        """Reads the name of a key or tensor."""
+        return self.text(self.string(_MAX_NAME), f"a {what}'s name")
 
     def text(self, data: bytes, what: str) -> str:
         try:
@@ -195,30 +195,32 @@ class _Reader:
             raise self.error(f"{what} is not UTF-8") from None
 
     def value(self, kind: int, key: str) -> Value:
-        """The value of a key/value pair."""
+        """Reads the value of a key/value pair."""
         if kind == _STRING:
             return self.text(self.string(), f"the value of {key}")
         if kind == _ARRAY:
             return self._array(key)
         number = self._numbers(kind, 1, key)[0]
         if isinstance(number, np.float32):
-            return float(str(number))  # as it was meant: 1e-06, not 9.999999974752427e-07
+            return float(str(number))  # as it was written: 1e-06, not 9.999999974752427e-07
         scalar: bool | int | float = number.item()
         return scalar
 
     def _array(self, key: str) -> list[bytes] | npt.NDArray[Any]:
         kind, count = self.integer("<I"), self.integer("<Q")
         if kind == _ARRAY:
-            raise self.error(f"{key} is an array of arrays, which no Gemma 2 has")
+            raise self.error(f"{key} is an array of arrays, which Gemma 2 does not use")
         if kind != _STRING:
             return self._numbers(kind, count, key)
         self.expect(8 * count, f"{key}, an array of {count} strings,")
         strings, data, at, end = [], self._data, self.at, self._end
-        for _ in range(count):  # as `string` does, for 256,000 of them
+        for _ in range(count):  # like `string`, but fast enough for 256,000 of them
             begin = at + 8
             at = begin + _LENGTH.unpack_from(data, at)[0] if begin <= end else end + 1
             if at > end:
-                raise self.error(f"{key}, an array of {count} strings, is longer than what is left")
+                raise self.error(
+                    f"{key}, an array of {count} strings, is longer than the remaining bytes"
+                )
             strings.append(bytes(data[begin:at]))
         self.at = at
         return strings
@@ -240,7 +242,7 @@ def _check_version(reader: _Reader) -> None:
     if version in VERSIONS:
         return
     if version and version % 2**16 == 0:
-        raise reader.refusal("the file is big-endian; only little-endian ones can be read")
+        raise reader.refusal("the file is big-endian; only little-endian files can be read")
     raise reader.refusal(
         f"the file has version {version}; versions {' and '.join(map(str, VERSIONS))} can be read, "
         "which llama.cpp has written since August 2023: convert the model again"
@@ -248,13 +250,13 @@ def _check_version(reader: _Reader) -> None:
 
 
 def _read_entry(reader: _Reader) -> tuple[str, tuple[int, ...], Encoding, int]:
-    """Name, shape, encoding and offset of a tensor."""
+    """Reads the name, shape, encoding and offset of a tensor."""
     name, dims = reader.name("tensor"), reader.integer("<I")
-    if not 1 <= dims <= _MOST_DIMS:
-        raise reader.error(f"{name} has {dims} dimensions; 1 to {_MOST_DIMS} are possible")
+    if not 1 <= dims <= _MAX_DIMS:
+        raise reader.error(f"{name} has {dims} dimensions; 1 to {_MAX_DIMS} are possible")
     shape = tuple(reader.integer("<Q") for _ in range(dims))[::-1]
     kind, offset = reader.integer("<I"), reader.integer("<Q")
-    if not 0 < math.prod(shape) <= _LARGEST_COUNT:
+    if not 0 < math.prod(shape) <= _MAX_COUNT:
         raise reader.error(f"{name} has the impossible shape {list(shape)}")
     encoding = ENCODINGS.get(kind)
     if encoding is None:
@@ -262,13 +264,13 @@ def _read_entry(reader: _Reader) -> tuple[str, tuple[int, ...], Encoding, int]:
         raise reader.refusal(f"{name} is stored as {_kind_name(kind)}; supported are {supported}")
     if shape[-1] % encoding.block:
         raise reader.error(
-            f"{name} has rows of {shape[-1]}, no multiple of {encoding.name}'s {encoding.block}"
+            f"{name} has rows of {shape[-1]}, not a multiple of {encoding.name}'s {encoding.block}"
         )
     return name, shape, encoding, offset
 
 
 def _kind_name(kind: int) -> str:
-    from gguf import GGMLQuantizationType  # names more than can be read here
+    from gguf import GGMLQuantizationType  # it knows more types than can be read here
 
     try:
         return GGMLQuantizationType(kind).name
@@ -289,7 +291,7 @@ def _align(offset: int, alignment: int) -> int:
 
 def _check_places(tensors: list[TensorInfo], alignment: int, size: int, reader: _Reader) -> None:
     if len({tensor.name for tensor in tensors}) < len(tensors):
-        raise reader.error("a tensor's name stands twice")
+        raise reader.error("two tensors have the same name")
     end = 0
     for tensor in sorted(tensors, key=lambda t: t.start):
         if tensor.start % alignment:

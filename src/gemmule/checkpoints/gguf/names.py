@@ -1,4 +1,4 @@
-"""What GGUF and llama.cpp call Gemma 2's tensors, and what they fix by rule.
+"""GGUF's names of Gemma 2's tensors, and the rules that llama.cpp applies to them.
 
 Facts read from llama.cpp's src/models/gemma2.cpp and the tables of its gguf package.
 """
@@ -6,9 +6,9 @@ Facts read from llama.cpp's src/models/gemma2.cpp and the tables of its gguf pac
 import re
 
 ARCHITECTURE = "gemma2"
-# llama.cpp's scale of the queries depends on the number of layers: see `query_scalar`.
+# llama.cpp's query scale depends on the number of layers: see `query_scalar`.
 LAYERS_OF_27B = 46
-NORM_OFFSET = 1.0  # GGUF keeps 1 + w where our norms keep w
+NORM_OFFSET = 1.0  # GGUF stores 1 + w for a norm weight w
 
 _TOP = {
     "embed_tokens.weight": "token_embd.weight",
@@ -34,13 +34,13 @@ _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,8})\.(.+)")
 
 
 def to_gguf(name: str) -> str:
-    """GGUF's name of the parameter `name` of ours."""
+    """GGUF's name of our parameter `name`."""
     match = _LAYER.fullmatch(name)
     return f"blk.{match[1]}.{_IN_BLOCK[match[2]]}" if match else _TOP[name]
 
 
 def from_gguf(name: str) -> str:
-    """Our parameter's name; a name that Gemma 2 does not have comes back in quotes."""
+    """Our name of GGUF's tensor `name`; a name that Gemma 2 does not have is returned in quotes."""
     match = _BLOCK.fullmatch(name)
     if match and match[2] in _IN_BLOCK.values():
         return f"layers.{match[1]}.{_OURS[match[2]]}"
@@ -48,13 +48,13 @@ def from_gguf(name: str) -> str:
 
 
 def is_norm(name: str) -> bool:
-    """Whether our parameter `name` is a norm's, and so stored with 1 added."""
+    """Whether our parameter `name` is a norm weight, which GGUF stores with 1 added."""
     return name.endswith("norm.weight")
 
 
 def query_scalar(layers: int, hidden_size: int, heads: int, head_dim: int) -> int:
-    """llama.cpp's query_pre_attn_scalar, which no GGUF file stores.
+    """llama.cpp's query_pre_attn_scalar, which GGUF files do not store.
 
-    It takes whatever has the 27B's number of layers for the 27B.
+    llama.cpp treats every model with the 27B's number of layers as the 27B.
     """
     return hidden_size // heads if layers == LAYERS_OF_27B else head_dim

@@ -1,8 +1,8 @@
-"""Models in GGUF files, as llama.cpp makes and reads them.
+"""Reads models in llama.cpp's GGUF files.
 
-GGUF keeps norms in fp32 with 1 added. Taking it off again loses what the addition rounded away:
-up to 6e-8 of a weight near zero, and nothing of one that came from bfloat16 and is larger than
-2e-5 (1 + w has room for all its bits).
+GGUF stores norms in fp32 with 1 added. Subtracting it again loses what the addition rounded away:
+up to 6e-8 for a weight near zero, and nothing for a weight that came from bfloat16 and is larger
+than 2e-5 (1 + w has room for all its bits).
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ def open_gguf(path: Path) -> Checkpoint:
     """Opens a GGUF file that holds a whole Gemma 2.
 
     Raises:
-        CheckpointError: for files that are broken, split or of another architecture.
+        CheckpointError: for a file that is broken, one part of several, or of another architecture.
         MissingExtraError: when the gguf package is not installed.
     """
     require_gguf("reading a GGUF file")
@@ -47,7 +47,7 @@ def open_gguf(path: Path) -> Checkpoint:
     for info in header.tensors:
         tensor = _GgufTensor(file, info)
         tensors[tensor.name] = tensor
-    found = Checkpoint(
+    checkpoint = Checkpoint(
         path,
         "gguf",
         config,
@@ -55,12 +55,12 @@ def open_gguf(path: Path) -> Checkpoint:
         lambda: _tokenizer(header.metadata, path, config.vocab_size),
         (path,),
     )
-    found.stack.enter_context(file)
-    return found
+    checkpoint.stack.enter_context(file)
+    return checkpoint
 
 
 def require_gguf(purpose: str) -> None:
-    """Makes sure that the gguf package is there.
+    """Checks that the gguf package is installed.
 
     Raises:
         MissingExtraError: when it is not.
@@ -72,7 +72,7 @@ def require_gguf(purpose: str) -> None:
 
 
 class _GgufTensor(StoredTensor):
-    """A tensor in a GGUF file; whatever is quantized comes out as fp32."""
+    """A tensor in a GGUF file; quantized ones are read as fp32."""
 
     def __init__(self, file: MappedFile, info: TensorInfo) -> None:
         name, encoding = from_gguf(info.name), info.encoding.name
@@ -84,7 +84,7 @@ class _GgufTensor(StoredTensor):
         super().__init__(name, info.shape, dtype, encoding, where)
 
     def chunks(self) -> Iterator[Tensor]:
-        """See StoredTensor."""
+        """Yields consecutive rows, decoded."""
         # A vector is one row: blocks of a quantized one must not be cut.
         rows = self.shape[0] if len(self.shape) > 1 else 1
         nbytes = self._info.nbytes // rows
@@ -106,31 +106,31 @@ class _GgufTensor(StoredTensor):
             import gguf
 
             raw = self._file.raw(start, stop).numpy().reshape(rows, -1)
-            with np.errstate(all="ignore"):  # NaN and Inf are found by those who use the rows
+            with np.errstate(all="ignore"):  # callers check for NaN and Inf
                 numbers = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[self.stored_as])
             decoded = torch.from_numpy(numbers)
         return decoded.float() - self._offset if self._offset else decoded
 
 
 def _tokenizer(metadata: Mapping[str, Value], path: Path, rows: int) -> Tokenizer:
-    beside = path.parent / "tokenizer.model"
-    if not gguf_tokenizer.has_tokenizer(metadata) and beside.is_file():
-        return Tokenizer.load(beside)
+    separate = path.parent / "tokenizer.model"
+    if not gguf_tokenizer.has_tokenizer(metadata) and separate.is_file():
+        return Tokenizer.load(separate)
     return gguf_tokenizer.from_metadata(metadata, rows, str(path))
 
 
-class _Facts:
-    """The numbers a GGUF file's metadata holds of its model."""
+class _Metadata:
+    """Checked access to the metadata that describes the model."""
 
     def __init__(self, metadata: Mapping[str, Value], source: str) -> None:
         self._metadata, self._source = metadata, source
 
     def number(self, key: str, default: float | None = None) -> float:
-        """One number; without a default, a file that lacks it is refused."""
+        """A number; raises if the key is missing and there is no default."""
         return self._get(key, default, int | float, "one number")
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """The same for an integer."""
+        """An integer; raises if the key is missing and there is no default."""
         return self._get(key, default, int, "one integer")
 
     def _get(self, key: str, default: Any, kind: Any, expected: str) -> Any:
@@ -143,7 +143,7 @@ class _Facts:
         return value
 
     def refuse_other_than(self, key: str, *allowed: object) -> None:
-        """Makes sure that a key is missing or has one of the `allowed` values."""
+        """Checks that a key is missing or has one of the `allowed` values."""
         value = self._metadata.get(key)
         if value is None:
             return
@@ -169,32 +169,32 @@ def _config(header: Header, source: str) -> GemmaConfig:
     parts = metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:
         raise CheckpointError(
-            f"{source} is one of {parts} parts of a model: put them together with llama.cpp's "
-            "`llama-gguf-split --merge FIRST-PART WHOLE.gguf` and give the whole"
+            f"{source} is one of {parts} parts of a model: merge them with llama.cpp's "
+            "`llama-gguf-split --merge FIRST-PART WHOLE.gguf` and give the result"
         )
-    facts = _Facts(metadata, source)
-    hidden, layers = facts.integer("embedding_length"), facts.integer("block_count")
-    heads = facts.integer("attention.head_count")
-    head_dim = facts.integer("attention.key_length", hidden // max(1, heads))
-    theta = facts.number("rope.freq_base", 10000.0)
-    _refuse_unsupported(facts, head_dim, theta)
+    keys = _Metadata(metadata, source)
+    hidden, layers = keys.integer("embedding_length"), keys.integer("block_count")
+    heads = keys.integer("attention.head_count")
+    head_dim = keys.integer("attention.key_length", hidden // max(1, heads))
+    theta = keys.number("rope.freq_base", 10000.0)
+    _refuse_unsupported(keys, head_dim, theta)
     try:
         return GemmaConfig.parse(
             {
                 "vocab_size": _vocabulary(header, source),
                 "hidden_size": hidden,
-                "intermediate_size": facts.integer("feed_forward_length"),
+                "intermediate_size": keys.integer("feed_forward_length"),
                 "num_hidden_layers": layers,
                 "num_attention_heads": heads,
-                "num_key_value_heads": facts.integer("attention.head_count_kv", heads),
+                "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
                 "head_dim": head_dim,
                 "query_pre_attn_scalar": query_scalar(layers, hidden, max(1, heads), head_dim),
-                "sliding_window": facts.integer("attention.sliding_window", 4096),
-                "attn_logit_softcapping": facts.number("attn_logit_softcapping", 50.0),
-                "final_logit_softcapping": facts.number("final_logit_softcapping", 30.0),
-                "rms_norm_eps": facts.number("attention.layer_norm_rms_epsilon"),
+                "sliding_window": keys.integer("attention.sliding_window", 4096),
+                "attn_logit_softcapping": keys.number("attn_logit_softcapping", 50.0),
+                "final_logit_softcapping": keys.number("final_logit_softcapping", 30.0),
+                "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
                 "rope_theta": theta,
-                "max_position_embeddings": facts.integer("context_length"),
+                "max_position_embeddings": keys.integer("context_length"),
             },
             source=source,
         )
@@ -202,7 +202,7 @@ def _config(header: Header, source: str) -> GemmaConfig:
         raise CheckpointError(str(e)) from None
 
 
-def _refuse_unsupported(facts: _Facts, head_dim: int, theta: float) -> None:
+def _refuse_unsupported(keys: _Metadata, head_dim: int, theta: float) -> None:
     for key, allowed in {
         "attention.value_length": (head_dim,),
         "attention.sliding_window_pattern": (2,),
@@ -214,13 +214,13 @@ def _refuse_unsupported(facts: _Facts, head_dim: int, theta: float) -> None:
         "rope.scale_linear": (0.0, 1.0),
         "rope.scaling.attn_factor": (1.0,),
     }.items():
-        facts.refuse_other_than(f"{ARCHITECTURE}.{key}", *allowed)
-    # llama.cpp takes "linear" without a factor for no scaling.
-    facts.refuse_other_than(f"{ARCHITECTURE}.rope.scaling.type", "none", "linear")
+        keys.refuse_other_than(f"{ARCHITECTURE}.{key}", *allowed)
+    # llama.cpp treats "linear" without a factor as no scaling.
+    keys.refuse_other_than(f"{ARCHITECTURE}.rope.scaling.type", "none", "linear")
 
 
 def _vocabulary(header: Header, source: str) -> int:
-    """The embedding's rows: `vocab_size` is not always among the keys."""
+    """The number of rows of the embedding; `vocab_size` is not always among the keys."""
     for info in header.tensors:
         if info.name == "token_embd.weight":
             return info.shape[0]

@@ -1,14 +1,14 @@
-"""Gemma's tokenizer to and from the metadata of a GGUF file.
+"""Converts Gemma's tokenizer to and from the metadata of a GGUF file.
 
-GGUF keeps pieces, scores and types as SentencePiece does, except for what llama.cpp's own
-tokenizer needs (facts read from its convert_hf_to_gguf.py):
+GGUF stores pieces, scores and types like SentencePiece, with exceptions for llama.cpp's own
+tokenizer (facts read from its convert_hf_to_gguf.py):
 
-- ids 0-107 are control tokens, so that text only means them where the caller allows it;
-- spaces in pieces that are matched whole are spaces, not U+2581;
-- every row of the embedding has a token: those past the vocabulary are called [PADn].
+- ids 0-107 are control tokens, so that text only produces them if the caller allows it;
+- pieces that are matched as a whole hold spaces rather than U+2581;
+- every row of the embedding has a token: rows past the vocabulary are called [PADn].
 
-Known differences in llama.cpp: it takes a literal U+2581 in a text for a space, and `</s>`, here
-an HTML tag, for a control token that ends an answer.
+Known differences in llama.cpp: it treats a literal U+2581 in a text as a space, and `</s>`, here
+an HTML tag, as a control token that ends an answer.
 """
 
 import re
@@ -28,12 +28,12 @@ _TOKENS, _SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores"
 _TYPES = "tokenizer.ggml.token_type"
 _SENTENCEPIECE = "llama"  # llama.cpp's name for this kind of tokenizer
 _PAD_SCORE = -10000.0
-# Symbols behind the fixed ids that llama.cpp's converter takes for control tokens by their looks.
+# Symbols past the fixed ids that llama.cpp's converter makes control tokens because of their names.
 _SYMBOL = re.compile(r"<unused\d+>")
 
 
 def to_metadata(pieces: Sequence[Piece], rows: int) -> dict[str, Any]:
-    """The keys with the vocabulary, for an embedding of `rows` rows.
+    """The metadata of a vocabulary, for an embedding of `rows` rows.
 
     Raises:
         TokenizerError: when there are more pieces than rows.
@@ -63,10 +63,10 @@ def _to_ggml(i: int, piece: Piece) -> Piece:
 
 
 def _from_ggml(i: int, piece: Piece) -> Piece:
-    """The piece as SentencePiece had it.
+    """The original SentencePiece piece.
 
-    The fixed symbols never merge, so that whatever their scores and types became, they can only
-    have been these.
+    The fixed symbols never merge, so their original scores and types are known, whatever the file
+    says.
     """
     text, score, kind = piece
     if i < FIRST_BYTE_ID or kind == USER_DEFINED:
@@ -80,25 +80,25 @@ def _from_ggml(i: int, piece: Piece) -> Piece:
 
 
 def survives(pieces: Sequence[Piece]) -> bool:
-    """Whether these pieces come back from a GGUF file as they are, as Gemma's do."""
+    """Whether a GGUF file preserves these pieces, as it does Gemma's."""
     return all(_from_ggml(i, _to_ggml(i, piece)) == piece for i, piece in enumerate(pieces))
 
 
 def has_tokenizer(metadata: Mapping[str, Value]) -> bool:
-    """Whether a file says anything of its tokens."""
+    """Whether the metadata holds a vocabulary."""
     return _TOKENS in metadata
 
 
 def from_metadata(metadata: Mapping[str, Value], rows: int, source: str) -> Tokenizer:
-    """The tokenizer a GGUF file holds, with the `fingerprint` of the one it was made from.
+    """The tokenizer in a GGUF file, with the `fingerprint` of the original one.
 
     Args:
-        metadata: the file's.
-        rows: of its embedding; there can be no more tokens.
+        metadata: metadata of the file.
+        rows: rows of the embedding, the limit of the number of tokens.
         source: the file, for messages.
 
     Raises:
-        TokenizerError: when keys are missing or wrong, or it is not Gemma's.
+        TokenizerError: when keys are missing or wrong, or it is not Gemma's tokenizer.
     """
     if metadata.get(_MODEL) != _SENTENCEPIECE:
         raise TokenizerError(

@@ -1,4 +1,4 @@
-"""Writing GGUF files that llama.cpp runs."""
+"""Writes GGUF files for llama.cpp."""
 
 import math
 import tempfile
@@ -34,21 +34,21 @@ from gemmule.model.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import gguf
 
-# What matrices can be written as, and llama.cpp's number for such a file (llama.h, llama_ftype).
+# Encodings of matrices, and llama.cpp's number for such a file (llama.h, llama_ftype).
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}
-_FALLBACK = "F16"  # llama.cpp's too, for rows that blocks do not divide
+_FALLBACK = "F16"  # as in llama.cpp, for rows whose length is not a multiple of the block
 _CODES = {encoding.name: code for code, encoding in ENCODINGS.items()}
 
 
 def layouts(
     checkpoint: Checkpoint, kind: str, name: str = "model.gguf"
 ) -> tuple[list[FileLayout], list[str]]:
-    """The one file, and what a user should know of how it differs from the source.
+    """The layout of the file, and remarks for the user on how it differs from the source.
 
     Args:
-        checkpoint: whose weights and tokenizer.
-        kind: of the matrices, one of FILE_TYPES; norms are always F32.
-        name: of the file.
+        checkpoint: the source of the weights and of the tokenizer.
+        kind: encoding of the matrices, one of FILE_TYPES; norms are always F32.
+        name: name of the file.
 
     Raises:
         CheckpointError: for a model that llama.cpp cannot run.
@@ -67,13 +67,13 @@ def layouts(
     if _FALLBACK in kinds and kind in OURS:
         wide = [to_gguf(t.name) for t, k in zip(tensors, kinds, strict=True) if k == _FALLBACK]
         notes.append(
-            f"{len(wide)} matrices are stored as {_FALLBACK}, since {BLOCK} does not divide their "
-            f"rows, the first of them {wide[0]}"
+            f"{len(wide)} matrices are stored as {_FALLBACK}, since their rows are not multiples "
+            f"of {BLOCK}; the first is {wide[0]}"
         )
     if not gguf_tokenizer.survives(checkpoint.tokenizer.pieces):
         notes.append(
             "the tokenizer's fixed symbols have other scores or types than Gemma's, which GGUF "
-            "cannot keep: read back, it encodes alike but has another fingerprint"
+            "cannot store: read back, it gives the same ids but has another fingerprint"
         )
     head = _header(checkpoint, kind, tensors, kinds)
     at, places = _align(len(head)), []
@@ -95,9 +95,9 @@ def _refuse_uncapped(config: GemmaConfig, path: Path) -> None:
 
 
 def _query_factor(config: GemmaConfig) -> tuple[float, list[str]]:
-    """What the queries are multiplied by so that llama.cpp's fixed scale does what ours did.
+    """The factor of the queries that makes up for llama.cpp's fixed scale.
 
-    Rotating and projecting are linear, so that the factor may go into the projection.
+    Rotation and projection are linear, so the factor can be part of the projection's weights.
     """
     theirs = query_scalar(
         config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.head_dim
@@ -133,7 +133,7 @@ def _align(offset: int) -> int:
 
 
 def _bytes(tensor: StoredTensor, kind: str, factor: float) -> Iterator[Bytes]:
-    """A tensor's bytes in the file, in pieces."""
+    """The bytes of a tensor in the file, in chunks."""
     for rows in tensor.rows_as(torch.float32):
         changed = rows * factor if factor != 1.0 else rows
         if is_norm(tensor.name):
@@ -156,7 +156,7 @@ def _encode(rows: Tensor, kind: str, where: str) -> Tensor:
 def _header(
     checkpoint: Checkpoint, kind: str, tensors: list[StoredTensor], kinds: list[str]
 ) -> bytes:
-    """Everything before the tensors' bytes, as the gguf package writes it."""
+    """The part of the file before the tensors, written by the gguf package."""
     import gguf
 
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def _header(
         _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.config.vocab_size)
         for tensor, stored in zip(tensors, kinds, strict=True):
             code = gguf.GGMLQuantizationType(_CODES[stored])
-            # The dtype given is only looked at for a tensor without a code.
+            # The dtype is only used for tensors without a raw dtype.
             writer.add_tensor_info(
                 to_gguf(tensor.name),
                 tensor.shape,

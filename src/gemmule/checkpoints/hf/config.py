@@ -1,7 +1,7 @@
-"""GemmaConfig to and from the config.json of Hugging Face's Gemma2ForCausalLM.
+"""Converts GemmaConfig to and from the config.json of Hugging Face's Gemma2ForCausalLM.
 
-Our field names are theirs, so translating means filling in their defaults and refusing what the
-forward pass here does not do (facts read from transformers' configuration_gemma2.py).
+The field names are the same, so reading means to fill in defaults and to refuse what our forward
+pass does not implement (facts read from transformers' configuration_gemma2.py).
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from gemmule.model.config import GemmaConfig
 PAD_ID, EOS_ID, BOS_ID, END_OF_TURN_ID = 0, 1, 2, 107
 ACTIVATION = "gelu_pytorch_tanh"
 
-# What their Gemma2Config assumes of a field that config.json leaves out.
+# Defaults of transformers' Gemma2Config for fields that config.json leaves out.
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 256000,
     "hidden_size": 2304,
@@ -41,10 +41,10 @@ def _layer_types(config: GemmaConfig) -> list[str]:
 
 
 def to_hf(config: GemmaConfig, dtype: str) -> dict[str, Any]:
-    """The config.json that gives `config` the same meaning in transformers 4 and 5.
+    """The content of config.json, with the same meaning in transformers 4 and 5.
 
     Args:
-        config: the model's shape.
+        config: the model's config.
         dtype: name of the weights' dtype, such as "float32".
     """
     return {
@@ -71,7 +71,7 @@ def to_hf(config: GemmaConfig, dtype: str) -> dict[str, Any]:
 
 
 def generation_config() -> dict[str, Any]:
-    """generation_config.json: generation stops at the end of the text or of a turn."""
+    """The content of generation_config.json: stop at the end of the text or of a turn."""
     return {
         "bos_token_id": BOS_ID,
         "eos_token_id": [EOS_ID, END_OF_TURN_ID],
@@ -80,11 +80,11 @@ def generation_config() -> dict[str, Any]:
 
 
 def from_hf(values: Mapping[str, Any], source: str = "config.json") -> GemmaConfig:
-    """Reads a config.json's content.
+    """Reads the content of a config.json.
 
     Args:
         values: the parsed JSON.
-        source: where it came from, for error messages.
+        source: its origin, for error messages.
 
     Raises:
         CheckpointError: for another architecture, a feature we do not have, or a wrong value.
@@ -108,7 +108,7 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> GemmaConf
         config = GemmaConfig.parse(ours, source=source)
     except ConfigError as e:
         raise CheckpointError(str(e)) from None
-    # Compared without building our list first: a hostile layer count would make it enormous.
+    # The length is compared first: a hostile layer count would make our list enormous.
     types = values.get("layer_types")
     if types is not None and (
         not isinstance(types, list)
@@ -132,12 +132,12 @@ def _refuse_unsupported(values: Mapping[str, Any], rope: Mapping[str, Any], sour
         "rope_scaling": (None,),
         "quantization_config": (None,),
     }
-    found = {name: values.get(name) for name in supported}
-    found["rope_parameters.rope_type"] = rope.get("rope_type")
+    present = {name: values.get(name) for name in supported}
+    present["rope_parameters.rope_type"] = rope.get("rope_type")
     supported["rope_parameters.rope_type"] = (None, "default")
-    found["rope_parameters.partial_rotary_factor"] = rope.get("partial_rotary_factor")
+    present["rope_parameters.partial_rotary_factor"] = rope.get("partial_rotary_factor")
     supported["rope_parameters.partial_rotary_factor"] = (None, 1)
-    for name, value in found.items():
+    for name, value in present.items():
         if value not in supported[name]:
             allowed = supported[name][-1]
             raise CheckpointError(
@@ -155,7 +155,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON file whose content is an object.
 
     Raises:
-        CheckpointError: when it is missing or something else.
+        CheckpointError: when it is missing, unreadable or not an object.
     """
     try:
         value = files.read_json(path)

@@ -1,6 +1,6 @@
-"""Models in Hugging Face's layout: config.json, safetensors and the tokenizer's files.
+"""Reads models in Hugging Face's layout: config.json, safetensors and the tokenizer's files.
 
-This is the native form: what training leaves in `model/`, and what every command loads.
+This is also the native format: training writes it to `model/`, and every command loads it.
 """
 
 import json
@@ -29,15 +29,17 @@ def open_hf(folder: Path) -> Checkpoint:
         CheckpointError: for files that are missing, broken or of another architecture.
     """
     config = from_hf(read_object(folder / "config.json"), str(folder / "config.json"))
-    found = Checkpoint(folder, "hf", config, {}, lambda: Tokenizer.load(folder))
+    checkpoint = Checkpoint(folder, "hf", config, {}, lambda: Tokenizer.load(folder))
     try:
         paths, expected = _weight_files(folder)
         stored: dict[str, StoredTensor] = {}
         for path in paths:
-            for tensor in _open(found.stack.enter_context(MappedFile(path))):
+            for tensor in _open(checkpoint.stack.enter_context(MappedFile(path))):
                 original = tensor.where.rpartition(" ")[2]
                 if expected is not None and expected.get(original) != path.name:
-                    raise CheckpointError(f"{path}: {original} is not where {INDEX} has it")
+                    raise CheckpointError(
+                        f"{path}: {original} belongs in another file according to {INDEX}"
+                    )
                 if tensor.name in stored:
                     raise CheckpointError(f"{path}: {original} is stored twice")
                 stored[tensor.name] = tensor
@@ -45,14 +47,14 @@ def open_hf(folder: Path) -> Checkpoint:
             lost = [name for name in expected if name.removeprefix(PREFIX) not in stored]
             raise CheckpointError(f"{folder}: the shards lack {few(lost)}; download them again")
     except BaseException:
-        found.stack.close()
+        checkpoint.stack.close()
         raise
-    found.tensors, found.files = stored, tuple(paths)
-    return found
+    checkpoint.tensors, checkpoint.files = stored, tuple(paths)
+    return checkpoint
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
-    """The safetensors files, and which tensor belongs in which where an index says so."""
+    """The safetensors files and, if there is an index, the file name of each tensor."""
     if (folder / SINGLE).exists():
         return [folder / SINGLE], None
     index_path = folder / INDEX
@@ -65,10 +67,10 @@ def _weight_files(folder: Path) -> tuple[list[Path], Mapping[str, str] | None]:
 
 
 def shard_names(weight_map: Mapping[str, object], index_path: Path) -> list[str]:
-    """The files an index names, each once.
+    """The file names in an index, sorted and without duplicates.
 
     Raises:
-        CheckpointError: for one that is not a plain file name.
+        CheckpointError: for a name that is not a plain file name.
     """
     for file in weight_map.values():
         if not isinstance(file, str) or file in {".", ".."} or Path(file).name != file:
@@ -90,10 +92,10 @@ class MappedTensor(StoredTensor):
         where = f"{file.path}: {name}"
         super().__init__(name.removeprefix(PREFIX), tuple(shape), FLOATS[code], code, where)
         if not 0 <= start <= stop <= file.size - data or stop - start != self.nbytes:
-            raise CheckpointError(f"{where} lies outside the file; download it again")
+            raise CheckpointError(f"{where} is outside the file; download it again")
 
     def chunks(self) -> Iterator[Tensor]:
-        """See StoredTensor."""
+        """Yields consecutive rows as views of the mapped file."""
         if not self.numel:
             return
         row = self.numel // self.shape[0] * self.dtype.itemsize
@@ -110,14 +112,14 @@ def _open(file: MappedFile) -> list[MappedTensor]:
 
 
 def read_header(file: MappedFile) -> tuple[dict[str, dict[str, Any]], int]:
-    """The tensors of one file, after safetensors itself has checked its header and offsets.
+    """Reads the header of a safetensors file, after safetensors itself has checked it.
 
     Returns:
-        By name the dtype, shape and data_offsets as the header has them, and where in the file
-        offset 0 is.
+        The header's dtype, shape and data_offsets of each tensor by name, and the position in the
+        file of offset 0.
 
     Raises:
-        CheckpointError: when the file is none of safetensors, or was cut short.
+        CheckpointError: when the file is not a safetensors file, or was cut short.
     """
     try:
         with safetensors.safe_open(file.path, framework="pt"):
@@ -126,7 +128,7 @@ def read_header(file: MappedFile) -> tuple[dict[str, dict[str, Any]], int]:
         header = json.loads(bytes(file.raw(8, 8 + length).numpy()))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as e:
         raise CheckpointError(
-            f"{file.path} is no readable safetensors file, or was cut short: {e}"
+            f"{file.path} is not a readable safetensors file, or was cut short: {e}"
         ) from None
     header.pop("__metadata__", None)
     return header, 8 + length

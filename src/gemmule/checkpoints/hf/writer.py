@@ -1,4 +1,4 @@
-"""Writing Hugging Face's layout, in one file or in shards."""
+"""Writes Hugging Face's layout, in one file or in shards."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,23 +18,23 @@ from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place, write
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
-SHARD_BYTES = 5 * 10**9  # as transformers' own default
+SHARD_BYTES = 5 * 10**9  # transformers' default
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 
 def save_model(
     model: Gemma, tokenizer: Tokenizer, folder: Path, *, dtype: torch.dtype | None = None
 ) -> None:
-    """Writes `model` and `tokenizer` to `folder` as one atomic replacement.
+    """Writes `model` and `tokenizer` to `folder` in one atomic replacement.
 
     Args:
-        model: the weights; any device.
-        tokenizer: saved beside them.
-        folder: created or replaced as a whole.
-        dtype: what the weights are stored in; None keeps theirs.
+        model: the model, on any device.
+        tokenizer: the tokenizer.
+        folder: the folder, created or replaced as a whole.
+        dtype: dtype of the stored weights; None: that of each weight.
 
     Raises:
-        OutputError: when the place cannot be written to.
+        OutputError: when the folder cannot be written.
     """
     checkpoint = of_model(model, tokenizer)
     with files.atomic_dir(folder) as tmp:
@@ -53,12 +53,13 @@ def write_companions(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | 
 def layouts(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
 ) -> list[FileLayout]:
-    """The safetensors files, and their index when there are several.
+    """The layouts of the safetensors files and, if there are several, of their index.
 
     Args:
-        checkpoint: whose weights.
-        dtype: what they are stored in; None keeps each one's own.
-        shard_bytes: at most so many bytes of weights in a file, unless one tensor has more.
+        checkpoint: the source of the weights.
+        dtype: dtype of the stored weights; None: that of each weight.
+        shard_bytes: limit of the bytes of weights in a file, exceeded only by a single larger
+            tensor.
     """
     shards: list[list[StoredTensor]] = [[]]
     size = total = 0
@@ -82,7 +83,7 @@ def layouts(
 
 
 def _layout(tensors: Iterable[StoredTensor], name: str, dtype: torch.dtype | None) -> FileLayout:
-    """One safetensors file. Wider dtypes go first, so that every tensor is aligned."""
+    """The layout of one file, with wider dtypes first, so that every tensor is aligned."""
     ordered = sorted(tensors, key=lambda t: -(dtype or t.dtype).itemsize)
     return safetensors_layout(
         name,
@@ -101,7 +102,15 @@ def _layout(tensors: Iterable[StoredTensor], name: str, dtype: torch.dtype | Non
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a safetensors file: its name, dtype's code, shape, bytes, and what makes them."""
+    """A tensor of a safetensors file.
+
+    Attributes:
+        name: name of the tensor.
+        code: safetensors' name of the dtype.
+        shape: shape of the tensor.
+        nbytes: size in bytes.
+        data: yields the bytes in chunks.
+    """
 
     name: str
     code: str
@@ -111,9 +120,9 @@ class Entry:
 
 
 def safetensors_layout(name: str, entries: Sequence[Entry]) -> FileLayout:
-    """One safetensors file: the header's length (8 bytes), the header (JSON), the tensors.
+    """The layout of a safetensors file: the header's length (8 bytes), the header (JSON), tensors.
 
-    Format: safetensors' README, "Format". The header is padded: the first tensor is aligned.
+    Format: safetensors' README, "Format". The header is padded so that the first tensor is aligned.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     ends = [0]

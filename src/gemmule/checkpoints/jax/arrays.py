@@ -1,4 +1,4 @@
-"""Arrays of a JAX parameter tree, still in their file, whatever keeps them."""
+"""Arrays of a JAX parameter tree, read lazily from a file of any kind."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gemmule.errors import CheckpointError
 
-# numpy's spelling of what weights are stored in. It has no bfloat16, and keeps ml_dtypes' as two
-# bytes without a meaning.
+# numpy's names of the dtypes of weights. numpy has no bfloat16 and stores that of ml_dtypes as two
+# opaque bytes.
 DTYPES = {
     "<f8": torch.float64,
     "<f4": torch.float32,
@@ -19,15 +19,15 @@ DTYPES = {
     "|V2": torch.bfloat16,
     "bfloat16": torch.bfloat16,
 }
-_LARGEST_DIM = 2**60  # and elements: torch counts in 64 bits
+_LARGEST_DIM = 2**60  # and number of elements: torch counts in 64 bits
 
 
 class StoredArray(ABC):
-    """One array; nothing is read before it is asked for.
+    """One array, read lazily.
 
     Attributes:
-        shape: as the file has it; no dimension is zero.
-        dtype: as the file has it.
+        shape: shape in the file; no dimension is zero.
+        dtype: dtype in the file.
         where: file and name in it, for messages.
     """
 
@@ -35,20 +35,20 @@ class StoredArray(ABC):
         self.shape, self.dtype, self.where = shape, dtype, where
 
     @abstractmethod
-    def pieces(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
-        """Successive runs of elements in row-major order, flat, from element `first` on."""
+    def runs(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
+        """Yields consecutive runs of elements, flat, in row-major order, from `first` on."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all elements."""
+        """Size of all elements in bytes."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
 def parse_array(shape: object, dtype: str, where: str) -> tuple[tuple[int, ...], torch.dtype]:
-    """Checks what a file says of an array.
+    """Checks the shape and dtype that a file states for an array.
 
     Raises:
-        CheckpointError: for anything but an array of floats with something in it.
+        CheckpointError: when it is not a non-empty array of floats.
     """
     if dtype not in DTYPES:
         raise CheckpointError(
@@ -58,7 +58,7 @@ def parse_array(shape: object, dtype: str, where: str) -> tuple[tuple[int, ...],
     possible = isinstance(shape, tuple) and all(
         isinstance(n, int) and 0 < n <= _LARGEST_DIM for n in shape
     )
-    if not possible:  # which may be a number that Python refuses to print
+    if not possible:  # not shown: it can be a number that Python refuses to print
         raise CheckpointError(f"{where} has an impossible shape")
     assert isinstance(shape, tuple)
     if math.prod(shape) > _LARGEST_DIM:
@@ -67,18 +67,18 @@ def parse_array(shape: object, dtype: str, where: str) -> tuple[tuple[int, ...],
 
 
 def refuse_bombs(arrays: Iterable[StoredArray], stored: int, source: Path) -> None:
-    """Raises for arrays that claim far more than the `stored` bytes they are kept in.
+    """Raises for arrays that claim far more than the `stored` bytes of their file.
 
-    Weights hardly compress; only a small model's norms, all alike, need the 64 MiB.
+    Weights hardly compress; the 64 MiB are for small models, whose norms are all equal.
     """
     claimed = sum(array.nbytes for array in arrays)
-    if claimed > most_unpacked(stored):
+    if claimed > max_unpacked(stored):
         raise CheckpointError(
-            f"{source} has {stored} bytes and claims to hold {claimed}: it is damaged, or made to "
-            "fill the memory"
+            f"{source} has {stored} bytes and claims to hold {claimed}: it is damaged, or crafted "
+            "to exhaust memory"
         )
 
 
-def most_unpacked(stored: int) -> int:
-    """Bytes that `stored` bytes of weights may plausibly unpack to."""
+def max_unpacked(stored: int) -> int:
+    """The largest plausible unpacked size, in bytes, of `stored` bytes of weights."""
     return 20 * stored + 2**26

@@ -1,7 +1,7 @@
-"""Arrays in an .npz file, which is a zip archive of .npy files, stored or deflated.
+"""Reads arrays from an .npz file, a zip archive of .npy files, stored or deflated.
 
-numpy's own reader would unpickle, allocate what a header claims and hold a whole array; here every
-member is streamed, and its header may only promise what the member holds.
+numpy's own reader would unpickle, allocate whatever a header claims and hold a whole array. Here
+every member is streamed, and its header must match its size.
 """
 
 import io
@@ -14,22 +14,23 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from gemmule.checkpoints.jax.arrays import StoredArray, most_unpacked, parse_array
+from gemmule.checkpoints.jax.arrays import StoredArray, max_unpacked, parse_array
 from gemmule.checkpoints.stored_tensor import tensor_bytes
 from gemmule.checkpoints.zip_archive import READ_BYTES, checked_members
 from gemmule.errors import CheckpointError, first_line
 
-_HEADER_BYTES = 2**14  # numpy itself reads at most 10,000 of a header
+_HEADER_BYTES = 2**14  # numpy itself accepts at most 10,000
 _SUFFIX = ".npy"
 
 
 def read_npz(archive: ZipFile, path: Path) -> dict[str, StoredArray]:
-    """The arrays of an opened archive by their names.
+    """The arrays of an open archive by name.
 
     Raises:
-        CheckpointError: for members that are not .npy files of floats, or lie about their size.
+        CheckpointError: for members that are not .npy files of floats, or whose size does not match
+            their header.
     """
-    members = checked_members(archive, path, most_unpacked(path.stat().st_size), deflated=True)
+    members = checked_members(archive, path, max_unpacked(path.stat().st_size), deflated=True)
     return {m.filename.removesuffix(_SUFFIX): _NpzArray(archive, m, path) for m in members}
 
 
@@ -45,7 +46,7 @@ class _NpzArray(StoredArray):
         except (
             Exception
         ) as e:  # numpy evaluates the header, which fails in as many ways as text can
-            raise CheckpointError(f"{where} is no .npy file ({first_line(e)})") from None
+            raise CheckpointError(f"{where} is not a .npy file ({first_line(e)})") from None
         super().__init__(*parse_array(shape, dtype.str, where), where)
         self._start = start.tell()
         if self._start + self.nbytes != member.file_size:
@@ -61,18 +62,18 @@ class _NpzArray(StoredArray):
         except Exception as e:  # see _fill
             raise CheckpointError(f"{where} is damaged: {first_line(e)}") from None
 
-    def pieces(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
-        """See StoredArray. Columns first, the whole array is held for as long as it is read."""
+    def runs(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
+        """Yields consecutive runs; an array in column-major order is held as a whole meanwhile."""
         if self._columns_first and len(self.shape) > 1:
-            (flat,) = self._stored_pieces(0, [torch.Size(self.shape).numel()])
+            (flat,) = self._stored_runs(0, [torch.Size(self.shape).numel()])
             x = flat.view(self.shape[::-1]).permute(*reversed(range(len(self.shape)))).flatten()
             for count in counts:
                 yield x[first : first + count]
                 first += count
         else:
-            yield from self._stored_pieces(first, counts)
+            yield from self._stored_runs(first, counts)
 
-    def _stored_pieces(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
+    def _stored_runs(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
         with self._archive.open(self._member) as f:
             left = self._start + first * self.dtype.itemsize
             while left:
@@ -80,9 +81,9 @@ class _NpzArray(StoredArray):
                 self._fill(skipped, f)
                 left -= len(skipped)
             for count in counts:
-                piece = torch.empty(count, dtype=self.dtype)
-                self._fill(piece, f)
-                yield piece
+                run = torch.empty(count, dtype=self.dtype)
+                self._fill(run, f)
+                yield run
 
     def _fill(self, x: Tensor, f: IO[bytes]) -> None:
         into = tensor_bytes(x)
@@ -90,7 +91,7 @@ class _NpzArray(StoredArray):
             part = into[at : at + READ_BYTES]
             try:
                 data = f.read(len(part))
-            except Exception as e:  # zlib, zipfile and the checksum each have errors of their own
+            except Exception as e:  # zlib, zipfile and the checksum raise different errors
                 raise CheckpointError(
                     f"{self.where} is damaged ({first_line(e)}); download it again"
                 ) from None

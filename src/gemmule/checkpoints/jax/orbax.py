@@ -1,4 +1,4 @@
-"""Arrays in an orbax checkpoint, each restored when it is asked for."""
+"""Reads arrays from an orbax checkpoint, each restored when it is needed."""
 
 import importlib
 import threading
@@ -14,17 +14,17 @@ from torch import Tensor
 from gemmule.checkpoints.jax.arrays import StoredArray, parse_array, refuse_bombs
 from gemmule.errors import CheckpointError, MissingExtraError, first_line
 
-# Where managers of several items, and Kauldron's trainer, put the parameters.
+# Folders of the parameters in checkpoints of several items, and of Kauldron's trainer.
 _ITEMS = ("default", "params")
-_ONE_AT_A_TIME = threading.Lock()  # a checkpointer is not made for several threads
+_ONE_AT_A_TIME = threading.Lock()  # a checkpointer is not thread-safe
 
 
 def read_orbax(path: Path, stack: ExitStack) -> dict[str, StoredArray]:
-    """The arrays by their paths in the tree, joined with slashes; readable until `stack` closes.
+    """The arrays by their slash-separated paths in the tree; readable until `stack` closes.
 
     Raises:
-        CheckpointError: when orbax cannot read its description, or it holds something else.
-        MissingExtraError: without orbax.
+        CheckpointError: when orbax cannot read the metadata, or it describes something else.
+        MissingExtraError: when orbax is not installed.
     """
     ocp = _orbax()
     items = [path / name for name in _ITEMS if (path / name / "_METADATA").is_file()]
@@ -34,9 +34,11 @@ def read_orbax(path: Path, stack: ExitStack) -> dict[str, StoredArray]:
     try:
         tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
         leaves = dict(_leaves(tree, ()))
-    except Exception as e:  # orbax and tensorstore raise whatever their parts do
-        raise CheckpointError(f"{path} is no readable orbax checkpoint: {first_line(e)}") from None
-    if any(keys[0] == "params" for keys in leaves):  # the rest is a trainer's
+    except Exception as e:  # orbax and tensorstore can raise anything
+        raise CheckpointError(
+            f"{path} is not a readable orbax checkpoint: {first_line(e)}"
+        ) from None
+    if any(keys[0] == "params" for keys in leaves):  # the rest belongs to a trainer
         leaves = {keys: leaf for keys, leaf in leaves.items() if keys[0] == "params"}
     arrays: dict[str, StoredArray] = {
         "/".join(keys): _OrbaxArray(checkpointer, folder, keys, leaf)
@@ -70,8 +72,8 @@ class _OrbaxArray(StoredArray):
         dtype = {"float64": "<f8", "float32": "<f4", "float16": "<f2"}.get(dtype, dtype)
         super().__init__(*parse_array(tuple(leaf.shape), dtype, where), where)
 
-    def pieces(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
-        """See StoredArray. The whole array is held for as long as it is read."""
+    def runs(self, first: int, counts: Iterable[int]) -> Iterator[Tensor]:
+        """Yields consecutive runs; the whole array is held meanwhile."""
         flat = self._restored().view(-1)
         for count in counts:
             yield flat[first : first + count]
@@ -93,6 +95,6 @@ class _OrbaxArray(StoredArray):
                 f"{self.where} cannot be restored ({first_line(e)}); copy the checkpoint again"
             ) from None
         if array.shape != self.shape:
-            raise CheckpointError(f"{self.where} is not of the shape that its description has")
+            raise CheckpointError(f"{self.where} does not have the shape that its metadata states")
         raw = np.ascontiguousarray(array).view(np.uint8)
         return torch.from_numpy(raw).view(self.dtype)

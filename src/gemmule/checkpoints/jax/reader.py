@@ -1,9 +1,9 @@
-"""Parameter trees of Google's JAX implementation (the `gemma` package), as .npz or orbax.
+"""Reads parameter trees of Google's JAX implementation (the `gemma` package), as .npz or orbax.
 
 Facts read from google-deepmind/gemma (gm/nn/_modules.py, gm/ckpts/_compat.py): q_einsum [N, D, H],
 kv_einsum [2, K, D, H], attn_vec_einsum [N, H, D], gating_einsum [2, D, F] in 2B and [2, F, D] in
-9B and 27B, linear [F, D], embedding [V, D] with rows added up to a multiple of 128. Paths are
-nested, flat under "transformer/", a trainer's under "params/", or have the layers stacked.
+9B and 27B, linear [F, D], embedding [V, D] with rows padded to a multiple of 128. Paths are nested,
+flat under "transformer/", or under a trainer's "params/"; layers can be stacked.
 """
 
 import re
@@ -59,7 +59,7 @@ def open_orbax(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: for a folder that is broken or of another architecture.
-        MissingExtraError: without orbax.
+        MissingExtraError: when orbax is not installed.
     """
     files = tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     with ExitStack() as stack:
@@ -82,7 +82,7 @@ def _checkpoint(
                 views[EMBEDDING] = _View(embedding.array, 0, (rows, D))
                 config = config.model_copy(update={"vocab_size": rows})
                 notes = (
-                    f"the embedding's last {stored - rows} of {stored} rows only fill it up to a "
+                    f"the last {stored - rows} of the embedding's {stored} rows only pad it to a "
                     f"multiple of {ROW_MULTIPLE}: left out",
                 )
         tensors: dict[str, StoredTensor] = {}
@@ -94,7 +94,7 @@ def _checkpoint(
 def _rows_without_padding(
     stored: int, config: GemmaConfig, read_tokenizer: Callable[[], Tokenizer]
 ) -> int:
-    """How many of the stored rows stand for a token."""
+    """The number of stored rows that belong to tokens."""
     published = PRESETS["2b"]["vocab_size"]
     wanted = [config.vocab_size]
     if stored == JAX_ROWS:
@@ -108,7 +108,7 @@ def _rows_without_padding(
 
 @dataclass(frozen=True)
 class _View:
-    """An array, or one layer of a stack of arrays."""
+    """An array, or one layer of a stack of arrays, from element `first` on."""
 
     array: StoredArray
     first: int
@@ -116,7 +116,7 @@ class _View:
 
 
 def _named(arrays: Mapping[str, StoredArray], source: Path) -> dict[str, _View]:
-    """The arrays by paths such as "layer_3/attn/q_einsum", whichever way they were spelled."""
+    """The arrays by paths such as "layer_3/attn/q_einsum", from any spelling of the paths."""
     views: dict[str, _View] = {}
     paths = {name: [part for part in _SEPARATORS.split(name) if part] for name in arrays}
     kinds = len({p for parts in paths.values() for p in parts if p.startswith(_KIND)})
@@ -136,7 +136,7 @@ def _unstacked(path: str, array: StoredArray, kinds: int) -> Iterator[tuple[str,
         yield path, _View(array, 0, array.shape)
         return
     if not array.shape or array.shape[0] * kinds > MAX_LAYERS:
-        raise CheckpointError(f"{array.where} is no stack of at most {MAX_LAYERS} layers")
+        raise CheckpointError(f"{array.where} is not a stack of at most {MAX_LAYERS} layers")
     shape = array.shape[1:]
     for i in range(array.shape[0]):
         view = _View(array, i * torch.Size(shape).numel(), shape)
@@ -154,8 +154,8 @@ def _published(views: Mapping[str, _View], source: Path) -> GemmaConfig:
     for path, fields in wanted.items():
         if path not in views or len(views[path].shape) != len(fields):
             raise CheckpointError(
-                f"{source} is no Gemma 2 parameter tree: it holds {few(list(views))}, where "
-                f"{path} with {len(fields)} dimensions belongs"
+                f"{source} is not a Gemma 2 parameter tree: it holds {few(list(views))}; expected "
+                f"{path} with {len(fields)} dimensions"
             )
         known |= dict(zip(fields, views[path].shape, strict=True))
     known.pop("")
@@ -163,7 +163,7 @@ def _published(views: Mapping[str, _View], source: Path) -> GemmaConfig:
 
 
 class _Blocks(StoredTensor):
-    """Successive matrices of an array, their rows, or their columns, after one another."""
+    """Consecutive matrices of an array as one tensor of their rows, or of their columns."""
 
     def __init__(
         self,
@@ -182,22 +182,22 @@ class _Blocks(StoredTensor):
         super().__init__(name + ".weight", shape, dtype, _CODES[dtype], view.array.where)
 
     def chunks(self) -> Iterator[Tensor]:
-        """See StoredTensor."""
+        """Yields consecutive rows; a transposed matrix is held as a whole meanwhile."""
         array, total = self._view.array, self.shape[0]
         if self._transposed:
             size = torch.Size(self._block).numel()
-            for flat in array.pieces(self._first, [size] * self._blocks):
+            for flat in array.runs(self._first, [size] * self._blocks):
                 yield from flat.view(self._block).T.split(self.rows_at_once)
         else:
             row = self.numel // total
             starts = range(0, total, self.rows_at_once)
             counts = [min(self.rows_at_once, total - start) * row for start in starts]
-            for flat in array.pieces(self._first, counts):
+            for flat in array.runs(self._first, counts):
                 yield flat.view(-1, *self.shape[1:])
 
 
 def _parameters(path: str, view: _View, config: GemmaConfig) -> Iterator[StoredTensor]:
-    """Our parameters that the array at `path` holds.
+    """Yields our parameters that the array at `path` holds.
 
     Raises:
         CheckpointError: when its shape is not the config's.
@@ -211,7 +211,7 @@ def _parameters(path: str, view: _View, config: GemmaConfig) -> Iterator[StoredT
         if view.shape not in shapes:
             raise CheckpointError(
                 f"{view.array.where} {list(view.shape)} instead of "
-                f"{' or '.join(str(list(shape)) for shape in shapes)}, as the config has it"
+                f"{' or '.join(str(list(shape)) for shape in shapes)}, as in the config"
             )
         return view.shape
 
@@ -232,7 +232,7 @@ def _parameters(path: str, view: _View, config: GemmaConfig) -> Iterator[StoredT
     elif layer and kind == "attn/kv_einsum":
         expect((2, K, D, H))
         yield from heads("kv", K)
-    elif layer and kind == "attn/qkv_einsum":  # where every query head has its own keys
+    elif layer and kind == "attn/qkv_einsum":  # every query head has its own keys
         expect((3, N, D, H) if N == K else (2, K, D, H))
         yield from heads("qkv", N)
     elif layer and kind == "attn/attn_vec_einsum":
@@ -242,7 +242,7 @@ def _parameters(path: str, view: _View, config: GemmaConfig) -> Iterator[StoredT
         shape = expect((2, D, F), (2, F, D))
         if D == F:
             raise CheckpointError(
-                f"{view.array.where} {list(shape)} may be either of two layouts, since hidden_size "
+                f"{view.array.where} {list(shape)} can be either of two layouts, since hidden_size "
                 "and intermediate_size are equal: convert the model with the program it is from"
             )
         for i, name in enumerate(("gate_proj", "up_proj")):
@@ -251,4 +251,4 @@ def _parameters(path: str, view: _View, config: GemmaConfig) -> Iterator[StoredT
     elif layer and kind == "mlp/linear":
         yield _Blocks(prefix + "mlp.down_proj", view, 0, 1, expect((F, D)), True)
     else:
-        raise CheckpointError(f"{view.array.where} is no part of a Gemma 2 parameter tree")
+        raise CheckpointError(f"{view.array.where} is not part of a Gemma 2 parameter tree")

@@ -1,4 +1,4 @@
-"""Gemma over packed matrices: the same forward pass, with other linear layers."""
+"""Gemma with packed matrices: the same forward pass with other linear layers."""
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ from gemmule.quant.linear import PackedEmbedding, PackedLinear
 
 
 class QuantizedGemma(Gemma):
-    """Token ids to soft-capped logits, fp32, on the CPU; for inference alone.
+    """Token ids to soft-capped logits, fp32, on the CPU; for inference only.
 
     Args:
-        model: whose matrices it uses, without a copy.
-        plain: never use kernels; to compare with.
+        model: the packed model, whose matrices are used without a copy.
+        plain: use the reference arithmetic instead of kernels, for comparisons.
     """
 
     def __init__(self, model: QuantizedModel, plain: bool = False) -> None:

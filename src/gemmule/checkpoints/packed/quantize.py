@@ -1,9 +1,9 @@
-"""From any checkpoint to packed matrices, a tensor at a time.
+"""Packs the matrices of a checkpoint, one tensor at a time.
 
-Without calibration every matrix is rounded by itself. With it, text goes through the model layer
-by layer, in fp32, and each int4 matrix is rounded for the inputs that it gets from the matrices
-already rounded (quant/gptq.py); the errors of int6 and int8 are too small to gain by that. In
-memory are what has been packed, one layer, and the text's hidden states.
+Without calibration each matrix is rounded by itself. With calibration, text passes through the
+model layer by layer, in fp32, and each int4 matrix is rounded for the inputs that it receives from
+the matrices already rounded (quant/gptq.py). The errors of int6 and int8 are too small to gain from
+that. Memory holds the packed matrices, one layer, and the text's hidden states.
 
 Shapes: B sequences of calibration text, T tokens, D width.
 """
@@ -28,7 +28,7 @@ from gemmule.quant.gptq import Hessian
 from gemmule.quant.layout import FLOATS, PACKED, bits_per_weight
 from gemmule.quant.packed import FORMATS, PackedMatrix
 
-# Bits a weight in llama.cpp's types: blocks of 32 with a scale in fp16, and Q6_K's of 256.
+# Bits per weight of llama.cpp's types: blocks of 32 with an fp16 scale, and Q6_K's of 256.
 _Q4_0, _Q6_K, _Q8_0 = 4.5, 6.5625, 8.5
 # Linear layers of a block that share an input, in the order in which they run.
 _STAGES = (
@@ -37,8 +37,8 @@ _STAGES = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-_TOKENS = 2048  # through a layer at once
-# The head is also the embedding, whose rows are looked up: their error counts by itself too.
+_TOKENS = 2048  # tokens that go through a layer at once
+# The head is also the embedding, whose rows are looked up, so their own error counts too.
 HEAD_DAMPING = 0.3
 
 
@@ -52,11 +52,12 @@ def quantize_checkpoint(
     """Packs the matrices of a checkpoint.
 
     Args:
-        checkpoint: opened; its weights are read once.
-        format: of the layers' matrices, "int4", "int6" or "int8".
-        head: of the embedding, which is also the head: those, "bf16" or "f32". None: chosen.
-        calibration_BT: token ids to round int4 for; None: without.
-        progress: told how far it is.
+        checkpoint: an open checkpoint; its weights are read once.
+        format: format of the layers' matrices: "int4", "int6" or "int8".
+        head: format of the embedding, which is also the output head: one of those, "bf16" or
+            "f32"; None: see `choose_head`.
+        calibration_BT: token ids to calibrate int4 on; None: no calibration.
+        progress: called with the activity, and the number of weights done and in total.
 
     Raises:
         ConfigError: for an unknown format.
@@ -85,10 +86,10 @@ def quantize_checkpoint(
 
 
 def choose_head(config: GemmaConfig, format: str) -> str:
-    """The head's format where none is asked for.
+    """The default format of the head.
 
-    With int4 layers the finest one with which the whole is still no larger than llama.cpp's Q4_0
-    file of the same model; otherwise that of the layers.
+    With int4 layers it is the finest one with which the model is no larger than llama.cpp's Q4_0
+    file of it; otherwise it is that of the layers.
     """
     if format == "int4":
         for finer in ("int8", "int6"):
@@ -98,7 +99,7 @@ def choose_head(config: GemmaConfig, format: str) -> str:
 
 
 def model_bits(config: GemmaConfig, format: str, head: str) -> float:
-    """Bits for each weight of a model packed so."""
+    """Bits per weight of a model with these formats."""
     total = 0.0
     for name, count in _matrices(config).items():
         shape = matrix_shape(config, name)
@@ -109,11 +110,11 @@ def model_bits(config: GemmaConfig, format: str, head: str) -> float:
 
 
 def q4_0_bits(config: GemmaConfig) -> float:
-    """Bits for each weight of llama.cpp's Q4_0 file of such a model; the head is finer there."""
+    """Bits per weight of llama.cpp's Q4_0 file of such a model, whose head has a finer type."""
     embedding = config.vocab_size * config.hidden_size
     norms = _norm_weights(config)
     layers = config.parameters - embedding - norms
-    head = _Q6_K if config.hidden_size % 256 == 0 else _Q8_0  # what it falls back to
+    head = _Q6_K if config.hidden_size % 256 == 0 else _Q8_0  # llama.cpp's fallback
     return (layers * _Q4_0 + embedding * head + norms * 32) / config.parameters
 
 
@@ -122,13 +123,13 @@ def _norm_weights(config: GemmaConfig) -> int:
 
 
 def _matrices(config: GemmaConfig) -> dict[str, int]:
-    """How many there are of each kind."""
+    """The number of matrices of each kind, by the name of one of them."""
     names = (f"layers.0.{name}.weight" for stage in _STAGES for name in stage)
     return {EMBEDDING: 1, **dict.fromkeys(names, config.num_hidden_layers)}
 
 
 class _Work:
-    """One quantization under way."""
+    """The state of one quantization."""
 
     def __init__(self, checkpoint: Checkpoint, format: str, head: str, progress: Progress) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
@@ -136,7 +137,7 @@ class _Work:
         self.done: dict[str, PackedMatrix] = {}
 
     def pack(self, name: str, hessian: Hessian | None = None) -> PackedMatrix:
-        """Packs one matrix; with `hessian` for the inputs that it adds up."""
+        """Packs one matrix, with a Hessian for the inputs that it accumulated."""
         form = self.head if name == EMBEDDING else self.format
         tensor = self.checkpoint.tensors[name]
         self.done[name] = _packed(tensor, form, hessian, name == EMBEDDING)
@@ -146,7 +147,7 @@ class _Work:
 
     @torch.inference_mode()
     def calibrated(self, tokens_BT: Tensor) -> None:
-        """Packs everything, each matrix for the inputs it gets from those before it."""
+        """Packs all matrices, each for the inputs that it receives from those before it."""
         config = self.config
         rope = rope_tables(
             torch.arange(tokens_BT.shape[1])[None], config.head_dim, config.rope_theta
@@ -185,7 +186,7 @@ def _packed(tensor: StoredTensor, form: str, hessian: Hessian | None, head: bool
 
 
 class _Enough(Exception):
-    """The inputs of a layer are known: the rest of the block need not run."""
+    """Raised when a layer's inputs are known, so that the rest of the block need not run."""
 
 
 def _inputs(
@@ -195,7 +196,7 @@ def _inputs(
     rope: tuple[Tensor, Tensor],
     segments: Sequence[Tensor],
 ) -> Hessian:
-    """What the linear layer `name` gets to see."""
+    """Accumulates the inputs of the linear layer `name`."""
     linear = block.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     hessian = Hessian(linear.in_features)

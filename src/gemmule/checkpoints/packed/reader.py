@@ -1,9 +1,9 @@
-"""Models in int4, int6 or int8: a folder in Hugging Face's layout whose matrices are packed.
+"""Reads models in int4, int6 or int8: folders in Hugging Face's layout with packed matrices.
 
-config.json has a `quantization_config` that names the formats; model.safetensors holds for each
-matrix its packed bytes (`….qweight`, uint8) and, in int8, its rows' scales (`….scales`, fp32), and
-the norms in fp32. Every command reads such a folder as the values it stands for (`open_quantized`);
-what multiplies with packed matrices loads them as they are (`load_quantized`).
+config.json has a `quantization_config` that names the formats. For each matrix model.safetensors
+holds the packed bytes (`….qweight`, uint8) and, in int8, the rows' scales (`….scales`, fp32); norms
+are in fp32. `open_quantized` reads such a folder as dequantized values, which works for every
+command; `load_quantized` keeps the matrices packed, for inference.
 """
 
 import os
@@ -45,23 +45,23 @@ MEASURED = "quantization.json"
 EMBEDDING = "embed_tokens.weight"
 _LAYER = re.compile(r"layers\.(?:0|[1-9]\d{0,8})\.(.+)")
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
-_ALIGNED = 64  # bytes; what processors load at once
-_PIECE = 2**23  # bytes read by one thread at a time
+_ALIGNED = 64  # bytes of a cache line
+_READ = 2**23  # bytes that one thread reads at a time
 _READERS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedModel:
-    """A model whose matrices are packed, in memory.
+    """A model with packed matrices, in memory.
 
     Attributes:
-        config: the model's shape.
-        tokenizer: its partner.
-        format: of the layers' matrices, one of PACKED.
-        head: of the embedding, which is also the head: one of FORMATS.
-        matrices: by our parameters' names.
-        norms: by our parameters' names, fp32.
-        measured: what quantizing it cost, as quantization.json has it; empty: not measured.
+        config: the model's config.
+        tokenizer: the model's tokenizer.
+        format: format of the layers' matrices, one of PACKED.
+        head: format of the embedding, which is also the output head, one of FORMATS.
+        matrices: the matrices by our parameter names.
+        norms: the norm weights by our parameter names, fp32.
+        measured: the measured loss, as in quantization.json; empty: not measured.
     """
 
     config: GemmaConfig
@@ -74,18 +74,18 @@ class QuantizedModel:
 
     @property
     def nbytes(self) -> int:
-        """Of all weights, bytes."""
+        """Size of all weights in bytes."""
         norms = sum(norm.nbytes for norm in self.norms.values())
         return norms + sum(matrix.nbytes for matrix in self.matrices.values())
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of all weights, norms included, for each of them."""
+        """Bits per weight, norms included."""
         return 8 * self.nbytes / self.config.parameters
 
 
 def matrix_shape(config: GemmaConfig, name: str) -> tuple[int, int] | None:
-    """Rows and columns of the matrix of that name; None where there is none."""
+    """Rows and columns of a parameter that is a matrix; None for any other name."""
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
     N, K = config.num_attention_heads, config.num_key_value_heads
     if name == EMBEDDING:
@@ -104,56 +104,55 @@ def matrix_shape(config: GemmaConfig, name: str) -> tuple[int, int] | None:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether a folder's config.json says that its matrices are packed by gemmule."""
+    """Whether a folder's config.json says that gemmule packed its matrices."""
     try:
-        said = files.read_json(folder / "config.json").get("quantization_config")
-        return isinstance(said, dict) and said.get("quant_method") == METHOD
+        entry = files.read_json(folder / "config.json").get("quantization_config")
+        return isinstance(entry, dict) and entry.get("quant_method") == METHOD
     except (OSError, ValueError, RecursionError, AttributeError):
-        return False  # the reader that looks closer says what is wrong
+        return False  # the reader reports what is wrong
 
 
 def open_quantized(folder: Path) -> Checkpoint:
-    """The folder as the values that its packed matrices stand for.
+    """Opens the folder of a quantized model; its matrices are read as dequantized values.
 
     Raises:
         CheckpointError: for files that are missing, damaged, or do not fit the config.
     """
     values = read_object(folder / "config.json")
-    said = _formats(values.pop("quantization_config", None), folder / "config.json")
+    format, head = _formats(values.pop("quantization_config", None), folder / "config.json")
     config = from_hf(values, str(folder / "config.json"))
-    found = Checkpoint(folder, "quantized", config, {}, lambda: Tokenizer.load(folder))
+    checkpoint = Checkpoint(folder, "quantized", config, {}, lambda: Tokenizer.load(folder))
     try:
-        file = found.stack.enter_context(MappedFile(folder / SINGLE))
-        found.tensors = _tensors(file, config, *said)
+        file = checkpoint.stack.enter_context(MappedFile(folder / SINGLE))
+        checkpoint.tensors = _tensors(file, config, format, head)
     except BaseException:
-        found.stack.close()
+        checkpoint.stack.close()
         raise
-    found.files = (folder / SINGLE,)
-    stored = sum(_size(tensor) for tensor in found.tensors.values())
-    found.quantized = {
-        "format": said[0],
-        "head": said[1],
-        "bits_per_weight": 8 * stored / max(1, sum(t.numel for t in found.tensors.values())),
+    checkpoint.files = (folder / SINGLE,)
+    stored = sum(_size(tensor) for tensor in checkpoint.tensors.values())
+    checkpoint.quantized = {
+        "format": format,
+        "head": head,
+        "bits_per_weight": 8 * stored / max(1, sum(t.numel for t in checkpoint.tensors.values())),
         "measured": _measured(folder),
     }
-    return found
+    return checkpoint
 
 
 def _size(tensor: StoredTensor) -> int:
     return tensor.packed_nbytes if isinstance(tensor, PackedTensor) else tensor.nbytes
 
 
-def _formats(said: object, source: Path) -> tuple[str, str]:
-    """The formats of the layers' matrices and of the embedding."""
-    known = isinstance(said, dict) and said.get("quant_method") == METHOD
-    if not (isinstance(said, dict) and known):
+def _formats(entry: object, source: Path) -> tuple[str, str]:
+    """Checks a quantization_config; returns the formats of the layers' matrices and of the head."""
+    if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
         raise CheckpointError(f"{source}: its quantization_config is not one of gemmule's")
-    if said.get("version") != VERSION:
+    if entry.get("version") != VERSION:
         raise CheckpointError(
-            f"{source}: version {said.get('version')!r} of the packed format; this gemmule reads "
+            f"{source}: version {entry.get('version')!r} of the packed format; this gemmule reads "
             f"version {VERSION}: quantize the model again, or update gemmule"
         )
-    kind, head = said.get("format"), said.get("head")
+    kind, head = entry.get("format"), entry.get("head")
     if kind not in PACKED or head not in tuple(FORMATS):  # which may be of any type
         raise CheckpointError(
             f"{source}: format is {kind!r} and head {head!r}; expected one of "
@@ -171,7 +170,7 @@ def _tensors(
 ) -> dict[str, StoredTensor]:
     header, data = read_header(file)
     entries = {name.removeprefix(PREFIX): (name, entry) for name, entry in header.items()}
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for ours, (name, entry) in entries.items():
         base, _, part = ours.rpartition(".")
         weight = f"{base}.weight"
@@ -187,14 +186,15 @@ def _tensors(
                     raise CheckpointError(f"{file.path}: {name} has no scales")
                 theirs = entries[f"{base}.scales"]
                 parts.append(_part(file, *theirs, scales_spec, data))
-            found[weight] = PackedTensor(file, weight, form, shape, parts)
+            tensors[weight] = PackedTensor(file, weight, form, shape, parts)
         elif part == "weight" and (shape is None or form in FLOATS):
-            found[ours] = MappedTensor(file, name, entry, data)
+            tensors[ours] = MappedTensor(file, name, entry, data)
         else:
             raise CheckpointError(
-                f"{file.path}: {name} is no tensor of this model in {kind} with its head in {head}"
+                f"{file.path}: {name} is not a tensor of this model in {kind} with its head in "
+                f"{head}"
             )
-    return found
+    return tensors
 
 
 def _part(
@@ -213,13 +213,13 @@ def _part(
     start, stop = (data + offset for offset in entry["data_offsets"])
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     if not data <= start <= stop <= file.size or stop - start != nbytes:
-        raise CheckpointError(f"{file.path}: {name} lies outside the file")
+        raise CheckpointError(f"{file.path}: {name} is outside the file")
     return _Part(start, nbytes, shape, dtype)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Bytes of the file that are one tensor."""
+    """A tensor in the file: its first byte, size, shape and dtype."""
 
     start: int
     nbytes: int
@@ -228,11 +228,11 @@ class _Part:
 
 
 class PackedTensor(StoredTensor):
-    """A packed matrix in a file; read as the values it stands for.
+    """A packed matrix in a file, read as dequantized values.
 
     Attributes:
         format: one of PACKED.
-        parts: the packed bytes and, in int8, the scales.
+        parts: places of the packed bytes and, in int8, of the scales.
     """
 
     def __init__(
@@ -243,11 +243,11 @@ class PackedTensor(StoredTensor):
 
     @property
     def packed_nbytes(self) -> int:
-        """Bytes in the file."""
+        """Size in the file in bytes."""
         return sum(part.nbytes for part in self.parts)
 
     def chunks(self) -> Iterator[Tensor]:
-        """See StoredTensor."""
+        """Yields consecutive rows, dequantized to fp32."""
         data, (rows, columns) = self.parts[0], self.shape
         tiles_at_once, tile_bytes = max(1, self.rows_at_once // TILE), data.shape[1]
         for first in range(0, data.shape[0], tiles_at_once):
@@ -265,11 +265,11 @@ class PackedTensor(StoredTensor):
 
 
 def load_quantized(path: str | Path) -> QuantizedModel:
-    """Loads a quantized model, its matrices packed.
+    """Loads a quantized model and keeps its matrices packed.
 
-    They are read straight into memory of their own, in huge pages where there are any, by several
-    threads: about as fast as the file can be read, and later faster to multiply with than pages
-    of a mapped file.
+    Several threads read them into one block of memory, in huge pages if the system has them. That
+    is about as fast as the file can be read, and products are then faster than with the pages of
+    a mapped file.
 
     Args:
         path: as for open_checkpoint.
@@ -280,7 +280,7 @@ def load_quantized(path: str | Path) -> QuantizedModel:
     """
     folder = locate(path).path
     if not is_quantized(folder):
-        raise CheckpointError(f"{path} is no quantized model: make one with gemmule quantize")
+        raise CheckpointError(f"{path} is not a quantized model: make one with gemmule quantize")
     with open_quantized(folder) as checkpoint:
         checkpoint.weights()  # all there, and of the right shape
         assert checkpoint.quantized is not None
@@ -303,7 +303,7 @@ def load_quantized(path: str | Path) -> QuantizedModel:
 
 
 def _read(path: Path, packed: Mapping[str, PackedTensor]) -> dict[str, PackedMatrix]:
-    """The packed matrices in one piece of memory, each at an address that suits processors."""
+    """Reads the packed matrices into one block of memory, each aligned to cache lines."""
     starts, total = [], 0
     parts = [part for tensor in packed.values() for part in tensor.parts]
     for part in parts:
@@ -313,17 +313,17 @@ def _read(path: Path, packed: Mapping[str, PackedTensor]) -> dict[str, PackedMat
     memory: memoryview = arena.numpy().data
     with path.open("rb") as f, ThreadPoolExecutor(_READERS) as pool:
 
-        def read(piece: tuple[int, int, int]) -> bool:
-            offset, start, count = piece
+        def read(span: tuple[int, int, int]) -> bool:
+            offset, start, count = span
             return os.preadv(f.fileno(), [memory[start : start + count]], offset) == count
 
-        pieces = [
-            (part.start + at, start + at, min(_PIECE, part.nbytes - at))
+        spans = [
+            (part.start + at, start + at, min(_READ, part.nbytes - at))
             for part, start in zip(parts, starts, strict=True)
-            for at in range(0, part.nbytes, _PIECE)
+            for at in range(0, part.nbytes, _READ)
         ]
         try:
-            whole = all(pool.map(read, pieces))
+            whole = all(pool.map(read, spans))
         except OSError as e:
             raise CheckpointError(f"{path} cannot be read: {e}") from None
     if not whole:
@@ -332,18 +332,18 @@ def _read(path: Path, packed: Mapping[str, PackedTensor]) -> dict[str, PackedMat
         arena[start : start + part.nbytes].view(part.dtype).view(part.shape)
         for part, start in zip(parts, starts, strict=True)
     )
-    found = {}
+    matrices = {}
     for name, tensor in packed.items():
         data = next(tensors)
         scales = next(tensors) if len(tensor.parts) > 1 else None
         rows, columns = tensor.shape
-        found[name] = PackedMatrix(tensor.format, rows, columns, data, scales)
-        _check_scales(found[name], tensor.where)
-    return found
+        matrices[name] = PackedMatrix(tensor.format, rows, columns, data, scales)
+        _check_scales(matrices[name], tensor.where)
+    return matrices
 
 
 def _check_scales(matrix: PackedMatrix, where: str) -> None:
-    """Any integers are weights, but a scale must be a number."""
+    """Raises for scales that are not finite; the integers of a matrix can have any value."""
     if matrix.scales is not None:
         sound = is_finite(matrix.scales)
     else:

@@ -1,4 +1,4 @@
-"""Writing a quantized model as a folder in Hugging Face's layout."""
+"""Writes a quantized model as a folder in Hugging Face's layout."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -27,22 +27,22 @@ def save_quantized(
     folder: Path,
     advance: Advance = lambda _: None,
 ) -> None:
-    """Writes `model` to `folder` as one atomic replacement.
+    """Writes `model` to `folder` in one atomic replacement.
 
     Args:
-        model: what to write.
-        folder: created or replaced as a whole.
-        advance: told of every byte written.
+        model: the model to write.
+        folder: the folder, created or replaced as a whole.
+        advance: called with the size of every chunk written.
 
     Raises:
-        OutputError: when the place cannot be written to.
+        OutputError: when the folder cannot be written.
     """
     with files.atomic_dir(folder) as tmp:
         write_into(model, tmp, advance)
 
 
 def write_into(model: QuantizedModel, folder: Path, advance: Advance = lambda _: None) -> None:
-    """The same into a folder that exists and is empty, file by file."""
+    """Writes `model` into an empty folder, file by file."""
     write([safetensors_layout(SINGLE, _entries(model))], folder, advance)
     files.write_json(folder / "config.json", config_json(model))
     files.write_json(folder / "generation_config.json", generation_config())
@@ -66,7 +66,7 @@ def config_json(model: QuantizedModel) -> dict[str, Any]:
 
 
 def _entries(model: QuantizedModel) -> list[Entry]:
-    """All tensors, in an order that leaves as many as possible aligned."""
+    """All tensors, in an order that aligns as many as possible."""
     tensors: dict[str, Tensor] = dict(model.norms)
     for name, matrix in model.matrices.items():
         packed = matrix.format in PACKED
@@ -77,14 +77,14 @@ def _entries(model: QuantizedModel) -> list[Entry]:
 
 
 def _order(tensors: Mapping[str, Tensor]) -> Any:
-    """Tensors that end where the next may begin come first; among them the widest dtypes."""
+    """Sort key: first the tensors whose size keeps the next one aligned, then the widest dtypes."""
     return lambda name: (tensors[name].nbytes % _ALIGNED != 0, -tensors[name].dtype.itemsize, name)
 
 
 def _entry(name: str, tensor: Tensor) -> Entry:
     code, shape = _CODES[tensor.dtype], tuple(tensor.shape)
-    return Entry(name, code, shape, tensor.nbytes, partial(_pieces, tensor))
+    return Entry(name, code, shape, tensor.nbytes, partial(_chunks, tensor))
 
 
-def _pieces(tensor: Tensor) -> list[memoryview]:
+def _chunks(tensor: Tensor) -> list[memoryview]:
     return [tensor_bytes(tensor)]
