@@ -152,7 +152,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == json.loads((tmp_path / "q/quantization.json").read_text())
     shown = CliRunner().invoke(cli.app, ["info", str(tmp_path / "q")]).output
-    assert "bits a weight" in shown
+    assert "bits per weight" in shown
     assert "KL to the original" in shown
     again = CliRunner().invoke(cli.app, ["generate", str(tmp_path / "q"), "the", "--seed", "1"])
     assert again.exit_code == 0, again.output

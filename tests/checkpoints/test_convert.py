@@ -66,7 +66,7 @@ def test_the_reader_of_the_format_agrees(saved: Path, tmp_path: Path) -> None:
     assert {f["name"] for f in report["files"]} == set(content(tmp_path / "out"))
     assert content(tmp_path / "out") == content(saved)
     shown = dict(summary(report))
-    assert shown["weights"] == "equal to the source's, every bit of them"
+    assert shown["weights"] == "equal to the source's, bit for bit"
     assert "top-1 agreement 100.0%" in shown[reader["program"]]
 
 
@@ -209,7 +209,7 @@ def test_what_was_begun_otherwise_is_begun_anew(
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"error": 0.5}, "computes other logits of .*: KL .* nats"),
+        ({"error": 0.5}, "computes other logits from .*: KL .* nats"),
         ({"error": float("nan")}, "computes other logits"),
         ({"ids": [2, 9, 9]}, r"tokenizes '.*' as \[2, 9, 9\], gemmule as .*1 of 200 texts differ"),
         ({"crash": "transformers cannot read it (exit 1):\nboom"}, "cannot read it .*\nboom"),
