@@ -10,6 +10,7 @@ import torch
 
 from gemmule import files
 from gemmule.errors import Interrupted, TrainingError
+from gemmule.model.gemma import Gemma
 from gemmule.runs.carbon import Energy, EnergyMeter
 from gemmule.runs.layout import CARBON
 from gemmule.runs.reporter import Reporter
@@ -95,9 +96,7 @@ def train(
             norm = clip_gradients(model, config.optimizer.clip).item()
             if not (math.isfinite(agreed.means["loss"]) and math.isfinite(norm)):
                 raise TrainingError(_diverged(states, state.step + 1, agreed.means["loss"], norm))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            _update(optimizers)
             elapsed = time.perf_counter() - began
             state.step, state.tokens = state.step + 1, state.tokens + agreed.tokens
             state.seconds, state.loader = state.seconds + elapsed, source.state()
@@ -111,11 +110,8 @@ def train(
                     "tokens_per_second": agreed.tokens / elapsed,
                 }
                 _log(report, state, {**agreed.means, **rates})
-            for probe in probes:
-                if last or state.step % probe.every == 0:
-                    model.eval()
-                    _log(report, state, {probe.label: probe.name, **probe.measure(state.step)})
-                    model.train()
+            due_probes = [p for p in probes if last or state.step % p.every == 0]
+            _measure(model, due_probes, report, state)
             # A process alone need not agree with others: it looks at what has come in meanwhile.
             stopping = stop.requested if alone else agreed.stop
             due = _overdue(saved, config) if alone else agreed.due
@@ -124,11 +120,21 @@ def train(
                 _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
     if state.step < config.steps:
-        raise Interrupted(
-            f"stopped after step {state.step} of {config.steps}, everything is saved in "
-            f"{run.path}: the same command with --resume goes on from there"
-        )
+        raise Interrupted(_stopped(run, state.step, config.steps))
     return state
+
+
+def _update(optimizers: Optimizers) -> None:
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _measure(model: Gemma, probes: Sequence[Probe], report: Reporter, state: TrainState) -> None:
+    for probe in probes:
+        model.eval()
+        _log(report, state, {probe.label: probe.name, **probe.measure(state.step)})
+        model.train()
 
 
 def _overdue(saved: float, config: RunConfig) -> bool:
@@ -172,6 +178,13 @@ def _write_carbon(run: RunDir, state: TrainState) -> None:
 
 def _log(report: Reporter, state: TrainState, metrics: Mapping[str, float | str]) -> None:
     report.log(state.step, state.tokens, state.seconds, metrics)
+
+
+def _stopped(run: RunDir, step: int, steps: int) -> str:
+    return (
+        f"stopped after step {step} of {steps}, everything is saved in {run.path}: the same command "
+        "with --resume goes on from there"
+    )
 
 
 def _diverged(states: StateStore, step: int, loss: float, norm: float) -> str:

@@ -73,8 +73,8 @@ def run_training(
         recipe.model.eval()
         result = _result(config, recipe, state)
         save_model(recipe.model, dataset.tokenizer, layout.model)
-        RunResult.parse(result, RESULT).write(layout.result)
-        return result
+        result.write(layout.result)
+        return result.to_json()
 
 
 def _make(
@@ -160,10 +160,10 @@ def _parents(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return manifest.get("parents") or ([parent] if parent else [])
 
 
-def _result(config: RunConfig, recipe: Recipe, state: TrainState) -> dict[str, Any]:
+def _result(config: RunConfig, recipe: Recipe, state: TrainState) -> RunResult:
     flops_per_token = recipe.objective.flops_per_token(recipe.model, config.data.seq_len)
     carbon = state.carbon or {}
-    return {
+    values = {
         **recipe.result(),
         "parameters": recipe.model.config.parameters,
         "train_tokens": state.tokens,
@@ -173,6 +173,7 @@ def _result(config: RunConfig, recipe: Recipe, state: TrainState) -> dict[str, A
         "gco2e": carbon.get("gco2e"),
         "seed": config.seed,
     }
+    return RunResult.parse(values, RESULT)
 
 
 def describe(result: Mapping[str, Any]) -> str:
