@@ -4,7 +4,7 @@ One sequence, from queries, keys and values to their gradients:
 
 - gemmule-windowed, gemmule-full: attend_sequence with and without the window, compiled as
   training compiles it; gemmule-windowed-eager: the same without a compiler;
-- plain-windowed: gemma.attend, attention written plainly, with the same window;
+- plain-windowed: attention.attend, attention written plainly, with the same window;
 - transformers-compile, transformers-eager: the attention of transformers' Gemma 2, with the
   window as its mask (made once, outside the time);
 - sdpa-windowed: torch's scaled_dot_product_attention with that mask. It has no soft cap, so it
@@ -143,7 +143,7 @@ def make_attention(settings: Mapping[str, Any]) -> Callable[[int], Callable[...,
         return blocks
 
     if mode == "plain-windowed":
-        from gemmule.model.gemma import attend
+        from gemmule.model.attention import attend
 
         def plain(length: int) -> Callable[..., Any]:
             i = torch.arange(length)

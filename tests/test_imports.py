@@ -165,8 +165,6 @@ class Block:
         if name.split(".")[0] in OPTIONAL:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 sys.meta_path.insert(0, Block())
-import pytest
-
 import gemmule
 names = [m.name for m in pkgutil.walk_packages(gemmule.__path__, "gemmule.")]
 names = [n for n in names if not n.endswith("libgemmule_kernels")]  # no module, though a .so
