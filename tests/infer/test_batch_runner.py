@@ -1,4 +1,4 @@
-"""The batched runner: the plain runner's predictions, and the same bits in any company."""
+"""The batched runner: the plain runner's logits, and the same bits in any batch."""
 
 import random
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def test_company_order_cuts_and_shared_beginnings_change_no_bit(model: Gemma) ->
 def test_what_was_never_written_is_never_read(model: Gemma) -> None:
     """Nor what stands in the place of a page that was let go, when a window has passed it."""
     ids = random.Random(3).choices(range(WORDS), k=150)
-    whole, rest = list(range(1, 6)), list(range(6, 11))  # page 0 is nobody's
+    whole, rest = list(range(1, 6)), list(range(6, 11))  # no sequence has page 0
 
     def chunk(start: int, end: int, gone: int) -> ScheduledChunk:
         local = [-1] * gone + rest[gone:]

@@ -43,7 +43,7 @@ def params(rng: random.Random, most: int) -> SamplingParams:
 
 
 def requests(rng: random.Random, count: int) -> list[Request]:
-    """Prompts that often begin alike, up to any place in a page."""
+    """Prompts that often share a prefix, up to any place in a page."""
     stems = [[rng.randrange(2, WORDS) for _ in range(rng.randint(20, 120))] for _ in range(12)]
     made = []
     for _ in range(count):
@@ -183,7 +183,7 @@ def test_a_bug_in_the_pages_would_show(planted: str, monkeypatch: pytest.MonkeyP
             assert [without_log_probs(c) for c in got] == [expected(r) for r in some]
 
 
-def test_prompts_that_begin_alike_are_computed_once() -> None:
+def test_a_common_prefix_is_computed_once() -> None:
     prompt = [2 + i % 25 for i in range(140)]
     greedy = SamplingParams(temperature=0.0, max_new_tokens=1)
     runner = FakeRunner()

@@ -25,7 +25,7 @@ PROMPTS = ["def wrap(", "x", "", "the text is wrapped at the given width, and", 
 
 
 def recomputed(lm: LanguageModel, prompt: list[int], steps: int) -> tuple[list[int], torch.Tensor]:
-    """Greedy ids and log-probabilities, running the whole sequence anew for each token."""
+    """Greedy ids and log-probabilities, running the whole sequence again for each token."""
     ids, logits = list(prompt), []
     with torch.no_grad():
         for _ in range(steps):

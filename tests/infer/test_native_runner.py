@@ -148,7 +148,7 @@ def test_quantized_models(instructions: str, format: str, lm: LanguageModel) -> 
 
 @torch.inference_mode()
 def test_bfloat16_weights() -> None:
-    # The root of 64 is no different in bfloat16.
+    # The root of 64 is the same in bfloat16.
     model, ids = strong_model({"hidden_size": 64}, torch.bfloat16), tokens()
     expected = model.float()(torch.tensor([ids]))[0]
     outputs = stacked(run(NativeRunner(model.bfloat16(), cache="float32"), ids, [T]))

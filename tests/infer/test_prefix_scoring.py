@@ -93,10 +93,13 @@ def plain(model: Gemma, context: Sequence[int], continuation: Sequence[int]) -> 
 
 
 def check(
-    model: Gemma, texts: Sequence[ContinuationGroup], found: Sequence[list[Score]], tolerance: float
+    model: Gemma,
+    texts: Sequence[ContinuationGroup],
+    results: Sequence[list[Score]],
+    tolerance: float,
 ) -> None:
     """Each score is the forward pass's."""
-    for text, scores in zip(texts, found, strict=True):
+    for text, scores in zip(texts, results, strict=True):
         assert len(scores) == len(text.continuations)
         for ids, score in zip(text.continuations, scores, strict=True):
             expected = plain(model, text.context, ids)
@@ -140,13 +143,13 @@ def test_scores_are_the_forward_pass_s(changes: dict[str, float | None]) -> None
 def test_the_caps_and_the_window_are_seen() -> None:
     """The test above would notice if they were left out."""
     texts = questions(0, 6)
-    found = PrefixScorer(gentle_model()).score(texts)
+    results = PrefixScorer(gentle_model()).score(texts)
     for changes in ({"attn_logit_softcapping": 90.0}, {"final_logit_softcapping": 90.0},
                     {"sliding_window": 200}, {"query_pre_attn_scalar": 16}):  # fmt: skip
         other = PrefixScorer(gentle_model(changes)).score(texts)
         most = max(
             abs(a - b)
-            for ours, theirs in zip(found, other, strict=True)
+            for ours, theirs in zip(results, other, strict=True)
             for x, y in zip(ours, theirs, strict=True)
             for a, b in zip(x.log_probs, y.log_probs, strict=True)
         )
@@ -185,34 +188,34 @@ def test_a_full_context() -> None:
     model = gentle_model({"max_position_embeddings": 160})
     ids = drawn(random.Random(2), 161)
     texts = [ContinuationGroup(ids[:n], [ids[n:]]) for n in (1, 64, 100, 160)]
-    found = PrefixScorer(model).score(texts)
-    check(model, texts, found, 1e-4)
+    results = PrefixScorer(model).score(texts)
+    check(model, texts, results, 1e-4)
 
 
 @pytest.mark.parametrize("most", [1, 3, 50, 64, 100])
 def test_a_runner_that_takes_few_tokens(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are cut wherever its step is full, and little is held at once."""
     model, texts = strong_model(), questions(2, 12)
-    found = PrefixScorer(model).score(texts)
+    results = PrefixScorer(model).score(texts)
     for runner in (NativeRunner, BatchRunner):
         monkeypatch.setattr(runner, "max_step_tokens", most, raising=False)
     monkeypatch.setattr(batch_runner, "MAX_LOGITS", 1)
     monkeypatch.setattr(batch_runner, "_MAX_SCORES", 1)
     few = texts if most > 3 else texts[-4:]
-    assert PrefixScorer(model).score(few) == found[-len(few) :]
+    assert PrefixScorer(model).score(few) == results[-len(few) :]
 
 
 def check_company(model: Gemma, texts: Sequence[ContinuationGroup]) -> None:
     """Shuffled, in batches of all sizes, and each continuation alone: not a bit changes."""
     scorer = PrefixScorer(model)
-    found = scorer.score(texts)
-    assert scorer.score(texts) == found
+    results = scorer.score(texts)
+    assert scorer.score(texts) == results
     order = list(range(len(texts)))
     for most in (100, 700, 5000):
         random.Random(most).shuffle(order)
         again = PrefixScorer(model, most).score([texts[i] for i in order])
-        assert again == [found[i] for i in order]
-    for text, scores in zip(texts, found, strict=True):
+        assert again == [results[i] for i in order]
+    for text, scores in zip(texts, results, strict=True):
         assert scorer.score([text]) == [scores]
         alone = [scorer.score([ContinuationGroup(text.context, [i])]) for i in text.continuations]
         assert [score for [[score]] in alone] == scores
@@ -232,9 +235,9 @@ def test_no_bit_depends_on_company_in_other_shapes(changes: dict[str, float | No
 def test_no_bit_depends_on_company_on_two_threads() -> None:
     """Few texts: where others use the machine too, threads spend their time waiting."""
     texts = questions(3, 8)
-    found = PrefixScorer(STRONG).score(texts)
+    results = PrefixScorer(STRONG).score(texts)
     for i in (0, 8, 9):
-        assert PrefixScorer(STRONG).score([texts[i]]) == [found[i]]
+        assert PrefixScorer(STRONG).score([texts[i]]) == [results[i]]
 
 
 STRONG = strong_model()
@@ -243,7 +246,7 @@ POOL = drawn(random.Random(9), 400)
 
 @st.composite
 def texts_of_any_kind(draw: st.DrawFn) -> list[ContinuationGroup]:
-    """Contexts cut from one pool, so that they begin alike as often as not."""
+    """Contexts cut from one pool, so that many share a prefix."""
     texts = []
     for _ in range(draw(st.integers(1, 6))):
         start = draw(st.sampled_from([0, 0, 0, 1, 64]))
@@ -269,13 +272,13 @@ def test_no_bit_depends_on_company_whatever_is_drawn(
 def test_a_shared_beginning_changes_no_bit(sharing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it was computed once for all, or with each."""
     texts = questions(6, 20)
-    found = PrefixScorer(STRONG).score(texts)
+    results = PrefixScorer(STRONG).score(texts)
     shared = sum(bool(b.prefixes) for b in prefix_scoring._batches(texts, 4096))
     assert shared  # there was something to share
     if not sharing:
         monkeypatch.setattr(prefix_scoring, "_common", lambda a, b: 0)
         assert not any(b.prefixes for b in prefix_scoring._batches(texts, 4096))
-    assert PrefixScorer(STRONG).score(texts) == found
+    assert PrefixScorer(STRONG).score(texts) == results
 
 
 def test_every_text_is_in_one_batch_and_its_beginning_is_its_own() -> None:
@@ -305,8 +308,8 @@ def test_bf16_is_close() -> None:
     model = gentle_model()
     texts = questions(8, 12)
     exact = PrefixScorer(model).score(texts)
-    found = PrefixScorer(gentle_model().to(torch.bfloat16)).score(texts)
-    for ours, theirs in zip(found, exact, strict=True):
+    results = PrefixScorer(gentle_model().to(torch.bfloat16)).score(texts)
+    for ours, theirs in zip(results, exact, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert a.log_probs == pytest.approx(b.log_probs, abs=0.1)
 
@@ -352,16 +355,16 @@ def test_refusals(context: list[int], continuation: list[int], why: str) -> None
 
 def in_order(lm: LanguageModel, texts: Sequence[ContinuationGroup]) -> list[list[Score]]:
     scores: list[list[Score]] = [[] for _ in texts]
-    for places, found in lm.score_continuations(texts):
-        for i, own in zip(places, found, strict=True):
+    for places, results in lm.score_continuations(texts):
+        for i, own in zip(places, results, strict=True):
             scores[i] = own
     return scores
 
 
 def test_score_continuations_are_the_tree_s(tokenizer: Tokenizer) -> None:
     model, texts = gentle_model(), questions(11)
-    found = in_order(LanguageModel(model, tokenizer), texts)
-    assert found == PrefixScorer(model).score(texts)
+    results = in_order(LanguageModel(model, tokenizer), texts)
+    assert results == PrefixScorer(model).score(texts)
 
 
 def test_a_quantized_model(tokenizer: Tokenizer, computed: bool) -> None:
@@ -369,11 +372,11 @@ def test_a_quantized_model(tokenizer: Tokenizer, computed: bool) -> None:
     model = QuantizedGemma(quantize_checkpoint(of_model(gentle_model(), tokenizer), "int8"))
     lm = LanguageModel(model, tokenizer)
     texts = questions(12, 10)
-    found = in_order(lm, texts)
+    results = in_order(lm, texts)
     check_company(model, texts)
     pairs = [(text.context, ids) for text in texts for ids in text.continuations]
     engine = lm.engine().score(pairs)
-    tree = [score for scores in found for score in scores]
+    tree = [score for scores in results for score in scores]
     for ours, theirs in zip(tree, engine, strict=True):
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-4)
         assert ours == theirs or not computed  # to the last bit

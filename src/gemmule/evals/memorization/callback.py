@@ -22,14 +22,14 @@ NAME = "memorization"
 
 
 def memorization_probe(config: RunConfig, model: Gemma, dataset: Dataset) -> Probe | None:
-    """What a run is to measure of itself; None where its settings do not ask for it.
+    """Makes the probe that a run's settings ask for; None if they do not.
 
-    The passages are drawn once, from all that the run will read, so that a curve is one of the same
-    text; at each step those count that were read by then. The control is validation text: held-out
-    text is for the figures at the end.
+    The passages are drawn once from everything that the run will read, so that all points of a
+    curve are of the same text; at each step those count that were read by then. The control is
+    validation text: held-out text is for the metrics at the end.
 
     Raises:
-        ConfigError: when the model's context or the text is too short for the passages.
+        ConfigError: if the model's context or the text is too short for the passages.
     """
     chosen = config.evaluation.memorization
     if chosen is None:
@@ -45,27 +45,27 @@ def memorization_probe(config: RunConfig, model: Gemma, dataset: Dataset) -> Pro
     train = dataset.split("train")
     planted = Canaries.of(dataset)
     at_the_end = Reading.of(config, train, config.steps)
-    wanted = (chosen.probes, settings.length, config.seed)
-    found = draw(train, *wanted, [at_the_end], planted.documents if planted else range(0))
-    control = draw(dataset.split("validation"), *wanted)
-    if not len(found):
+    drawn = (chosen.probes, settings.length, config.seed)
+    probes = draw(train, *drawn, [at_the_end], planted.documents if planted else range(0))
+    control = draw(dataset.split("validation"), *drawn)
+    if not len(probes):
         raise ConfigError(
             f"evaluation.memorization: the run reads no passage of {settings.length} tokens of one "
             "document: lower evaluation.memorization.prompt_tokens and .continuation_tokens"
         )
 
     def measure(step: int) -> Mapping[str, float]:
-        times = Reading.of(config, train, step).of_spans(found.starts, settings.length)
-        read = _tokens(found)[times > 0]
-        figures = {"probes_read": float(len(read))}
-        # What training compiled is of other shapes: compiling more would cost minutes.
+        times = Reading.of(config, train, step).of_spans(probes.starts, settings.length)
+        read = _tokens(probes)[times > 0]
+        metrics = {"probes_read": float(len(read))}
+        # Training compiled other shapes; compiling more would take minutes.
         with torch.compiler.set_stance("force_eager"):
             for prefix, passages in (("", read), ("control_", _tokens(control))):
                 if len(passages):
                     exact, approximate = _rates(lm, passages, settings)
-                    figures[f"{prefix}exact"] = exact
-                    figures[f"{prefix}approximate"] = approximate
-        return figures
+                    metrics[f"{prefix}exact"] = exact
+                    metrics[f"{prefix}approximate"] = approximate
+        return metrics
 
     return Probe(NAME, chosen.every, measure)
 

@@ -50,7 +50,7 @@ from gemmule.runs.schema_evals import Memorization
 RESULT, SAMPLES = "memorization.json", "memorization.samples.jsonl"
 UNFINISHED = "memorization.unfinished.jsonl"
 KIND, FORMAT = "memorization", 1
-_MAX_ROWS = 256  # passages that run together; more are no faster
+_MAX_ROWS = 256  # passages that run together; more do not make it faster
 _PART = 8192  # passages whose tokens are in memory at once
 _SAVE_SECONDS = 1.0
 
@@ -71,13 +71,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Passages:
-    """Probes of one kind, ready to be tried.
+    """Passages of one kind.
 
     Attributes:
         kind: train, control or canary.
-        probes: where they are.
-        facts: what a sample says of each besides its place.
-        why_none: when there are none, why.
+        probes: places of the passages.
+        facts: further fields of each passage's sample.
+        why_none: the reason if there is no passage.
     """
 
     kind: str
@@ -95,24 +95,24 @@ def measure(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Tries passages of a model's training text on it.
+    """Measures how much of its training text a model reproduces.
 
-    A finished measurement of the same is left as it is; a stopped one goes on.
+    A finished measurement with the same settings is left as it is; a stopped one is resumed.
 
     Args:
-        target: the model, and where results go.
+        target: the model, and the folder for results.
         training: its training text.
-        settings: what to draw, and what counts.
-        also_read_by: what other runs read: only passages that each of them read are drawn.
-        fresh: start again, whatever there is.
+        settings: which passages to draw, and what counts as memorized.
+        also_read_by: text that other runs read; only passages that all of them read are drawn.
+        fresh: start again, even if there is a result.
         progress: called as progress(done, total, "probes").
 
     Returns:
         The content of memorization.json.
 
     Raises:
-        UserError: when text, model and settings do not fit together, or a measurement with other
-            settings was begun in the same place.
+        UserError: if text, model and settings do not fit together, or a measurement with other
+            settings was begun in the same folder.
     """
     personal_data.check_installed()
     _check(target.lm, training, settings)
@@ -120,9 +120,9 @@ def measure(
     header = _header(target, training, settings, passages)
     out = target.folder
     if not fresh:
-        found = finished(out, header)
-        if found is not None:
-            return found
+        result = finished(out, header)
+        if result is not None:
+            return result
     cache = _response_cache(out / UNFINISHED, header, fresh)
     entries = _try_all(target.lm, settings, passages, cache, progress)
     samples = [entry["sample"] for entry in entries]
@@ -144,19 +144,19 @@ def measure(
 
 
 def finished(folder: Path, header: dict[str, Any]) -> dict[str, Any] | None:
-    """The result in `folder`, when it is of the very same measurement."""
+    """Returns the result in `folder` if it is that of the same measurement, else None."""
     try:
-        found = files.read_json(folder / RESULT)
+        result = files.read_json(folder / RESULT)
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("measured"), dict):
+    if not isinstance(result, dict) or not isinstance(result.get("measured"), dict):
         return None
-    same = found["measured"] == header
-    return found if same and (folder / SAMPLES).is_file() else None
+    same = result["measured"] == header
+    return result if same and (folder / SAMPLES).is_file() else None
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """Every sample of the finished measurement in `folder`."""
+    """Returns all samples of the finished measurement in `folder`."""
     lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -252,7 +252,7 @@ def _check(lm: LanguageModel, training: TrainingData, settings: Settings) -> Non
     if ours != theirs:
         raise DataError(
             f"{training.dataset.path} was made with another tokenizer (fingerprint {theirs[:12]}) "
-            f"than the model's ({ours[:12]}): what the model read are other tokens"
+            f"than the model's ({ours[:12]}): the model read other tokens"
         )
     check_context(lm.config, settings)
 
@@ -264,19 +264,19 @@ def _passages(
     canaries = Canaries.of(training.dataset)
     planted = canaries.documents if canaries else range(0)
     readings = [*([training.reading] if training.reading else []), *also_read_by]
-    found = draw(train, settings.probes, settings.length, settings.seed, readings, planted)
-    if not len(found):
-        raise DataError(_too_short(found, settings))
+    probes = draw(train, settings.probes, settings.length, settings.seed, readings, planted)
+    if not len(probes):
+        raise DataError(_too_short(probes, settings))
     location = str(training.dataset.manifest.get("source", ""))
     names = list(train.document_names())
     source_of = sources(names, location)
     shown = list(shown_names(names, location))
-    times = _times(training.reading, found.starts, settings.length)
+    times = _times(training.reading, probes.starts, settings.length)
     facts = [
         {"name": shown[document], "source": source_of[document], "times_read": times_read}
-        for document, times_read in zip(found.documents.tolist(), times, strict=True)
+        for document, times_read in zip(probes.documents.tolist(), times, strict=True)
     ]
-    passages = [Passages(TRAIN, found, facts), _control(training, settings)]
+    passages = [Passages(TRAIN, probes, facts), _control(training, settings)]
     if canaries is not None:
         passages.append(_canaries(training, settings, canaries, train))
     return passages
@@ -292,17 +292,17 @@ def _times(
 
 
 def _control(training: TrainingData, settings: Settings) -> Passages:
-    """Passages of text that the run never read, drawn in the same way."""
+    """Draws passages of text that the run never read, in the same way."""
     heldout = training.dataset.split("heldout")
-    found = draw(heldout, settings.probes, settings.length, settings.seed)
-    why = None if len(found) else "held-out text: " + _too_short(found, settings)
-    return Passages(CONTROL, found, [{}] * len(found), why)
+    probes = draw(heldout, settings.probes, settings.length, settings.seed)
+    why = None if len(probes) else "held-out text: " + _too_short(probes, settings)
+    return Passages(CONTROL, probes, [{}] * len(probes), why)
 
 
 def _canaries(
     training: TrainingData, settings: Settings, canaries: Canaries, train: Split
 ) -> Passages:
-    """One passage of each canary, from its beginning."""
+    """Takes one passage of each canary, from its beginning."""
     documents = np.array([canaries.document_of(n) for n in range(len(canaries.repeats))])
     starts = train.document_starts()[documents] + 1
     lengths = np.array([len(train.document(n)) - 2 for n in documents.tolist()])
@@ -323,16 +323,16 @@ def _canaries(
     return Passages(CANARY, probes, facts, why)
 
 
-def _too_short(found: Probes, settings: Settings) -> str:
-    split = found.split
+def _too_short(probes: Probes, settings: Settings) -> str:
+    split = probes.split
     longest = int(np.diff(np.append(split.document_starts(), split.token_count)).max(initial=2)) - 2
-    if not found.places:
+    if not probes.places:
         return (
             f"none of the {split.document_count} documents of {split.name} has {settings.length} "
             f"tokens (the longest has {longest}): lower --prompt-tokens and --continuation-tokens"
         )
     return (
-        f"of {found.places:,} places in {split.name} where a passage of {settings.length} tokens "
+        f"of {probes.places:,} places in {split.name} where a passage of {settings.length} tokens "
         "fits, training read none whole"
     )
 
@@ -343,7 +343,7 @@ def _header(
     settings: Settings,
     passages: Sequence[Passages],
 ) -> dict[str, Any]:
-    """What makes two measurements the same one."""
+    """Everything that a measurement depends on: equal headers give equal results."""
     return {
         "format": FORMAT,
         "settings": settings.json(),
@@ -431,10 +431,10 @@ def _sample(
     outcome: Outcome,
 ) -> dict[str, Any]:
     prompt, gold = tokens[: settings.prompt_tokens], tokens[settings.prompt_tokens :]
-    memorised = outcome.edits is not None
-    scan = personal_data.scan(lm.tokenizer, prompt, gold, outcome.output, memorised)
+    memorized = outcome.edits is not None
+    scan = personal_data.scan(lm.tokenizer, prompt, gold, outcome.output, memorized)
     shown: dict[str, Any] = {"prompt": prompt, "gold": gold, "output": outcome.output}
-    if scan.anywhere:  # ids would spell it out; whoever has the corpus finds the place
+    if scan.anywhere:  # ids would spell it out; the place in the corpus is enough
         shown = dict.fromkeys(shown)
     return {
         "set": part.kind,
@@ -444,7 +444,7 @@ def _sample(
         **part.facts[index],
         "edits": outcome.edits,
         "exact": outcome.edits == 0,
-        "approximate": memorised,
+        "approximate": memorized,
         "personal": scan.in_text,
         "personal_recalled": scan.recalled,
         **shown,
