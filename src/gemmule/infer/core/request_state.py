@@ -178,6 +178,8 @@ class GenerationState:
 
     def _logits_request(self, index: int, position: int) -> LogitsRequest:
         template = self._template
+        if index == 0:
+            return template
         return LogitsRequest(index, template.top_k, template.all_logits, template.log_z)
 
     def _end(self, reason: str, now: float) -> None:
