@@ -33,5 +33,5 @@ class QuantizedGemma(Gemma):
         self.packed_head = PackedLinear(model.matrices[EMBEDDING], plain)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """See Gemma."""
+        """Soft-capped logits of hidden states, fp32, from the packed head."""
         return soft_cap(self.packed_head(x_BTD), self.config.final_logit_softcapping)
