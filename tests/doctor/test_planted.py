@@ -367,9 +367,9 @@ def failures(report: DoctorReport) -> dict[str, str]:
 def test_planted_bug_is_named(name: str, folder: str, monkeypatch: Patch) -> None:
     bug, check, says = PLANTS[name]
     bug(monkeypatch)
-    found = failures(run_doctor(folder))
-    assert list(found) == [check], found
-    assert says in found[check]
+    failed = failures(run_doctor(folder))
+    assert list(failed) == [check], failed
+    assert says in failed[check]
 
 
 def test_two_bugs_at_once(folder: str, monkeypatch: Patch) -> None:
@@ -395,9 +395,9 @@ def test_a_bug_in_bfloat16(folder: str, monkeypatch: Patch) -> None:
 
 
 def test_float16_overflows(folder: str) -> None:
-    found = failures(run_doctor(folder, dtype="float16"))
-    assert list(found) == ["finite logits"], found
-    assert "The maximum of float16 is 65504" in found["finite logits"]
+    failed = failures(run_doctor(folder, dtype="float16"))
+    assert list(failed) == ["finite logits"], failed
+    assert "The maximum of float16 is 65504" in failed["finite logits"]
 
 
 @pytest.mark.parametrize(

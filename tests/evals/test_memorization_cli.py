@@ -103,13 +103,13 @@ def test_bad_input_is_one_message(
 
 def test_canaries_are_planted(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "planted"
-    found = json.loads(
+    result = json.loads(
         gemmule(
             "canaries", prepared, "--out", out, "--repeats", "1,3", "--each", 1, "--json"
         ).stdout
     )
-    assert found["canaries"]["repeats"] == [1, 3]
-    assert json.loads((out / "manifest.json").read_text())["fingerprint"] == found["fingerprint"]
+    assert result["canaries"]["repeats"] == [1, 3]
+    assert json.loads((out / "manifest.json").read_text())["fingerprint"] == result["fingerprint"]
     with pytest.raises(ConfigError, match="not a list of numbers"):
         gemmule("canaries", prepared, "--out", tmp_path / "x", "--repeats", "1;3")
 
