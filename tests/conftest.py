@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker
 
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.quant import native
-from gemmule.runtime import host
+from gemmule.runtime import host, torch_compile
 from models import TINY
 from parity_figures import Figures
 
 TEXT = "the a sea ship captain said never wind old and of to under red sail harbour"
 WORDS = TEXT.split()
 FIGURES = pytest.StashKey[Figures]()
+
+
+def pytest_configure() -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -128,6 +135,13 @@ def no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("left out by the test")
 
     monkeypatch.setattr("gemmule.runs.carbon._start_tracker", start)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Where torch.compile works; without a C++ compiler the test is skipped."""
+    if not torch_compile.can_compile():
+        pytest.skip("needs a C++ compiler")
 
 
 @pytest.fixture(params=native.INSTRUCTION_SETS)

@@ -259,6 +259,7 @@ def test_tied_embedding_gets_both_gradients() -> None:
     close(got, *grads(plain, w64))
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiled_kernels_equal_plain_ones() -> None:
     p = problem(64, 16, 128, 0)
     for compiled in (False, True):
@@ -279,6 +280,7 @@ def test_compiled_kernels_equal_plain_ones() -> None:
         close(got, plain.double())
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("cap", [30.0, None])
 def test_compiled_sums_over_a_large_vocabulary_keep_small_terms(cap: float | None) -> None:
     """The most likely tokens first and a quarter of a million unlikely ones after them."""

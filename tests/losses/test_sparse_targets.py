@@ -291,6 +291,7 @@ def test_impossible_choices_are_refused(choose: Choice, message: str) -> None:
         choose(probabilities(2, 5))
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiled_kernels_equal_plain_ones() -> None:
     p = problem(64, 128, 0)
     for choose in (CHOICES["sample"], CHOICES["tail"]):

@@ -218,13 +218,11 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("compiler", "fresh_compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # all from the compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_blocks_equal_eager_ones() -> None:
-    if not torch_compile.can_compile():
-        pytest.skip("no compiler here")
     g = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 64, (2, 20), generator=g)  # two blocks, more than two windows
     segments, weights = documents(2, 20, 1), torch.randn(2, 20, 32, generator=g)
