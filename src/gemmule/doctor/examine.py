@@ -145,7 +145,14 @@ def _own_subject(
     if torch.promote_types(stored, model.dtype) != model.dtype:  # the model has rounded them
         weights = {name: w.to(model.dtype) for name, w in weights.items()}
     return local_checks.subject(
-        "your weights", model, weights, config, ids, stressed=False, suspects=suspects, tick=tick
+        "your weights",
+        model,
+        weights,
+        config,
+        local_checks.Prompt(ids),
+        stressed=False,
+        suspects=suspects,
+        tick=tick,
     )
 
 

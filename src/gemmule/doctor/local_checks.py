@@ -46,30 +46,37 @@ class TestedModel:
     stressed: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Tokens, and the position of the first."""
+
+    ids: list[int]
+    start: int = 0
+
+
 def subject(
     name: str,
     model: LocalModel,
     weights: Mapping[str, Tensor],
     config: GemmaConfig,
-    ids: list[int],
+    prompt: Prompt,
     stressed: bool = True,
-    start: int = 0,
     suspects: Sequence[Bug] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> TestedModel:
-    """Runs `model` on `ids` from position `start`, next to the reference.
+    """Runs `model` on a prompt, next to the reference.
 
     Args:
         name: the weights, for the table.
         model: the model.
         weights: its weights.
         config: its shape.
-        ids: the prompt.
+        prompt: the prompt.
         stressed: whether it is small enough for every measurement.
-        start: position of the first token.
         suspects: bugs found elsewhere in the implementation.
         tick: called after each layer of the reference.
     """
+    ids, start = prompt.ids, prompt.start
     got = model.logits(torch.tensor([ids]), start=start)[0]
 
     def expect(variants: Sequence[Variant], numerics: Numerics) -> list[Tensor]:
@@ -103,8 +110,9 @@ def stressed_subject(
     name = f"stressed weights, {str(dtype).removeprefix('torch.')}"
     if start:
         name = f"{name}, positions from {start}"
-    ids, sibling = stress.stressed_ids(small), model.sibling(small, weights)
-    return subject(name, sibling, weights, small, ids, start=start, suspects=suspects)
+    prompt = Prompt(stress.stressed_ids(small), start)
+    sibling = model.sibling(small, weights)
+    return subject(name, sibling, weights, small, prompt, suspects=suspects)
 
 
 def restless_subject(s: TestedModel) -> TestedModel:
@@ -112,7 +120,7 @@ def restless_subject(s: TestedModel) -> TestedModel:
     weights = stress.restless(s.weights)
     model = s.model.sibling(s.config, weights)
     return subject(
-        f"restless {s.name}", model, weights, s.config, s.ids, suspects=s.probe.causes or ()
+        f"restless {s.name}", model, weights, s.config, Prompt(s.ids), suspects=s.probe.causes or ()
     )
 
 
