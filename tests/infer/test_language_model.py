@@ -57,7 +57,7 @@ def test_load_quantized(lm: LanguageModel, tmp_path: Path) -> None:
 def test_load_refusals(run_directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown format 'int5'"):
         gemmule.load(run_directory, quantize="int5")
-    with pytest.raises(ConfigError, match=r"quantize='int8' decides the weights' form"):
+    with pytest.raises(ConfigError, match=r"quantize='int8' sets the weights' format"):
         gemmule.load(run_directory, quantize="int8", dtype="bfloat16")
     with pytest.raises(CheckpointError, match="expected a run directory"):
         gemmule.load(tmp_path)
