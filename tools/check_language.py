@@ -80,7 +80,10 @@ def check_python(path: Path) -> Iterator[tuple[int, str]]:
             for match in ATTRIBUTE.finditer(text):
                 advice = "an attribute's text is a noun phrase that stands alone"
                 yield line + text[: match.start()].count("\n"), f"{match[0].strip()!r}: {advice}"
+    lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if EXEMPT in lines[token.start[0] - 2 : token.start[0]]:
+            continue
         if token.type in (tokenize.COMMENT, tokenize.STRING, FSTRING_TEXT):
             for offset, message in wording(token.string):
                 yield token.start[0] + token.string[:offset].count("\n"), message

@@ -15,7 +15,8 @@ PROSE = (
     "The harbour was quiet before the storm came in from the west. Twelve boats lay at the quay, "
     "and the keeper of the lighthouse counted them twice, as he did every evening at 18:45.\n\n"
     "def depth(tide, hours):\n    return tide * hours / 12 - 3.5\n\n"
-    "„Morgen“, sagte der Älteste, «c'est la mer qui décide». No one answered; the wind did."
+    # wording: data
+    "„Morgen“, sagte der Älteste, «c'est la mer qui décide». Nobody answered; the wind did."
 )
 
 
