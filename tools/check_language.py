@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# On a line of its own above a string that is data, such as text that a model reads.
+EXEMPT = "wording: data"
 FSTRING_TEXT = getattr(
     tokenize, "FSTRING_MIDDLE", tokenize.STRING
 )  # a token of its own from 3.12 on
@@ -82,7 +84,7 @@ def check_python(path: Path) -> Iterator[tuple[int, str]]:
                 yield line + text[: match.start()].count("\n"), f"{match[0].strip()!r}: {advice}"
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if EXEMPT in lines[token.start[0] - 2 : token.start[0]]:
+        if EXEMPT in lines[max(0, token.start[0] - 2)]:
             continue
         if token.type in (tokenize.COMMENT, tokenize.STRING, FSTRING_TEXT):
             for offset, message in wording(token.string):
