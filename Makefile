@@ -26,6 +26,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_language.py
 
 format: install
 	$(BIN)/ruff check --fix .

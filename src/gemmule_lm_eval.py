@@ -1,8 +1,8 @@
-"""Has lm-eval know gemmule's models: lm_eval --model gemmule --model_args pretrained=RUN.
+"""Registers gemmule's models with lm-eval: lm_eval --model gemmule --model_args pretrained=RUN.
 
-lm-eval has no place where a package could say so. This module is installed beside `gemmule`, and
-gemmule_lm_eval.pth has each start of Python import it. All it does then is to wait for the moment
-that lm-eval's models are imported; gemmule itself is imported when one of its models is asked for.
+lm-eval has no entry point for packages. This module is installed next to `gemmule`, and
+gemmule_lm_eval.pth imports it at each start of Python. It only waits until lm-eval's models are
+imported; gemmule itself is imported when one of its models is requested.
 """
 
 import sys

@@ -15,9 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # On a line of its own above a string that is data, such as text that a model reads.
 EXEMPT = "wording: data"
-FSTRING_TEXT = getattr(
-    tokenize, "FSTRING_MIDDLE", tokenize.STRING
-)  # a token of its own from 3.12 on
+# From Python 3.12 on, the text of an f-string is a token of its own.
+FSTRING_TEXT = getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)
 DEFAULT = ("src", "native", "bench", "tools", "configs", "docs", "README.md", "CHANGELOG.md")
 
 # Names that say nothing of what a variable holds.

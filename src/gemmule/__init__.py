@@ -52,7 +52,7 @@ def load(
     Args:
         path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
             orbax checkpoint, or a hub id (downloaded once).
-        dtype: of the weights; None: as stored (float16 and GGUF's quantized become float32).
+        dtype: dtype of the weights; None: as stored (float16 and GGUF's quantized become float32).
         device: such as "cpu" or "cuda".
         quantize: "int4", "int6" or "int8" packs the weights while they are read, without
             calibration (`gemmule quantize` does better); None: as stored.
