@@ -137,8 +137,8 @@ def make_attention(settings: Mapping[str, Any]) -> Callable[[int], Callable[...,
             function = compiled(attend_sequence)
 
         def blocks(length: int) -> Callable[..., Any]:
-            segments = torch.ones(settings["batch_size"], length, dtype=torch.long)
-            return lambda q, k, v: function(q, k, v, segments, seen, scale, cap)
+            doc_ids = torch.ones(settings["batch_size"], length, dtype=torch.long)
+            return lambda q, k, v: function(q, k, v, doc_ids, seen, scale, cap)
 
         return blocks
 

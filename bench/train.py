@@ -2,8 +2,8 @@
 
 All contestants start from the same weights, read the same random ids, compute the same loss (it
 is checked, and the gradient's norm with it) and step with fused AdamW behind a clipped gradient.
-gemmule gets segments, as from its loader; here each row is one document, which costs the same as
-many and lets both compute the same. transformers runs with eager attention, the only one of its
+gemmule gets doc_ids, as from its data source; here each row is one document, which costs the same
+as many and lets both compute the same. transformers runs with eager attention, the only one of its
 that honours Gemma 2's soft cap here, and without its key-value cache.
 
 Read the figures so: `ratios` of speed are gemmule's tokens per second over the other's, ratios of

@@ -12,7 +12,7 @@ _TARGET = "gemmule.evals.lm_eval_model:GemmuleLM"
 
 
 class Finder:
-    """Finds nothing; it only sees what is imported."""
+    """Finds no module; it only watches what is imported."""
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
@@ -25,10 +25,10 @@ class Finder:
 
             if "gemmule" not in model_registry:
                 model_registry.register("gemmule", target=_TARGET)
-        except Exception as e:  # another lm-eval than is known here: it must work without us
+        except Exception as e:  # an unknown version of lm-eval: it must work without us
             import logging
 
-            logging.getLogger("gemmule").debug("lm-eval does not take a model's name: %r", e)
+            logging.getLogger("gemmule").debug("gemmule could not register with lm-eval: %r", e)
 
 
 if _MODELS not in sys.modules:

@@ -186,7 +186,7 @@ def test_resumed_it_ends_in_the_same_figures(
 @pytest.mark.usefixtures("small")
 def test_resuming_with_other_settings_is_refused(finished: Path, tmp_path: Path) -> None:
     for changed in ({"seed": 4}, {"minutes": 2.0}, {"data": tmp_path}, {"vocab_size": 600}):
-        with pytest.raises(ConfigError, match=r"--resume goes on with the saved settings"):
+        with pytest.raises(ConfigError, match=r"--resume continues with the saved settings"):
             run_quickstart(QuickstartConfig.parse(changed), finished, resume=True)
     again = run_quickstart(QuickstartConfig(seed=3), finished, resume=True)
     assert figures(again) == figures(files.read_json(finished / "comparison.json"))
@@ -226,20 +226,19 @@ def test_the_plan_follows_minutes_and_machine(
     monkeypatch.setattr(device, "matmul_gflops", lambda **_: gflops)
     monkeypatch.setattr(torch_compile, "can_compile", lambda: True)
     plans = {}
-    dataset: Any = None
     for minutes in (0.01, 5.0, 10.0, 20.0, 60.0):
         out = tmp_path / str(minutes)
-        plans[minutes] = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
+        plans[minutes] = quickstart._plan(QuickstartConfig(minutes=minutes), out)
         monkeypatch.setattr(device, "matmul_gflops", lambda **_: 1.0)
         # A resumed quickstart keeps to its plan, however busy the machine is now.
-        again = quickstart._plan(QuickstartConfig(minutes=minutes), out, dataset)
+        again = quickstart._plan(QuickstartConfig(minutes=minutes), out)
         assert again == plans[minutes]
         monkeypatch.setattr(device, "matmul_gflops", lambda **_: gflops)
     assert plans[0.01].teacher_steps == plans[0.01].student_steps == 20
     assert plans[20.0].teacher_steps == pytest.approx(2 * plans[10.0].teacher_steps, abs=1)
     assert plans[60.0].teacher != plans[10.0].teacher
     monkeypatch.setattr(torch_compile, "can_compile", lambda: False)
-    slower = quickstart._plan(QuickstartConfig(minutes=10.0), tmp_path / "eager", dataset)
+    slower = quickstart._plan(QuickstartConfig(minutes=10.0), tmp_path / "eager")
     assert slower.teacher_steps == pytest.approx(plans[10.0].teacher_steps / 2, abs=1)
 
 

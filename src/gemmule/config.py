@@ -51,7 +51,7 @@ class Config(pydantic.BaseModel):
         """Reads a TOML file (or nothing) and applies `a.b=value` overrides.
 
         Raises:
-            ConfigError: when the file is missing or no TOML, or a key or value is wrong.
+            ConfigError: when the file is missing or not TOML, or a key or value is wrong.
         """
         values: dict[str, Any] = {}
         if path is not None:
@@ -79,7 +79,7 @@ def assign(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Nested settings with `a.b=value` overrides put in.
 
     Raises:
-        ConfigError: for an override that is none.
+        ConfigError: for an override that is not of the form key=value.
     """
     for override in overrides:
         _apply(values, override)

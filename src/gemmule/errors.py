@@ -8,13 +8,13 @@ GemmuleError                everything raised on purpose
 │   ├── CheckpointError     a model or training state that cannot be read
 │   ├── OutputError         a place that cannot be written to
 │   └── MissingExtraError   an optional package that is not installed
-├── TrainingError           training cannot go on (NaN or Inf): exit code 1
+├── TrainingError           training cannot continue (NaN or Inf): exit code 1
 ├── RankError               another process of the same run failed or is gone: exit code 1
 ├── EngineError             the inference engine cannot take or finish a request
 │   ├── QueueFullError      as many requests wait as may: try again later
 │   ├── EngineClosedError   it is shutting down, or has been shut down
 │   └── EngineDeadError     its steps kept failing, so that it has given up
-└── Interrupted             stopped by Ctrl-C or SIGTERM, with everything saved: exit code 130
+└── Interrupted             stopped by Ctrl-C, SIGTERM or SIGHUP, everything saved: exit code 130
 
 A message says what we got, what is allowed, and what to do.
 """

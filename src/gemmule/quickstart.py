@@ -1,6 +1,6 @@
 """`gemmule quickstart`: from text to a distilled model of your own, compared and described.
 
-Stages, each left as it is once finished, so that --resume goes on with the first unfinished one:
+Stages, each left as it is once finished, so that --resume continues with the first unfinished one:
 plan.json, tokenizer/, data/, teacher/, scratch/, student/, scratch_equal_compute/,
 comparison.json, samples.json, card/.
 
@@ -135,7 +135,7 @@ def _run_stages(config: QuickstartConfig, out: Path) -> dict[str, Any]:
                 shutil.rmtree(layout.tokenizer, ignore_errors=True)
                 layout.config.unlink()
             raise
-    plan = _plan(config, out, dataset)
+    plan = _plan(config, out)
     teacher = _train(config, plan, out, dataset, "2/7", "teacher")
     scratch = _train(config, plan, out, dataset, "3/7", "scratch")
     student = _train(config, plan, out, dataset, "4/7", "student")
@@ -173,7 +173,7 @@ def _check(config: QuickstartConfig, out: Path) -> None:
         )
     if layout.config.is_file():
         raise OutputError(
-            f"{out} holds an unfinished quickstart: go on with --resume (make quickstart "
+            f"{out} holds an unfinished quickstart: continue with --resume (make quickstart "
             "ARGS=--resume), or choose another folder with --out"
         )
     check_country(config.country)
@@ -191,7 +191,7 @@ def _same(given: QuickstartConfig, saved: QuickstartConfig) -> None:
         asked, was = getattr(given, name), getattr(saved, name)
         if asked not in (default, was):
             raise ConfigError(
-                f"--resume goes on with the saved settings, where {name} = {was}; got {asked}: "
+                f"--resume continues with the saved settings, where {name} = {was}; got {asked}: "
                 "leave it out, or start again in another folder"
             )
 
@@ -223,7 +223,7 @@ def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
     return dataset
 
 
-def _plan(config: QuickstartConfig, out: Path, dataset: Dataset) -> Budget:
+def _plan(config: QuickstartConfig, out: Path) -> Budget:
     """Turns minutes into steps: the default models' measured need, scaled by arithmetic."""
     path = QuickstartLayout(out).plan
     if path.is_file():
@@ -353,7 +353,7 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
     console.print(f"done in {duration(seconds)}; the page: {out / 'card' / 'index.html'}")
     console.print(
         f'next:\n  gemmule generate {out}/student "def "\n'
-        f"  gemmule chat {out}/student    (a base model: it goes on with what you say)\n"
+        f"  gemmule chat {out}/student    (a base model: it continues your text)\n"
         f"  gemmule card {out} --licence apache-2.0",
         markup=False,
     )

@@ -190,7 +190,7 @@ def test_stopped_and_gone_on_with(
         return run_training(config, out, **more)
 
     monkeypatch.setattr(module, "run_training", train)
-    with pytest.raises(Interrupted, match="2 of 4 cells are done: the same command goes on"):
+    with pytest.raises(Interrupted, match="2 of 4 cells are done: the same command continues"):
         run_ablation(config, out)
     begun = json.loads((out / "results.json").read_text())
     assert list(statuses(begun).values()) == ["done", "done", "pending", "pending"]

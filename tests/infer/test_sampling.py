@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distribution import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from gemmule.infer.core.sampling import (
     SamplingParams,
     _random_times,
     penalize,
-    probabilities,
     top_logits,
 )
 

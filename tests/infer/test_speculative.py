@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from distribution import probabilities
 from fake_runner import ROWS, WORDS, FakeRunner, FakeTokenizer, expected
 from test_engine import assert_nothing_is_left, requests, without_log_probs
 
 from gemmule.errors import TokenizerError
 from gemmule.infer.core.request import Request
 from gemmule.infer.core.request_state import GenerationState
-from gemmule.infer.core.sampling import SamplingParams, probabilities
+from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.core.speculative import DraftModel, ModelDrafter, NgramDrafter, Speculation
 from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel

@@ -311,7 +311,7 @@ def test_ctrl_c_while_training(settings: Path, tmp_path: Path) -> None:
     assert "Traceback" not in message
     last = message.splitlines()[-1]
     assert last.startswith("gemmule: stopped after step ")
-    assert "with --resume goes on from there" in last
+    assert "with --resume continues from there" in last
     (saved,) = (out / "checkpoints").iterdir()
     assert f"step {saved.name.removeprefix('step-')} of 100000" in last
 

@@ -1,4 +1,4 @@
-"""Settings of a sweep; saved with it, so that going on means going on with the same ones."""
+"""Settings of a sweep; saved with it, so that it continues with the same ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +116,7 @@ def save_or_compare(config: SweepConfig, path: Path) -> None:
     if differences:
         raise ConfigError(
             f"{path.parent} holds a sweep with other settings: {'; '.join(differences)}. Give the "
-            "same ones to go on with it, or choose another folder with --out"
+            "same ones to continue it, or choose another folder with --out"
         )
 
 

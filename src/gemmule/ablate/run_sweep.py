@@ -47,14 +47,14 @@ COMPILE_EARNS_ITS_TIME = 3_000_000  # tokens of the whole sweep
 def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
     """Runs every cell that is not finished yet; failed ones are tried again.
 
-    A cell that fails is recorded with its reason, and the others go on.
+    A cell that fails is recorded with its reason, and the others run.
 
     Returns:
         The content of results.json.
 
     Raises:
         UserError: when the data, the teacher, a setting or the folder cannot be used at all.
-        Interrupted: when stopped; the same call goes on.
+        Interrupted: when stopped; the same call continues.
     """
     ablation = find(config.ablation)
     if find_spec("matplotlib") is None:
@@ -79,7 +79,7 @@ def _run_cells(
     out: Path,
 ) -> dict[str, Any]:
     """Runs the cells that are not finished, and writes their results together."""
-    settings = _compiled_where_it_pays(settings, plan)
+    settings = _compiled_where_it_pays(settings)
     records = [_record(cell, out) for cell in plan.cells]
     for i, cell in enumerate(plan.cells):
         if records[i]["status"] == "done":
@@ -98,7 +98,9 @@ def _run_cells(
             records[i] = {**_record(cell, out), "status": "failed", "reason": str(e)}
         else:
             records[i] = _record(cell, out)
-            console.print(f"{label}: {_said(records[i]['figures'], ablation)}", markup=False)
+            console.print(
+                f"{label}: {_summary_line(records[i]['figures'], ablation)}", markup=False
+            )
         files.write_json(out / RESULTS, combine(config, ablation, plan, records))
     results = combine(config, ablation, plan, records)
     files.write_json(out / RESULTS, results)
@@ -195,7 +197,7 @@ def _with_inputs(config: SweepConfig, dataset: Dataset) -> tuple[SweepConfig, in
 
 
 def _compiled_where_it_pays(
-    settings: Mapping[str, RunConfig], plan: SweepPlan
+    settings: Mapping[str, RunConfig],
 ) -> dict[str, RunConfig]:
     """Replaces compile = "auto" by true if the sweep as a whole is long enough.
 
@@ -220,11 +222,11 @@ def _going_on(done: str) -> Iterator[None]:
         yield
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(
-            f"stopped; {done} cells are done: the same command goes on from there"
+            f"stopped; {done} cells are done: the same command continues from there"
         ) from None
 
 
-def _said(figures: Mapping[str, Any], ablation: Ablation) -> str:
+def _summary_line(figures: Mapping[str, Any], ablation: Ablation) -> str:
     """A finished cell in a line; teachers and records have figures of their own."""
     if "identity" in figures:
         return f"{figures['targets']}, {figures['bytes_per_token']:.1f} bytes a token"

@@ -11,7 +11,7 @@ class Source(Protocol):
 
     The loop calls `next` once for each micro-batch of a step, before the step's first forward pass,
     and `state` after the step. A source that is given a state which it returned earlier continues
-    with the very batch that came next, bit for bit; that is what makes resumed runs exact.
+    with exactly the batch that came next; that is what makes resumed runs exact.
 
     A source that needs the model, for instance to sample rollouts, takes it as an argument of its
     constructor: a recipe builds the model first, and the loop trains that same object in place.

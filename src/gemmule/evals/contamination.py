@@ -5,7 +5,6 @@ are in the training text (see data/ngrams.py).
 """
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ class ContaminationReport:
         tasks: overlaps by task; empty if the training text was not available.
         data: name and fingerprint of the training text.
         megabytes: size of the text that was searched.
-        seconds: duration of the search.
     """
 
     known: bool
@@ -33,7 +31,6 @@ class ContaminationReport:
     tasks: dict[str, Overlap]
     data: dict[str, str] | None = None
     megabytes: float = 0.0
-    seconds: float = 0.0
 
     def json(self) -> dict[str, Any]:
         """The form that results keep."""
@@ -69,7 +66,6 @@ def contaminated(
     except NoTrainingData as e:
         why = f"unknown: training data not at hand: {e}"
         return ContaminationReport(False, why, {})
-    began = time.perf_counter()
     dataset = training.dataset
     index = NgramIndex(texts)
     size = 0
@@ -86,5 +82,4 @@ def contaminated(
         index.overlaps(),
         {"name": dataset.name, "fingerprint": dataset.fingerprint},
         size / 1e6,
-        time.perf_counter() - began,
     )

@@ -33,7 +33,6 @@ from gemmule.losses.chunked_head import (
     capped,
     maybe_compiled,
     raw_logits,
-    row_chunks,
     softmax,
     tiles,
 )
@@ -85,21 +84,6 @@ class Head:
     def logits(self, x_ND: Tensor) -> Tensor:
         """Soft-capped logits [..., V] of final hidden states [..., D], all at once."""
         return soft_cap(F.linear(x_ND, self.real_VD), self.cap)
-
-    def chunked_logits(
-        self, x_ND: Tensor, chunk: int | None = None
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Soft-capped logits of a chunk of tokens at a time.
-
-        Args:
-            x_ND: final hidden states.
-            chunk: tokens per chunk; None: the head's own.
-
-        Yields:
-            Which tokens, as a slice, and their logits [C, V].
-        """
-        for rows in row_chunks(len(x_ND), chunk or self.chunk, self.num_logits):
-            yield rows, self.logits(x_ND[rows])
 
     def cross_entropy(
         self,

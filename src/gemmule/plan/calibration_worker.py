@@ -2,7 +2,7 @@
 
 Run as `python -m gemmule.plan.calibration_worker SPEC`, in a process of its own so that the peak
 of memory is that of a training process and nothing else. Findings come in the order teacher,
-scratch, distill; the parent stops the process when the time is up, and goes on with what has
+scratch, distill; the parent stops the process when the time is up, and continues with what has
 arrived.
 
 Shapes: B batch, T tokens of a row.

@@ -36,7 +36,7 @@ class RunDir:
         Raises:
             OutputError: when the folder is not empty or cannot be written.
         """
-        claim(path, "add --resume to go on with the run there, or ")
+        claim(path, "add --resume to continue the run there, or ")
         config.save(RunLayout(path).config)
         return cls(path)
 

@@ -1,1 +1,1 @@
-"""Whom a student can learn from: models at hand, of whatever kind."""
+"""Teachers of every kind, and logit stores, which hold the predictions of one."""

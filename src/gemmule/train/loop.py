@@ -183,7 +183,7 @@ def _log(report: Reporter, state: TrainState, metrics: Mapping[str, float | str]
 def _stopped(run: RunDir, step: int, steps: int) -> str:
     return (
         f"stopped after step {step} of {steps}, everything is saved in {run.path}: the same "
-        "command with --resume goes on from there"
+        "command with --resume continues from there"
     )
 
 

@@ -134,7 +134,7 @@ def _manifest(config: RunConfig, recipe: Recipe, dataset: Dataset) -> dict[str, 
 
 
 def _check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Raises unless a resumed run has the very text, parents and targets it was started with."""
+    """Raises unless a resumed run has the text, parents and targets that it was started with."""
     old, new = before["data"]["fingerprint"], now["data"]["fingerprint"]
     if old != new:
         raise DataError(

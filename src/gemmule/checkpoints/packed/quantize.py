@@ -154,7 +154,7 @@ class _Work:
         )
         embedding = self.pack(EMBEDDING)
         parts = tokens_BT.split(max(1, _TOKENS // tokens_BT.shape[1]))
-        segments = [documents(part) for part in parts]
+        doc_ids = [documents(part) for part in parts]
         x = [embedding.take(part) * config.hidden_size**0.5 for part in parts]
         for i in range(config.num_hidden_layers):
             with torch.device("meta"):
@@ -163,12 +163,12 @@ class _Work:
             for stage in _STAGES:
                 hessian = None
                 if self.format == "int4":
-                    hessian = _inputs(block, stage[0], x, rope, segments)
+                    hessian = _inputs(block, stage[0], x, rope, doc_ids)
                 for name in stage:
                     matrix = self.pack(f"layers.{i}.{name}.weight", hessian)
                     linear = block.get_submodule(name)
                     linear.weight = nn.Parameter(matrix.dequantize(), requires_grad=False)
-            x = [block(y, rope, segment) for y, segment in zip(x, segments, strict=True)]
+            x = [block(y, rope, ids) for y, ids in zip(x, doc_ids, strict=True)]
         if self.head == "int4":
             norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
             filled(self.checkpoint, norm, "norm.")
@@ -194,7 +194,7 @@ def _inputs(
     name: str,
     x: Sequence[Tensor],
     rope: tuple[Tensor, Tensor],
-    segments: Sequence[Tensor],
+    doc_ids: Sequence[Tensor],
 ) -> Hessian:
     """Accumulates the inputs of the linear layer `name`."""
     linear = block.get_submodule(name)
@@ -207,9 +207,9 @@ def _inputs(
 
     hook = linear.register_forward_pre_hook(look)
     try:
-        for y, segment in zip(x, segments, strict=True):
+        for y, ids in zip(x, doc_ids, strict=True):
             try:
-                block(y, rope, segment)
+                block(y, rope, ids)
             except _Enough:
                 continue
     finally:

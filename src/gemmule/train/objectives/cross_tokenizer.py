@@ -11,10 +11,10 @@ from gemmule.model.gemma import Gemma
 from gemmule.teachers.alignment import align_batch
 from gemmule.teachers.any_tokenizer import AnyTokenizer
 from gemmule.teachers.teacher import LocalTeacher
-from gemmule.train.objective import Objective
+from gemmule.train.objectives.taught import TaughtObjective
 
 
-class CrossTokenizerDistillation(Objective):
+class CrossTokenizerDistillation(TaughtObjective):
     """Matches the teacher's likelihoods of spans of text (losses/span_likelihood.py).
 
     Args:
@@ -72,10 +72,3 @@ class CrossTokenizerDistillation(Objective):
             "span_temperature": self.span_temperature,
             "alpha": self.alpha,
         }
-
-    def prepare(self, device: str, compiled: bool) -> None:
-        """Also moves the teacher to the device, and compiles it."""
-        super().prepare(device, compiled)
-        self.teacher.to(device)
-        if compiled:
-            self.teacher.compile()

@@ -1,4 +1,4 @@
-"""Distillation from a teacher that is at hand (Gemma 2 report, section 3)."""
+"""Distillation from a teacher in memory (Gemma 2 report, section 3)."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from gemmule.losses.divergences import CROSS_ENTROPY, DistillationLoss, Divergen
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.teachers.teacher import LocalTeacher
-from gemmule.train.objective import Objective
+from gemmule.train.objectives.taught import TaughtObjective
 
 
-class Distillation(Objective):
+class Distillation(TaughtObjective):
     """Divergence from a teacher's distribution, computed with the teacher itself.
 
     Args:
@@ -99,10 +99,3 @@ class Distillation(Objective):
             "alpha": self.alpha,
             **routing,
         }
-
-    def prepare(self, device: str, compiled: bool) -> None:
-        """Also moves the teacher to the device, and compiles it."""
-        super().prepare(device, compiled)
-        self.teacher.to(device)
-        if compiled:
-            self.teacher.compile()

@@ -21,7 +21,7 @@ class StoredDistillation(Objective):
     """Divergence from the recorded part of a teacher's distribution.
 
     Args:
-        store: targets of the very sequences that the source yields.
+        store: targets of the sequences that the source yields.
         temperature: softmax temperature of both distributions; one that the stored targets can be
             brought to.
         alpha: weight of the next-token loss.
