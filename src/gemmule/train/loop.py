@@ -67,7 +67,7 @@ def train(
 
     Raises:
         TrainingError: when loss or gradient is NaN or infinite; the weights are left as they were.
-        Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     model, source, objective = recipe.model, recipe.source, recipe.objective
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
