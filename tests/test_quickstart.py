@@ -44,7 +44,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch_compile, "can_compile", lambda: True)
     patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
 
-    def plan(config: QuickstartConfig, out: Path, dataset: object) -> Budget:
+    def plan(config: QuickstartConfig, out: Path) -> Budget:
         plan = Budget(
             teacher="big", student="small", teacher_steps=12, student_steps=6,
             matmul_gflops=1.0, speed=1.0,
