@@ -315,7 +315,7 @@ while True:
 
 def test_filling_the_private_folder(box: Sandbox) -> None:
     if not box.isolation.jailed:
-        pytest.skip("has none")
+        pytest.skip("has no private folder, as its guarantee says")
     small = limited(box, scratch=1 << 20, file=600_000, files=40)
     program = """
 def write(name, size):
@@ -434,7 +434,7 @@ def box_files(box: Sandbox) -> list[str]:
 
 def test_reading(box: Sandbox, treasure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (box.isolation.jailed or box.isolation.landlocked):
-        pytest.skip("can read: so its guarantee says")
+        pytest.skip("can read files, as its guarantee says")
     monkeypatch.setenv("GEMMULE_SECRET", "SECRET-OF-THE-USER")
     program = (
         ATTEMPTS

@@ -15,7 +15,9 @@ from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.errors import ConfigError, TokenizerError
 from gemmule.evals.safety.continuations import THRESHOLD
 from gemmule.evals.safety.verdict import ToxicityVerdict
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel, load
+from gemmule.infer.runners.choose import make_batch_runner
 
 RULES = {
     "dangerous content": (
@@ -68,6 +70,8 @@ class Judge:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lm: LanguageModel = load(name)
+        # A verdict must not depend on the exchanges judged with it, nor on where a run stopped.
+        self._engine = Engine(make_batch_runner(self._lm.model), self._lm.tokenizer)
         self._yes, self._no = (self._token(word) for word in ("Yes", "No"))
         encode = self._lm.tokenizer.encode
         self._questions = {harm: encode(_PRINCIPLE + r + _QUESTION) for harm, r in RULES.items()}
@@ -113,7 +117,7 @@ class Judge:
             exchanged = [self._exchange(prompt, answer) for prompt, answer, _ in group]
             prompts = [[*e, *question] for e in exchanged for question in self._questions.values()]
             pairs = [(ids, [answer]) for ids in prompts for answer in (self._yes, self._no)]
-            scores = [score.log_probs[0] for score in self._lm.engine().score(pairs)]
+            scores = [score.log_probs[0] for score in self._engine.score(pairs)]
             violations = [
                 _probability_of_yes(y, n) for y, n in zip(scores[::2], scores[1::2], strict=True)
             ]
