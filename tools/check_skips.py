@@ -2,13 +2,13 @@
 
 The runs are JUnit reports (`pytest --junitxml`). CI runs the tests as on a bare machine and again
 with more installed; a test that is skipped in both can break unseen. What CI cannot provide is in
-ALLOWED, with the reason.
+ALLOWED. The runs are named in the order of what is installed: the last reason counts.
 """
 
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -31,11 +31,11 @@ class Test:
 
     Attributes:
         ran: whether any run did more than skip it.
-        reasons: reasons it was skipped for, as often as it was.
+        reason: reason that the last run skipped it for; None if none did.
     """
 
     ran: bool = False
-    reasons: Counter[str] = field(default_factory=Counter)
+    reason: str | None = None
 
 
 def read(paths: list[Path]) -> dict[str, Test]:
@@ -49,7 +49,7 @@ def read(paths: list[Path]) -> dict[str, Test]:
             if skipped is None:
                 test.ran = True
             elif skipped.get("type") != "pytest.xfail":
-                test.reasons[_reason(skipped)] += 1
+                test.reason = _reason(skipped)
     return tests
 
 
@@ -58,12 +58,12 @@ def never_run(tests: dict[str, Test]) -> dict[str, str]:
     ran = {name for name, test in tests.items() if test.ran}
     modules = {name.partition("[")[0].rpartition(".")[0] for name in ran}
     return {
-        name: "; ".join(test.reasons)
+        name: test.reason
         for name, test in sorted(tests.items())
-        if test.reasons
+        if test.reason is not None
         and not test.ran
         and name not in modules
-        and not all(_allowed(reason) for reason in test.reasons)
+        and not _allowed(test.reason)
     }
 
 
@@ -84,7 +84,7 @@ def main() -> int:
     if not tests:
         print("no tests in these reports")
         return 1
-    reasons = Counter(r for test in tests.values() if not test.ran for r in set(test.reasons))
+    reasons = Counter(t.reason for t in tests.values() if t.reason is not None and not t.ran)
     ran = sum(test.ran for test in tests.values())
     print(f"{ran} tests ran in at least one of {len(sys.argv) - 1} runs. Skipped in all of them:")
     for reason, count in reasons.most_common():
