@@ -260,7 +260,7 @@ def test_resuming_with_another_teacher_is_refused(
          r"needs at least [\d,.]+ GiB of memory"),
         ({"model": {"hidden_size": 10**9}}, ConfigError, r"needs at least [\d,.]+ GiB of memory"),
         ({"data": {"batch_size": 10**12}}, ConfigError, r"needs at least [\d,.]+ GiB of memory"),
-        ({"model": {"vocab_size": 500}}, ConfigError, "smaller than the tokenizer's 512 pieces"),
+        ({"model": {"vocab_size": 500}}, ConfigError, "than the tokenizer's vocabulary of 512"),
         ({"runtime": {"country": "XX"}}, ConfigError, "not a country code"),
         ({"runtime": {"device": "cuda"}}, ConfigError, "no CUDA device"),
         ({"data": {"path": "nowhere"}}, DataError, "no data folder at nowhere"),

@@ -135,7 +135,9 @@ def _claim(out: Path, plan: dict[str, Any]) -> bool:
         present = {entry.name for entry in out.iterdir()}
     if PLAN not in present:
         if {name for name in present if not name.endswith(".tmp")}:
-            raise OutputError(f"{out} holds other files: choose an empty or new folder")
+            raise OutputError(
+                f"{out} is in use (it holds other files): choose an empty or new folder"
+            )
         files.write_json(out / PLAN, plan)
         return False
     try:

@@ -289,13 +289,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"no logit store at {path}: make one with gemmule record")
     try:
         manifest = files.read_json(path / MANIFEST)
-        known = manifest["kind"] == KIND
+        if not isinstance(manifest, dict):
+            raise TypeError("not a JSON object")
     except FileNotFoundError:
         raise DataError(f"{path} is not a logit store (it has no {MANIFEST})") from None
-    except (ValueError, OSError, KeyError, TypeError) as e:
+    except (ValueError, OSError, TypeError) as e:
         raise DataError(f"{path / MANIFEST} cannot be read ({e}): record again") from None
-    if not known:
-        raise DataError(f"{path} is not a logit store: its manifest describes something else")
+    if manifest.get("kind") != KIND:
+        raise DataError(
+            f"{path} is not a logit store: its manifest describes something else; give a folder "
+            "made by gemmule record"
+        )
     if manifest.get("format") != FORMAT:
         raise DataError(
             f"{path} is a logit store of format {manifest.get('format')}, this version reads "

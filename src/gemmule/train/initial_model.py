@@ -30,7 +30,7 @@ def initial_model(config: RunConfig, dataset: Dataset) -> Gemma:
     if shape.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab_size = {shape.vocab_size} is smaller than the tokenizer's "
-            f"{tokenizer.vocab_size} pieces: leave it out, or make it at least that"
+            f"vocabulary of {tokenizer.vocab_size}: leave it out, or make it at least that"
         )
     _check_context(config, shape)
     check_memory(config, shape)
