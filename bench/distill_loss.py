@@ -6,7 +6,7 @@ fp32, forward and backward:
 - gemmule: the report's objective (cross-entropy with the teacher's distribution) in chunks,
   compiled as training compiles it; gemmule-eager: the same without a compiler;
 - plain: the same on whole logits, as gemmule.losses.plain writes it;
-- gemmule-jsd, plain-jsd, trl-jsd: the generalised Jensen-Shannon divergence, the last by TRL's
+- gemmule-jsd, plain-jsd, trl-jsd: the generalized Jensen-Shannon divergence, the last by TRL's
   function of whole logits (which are capped before);
 - liger-jsd: Liger's chunked one as it comes. It has no soft cap, so it computes something else:
   gemmule-jsd-uncapped is what to compare it with;
@@ -229,7 +229,7 @@ def products(inputs: Inputs) -> Callable[[], float]:
 
 
 def trl_jsd(settings: Mapping[str, Any]) -> Callable[[Inputs], Callable[[], float]]:
-    """TRL's generalised JSD of logits that a model's head and cap made."""
+    """TRL's generalized JSD of logits that a model's head and cap made."""
     import torch
 
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"

@@ -331,24 +331,24 @@ def _plot(report: Mapping[str, Any], path: Path) -> None:
     canvas = Figure(figsize=(8.2, 4.6), facecolor="#fffefb", layout="constrained")
     axes = canvas.subplots()
     axes.set_facecolor("#fffefb")
-    for name, colour, label in (
+    for name, color, label in (
         ("full", "#1d2226", "the teacher at hand (whole distribution)"),
         ("scratch", "#59636b", "from scratch"),
     ):
-        axes.axhline(quality[name]["loss"], color=colour, linestyle="--", linewidth=1)
+        axes.axhline(quality[name]["loss"], color=color, linestyle="--", linewidth=1)
         axes.annotate(
             label, (0, quality[name]["loss"]), xycoords=("axes fraction", "data"),
-            xytext=(6, 5 if name == "scratch" else -12), textcoords="offset points", color=colour,
+            xytext=(6, 5 if name == "scratch" else -12), textcoords="offset points", color=color,
         )  # fmt: skip
     for name, about in report["targets"].items():
-        colour, marker = ("#00756f", "o") if about["unbiased"] else ("#c2500f", "s")
+        color, marker = ("#00756f", "o") if about["unbiased"] else ("#c2500f", "s")
         row, size = quality[name], about["bytes_per_token"]
-        axes.plot([size] * len(row["losses"]), row["losses"], marker, color=colour, alpha=0.3,
+        axes.plot([size] * len(row["losses"]), row["losses"], marker, color=color, alpha=0.3,
                   markersize=4)  # fmt: skip
-        axes.plot(size, row["loss"], marker, color=colour, markersize=8)
+        axes.plot(size, row["loss"], marker, color=color, markersize=8)
         beside = {"sampled": (-6, 10), "systematic": (8, -14)}.get(name.partition("-")[0], (9, -4))
         axes.annotate(_shown(report, name), (size, row["loss"]), xytext=beside,
-                      textcoords="offset points", color=colour)  # fmt: skip
+                      textcoords="offset points", color=color)  # fmt: skip
     axes.margins(y=0.12)
     axes.set_xscale("log", base=2)
     axes.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])

@@ -194,7 +194,7 @@ def extrapolated(case: Case, way: str, base: Case, plan: Mapping[str, Any], teac
 
 def prepare(folder: Path) -> tuple[Path, Path]:
     """Python's own library as a corpus, and a teacher of a few steps: its loss does not matter."""
-    from gemmule.data.prepare import prepare as tokenise
+    from gemmule.data.prepare import prepare as tokenize
     from gemmule.data.prepare import sample_texts
     from gemmule.model.tokenizer import train_tokenizer
     from gemmule.train.config import RunConfig
@@ -202,7 +202,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
     harness.say("preparing text and a teacher")
     tokenizer = train_tokenizer(sample_texts(None), VOCAB)
-    data = tokenise(None, tokenizer, folder / "data").path
+    data = tokenize(None, tokenizer, folder / "data").path
     config = RunConfig.parse(
         {
             "steps": 5,

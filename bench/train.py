@@ -4,7 +4,7 @@ All contestants start from the same weights, read the same random ids, compute t
 is checked, and the gradient's norm with it) and step with fused AdamW behind a clipped gradient.
 gemmule gets doc_ids, as from its data source; here each row is one document, which costs the same
 as many and lets both compute the same. transformers runs with eager attention, the only one of its
-that honours Gemma 2's soft cap here, and without its key-value cache.
+that honors Gemma 2's soft cap here, and without its key-value cache.
 
 Read the figures so: `ratios` of speed are gemmule's tokens per second over the other's, ratios of
 memory are gemmule's peak over the other's; `matmul_share` is the model's floating-point work
@@ -110,7 +110,7 @@ def build(settings: Mapping[str, Any]) -> harness.Handler:
 
 
 class Step:
-    """One optimiser step on a fixed batch.
+    """One optimizer step on a fixed batch.
 
     Args:
         model: model to train.

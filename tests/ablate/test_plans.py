@@ -121,7 +121,7 @@ def test_loss(sweep: Sweep, tmp_path: Path) -> None:
     }  # fmt: skip
     assert objectives["temperature-2-seed0"]["temperature"] == 2.0
     assert objectives["alpha-0.5-seed0"]["alpha"] == 0.5
-    with pytest.raises(ConfigError, match="loss varies alpha: leave --set of it out"):
+    with pytest.raises(ConfigError, match="loss varies alpha: do not set it"):
         run(
             sweep,
             tmp_path / "other",

@@ -240,7 +240,7 @@ def test_mistakes_are_found_before_anything_is_written(
     with pytest.raises(TokenizerError, match="another tokenizer"):
         run_ablation(sweep("distilled", teacher=str(stranger)), out)
     assert not out.exists()
-    with pytest.raises(OutputError, match="no sweep"):
+    with pytest.raises(OutputError, match="something other than a sweep"):
         run_ablation(sweep("distilled"), tmp_path)
 
 

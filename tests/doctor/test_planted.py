@@ -167,7 +167,7 @@ def no_post_norms(patch: Patch) -> None:
     patch.setattr(Block, "forward", forward)
 
 
-@plant("rotary pairs", "neighbours")
+@plant("rotary pairs", "neighbors")
 def neighbouring_pairs(patch: Patch) -> None:
     def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         cos, sin = rope

@@ -67,7 +67,7 @@ def test_keys_of_a_window() -> None:
 def test_the_largest_batch_leaves_a_margin() -> None:
     assert largest_rows(lambda rows: 100.0 + 10 * rows, 1000.0) == 80
     assert largest_rows(lambda rows: 950.0 + rows, 1000.0) == 0
-    assert largest_rows(lambda rows: 0.0, 1.0, most=64) == 64
+    assert largest_rows(lambda rows: 0.0, 1.0, max_rows=64) == 64
 
 
 def test_a_large_parent_does_not_count() -> None:

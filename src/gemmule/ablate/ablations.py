@@ -72,8 +72,10 @@ CATALOGUE: Mapping[str, Ablation] = {
         "The window is a quarter of the sequence in training, then a half and a quarter of that.",
         teaches=False,
     ),
-    "loss": Ablation("which divergence from the teacher, temperature, share of the next token"),
-    "targets": Ablation("ways to store what a teacher says, by bytes a token"),
+    "loss": Ablation(
+        "which divergence from the teacher, temperature, weight of the next-token loss"
+    ),
+    "targets": Ablation("ways to store a teacher's predictions, by bytes per token"),
     "teacher": Ablation("how large a teacher", student="0.25m"),
     "induction": Ablation(
         "does the model copy what it saw before (in-context learning)", metric="induction"

@@ -172,7 +172,7 @@ def _claim(out: Path, config: SweepConfig) -> None:
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     if not (out / SWEEP).is_file() and not is_free(out):
-        raise OutputError(f"{out} holds something that is no sweep: choose another folder")
+        raise OutputError(f"{out} is in use by something other than a sweep: choose another folder")
     save_or_compare(config, out / SWEEP)
     files.remove_leftovers(out)
 

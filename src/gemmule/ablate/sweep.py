@@ -127,7 +127,7 @@ class _Planner:
         varied = VARIED.get(self.config.ablation, set()) & set(self.given.get("model", {}))
         if varied:
             keys = ", ".join(f"model.{key}" for key in sorted(varied))
-            raise ConfigError(f"{self.config.ablation} varies {keys}: leave --set of it out")
+            raise ConfigError(f"{self.config.ablation} varies {keys}: do not set it")
         make: Callable[[], SweepPlan] = getattr(self, f"plan_{self.config.ablation}")
         return make()
 
@@ -194,7 +194,7 @@ class _Planner:
         arms["alpha 0.5"] = {"alpha": 0.5}
         varied = {"loss", "temperature", "alpha"} & set(self.given_distilled)
         if varied:
-            raise ConfigError(f"loss varies {', '.join(sorted(varied))}: leave --set of it out")
+            raise ConfigError(f"loss varies {', '.join(sorted(varied))}: do not set it")
         base, teacher = self._base(self.student), self._teacher()
         for seed in range(self.config.seeds):
             for arm, settings in arms.items():
@@ -215,7 +215,7 @@ class _Planner:
     def plan_routing(self) -> SweepPlan:
         """Trains the tokens with the highest teacher entropy on the text, in growing numbers."""
         if "route_above" in self.given_distilled:
-            raise ConfigError("routing varies route_above: leave --set of it out")
+            raise ConfigError("routing varies route_above: do not set it")
         teacher = self._teacher()
         settings = {**teacher.settings, "seq_len": self._common()["seq_len"]}
         probe = self._add(
@@ -343,7 +343,7 @@ class _Planner:
         if loss not in SPARSE_KINDS or "route_above" in self.given_distilled:
             what = "route_above" if loss in SPARSE_KINDS else f"loss = {loss}"
             raise ConfigError(
-                f"a recorded teacher cannot be learnt from with {what}: leave it out, or add "
+                f"a recorded teacher cannot be learned from with {what}: leave it out, or add "
                 "--online, with which the teacher itself is used (targets is about records)"
             )
         tokens = self.config.seeds * self.config.tokens

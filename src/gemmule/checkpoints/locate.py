@@ -62,7 +62,7 @@ def locate(path: str | Path) -> Located:
         return _file(path)
     if _HUB_ID.fullmatch(text) and not path.parent.is_dir():
         return _on_hub(text)
-    raise CheckpointError(f"nothing at {path}{_neighbours(path)}; {_EXPECTED}")
+    raise CheckpointError(f"nothing at {path}{_neighbors(path)}; {_EXPECTED}")
 
 
 def _within(folder: Path) -> Located:
@@ -121,7 +121,7 @@ def _file(path: Path) -> Located:
     raise CheckpointError(f"{path} is not a kind of file that can be loaded; {_EXPECTED}")
 
 
-def _neighbours(path: Path) -> str:
+def _neighbors(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     names = sorted(p.name for p in path.parent.iterdir() if p.is_dir())

@@ -106,9 +106,9 @@ def known_bugs(config: GemmaConfig) -> tuple[Bug, ...]:
             Variant(post_norms=False),
         ),
         Bug(
-            "rotary pairs", "rotary pairs are neighbours (2i, 2i + 1)",
+            "rotary pairs", "rotary pairs are neighbors (2i, 2i + 1)",
             "rotate i with i + head_dim/2, or permute the rows of q_proj and k_proj",
-            Variant(pairs="neighbours"),
+            Variant(pairs="neighbors"),
         ),
         Bug(
             "rotary positions", "positions are rounded to bfloat16",

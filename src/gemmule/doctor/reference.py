@@ -36,7 +36,7 @@ class Variant:
         norm_offset: norms multiply by norm_offset + w.
         post_norms: if False, the norms after attention and MLP are missing.
         position_dtype: dtype that positions are rounded to before the angles are computed.
-        pairs: "halves" (i, i + H/2) or "neighbours" (2i, 2i + 1) rotate together.
+        pairs: "halves" (i, i + H/2) or "neighbors" (2i, 2i + 1) rotate together.
         grouping: "blocks" (query head n reads kv head n // G) or "modulo" (n % K).
         embedding_scale: "rounded" to the activations' dtype, "exact" or "off".
     """
@@ -259,7 +259,7 @@ def _angles(
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, v: Variant, n: Numerics) -> Tensor:
-    if v.pairs == "neighbours":
+    if v.pairs == "neighbors":
         a, b = x[..., 0::2], x[..., 1::2]
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
     else:

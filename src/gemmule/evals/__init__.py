@@ -1,1 +1,1 @@
-"""What a model can do, how safe it is, and what it remembers: benchmarks, safety, memorisation."""
+"""What a model can do, how safe it is, and what it remembers: benchmarks, safety, memorization."""

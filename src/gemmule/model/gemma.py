@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Normalises the last dimension."""
+        """Normalizes the last dimension."""
         x = x_BTD.float()
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return (x * (1.0 + self.weight.float())).type_as(x_BTD)

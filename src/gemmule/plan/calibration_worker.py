@@ -57,7 +57,7 @@ class RandomSource:
         self.batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), doc_ids)
 
     def next(self) -> Batch:
-        """The same batch each time: what ids are costs nothing."""
+        """The same batch each time: the time of a step does not depend on the ids."""
         return self.batch
 
     def state(self) -> dict[str, Any]:

@@ -57,18 +57,18 @@ def predict_peak(measured: float, at: StepShape, wanted: StepShape) -> float:
     return measured + counted_bytes(wanted) - counted_bytes(at)
 
 
-def largest_rows(peak: Callable[[int], float], memory: float, most: int = 2**20) -> int:
+def largest_rows(peak: Callable[[int], float], memory: float, max_rows: int = 2**20) -> int:
     """The largest micro-batch whose predicted peak leaves MARGIN of the memory free.
 
     Args:
         peak: bytes for a number of sequences; grows with it.
-        memory: bytes there are.
-        most: where to stop looking.
+        memory: bytes available.
+        max_rows: where the search stops.
 
     Returns:
         0 when not even one fits.
     """
-    low, high = 0, most
+    low, high = 0, max_rows
     while low < high:
         middle = (low + high + 1) // 2
         if peak(middle) <= (1 - MARGIN) * memory:

@@ -31,7 +31,7 @@ class PlanRequest(Config):
         teacher_tokens: training tokens of a preset's teacher; None: 20 per parameter.
         students: number of students that share one recorded teacher.
         runs: folders of finished runs, to which the scaling law is fitted.
-        settings: settings of the run, as in `gemmule train --set`: "batch_size=16".
+        settings: settings of the run, as in `gemmule train --set`: "data.batch_size=16".
         calibration_seconds: maximum duration of the measurements.
     """
 

@@ -59,7 +59,7 @@ class Driver:
             self.engine.cancel(number)
         while self.engine.busy:
             self.engine.step()
-        self.engine.step()  # their last events
+        self.engine.step()  # their last outputs
         self._open = []
 
     def decode(self, sequences: int, context: int, steps: int) -> list[float]:

@@ -474,8 +474,8 @@ def _notes(training: TrainingData, settings: Settings, passages: Sequence[Passag
         )
     if any(fact["source"] == UNKNOWN for fact in train.facts):
         notes.append(
-            "which file a document came from is not recorded: the data folder is of an earlier "
-            "version; made again with gemmule data, it says so"
+            "the data folder is of an earlier version, which did not record the file that each "
+            "document came from: make it again with gemmule data to have sources"
         )
     notes += [p.why_none for p in passages if p.why_none]
     return notes
