@@ -62,3 +62,9 @@ def test_a_package_without_tests_would_be_noticed(tmp_path: Path) -> None:
     assert users("gemmule.train", tmp_path) == users("gemmule.data", tmp_path) == ["test_x.py"]
     assert users("gemmule.train.loop", tmp_path) == ["test_x.py"]
     assert users("gemmule.trainer", tmp_path) == users("gemmule.plan", tmp_path) == []
+
+
+def test_names_of_test_files_differ() -> None:
+    """Without packages in tests/, pytest cannot import two files of one name."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
