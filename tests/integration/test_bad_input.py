@@ -85,8 +85,6 @@ def test_unusable_text(
     verb: str, name: str, message: str, corpora: Path, tokenizer: Path, text_folder: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    import re
-
     out, source = tmp_path / "out", corpora / name
     command = {
         "data": ["data", source, "--tokenizer", tokenizer, "--out", out],
@@ -94,8 +92,8 @@ def test_unusable_text(
         "quickstart": ["quickstart", "--data", source, "--out", out, "--minutes", "0.01"],
     }[verb]
     assert re.search(message, refused(*command))
-    # The folder is still free, so that the mended command works as it stands.
-    assert not out.exists() or not any(out.iterdir())
+    # Nothing is left, so that the mended command works as it stands.
+    assert not out.exists()
 
 
 def test_a_bad_file_among_good_ones_is_left_out(
@@ -169,7 +167,7 @@ def test_places_in_use(settings: Path, tokenizer: Path, text_folder: Path, tmp_p
         ["tokenizer", "train", text_folder, "--out", used, "--vocab-size", 512],
     ]
     for command in commands:
-        assert re.search("in use|holds other files", refused(*command))
+        assert "in use" in refused(*command)
         assert [p.name for p in used.iterdir()] == ["thesis.tex"]
         below = [used / "thesis.tex" / "x" if a is used else a for a in command]
         assert "cannot write to" in refused(*below)

@@ -27,9 +27,11 @@ def tokenizer_train(
     from gemmule.console import console
     from gemmule.data.prepare import sample_texts
     from gemmule.model.tokenizer import train_tokenizer
+    from gemmule.runs.lock import locked
     from gemmule.runs.run_dir import claim
 
-    claim(out)
-    trained = train_tokenizer(sample_texts(source, field=field), vocab_size)
-    trained.save(out)
+    with locked(out):
+        claim(out)
+        trained = train_tokenizer(sample_texts(source, field=field), vocab_size)
+        trained.save(out)
     console.print(f"{trained.vocab_size:,} tokens in {out}")

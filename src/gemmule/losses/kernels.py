@@ -44,10 +44,10 @@ def distillation_kernel(
     """Log-sum-exp at temperature 1 and soft loss, [C] each; the gradient lacks its label term."""
     logits, slope = capped(raw_CV, cap)
     teacher_logits, _ = capped(teacher_raw_CV, teacher_cap)
-    centred = kind != "cross_entropy"
-    student, log_z_C1 = _distribution(logits / temperature, cap and cap / temperature, centred)
+    centered = kind != "cross_entropy"
+    student, log_z_C1 = _distribution(logits / temperature, cap and cap / temperature, centered)
     teacher, _ = _distribution(
-        teacher_logits / temperature, teacher_cap and teacher_cap / temperature, centred
+        teacher_logits / temperature, teacher_cap and teacher_cap / temperature, centered
     )
     soft_C, soft_grad_CV = divergence_and_gradient(kind, mix, student, teacher)
     # The factor T^2 keeps the gradient's scale (Hinton et al., arXiv 1503.02531); one T
@@ -64,13 +64,13 @@ def distillation_kernel(
 
 
 def _distribution(
-    logits_CV: Tensor, bound: float | None, centred: bool
+    logits_CV: Tensor, bound: float | None, centered: bool
 ) -> tuple[Distribution, Tensor]:
     """The softmax, and the log-sum-exp [C, 1] of the logits as given.
 
-    When `centred`, the largest logit is subtracted first: log-probabilities near 0 stay accurate.
+    When `centered`, the largest logit is subtracted first: log-probabilities near 0 stay accurate.
     """
-    if not centred:
+    if not centered:
         p_CV, log_z_C1 = softmax(logits_CV, bound)
         return Distribution(logits_CV, log_z_C1, p_CV), log_z_C1
     top_C1 = logits_CV.amax(-1, keepdim=True)

@@ -1,7 +1,7 @@
 """The processes of one run, built on torch.distributed.
 
     with World.from_env() as world:              # SOLO unless torchrun started this process
-        totals = world.sum([loss, targets])      # the same float64 sums on every rank
+        totals = world.sum([loss, labels])       # the same float64 sums on every rank
         if world.first: write()
         world.barrier()
 

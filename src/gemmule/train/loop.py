@@ -34,7 +34,7 @@ class TrainState:
         step: finished optimizer steps.
         tokens: tokens of all batches so far.
         seconds: time spent in steps, without evaluation.
-        loader: position of the source, one for all ranks.
+        loader: position of the source, one for all ranks; the name is that of saved states.
         carbon: content of carbon.json.
     """
 

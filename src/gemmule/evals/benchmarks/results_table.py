@@ -25,6 +25,8 @@ def listing(as_json: bool) -> None:
         print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
     else:
         table(names, rows)
+        for suite in suites.SUITES.values():
+            console.print(f"--suite {suite.name}: {suite.about}", markup=False)
 
 
 def _has(suite: suites.Suite, name: str) -> bool:
