@@ -16,6 +16,7 @@ from gemmule.data.dataset import Dataset, token_type
 from gemmule.data.prepare import prepare, sample_texts
 from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import train_tokenizer
+from gemmule.runs.lock import locked
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,18 @@ def test_a_finished_folder_is_returned_and_nothing_is_written(prepared, corpus_f
     again = prepare(corpus_folder, tokenizer, prepared.path, licence="CC0-1.0")
     assert again.fingerprint == prepared.fingerprint
     assert {path: path.stat().st_mtime_ns for path in prepared.path.rglob("*")} == before
+
+
+def test_a_folder_that_is_being_written_is_refused(prepared, corpus_folder, tokenizer, tmp_path):
+    out = tmp_path / "data"
+    with locked(out), pytest.raises(OutputError, match="is being written by process"):
+        prepare(corpus_folder, tokenizer, out, licence="CC0-1.0")
+    assert not out.exists()
+    out.mkdir()
+    (out / ".lock").touch()  # left by a process that was killed
+    prepare(corpus_folder, tokenizer, out, licence="CC0-1.0")
+    assert content(out) == content(prepared.path)
+    assert not (out / ".lock").exists()
 
 
 def test_a_folder_in_use_is_refused(prepared, corpus_folder, tokenizer, tmp_path):

@@ -16,6 +16,7 @@ from gemmule.data.shards import ShardJob, make_shard
 from gemmule.data.sources import Document, find_source
 from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runs.lock import is_lock, locked
 from gemmule.runtime import host
 
 PLAN = "plan.json"
@@ -56,7 +57,8 @@ def prepare(
 
     Raises:
         DataError: when the source cannot be used as given.
-        OutputError: when `out` cannot be written, or holds something else.
+        OutputError: when `out` cannot be written, holds something else, or is being written by
+            another process.
     """
     out = Path(out)
     if workers is not None and workers < 1:
@@ -72,20 +74,22 @@ def prepare(
         "licence": corpus.source.licence,
         "shard_bytes": _shard_bytes(corpus),
     }
-    if _claim(out, plan):
+    if (out / MANIFEST).is_file() and _claim(out, plan):  # complete: nothing is written
         return Dataset.open(out, tokenizer)
-    tokenizer.save(out / "tokenizer")
-    for unfinished in out.rglob(".*.tmp"):  # left by a run that was killed
-        unfinished.unlink()
-    entries = _make_shards(
-        corpus,
-        tokenizer,
-        out,
-        shard_bytes=plan["shard_bytes"],
-        workers=workers or host.usable_cores(),
-        progress=progress,
-    )
-    files.write_json(out / MANIFEST, _manifest(corpus, tokenizer, plan, entries))
+    with locked(out):
+        if not _claim(out, plan):
+            tokenizer.save(out / "tokenizer")
+            for unfinished in out.rglob(".*.tmp"):  # left by a run that was killed
+                unfinished.unlink()
+            entries = _make_shards(
+                corpus,
+                tokenizer,
+                out,
+                shard_bytes=plan["shard_bytes"],
+                workers=workers or host.usable_cores(),
+                progress=progress,
+            )
+            files.write_json(out / MANIFEST, _manifest(corpus, tokenizer, plan, entries))
     return Dataset.open(out, tokenizer)
 
 
@@ -132,7 +136,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> bool:
     """Claims `out` for this plan; True if it already holds the complete result of the same plan."""
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        present = {entry.name for entry in out.iterdir()}
+        present = {entry.name for entry in out.iterdir() if not is_lock(entry)}
     if PLAN not in present:
         if {name for name in present if not name.endswith(".tmp")}:
             raise OutputError(
