@@ -98,24 +98,24 @@ def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: b
             bar.update(min(done, 12 + 2 * layers), label)
 
         tick("stressed weights")
-        near = local_checks.stressed_subject(model, config, torch.float32)
+        near = local_checks.stressed_model(model, config, torch.float32)
         suspects = near.probe.causes or ()
-        subjects = [near]
+        tested = [near]
         for dtype in dict.fromkeys((torch.float32, model.dtype)):
             for start in (0, stress.FAR):
                 if dtype != torch.float32 or start:
-                    subjects.append(
-                        local_checks.stressed_subject(model, config, dtype, start, suspects)
+                    tested.append(
+                        local_checks.stressed_model(model, config, dtype, start, suspects)
                     )
         tick("own weights")
-        own = _own_subject(model, text, lm, weights, suspects, tick)
-        subjects.append(own)
+        own = _own_model(model, text, lm, weights, suspects, tick)
+        tested.append(own)
         loud = local_checks.loud_logits(model, config, model.dtype)
-        finite = local_checks.finite_row(subjects, loud)
+        finite = local_checks.finite_row(tested, loud)
         tick("logits")
         tied = local_checks.tied_row(near, model)
-        logits = logit_rows([s.probe for s in subjects], tied.result == FAIL)
-        near_ones = [s for s in subjects if "positions" not in s.name]
+        logits = logit_rows([s.probe for s in tested], tied.result == FAIL)
+        near_ones = [s for s in tested if "positions" not in s.name]
         invariances = local_checks.invariance_rows(near_ones, tick)
         tick("text")
         return [
@@ -128,7 +128,7 @@ def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: b
         ]  # fmt: skip
 
 
-def _own_subject(
+def _own_model(
     model: LocalModel,
     text: Text,
     lm: LanguageModel,
@@ -144,7 +144,7 @@ def _own_subject(
     stored = weights["embed_tokens.weight"].dtype
     if torch.promote_types(stored, model.dtype) != model.dtype:  # the model has rounded them
         weights = {name: w.to(model.dtype) for name, w in weights.items()}
-    return local_checks.subject(
+    return local_checks.tested_model(
         "your weights",
         model,
         weights,

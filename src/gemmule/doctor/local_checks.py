@@ -54,7 +54,7 @@ class Prompt:
     start: int = 0
 
 
-def subject(
+def tested_model(
     name: str,
     model: LocalModel,
     weights: Mapping[str, Tensor],
@@ -97,7 +97,7 @@ def subject(
     return TestedModel(name, model, weights, config, ids, got, probe, stressed)
 
 
-def stressed_subject(
+def stressed_model(
     model: LocalModel,
     config: GemmaConfig,
     dtype: torch.dtype,
@@ -112,26 +112,26 @@ def stressed_subject(
         name = f"{name}, positions from {start}"
     prompt = Prompt(stress.stressed_ids(small), start)
     sibling = model.sibling(small, weights)
-    return subject(name, sibling, weights, small, prompt, suspects=suspects)
+    return tested_model(name, sibling, weights, small, prompt, suspects=suspects)
 
 
-def restless_subject(s: TestedModel) -> TestedModel:
+def restless_model(s: TestedModel) -> TestedModel:
     """The same shape with weights that make the next token depend on the whole context."""
     weights = stress.restless(s.weights)
     model = s.model.sibling(s.config, weights)
-    return subject(
+    return tested_model(
         f"restless {s.name}", model, weights, s.config, Prompt(s.ids), suspects=s.probe.causes or ()
     )
 
 
-def finite_row(subjects: Sequence[TestedModel], loud: Tensor) -> Check:
+def finite_row(tested: Sequence[TestedModel], loud: Tensor) -> Check:
     """No NaN and no Inf.
 
     Args:
-        subjects: models whose logits are checked.
+        tested: models whose logits are checked.
         loud: logits of a model whose activations are as large as Gemma 2's, in its dtype.
     """
-    parts = {s.name: s.logits for s in subjects} | {"activations above 65504": loud}
+    parts = {s.name: s.logits for s in tested} | {"activations above 65504": loud}
     bad = {name: int((~x.isfinite()).sum()) for name, x in parts.items()}
     wrong = {name: n for name, n in bad.items() if n}
     total = sum(x.numel() for x in parts.values())
@@ -299,16 +299,16 @@ def generation_finding(s: TestedModel) -> Finding:
     return Finding(s.name, error, 4 * s.probe.own_tolerance, effect)
 
 
-def invariance_rows(subjects: Sequence[TestedModel], tick: Callable[[str], None]) -> list[Check]:
+def invariance_rows(tested: Sequence[TestedModel], tick: Callable[[str], None]) -> list[Check]:
     """Padding, batches, cache and generation.
 
     Args:
-        subjects: the most sensitive first.
+        tested: models, the most sensitive first.
         tick: called with the name of the next stage.
     """
-    light = [s for s in subjects if s.config.parameters <= _LIGHT_PARAMETERS]
+    light = [s for s in tested if s.config.parameters <= _LIGHT_PARAMETERS]
     rows = []
-    for side, chosen in (("left", subjects), ("right", light)):
+    for side, chosen in (("left", tested), ("right", light)):
         tick(f"{side} padding")
         rows.append(
             property_row(
@@ -330,7 +330,7 @@ def invariance_rows(subjects: Sequence[TestedModel], tick: Callable[[str], None]
     tick("cache")
     within: list[Finding] = []
     beyond: list[Finding] = []
-    for s in subjects:
+    for s in tested:
         filling, full = decode_findings(s)
         within += filling
         beyond += full
@@ -353,11 +353,11 @@ def invariance_rows(subjects: Sequence[TestedModel], tick: Callable[[str], None]
     tick("generation")
     generation = property_row(
         "batched generation",
-        [generation_finding(restless_subject(subjects[0]))],
+        [generation_finding(restless_model(tested[0]))],
         "greedy generation takes each row's most likely tokens",
         "generation for a batch of prompts takes tokens that are not the most likely: check "
         "padding and positions during decoding",
     )
     rows.append(unless(generation, [row.check for row in rows if row.result == FAIL]))
-    leaking = [bug.check for s in subjects for bug in s.probe.causes or () if bug.leaks]
+    leaking = [bug.check for s in tested for bug in s.probe.causes or () if bug.leaks]
     return [unless(row, leaking) for row in rows]

@@ -1,7 +1,7 @@
 """The child process of a calibration: steps of the real loop, one line of JSON per measurement.
 
 Run as `python -m gemmule.plan.calibration_worker SPEC`, in a process of its own so that the peak
-of memory is that of a training process and nothing else. Findings come in the order teacher,
+of memory is that of a training process and nothing else. Results come in the order teacher,
 scratch, distill; the parent stops the process when the time is up, and continues with what has
 arrived.
 
@@ -119,28 +119,28 @@ def next_token_loss(model: Gemma, batch: Batch, compiled: bool) -> torch.Tensor:
     )
 
 
-def measure_steps(subject: MeasuredTraining, model: Gemma, objective: Objective) -> dict[str, Any]:
+def measure_steps(training: MeasuredTraining, model: Gemma, objective: Objective) -> dict[str, Any]:
     """Times the training loop on `model`: a step that compiles, then steady steps."""
     evaluation, evaluated = [0.0], [1]
-    data = subject.config.data
-    objective.prepare("cpu", bool(subject.config.runtime.compile))
+    data = training.config.data
+    objective.prepare("cpu", bool(training.config.runtime.compile))
 
     def validate(_: int) -> dict[str, float]:
         began = time.perf_counter()
-        evaluated.append(subject.validate(model))
+        evaluated.append(training.validate(model))
         evaluation.append(time.perf_counter() - began)
         return {"tokens": float(evaluated[-1])}
 
     def loop(steps: int) -> tuple[list[float], float, dict[str, Any]]:
         """Each step's seconds, those of all else but evaluation, and what the meter said."""
         settings = {"steps": steps, "log_every": 1}
-        config = subject.config.model_copy(update=settings)
+        config = training.config.model_copy(update=settings)
         with tempfile.TemporaryDirectory() as folder:
             run = RunDir.create(Path(folder) / "run", config)
             began = time.perf_counter()
             probe = Probe("validation", steps, validate, label="split")
             recipe = Recipe(
-                model, subject.source(), objective, [probe], dict,
+                model, training.source(), objective, [probe], dict,
                 tokens_per_step=data.tokens_per_step,
             )  # fmt: skip
             state = train(run, config, recipe, "calibrating", recipe.probes)
@@ -261,8 +261,8 @@ def main(spec: Mapping[str, Any]) -> None:
         model = random_model(GemmaConfig.parse(values))
         if config.runtime.compile:
             torch_compile.compile_blocks(model.layers)
-        subject = MeasuredTraining(model.config, config, dataset)
-        measurement = measure_steps(subject, model, NextToken())
+        training = MeasuredTraining(model.config, config, dataset)
+        measurement = measure_steps(training, model, NextToken())
         tell(f"scratch-{i}", measurement)
     teacher = None
     for i, values in enumerate(spec["teacher"]):
@@ -277,8 +277,8 @@ def main(spec: Mapping[str, Any]) -> None:
         if distill.runtime.compile and not config.runtime.compile:
             torch_compile.compile_blocks(model.layers)
         objective = Distillation(teacher, 1.0, 0.0)
-        subject = MeasuredTraining(model.config, distill, dataset)
-        tell("distill-0", measure_steps(subject, model, objective))
+        training = MeasuredTraining(model.config, distill, dataset)
+        tell("distill-0", measure_steps(training, model, objective))
 
 
 def open_teacher(
