@@ -134,7 +134,7 @@ def no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object) -> None:
         raise RuntimeError("left out by the test")
 
-    monkeypatch.setattr("gemmule.runs.carbon._start_tracker", start)
+    monkeypatch.setattr("gemmule.runs.carbon.start_tracker", start)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def run(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run, whose data is at hand."""
     out = tmp_path_factory.mktemp("quantize") / "run"
     patch = pytest.MonkeyPatch()
-    patch.setattr("gemmule.runs.carbon._start_tracker", _no_meter)
+    patch.setattr("gemmule.runs.carbon.start_tracker", _no_meter)
     run_training(RunConfig.parse(tiny(steps=4)), out)
     patch.undo()
     return out

@@ -42,7 +42,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(host, "usable_cores", lambda: 1)
     patch.setattr(device, "fastest_dtype", lambda device: "float32")
     patch.setattr(torch_compile, "can_compile", lambda: True)
-    patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
+    patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
 
     def plan(config: QuickstartConfig, out: Path) -> Budget:
         plan = Budget(

@@ -54,7 +54,7 @@ def test_a_sweep_with_a_failure(
     done = ablate(*command)
     assert done.exit_code == 1
     monkeypatch.undo()
-    monkeypatch.setattr("gemmule.runs.carbon._start_tracker", _fail)
+    monkeypatch.setattr("gemmule.runs.carbon.start_tracker", _fail)
     done = ablate(*command, "--json")
     assert done.exit_code == 0, done.output
     results = json.loads(done.stdout)

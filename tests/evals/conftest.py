@@ -32,6 +32,6 @@ def by_heart(
         optimizer={"learning_rate": 0.03},
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
+        patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
         run_training(RunConfig.parse(settings), out)
     return out

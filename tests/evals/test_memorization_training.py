@@ -36,7 +36,7 @@ def train(settings: dict[str, Any], out: Path, **more: Any) -> None:
 def followed(tiny: Configs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("followed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
+        patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
         train(tiny(evaluation={"memorization": FOLLOWED}), out)
     return out
 

@@ -157,7 +157,7 @@ def child(request: dict[str, Any]) -> int:
 
 def serve() -> None:
     torch.set_num_threads(1)
-    gemmule.runs.carbon._start_tracker = no_tracker
+    gemmule.runs.carbon.start_tracker = no_tracker
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

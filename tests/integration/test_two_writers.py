@@ -36,7 +36,7 @@ import sys
 import gemmule.runs.carbon
 def no_tracker(*_):
     raise RuntimeError("left out by the test")
-gemmule.runs.carbon._start_tracker = no_tracker
+gemmule.runs.carbon.start_tracker = no_tracker
 from gemmule.cli import main
 main(sys.argv[1:])
 """

@@ -120,7 +120,7 @@ def test_a_codecarbon_that_breaks_costs_only_the_figures(monkeypatch):
     def broken(grid, folder):
         raise RuntimeError("no such counter")
 
-    monkeypatch.setattr(carbon, "_start_tracker", broken)
+    monkeypatch.setattr(carbon, "start_tracker", broken)
     with EnergyMeter() as meter:
         end = meter.stop()
     assert end.energy_wh is None
@@ -140,7 +140,7 @@ class FakeTracker:
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(carbon, "_start_tracker", lambda grid, folder: FakeTracker())
+    monkeypatch.setattr(carbon, "start_tracker", lambda grid, folder: FakeTracker())
     monkeypatch.setattr(carbon, "_describe", lambda tracker: {"cpu": "measured by a fake"})
 
 

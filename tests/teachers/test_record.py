@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("no_meter")
 def teacher(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
+        patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
         run_training(RunConfig.parse(tiny(steps=8, seed=5)), out)
     return out
 

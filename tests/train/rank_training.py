@@ -59,7 +59,7 @@ def checksum(model: Gemma) -> str:
 
 
 def main(settings: str, folder: Path) -> None:
-    gemmule.runs.carbon._start_tracker = lambda *_: 1 / 0  # type: ignore[assignment,return-value]
+    gemmule.runs.carbon.start_tracker = lambda *_: 1 / 0  # type: ignore[assignment,return-value]
     config = RunConfig.parse(json.loads(settings))
     with World.from_env("cpu", timeout=60) as world:
         for name in ("whole", "stopped"):

@@ -33,7 +33,7 @@ def parents(
     """A teacher, one with another tokenizer, and a record of the first."""
     folder = tmp_path_factory.mktemp("parents")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
+        patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
         run_training(RunConfig.parse(tiny(steps=8, seed=5)), folder / "teacher")
         data = {"path": str(prepare(text_folder, other_pieces, folder / "data").path)}
         run_training(RunConfig.parse(tiny(steps=8, seed=5, data=data)), folder / "foreign")

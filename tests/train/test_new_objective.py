@@ -91,7 +91,7 @@ def weights(run: Path) -> bytes:
 def unbroken(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("toy") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemmule.runs.carbon._start_tracker", lambda *_: 1 / 0)
+        patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
         run_training(RunConfig.parse(tiny(objective={"kind": "repeat", "ids": 4})), out)
     return out
 

@@ -117,7 +117,7 @@ class EnergyMeter:
                 if sys.platform != "linux":  # powermetrics and Power Gadget log into a folder
                     self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
                 folder = self._folder.name if self._folder else tempfile.gettempdir()
-                self._tracker = _start_tracker(self._grid, folder)
+                self._tracker = start_tracker(self._grid, folder)
             self._how = _describe(self._tracker)
             self._tool = f"codecarbon {importlib.metadata.version('codecarbon')}"
         except Exception as e:  # a run goes on without a meter
@@ -288,11 +288,16 @@ class _Ticker:
         self._thread = None
 
 
-def _start_tracker(grid: float | None, folder: str) -> Any:
+def start_tracker(grid: float | None, folder: str) -> Any:
     """A running codecarbon tracker that stays silent, offline and without files.
 
     Settings of the machine that a user gave codecarbon (CPU or memory power, PUE) are kept;
-    everything that would write, lock, log or reach out is set here and wins.
+    everything that would write, lock, log or reach out is set here and wins. The one place where
+    an EnergyMeter meets codecarbon: a test that needs no meter, or a fake one, replaces it.
+
+    Args:
+        grid: carbon intensity of electricity, gCO2e per kWh; None: unknown.
+        folder: where codecarbon may keep temporary files.
     """
     import codecarbon
 
