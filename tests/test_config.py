@@ -101,6 +101,14 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         RunConfig.load(tmp_path / "latin.toml")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_settings_saved_by_an_editor_of_windows(encoding: str, tmp_path: Path) -> None:
+    text = 'steps = 3\r\n[model]\r\npreset = "1m"\r\n[data]\r\npath = "café"\r\n'
+    (tmp_path / "a.toml").write_bytes(text.encode(encoding))
+    config = RunConfig.load(tmp_path / "a.toml")
+    assert (config.steps, str(config.data.path)) == (3, "café")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

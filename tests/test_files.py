@@ -1,5 +1,6 @@
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,52 @@ def test_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert files.read_json(tmp_path / "a.json") == value
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_text_is_read_in_the_encoding_that_an_editor_saved_it_in(
+    encoding: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_bytes('{"name":\r\n"naïve 🌱"}\r\n'.encode(encoding))
+    assert files.read_text(tmp_path / "a.json") == '{"name":\n"naïve 🌱"}\n'
+    assert files.read_json(tmp_path / "a.json") == {"name": "naïve 🌱"}
+    (tmp_path / "a.toml").write_bytes('name = "naïve 🌱"\r\nn = 1\r\n'.encode(encoding))
+    assert files.read_toml(tmp_path / "a.toml") == {"name": "naïve 🌱", "n": 1}
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_toml])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'x = 1\ny = "caf\xe9"', "line 2 is not UTF-8 text: save the file as UTF-8"),
+        (b"\xff\xfe{", "line 1 is not UTF-16 text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
+        (b"x = " + b"[" * 20_000, r"nested too deeply|line 1 column 1"),
+    ],
+)
+def test_text_that_cannot_be_read_says_why(
+    read: Callable[[Path], object], content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "a")
+
+
+def test_json_that_is_cut_or_deep(tmp_path: Path) -> None:
+    for content, message in (("", "the file is empty"), ("[" * 200_000, "nested too deeply")):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            files.read_json(tmp_path / "a.json")
+
+
+def test_a_git_lfs_pointer_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 130\n"
+    for name, content in (("pointer", pointer), ("model", "version 2"), ("empty", "")):
+        (tmp_path / name).write_text(content)
+        assert files.is_lfs_pointer(tmp_path / name) == (name == "pointer")
 
 
 def test_leftovers(tmp_path: Path) -> None:

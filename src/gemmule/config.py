@@ -56,10 +56,10 @@ class Config(pydantic.BaseModel):
         values: dict[str, Any] = {}
         if path is not None:
             try:
-                values = tomllib.loads(path.read_text(encoding="utf-8"))
+                values = files.read_toml(path)
             except FileNotFoundError:
                 raise ConfigError(f"no config file at {path}") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+            except (ValueError, OSError) as e:
                 raise ConfigError(f"{path} is not a readable TOML file: {e}") from None
         values = assign(cls.upgrade(values), overrides)
         return cls.parse(values, source=str(path) if path else "config")

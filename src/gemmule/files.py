@@ -1,16 +1,20 @@
-"""Writing files so that nothing is lost: temp file, fsync, rename."""
+"""Files: written so that nothing is lost (temp file, fsync, rename), read as people save them."""
 
 import errno
 import hashlib
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gemmule.errors import OutputError
+
+# What an error says about a file for which is_lfs_pointer holds.
+LFS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull where it was cloned"
 
 _LEFTOVER = ".*.[0-9]*.tmp"
 
@@ -131,9 +135,68 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that people edit, in whichever Unicode encoding their editor saved it.
+
+    UTF-8 is the rule. A byte order mark is dropped, and UTF-16 and UTF-32 are told by their mark,
+    or by the NUL bytes around the ASCII characters that JSON and TOML begin with. Line ends come
+    as single line feeds.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is in another encoding, or stands for a file that Git LFS keeps.
+    """
+    data = path.read_bytes()
+    if _begins_as_lfs_pointer(data):
+        raise ValueError(LFS_POINTER)
+    encoding = json.detect_encoding(data)
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        name = encoding.removesuffix("-sig").upper()
+        raise ValueError(f"line {line} is not {name} text: save the file as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads a JSON file; the encoding is told as by `read_text`.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is not JSON, or nested too deeply.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise ValueError("the file is empty")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file; the encoding is told as by `read_text`.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is not TOML, or nested too deeply.
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is the note that Git LFS leaves in place of a file that was not downloaded."""
+    with path.open("rb") as f:
+        return _begins_as_lfs_pointer(f.read(64))
+
+
+def _begins_as_lfs_pointer(data: bytes) -> bool:
+    return data.startswith((b"version https://git-lfs.github.com/", b"version https://hawser."))
 
 
 def sha256_file(path: Path) -> str:

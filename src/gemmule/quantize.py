@@ -225,8 +225,8 @@ def _of_split(split: Split, data: Dataset, count: int, source: Checkpoint) -> _T
 def _of_file(path: Path, count: int, source: Checkpoint) -> _Text:
     """Rows spread evenly over one text, each starting like a document."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        text = files.read_text(path)
+    except (OSError, ValueError) as e:
         raise ConfigError(
             f"cannot read {path} as text ({e}): give a file of UTF-8 text, or a folder made by "
             "gemmule data"

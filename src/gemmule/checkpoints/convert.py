@@ -170,8 +170,8 @@ def _sample(text: Path | None) -> str:
     if text is None:
         return Path(json.__file__).with_name("decoder.py").read_text(encoding="utf-8")
     try:
-        sample = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        sample = files.read_text(text)
+    except (OSError, ValueError) as e:
         raise ConfigError(f"cannot read {text} as text ({e}): give a file of UTF-8 text") from None
     if not sample.strip():
         raise ConfigError(f"{text} is empty: give a file with a page of text or more")

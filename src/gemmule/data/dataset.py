@@ -10,7 +10,6 @@ shards/train-00000.json       counts, checksums, and the documents' names
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,7 +193,7 @@ class Dataset:
                 f"{path} is not a finished data folder (it has no {MANIFEST}): run the gemmule data"
                 " command that made it again, and it continues where it stopped"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
+        except (ValueError, OSError) as e:
             raise DataError(f"{path / MANIFEST} cannot be read ({e}): make it again") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise DataError(f"{path} was made by another version of gemmule: make it again")

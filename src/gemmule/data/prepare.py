@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +145,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> bool:
         return False
     try:
         existing = files.read_json(out / PLAN)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:
         existing = None
     if existing != plan:
         raise OutputError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +126,6 @@ def _finished(
             and files.sha256_file(path) == entry["sha256"]
             and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
         )
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return entry if finished else None

@@ -6,11 +6,11 @@ trust its content.
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemmule import files
 from gemmule.errors import CheckpointError
 from gemmule.runs import metrics, schema
 from gemmule.runs.carbon import Energy
@@ -210,7 +210,7 @@ def _config(root: Path, path: Path) -> Document | None:
     if not path.exists():
         return None
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = files.read_toml(path)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} is not readable TOML: {e}") from None
     return Document(path.relative_to(root).as_posix(), content)

@@ -11,7 +11,6 @@ Files of evaluations are in schema_evals.py, carbon.json is `carbon.Energy`, con
 train package's.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -267,7 +266,7 @@ def read_json(path: Path) -> Any:
         CheckpointError: when it is not there or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"no {path.name} in {path.parent}: the run is not complete") from None
     except (OSError, ValueError) as e:
