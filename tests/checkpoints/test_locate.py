@@ -100,6 +100,15 @@ def test_finds_folders_of_other_formats(tmp_path: Path) -> None:
         assert locate(folder) == Located(format, folder)
 
 
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("others", [(), ("config.json",), ("config.json", "model.safetensors")])
+def test_finds_adapters(tmp_path: Path, weights: str, others: tuple[str, ...]) -> None:
+    """An adapter with a config, or with its whole base, in its folder is still an adapter."""
+    for name in ("adapter_config.json", weights, *others):
+        (tmp_path / name).write_text("{}")
+    assert locate(tmp_path) == Located("adapter", tmp_path)
+
+
 def test_odd_paths() -> None:
     assert "expected a run directory" in message("a\0b")
     assert "expected a run directory" in message("x" * 5000)

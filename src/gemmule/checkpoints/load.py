@@ -8,7 +8,7 @@ from gemmule.checkpoints.checkpoint import Checkpoint, parse_device
 from gemmule.checkpoints.hf.reader import open_hf
 from gemmule.checkpoints.locate import locate
 from gemmule.checkpoints.packed.reader import is_quantized, load_quantized, open_quantized
-from gemmule.errors import ConfigError
+from gemmule.errors import CheckpointError, ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
@@ -22,6 +22,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     located = locate(path)
     match located.format:
+        case "adapter":
+            raise CheckpointError(
+                f"{located.path} is an adapter, not a whole model: merge it into its base with "
+                "peft (merge_and_unload, then save_pretrained) and give the merged folder"
+            )
         case "gguf":
             from gemmule.checkpoints.gguf.reader import open_gguf
 

@@ -20,8 +20,16 @@ _EXPECTED = (
 _AGAIN = "run the same command again: complete files are kept"
 # Models of a quickstart, in the order in which to suggest them.
 _STAGES = ("student", "scratch", "scratch_equal_compute", "teacher")
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_HUB_FILES = ["*.json", "*.safetensors", "*.ckpt", "*.jinja", "tokenizer.model"]
+_HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.ckpt",
+    "adapter_model.bin",
+    "*.jinja",
+    "tokenizer.model",
+]
 _SUFFIXES = {".gguf": "gguf", ".ckpt": "gemma_pytorch", ".npz": "npz"}
 _SHARDED_CKPT = "pytorch_model.bin.index.json"
 # Any of these marks a folder that orbax wrote.
@@ -30,7 +38,12 @@ _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint's format ("hf", "gguf", "gemma_pytorch", "npz" or "orbax") and path."""
+    """A checkpoint's format and path.
+
+    Attributes:
+        format: "hf", "adapter" (of peft), "gguf", "gemma_pytorch", "npz" or "orbax".
+        path: folder or file.
+    """
 
     format: str
     path: Path
@@ -95,12 +108,16 @@ def _directly_in(folder: Path) -> Located | None:
     """The checkpoint whose files are in `folder` itself, or None."""
     if not folder.is_dir():
         return None
-    if any((folder / name).is_file() for name in (SINGLE, INDEX)):
-        return Located("hf", folder)
-    if (folder / _SHARDED_CKPT).is_file():
-        return Located("gemma_pytorch", folder)
-    if any((folder / name).exists() for name in _ORBAX):
-        return Located("orbax", folder)
+    marks = {
+        # First: the base of an adapter may be in the same folder.
+        "adapter": (folder / ADAPTER_CONFIG).is_file() and any(folder.glob(f"{ADAPTER}.*")),
+        "hf": any((folder / name).is_file() for name in (SINGLE, INDEX)),
+        "gemma_pytorch": (folder / _SHARDED_CKPT).is_file(),
+        "orbax": any((folder / name).exists() for name in _ORBAX),
+    }
+    for format, is_there in marks.items():
+        if is_there:
+            return Located(format, folder)
     single = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
     if len(single) > 1:
         raise CheckpointError(
