@@ -41,8 +41,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def tokenizer_config() -> dict[str, Any]:
-    """The content of tokenizer_config.json."""
+def tokenizer_config(chat_template: str | None = None) -> dict[str, Any]:
+    """The content of tokenizer_config.json; without a template of its own, Gemma's turns."""
     return {
         "tokenizer_class": "GemmaTokenizer",
         "bos_token": "<bos>",
@@ -54,7 +54,7 @@ def tokenizer_config() -> dict[str, Any]:
         "add_eos_token": False,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": CHAT_TEMPLATE if chat_template is None else chat_template,
     }
 
 

@@ -5,6 +5,7 @@ is decoded exactly as it was encoded.
 """
 
 import codecs
+import copy
 import functools
 import hashlib
 import math
@@ -34,6 +35,15 @@ from gemmule.model.spm_model import (
     build_model,
 )
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID, SPACE
+from gemmule.model.tokenizer_files import (
+    DEFAULT_STOP_IDS,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    AddedToken,
+    checked_stop_ids,
+    read_chat_template,
+    read_stop_ids,
+)
 
 _FILE = "tokenizer.model"
 _SPACE_UTF8 = SPACE.encode()
@@ -47,7 +57,10 @@ class Tokenizer:
 
     Attributes:
         vocab_size: number of tokens; ids are 0 .. vocab_size - 1.
-        stop_ids: ids that end an answer.
+        added_tokens: tokens that were added to Gemma's vocabulary, or took the place of one of its
+            fixed tokens.
+        chat_template: template of conversations (jinja2); None: Gemma's own turns.
+        stop_ids: ids that end an answer. With Gemma's own turns, 1 and 107 are among them.
     """
 
     pad_id: ClassVar[int] = 0
@@ -56,17 +69,28 @@ class Tokenizer:
     unk_id: ClassVar[int] = 3
     start_of_turn_id: ClassVar[int] = spm_train.START_OF_TURN_ID
     end_of_turn_id: ClassVar[int] = spm_train.END_OF_TURN_ID
-    stop_ids: ClassVar[tuple[int, ...]] = (1, spm_train.END_OF_TURN_ID)
 
-    def __init__(self, model: bytes, source: str = "tokenizer model") -> None:
+    def __init__(
+        self,
+        model: bytes,
+        source: str = "tokenizer model",
+        *,
+        added_tokens: Iterable[AddedToken] = (),
+        chat_template: str | None = None,
+        stop_ids: Sequence[int] = DEFAULT_STOP_IDS,
+    ) -> None:
         """Reads a serialized SentencePiece ModelProto.
 
         Args:
-            model: the content of a tokenizer.model file.
+            model: the content of a tokenizer.model file, added tokens included as pieces.
             source: its origin, for error messages.
+            added_tokens: tokens that are not Gemma's, with their flags.
+            chat_template: template of conversations (jinja2); None: Gemma's own turns.
+            stop_ids: ids that end an answer.
 
         Raises:
-            TokenizerError: when it is not such a model, or lacks Gemma's layout.
+            TokenizerError: when it is not such a model, or lacks Gemma's layout, or a stop id is
+                not in its vocabulary.
         """
         self._model = model
         proto = _parse(model, source)
@@ -93,13 +117,41 @@ class Tokenizer:
             )
         except (RuntimeError, ValueError) as e:
             raise TokenizerError(f"{source} is not a usable SentencePiece model: {e}") from None
+        self.added_tokens = tuple(added_tokens)
+        self._set_chat_format(chat_template, stop_ids, f"{source}: stop_ids")
+
+    def _set_chat_format(
+        self, chat_template: str | None, stop_ids: Sequence[int], source: str
+    ) -> None:
+        ids = checked_stop_ids(stop_ids, self.vocab_size, source)
+        if chat_template is None:
+            ids = tuple(dict.fromkeys((*DEFAULT_STOP_IDS, *ids)))
+        self.chat_template, self.stop_ids = chat_template, ids
+
+    @property
+    def chat_format(self) -> tuple[str | None, tuple[int, ...]]:
+        """`chat_template` and `stop_ids`, which `fingerprint` does not cover."""
+        return self.chat_template, self.stop_ids
+
+    def with_chat_format(self, chat_template: str | None, stop_ids: Sequence[int]) -> Self:
+        """This tokenizer with another chat template (None: Gemma's own turns) and stop ids.
+
+        Raises:
+            TokenizerError: when a stop id is not in the vocabulary.
+        """
+        other = copy.copy(self)
+        other._set_chat_format(chat_template, stop_ids, "stop_ids")
+        return other
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a tokenizer.model file, or the one in the folder `path`.
+        """Reads the tokenizer in the folder `path`, or a tokenizer.model file.
+
+        A folder's other files give the chat template (chat_template.jinja, tokenizer_config.json)
+        and the stop ids (generation_config.json, config.json).
 
         Raises:
-            TokenizerError: when there is none, or it is not a Gemma tokenizer.
+            TokenizerError: when there is none, it is not a Gemma tokenizer, or a file is damaged.
         """
         path = Path(path)
         file = path / _FILE if path.is_dir() else path
@@ -110,24 +162,46 @@ class Tokenizer:
                 f"cannot read a tokenizer at {file}: {e.strerror}; give a folder that holds "
                 f"{_FILE}, or such a file"
             ) from None
-        return cls(model, str(file))
+        tokenizer = cls(model, str(file))
+        if not path.is_dir():
+            return tokenizer
+        return tokenizer.with_chat_format(
+            read_chat_template(path), read_stop_ids(path, tokenizer.vocab_size)
+        )
 
     @classmethod
-    def from_pieces(cls, pieces: Iterable[Piece], source: str) -> Self:
+    def from_pieces(
+        cls,
+        pieces: Iterable[Piece],
+        source: str,
+        *,
+        added_tokens: Iterable[AddedToken] = (),
+        chat_template: str | None = None,
+        stop_ids: Sequence[int] = DEFAULT_STOP_IDS,
+    ) -> Self:
         """Builds a tokenizer from its pieces; equal pieces give an equal `fingerprint`.
 
         Args:
             pieces: all pieces in the order of their ids, Gemma's fixed ones included.
             source: their origin, for error messages.
+            added_tokens: the pieces that are not Gemma's, with their flags.
+            chat_template: template of conversations (jinja2); None: Gemma's own turns.
+            stop_ids: ids that end an answer.
 
         Raises:
-            TokenizerError: when they lack Gemma's layout.
+            TokenizerError: when they lack Gemma's layout, or a stop id is not one of theirs.
         """
         try:
             model = build_model(pieces)
         except (ValueError, TypeError) as e:  # protobuf refuses a value
             raise TokenizerError(f"{source} holds an impossible piece: {e}") from None
-        return cls(model, source)
+        return cls(
+            model,
+            source,
+            added_tokens=added_tokens,
+            chat_template=chat_template,
+            stop_ids=stop_ids,
+        )
 
     @property
     def pieces(self) -> list[Piece]:
@@ -142,7 +216,10 @@ class Tokenizer:
         normal = [t == NORMAL for t in self._types]
         tokenizer_json = hf_tokenizer.tokenizer_json(self._pieces, self._scores, normal)
         files.write_text(folder / "tokenizer.json", tokenizer_json)
-        files.write_json(folder / "tokenizer_config.json", hf_tokenizer.tokenizer_config())
+        config = hf_tokenizer.tokenizer_config(self.chat_template)
+        files.write_json(folder / TOKENIZER_CONFIG, config)
+        if self.stop_ids != DEFAULT_STOP_IDS:
+            files.write_json(folder / GENERATION_CONFIG, {"eos_token_id": list(self.stop_ids)})
         with files.atomic_path(folder / _FILE) as tmp:
             tmp.write_bytes(self._model)
 

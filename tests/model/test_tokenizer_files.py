@@ -1,0 +1,119 @@
+"""The chat template and the stop ids of a tokenizer, as a folder's files state them."""
+
+import json
+
+import pytest
+
+from gemmule.errors import TokenizerError
+from gemmule.model.hf_tokenizer import CHAT_TEMPLATE
+from gemmule.model.tokenizer import Tokenizer, train_tokenizer
+
+PROSE = "The sea, said the captain, is never the same sea twice.\n\n"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([PROSE * 20], 520)
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    return tmp_path
+
+
+def write(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+
+
+def test_without_other_files_the_format_is_gemmas(tokenizer, folder):
+    assert tokenizer.chat_format == Tokenizer.load(folder).chat_format == (None, (1, 107))
+    assert tokenizer.added_tokens == ()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "stop_ids"),
+    [
+        (None, 1, (1, 107)),
+        (None, 500, (1, 107, 500)),
+        ([1, 107], 500, (1, 107)),
+        ([107, 1], None, (1, 107)),
+        (None, None, (1, 107)),
+    ],
+)
+def test_stop_ids_come_from_the_generation_config_first(folder, generation, config, stop_ids):
+    write(folder, "generation_config.json", {"eos_token_id": generation})
+    write(folder, "config.json", {"eos_token_id": config})
+    assert Tokenizer.load(folder).stop_ids == stop_ids
+
+
+def test_an_own_template_has_only_the_declared_stop_ids(folder):
+    write(folder, "generation_config.json", {"eos_token_id": [511, 1, 511]})
+    (folder / "chat_template.jinja").write_text(CHATML)
+    assert Tokenizer.load(folder).chat_format == (CHATML, (511, 1))
+
+
+@pytest.mark.parametrize("bad", [520, -1, "1", True, 1.0, [], [1, 520], [None], {"a": 1}])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_bad_stop_ids_are_errors_that_name_the_file(folder, name, bad):
+    write(folder, name, {"eos_token_id": bad})
+    with pytest.raises(TokenizerError, match=rf"{name}: eos_token_id (holds|is empty)"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        {"default": CHATML, "tool_use": "x"},
+        [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}],
+    ],
+)
+def test_templates_are_read_from_the_tokenizer_config(folder, template):
+    write(folder, "tokenizer_config.json", {"chat_template": template})
+    assert Tokenizer.load(folder).chat_template == CHATML
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    assert Tokenizer.load(folder).chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (7, "chat_template is a int"),
+        ([{"name": "default"}], "lacks its name or template"),
+        (["x"], "lacks its name or template"),
+        ({"tool_use": "x"}, "none is named 'default'"),
+    ],
+)
+def test_bad_templates_are_errors_that_name_the_file(folder, template, message):
+    write(folder, "tokenizer_config.json", {"chat_template": template})
+    with pytest.raises(TokenizerError, match=rf"tokenizer_config\.json.*{message}"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe\xff", b"[" * 100_000, b""])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_damaged_files_are_clear_errors(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=rf"{name} (is not readable JSON|holds a list)"):
+        Tokenizer.load(folder)
+
+
+def test_the_format_is_kept_by_save(tokenizer, tmp_path):
+    own = tokenizer.with_chat_format(CHATML, [511])
+    assert tokenizer.chat_format == (None, (1, 107))
+    own.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.chat_format == own.chat_format == (CHATML, (511,))
+    assert again.fingerprint == own.fingerprint == tokenizer.fingerprint
+    with pytest.raises(TokenizerError, match="stop_ids holds 520"):
+        tokenizer.with_chat_format(None, [520])
+
+
+def test_a_file_alone_has_gemmas_format(folder):
+    (folder / "chat_template.jinja").write_text(CHATML)
+    assert Tokenizer.load(folder / "tokenizer.model").chat_template is None
