@@ -5,6 +5,7 @@ GemmuleError                everything raised on purpose
 │   ├── ConfigError         a setting that does not exist or is out of range
 │   ├── DataError           a corpus that cannot be used as given
 │   ├── TokenizerError      a tokenizer that is broken, or does not match its partner
+│   │   └── MissingTokenizerError   there is none where one is needed
 │   ├── CheckpointError     a model or training state that cannot be read
 │   ├── OutputError         a place that cannot be written to
 │   └── MissingExtraError   an optional package that is not installed
@@ -47,6 +48,10 @@ class DataError(UserError):
 
 class TokenizerError(UserError):
     """A tokenizer that cannot be read, or does not match the one it must agree with."""
+
+
+class MissingTokenizerError(TokenizerError):
+    """There is no tokenizer where text needs one."""
 
 
 class CheckpointError(UserError):

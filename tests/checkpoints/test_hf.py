@@ -196,16 +196,16 @@ def test_fields_left_out_mean_what_transformers_makes_of_them() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; only 'gemma2'"),
+        ({"model_type": "llama"}, "a model of type 'llama'"),
         ({"hidden_activation": "gelu"}, "hidden_activation is 'gelu', which is not supported"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is false, and the weights hold no lm_head.weight"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling is"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type is 'yarn'"),
         ({"rope_parameters": 3}, "rope_parameters is 3"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"quantization_config": {"bits": 4}}, "the weights are quantized (the unknown method None, 4 bits)"),
         ({"layer_types": ["full_attention"] * 3}, "alternates 'sliding_attention'"),
         ({"num_hidden_layers": 10**12}, "layer_types is"),
         ({"sliding_window": None}, "sliding_window must be numbers"),
@@ -322,7 +322,7 @@ def shard(folder: Path, where: str = "a.safetensors") -> dict[str, str]:
         ("a.safetensors", ""),
         ("../a.safetensors", "'../a.safetensors' is not a file name in this folder"),
         ("/etc/passwd", "'/etc/passwd' is not a file name in this folder"),
-        ("c.safetensors", "no c.safetensors in"),
+        ("c.safetensors", "1 of 2 shards are missing: c.safetensors; download"),
         ("b.safetensors", "the shards lack"),
     ],
 )

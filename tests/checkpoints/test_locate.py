@@ -67,13 +67,11 @@ def test_says_what_is_there_instead(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert "is a run that has not finished" in message(tmp_path)
     assert "is not a kind of file that can be loaded" in message(tmp_path / "notes.txt")
-    flat = model_at(tmp_path / "flat")
-    assert f"give its folder, {flat}" in message(flat / "config.json")
 
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("m.gguf", "gguf"), ("model.ckpt", "gemma_pytorch"), ("params.npz", "npz")],
+    [("m.gguf", "gguf"), ("model.ckpt", "torch"), ("params.npz", "npz")],
 )
 def test_finds_other_formats(tmp_path: Path, name: str, format: str) -> None:
     file = tmp_path / "x" / name
@@ -90,7 +88,7 @@ def test_finds_other_formats(tmp_path: Path, name: str, format: str) -> None:
 
 def test_finds_folders_of_other_formats(tmp_path: Path) -> None:
     for name, format in (
-        ("pytorch_model.bin.index.json", "gemma_pytorch"),
+        ("pytorch_model.bin.index.json", "torch"),
         ("_METADATA", "orbax"),
         ("manifest.ocdbt", "orbax"),
     ):
@@ -113,6 +111,15 @@ def test_odd_paths() -> None:
     assert "expected a run directory" in message("a\0b")
     assert "expected a run directory" in message("x" * 5000)
     assert "nothing at" in message("./no/such")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "model.safetensors.index.json"]
+)
+def test_a_file_of_a_model_names_its_folder(tmp_path: Path, name: str) -> None:
+    flat = model_at(tmp_path / "flat")
+    (flat / name).write_text("{}")
+    assert locate(flat / name) == Located("hf", flat)
 
 
 def test_an_existing_parent_is_no_hub_organisation(

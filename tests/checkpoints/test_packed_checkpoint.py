@@ -277,7 +277,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"head": ["int8"]}, "head"),
     ({"format": "int8"}, "expected|no tensor"),
     ({"head": "bf16"}, "embed_tokens.qweight is not a tensor of this model"),
-    ({"quant_method": "gptq"}, "quantization_config"),
+    ({"quant_method": "gptq"}, "are quantized .GPTQ"),
 ]
 
 

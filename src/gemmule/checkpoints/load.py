@@ -31,10 +31,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             from gemmule.checkpoints.gguf.reader import open_gguf
 
             return open_gguf(located.path)
-        case "gemma_pytorch":
-            from gemmule.checkpoints.gemma_pytorch.reader import open_gemma_pytorch
+        case "torch":
+            from gemmule.checkpoints.gemma_pytorch.reader import open_torch
 
-            return open_gemma_pytorch(located.path)
+            return open_torch(located.path)
         case "npz":
             from gemmule.checkpoints.jax.reader import open_npz
 

@@ -5,17 +5,20 @@ config.json next to the weights takes precedence. Without one, the shapes must b
 published size: weights do not reveal the window, the caps and the query scale.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from gemmule import files
+from gemmule.checkpoints.checkpoint import HEAD
 from gemmule.checkpoints.hf.config import from_hf, read_object
-from gemmule.errors import CheckpointError, TokenizerError
+from gemmule.errors import CheckpointError, MissingTokenizerError, TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.tokenizer import Tokenizer
 
 PUBLISHED = ("2b", "9b", "27b")
 # Rows of Google's JAX embeddings: the 256,000 tokens and 128 unused rows.
 JAX_ROWS = 256_128
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def config_beside(path: Path) -> GemmaConfig | None:
@@ -28,17 +31,45 @@ def config_beside(path: Path) -> GemmaConfig | None:
     return from_hf(read_object(file), str(file)) if file.is_file() else None
 
 
-def tokenizer_beside(path: Path) -> Tokenizer:
-    """The tokenizer.model in a checkpoint's folder, or next to that folder.
+def check_own_head(path: Path, names: Iterable[str]) -> None:
+    """Checks that a head which config.json says is not the embedding is among the weights.
 
     Raises:
-        TokenizerError: when there is none, or it is not a Gemma tokenizer.
+        CheckpointError: when it is not.
     """
-    for folder in (path, path.parent) if path.is_dir() else (path.parent,):
-        if (folder / "tokenizer.model").is_file():
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file() or HEAD in names:
+        return
+    if read_object(file).get("tie_word_embeddings") is False:
+        raise CheckpointError(
+            f"{file}: tie_word_embeddings is false, and the weights hold no {HEAD}; if the head is "
+            "the embedding, set it to true"
+        )
+
+
+def tokenizer_beside(path: Path) -> Tokenizer:
+    """The tokenizer in a checkpoint's folder, or next to that folder; see `tokenizer_in`."""
+    return tokenizer_in(*((path, path.parent) if path.is_dir() else (path.parent,)))
+
+
+def tokenizer_in(*folders: Path) -> Tokenizer:
+    """The tokenizer in the first of `folders` that has one.
+
+    Raises:
+        MissingTokenizerError: when there is none.
+        TokenizerError: when it is not a Gemma tokenizer.
+    """
+    for folder in folders:
+        present = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+        for file in present:
+            if files.is_lfs_pointer(file):
+                raise TokenizerError(f"{file} is {files.LFS_POINTER}")
+        if present:
             return Tokenizer.load(folder)
-    where = path if path.is_dir() else path.parent
-    raise TokenizerError(f"{path} has no tokenizer: put its tokenizer.model into {where}")
+    raise MissingTokenizerError(
+        f"no tokenizer in {folders[0]}: put the model's tokenizer.json or tokenizer.model there to "
+        "use text; token ids work without one"
+    )
 
 
 def published_config(known: Mapping[str, int], source: str) -> GemmaConfig:

@@ -1,12 +1,11 @@
 """Opens the teacher that a user names."""
 
-from typing import Any
-
 import torch
 
 from gemmule.checkpoints.hf.config import read_object
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.locate import Located, locate
+from gemmule.checkpoints.other_models import GEMMA2, model_type_of
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.teachers.any_tokenizer import OwnTokenizer, TransformersTokenizer
@@ -89,10 +88,13 @@ def _check_local(name: str) -> None:
 
 def is_gemma(located: Located) -> bool:
     """Whether gemmule loads a checkpoint itself."""
-    if located.format != "hf":
+    folder = located.path if located.path.is_dir() else located.path.parent
+    config = folder / "config.json"
+    if located.format not in {"hf", "torch"} or (
+        located.format == "torch" and not config.is_file()
+    ):
         return True
-    config: dict[str, Any] = read_object(located.path / "config.json")
-    return config.get("model_type") == "gemma2"
+    return model_type_of(read_object(config)) == GEMMA2
 
 
 def check_context(teacher: LocalTeacher, seq_len: int) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gemmule import files
+from gemmule.checkpoints import other_quantizations
+from gemmule.checkpoints.other_models import GEMMA2, model_type_of, other_model
+from gemmule.checkpoints.parameter_names import classifier_message
 from gemmule.errors import CheckpointError, ConfigError
 from gemmule.model.config import GemmaConfig
 
@@ -89,10 +92,12 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> GemmaConf
     Raises:
         CheckpointError: for another architecture, a feature we do not have, or a wrong value.
     """
-    if values.get("model_type") != "gemma2":
-        raise CheckpointError(
-            f"{source}: model_type is {values.get('model_type')!r}; only 'gemma2' can be loaded"
-        )
+    if model_type_of(values) != GEMMA2:
+        raise CheckpointError(other_model(values).refusal(source))
+    method = other_quantizations.method_of(values)
+    if method:
+        raise other_quantizations.refuse(method, source)
+    _refuse_classifier(values, source)
     rope = values.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise CheckpointError(f"{source}: rope_parameters is {rope!r}; expected an object")
@@ -127,10 +132,8 @@ def _refuse_unsupported(values: Mapping[str, Any], rope: Mapping[str, Any], sour
         "hidden_activation": (None, ACTIVATION),
         "attention_bias": (None, False),
         "attention_dropout": (None, 0),
-        "tie_word_embeddings": (None, True),
         "use_bidirectional_attention": (None, False),
         "rope_scaling": (None,),
-        "quantization_config": (None,),
     }
     present = {name: values.get(name) for name in supported}
     present["rope_parameters.rope_type"] = rope.get("rope_type")
@@ -144,6 +147,15 @@ def _refuse_unsupported(values: Mapping[str, Any], rope: Mapping[str, Any], sour
                 f"{source}: {name} is {_short(value)}, which is not supported; only "
                 f"{'models without it' if allowed is None else repr(allowed)} can be loaded"
             )
+
+
+def _refuse_classifier(values: Mapping[str, Any], source: str) -> None:
+    classes = values.get("architectures")
+    for name in classes if isinstance(classes, list) else ():
+        if str(name).endswith("Classification"):
+            labels = values.get("id2label")
+            count = [len(labels)] if isinstance(labels, Mapping) else []
+            raise CheckpointError(classifier_message(source, count, str(name)[:80]))
 
 
 def _short(value: object) -> str:

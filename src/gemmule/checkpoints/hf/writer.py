@@ -11,10 +11,10 @@ import torch
 from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint, of_model
 from gemmule.checkpoints.hf.config import generation_config, to_hf
-from gemmule.checkpoints.hf.reader import PREFIX
-from gemmule.checkpoints.locate import INDEX, SINGLE
+from gemmule.checkpoints.safetensors_file import PREFIX
 from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor, dtype_name, tensor_bytes
 from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place, write
+from gemmule.checkpoints.weight_files import INDEX, SINGLE
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from torch import Tensor
 from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.hf.config import from_hf, read_object
-from gemmule.checkpoints.hf.reader import PREFIX, MappedTensor, read_header
-from gemmule.checkpoints.locate import SINGLE, locate
+from gemmule.checkpoints.locate import locate
 from gemmule.checkpoints.mapped_file import MappedFile
+from gemmule.checkpoints.safetensors_file import PREFIX, MappedTensor, read_header
+from gemmule.checkpoints.shapes import tokenizer_in
 from gemmule.checkpoints.stored_tensor import StoredTensor, empty, is_finite
+from gemmule.checkpoints.weight_files import SINGLE
 from gemmule.errors import CheckpointError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
@@ -121,7 +124,7 @@ def open_quantized(folder: Path) -> Checkpoint:
     values = read_object(folder / "config.json")
     format, head = _formats(values.pop("quantization_config", None), folder / "config.json")
     config = from_hf(values, str(folder / "config.json"))
-    checkpoint = Checkpoint(folder, "quantized", config, {}, lambda: Tokenizer.load(folder))
+    checkpoint = Checkpoint(folder, "quantized", config, {}, partial(tokenizer_in, folder))
     try:
         file = checkpoint.stack.enter_context(MappedFile(folder / SINGLE))
         checkpoint.tensors = _tensors(file, config, format, head)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from gemmule import files
 from gemmule.checkpoints.hf.config import generation_config, to_hf
-from gemmule.checkpoints.hf.reader import PREFIX
 from gemmule.checkpoints.hf.writer import Entry, safetensors_layout
-from gemmule.checkpoints.locate import SINGLE
 from gemmule.checkpoints.packed.reader import MEASURED, METHOD, VERSION, QuantizedModel
+from gemmule.checkpoints.safetensors_file import PREFIX
 from gemmule.checkpoints.stored_tensor import tensor_bytes
 from gemmule.checkpoints.tensor_layout import Advance, write
+from gemmule.checkpoints.weight_files import SINGLE
 from gemmule.quant.layout import PACKED
 
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
