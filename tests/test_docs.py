@@ -140,7 +140,8 @@ def missing_paths(words: list[str]) -> list[str]:
     """What a command reads that an empty folder lacks: words that look like a path or a hub id."""
     paths = [word.rpartition("=")[2] for word in words[1:]]
     is_path = re.compile(r"~?[\w*.-]*(/[\w*.-]+)+|\w+\.(gguf|ckpt|txt)|benchmarks")
-    return [path for path in paths if is_path.fullmatch(path) and not path.startswith("configs/")]
+    found = [path for path in paths if is_path.fullmatch(path) and not path.startswith("configs/")]
+    return [str(Path(path).expanduser()) for path in found]
 
 
 @pytest.mark.usefixtures("empty_folder")

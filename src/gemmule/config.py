@@ -10,13 +10,22 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic
 import tomli_w
 
 from gemmule import files
 from gemmule.errors import ConfigError
+
+
+def expand_model(name: str) -> str:
+    """A model's name; one that is a path below ~ becomes a path below the home folder."""
+    return str(files.expand(name)) if name.startswith("~") else name
+
+
+# A setting that names a model: a path, a preset or a hub id.
+ModelName = Annotated[str, pydantic.AfterValidator(expand_model)]
 
 
 class Config(pydantic.BaseModel):
@@ -28,6 +37,12 @@ class Config(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     moved: ClassVar[Mapping[str, str]] = {}
+
+    @pydantic.field_validator("*")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        """A path below ~ becomes one below the home folder, whoever named it."""
+        return files.expand(value) if isinstance(value, Path) else value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "config") -> Self:
@@ -72,7 +87,13 @@ class Config(pydantic.BaseModel):
     def save(self, path: Path) -> None:
         """Writes the resolved config as TOML, atomically; unset (None) fields are left out."""
         values = self.model_dump(mode="json", exclude_none=True)
-        files.write_text(path, tomli_w.dumps(values))
+        try:
+            files.write_text(path, tomli_w.dumps(values))
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{path} cannot hold the settings: a path in them is not UTF-8; rename that file "
+                "or folder"
+            ) from None
 
 
 def assign(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

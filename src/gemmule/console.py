@@ -18,7 +18,9 @@ from rich.text import Text
 # that is counted.
 Progress = Callable[[int, int, str], None]
 
-console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+# sys.stderr is None in a process that was started without one.
+_on_terminal = sys.stderr is not None and sys.stderr.isatty()
+console = Console(stderr=True, highlight=False, soft_wrap=not _on_terminal)
 
 
 def duration(seconds: float) -> str:
@@ -136,6 +138,12 @@ def staged() -> Iterator[Progress]:
                 bar.update(done / 1e6)
 
         yield progress
+
+
+def next_commands(*commands: str) -> None:
+    """Prints what a user may want to run next, each command on a line of its own, never wrapped."""
+    console.print("next:", *(f"  {line}" for line in commands), sep="\n", markup=False,
+                  soft_wrap=True)  # fmt: skip
 
 
 def key_values(rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -9,6 +9,7 @@ GemmuleError                everything raised on purpose
 │   ├── CheckpointError     a model or training state that cannot be read
 │   ├── OutputError         a place that cannot be written to
 │   └── MissingExtraError   an optional package that is not installed
+├── StreamError             standard output cannot be written to: exit code 1
 ├── TrainingError           training cannot continue (NaN or Inf): exit code 1
 ├── RankError               another process of the same run failed or is gone: exit code 1
 ├── EngineError             the inference engine cannot take or finish a request
@@ -67,6 +68,10 @@ class MissingExtraError(UserError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f'{purpose} needs {package}: pip install "gemmule[{extra}]"')
+
+
+class StreamError(GemmuleError):
+    """Standard output cannot be written to, as on a full disk."""
 
 
 class TrainingError(GemmuleError):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -11,12 +12,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemmule.errors import OutputError
+from gemmule.errors import ConfigError, OutputError
 
 # What an error says about a file for which is_lfs_pointer holds.
 LFS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull where it was cloned"
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LEFTOVER = ".*.[0-9]*.tmp"
+
+
+def expand(path: str | Path) -> Path:
+    """`path` with a leading ~ or ~user replaced by that home folder, as a shell does unquoted.
+
+    Raises:
+        ConfigError: when there is no such user, or nothing says where the home folder is.
+    """
+    path = Path(path)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path}: no home folder is known for {path.parts[0]}: write the path out, or "
+            f"./{path} for a folder of that name"
+        ) from None
+
+
+def check_path(path: Path) -> Path:
+    """`path`, if a file could have it.
+
+    Raises:
+        ConfigError: when it is too long, holds a NUL byte, or its characters cannot be written in
+            the locale's encoding.
+    """
+    try:
+        os.lstat(path)
+    except UnicodeEncodeError as e:
+        raise ConfigError(
+            f"{path}: this locale's encoding of file names, {e.encoding}, lacks "
+            f"{e.object[e.start]!r}: set LC_ALL=C.UTF-8"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"the path {str(path)!r} holds a NUL byte") from None
+    except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{path}: longer than the file system allows") from None
+    return path
 
 
 @contextmanager
@@ -34,6 +74,10 @@ def writing_to(path: Path) -> Iterator[None]:
             errno.ENOENT: "its folder is not there and cannot be made: choose another place",
             errno.ENOTDIR: "a part of the path is a file, not a folder: choose another place",
             errno.EEXIST: "a file of that name, or of its folder's, is in the way: choose another",
+            errno.ENAMETOOLONG: "the name is longer than the file system allows: choose another",
+            errno.EISDIR: "a folder of that name is in the way: choose another",
+            errno.ELOOP: "its symbolic links lead in a circle: choose another place",
+            errno.EIO: "the disk reports an error: choose another place",
             errno.EFBIG: "the file would be larger than this file system or limit allows",
         }
         if e.errno not in reasons:
@@ -131,8 +175,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically. NaN and Inf are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Writes `value` as indented JSON, atomically. NaN and Inf are refused.
+
+    Half a surrogate pair, which stands for a byte in a file name that is not UTF-8, is escaped.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, _SURROGATE.sub(lambda c: f"\\u{ord(c[0]):04x}", text) + "\n")
 
 
 def read_text(path: Path) -> str:
@@ -149,6 +197,15 @@ def read_text(path: Path) -> str:
     data = path.read_bytes()
     if _begins_as_lfs_pointer(data):
         raise ValueError(LFS_POINTER)
+    return decode(data)
+
+
+def decode(data: bytes) -> str:
+    """The text of bytes that an editor or a pipe wrote; see `read_text`.
+
+    Raises:
+        ValueError: when they are in another encoding.
+    """
     encoding = json.detect_encoding(data)
     try:
         text = data.decode(encoding).removeprefix("\ufeff")

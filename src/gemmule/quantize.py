@@ -128,7 +128,7 @@ def _free_folder(model: str | Path, to: str, head: str | None, out: Path | None)
     for value, allowed in ((to, PACKED), (head or HEADS[0], HEADS)):
         if value not in allowed:
             raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
-    out = (out or _default_folder(model, to)).expanduser().resolve()
+    out = files.expand(out or _default_folder(model, to)).resolve()
     if out.exists() and (not out.is_dir() or not is_free(out)):
         raise OutputError(f"{out} is already in use: choose another folder with --out")
     return out
@@ -136,7 +136,7 @@ def _free_folder(model: str | Path, to: str, head: str | None, out: Path | None)
 
 def _default_folder(model: str | Path, to: str) -> Path:
     """The default folder: NAME-int4 next to the model, or here for a model from the hub."""
-    path = Path(str(model).removeprefix("hf://")).expanduser()
+    path = files.expand(str(model).removeprefix("hf://"))
     name = f"{path.stem if path.is_file() else path.resolve().name}-{to}"
     return path.with_name(name) if path.exists() else Path(name)
 
@@ -169,7 +169,7 @@ def _calibration(
         return None if data is None else _of_split(data.split("train"), data, count, source)
     if str(calibrate) == NONE:
         return None
-    path = Path(calibrate).expanduser()
+    path = files.expand(calibrate)
     if (path / MANIFEST).is_file():
         data = Dataset.open(path, source.tokenizer)
         return _of_split(data.split("train"), data, count, source)
@@ -186,7 +186,7 @@ def _held_out(
                 f"{eval_text} is the text to calibrate on: measure on another, which the rounding "
                 "has not seen"
             )
-        return _of_file(eval_text.expanduser(), count, source)
+        return _of_file(files.expand(eval_text), count, source)
     data = _own_data(model, source.tokenizer)
     if data is None and calibrate is not None and (Path(calibrate) / MANIFEST).is_file():
         data = Dataset.open(Path(calibrate), source.tokenizer)

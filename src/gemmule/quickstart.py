@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import Field
 
-from gemmule import files
+from gemmule import files, shell
 from gemmule.config import Config
-from gemmule.console import console, counting, duration, table
+from gemmule.console import console, counting, duration, next_commands, table
 from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare, sample_texts
 from gemmule.errors import (
@@ -350,12 +350,13 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
     distilled = equal["distilled"]["nats_per_token"]
     console.print(_verdict("tokens", equal["scratch"]["nats_per_token"] - distilled))
     console.print(_verdict("compute", compute["scratch"]["nats_per_token"] - distilled))
-    console.print(f"done in {duration(seconds)}; the page: {out / 'card' / 'index.html'}")
-    console.print(
-        f'next:\n  gemmule generate {out}/student "def "\n'
-        f"  gemmule chat {out}/student    (a base model: it continues your text)\n"
-        f"  gemmule card {out} --licence apache-2.0",
-        markup=False,
+    page = out / "card" / "index.html"
+    console.print(f"done in {duration(seconds)}; the page: {page}", markup=False, soft_wrap=True)
+    console.print("the student is a base model: it continues your text")
+    next_commands(
+        shell.command("generate", out / "student", "def "),
+        shell.command("chat", out / "student"),
+        shell.command("card", out, "--licence", "apache-2.0"),
     )
 
 

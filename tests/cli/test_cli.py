@@ -1,6 +1,7 @@
 """The verbs as a user types them; what can go wrong is in integration/test_bad_input.py."""
 
 import json
+import re
 import subprocess
 import sys
 import typing
@@ -166,11 +167,45 @@ def test_exit_codes(
     assert capsys.readouterr().err == f"gemmule: {error}\n"
 
 
-def test_our_own_bugs_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+UNEXPECTED = [
+    (RuntimeError("a bug"), 1, r"unexpected RuntimeError in gemmule/cli/report.py:\d+: a bug "),
+    (RecursionError("too deep"), 1, "unexpected RecursionError"),
+    (MemoryError(), 1, "out of memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+    (OSError(13, "Permission denied", "/root/x"), 2, "/root/x: Permission denied"),
+    (OSError(18, "Cross-device link", "a", None, "b"), 2, "a -> b: Cross-device link"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), 1, "unexpected UnicodeDecodeError"),
+    (
+        UnicodeEncodeError(sys.getfilesystemencoding(), "é", 0, 1, "x"),
+        2,
+        "file names .* set LC_ALL=C.UTF-8",
+    ),
+    (KeyboardInterrupt(), 130, "stopped"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "message"), UNEXPECTED, ids=lambda value: str(value)[:9])
+def test_what_no_command_expects_is_one_line(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gemmule.report.card.write_card", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["card", "run"])
+    assert stopped.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"gemmule: {message}", line)
+
+
+def test_a_traceback_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("gemmule.report.card.write_card", fail)
+    monkeypatch.setenv("GEMMULE_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["card", "run"])
 

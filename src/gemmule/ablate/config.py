@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from gemmule.ablate.ablations import find
-from gemmule.config import Config
+from gemmule.config import Config, ModelName
 from gemmule.errors import ConfigError
 from gemmule.train.config import grouped, load_run_config
 
@@ -44,7 +44,7 @@ class SweepConfig(Config):
 
     ablation: str
     data: Path
-    teacher: str | None = None
+    teacher: ModelName | None = None
     teacher_size: str = "3m"
     teacher_tokens: int = Field(default=900_000, gt=0)
     online: bool = False

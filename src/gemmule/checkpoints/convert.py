@@ -63,7 +63,7 @@ def convert(
     """
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}; {nearest(to, list(FORMATS))}")
-    sample, out = _sample(text), out.expanduser().resolve()
+    sample, out = _sample(text), files.expand(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} is already in use: choose another folder")
     with locked_output(out), open_checkpoint(path) as source:

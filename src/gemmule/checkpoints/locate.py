@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemmule import files
 from gemmule.checkpoints import hub, hub_cache
 from gemmule.checkpoints.file_kinds import kind_of
 from gemmule.checkpoints.model_folder import ADAPTER, ADAPTER_CONFIG, in_folder
@@ -60,7 +61,7 @@ def locate(path: str | Path) -> Located:
     text = str(path)
     if text.startswith(hub.PREFIX):
         return _on_hub(text.removeprefix(hub.PREFIX))
-    path = Path(path).expanduser()
+    path = files.expand(path)
     try:
         if path.is_dir():
             return _within(path)

@@ -4,8 +4,9 @@ So that `gemmule --help` answers at once, no module here imports torch or the pa
 work at its top.
 """
 
+import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,7 +15,10 @@ from gemmule.cli import quickstart, data, tokenizer, train, teachers  # noqa: F4
 from gemmule.cli import plan, ablate, infer, bench, doctor  # noqa: F401  # isort: skip
 from gemmule.cli import checkpoints, eval, report  # noqa: F401  # isort: skip
 from gemmule.cli.app import app
+from gemmule.cli.unexpected import TRACEBACK, explain
 from gemmule.errors import GemmuleError, Interrupted
+from gemmule.runtime import streams
+from gemmule.runtime.signals import interruptible
 
 
 def _version(show: bool) -> None:
@@ -39,15 +43,36 @@ def main(arguments: list[str] | None = None) -> None:
 
     The exit status is 0, 2 for a mistake of the user's, 1 for any other error, 130 when stopped.
     """
+    streams.prepare()
     try:
-        result: Any = app(arguments, standalone_mode=True)
+        with interruptible():
+            code = _run(arguments)
+            sys.stdout.flush()  # what it still holds may meet a full disk
+    except BrokenPipeError:  # the reader (head, say) has closed
+        code = 0
+    except KeyboardInterrupt:
+        code = _failed("stopped", Interrupted.exit_code)
     except GemmuleError as e:
-        print(f"gemmule: {e}", file=sys.stderr)
-        raise SystemExit(e.exit_code) from None
-    except SystemExit as e:  # Typer turns these two into an exit status itself
-        if e.code == Interrupted.exit_code:  # Ctrl-C
-            print("gemmule: stopped", file=sys.stderr)
-        elif isinstance(e.__context__, BrokenPipeError):  # the reader (head, say) has closed
-            raise SystemExit(0) from None
-        raise
-    raise SystemExit(result or 0)
+        code = _failed(str(e), e.exit_code)
+    except Exception as e:
+        if os.environ.get(TRACEBACK):
+            raise
+        code = _failed(*explain(e))
+    raise SystemExit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        app(arguments, standalone_mode=True)
+    except SystemExit as e:
+        if isinstance(e.__context__, BrokenPipeError):
+            raise e.__context__ from None
+        if e.code == Interrupted.exit_code:  # how Typer ends after Ctrl-C
+            raise KeyboardInterrupt from None
+        return int(e.code or 0)
+    return 0
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"gemmule: {message}", file=sys.stderr)
+    return code

@@ -9,6 +9,7 @@ import typer
 
 from gemmule.cli.app import RERUN, TRAIN, command, stoppable
 from gemmule.cli.options import AsJson, OptionalData, Options, Overrides
+from gemmule.config import ModelName
 from gemmule.errors import ConfigError
 
 
@@ -16,9 +17,9 @@ from gemmule.errors import ConfigError
 class Sweep(Options):
     """Scale of the sweep (SweepConfig)."""
 
-    teacher: Annotated[str | None, typer.Option(help="Teacher; default: one is trained first.")] = (
-        None
-    )
+    teacher: Annotated[
+        ModelName | None, typer.Option(help="Teacher; default: one is trained first.")
+    ] = None
     teacher_size: Annotated[
         str | None, typer.Option(help="Model size of a teacher that is trained.")
     ] = None

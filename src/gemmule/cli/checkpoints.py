@@ -8,6 +8,7 @@ import typer
 
 from gemmule.cli.app import CHECKPOINTS, RERUN, command, stoppable
 from gemmule.cli.options import AsJson, Model
+from gemmule.config import ModelName
 
 
 @command(CHECKPOINTS)
@@ -74,7 +75,7 @@ def quantize(
         ),
     ] = None,
     calibrate: Annotated[
-        str | None,
+        ModelName | None,
         typer.Option(
             help="Text file or data folder to calibrate int4 on, or none; default: the run's data."
         ),
@@ -94,7 +95,8 @@ def quantize(
 
     Example: gemmule quantize runs/quickstart/student --to int4 --out exports/student-int4
     """
-    from gemmule.console import console, counting, key_values
+    from gemmule import shell
+    from gemmule.console import console, counting, key_values, next_commands
     from gemmule.quantize import quantize as run
     from gemmule.quantize import summary
 
@@ -110,4 +112,4 @@ def quantize(
         print(json.dumps(report))
     else:
         key_values(summary(report), title=report["out"])
-        console.print(f"next: gemmule generate {report['out']} 'The'", markup=False)
+        next_commands(shell.command("generate", Path(report["out"]), "The"))

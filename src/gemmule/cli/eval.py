@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemmule import shell
 from gemmule.cli.app import EVALUATE, RERUN, command, stoppable
 from gemmule.cli.options import (
     AsJson,
@@ -20,6 +21,7 @@ from gemmule.cli.options import (
     Results,
     Temperature,
 )
+from gemmule.config import ModelName
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def evaluate(
     benchmarks: Benchmarks,
     evaluated: Evaluated,
     models: Annotated[
-        list[str] | None,
+        list[ModelName] | None,
         typer.Argument(help="Runs, HF folders, hub ids or files; several are compared."),
     ] = None,
     as_json: AsJson = False,
@@ -80,7 +82,8 @@ def evaluate(
         listing(as_json)
         return
     if not models:
-        raise ConfigError("gemmule eval needs a model: gemmule eval runs/quickstart/student")
+        example = shell.command("eval", "runs/quickstart/student")
+        raise ConfigError(f"gemmule eval needs a model, as in {example}")
     settings = EvalSettings.parse(_split_tasks(benchmarks), source="eval")
     from gemmule.evals.benchmarks.results_table import show
     from gemmule.evals.benchmarks.run_benchmarks import run_eval
@@ -114,20 +117,20 @@ class Judging(Options):
     """How toxicity is judged, and what the result is held against."""
 
     toxicity_classifier: Annotated[
-        str | None,
+        ModelName | None,
         typer.Option(help="Toxicity classifier for transformers, folder or hub id."),
     ] = None
     toxicity_label: Annotated[
         str | None, typer.Option(help="The classifier's label for toxic; default: by its name.")
     ] = None
     judge: Annotated[
-        str | None, typer.Option(help="ShieldGemma model to judge in place of a classifier.")
+        ModelName | None, typer.Option(help="ShieldGemma model to judge in place of a classifier.")
     ] = None
     gate: Annotated[
         Path | None, typer.Option(help="TOML file of limits; exit with 3 if one is exceeded.")
     ] = None
     baseline: Annotated[
-        str | None, typer.Option(help="Baseline of the gate: a model, or a result file.")
+        ModelName | None, typer.Option(help="Baseline of the gate: a model, or a result file.")
     ] = None
 
 
@@ -201,13 +204,13 @@ class Passages(Options):
 
 @command(EVALUATE)
 def memorization(
-    run: Annotated[str, typer.Argument(help="Run, or quickstart for both of its students.")],
+    run: Annotated[ModelName, typer.Argument(help="Run, or quickstart for both of its students.")],
     passages: Passages,
     data: Annotated[
         Path | None, typer.Option(help="The run's data folder, if it was moved.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Run on the same data to compare on the same passages.")
+        ModelName | None, typer.Option(help="Run on the same data to compare on the same passages.")
     ] = None,
     device: Device = "cpu",
     out: Results = None,

@@ -10,6 +10,7 @@ import typer
 from gemmule.cli.app import RUN, command
 from gemmule.cli.options import AsJson, Model, Sampling, Serving
 from gemmule.errors import ConfigError
+from gemmule.runtime import streams
 
 if TYPE_CHECKING:
     from gemmule.infer.core.sampling import SamplingSettings
@@ -34,7 +35,7 @@ def generate(
     """
     if logprobs is not None and not as_json:
         raise ConfigError("--logprobs needs --json: plain text has no place for them")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = streams.read_stdin() if prompt == "-" else prompt
     settings = _settings(sampling)
     settings["logprobs"] = logprobs
     lm = _load(model, serving)

@@ -8,19 +8,32 @@ A group is a dataclass of such options that a command takes as one parameter; `e
 into the options that Typer sees, and hands the command an instance:
 
     def chat(model: Model, sampling: Sampling) -> None: ...
+
+`expand` also gives each option its reader, by its type: a path and a model's name may begin with
+~, must not be empty and must be possible; other text must be text.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
+import os
+import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from gemmule import files
+from gemmule.config import ModelName, expand_model
+from gemmule.errors import ConfigError
+
 # Arguments.
-Model = Annotated[str, typer.Argument(help="Run, HF folder, hub id, or .gguf, .ckpt or .npz file.")]
+Model = Annotated[
+    ModelName, typer.Argument(help="Run, HF folder, hub id, or .gguf, .ckpt or .npz file.")
+]
 Text = Annotated[
     Path | None,
     typer.Argument(help="File, folder or glob of text; default: Python's standard library."),
@@ -99,7 +112,7 @@ class Serving(Options):
     """How a model is held in memory to generate."""
 
     draft: Annotated[
-        str | None,
+        ModelName | None,
         typer.Option(help="Draft model for speculative decoding; same tokenizer."),
     ] = None
     quantize: Quantize = None
@@ -119,7 +132,7 @@ class Evaluated(Options):
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with each parameter that is a group replaced by the group's options."""
+    """`command` with each group replaced by its options, and with a reader for each option."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type[Options]] = {}
     for parameter in inspect.signature(command).parameters.values():
@@ -129,6 +142,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
             parameters += [_parameter(field) for field in _fields(kind)]
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    parameters = [p.replace(annotation=_with_reader(p)) for p in parameters]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -138,6 +152,56 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _with_reader(parameter: inspect.Parameter) -> Any:
+    """A parameter's annotation, completed by the function that reads its value."""
+    *annotated, info = typing.get_args(parameter.annotation)
+    kind = leaf = Annotated[*annotated] if len(annotated) > 1 else annotated[0]
+    while leaf not in _READERS and typing.get_args(leaf):  # list[Path] | None, say
+        leaf = typing.get_args(leaf)[0]
+    if leaf not in _READERS:
+        return parameter.annotation
+    read, name = _READERS[leaf], parameter.name.replace("_", "-")
+    info = copy.copy(info)
+    info.parser = lambda value: read(value, name)
+    return Annotated[_PLAIN.get(kind, kind), info]
+
+
+def _read_path(value: str | Path, name: str) -> Path:
+    if not str(value):
+        raise ConfigError(f"{name} is empty: give a path, or . for the current folder")
+    return files.check_path(files.expand(value))
+
+
+def _read_model(value: str, name: str) -> str:
+    if not value:
+        raise ConfigError(f"{name} is empty: give a folder, a file or a hub id")
+    return expand_model(value)
+
+
+def _read_text(value: str, name: str) -> str:
+    """Text; in a locale without UTF-8, Python leaves the bytes of an argument undecoded."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(value).decode()
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"{name} is text that is neither UTF-8 nor in this locale's encoding, "
+                f"{sys.getfilesystemencoding()}: give it in UTF-8"
+            ) from None
+    return value
+
+
+# As Typer shows a type in the help.
+_PLAIN: dict[Any, Any] = {
+    ModelName: str, ModelName | None: str | None, list[ModelName] | None: list[str] | None,
+}  # fmt: skip
+_READERS: dict[Any, Callable[[Any, str], Any]] = {
+    Path: _read_path, ModelName: _read_model, str: _read_text,
+}  # fmt: skip
 
 
 def _fields(kind: type[Options]) -> tuple[dataclasses.Field[Any], ...]:

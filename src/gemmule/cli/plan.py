@@ -9,14 +9,15 @@ import typer
 
 from gemmule.cli.app import TRAIN, command, stoppable
 from gemmule.cli.options import AsJson, Country, OptionalData, Options, Overrides
+from gemmule.config import ModelName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planned(Options):
     """Settings of a plan (PlanRequest)."""
 
-    teacher: Annotated[str, typer.Option(help="Preset, or run or model folder.")]
-    student: Annotated[str, typer.Option(help="Preset, or run or model folder.")]
+    teacher: Annotated[ModelName, typer.Option(help="Preset, or run or model folder.")]
+    student: Annotated[ModelName, typer.Option(help="Preset, or run or model folder.")]
     data: OptionalData = None
     vocab_size: Annotated[
         int | None, typer.Option(help="Vocabulary size of presets, if there is no data yet.")

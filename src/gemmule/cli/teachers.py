@@ -9,6 +9,7 @@ import typer
 
 from gemmule.cli.app import RERUN, TRAIN, command, stoppable
 from gemmule.cli.options import AsJson, Data, Options, Out, Overrides
+from gemmule.config import ModelName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Extent(Options):
 @command(TRAIN)
 def record(
     teacher: Annotated[
-        str, typer.Argument(help="Teacher: run, HF folder, hub id, or address of a server.")
+        ModelName, typer.Argument(help="Teacher: run, HF folder, hub id, or address of a server.")
     ],
     data: Data,
     out: Out,
@@ -86,13 +87,13 @@ def record(
 def verify(
     store: Annotated[Path, typer.Argument(help="Folder made by gemmule record.")],
     teacher: Annotated[
-        str | None, typer.Option(help="Its teacher; default: where it was recorded from.")
+        ModelName | None, typer.Option(help="Its teacher; default: where it was recorded from.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Its data; default: where it was recorded from.")
     ] = None,
     student: Annotated[
-        str | None,
+        ModelName | None,
         typer.Option(help="Model to measure gradients at; default: one equal to the teacher."),
     ] = None,
     tokens: Annotated[

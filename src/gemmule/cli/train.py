@@ -14,6 +14,7 @@ from gemmule.cli.options import (
     Overrides,
     Resume,
 )
+from gemmule.config import ModelName
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def train(
 def distill(
     out: Out,
     config: ConfigFile = None,
-    teacher: Annotated[str | None, typer.Option(help="Teacher: run or HF folder.")] = None,
+    teacher: Annotated[ModelName | None, typer.Option(help="Teacher: run or HF folder.")] = None,
     targets: Annotated[
         Path | None,
         typer.Option(help="Folder made by gemmule record, in place of the teacher."),
@@ -77,7 +78,8 @@ def _settings(config: Path | None, overrides: list[str], out: Path, resume: bool
 
 
 def _train(settings: "RunConfig", out: Path, resume: bool, as_json: bool) -> None:
-    from gemmule.console import console
+    from gemmule import shell
+    from gemmule.console import console, next_commands
 
     with stoppable("the same command with --resume continues from the last saved step"):
         from gemmule.evals.memorization.callback import memorization_probe
@@ -88,4 +90,4 @@ def _train(settings: "RunConfig", out: Path, resume: bool, as_json: bool) -> Non
         print(json.dumps(result))
     else:
         console.print(describe(result))
-        console.print(f"next: gemmule generate {out} 'The'   gemmule card {out}")
+        next_commands(shell.command("generate", out, "The"), shell.command("card", out))

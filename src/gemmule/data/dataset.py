@@ -183,7 +183,7 @@ class Dataset:
             DataError: when the folder is missing, unfinished, damaged, of another version, or made
                 with another tokenizer.
         """
-        path = Path(path)
+        path = files.expand(path)
         if not path.is_dir():
             raise DataError(f"no data folder at {path}: make one with gemmule data")
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemmule import files
 from gemmule.doctor.local import positions
 from gemmule.errors import CheckpointError, ConfigError
 from gemmule.model.config import GemmaConfig
@@ -32,8 +33,9 @@ def load(
         ConfigError: when it does not support the attention implementation.
     """
     transformers = import_transformers(_OPTION)
-    inner = Path(path).expanduser() / "model"
-    folder = str(inner if (inner / "config.json").is_file() else Path(path).expanduser())
+    outer = files.expand(path)
+    inner = outer / "model"
+    folder = str(inner if (inner / "config.json").is_file() else outer)
     if not Path(folder).exists():
         folder = path.removeprefix("hf://")
     try:

@@ -5,7 +5,6 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 
@@ -114,7 +113,7 @@ class TerminalChat:
             self.conversation.system = rest
             self._note("set; a new conversation begins" if rest else "no system text any more")
         elif command == "/save" and rest:
-            path = Path(rest).expanduser()
+            path = files.expand(rest)
             files.write_json(path, self.conversation.with_system())
             self._note(f"saved to {path}")
         elif command == "/save":

@@ -153,7 +153,7 @@ class Tokenizer:
         Raises:
             TokenizerError: when there is none, it is not a Gemma tokenizer, or a file is damaged.
         """
-        path = Path(path)
+        path = files.expand(path)
         file = path / _FILE if path.is_dir() else path
         try:
             model = file.read_bytes()

@@ -7,7 +7,7 @@ from typing import Self
 import pydantic
 from pydantic import Field
 
-from gemmule.config import Config
+from gemmule.config import Config, ModelName
 from gemmule.model.config import GemmaConfig
 from gemmule.plan.calibrate import SECONDS
 from gemmule.train.config import RunConfig, load_run_config
@@ -35,8 +35,8 @@ class PlanRequest(Config):
         calibration_seconds: maximum duration of the measurements.
     """
 
-    teacher: str
-    student: str
+    teacher: ModelName
+    student: ModelName
     data: Path | None = None
     vocab_size: int | None = Field(default=None, ge=16)
     tokens: int | None = Field(default=None, gt=0)

@@ -1,7 +1,7 @@
 """Stopping on request: after the current work is saved, not in the middle of it."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,6 +14,20 @@ class Stop:
     """
 
     requested = False
+
+
+_HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP what Ctrl-C is in Python, a KeyboardInterrupt, in the main thread.
+
+    For everything outside `stop_signals`, which saves first. What a process was started to ignore
+    stays ignored.
+    """
+    with _handling(signal.default_int_handler):
+        yield
 
 
 @contextmanager
@@ -29,15 +43,20 @@ def stop_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.requested = True
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
-    try:
-        before = {number: signal.signal(number, request) for number in heeded}
-    except ValueError:  # only the main thread can set handlers
+    with _handling(request):
         yield stop
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    heeded = [number for number in _HEEDED if signal.getsignal(number) is not signal.SIG_IGN]
+    try:
+        before = {number: signal.signal(number, handler) for number in heeded}
+    except ValueError:  # only the main thread can set handlers
+        yield
         return
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 
 from gemmule import files
+from gemmule.config import ModelName
 from gemmule.console import ProgressBar, console, duration
 from gemmule.data.dataset import Dataset, Split
 from gemmule.data.packed_text import batch_of, sequence_count
@@ -62,7 +63,7 @@ class RecordConfig(RuntimeConfig):
         int8: quantize the teacher's linear layers, except the head, to int8: for CPUs with VNNI.
     """
 
-    teacher: str
+    teacher: ModelName
     data: Path
     targets: TargetSpec = TargetSpec()
     seq_len: int = Field(default=256, gt=0)

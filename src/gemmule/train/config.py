@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import pydantic
 from pydantic import Field, SerializeAsAny
 
-from gemmule.config import Config, nearest
+from gemmule.config import Config, ModelName, nearest
 from gemmule.errors import ConfigError
 from gemmule.losses.divergences import CROSS_ENTROPY, Divergence, Kind
 from gemmule.model.config import GemmaConfig
@@ -105,7 +105,7 @@ class ModelConfig(Config):
     __pydantic_extra__: dict[str, int | float] = Field(init=False)
 
     preset: str = "1m"
-    init: str | None = None
+    init: ModelName | None = None
 
     @property
     def shape(self) -> dict[str, int | float]:
@@ -158,7 +158,7 @@ class DistillConfig(ObjectiveConfig):
     """
 
     kind: Literal["distill"] = "distill"
-    teacher: str | None = None
+    teacher: ModelName | None = None
     targets: Path | None = None
     loss: Kind = CROSS_ENTROPY.kind
     beta: float = Field(default=CROSS_ENTROPY.beta, gt=0, lt=1)

@@ -111,7 +111,7 @@ def _fits(count: int, length: int) -> bool:
 
 
 def _folder(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = files.expand(name)
     if path.is_dir():
         return path
     if path.exists():
