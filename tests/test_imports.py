@@ -156,7 +156,7 @@ def run(code: str) -> str:
 def test_every_module_imports_on_the_minimal_install() -> None:
     code = """
 import importlib, pkgutil, sys
-OPTIONAL = {"pyarrow", "zstandard", "matplotlib", "jinja2", "codecarbon", "transformers",
+OPTIONAL = {"pyarrow", "zstandard", "matplotlib", "codecarbon", "transformers",
             "datasets", "pandas", "tensorboard", "psutil", "pytest", "hypothesis",
             "gguf", "llama_cpp", "lm_eval", "nltk", "sympy", "rapidfuzz", "scipy", "sklearn",
             "stdnum"}

@@ -24,6 +24,7 @@ from sentencepiece import sentencepiece_model_pb2
 from gemmule import files
 from gemmule.errors import TokenizerError
 from gemmule.model import hf_tokenizer, spm_train
+from gemmule.model.chat_template import ChatTemplate, RenderedChat, is_gemmas, train_mask
 from gemmule.model.spm_model import (
     BPE,
     BYTE,
@@ -92,7 +93,7 @@ class Tokenizer:
             TokenizerError: when it is not such a model, or lacks Gemma's layout, or a stop id is
                 not in its vocabulary.
         """
-        self._model = model
+        self._model, self._source = model, source
         proto = _parse(model, source)
         self._pieces = [p.piece for p in proto.pieces]
         self._types = [p.type for p in proto.pieces]
@@ -123,7 +124,10 @@ class Tokenizer:
     def _set_chat_format(
         self, chat_template: str | None, stop_ids: Sequence[int], source: str
     ) -> None:
+        if chat_template is not None and is_gemmas(chat_template, hf_tokenizer.CHAT_TEMPLATE):
+            chat_template = None
         ids = checked_stop_ids(stop_ids, self.vocab_size, source)
+        vars(self).pop("_template", None)
         if chat_template is None:
             ids = tuple(dict.fromkeys((*DEFAULT_STOP_IDS, *ids)))
         self.chat_template, self.stop_ids = chat_template, ids
@@ -321,7 +325,7 @@ class Tokenizer:
     @overload
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         generation_prompt: bool = True,
         *,
         strict: bool = False,
@@ -331,7 +335,7 @@ class Tokenizer:
     @overload
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         generation_prompt: bool = True,
         *,
         strict: bool = False,
@@ -340,21 +344,23 @@ class Tokenizer:
 
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         generation_prompt: bool = True,
         *,
         strict: bool = False,
         return_mask: bool = False,
     ) -> list[int] | tuple[list[int], list[int]]:
-        r"""Renders a conversation as token ids, <bos> included.
+        r"""Renders a conversation as token ids.
 
-        Each turn is `<start_of_turn>{user|model}\n{content, trimmed}<end_of_turn>\n`. A leading
-        system message is put before the first user message. No content can end its own turn,
-        even if it spells out the markers.
+        Gemma's own turns are `<start_of_turn>{user|model}\n{content, trimmed}<end_of_turn>\n` after
+        <bos>. A leading system message is put before the first user message. A tokenizer with a
+        chat template of its own gives what the template says. In both, no content can end its own
+        turn, even if it spells out the markers.
 
         Args:
             messages: {"role": "system" | "user" | "assistant", "content": text}, with roles
-                alternating and starting with user ("model" means assistant).
+                alternating and starting with user ("model" means assistant). A template of its
+                own decides itself which roles and fields it accepts.
             generation_prompt: open the model's turn at the end. Pass False for a conversation
                 that ends with the model's answer, as in training.
             strict: refuse a system message, as Gemma's own template does.
@@ -362,18 +368,23 @@ class Tokenizer:
 
         Returns:
             The ids. With `return_mask`, the ids and a list of the same length that holds 1 for
-            each token that the model has to produce (the content of its turns and the
-            <end_of_turn> after it) and 0 for all others, role headers among them.
+            each token that the model has to produce (the content of its turns and the stop token
+            after it, or the template's generation blocks) and 0 for all others, role headers
+            among them.
 
         Raises:
-            TokenizerError: for any other shape of conversation.
+            TokenizerError: for any other shape of conversation, or what the template refuses.
         """
+        if self.chat_template is not None:
+            _check_end([str(message.get("role")) for message in messages], generation_prompt)
+            chat = self._template.render(messages, generation_prompt, return_mask)
+            ids = self._encode_rendered(chat)
+            if not return_mask:
+                return ids
+            pieces = [self._shown[i] for i in ids]
+            return ids, train_mask(chat, ids, pieces, self.stop_ids)
         turns = _turns(messages, strict)
-        if generation_prompt and turns[-1][0] == "model":
-            raise TokenizerError(
-                "the last message is the assistant's, so there is nothing to answer: end with a "
-                "user message, or pass generation_prompt=False"
-            )
+        _check_end([role for role, _ in turns], generation_prompt)
         newline = self.encode("\n")
         ids, mask = [self.bos_id], [0]
         for role, content in turns:
@@ -389,6 +400,24 @@ class Tokenizer:
             mask += [0] * (len(ids) - len(mask))
         return (ids, mask) if return_mask else ids
 
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        assert self.chat_template is not None
+        variables = {
+            name: self._pieces[i]
+            for name, i in (("bos_token", 2), ("eos_token", 1), ("pad_token", 0), ("unk_token", 3))
+        }
+        return ChatTemplate(self.chat_template, self._source, self._control_ids, variables)
+
+    def _encode_rendered(self, chat: RenderedChat) -> list[int]:
+        ids = []
+        for i, part in enumerate(self._control_pattern.split(chat.text)):
+            if i % 2:
+                ids.append(self._control_ids[part])
+            elif part:
+                ids += self.encode(part.translate(chat.guards))
+        return ids
+
     def _tokens_covering(self, ids: Sequence[int], size: int) -> int:
         """The number of tokens at the start of `ids` that hold its first `size` bytes."""
         count = 0
@@ -396,6 +425,14 @@ class Tokenizer:
             size -= len(self._text[ids[count]])
             count += 1
         return count
+
+
+def _check_end(roles: Sequence[str], generation_prompt: bool) -> None:
+    if generation_prompt and roles and roles[-1] in {"assistant", "model"}:
+        raise TokenizerError(
+            "the last message is the assistant's, so there is nothing to answer: end with a "
+            "user message, or pass generation_prompt=False"
+        )
 
 
 def _turns(messages: Sequence[Mapping[str, str]], strict: bool) -> list[tuple[str, str]]:

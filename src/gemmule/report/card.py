@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from gemmule import files
-from gemmule.errors import MissingExtraError
 from gemmule.report import page, run_files
 from gemmule.report.parts import Page
 from gemmule.report.values import UNKNOWN, Value
@@ -31,13 +30,11 @@ def write_card(run: Path, licence: str | None = None) -> Path:
 
     Raises:
         CheckpointError: naming the file of the run that is missing or broken.
-        MissingExtraError: when jinja2 or matplotlib is not installed.
+        MissingExtraError: when matplotlib is not installed.
         OutputError: when the card cannot be written.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise MissingExtraError("jinja2", "report", "the model card") from None
+    import jinja2
+
     source = run_files.load(run)
     content = page.build(source, clean(run.resolve().name), clean(page.shown_path(run)))
     environment = jinja2.Environment(
