@@ -34,13 +34,14 @@ class Checkpoint:
 
     Attributes:
         path: the folder or file of the checkpoint.
-        format: "hf", "quantized", "gguf", "gemma_pytorch", "npz", "orbax" or "memory".
+        format: "hf", "adapter", "quantized", "gguf", "gemma_pytorch", "npz", "orbax" or "memory".
         config: the model's config.
         tensors: weights by our parameter names, possibly with an untied `lm_head.weight`.
         read_tokenizer: reads the checkpoint's tokenizer; raises TokenizerError.
         files: the files that hold the weights.
         notes: remarks for the user about how the checkpoint was read.
         quantized: formats, bits per weight and measured loss of a model packed by gemmule.
+        adapter: method, ranks, base, size and modules of an adapter that is merged into its base.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     stack: ExitStack = field(default_factory=ExitStack)
     quantized: Mapping[str, Any] | None = None
+    adapter: Mapping[str, Any] | None = None
 
     def __enter__(self) -> Self:
         return self

@@ -33,6 +33,7 @@ def convert(
     to: str,
     dtype: str | None = None,
     *,
+    base: str | None = None,
     verify: bool = True,
     text: Path | None = None,
     progress: Progress = lambda *_: None,
@@ -48,6 +49,7 @@ def convert(
         to: "hf", "gguf" or "gemma_pytorch".
         dtype: dtype of the matrices, one of FORMATS[to]; None: that of the source (GGUF: F16 for
             float16 and so on).
+        base: the model to merge an adapter into; None: the one that the adapter names.
         verify: compare with the source and, if it is installed, with the reader of the format.
         text: text for the comparison; None: a module of Python's standard library.
         progress: called with the activity, and the number of bytes done and in total.
@@ -56,7 +58,7 @@ def convert(
         The content of the export's export.json.
 
     Raises:
-        ConfigError: for an unknown format or dtype.
+        ConfigError: for an unknown format or dtype, or a base of something that is no adapter.
         CheckpointError: when the source cannot be read.
         OutputError: when `out` is in use or cannot be written.
         VerificationError: when the result is wrong; nothing is left behind.
@@ -66,7 +68,7 @@ def convert(
     sample, out = _sample(text), files.expand(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} is already in use: choose another folder")
-    with locked_output(out), open_checkpoint(path) as source:
+    with locked_output(out), open_checkpoint(path, base) as source:
         kind = _kind(source, to, dtype)
         source.tokenizer  # noqa: B018 (fails before gigabytes are written)
         partial = _begin(source, out, to, kind)
@@ -83,6 +85,7 @@ def convert(
         _write_companions(source, partial, to, kind)
         report: dict[str, Any] = {
             **provenance(source, path, files=_described(source.files)),
+            **({"adapter": dict(source.adapter)} if source.adapter else {}),
             "format": to,
             "dtype": kind,
             "notes": [*source.notes, *notes],

@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gemmule.checkpoints.adapters.reader import describe_adapter
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.shapes import PUBLISHED
@@ -33,7 +34,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         tensors; reported: the report's numbers for that size); stored_as (weights by encoding);
         dtype (that of loading); bytes (of the weights in memory, and of the cache at full context);
         tokenizer; quantized (formats, bits_per_weight and measured loss of a model packed by
-        gemmule, else None); notes.
+        gemmule, else None); adapter (method, ranks, base, parameters and modules of an adapter that
+        is merged into its base, else None); notes.
 
     Raises:
         CheckpointError: when there is no readable checkpoint, or tensors are missing or of
@@ -63,6 +65,7 @@ def describe(path: str | Path) -> dict[str, Any]:
             },
             "tokenizer": _tokenizer(checkpoint),
             "quantized": checkpoint.quantized,
+            "adapter": checkpoint.adapter,
             "notes": list(checkpoint.notes),
         }
 
@@ -120,6 +123,7 @@ def lines(about: dict[str, Any]) -> list[list[str]]:
     tokenizer = about["tokenizer"]
     return [
         ["format", about["format"]],
+        *([["adapter", describe_adapter(about["adapter"])]] if about["adapter"] else []),
         ["on disk", f"{_bytes(size)} in {len(about['files'])} file(s)"],
         ["stored as", ", ".join(counts)],
         *_quantized(about["quantized"]),

@@ -21,11 +21,12 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None
 
 
-def download_repository(repo: str) -> Path:
+def download_repository(repo: str, revision: str | None = None) -> Path:
     """Downloads the files of a model; those of torch only where there are no safetensors.
 
     Args:
         repo: a hub id.
+        revision: branch, tag or commit; None: the default branch.
 
     Returns:
         The folder in the hub's cache.
@@ -34,32 +35,34 @@ def download_repository(repo: str) -> Path:
         CheckpointError: when it fails.
         Interrupted: when it is stopped with Ctrl-C; it can be continued.
     """
-    folder = _download(repo, _SAFE, ignore=["*/*"])
+    folder = _download(repo, revision, _SAFE, ignore=["*/*"])
     weights = ("*.safetensors", "*.ckpt", "adapter_model.bin")
     if not any(any(folder.glob(pattern)) for pattern in weights):
-        folder = _download(repo, _SAFE + _TORCH, ignore=["*/*"])
+        folder = _download(repo, revision, _SAFE + _TORCH, ignore=["*/*"])
     return folder
 
 
-def download_file(repo: str, file: str) -> Path:
+def download_file(repo: str, file: str, revision: str | None = None) -> Path:
     """Downloads one file of a model; returns its path in the hub's cache. Raises as above.
 
     The parts of a split GGUF file come together.
     """
     parts = re.sub(r"-\d{5}-of-(\d{5}\.gguf)$", r"-*-of-\1", file)
-    folder = _download(repo, [parts, *_TOKENIZER])
+    folder = _download(repo, revision, [parts, *_TOKENIZER])
     if not (folder / file).is_file():
         raise CheckpointError(f"{repo} on the hub has no file {file}")
     return folder / file
 
 
-def _download(repo: str, allow: list[str], ignore: list[str] | None = None) -> Path:
+def _download(
+    repo: str, revision: str | None, allow: list[str], ignore: list[str] | None = None
+) -> Path:
     import huggingface_hub
     from huggingface_hub import errors as hub
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repo, allow_patterns=allow, ignore_patterns=ignore
+            repo, revision=revision, allow_patterns=allow, ignore_patterns=ignore
         )
     except KeyboardInterrupt:
         raise Interrupted(f"stopped downloading {repo}: {_AGAIN}") from None

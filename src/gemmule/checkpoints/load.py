@@ -6,27 +6,38 @@ import torch
 
 from gemmule.checkpoints.checkpoint import Checkpoint, parse_device
 from gemmule.checkpoints.hf.reader import open_hf
-from gemmule.checkpoints.locate import locate
+from gemmule.checkpoints.locate import Located, locate
 from gemmule.checkpoints.packed.reader import is_quantized, load_quantized, open_quantized
-from gemmule.errors import CheckpointError, ConfigError
+from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, base: str | None = None) -> Checkpoint:
     """Opens the checkpoint that `path` names (see locate.py) without reading its weights.
+
+    Args:
+        path: a run, folder, file or hub id.
+        base: if `path` is an adapter, the model to merge it into; None: the one that it names.
 
     Raises:
         CheckpointError: when there is no readable checkpoint.
         MissingExtraError: when its format needs a package that is not installed.
+        ConfigError: for a base of something that is not an adapter.
     """
     located = locate(path)
+    if located.format == "adapter":
+        from gemmule.checkpoints.adapters.reader import open_adapter
+
+        return open_adapter(located.path, base, _open)
+    if base is not None:
+        raise ConfigError(f"{path} is a whole model, not an adapter: leave out its base")
+    return _open(located)
+
+
+def _open(located: Located) -> Checkpoint:
+    """Opens a whole model."""
     match located.format:
-        case "adapter":
-            raise CheckpointError(
-                f"{located.path} is an adapter, not a whole model: merge it into its base with "
-                "peft (merge_and_unload, then save_pretrained) and give the merged folder"
-            )
         case "gguf":
             from gemmule.checkpoints.gguf.reader import open_gguf
 
@@ -91,7 +102,9 @@ def load_to_run(
 
     on_cpu = parse_device(device).type == "cpu"
     if quantize is None:
-        if dtype is None and on_cpu and is_quantized(locate(path).path):
+        located = locate(path)
+        packed_here = located.format == "hf" and is_quantized(located.path)
+        if packed_here and dtype is None and on_cpu:
             packed = load_quantized(path)
             return QuantizedGemma(packed), packed.tokenizer
         return load_model(path, dtype, device)

@@ -43,7 +43,7 @@ class Located:
     path: Path
 
 
-def locate(path: str | Path) -> Located:
+def locate(path: str | Path, revision: str | None = None) -> Located:
     """Finds the checkpoint that `path` names.
 
     A local path takes precedence. A name such as `org/name` that is not a local path, and without a
@@ -53,6 +53,10 @@ def locate(path: str | Path) -> Located:
     Files are told by their content. A folder may be the model's own, a run, a model in the hub's
     cache, or one that holds a single model in a folder of its own.
 
+    Args:
+        path: the name.
+        revision: branch, tag or commit on the hub; None: the default branch.
+
     Raises:
         CheckpointError: when there is no checkpoint or a download fails; the message says what is
             there and what is expected.
@@ -60,7 +64,7 @@ def locate(path: str | Path) -> Located:
     """
     text = str(path)
     if text.startswith(hub.PREFIX):
-        return _on_hub(text.removeprefix(hub.PREFIX))
+        return _on_hub(text.removeprefix(hub.PREFIX), revision)
     path = files.expand(path)
     try:
         if path.is_dir():
@@ -73,7 +77,7 @@ def locate(path: str | Path) -> Located:
     if exists:
         raise CheckpointError(f"{path} is not a regular file; {_EXPECTED}")
     if hub.is_hub_id(text) and not path.parent.is_dir():
-        return _on_hub(text)
+        return _on_hub(text, revision)
     raise CheckpointError(f"nothing at {path}{_neighbors(path)}; {_EXPECTED}")
 
 
@@ -160,12 +164,12 @@ def _neighbors(path: Path) -> str:
     return f" ({path.parent} holds {', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
 
 
-def _on_hub(name: str) -> Located:
+def _on_hub(name: str, revision: str | None) -> Located:
     """Downloads a model, or one file of it, from the hub."""
     repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if file:
-        return _file(hub.download_file(repo, file))
-    found = in_folder(hub.download_repository(repo))
+        return _file(hub.download_file(repo, file, revision))
+    found = in_folder(hub.download_repository(repo, revision))
     if found is None:
         raise CheckpointError(
             f"{repo} holds no model in Hugging Face's layout and no .ckpt file; if it has GGUF "

@@ -1,6 +1,6 @@
 """Verifies an export: against its source, and against the program that it was made for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gemmule.checkpoints import peers
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.stored_tensor import StoredTensor
+from gemmule.checkpoints.stored_tensor import side_by_side
 from gemmule.checkpoints.streamed_forward import streamed_logits
 from gemmule.errors import GemmuleError
 from gemmule.model.spm_train import SPACE
@@ -118,7 +118,7 @@ def compare_weights(source: Checkpoint, export: Checkpoint) -> dict[str, Any]:
     """
     largest = squares = total = 0.0
     for tensor in source.weights():
-        for ours, theirs in _side_by_side(tensor, export.tensors[tensor.name]):
+        for ours, theirs in side_by_side(tensor, export.tensors[tensor.name]):
             common = torch.promote_types(ours.dtype, theirs.dtype)
             a, b = ours.to(common), theirs.to(common)
             total += float(a.float().square().sum())
@@ -128,20 +128,6 @@ def compare_weights(source: Checkpoint, export: Checkpoint) -> dict[str, Any]:
                 squares += float(difference.square().sum())
     error = (squares / total) ** 0.5 if total else 0.0
     return {"equal": largest == 0.0, "largest_difference": largest, "relative_error": error}
-
-
-def _side_by_side(a: StoredTensor, b: StoredTensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields equal rows of two tensors of one shape, whose chunks may end at different rows."""
-    chunks_a, chunks_b = a.chunks(), b.chunks()
-    rows_a = rows_b = torch.empty(0)
-    for _ in range(a.shape[0]):
-        rows_a = rows_a if len(rows_a) else next(chunks_a, rows_a)
-        rows_b = rows_b if len(rows_b) else next(chunks_b, rows_b)
-        count = min(len(rows_a), len(rows_b))
-        if count == 0:
-            return
-        yield rows_a[:count], rows_b[:count]
-        rows_a, rows_b = rows_a[count:], rows_b[count:]
 
 
 def compare_logits(expected_TV: Tensor, got_TV: Tensor) -> dict[str, float]:

@@ -36,6 +36,10 @@ def convert(
         str | None,
         typer.Option(help="dtype of the matrices: float32, bfloat16, float16; GGUF: Q8_0, Q4_0."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Model to merge an adapter into; default: the one the adapter names."),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(help="Text to compare on; default: a module of Python's standard library."),
@@ -57,7 +61,7 @@ def convert(
     from gemmule.console import key_values, staged
 
     with stoppable(RERUN), staged() as progress:
-        report = run(model, out, to, dtype, verify=verify, text=text, progress=progress)
+        report = run(model, out, to, dtype, base=base, verify=verify, text=text, progress=progress)
     if as_json:
         print(json.dumps(report))
     else:

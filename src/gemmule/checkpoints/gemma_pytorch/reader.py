@@ -96,7 +96,7 @@ def _is_fused(name: str) -> bool:
     return name.endswith(FUSED)
 
 
-class _Rows(StoredTensor):
+class ArchivedRows(StoredTensor):
     """Some rows of a stored tensor; int8 ones are multiplied by their scalers, in float32."""
 
     def __init__(
@@ -159,7 +159,7 @@ def _parameters(
         for part, count in parts.items():
             if part in parameters:
                 raise CheckpointError(f"{source}: {part} is stored twice")
-            parameters[part] = _Rows(part, tensor, first, count, scaler)
+            parameters[part] = ArchivedRows(part, tensor, first, count, scaler)
             first += count
     return parameters
 

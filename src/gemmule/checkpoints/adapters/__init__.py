@@ -1,0 +1,1 @@
+"""Reads adapters in peft's format, merged into their base model."""
