@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from gemmule import files
 from gemmule.checkpoints.adapters.config import MERGE
-from gemmule.checkpoints.model_folder import ADAPTER
-from gemmule.checkpoints.safetensors_file import MappedTensor, read_header
 from gemmule.checkpoints.gemma_pytorch.reader import ArchivedRows
 from gemmule.checkpoints.mapped_file import MappedFile
+from gemmule.checkpoints.model_folder import ADAPTER
+from gemmule.checkpoints.safetensors_file import MappedTensor, read_header
 from gemmule.checkpoints.stored_tensor import StoredTensor
 from gemmule.checkpoints.torch_archive import CODES, read_archive
 from gemmule.errors import CheckpointError
@@ -86,8 +87,11 @@ def open_weights(folder: Path, stack: ExitStack) -> tuple[Path, dict[str, Parts]
 def _file(folder: Path) -> Path:
     names = (f"{ADAPTER}.safetensors", f"{ADAPTER}.bin")
     for name in names:
-        if (folder / name).is_file():
-            return folder / name
+        path = folder / name
+        if path.is_file():
+            if files.is_lfs_pointer(path):
+                raise CheckpointError(f"{path} is {files.LFS_POINTER}")
+            return path
     there = sorted(p.name for p in folder.glob(f"{ADAPTER}.*"))
     raise CheckpointError(
         f"{folder} has no {' or '.join(names)}; it has {', '.join(there[:4]) or 'no weights'}"
