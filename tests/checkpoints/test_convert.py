@@ -31,16 +31,16 @@ def fake_reader(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A reader that agrees, in no time; what it is set to answer can be changed."""
     answer: dict[str, Any] = {"error": 0.0}
 
-    def ask(format: str, export: Path, tokens: list[int], texts: list[str]) -> peers.Answer:
+    def ask(format: str, export: Path, question: peers.Question) -> peers.Answer:
         if "crash" in answer:
             raise peers.PeerError(answer["crash"])
         with open_checkpoint(export) as checkpoint:
-            ids = [checkpoint.tokenizer.encode(t, bos=True) for t in texts]
-            logits = streamed_logits(checkpoint, tokens)
+            ids = [checkpoint.tokenizer.encode(t, bos=True) for t in question.texts]
+            logits = streamed_logits(checkpoint, list(question.tokens))
         noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
         if "ids" in answer:
             ids[3] = answer["ids"]
-        return peers.Answer("1", logits + answer["error"] * noise, ids)
+        return peers.Answer("1", logits + answer["error"] * noise, ids, [])
 
     monkeypatch.setattr(peers, "ask", ask)
     return answer
@@ -228,7 +228,7 @@ def test_a_reader_that_disagrees_is_believed(
 def test_a_real_reader_that_crashes_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
     with pytest.raises(peers.PeerError, match=r"transformers cannot read .* \(exit 1\)"):
-        peers.ask("hf", tmp_path, [2], ["a"])
+        peers.ask("hf", tmp_path, peers.Question([2], ["a"]))
 
 
 def test_without_a_reader_it_says_so(

@@ -1,16 +1,16 @@
 """Lets other programs read an export, each in its own process, so that a crash is only a finding.
 
-    python -m gemmule.checkpoints.peers hf FOLDER REQUEST.npz ANSWER.npz
+    python -m gemmule.checkpoints.peers hf FOLDER QUESTION.json ANSWER
 
-The request holds token ids and texts; the answer holds the logits of the ids and the ids of the
-texts.
+The question is a `Question`; ANSWER.npy gets the logits of its tokens, ANSWER.json the rest.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,18 +32,41 @@ class PeerError(GemmuleError):
 
 
 @dataclass(frozen=True)
+class Question:
+    """What another program is asked about an export.
+
+    Attributes:
+        tokens: T ids, <bos> first.
+        texts: texts to tokenize.
+        marked: texts with added tokens, to be tokenized with them.
+        chat: messages to render with the chat template; empty: none.
+    """
+
+    tokens: Sequence[int]
+    texts: Sequence[str]
+    marked: Sequence[str] = ()
+    chat: Sequence[Mapping[str, str]] = ()
+
+
+@dataclass(frozen=True)
 class Answer:
     """The outputs of another program for an export.
 
     Attributes:
         version: version of the program.
-        logits_TV: logits of the requested tokens, fp32.
-        ids: ids of each text from the program's tokenizer, <bos> included.
+        logits_TV: logits of the question's tokens, fp32.
+        ids: ids of each text, <bos> included.
+        marked: ids of each text with added tokens, <bos> included.
+        chat: ids of the conversation; None if there was none, or the program renders none.
+        stop_ids: ids that end an answer; None if the program does not tell.
     """
 
     version: str
     logits_TV: Tensor
     ids: list[list[int]]
+    marked: list[list[int]]
+    chat: list[int] | None = None
+    stop_ids: list[int] | None = None
 
 
 def installed(format: str) -> str | None:
@@ -52,24 +75,23 @@ def installed(format: str) -> str | None:
     return f"{name} {metadata.version(name)}" if module and find_spec(module) else None
 
 
-def ask(format: str, export: Path, tokens: Sequence[int], texts: Sequence[str]) -> Answer:
+def ask(format: str, export: Path, question: Question) -> Answer:
     """Runs the format's reader on `export` in its own process.
 
     Args:
         format: "hf" or "gguf"; its reader must be installed.
         export: the exported folder.
-        tokens: T ids, <bos> first.
-        texts: texts to tokenize.
+        question: what to compute.
 
     Raises:
         PeerError: when it cannot read the export; the message ends with its last output lines.
     """
     reader = READERS[format][0]
     with tempfile.TemporaryDirectory() as scratch:
-        request, answer = Path(scratch) / "request.npz", Path(scratch) / "answer.npz"
-        np.savez(request, tokens=np.array(tokens), texts=np.array(list(texts)))
+        asked, answer = Path(scratch) / "question.json", Path(scratch) / "answer"
+        asked.write_text(json.dumps(asdict(question)), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "gemmule.checkpoints.peers", format, export, request, answer],
+            [sys.executable, "-m", "gemmule.checkpoints.peers", format, export, asked, answer],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -79,51 +101,64 @@ def ask(format: str, export: Path, tokens: Sequence[int], texts: Sequence[str]) 
         if done.returncode:
             output = "\n".join(done.stderr.strip().splitlines()[-_LAST_LINES:])
             raise PeerError(f"{reader} cannot read {export} (exit {done.returncode}):\n{output}")
-        with np.load(answer) as arrays:
-            ends = np.cumsum(arrays["lengths"])[:-1]
-            ids = [part.tolist() for part in np.split(arrays["ids"], ends)]
-            logits = torch.from_numpy(arrays["logits"])
-    return Answer(metadata.version(reader), logits, ids)
+        logits = torch.from_numpy(np.load(answer.with_suffix(".npy")))
+        others = json.loads(answer.with_suffix(".json").read_text(encoding="utf-8"))
+    return Answer(metadata.version(reader), logits, **others)
 
 
-def _transformers(folder: Path, tokens: list[int], texts: list[str]) -> tuple[Any, list[list[int]]]:
+def _transformers(folder: Path, question: Question) -> tuple[Any, dict[str, Any]]:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = [tokenizer(text).input_ids for text in texts]
+    chat = None
+    if question.chat:
+        chat = tokenizer.apply_chat_template(
+            [dict(m) for m in question.chat], add_generation_prompt=True, return_dict=False
+        )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.inference_mode():
-        return model(torch.tensor([tokens])).logits[0].numpy(), ids
+        logits = model(torch.tensor([question.tokens])).logits[0].numpy()
+    stops = model.generation_config.eos_token_id
+    return logits, {
+        "ids": [tokenizer(text).input_ids for text in question.texts],
+        "marked": [tokenizer(text).input_ids for text in question.marked],
+        "chat": chat,
+        "stop_ids": stops if isinstance(stops, list) else [stops],
+    }
 
 
-def _llama_cpp(folder: Path, tokens: list[int], texts: list[str]) -> tuple[Any, list[list[int]]]:
+def _llama_cpp(folder: Path, question: Question) -> tuple[Any, dict[str, Any]]:
     import llama_cpp
 
+    count = len(question.tokens)
     model = llama_cpp.Llama(
         str(next(folder.glob("*.gguf"))),
-        n_ctx=len(tokens),
-        n_batch=len(tokens),
-        n_ubatch=len(tokens),
+        n_ctx=count,
+        n_batch=count,
+        n_ubatch=count,
         logits_all=True,
         type_k=llama_cpp.GGML_TYPE_F32,  # the default is fp16
         type_v=llama_cpp.GGML_TYPE_F32,
         flash_attn=False,
         verbose=False,
     )
-    ids = [model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
-    model.eval(tokens)
-    return np.array(model.scores[: len(tokens)], dtype=np.float32), ids
+
+    def tokenized(texts: Sequence[str], special: bool) -> list[list[int]]:
+        return [model.tokenize(text.encode(), add_bos=True, special=special) for text in texts]
+
+    others = {"ids": tokenized(question.texts, False), "marked": tokenized(question.marked, True)}
+    model.eval(list(question.tokens))
+    return np.array(model.scores[:count], dtype=np.float32), others
 
 
-def _main(format: str, export: str, request: str, answer: str) -> None:
-    with np.load(request) as asked:
-        tokens, texts = asked["tokens"].tolist(), asked["texts"].tolist()
+def _main(format: str, export: str, question: str, answer: str) -> None:
+    asked = Question(**json.loads(Path(question).read_text(encoding="utf-8")))
     run = {"hf": _transformers, "gguf": _llama_cpp}[format]
-    logits, ids = run(Path(export), tokens, texts)
-    flat = np.array([i for row in ids for i in row], dtype=np.int64)
-    np.savez(answer, logits=logits, ids=flat, lengths=np.array([len(row) for row in ids]))
+    logits, others = run(Path(export), asked)
+    np.save(f"{answer}.npy", logits)
+    Path(f"{answer}.json").write_text(json.dumps(others), encoding="utf-8")
 
 
 if __name__ == "__main__":

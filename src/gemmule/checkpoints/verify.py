@@ -1,6 +1,6 @@
 """Verifies an export: against its source, and against the program that it was made for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from gemmule.checkpoints import peers
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.stored_tensor import side_by_side
 from gemmule.checkpoints.streamed_forward import streamed_logits
-from gemmule.errors import GemmuleError
+from gemmule.errors import GemmuleError, TokenizerError
 from gemmule.model.spm_train import SPACE
 from gemmule.model.tokenizer import Tokenizer
 
@@ -42,14 +42,13 @@ def check_export(
     Returns:
         "weights" (see compare_weights); "against_source" (see compare_logits), only if weights
         differ; "reader": the program, its metrics and the number of texts tokenized, or the reason
-        why it was skipped.
+        why it was skipped. The export's tokenizer, chat template and stop ids must be the source's.
 
     Raises:
         VerificationError: when the reader cannot read the export or disagrees with us about it.
     """
     tokenizer = source.tokenizer
-    if export.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise VerificationError(f"{export.path}: the tokenizer is not that of the source")
+    _compare_tokenizers(tokenizer, export)
     length = min(POSITIONS, source.config.max_position_embeddings)
     tokens = tokenizer.encode(text, bos=True)[:length]
     say("comparing weights with the source")
@@ -70,23 +69,70 @@ def check_export(
     return report | {"reader": _ask_reader(export, reader, tokens, text, ours)}
 
 
+def _compare_tokenizers(source: Tokenizer, export: Checkpoint) -> None:
+    """Raises VerificationError where an export's tokenizer is not that of its source."""
+    ours = export.tokenizer
+    if ours.fingerprint != source.fingerprint:
+        raise VerificationError(f"{export.path}: the tokenizer is not that of the source")
+    if set(ours.stop_ids) != set(source.stop_ids):
+        raise VerificationError(
+            f"{export.path}: the stop ids are {sorted(ours.stop_ids)}, the source's are "
+            f"{sorted(source.stop_ids)}"
+        )
+    templates = (ours.chat_template, ours.named_templates)
+    chat = sample_chat(source)
+    if templates != (source.chat_template, source.named_templates) or (
+        chat and ours.render_chat(chat) != source.render_chat(chat)
+    ):
+        raise VerificationError(f"{export.path}: the chat template is not that of the source")
+
+
+def sample_chat(tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """A conversation that the chat template accepts; empty if it refuses all of ours."""
+    user = {"role": "user", "content": "Who are you?"}
+    answer = {"role": "assistant", "content": "A language model."}
+    system = {"role": "system", "content": "Be brief."}
+    for chat in ([user, answer, user], [system, user], [user]):
+        try:
+            tokenizer.render_chat(chat)
+        except TokenizerError:
+            continue
+        return chat
+    return []
+
+
 def _ask_reader(
     export: Checkpoint, reader: str, tokens: list[int], text: str, ours: Tensor
 ) -> dict[str, Any]:
-    folder = export.path if export.path.is_dir() else export.path.parent
-    texts = [line for line in text.splitlines() if _plain(line, export.tokenizer)][:200]
+    folder, tokenizer = (
+        export.path if export.path.is_dir() else export.path.parent,
+        export.tokenizer,
+    )
+    question = peers.Question(
+        tokens,
+        [line for line in text.splitlines() if _plain(line, tokenizer)][:200],
+        [f"one {token.content}two{token.content}" for token in tokenizer.added_tokens],
+        sample_chat(tokenizer),
+    )
     try:
-        answer = peers.ask(export.format, folder, tokens, texts)
+        answer = peers.ask(export.format, folder, question)
     except peers.PeerError as e:
         raise VerificationError(str(e)) from None
     metrics = compare_logits(ours, answer.logits_TV)
-    expected = [export.tokenizer.encode(t, bos=True) for t in texts]
-    equal = sum(a == b for a, b in zip(expected, answer.ids, strict=True))
-    if equal < len(texts):
-        n = next(i for i, (a, b) in enumerate(zip(expected, answer.ids, strict=True)) if a != b)
+    for texts, control, theirs in (
+        (question.texts, False, answer.ids),
+        (question.marked, True, answer.marked),
+    ):
+        expected = [tokenizer.encode(t, bos=True, control=control) for t in texts]
+        _compare_ids(reader, texts, expected, theirs)
+    if answer.chat is not None and answer.chat != tokenizer.render_chat(question.chat):
         raise VerificationError(
-            f"{reader} tokenizes {texts[n]!r} as {answer.ids[n][:12]}, gemmule as "
-            f"{expected[n][:12]} ({len(texts) - equal} of {len(texts)} texts differ)"
+            f"{reader} renders a conversation as {answer.chat[:12]}, gemmule as "
+            f"{tokenizer.render_chat(question.chat)[:12]}"
+        )
+    if answer.stop_ids is not None and set(answer.stop_ids) != set(tokenizer.stop_ids):
+        raise VerificationError(
+            f"{reader} stops at {sorted(answer.stop_ids)}, gemmule at {sorted(tokenizer.stop_ids)}"
         )
     close = metrics["kl_nats"] <= MAX_KL[export.format]  # False for NaN
     if not close or metrics["top1_agreement"] < MIN_TOP1[export.format]:
@@ -95,7 +141,26 @@ def _ask_reader(
             f"{metrics['kl_nats']:.2e} nats (at most {MAX_KL[export.format]:g}), top-1 agreement "
             f"{metrics['top1_agreement']:.1%} (at least {MIN_TOP1[export.format]:.0%})"
         )
-    return {"program": reader, **metrics, "texts_tokenized_alike": len(texts)}
+    return {
+        "program": reader,
+        **metrics,
+        "texts_tokenized_alike": len(question.texts),
+        "added_tokens_alike": len(question.marked),
+        "chat_alike": answer.chat is not None,
+        "stop_ids_alike": answer.stop_ids is not None,
+    }
+
+
+def _compare_ids(
+    reader: str, texts: Sequence[str], expected: list[list[int]], theirs: list[list[int]]
+) -> None:
+    wrong = [(text, a, b) for text, a, b in zip(texts, expected, theirs, strict=True) if a != b]
+    if wrong:
+        text, a, b = wrong[0]
+        raise VerificationError(
+            f"{reader} tokenizes {text!r} as {b[:12]}, gemmule as {a[:12]} ({len(wrong)} of "
+            f"{len(texts)} texts differ)"
+        )
 
 
 def _plain(line: str, tokenizer: Tokenizer) -> bool:

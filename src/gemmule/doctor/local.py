@@ -58,6 +58,9 @@ class Text(Protocol):
     def piece(self, token: int) -> bytes:
         """Bytes of a token; control tokens are spelled out."""
 
+    def turn_markers(self) -> dict[str, int] | None:
+        """Control tokens of a chat format of the model's own, with their ids; None: Gemma's."""
+
 
 def positions(mask_BT: Tensor) -> Tensor:
     """Rotary positions of padded rows: tokens count from 0, wherever the padding is."""
@@ -131,6 +134,14 @@ class GemmuleText:
     def piece(self, token: int) -> bytes:
         """Bytes of a token; control tokens are spelled out."""
         return self._tokenizer.decode_bytes([token], control=True)
+
+    def turn_markers(self) -> dict[str, int] | None:
+        """Control tokens of a chat format of the model's own, with their ids; None: Gemma's."""
+        tokenizer = self._tokenizer
+        if tokenizer.chat_template is None:
+            return None
+        added = {token.content: token.id for token in tokenizer.added_tokens if token.special}
+        return added | {tokenizer.pieces[i].text: i for i in tokenizer.stop_ids}
 
 
 def weights_of(lm: LanguageModel) -> dict[str, Tensor]:

@@ -11,7 +11,10 @@ from torch import Tensor
 from gemmule import files
 from gemmule.doctor.local import positions
 from gemmule.errors import CheckpointError, ConfigError
+from gemmule.model.chat_template import is_gemmas
 from gemmule.model.config import GemmaConfig
+from gemmule.model.hf_tokenizer import CHAT_TEMPLATE
+from gemmule.model.spm_train import FIRST_LEARNED_ID
 from gemmule.teachers.transformers_model import import_transformers
 
 _OPTION = "--backend transformers"
@@ -164,3 +167,11 @@ class TransformersText:
         if len(piece) == 6 and piece.startswith("<0x"):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()
+
+    def turn_markers(self) -> dict[str, int] | None:
+        """Control tokens of a chat format of the model's own, with their ids; None: Gemma's."""
+        template = self._tokenizer.chat_template
+        if not isinstance(template, str) or is_gemmas(template, CHAT_TEMPLATE):
+            return None
+        added = self._tokenizer.added_tokens_decoder
+        return {str(t): i for i, t in added.items() if t.special and i >= FIRST_LEARNED_ID}

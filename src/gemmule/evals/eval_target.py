@@ -1,5 +1,7 @@
 """The model that is evaluated: the model itself, its identity, and where its results go."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel, load
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.model.tokenizer_files import DEFAULT_STOP_IDS
 from gemmule.runs.layout import RunLayout
 from gemmule.runtime import host
 
@@ -33,7 +37,8 @@ class EvalTarget:
     def cache_key(self) -> dict[str, Any]:
         """The part of the identity that a model's responses depend on."""
         names = ("weights", "tokenizer", "dtype", "quantize", "device")
-        return {name: self.identity.get(name) for name in names}
+        own = {k: v for k, v in self.identity.items() if k == "chat_format"}
+        return {name: self.identity.get(name) for name in names} | own
 
     @property
     def name(self) -> str:
@@ -78,6 +83,7 @@ def open_target(
         "non_embedding_parameters": lm.config.non_embedding_parameters,
         "weights": weights_fingerprint(model),
         "tokenizer": lm.tokenizer.fingerprint,
+        **_chat_format(lm.tokenizer),
         "dtype": str(model.norm.weight.dtype).removeprefix("torch."),
         "quantize": options.quantize,
         "device": options.device,
@@ -85,6 +91,14 @@ def open_target(
         "machine": host.machine(),
     }
     return EvalTarget(lm, path, out or results_folder(path), identity)
+
+
+def _chat_format(tokenizer: Tokenizer) -> dict[str, str]:
+    """A fingerprint of a chat format of the model's own, on which its answers depend."""
+    if (tokenizer.chat_template, tokenizer.stop_ids) == (None, DEFAULT_STOP_IDS):
+        return {}
+    parts = [tokenizer.chat_template, tokenizer.stop_ids, sorted(tokenizer.token_names.items())]
+    return {"chat_format": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
 
 
 def results_folder(path: str) -> Path:

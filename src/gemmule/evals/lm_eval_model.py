@@ -143,8 +143,8 @@ class GemmuleLM(TemplateLM):
         return text
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The name of the template that lm-eval records."""
-        return "gemma" if chat_template else ""
+        """What lm-eval records: "gemma" for Gemma's own turns, else the model's template."""
+        return (self.tokenizer.chat_template or "gemma") if chat_template else ""
 
     def loglikelihood(
         self, requests: list["Instance"], disable_tqdm: bool = False

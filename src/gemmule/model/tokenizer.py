@@ -48,6 +48,7 @@ from gemmule.model.tokenizer_files import (
 
 _FILE = "tokenizer.model"
 _SPACE_UTF8 = SPACE.encode()
+_NAMED = {"pad_token": 0, "eos_token": 1, "bos_token": 2, "unk_token": 3}
 _ROLES = {"user": "user", "assistant": "model", "model": "model"}
 
 
@@ -62,6 +63,9 @@ class Tokenizer:
             fixed tokens.
         chat_template: template of conversations (jinja2); None: Gemma's own turns.
         stop_ids: ids that end an answer. With Gemma's own turns, 1 and 107 are among them.
+        named_templates: further templates by name, such as "tool_use"; kept for exports.
+        token_names: tokens that a fine-tune calls eos_token, pad_token and so on instead of
+            Gemma's.
     """
 
     pad_id: ClassVar[int] = 0
@@ -119,6 +123,8 @@ class Tokenizer:
         except (RuntimeError, ValueError) as e:
             raise TokenizerError(f"{source} is not a usable SentencePiece model: {e}") from None
         self.added_tokens = tuple(added_tokens)
+        self.named_templates: Mapping[str, str] = {}
+        self.token_names: Mapping[str, str] = {}
         self._set_chat_format(chat_template, stop_ids, f"{source}: stop_ids")
 
     def _set_chat_format(
@@ -137,15 +143,42 @@ class Tokenizer:
         """`chat_template` and `stop_ids`, which `fingerprint` does not cover."""
         return self.chat_template, self.stop_ids
 
-    def with_chat_format(self, chat_template: str | None, stop_ids: Sequence[int]) -> Self:
-        """This tokenizer with another chat template (None: Gemma's own turns) and stop ids.
+    def with_chat_format(
+        self,
+        chat_template: str | None,
+        stop_ids: Sequence[int],
+        named_templates: Mapping[str, str] | None = None,
+        token_names: Mapping[str, str] | None = None,
+    ) -> Self:
+        """This tokenizer with another chat template and stop ids.
+
+        Args:
+            chat_template: template of conversations (jinja2); None: Gemma's own turns.
+            stop_ids: ids that end an answer.
+            named_templates: the new `named_templates`; None: the same.
+            token_names: the new `token_names`; None: the same.
 
         Raises:
             TokenizerError: when a stop id is not in the vocabulary.
         """
         other = copy.copy(self)
+        if named_templates is not None:
+            other.named_templates = dict(named_templates)
+        if token_names is not None:
+            other.token_names = dict(token_names)
         other._set_chat_format(chat_template, stop_ids, "stop_ids")
         return other
+
+    def named_token(self, name: str) -> str:
+        """Text of the token that templates and other programs call bos_token, eos_token and so on.
+
+        It is Gemma's unless `token_names` has another: an eos_token that ends turns, for example.
+        """
+        return self.token_names.get(name) or self._pieces[_NAMED[name]]
+
+    def named_id(self, name: str) -> int:
+        """Id of `named_token`."""
+        return self._pieces.index(self.named_token(name))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -403,10 +436,7 @@ class Tokenizer:
     @functools.cached_property
     def _template(self) -> ChatTemplate:
         assert self.chat_template is not None
-        variables = {
-            name: self._pieces[i]
-            for name, i in (("bos_token", 2), ("eos_token", 1), ("pad_token", 0), ("unk_token", 3))
-        }
+        variables = {name: self.named_token(name) for name in _NAMED}
         return ChatTemplate(self.chat_template, self._source, self._control_ids, variables)
 
     def _encode_rendered(self, chat: RenderedChat) -> list[int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.gguf import chat_format
 from gemmule.checkpoints.gguf import tokenizer as gguf_tokenizer
 from gemmule.checkpoints.gguf.blocks import OURS, dequantize
 from gemmule.checkpoints.gguf.header import Header, TensorInfo, Value, parse_header
@@ -115,8 +116,10 @@ class _GgufTensor(StoredTensor):
 def _tokenizer(metadata: Mapping[str, Value], path: Path, rows: int) -> Tokenizer:
     separate = path.parent / "tokenizer.model"
     if not gguf_tokenizer.has_tokenizer(metadata) and separate.is_file():
-        return Tokenizer.load(separate)
-    return gguf_tokenizer.from_metadata(metadata, rows, str(path))
+        tokenizer = Tokenizer.load(separate)
+    else:
+        tokenizer = gguf_tokenizer.from_metadata(metadata, rows, str(path))
+    return chat_format.from_metadata(tokenizer, metadata, str(path))
 
 
 class _Metadata:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.gguf import chat_format
 from gemmule.checkpoints.gguf import tokenizer as gguf_tokenizer
 from gemmule.checkpoints.gguf.blocks import BLOCK, OURS, quantize, scales
 from gemmule.checkpoints.gguf.header import DEFAULT_ALIGNMENT, ENCODINGS
@@ -28,7 +29,6 @@ from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor, is_finite, t
 from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place
 from gemmule.errors import CheckpointError, ConfigError
 from gemmule.model.config import GemmaConfig
-from gemmule.model.hf_tokenizer import CHAT_TEMPLATE
 from gemmule.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -212,15 +212,13 @@ def _add_shape(writer: "gguf.GGUFWriter", config: GemmaConfig, kind: str) -> Non
 
 
 def _add_tokenizer(writer: "gguf.GGUFWriter", tokenizer: Tokenizer, rows: int) -> None:
-    for key, value in gguf_tokenizer.to_metadata(tokenizer.pieces, rows).items():
-        add: Any = writer.add_string if isinstance(value, str) else writer.add_array
+    vocabulary = gguf_tokenizer.to_metadata(tokenizer.pieces, rows)
+    for key, value in {**vocabulary, **chat_format.to_metadata(tokenizer)}.items():
+        add: Any = writer.add_string
+        if isinstance(value, list):
+            add = writer.add_array
+        elif isinstance(value, bool):
+            add = writer.add_bool
+        elif isinstance(value, int):
+            add = writer.add_uint32
         add(key, value)
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_unk_token_id(tokenizer.unk_id)
-    writer.add_pad_token_id(tokenizer.pad_id)
-    writer.add_eot_token_id(tokenizer.end_of_turn_id)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(CHAT_TEMPLATE)

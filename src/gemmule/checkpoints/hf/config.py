@@ -4,7 +4,7 @@ The field names are the same, so reading means to fill in defaults and to refuse
 pass does not implement (facts read from transformers' configuration_gemma2.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from gemmule.checkpoints.other_models import GEMMA2, model_type_of, other_model
 from gemmule.checkpoints.parameter_names import classifier_message
 from gemmule.errors import CheckpointError, ConfigError
 from gemmule.model.config import GemmaConfig
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.model.tokenizer_files import DEFAULT_STOP_IDS
 
-PAD_ID, EOS_ID, BOS_ID, END_OF_TURN_ID = 0, 1, 2, 107
+PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
 ACTIVATION = "gelu_pytorch_tanh"
 
 # Defaults of transformers' Gemma2Config for fields that config.json leaves out.
@@ -43,13 +45,15 @@ def _layer_types(config: GemmaConfig) -> list[str]:
     ]
 
 
-def to_hf(config: GemmaConfig, dtype: str) -> dict[str, Any]:
+def to_hf(config: GemmaConfig, dtype: str, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     """The content of config.json, with the same meaning in transformers 4 and 5.
 
     Args:
         config: the model's config.
         dtype: name of the weights' dtype, such as "float32".
+        tokenizer: tokenizer with the model's stop and padding ids; None: Gemma's.
     """
+    own = tokenizer is not None and tokenizer.stop_ids != DEFAULT_STOP_IDS
     return {
         "architectures": ["Gemma2ForCausalLM"],
         "model_type": "gemma2",
@@ -65,21 +69,33 @@ def to_hf(config: GemmaConfig, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "initializer_range": 0.02,
         "use_cache": True,
-        "pad_token_id": PAD_ID,
-        "eos_token_id": EOS_ID,
+        "pad_token_id": _pad_id(tokenizer),
+        "eos_token_id": _one_or_list(tokenizer.stop_ids) if own and tokenizer else EOS_ID,
         "bos_token_id": BOS_ID,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
 
 
-def generation_config() -> dict[str, Any]:
-    """The content of generation_config.json: stop at the end of the text or of a turn."""
+def generation_config(tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """The content of generation_config.json: the ids that end an answer, and those of <bos>, <pad>.
+
+    Args:
+        tokenizer: tokenizer with the model's stop and padding ids; None: Gemma's.
+    """
     return {
         "bos_token_id": BOS_ID,
-        "eos_token_id": [EOS_ID, END_OF_TURN_ID],
-        "pad_token_id": PAD_ID,
+        "eos_token_id": list(DEFAULT_STOP_IDS if tokenizer is None else tokenizer.stop_ids),
+        "pad_token_id": _pad_id(tokenizer),
     }
+
+
+def _pad_id(tokenizer: Tokenizer | None) -> int:
+    return PAD_ID if tokenizer is None else tokenizer.named_id("pad_token")
+
+
+def _one_or_list(ids: Sequence[int]) -> int | list[int]:
+    return ids[0] if len(ids) == 1 else list(ids)
 
 
 def from_hf(values: Mapping[str, Any], source: str = "config.json") -> GemmaConfig:

@@ -1,10 +1,11 @@
 """Writes Hugging Face's layout, in one file or in shards."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,9 +46,18 @@ def save_model(
 def write_companions(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
     """Writes everything but the weights: the configs and the tokenizer's files."""
     stored = dtype or checkpoint.tensors["embed_tokens.weight"].dtype
-    files.write_json(folder / "config.json", to_hf(checkpoint.config, dtype_name(stored)))
-    files.write_json(folder / "generation_config.json", generation_config())
-    checkpoint.tokenizer.save(folder)
+    write_configs(
+        to_hf(checkpoint.config, dtype_name(stored), checkpoint.tokenizer),
+        checkpoint.tokenizer,
+        folder,
+    )
+
+
+def write_configs(config: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes config.json, generation_config.json and the tokenizer's files."""
+    tokenizer.save(folder)
+    files.write_json(folder / "config.json", dict(config))
+    files.write_json(folder / "generation_config.json", generation_config(tokenizer))
 
 
 def layouts(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gemmule import files
-from gemmule.checkpoints.hf.config import generation_config, to_hf
-from gemmule.checkpoints.hf.writer import Entry, safetensors_layout
+from gemmule.checkpoints.hf.config import to_hf
+from gemmule.checkpoints.hf.writer import Entry, safetensors_layout, write_configs
 from gemmule.checkpoints.packed.reader import MEASURED, METHOD, VERSION, QuantizedModel
 from gemmule.checkpoints.safetensors_file import PREFIX
 from gemmule.checkpoints.stored_tensor import tensor_bytes
@@ -44,9 +44,7 @@ def save_quantized(
 def write_into(model: QuantizedModel, folder: Path, advance: Advance = lambda _: None) -> None:
     """Writes `model` into an empty folder, file by file."""
     write([safetensors_layout(SINGLE, _entries(model))], folder, advance)
-    files.write_json(folder / "config.json", config_json(model))
-    files.write_json(folder / "generation_config.json", generation_config())
-    model.tokenizer.save(folder)
+    write_configs(config_json(model), model.tokenizer, folder)
     if model.measured:
         files.write_json(folder / MEASURED, dict(model.measured))
 
@@ -54,7 +52,7 @@ def write_into(model: QuantizedModel, folder: Path, advance: Advance = lambda _:
 def config_json(model: QuantizedModel) -> dict[str, Any]:
     """The content of config.json."""
     return {
-        **to_hf(model.config, "float32"),
+        **to_hf(model.config, "float32", model.tokenizer),
         "quantization_config": {
             "quant_method": METHOD,
             "version": VERSION,
