@@ -116,7 +116,7 @@ def test_text_is_read_in_the_encoding_that_an_editor_saved_it_in(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'x = 1\ny = "caf\xe9"', "line 2 is not UTF-8 text: save the file as UTF-8"),
+        (b'x = 1\ny = "caf\xe9"', "line 2 is not UTF-8 text: save it as UTF-8"),
         (b"\xff\xfe{", "line 1 is not UTF-16 text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
         (b"x = " + b"[" * 20_000, r"nested too deeply|line 1 column 1"),
@@ -128,6 +128,12 @@ def test_text_that_cannot_be_read_says_why(
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "a")
+
+
+def test_a_device_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is a device, not a file"):
+        files.read_text(tmp_path / "zero")
 
 
 def test_json_that_is_cut_or_deep(tmp_path: Path) -> None:

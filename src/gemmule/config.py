@@ -75,7 +75,8 @@ class Config(pydantic.BaseModel):
             except FileNotFoundError:
                 raise ConfigError(f"no config file at {path}") from None
             except (ValueError, OSError) as e:
-                raise ConfigError(f"{path} is not a readable TOML file: {e}") from None
+                reason = getattr(e, "strerror", None) or e
+                raise ConfigError(f"{path} is not a readable TOML file: {reason}") from None
         values = assign(cls.upgrade(values), overrides)
         return cls.parse(values, source=str(path) if path else "config")
 

@@ -17,6 +17,7 @@ from gemmule.errors import ConfigError, OutputError
 # What an error says about a file for which is_lfs_pointer holds.
 LFS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull where it was cloned"
 
+_DEEPEST = 500  # folders of a path; those that are missing are made one within the other
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LEFTOVER = ".*.[0-9]*.tmp"
 
@@ -38,14 +39,16 @@ def expand(path: str | Path) -> Path:
 
 
 def check_path(path: Path) -> Path:
-    """`path`, if a file could have it.
+    """`path`, if there could be a file at it.
 
     Raises:
-        ConfigError: when it is too long, holds a NUL byte, or its characters cannot be written in
-            the locale's encoding.
+        ConfigError: when it is too long or too deep, holds a NUL byte, leads in a circle, or its
+            characters cannot be written in the locale's encoding.
     """
     try:
-        os.lstat(path)
+        if len(path.parts) > _DEEPEST:
+            raise ConfigError(f"{str(path)[:40]}… is more than {_DEEPEST} folders deep")
+        path.stat()
     except UnicodeEncodeError as e:
         raise ConfigError(
             f"{path}: this locale's encoding of file names, {e.encoding}, lacks "
@@ -55,7 +58,12 @@ def check_path(path: Path) -> Path:
         raise ConfigError(f"the path {str(path)!r} holds a NUL byte") from None
     except OSError as e:
         if e.errno == errno.ENAMETOOLONG:
-            raise ConfigError(f"{path}: longer than the file system allows") from None
+            raise ConfigError(
+                f"{str(path)[:40]}… is longer than a name or a path can be: {len(str(path))} "
+                "characters"
+            ) from None
+        if e.errno == errno.ELOOP:
+            raise ConfigError(f"{path} is a symbolic link that leads in a circle") from None
     return path
 
 
@@ -82,6 +90,11 @@ def writing_to(path: Path) -> Iterator[None]:
         }
         if e.errno not in reasons:
             raise
+        if path.is_symlink() and not path.exists():
+            raise OutputError(
+                f"cannot write to {path}: it is a link to {path.readlink()}, which is not there: "
+                "make that folder, or choose another place"
+            ) from e
         raise OutputError(f"cannot write to {path}: {reasons[e.errno]}") from e
 
 
@@ -183,6 +196,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, _SURROGATE.sub(lambda c: f"\\u{ord(c[0]):04x}", text) + "\n")
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; a device such as /dev/zero, which may have no end, is an OSError."""
+    if path.is_char_device() or path.is_block_device():
+        raise OSError(errno.EINVAL, "it is a device, not a file", str(path))
+    return path.read_bytes()
+
+
 def read_text(path: Path) -> str:
     """The text of a file that people edit, in whichever Unicode encoding their editor saved it.
 
@@ -194,7 +214,7 @@ def read_text(path: Path) -> str:
         OSError: when it cannot be read.
         ValueError: when it is in another encoding, or stands for a file that Git LFS keeps.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     if _begins_as_lfs_pointer(data):
         raise ValueError(LFS_POINTER)
     return decode(data)
@@ -212,7 +232,7 @@ def decode(data: bytes) -> str:
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
         name = encoding.removesuffix("-sig").upper()
-        raise ValueError(f"line {line} is not {name} text: save the file as UTF-8") from None
+        raise ValueError(f"line {line} is not {name} text: save it as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

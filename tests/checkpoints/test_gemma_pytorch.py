@@ -283,7 +283,9 @@ def test_a_config_of_another_model(tmp_path: Path, config: dict[str, Any], messa
 def test_the_tokenizer_lies_beside(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = exported(tmp_path, random_model(), tokenizer)
     with open_torch(path) as checkpoint:
-        with pytest.raises(TokenizerError, match=r"put the model's tokenizer\.json or tokenizer\.model there"):
+        with pytest.raises(
+            TokenizerError, match=r"put the model's tokenizer\.json or tokenizer\.model there"
+        ):
             _ = checkpoint.tokenizer
         tokenizer.save(tmp_path)
         assert checkpoint.tokenizer.fingerprint == tokenizer.fingerprint
@@ -549,7 +551,9 @@ def test_an_impossible_config_inside(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="the config in it has an invalid 'rope_"):
             open_torch(save(tmp_path, value, None))
     value = {"model_state_dict": weights, "config": {"model_type": "llama"}}
-    with pytest.raises(CheckpointError, match=r"the config in it describes a model of type 'llama'"):
+    with pytest.raises(
+        CheckpointError, match=r"the config in it describes a model of type 'llama'"
+    ):
         open_torch(save(tmp_path, value, None))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gemmule.runtime.signals import stop_signals
+from gemmule.runtime.signals import Terminated, interruptible, stop_signals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -39,3 +39,30 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     with stop_signals() as stop:
         signal.raise_signal(signal.SIGHUP)
         assert not stop.requested
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_outside_of_training_a_signal_interrupts_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Terminated), interruptible():
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # while something is cleaned up
+            signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(number) is before
+
+
+def test_training_inside_of_a_command_saves_first() -> None:
+    with interruptible():
+        with stop_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested
+        with pytest.raises(Terminated):  # what follows, such as the card
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_under_nohup_a_command_goes_on() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible():
+        signal.raise_signal(signal.SIGHUP)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import ArgumentInfo
 
 from gemmule import files
 from gemmule.config import ModelName, expand_model
@@ -162,10 +163,17 @@ def _with_reader(parameter: inspect.Parameter) -> Any:
         leaf = typing.get_args(leaf)[0]
     if leaf not in _READERS:
         return parameter.annotation
-    read, name = _READERS[leaf], parameter.name.replace("_", "-")
+    read, name = _READERS[leaf], _shown_name(parameter.name, info)
     info = copy.copy(info)
     info.parser = lambda value: read(value, name)
     return Annotated[_PLAIN.get(kind, kind), info]
+
+
+def _shown_name(name: str, info: Any) -> str:
+    """The name under which a user gives a parameter."""
+    if isinstance(info, ArgumentInfo):
+        return str(info.metavar or name.upper())
+    return info.default if isinstance(info.default, str) else f"--{name.replace('_', '-')}"
 
 
 def _read_path(value: str | Path, name: str) -> Path:
@@ -177,6 +185,7 @@ def _read_path(value: str | Path, name: str) -> Path:
 def _read_model(value: str, name: str) -> str:
     if not value:
         raise ConfigError(f"{name} is empty: give a folder, a file or a hub id")
+    files.check_path(Path(expand_model(value)))
     return expand_model(value)
 
 

@@ -14,6 +14,8 @@ from gemmule.errors import UserError
 from gemmule.infer.conversation import Conversation
 from gemmule.infer.core.sampling import SamplingParams, SamplingSettings
 from gemmule.infer.language_model import LanguageModel
+from gemmule.runtime import streams
+from gemmule.runtime.signals import Terminated
 
 HELP = """\
 /reset         forget the conversation
@@ -81,6 +83,8 @@ class TerminalChat:
         while True:
             try:
                 line = self._read_line().strip()
+            except Terminated:
+                raise
             except (EOFError, KeyboardInterrupt):
                 if self._interactive:
                     self._out.print()
@@ -95,6 +99,8 @@ class TerminalChat:
                     self._reply(line)
             except UserError as e:
                 self._note(str(e))
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 self._note("(stopped)")
 
@@ -135,6 +141,8 @@ class TerminalChat:
             for part in self._lm.stream_chat(self.conversation.with_system(), **self._settings):
                 parts.append(part)
                 self._write(part)
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             stopped = True
         except BaseException:
@@ -168,7 +176,7 @@ class TerminalChat:
 
 
 def _read_pipe() -> str:
-    line = sys.stdin.readline()
+    line = streams.read_line()
     if not line:
         raise EOFError
     return line

@@ -193,7 +193,7 @@ class Tokenizer:
         path = files.expand(path)
         file = path / _FILE if path.is_dir() else path
         try:
-            model = file.read_bytes()
+            model = files.read_bytes(file)
         except OSError as e:
             raise TokenizerError(
                 f"cannot read a tokenizer at {file}: {e.strerror}; give a folder that holds "

@@ -16,17 +16,26 @@ class Stop:
     requested = False
 
 
-_HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP outside `stop_signals`: it ends what Ctrl-C stops, and all else."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP what Ctrl-C is in Python, a KeyboardInterrupt, in the main thread.
+    """Raises Terminated at SIGTERM and SIGHUP, as Python raises KeyboardInterrupt at Ctrl-C.
 
-    For everything outside `stop_signals`, which saves first. What a process was started to ignore
-    stays ignored.
+    They come in pairs (systemd, closed terminals), so that the next one does not interrupt what
+    cleans up after the first. What a process was started to ignore stays ignored.
     """
-    with _handling(signal.default_int_handler):
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise Terminated
+
+    interrupted = False
+    with _handling(interrupt, signal.SIGTERM, signal.SIGHUP):
         yield
 
 
@@ -43,13 +52,15 @@ def stop_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.requested = True
 
-    with _handling(request):
+    with _handling(request, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield stop
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    heeded = [number for number in _HEEDED if signal.getsignal(number) is not signal.SIG_IGN]
+def _handling(
+    handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Iterator[None]:
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     try:
         before = {number: signal.signal(number, handler) for number in heeded}
     except ValueError:  # only the main thread can set handlers

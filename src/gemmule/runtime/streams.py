@@ -20,6 +20,7 @@ from typing import Any
 from gemmule import files
 from gemmule.errors import ConfigError, StreamError
 
+_NARROWEST = 20  # columns of a terminal
 _SIMILAR = {
     **{chr(code): "+" for code in range(0x2500, 0x2580)},  # box drawing
     **{chr(code): "#" for code in range(0x2580, 0x25A0)},  # block elements
@@ -77,18 +78,54 @@ class _Output(io.FileIO):
 
 
 def prepare() -> None:
-    """Makes the three streams usable; those that a caller has replaced stay as they are."""
+    """Makes the three streams usable; those that a caller has replaced stay as they are.
+
+    A width of the terminal in which nothing can be shown is ignored, as 0 in COLUMNS.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:  # closed: the lowest free number is this one
             os.set_inheritable(os.open(os.devnull, os.O_WRONLY), True)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns) < _NARROWEST:  # it says nothing, or leaves no room
+        del os.environ["COLUMNS"]
     if sys.stdin is sys.__stdin__:
         sys.stdin = _input(sys.stdin)
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _output(sys.stdout, 1, "gemmule.lossy")
+        sys.stdout = open_output(1, _encoding(sys.stdout), required=True)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _output(sys.stderr, 2, "gemmule.escaped")
+        sys.stderr = open_output(2, _encoding(sys.stderr), required=False)
+
+
+def open_output(fd: int, encoding: str, *, required: bool) -> io.TextIOWrapper:
+    """A text stream that writes to a descriptor, as described above.
+
+    Args:
+        fd: the descriptor, which stays open.
+        encoding: encoding of the text.
+        required: whether a failed write is an error, and replaced characters are "?", as for
+            stdout. Else it is dropped, and they are escaped, so that a file name stays readable.
+    """
+    raw = _Output(fd, required=required)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding,
+        "gemmule.lossy" if required else "gemmule.escaped",
+        line_buffering=not required or raw.isatty(),
+    )
+
+
+def read_line() -> str:
+    """The next line of standard input, with its line end; empty at the end.
+
+    Raises:
+        ConfigError: when it is closed.
+    """
+    try:
+        return sys.stdin.readline()
+    except OSError as e:
+        raise ConfigError(f"cannot read standard input: {e.strerror}") from None
 
 
 def read_stdin() -> str:
@@ -122,9 +159,5 @@ def _input(stream: Any) -> Any:
     return stream
 
 
-def _output(stream: Any, fd: int, errors: str) -> Any:
-    encoding = "utf-8" if stream is None else stream.encoding
-    raw = _Output(fd, required=fd == 1)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding, errors, line_buffering=fd == 2 or raw.isatty()
-    )
+def _encoding(stream: Any) -> str:
+    return "utf-8" if stream is None else str(stream.encoding)
