@@ -28,13 +28,14 @@ def interruptible() -> Iterator[None]:
     cleans up after the first. What a process was started to ignore stays ignored.
     """
 
+    interrupted = False
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         if not interrupted:
             interrupted = True
             raise Terminated
 
-    interrupted = False
     with _handling(interrupt, signal.SIGTERM, signal.SIGHUP):
         yield
 
