@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -69,6 +70,7 @@ struct ThreadBuffers {
 struct gm_context {
   explicit gm_context(int threads) : pool(threads), of_thread(threads) {}
 
+  std::mutex busy;  // held by a call
   gemmule::Threads pool;
   std::vector<gemmule::ThreadBuffers> of_thread;
   gemmule::InputBuffer hidden, attn_out, ffn_hidden, gemm_input;

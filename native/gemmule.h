@@ -82,16 +82,20 @@ const char *gm_isa(void);
 /* Selects an instruction set by name; 0, or -1 if it is not available. For tests. */
 int32_t gm_set_isa(const char *name);
 int64_t gm_page_bytes(const gm_model *model);
-/* NULL if memory or threads run out. */
+/* NULL if memory runs out or the threads cannot be started. One call at a time uses a context;
+ * others wait. In a fork of the process the first call starts threads of its own. */
 gm_context *gm_context_new(int32_t threads);
+/* Does nothing in a fork of the process that made the context. */
 void gm_context_free(gm_context *context);
-/* One forward pass over all tokens of the step; 0, or -1 if memory runs out. */
+/* One forward pass over all tokens of the step; 0, -1 if memory runs out, or -2 if the threads
+ * cannot be started. */
 int32_t gm_run(gm_context *context, const gm_model *model, const gm_step *step);
-/* y[m, rows] = x[m, columns] times the transposed matrix; 0, or -1 if memory runs out. */
+/* y[m, rows] = x[m, columns] times the transposed matrix; 0, -1 or -2 as for gm_run. */
 int32_t gm_linear(gm_context *context, const gm_matrix *matrix, const float *x, int32_t m, float *y);
 /* Dequantizes row `row` of a matrix. */
 void gm_row(const gm_matrix *matrix, int32_t row, float *out);
-/* The bytes per second at which the context's threads read `bytes` bytes, `rounds` times over. */
+/* The bytes per second at which the context's threads read `bytes` bytes, `rounds` times over;
+ * -1 or -2 as for gm_run. */
 double gm_read_speed(gm_context *context, const void *data, int64_t bytes, int32_t rounds);
 
 #ifdef __cplusplus

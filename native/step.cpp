@@ -3,6 +3,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <memory>
+#include <system_error>
 
 #include "products.hpp"
 
@@ -347,19 +349,37 @@ void superblock_row(const gm_matrix& w, int64_t tile, int64_t r, float* out) {
   }
 }
 
-// Runs `work` with the threads awake; 0, or -1 if memory ran out.
+// In a fork of the process that made the context, constructs it again where it is. The old one is not
+// destroyed: its threads are not here, and another thread may have been in the middle of a call, with
+// the lock held and buffers half grown. Its buffers are lost to the fork, which shares them with its
+// parent until one of the two writes to them.
+void renew_if_forked(gm_context* context) {
+  std::lock_guard<std::mutex> lock(renewing);
+  if (context->pool.forked()) new (context) gm_context(context->pool.count());
+}
+
+// Runs `work` with the threads awake, one call at a time; 0, -1 if memory ran out, or -2 if the
+// threads cannot be started.
 template <class Work>
 int32_t call(gm_context* context, const Work& work) {
-  calls.fetch_add(1);
-  context->pool.wake();
   int32_t result = 0;
   try {
-    work();
+    renew_if_forked(context);
+    std::lock_guard<std::mutex> lock(context->busy);
+    calls.fetch_add(1);
+    context->pool.wake();
+    try {
+      work();
+    } catch (const std::bad_alloc&) {
+      result = -1;
+    }
+    context->pool.rest();
+    if (kernels().release_tiles) kernels().release_tiles();
   } catch (const std::bad_alloc&) {
     result = -1;
+  } catch (const std::system_error&) {
+    result = -2;
   }
-  context->pool.rest();
-  if (kernels().release_tiles) kernels().release_tiles();
   return result;
 }
 
@@ -378,14 +398,19 @@ GM_PUBLIC int64_t gm_page_bytes(const gm_model* model) {
 }
 
 GM_PUBLIC gm_context* gm_context_new(int32_t threads) {
+  std::unique_ptr<gm_context> context;
   try {
-    return new gm_context(threads);
-  } catch (const std::exception&) {
+    context = std::make_unique<gm_context>(threads);
+  } catch (const std::bad_alloc&) {
     return nullptr;
   }
+  // Starts the threads, to fail here if it must.
+  return call(context.get(), [] {}) == 0 ? context.release() : nullptr;
 }
 
-GM_PUBLIC void gm_context_free(gm_context* context) { delete context; }
+GM_PUBLIC void gm_context_free(gm_context* context) {
+  if (!context->pool.forked()) delete context;  // else it is the parent's
+}
 
 GM_PUBLIC int32_t gm_run(gm_context* context, const gm_model* model, const gm_step* step) {
   return call(context, [&] { Step(*context, *model, *step).run(); });
@@ -427,20 +452,22 @@ GM_PUBLIC void gm_row(const gm_matrix* w, int32_t row, float* out) {
 GM_PUBLIC double gm_read_speed(gm_context* context, const void* data, int64_t bytes,
                                int32_t rounds) {
   constexpr int64_t kPart = 1 << 22;
-  std::vector<int64_t> sums(context->of_thread.size() * 8);
-  context->pool.wake();
-  const auto began = std::chrono::steady_clock::now();
-  for (int i = 0; i < rounds; ++i)
-    context->pool.run((bytes + kPart - 1) / kPart, 4, [&](int thread, int64_t begin, int64_t end) {
-      const int64_t last = std::min(end * kPart, bytes);
-      sums[thread * 8] +=
-          kernels().read(static_cast<const uint8_t*>(data) + begin * kPart, last - begin * kPart);
-    });
-  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - began;
-  context->pool.rest();
-  volatile int64_t seen = sums[0];  // keeps the compiler from dropping the reads
-  (void)seen;
-  return static_cast<double>(bytes) * rounds / taken.count();
+  std::chrono::duration<double> taken{};
+  const int32_t result = call(context, [&] {
+    std::vector<int64_t> sums(context->of_thread.size() * 8);
+    const auto began = std::chrono::steady_clock::now();
+    for (int i = 0; i < rounds; ++i)
+      context->pool.run(
+          (bytes + kPart - 1) / kPart, 4, [&](int thread, int64_t begin, int64_t end) {
+            const int64_t last = std::min(end * kPart, bytes);
+            sums[thread * 8] += kernels().read(static_cast<const uint8_t*>(data) + begin * kPart,
+                                               last - begin * kPart);
+          });
+    taken = std::chrono::steady_clock::now() - began;
+    volatile int64_t seen = sums[0];  // keeps the compiler from dropping the reads
+    (void)seen;
+  });
+  return result == 0 ? static_cast<double>(bytes) * rounds / taken.count() : result;
 }
 
 }  // extern "C"

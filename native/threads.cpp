@@ -1,7 +1,23 @@
 #include "threads.hpp"
 
+#include <pthread.h>
+
+#include <new>
+
 namespace gemmule {
+
+std::mutex renewing;
+
 namespace {
+
+// The number of forks between this process and the first one. Unlike a process id it is never that
+// of another process: two containers' first processes are both number 1.
+std::atomic<uint32_t> forks{0};
+
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  forks.fetch_add(1, std::memory_order_relaxed);
+  new (&renewing) std::mutex;
+});
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -15,21 +31,38 @@ constexpr int kSpins = 20000;  // tens of microseconds; then the core is offered
 
 }  // namespace
 
-Threads::Threads(int count) : ranges_(count) {
-  for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
+Threads::Threads(int count) : forks_(forks.load(std::memory_order_relaxed)), ranges_(count) {}
+
+Threads::~Threads() { stop(); }
+
+bool Threads::forked() const { return forks_ != forks.load(std::memory_order_relaxed); }
+
+void Threads::start() {
+  stop_ = false;
+  const uint32_t round = round_;  // read here: a thread that starts late must not miss a call
+  const int count = this->count();
+  try {
+    workers_.reserve(count - 1);
+    for (int i = 1; i < count; ++i) workers_.emplace_back([=, this] { worker_loop(i, round); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-Threads::~Threads() {
+void Threads::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
   }
   woken_.notify_all();
   for (auto& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void Threads::wake() {
-  if (workers_.empty()) return;
+  if (count() == 1) return;
+  if (workers_.empty()) start();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     awake_ = true;
@@ -47,7 +80,12 @@ void Threads::steal(int thread) {
     for (;;) {
       const int64_t begin = range.next.fetch_add(grain_, std::memory_order_relaxed);
       if (begin >= range.end) break;
-      call_(work_, thread, begin, begin + grain_ < range.end ? begin + grain_ : range.end);
+      try {
+        call_(work_, thread, begin, begin + grain_ < range.end ? begin + grain_ : range.end);
+      } catch (const std::bad_alloc&) {
+        out_of_memory_ = true;
+        return;
+      }
     }
   }
 }
@@ -66,10 +104,10 @@ void Threads::dispatch(int64_t items, int64_t grain) {
     pause();
     if (spins > kSpins) std::this_thread::yield();
   }
+  if (out_of_memory_.exchange(false)) throw std::bad_alloc();
 }
 
-void Threads::worker_loop(int thread) {
-  uint32_t seen = 0;
+void Threads::worker_loop(int thread, uint32_t seen) {
   for (;;) {
     int spins = 0;
     while (round_.load(std::memory_order_acquire) == seen) {

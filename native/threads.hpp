@@ -1,4 +1,7 @@
 // A pool of threads that work through numbered items together and spin between calls.
+//
+// They are started by the first call of `wake`. In a fork of the process they do not exist, and the
+// fork may have come in the middle of a call: there the pool must be made again, see `forked`.
 #pragma once
 
 #include <atomic>
@@ -10,14 +13,22 @@
 
 namespace gemmule {
 
+// Held while a pool is made again after a fork; free at the start of every process.
+extern std::mutex renewing;
+
 class Threads {
  public:
   explicit Threads(int count);
   ~Threads();
 
-  int count() const { return static_cast<int>(workers_.size()) + 1; }
+  int count() const { return static_cast<int>(ranges_.size()); }
+
+  // Whether this process is a fork of the one that made the pool. Such a pool can neither be used
+  // nor destroyed: its threads cannot be joined, and its mutex may be locked for good.
+  bool forked() const;
 
   // Calls work(thread, begin, end) on parts of [0, items) of at most `grain` items, in all threads.
+  // Throws std::bad_alloc if it did in any of them, when all have ended.
   template <class Work>
   void run(int64_t items, int64_t grain, const Work& work) {
     if (items <= 0) return;
@@ -33,14 +44,17 @@ class Threads {
     dispatch(items, grain);
   }
 
-  // Between wake and rest the workers spin while they wait for work.
+  // Between wake and rest the workers spin while they wait for work. Throws std::system_error if
+  // they cannot be started.
   void wake();
   void rest();
 
  private:
+  void start();
+  void stop();
   void dispatch(int64_t items, int64_t grain);
   void steal(int thread);
-  void worker_loop(int thread);
+  void worker_loop(int thread, uint32_t seen);
 
   // The items that one thread starts with, consecutive so that prefetching helps. A thread that has
   // finished its own range steals from those of the others.
@@ -49,6 +63,7 @@ class Threads {
     int64_t end = 0;
   };
 
+  const uint32_t forks_;  // how often the process had been forked when the pool was made
   std::vector<std::thread> workers_;
   std::vector<Range> ranges_;
   void (*call_)(const void*, int, int64_t, int64_t) = nullptr;
@@ -56,7 +71,7 @@ class Threads {
   int64_t grain_ = 1;
   alignas(64) std::atomic<uint32_t> round_{0};
   alignas(64) std::atomic<int> busy_{0};
-  std::atomic<bool> awake_{false}, stop_{false};
+  std::atomic<bool> awake_{false}, stop_{false}, out_of_memory_{false};
   std::mutex mutex_;
   std::condition_variable woken_;
 };

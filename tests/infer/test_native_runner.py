@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from gemmule.checkpoints.checkpoint import of_model
 from gemmule.checkpoints.packed.model import QuantizedGemma
 from gemmule.checkpoints.packed.quantize import quantize_checkpoint
 from gemmule.errors import ConfigError
+from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
 from gemmule.infer.runners.native_runner import NativeRunner
@@ -244,3 +246,24 @@ def test_the_cache_is_chosen_where_the_model_is_made(lm: LanguageModel) -> None:
 def test_the_library_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMULE_NATIVE", "0")
     assert not NativeRunner.supports(strong_model({}))
+
+
+def test_runners_in_several_threads_take_turns() -> None:
+    """They share one pool of native threads, which does one call at a time."""
+    model = strong_model({})
+    rng = random.Random(0)
+    sequences = [[rng.randrange(model.config.vocab_size) for _ in range(40)] for _ in range(4)]
+    engines = [Engine(NativeRunner(model, threads=2)) for _ in sequences]
+
+    def log_probs(i: int) -> list[float]:
+        (score,) = engines[i].score([(sequences[i][:1], sequences[i][1:])])
+        return list(score.log_probs)
+
+    expected = [log_probs(i) for i in range(4)]
+    for engine in engines:
+        engine.weights_changed()  # the prefix cache would leave nothing to do
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            assert list(pool.map(log_probs, range(4))) == expected
+            for engine in engines:
+                engine.weights_changed()

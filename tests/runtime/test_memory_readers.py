@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemmule.runtime import memory
+from gemmule.runtime import cgroups, memory
 
 GIB = 2**30
 
@@ -14,7 +14,8 @@ GIB = 2**30
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(cgroups, "_MOUNT", tmp_path / "cgroup")
     write(tmp_path, "proc/meminfo", f"MemTotal: {8 * GIB // 1024} kB\nMemAvailable: 5242880 kB\n")
     return tmp_path
 
@@ -60,6 +61,16 @@ def test_the_first_version_of_control_groups(system: Path) -> None:
     write(system, "cgroup/memory/memory.usage_in_bytes", str(GIB))
     assert memory.usable() == 2 * GIB
     assert memory.available() == GIB
+
+
+def test_limits_of_the_process(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {resource.RLIMIT_AS: 3 * GIB, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda name: (limits[name], 0))
+    write(system, "proc/self/status", "VmSize:\t1048576 kB\nVmData:\t524288 kB\n")
+    assert memory.usable() == 3 * GIB
+    assert memory.available() == 2 * GIB
+    limits[resource.RLIMIT_DATA] = GIB
+    assert memory.available() == GIB // 2
 
 
 def test_a_system_that_says_nothing(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:

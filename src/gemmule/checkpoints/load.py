@@ -11,6 +11,7 @@ from gemmule.checkpoints.packed.reader import is_quantized, load_quantized, open
 from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runtime.threads import set_up_torch
 
 
 def open_checkpoint(path: str | Path, base: str | None = None) -> Checkpoint:
@@ -25,6 +26,7 @@ def open_checkpoint(path: str | Path, base: str | None = None) -> Checkpoint:
         MissingExtraError: when its format needs a package that is not installed.
         ConfigError: for a base of something that is not an adapter.
     """
+    set_up_torch()
     located = locate(path)
     if located.format == "adapter":
         from gemmule.checkpoints.adapters.reader import open_adapter

@@ -20,6 +20,7 @@ from gemmule.infer.core.speculative import Speculation
 from gemmule.infer.driver import MAX_FAILED_STEPS, StepLoop, make_core
 from gemmule.infer.runners.protocol import Runner
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runtime.forks import in_child
 
 MAX_WAITING = 256
 
@@ -81,6 +82,7 @@ class AsyncEngine:
         self._weights_changed = False
         self._closing: Literal["drain", "now"] | None = None
         self._stopped = False
+        in_child(self, AsyncEngine._after_fork)
         self._thread = threading.Thread(target=self._run, name="gemmule-engine", daemon=True)
         self._thread.start()
 
@@ -221,6 +223,16 @@ class AsyncEngine:
                 self._closing = "now"
                 self._condition.notify()
             self._thread.join()
+
+    def _after_fork(self) -> None:
+        """In a fork of the process, where the engine's thread does not exist: gives up."""
+        self._condition = threading.Condition()  # the other one may be locked for good
+        self._arrived, self._callbacks, self._withdrawn, self._cancelled = {}, {}, [], []
+        self._stopped = True
+        self._loop.dead = EngineDeadError(
+            "the engine's thread is in the process that this one was forked from: make an engine "
+            "in each process, after the fork"
+        )
 
     def _submit(self, state: RequestState, on_output: OnOutput) -> int:
         with self._condition:

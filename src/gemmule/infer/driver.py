@@ -12,6 +12,8 @@ from gemmule.infer.core.request_state import GenerationState, RequestState, Scor
 from gemmule.infer.core.speculative import Speculation
 from gemmule.infer.runners.protocol import Runner
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runtime.forks import in_child
+from gemmule.runtime.threads import set_up_torch
 
 MAX_FAILED_STEPS = 3  # in a row
 
@@ -78,6 +80,7 @@ def make_core(
     cache_tokens: int | None,
 ) -> EngineCore:
     """Allocates a pool of pages and makes a core that uses it."""
+    set_up_torch()
     pages = pages_for(runner, cache_bytes, cache_tokens)
     core = EngineCore(runner, pages, tokenizer, speculation)
     runner.allocate(pages)
@@ -124,6 +127,7 @@ class Engine:
         self._outputs: deque[RequestOutput] = deque()  # of submitted requests
         # Where the outputs of other requests go; None: nowhere, their state is all that is read.
         self._inboxes: dict[int, deque[RequestOutput] | None] = {}
+        in_child(self, Engine._after_fork)
 
     @property
     def busy(self) -> bool:
@@ -253,6 +257,15 @@ class Engine:
         for state in states:
             if state.error is not None:  # another thread's step was the last to fail
                 raise state.error
+
+    def _after_fork(self) -> None:
+        """In a fork of the process: gives up if another thread was in the middle of a step."""
+        if self._stepping.locked():
+            self._stepping = threading.Lock()
+            self._loop.dead = EngineDeadError(
+                "this process was forked while another thread ran a step of the engine: make "
+                "another engine here, or fork before threads use one"
+            )
 
     def _take_up(self) -> None:
         """Takes up what has arrived and what was cancelled since the last step."""

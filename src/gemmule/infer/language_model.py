@@ -25,6 +25,7 @@ from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runtime.forks import in_child
 
 
 class LanguageModel:
@@ -76,10 +77,21 @@ class LanguageModel:
         self._version: object = None
         if draft is not None:
             check_same_tokenizer(tokenizer, draft.tokenizer)
+        in_child(self, LanguageModel._after_fork)
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the engine: a copy makes one of its own."""
         return {**self.__dict__, "_engine": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Makes a copy in this or another process."""
+        self.__dict__.update(state)
+        in_child(self, LanguageModel._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a fork of the process: requests that still run are the parent's."""
+        if self._engine is not None and self._engine.busy:
+            self._engine = None
 
     @property
     def config(self) -> GemmaConfig:

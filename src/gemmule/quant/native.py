@@ -222,14 +222,43 @@ def use_instruction_set(name: str) -> None:
 
 
 class Threads:
-    """A pool of native threads and their buffers, for one call at a time."""
+    """A pool of native threads and their buffers, for one call at a time; others wait.
+
+    In a fork of the process the first call starts threads again.
+
+    Raises:
+        ConfigError: when the system does not start that number of threads.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.handle: int | None = loaded().gm_context_new(count)
         if self.handle is None:
-            raise MemoryError(f"{count} threads cannot be started")
+            raise _no_threads(count)
         weakref.finalize(self, loaded().gm_context_free, self.handle)
+
+    def check(self, result: float, purpose: str) -> None:
+        """Raises what a call's negative result stands for.
+
+        Args:
+            result: what the library returned.
+            purpose: what memory was needed for.
+
+        Raises:
+            MemoryError: when memory ran out.
+            ConfigError: when the system does not start the threads.
+        """
+        if result == -2:
+            raise _no_threads(self.count)
+        if result < 0:
+            raise MemoryError(f"not enough memory for {purpose}")
+
+
+def _no_threads(count: int) -> ConfigError:
+    return ConfigError(
+        f"{count} threads cannot be started: raise the limit of processes (ulimit -u, or pids.max "
+        "of the control group) or of memory, or use fewer threads: OMP_NUM_THREADS=1"
+    )
 
 
 @cache
@@ -255,8 +284,9 @@ def linear(matrix: PackedMatrix, x_MK: Tensor, pool: Threads | None = None) -> T
         done = loaded().gm_linear(
             pool.handle, c_matrix(matrix), x_MK.data_ptr(), len(x_MK), y_MN.data_ptr()
         )
-        if done != 0:
-            raise MemoryError("not enough memory for a matrix product")
+        pool.check(
+            done, f"a product of {len(x_MK)} rows with a {matrix.rows} x {matrix.columns} matrix"
+        )
     return y_MN
 
 
@@ -287,4 +317,5 @@ def read_speed(data: Tensor, pool: Threads | None = None, rounds: int = 1) -> fl
     """Bytes per second at which the threads read a tensor from memory."""
     pool = pool or threads()
     speed: float = loaded().gm_read_speed(pool.handle, data.data_ptr(), data.nbytes, rounds)
+    pool.check(speed, "counters")
     return speed

@@ -9,6 +9,7 @@ import torch
 from gemmule.errors import ConfigError
 from gemmule.runtime import host, torch_compile
 from gemmule.runtime.config import RuntimeConfig
+from gemmule.runtime.threads import set_up_torch
 from gemmule.runtime.world import SOLO, World
 
 C = TypeVar("C", bound=RuntimeConfig)
@@ -35,6 +36,7 @@ def resolve(config: C, flops: float, world: World = SOLO) -> C:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda': torch finds no CUDA device here; use device = 'cpu'")
+    set_up_torch()
     threads = config.threads or max(1, host.usable_cores() // world.local_size)
     torch.set_num_threads(threads)
     dtype: str = config.dtype

@@ -1,12 +1,13 @@
 """The machine this process runs on: processor, usable cores, memory, library versions."""
 
+import math
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gemmule.runtime import memory
+from gemmule.runtime import cgroups, memory
 
 
 def versions() -> dict[str, str]:
@@ -30,10 +31,17 @@ def machine() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Cores this process may use: those it may run on, at most those its control groups pay for.
+
+    Of a quota of 1.5 cores two are used: one would leave a third of it unused, and the system
+    takes the rest of the second one's time away.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))  # cpusets and taskset included
+    else:
+        cores = os.cpu_count() or 1
+    quota = cgroups.cpu_quota()
+    return cores if quota is None else min(cores, math.ceil(quota))
 
 
 def _processor() -> str:

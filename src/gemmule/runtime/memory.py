@@ -4,14 +4,14 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gemmule.runtime import cgroups
 
 if TYPE_CHECKING:
     import torch
 
-_CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
 
@@ -21,8 +21,9 @@ def machine() -> int | None:
 
 
 def usable() -> int | None:
-    """Bytes this process may use: the machine's, or its control group's limit if that is lower."""
-    limits = [limit for limit, _ in _control_groups()]
+    """Bytes this process may use: the machine's, or the lowest limit if one is lower."""
+    limits = [group.limit for group in cgroups.memory_limits()]
+    limits += [limit for limit, _ in _process_limits()]
     total = machine()
     return min(limits + ([] if total is None else [total]), default=None)
 
@@ -42,7 +43,8 @@ def available(device: "torch.device | str" = "cpu") -> int | None:
 
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    sizes = [max(0, limit - used) for limit, used in _control_groups()]
+    sizes = [max(0, group.limit - group.used) for group in cgroups.memory_limits()]
+    sizes += [max(0, limit - used) for limit, used in _process_limits()]
     free_on_host = _meminfo("MemAvailable")
     return min(sizes + ([] if free_on_host is None else [free_on_host]), default=None)
 
@@ -79,45 +81,23 @@ def _sysconf() -> int | None:
         return None
 
 
+def _process_limits() -> list[tuple[int, int]]:
+    """The limits of address space (ulimit -v) and data (ulimit -d) with what is used of them."""
+    limits = []
+    for name, key in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        limit = resource.getrlimit(name)[0]
+        if limit != resource.RLIM_INFINITY:
+            status = (line.split() for line in _lines(_PROC / "self" / "status"))
+            used = [int(parts[1]) * 1024 for parts in status if parts[:1] == [key]]
+            limits.append((limit, sum(used)))
+    return limits
+
+
 def _meminfo(key: str) -> int | None:
     for line in _lines(_PROC / "meminfo"):
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def _control_groups() -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of every limited control group that this process belongs to."""
-    for limit_file, use_file, cache_key in _control_group_files():
-        limit, use = _number(limit_file), _number(use_file)
-        if limit is None:
-            continue
-        # Cached file pages that were not used lately are dropped before anything runs out.
-        cache = 0
-        for line in _lines(limit_file.parent / "memory.stat"):
-            if line.startswith(f"{cache_key} "):
-                cache = int(line.split()[1])
-        yield limit, max(0, (use or 0) - cache)
-
-
-def _control_group_files() -> Iterator[tuple[Path, Path, str]]:
-    """Files of limit and use, and the name of the inactive file cache, of version 2 and 1."""
-    folders = [_CGROUP]
-    for line in _lines(_PROC / "self" / "cgroup"):
-        path = line.split(":", 2)[-1].strip("/")
-        while path:  # a limit further up counts as well
-            folders.append(_CGROUP / path)
-            path = path.rpartition("/")[0]
-    for folder in dict.fromkeys(folders):
-        yield folder / "memory.max", folder / "memory.current", "inactive_file"
-    old = _CGROUP / "memory"
-    yield old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", "total_inactive_file"
-
-
-def _number(path: Path) -> int | None:
-    """The number that a file holds; None for "max" and for a file that is not there."""
-    text = "".join(_lines(path)).strip()
-    return int(text) if text.isdigit() else None
 
 
 def _lines(path: Path) -> list[str]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemmule.runtime import host
+
 MEMORY = 4 << 30  # bytes of address space
 _PATIENCE = 30  # wall-clock limit as a multiple of the processor time: for a job that waits
 _READY = b"ready\n"
@@ -116,8 +118,7 @@ def _limit_memory() -> None:
 
 
 def _worker_count(jobs: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, 8, math.ceil(jobs / _JOBS_PER_WORKER)))
+    return max(1, min(host.usable_cores(), 8, math.ceil(jobs / _JOBS_PER_WORKER)))
 
 
 class _Worker:

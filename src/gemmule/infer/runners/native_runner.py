@@ -213,8 +213,8 @@ class NativeRunner:
             logits=logits_RV.data_ptr(),
             **{name: values.buffer_info()[0] for name, values in arrays.items()},
         )
-        if native.loaded().gm_run(self._threads.handle, self._model, step) != 0:
-            raise MemoryError(f"no memory for a step of {first[-1]} tokens")
+        done = native.loaded().gm_run(self._threads.handle, self._model, step)
+        self._threads.check(done, f"a step of {first[-1]} tokens")
         return _Results(rows, ids_OK, logits_OK, target_O, log_z_O, logits_RV)
 
     def _c_model(self) -> CModel:
