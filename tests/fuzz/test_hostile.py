@@ -216,7 +216,7 @@ def test_messages_hold_what_a_terminal_can_show() -> None:
 
 def edited(tokenizer: Tokenizer, i: int, **fields: Any) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(tokenizer._model)
+    proto.ParseFromString(tokenizer._parsed.data)
     for name, value in fields.items():
         setattr(proto.pieces[i], name, value)
     return bytes(proto.SerializeToString())

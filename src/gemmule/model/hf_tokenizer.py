@@ -4,10 +4,20 @@ Known difference: a tokenizer.json decodes a literal U+2581 in a text as a space
 published one does; `Tokenizer.encode` spells it in bytes instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID, SPACE
+from gemmule.model.added_tokens import AddedToken
+from gemmule.model.gemma_layout import FIXED_PIECES
+from gemmule.model.spm_model import CONTROL, NORMAL, USER_DEFINED, Piece
+from gemmule.model.spm_train import (
+    END_OF_TURN_ID,
+    FIRST_BYTE_ID,
+    FIRST_TEXT_ID,
+    SPACE,
+    START_OF_TURN_ID,
+)
 
 # The same turns as Tokenizer.render_chat. A system message opens the first user turn, because Gemma
 # 2 was trained without a system role.
@@ -41,37 +51,62 @@ CHAT_TEMPLATE = """\
 """
 
 
-def tokenizer_config(chat_template: str | None = None) -> dict[str, Any]:
-    """The content of tokenizer_config.json; without a template of its own, Gemma's turns."""
-    return {
+def tokenizer_config(
+    chat_template: str | None, eos_token: str, added: Sequence[AddedToken]
+) -> dict[str, Any]:
+    """The content of tokenizer_config.json.
+
+    Args:
+        chat_template: the chat template; None: Gemma's own turns.
+        eos_token: text of the token that ends an answer.
+        added: tokens that are not Gemma's own.
+    """
+    renamed = {token.id for token in added}
+    turns = [FIXED_PIECES[i] for i in (START_OF_TURN_ID, END_OF_TURN_ID) if i not in renamed]
+    config: dict[str, Any] = {
         "tokenizer_class": "GemmaTokenizer",
         "bos_token": "<bos>",
-        "eos_token": "<eos>",
+        "eos_token": eos_token,
         "pad_token": "<pad>",
         "unk_token": "<unk>",
-        "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
+        "additional_special_tokens": turns + [token.content for token in added if token.special],
         "add_bos_token": True,
         "add_eos_token": False,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE if chat_template is None else chat_template,
     }
+    if added:
+        decoder = {str(token.id): asdict(token) for token in added}
+        for entry in decoder.values():
+            del entry["id"]
+        config["added_tokens_decoder"] = decoder
+    return config
 
 
-def tokenizer_json(pieces: Sequence[str], scores: Sequence[float], normal: Sequence[bool]) -> str:
+def tokenizer_json(pieces: Sequence[Piece], added: Sequence[AddedToken]) -> str:
     """The content of tokenizer.json: a BPE whose merges give SentencePiece's segmentation.
 
     Args:
-        pieces: all pieces by id, with U+2581 for a space.
-        scores: score of each piece; higher scores merge first.
-        normal: whether each piece is an ordinary one, which merges can build.
+        pieces: all pieces by id.
+        added: tokens that are not Gemma's own, among the pieces.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import AddedToken as Added
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
-    vocab = {piece: i for i, piece in enumerate(pieces)}
+    own = {token.id: token for token in added}
+    base = len(pieces)
+    while base - 1 in own:
+        base -= 1
+    texts = [piece.text for piece in pieces[:base]]
+    known = {piece.text for piece in pieces if piece.kind == NORMAL}
+    if "\t" not in known and any("\t" in text for text in known):
+        # Merges only begin with pieces: as Gemma's converter does, the byte is written as a tab.
+        texts[FIRST_BYTE_ID + 9] = "\t"
+        known.add("\t")
     model = models.BPE(
-        vocab=vocab,
-        merges=_merges(pieces, scores, normal),
+        vocab={text: i for i, text in enumerate(texts)},
+        merges=_merges(pieces, known),
         unk_token="<unk>",
         fuse_unk=True,
         byte_fallback=True,
@@ -84,30 +119,36 @@ def tokenizer_json(pieces: Sequence[str], scores: Sequence[float], normal: Seque
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
     )
+    control = [
+        i
+        for i, piece in enumerate(pieces)
+        if i not in own and (i < FIRST_TEXT_ID or piece.kind == CONTROL)
+    ]
     tokenizer.add_special_tokens(
-        [AddedToken(piece, normalized=False, special=True) for piece in pieces[:FIRST_TEXT_ID]]
+        [Added(pieces[i].text, normalized=False, special=True) for i in control]
     )
     # SentencePiece matches these as a whole before any merge, and after spaces became U+2581.
     whole = [
-        piece
+        piece.text
         for i, piece in enumerate(pieces)
-        if FIRST_TEXT_ID <= i < FIRST_BYTE_ID or (i >= FIRST_LEARNED_ID and not normal[i])
+        if i not in own and i >= FIRST_TEXT_ID and piece.kind == USER_DEFINED
     ]
-    tokenizer.add_tokens([AddedToken(piece, normalized=True) for piece in whole])
+    tokenizer.add_tokens([Added(text, normalized=True) for text in whole])
+    for token in added:
+        flags = asdict(token)
+        del flags["id"]
+        tokenizer.add_tokens([Added(**flags)])
     return str(tokenizer.to_str(pretty=True))
 
 
-def _merges(
-    pieces: Sequence[str], scores: Sequence[float], normal: Sequence[bool]
-) -> list[tuple[str, str]]:
+def _merges(pieces: Sequence[Piece], known: Container[str]) -> list[tuple[str, str]]:
     """All ways to build a piece from two others, in SentencePiece's order of merging."""
-    known = {piece for i, piece in enumerate(pieces) if normal[i]}
-    order = sorted((i for i in range(len(pieces)) if normal[i]), key=lambda i: (-scores[i], i))
+    normal = [i for i, piece in enumerate(pieces) if piece.kind == NORMAL]
     merges = []
-    for i in order:
-        piece = pieces[i]
-        # Equal scores go left to right: a longer left part was itself merged further left.
-        for cut in range(len(piece) - 1, 0, -1):
-            if piece[:cut] in known and piece[cut:] in known:
-                merges.append((piece[:cut], piece[cut:]))
+    for i in sorted(normal, key=lambda i: (-pieces[i].score, i)):
+        text = pieces[i].text
+        # All that matters is that they are neighbors: at most one of them is ever used (merges.py).
+        for cut in range(len(text) - 1, 0, -1):
+            if text[:cut] in known and text[cut:] in known:
+                merges.append((text[:cut], text[cut:]))
     return merges

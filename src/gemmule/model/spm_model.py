@@ -1,13 +1,23 @@
-"""Builds a SentencePiece model from its pieces, for formats that store nothing else of it."""
+"""SentencePiece's ModelProto as arrays: read in one pass, written without a message per piece.
 
-from collections.abc import Iterable
-from typing import NamedTuple
+Gemma's vocabulary has 256,000 pieces, and protobuf's Python classes make an object of each. Pieces
+in the form that every writer uses are read directly; any other file goes through protobuf.
+"""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 # Piece types of ModelProto.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE = 2  # TrainerSpec.ModelType
+# Tags of the wire format: ModelProto.pieces and SentencePiece.piece, .score, .type.
+_MESSAGE, _TEXT, _SCORE, _KIND = 0x0A, 0x0A, 0x15, 0x18
+_HEAD, _TAIL = 4, 7  # bytes before a text of up to 118 bytes, and of a score and a type
 
 
 class Piece(NamedTuple):
@@ -24,16 +34,169 @@ class Piece(NamedTuple):
     kind: int
 
 
-def build_model(pieces: Iterable[Piece]) -> bytes:
-    """A serialized ModelProto with these pieces and Gemma's treatment of text.
+class PieceModel:
+    """A serialized ModelProto, and its content.
 
-    That means BPE with byte fallback and identity normalization: see spm_train.py.
+    Attributes:
+        data: the serialized model.
+        pieces: text of each piece, with U+2581 for a space.
+        scores: score of each piece, float32, shape [pieces].
+        kinds: type of each piece, one byte each.
+        specs: the ModelProto without its pieces: trainer_spec and normalizer_spec.
     """
+
+    def __init__(
+        self,
+        data: bytes,
+        pieces: list[str],
+        scores: npt.NDArray[np.float32],
+        kinds: bytes,
+        specs: Any,
+        kind_offsets: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        self.data, self.pieces, self.scores, self.kinds = data, pieces, scores, kinds
+        self.specs = specs
+        self._kind_offsets = kind_offsets
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Reads a serialized ModelProto.
+
+        Raises:
+            ValueError: when it is none, or a piece is not UTF-8.
+        """
+        try:
+            return cls._parse_plain(data) or cls._parse_any(data)
+        except (DecodeError, RuntimeError) as e:
+            raise ValueError(str(e)) from None
+
+    @classmethod
+    def _parse_plain(cls, data: bytes) -> Self | None:
+        """Reads short pieces with text, score and type in this order; None: there are others."""
+        starts, at, end = [], 0, len(data) - 1
+        while at < end and data[at] == _MESSAGE:
+            starts.append(at)
+            at += data[at + 1] + 2  # a longer size has another form, which is noticed below
+        if not starts or at > len(data):
+            return None
+        content = np.frombuffer(data, np.uint8)
+        heads = np.array(starts, np.int64)
+        sizes, texts = content[heads + 1].astype(np.int64), heads + _HEAD
+        if sizes.max() > 127 or sizes.min() < _HEAD - 2:
+            return None
+        stops = texts + content[texts - 1]
+        tails = heads + 2 + sizes - stops
+        typed = tails == _TAIL
+        if (
+            not (typed | (tails == _TAIL - 2)).all()
+            or (content[heads + 2] != _TEXT).any()
+            or (content[stops] != _SCORE).any()
+            or (content[stops[typed] + 5] != _KIND).any()
+        ):
+            return None
+        kinds = np.full(len(starts), NORMAL, np.uint8)
+        kinds[typed] = content[stops[typed] + 6]
+        if kinds.min() < NORMAL or kinds.max() > BYTE:  # protobuf drops such a value
+            return None
+        specs = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
+            data[at:]
+        )
+        if specs.pieces:
+            return None
+        scores = np.stack([content[stops + byte] for byte in range(1, 5)], axis=1)
+        pieces = [data[a:b].decode() for a, b in zip(texts.tolist(), stops.tolist(), strict=True)]
+        offsets = np.where(typed, stops + 6, -1)
+        return cls(data, pieces, scores.view("<f4")[:, 0], kinds.tobytes(), specs, offsets)
+
+    @classmethod
+    def _parse_any(cls, data: bytes) -> Self:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
+            data
+        )
+        entries = [(p.piece, p.score, p.type) for p in proto.pieces]
+        if any(isinstance(piece, bytes) for piece, _, _ in entries):
+            raise ValueError("a piece is not UTF-8")  # protobuf returns such a string as bytes
+        scores = np.array([score for _, score, _ in entries], np.float32)
+        del proto.pieces[:]
+        return cls(data, [e[0] for e in entries], scores, bytes(e[2] for e in entries), proto)
+
+    @classmethod
+    def build(
+        cls, pieces: Sequence[str], scores: Sequence[float] | npt.NDArray[Any], kinds: bytes
+    ) -> Self:
+        """A model with these pieces and Gemma's treatment of text.
+
+        That means BPE with byte fallback and identity normalization: see spm_train.py.
+
+        Raises:
+            ValueError: when a piece holds a lone surrogate.
+        """
+        with np.errstate(over="ignore"):  # infinite then, which the tokenizer refuses
+            numbers = np.asarray(scores, np.float32)
+        specs = _specs(len(pieces))
+        texts = [piece.encode() for piece in pieces]
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        if lengths.max(initial=0) > 127 - _TAIL - 2:
+            for text, score, kind in zip(pieces, numbers.tolist(), kinds, strict=True):
+                specs.pieces.add(piece=text, score=score, type=kind)
+            return cls.parse(specs.SerializeToString(deterministic=True))
+        ends = (lengths + _HEAD + _TAIL).cumsum()
+        content = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        stops = ends - _TAIL
+        starts = stops - lengths
+        content[starts - 4], content[starts - 3] = _MESSAGE, lengths + 2 + _TAIL
+        content[starts - 2], content[starts - 1] = _TEXT, lengths
+        where = np.repeat(starts - lengths.cumsum() + lengths, lengths)
+        joined = np.frombuffer(b"".join(texts), np.uint8)
+        content[where + np.arange(len(joined))] = joined
+        content[stops], content[stops + 5] = _SCORE, _KIND
+        content[stops + 6] = np.frombuffer(kinds, np.uint8)
+        encoded = numbers.astype("<f4")[:, None].view(np.uint8)
+        for byte in range(4):
+            content[stops + 1 + byte] = encoded[:, byte]
+        data = content.tobytes() + specs.SerializeToString(deterministic=True)
+        return cls(data, list(pieces), numbers, kinds, specs, ends - 1)
+
+    def with_kinds(self, changes: Mapping[int, int]) -> bytes:
+        """The serialized model with the types of some pieces changed: {id: type}."""
+        if not changes:
+            return self.data
+        if self._kind_offsets is not None:
+            offsets = {i: int(self._kind_offsets[i]) for i in changes}
+            if min(offsets.values()) >= 0:
+                data = bytearray(self.data)
+                for i, kind in changes.items():
+                    data[offsets[i]] = kind
+                return bytes(data)
+        proto = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
+            self.data
+        )
+        for i, kind in changes.items():
+            proto.pieces[i].type = kind
+        changed: bytes = proto.SerializeToString()
+        return changed
+
+
+def build_model(pieces: Iterable[Piece]) -> PieceModel:
+    """The model of these pieces, with Gemma's treatment of text.
+
+    Raises:
+        ValueError: when a piece is impossible.
+        TypeError: when a text, score or type is none.
+    """
+    pieces = list(pieces)
+    stray = next((p for p in pieces if p.kind not in range(NORMAL, BYTE + 1)), None)
+    if stray is not None:
+        raise ValueError(f"{stray.text!r} has type {stray.kind}, and types are 1 to 6")
+    return PieceModel.build(
+        [p.text for p in pieces], [p.score for p in pieces], bytes(p.kind for p in pieces)
+    )
+
+
+def _specs(size: int) -> Any:
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    for text, score, kind in pieces:
-        proto.pieces.add(piece=text, score=score, type=kind)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    trainer.model_type, trainer.vocab_size = BPE, len(proto.pieces)
+    trainer.model_type, trainer.vocab_size = BPE, size
     trainer.byte_fallback = trainer.split_digits = trainer.allow_whitespace_only_pieces = True
     trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id = range(4)
     trainer.pad_piece, trainer.eos_piece = "<pad>", "<eos>"
@@ -41,5 +204,4 @@ def build_model(pieces: Iterable[Piece]) -> bytes:
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     normalizer.escape_whitespaces = True
-    model: bytes = proto.SerializeToString(deterministic=True)
-    return model
+    return proto

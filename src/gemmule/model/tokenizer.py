@@ -5,11 +5,12 @@ is decoded exactly as it was encoded.
 """
 
 import codecs
+import contextlib
 import copy
+import dataclasses
 import functools
 import hashlib
-import math
-import re
+import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,31 +19,22 @@ from typing import Any, ClassVar, Literal, Self, overload
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
-from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
 
 from gemmule import files
 from gemmule.errors import TokenizerError
-from gemmule.model import hf_tokenizer, spm_train
+from gemmule.model import gemma_layout, hf_tokenizer, spm_train, tokenizer_json
+from gemmule.model.added_tokens import AddedToken, Splitter, add_tokens
 from gemmule.model.chat_template import ChatTemplate, RenderedChat, is_gemmas, train_mask
-from gemmule.model.spm_model import (
-    BPE,
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    USER_DEFINED,
-    Piece,
-    build_model,
-)
+from gemmule.model.spm_model import CONTROL, UNKNOWN, USER_DEFINED, Piece, PieceModel, build_model
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID, SPACE
 from gemmule.model.tokenizer_files import (
     DEFAULT_STOP_IDS,
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
-    AddedToken,
+    DeclaredTokens,
     checked_stop_ids,
     read_chat_template,
+    read_declared_tokens,
     read_stop_ids,
 )
 
@@ -77,7 +69,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        model: bytes,
+        model: bytes | PieceModel,
         source: str = "tokenizer model",
         *,
         added_tokens: Iterable[AddedToken] = (),
@@ -87,7 +79,8 @@ class Tokenizer:
         """Reads a serialized SentencePiece ModelProto.
 
         Args:
-            model: the content of a tokenizer.model file, added tokens included as pieces.
+            model: the content of a tokenizer.model file, parsed or not, added tokens included as
+                pieces.
             source: its origin, for error messages.
             added_tokens: tokens that are not Gemma's, with their flags.
             chat_template: template of conversations (jinja2); None: Gemma's own turns.
@@ -97,32 +90,21 @@ class Tokenizer:
             TokenizerError: when it is not such a model, or lacks Gemma's layout, or a stop id is
                 not in its vocabulary.
         """
-        self._model, self._source = model, source
-        proto = _parse(model, source)
-        self._pieces = [p.piece for p in proto.pieces]
-        self._types = [p.type for p in proto.pieces]
-        self._scores = [p.score for p in proto.pieces]
+        self._parsed, self._source = _checked(model, source), source
+        self._pieces, self._types = self._parsed.pieces, self._parsed.kinds
         self.vocab_size = len(self._pieces)
-        self._is_control = [
-            i < FIRST_TEXT_ID or t in (CONTROL, UNKNOWN) for i, t in enumerate(self._types)
-        ]
-        self._shown = [_piece_bytes(p, t) for p, t in zip(self._pieces, self._types, strict=True)]
-        self._text = [
-            b"" if control else shown
-            for control, shown in zip(self._is_control, self._shown, strict=True)
-        ]
+        self.added_tokens = tuple(added_tokens)
+        self._text_tokens = [token for token in self.added_tokens if not token.special]
         # SentencePiece matches user-defined symbols in text, turn markers among them. The processor
-        # gets a copy in which they are control pieces, which it never matches.
-        for i in range(FIRST_TEXT_ID):
-            if proto.pieces[i].type == USER_DEFINED:
-                proto.pieces[i].type = CONTROL
+        # gets a copy in which those that it may not match are control pieces.
+        hidden = {*range(FIRST_TEXT_ID), *(token.id for token in self.added_tokens)}
+        changes = {i: CONTROL for i in hidden if self._types[i] == USER_DEFINED}
         try:
             self._processor = sentencepiece.SentencePieceProcessor(
-                model_proto=proto.SerializeToString()
+                model_proto=self._parsed.with_kinds(changes)
             )
         except (RuntimeError, ValueError) as e:
             raise TokenizerError(f"{source} is not a usable SentencePiece model: {e}") from None
-        self.added_tokens = tuple(added_tokens)
         self.named_templates: Mapping[str, str] = {}
         self.token_names: Mapping[str, str] = {}
         self._set_chat_format(chat_template, stop_ids, f"{source}: stop_ids")
@@ -134,9 +116,14 @@ class Tokenizer:
             chat_template = None
         ids = checked_stop_ids(stop_ids, self.vocab_size, source)
         vars(self).pop("_template", None)
-        if chat_template is None:
+        if chat_template is None and self.has_gemma_turns:
             ids = tuple(dict.fromkeys((*DEFAULT_STOP_IDS, *ids)))
         self.chat_template, self.stop_ids = chat_template, ids
+
+    @property
+    def has_gemma_turns(self) -> bool:
+        """Whether <start_of_turn> and <end_of_turn> are where Gemma has them."""
+        return gemma_layout.has_gemma_turns(self._pieces)
 
     @property
     def chat_format(self) -> tuple[str | None, tuple[int, ...]]:
@@ -182,29 +169,72 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads the tokenizer in the folder `path`, or a tokenizer.model file.
+        """Reads the tokenizer in the folder `path`, or a tokenizer.json or tokenizer.model file.
 
-        A folder's other files give the chat template (chat_template.jinja, tokenizer_config.json)
-        and the stop ids (generation_config.json, config.json).
+        A folder's tokenizer.json comes before its tokenizer.model, as in transformers. Its other
+        files give added tokens (tokenizer_config.json, added_tokens.json), the chat template
+        (chat_template.jinja, tokenizer_config.json) and the stop ids (generation_config.json,
+        config.json). A file alone has Gemma's own turns.
 
         Raises:
             TokenizerError: when there is none, it is not a Gemma tokenizer, or a file is damaged.
         """
         path = files.expand(path)
-        file = path / _FILE if path.is_dir() else path
-        try:
-            model = files.read_bytes(file)
-        except OSError as e:
-            raise TokenizerError(
-                f"cannot read a tokenizer at {file}: {e.strerror}; give a folder that holds "
-                f"{_FILE}, or such a file"
-            ) from None
-        tokenizer = cls(model, str(file))
         if not path.is_dir():
-            return tokenizer
+            return cls._read(path)
+        declared = read_declared_tokens(path)
+        if (path / tokenizer_json.FILE).is_file():
+            tokenizer = cls._read_json(path / tokenizer_json.FILE, declared)
+        else:
+            tokenizer = cls._read_model(path / _FILE, declared)
         return tokenizer.with_chat_format(
             read_chat_template(path), read_stop_ids(path, tokenizer.vocab_size)
         )
+
+    @classmethod
+    def _read(cls, file: Path) -> Self:
+        try:
+            with file.open("rb") as f:
+                is_json = f.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+        except OSError:
+            is_json = False
+        nothing = DeclaredTokens()
+        return cls._read_json(file, nothing) if is_json else cls._read_model(file, nothing)
+
+    @classmethod
+    def _read_json(cls, file: Path, declared: DeclaredTokens) -> Self:
+        model, own = tokenizer_json.read(file, declared)
+        with contextlib.suppress(OSError, ValueError):
+            # Written with a tokenizer.model, equal ids keep its scores, and so its fingerprint.
+            original = PieceModel.parse(file.with_name(_FILE).read_bytes())
+            if tokenizer_json.agree(model, original):
+                model = original
+        return cls(model, str(file), added_tokens=own)
+
+    @classmethod
+    def _read_model(cls, file: Path, declared: DeclaredTokens) -> Self:
+        try:
+            data = file.read_bytes()
+        except OSError as e:
+            raise TokenizerError(
+                f"cannot read a tokenizer at {file}: {e.strerror}; give a folder that holds "
+                f"{tokenizer_json.FILE} or {_FILE}, or such a file"
+            ) from None
+        model = _checked(data, str(file))
+        pieces, kinds = list(model.pieces), bytearray(model.kinds)
+        renamed = [
+            AddedToken(pieces[i].replace(SPACE, " "), i, normalized=True)
+            for i in range(FIRST_TEXT_ID)
+            if kinds[i] == USER_DEFINED and pieces[i] != gemma_layout.FIXED_PIECES[i]
+        ]
+        vocabulary = {piece: i for i, piece in enumerate(pieces)} if declared.special else {}
+        tokens = declared.on(vocabulary, renamed)
+        own = add_tokens(tokens, pieces, kinds, str(file))
+        if kinds != model.kinds:
+            scores = np.zeros(len(pieces), np.float32)
+            scores[: len(model.scores)] = model.scores
+            model = PieceModel.build(pieces, scores, bytes(kinds))
+        return cls(model, str(file), added_tokens=own)
 
     @classmethod
     def from_pieces(
@@ -243,34 +273,40 @@ class Tokenizer:
     @property
     def pieces(self) -> list[Piece]:
         """All pieces, by id."""
-        return list(map(Piece, self._pieces, self._scores, self._types))
+        return list(map(Piece, self._pieces, self._parsed.scores.tolist(), self._types))
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`.
 
         transformers' AutoTokenizer loads the folder and produces equal ids.
         """
-        normal = [t == NORMAL for t in self._types]
-        tokenizer_json = hf_tokenizer.tokenizer_json(self._pieces, self._scores, normal)
-        files.write_text(folder / "tokenizer.json", tokenizer_json)
-        config = hf_tokenizer.tokenizer_config(self.chat_template)
+        text = hf_tokenizer.tokenizer_json(self.pieces, self.added_tokens)
+        files.write_text(folder / tokenizer_json.FILE, text)
+        stop = self.stop_ids[0]
+        eos = stop if self.chat_template is not None and self._is_control[stop] else self.eos_id
+        config = hf_tokenizer.tokenizer_config(
+            self.chat_template, self._pieces[eos].replace(SPACE, " "), self.added_tokens
+        )
         files.write_json(folder / TOKENIZER_CONFIG, config)
         if self.stop_ids != DEFAULT_STOP_IDS:
             files.write_json(folder / GENERATION_CONFIG, {"eos_token_id": list(self.stop_ids)})
         with files.atomic_path(folder / _FILE) as tmp:
-            tmp.write_bytes(self._model)
+            tmp.write_bytes(self._parsed.data)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the pieces, their types and scores.
+        """SHA-256 (hexadecimal) of the pieces, their types and scores, and of added tokens.
 
         Tokenizers with equal fingerprints produce equal ids for equal text. Normalization is not
         included, since only identity normalization is accepted.
         """
         digest = hashlib.sha256()
-        for piece, kind, score in zip(self._pieces, self._types, self._scores, strict=True):
+        scores = self._parsed.scores.tolist()
+        for piece, kind, score in zip(self._pieces, self._types, scores, strict=True):
             data = piece.encode()
             digest.update(struct.pack("<IBf", len(data), kind, score + 0.0) + data)
+        for token in self.added_tokens:
+            digest.update(json.dumps(dataclasses.asdict(token)).encode())
         return digest.hexdigest()
 
     def encode(self, text: str, bos: bool = False, control: bool = False) -> list[int]:
@@ -293,11 +329,12 @@ class Tokenizer:
                 "which UTF-8 cannot represent: decode its source with errors='replace'"
             ) from None
         ids = [self.bos_id] if bos else []
-        if control:
-            for i, part in enumerate(self._control_pattern.split(text)):
-                if i % 2:
-                    ids.append(self._control_ids[part])
-                elif part:
+        if control or self._text_tokens:
+            splitter = self._control_splitter if control else self._text_splitter
+            for part in splitter.split(text):
+                if isinstance(part, int):
+                    ids.append(part)
+                else:
                     ids += self._encode_bytes(part.encode())
         else:
             ids += self._encode_bytes(data)
@@ -316,13 +353,45 @@ class Tokenizer:
         return ids
 
     @functools.cached_property
-    def _control_ids(self) -> dict[str, int]:
-        return {self._pieces[i]: i for i, control in enumerate(self._is_control) if control}
+    def _text_splitter(self) -> Splitter:
+        return Splitter(self._text_tokens)
 
     @functools.cached_property
-    def _control_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._control_ids, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+    def _control_splitter(self) -> Splitter:
+        return Splitter(self._control_tokens + self._text_tokens)
+
+    @functools.cached_property
+    def _control_tokens(self) -> list[AddedToken]:
+        own = {token.id: token for token in self.added_tokens}
+        return [
+            own.get(i) or AddedToken(self._pieces[i], i, special=True)
+            for i, control in enumerate(self._is_control)
+            if control
+        ]
+
+    @functools.cached_property
+    def _is_control(self) -> list[bool]:
+        """Whether each id never stands for text."""
+        control = [kind in (CONTROL, UNKNOWN) for kind in self._types]
+        control[:FIRST_TEXT_ID] = [True] * FIRST_TEXT_ID
+        for token in self.added_tokens:
+            control[token.id] = token.special
+        return control
+
+    @functools.cached_property
+    def _shown(self) -> list[bytes]:
+        """The bytes of each id, control ids spelled out."""
+        shown = [piece.replace(SPACE, " ").encode() for piece in self._pieces]
+        shown[FIRST_BYTE_ID:FIRST_LEARNED_ID] = [bytes((byte,)) for byte in range(256)]
+        return shown
+
+    @functools.cached_property
+    def _text(self) -> list[bytes]:
+        """The bytes of each id; none for a control id."""
+        return [
+            b"" if control else shown
+            for control, shown in zip(self._is_control, self._shown, strict=True)
+        ]
 
     def decode_bytes(self, ids: Iterable[int], control: bool = False) -> bytes:
         """The UTF-8 bytes of `ids`; a token may end in the middle of a character.
@@ -416,6 +485,12 @@ class Tokenizer:
                 return ids
             pieces = [self._shown[i] for i in ids]
             return ids, train_mask(chat, ids, pieces, self.stop_ids)
+        if not self.has_gemma_turns:
+            raise TokenizerError(
+                f"{self._source} has other tokens where Gemma has <start_of_turn> and "
+                "<end_of_turn>, and no chat template: put the model's chat_template.jinja next to "
+                "it, or use generate"
+            )
         turns = _turns(messages, strict)
         _check_end([role for role, _ in turns], generation_prompt)
         newline = self.encode("\n")
@@ -437,14 +512,15 @@ class Tokenizer:
     def _template(self) -> ChatTemplate:
         assert self.chat_template is not None
         variables = {name: self.named_token(name) for name in _NAMED}
-        return ChatTemplate(self.chat_template, self._source, self._control_ids, variables)
+        control = [token.content for token in self._control_tokens]
+        return ChatTemplate(self.chat_template, self._source, control, variables)
 
     def _encode_rendered(self, chat: RenderedChat) -> list[int]:
         ids = []
-        for i, part in enumerate(self._control_pattern.split(chat.text)):
-            if i % 2:
-                ids.append(self._control_ids[part])
-            elif part:
+        for part in Splitter(self._control_tokens).split(chat.text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
                 ids += self.encode(part.translate(chat.guards))
         return ids
 
@@ -537,74 +613,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(spm_train.train_model(texts, vocab_size), "the trained tokenizer")
 
 
-def _piece_bytes(piece: str, kind: int) -> bytes:
-    if kind == BYTE:
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace(SPACE, " ").encode()
+def _checked(model: bytes | PieceModel, source: str) -> PieceModel:
+    """Parses a model and checks that it is a BPE with Gemma's layout."""
+    parsed = model if isinstance(model, PieceModel) else _parse(model, source)
+    problem = gemma_layout.problem(parsed)
+    if problem:
+        raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
+    return parsed
 
 
-def _parse(model: bytes, source: str) -> Any:
-    """Reads the ModelProto and checks that it is a BPE with Gemma's layout."""
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+def _parse(model: bytes, source: str) -> PieceModel:
+    if model.startswith(b"version https://git-lfs"):
+        raise TokenizerError(f"{source} is {files.LFS_POINTER}")
     try:
-        proto.ParseFromString(model)
-        pieces = [(p.piece, p.type) for p in proto.pieces]
-        if any(isinstance(piece, bytes) for piece, _ in pieces):
-            raise ValueError("a piece is not UTF-8")  # protobuf returns such a string as bytes
-    except (DecodeError, ValueError, RuntimeError):
+        return PieceModel.parse(model)
+    except ValueError:
         raise TokenizerError(
             f"{source} is not a SentencePiece model ({len(model)} bytes): it may be damaged or "
             "cut short"
         ) from None
-    problem = _layout_problem(pieces) or _kind_problem(pieces) or _spec_problem(proto)
-    if problem:
-        raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
-    return proto
-
-
-def _layout_problem(pieces: list[tuple[str, int]]) -> str | None:
-    if len(pieces) < FIRST_LEARNED_ID:
-        return f"it has {len(pieces)} pieces and the fixed ones alone are {FIRST_LEARNED_ID}"
-    fixed = dict(enumerate(spm_train.BASIC_PIECES))
-    fixed |= {spm_train.START_OF_TURN_ID: "<start_of_turn>"}
-    fixed |= {spm_train.END_OF_TURN_ID: "<end_of_turn>"}
-    fixed |= {FIRST_BYTE_ID + i: f"<0x{i:02X}>" for i in range(256)}
-    for i, piece in fixed.items():
-        if pieces[i][0] != piece:
-            return f"id {i} is {pieces[i][0]!r} where {piece!r} belongs"
-        kind = BYTE if i >= FIRST_BYTE_ID else None
-        if kind is not None and pieces[i][1] != kind:
-            return f"{piece!r} is not marked as a byte"
-    return None
-
-
-def _kind_problem(pieces: list[tuple[str, int]]) -> str | None:
-    if [kind for _, kind in pieces[:4]] != [CONTROL, CONTROL, CONTROL, UNKNOWN]:
-        return "its first four pieces are not marked as control pieces"
-    for i, (piece, kind) in enumerate(pieces[4:FIRST_TEXT_ID], 4):
-        if kind not in (CONTROL, USER_DEFINED):  # text could produce any other kind
-            return f"{piece!r}, id {i}, is not marked as a symbol or control piece"
-    others = pieces[4:FIRST_BYTE_ID] + pieces[FIRST_LEARNED_ID:]
-    stray = [piece for piece, kind in others if kind in (BYTE, UNKNOWN)]
-    if stray:
-        return f"{stray[0]!r} is marked as a byte or as unknown"
-    # A space spelled in bytes would be decoded as U+2581.
-    spaces = {(SPACE, NORMAL), (SPACE, USER_DEFINED)}
-    return None if spaces.intersection(pieces) else "no piece of it stands for a single space"
-
-
-def _spec_problem(proto: Any) -> str | None:
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    if trainer.model_type != BPE or not trainer.byte_fallback:
-        return "it is not a BPE with byte fallback"
-    if (
-        normalizer.precompiled_charsmap
-        or normalizer.add_dummy_prefix
-        or normalizer.remove_extra_whitespaces
-        or not normalizer.escape_whitespaces
-        or trainer.treat_whitespace_as_suffix
-    ):
-        return "it changes text before encoding it (only identity normalization is allowed)"
-    if not all(math.isfinite(p.score) for p in proto.pieces):
-        return "it has a score that is not a finite number"
-    return None

@@ -1,43 +1,27 @@
 """What the files around a tokenizer say: added tokens, the chat template and the stop ids."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gemmule import files
 from gemmule.errors import TokenizerError
 from gemmule.model import hf_tokenizer
-from gemmule.model.spm_train import END_OF_TURN_ID
+from gemmule.model.added_tokens import AddedToken
+from gemmule.model.spm_train import END_OF_TURN_ID, SPACE
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
 EOS_ID = 1
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+_SPECIAL_TOKENS = (
+    *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
+    "additional_special_tokens",
+    "extra_special_tokens",
+)
 DEFAULT_STOP_IDS = (EOS_ID, END_OF_TURN_ID)
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that was added to a vocabulary; the flags are those of the tokenizers library.
-
-    Attributes:
-        content: text of the token.
-        id: its id.
-        special: a control token: text only produces it if the caller allows it.
-        lstrip: whitespace before it belongs to it.
-        rstrip: whitespace after it belongs to it.
-        single_word: not matched inside a word.
-        normalized: matched in normalized text, where a space is U+2581.
-    """
-
-    content: str
-    id: int
-    special: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    single_word: bool = False
-    normalized: bool = False
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -122,3 +106,114 @@ def checked_stop_ids(ids: Sequence[Any], vocab_size: int, source: str) -> tuple[
                 f"{source} holds {i!r:.60}: expected ids of the vocabulary, 0 to {vocab_size - 1}"
             )
     return tuple(dict.fromkeys(ids))
+
+
+@dataclass(frozen=True)
+class DeclaredTokens:
+    """What a folder's files say about tokens, besides its vocabulary.
+
+    Attributes:
+        added: added tokens with their ids.
+        special: texts of special tokens.
+    """
+
+    added: tuple[AddedToken, ...] = ()
+    special: tuple[str, ...] = ()
+
+    def on(self, vocabulary: Mapping[str, int], added: Sequence[AddedToken]) -> list[AddedToken]:
+        """All added tokens of a folder, as transformers joins them.
+
+        Args:
+            vocabulary: id of each piece.
+            added: the added tokens of tokenizer.json.
+        """
+        tokens = {token.content: token for token in added}
+        for token in self.added:
+            tokens.setdefault(token.content, token)
+        end = max([len(vocabulary) - 1, *(token.id for token in tokens.values())]) + 1
+        for text in self.special:
+            if text not in tokens:
+                i = vocabulary.get(text.replace(" ", SPACE), end)
+                end += i == end
+                tokens[text] = AddedToken(text, i, special=True)
+            elif not tokens[text].special:
+                tokens[text] = replace(tokens[text], special=True)
+        return list(tokens.values())
+
+
+def read_declared_tokens(folder: Path) -> DeclaredTokens:
+    """Reads tokenizer_config.json, or the files that came before it.
+
+    Those are added_tokens.json and special_tokens_map.json, which count where tokenizer_config.json
+    has no added_tokens_decoder.
+
+    Raises:
+        TokenizerError: when a file is damaged.
+    """
+    file = folder / TOKENIZER_CONFIG
+    config = read_object(file)
+    decoder = config.get("added_tokens_decoder")
+    if decoder is not None:
+        if not isinstance(decoder, dict):
+            raise TokenizerError(f"{file}: added_tokens_decoder is not an object")
+        entries = [{"id": i, **_object(entry, file)} for i, entry in decoder.items()]
+        for entry in entries:
+            if entry["id"].isdecimal() and entry["id"].isascii() and len(entry["id"]) < 16:
+                entry["id"] = int(entry["id"])
+        added = [added_token(entry, str(file)) for entry in entries]
+        return DeclaredTokens(tuple(added), tuple(_special(config, file)))
+    legacy = folder / "special_tokens_map.json"
+    special = [*_special(config, file), *_special(read_object(legacy), legacy)]
+    older = folder / "added_tokens.json"
+    added = [
+        added_token(
+            {
+                "id": i,
+                "content": text,
+                "special": text in special,
+                "normalized": text not in special,
+            },
+            str(older),
+        )
+        for text, i in read_object(older).items()
+    ]
+    return DeclaredTokens(tuple(added), tuple(dict.fromkeys(special)))
+
+
+def added_token(entry: Any, source: str) -> AddedToken:
+    """An added token as tokenizer.json stores it.
+
+    Raises:
+        TokenizerError: when the entry lacks a text or an id, or has a flag that is none.
+    """
+    content, i = entry.get("content"), entry.get("id")
+    if not isinstance(content, str) or not content:
+        raise TokenizerError(f"{source}: an added token has no text: {entry!r:.80}")
+    if not isinstance(i, int) or isinstance(i, bool) or i < 0:
+        raise TokenizerError(f"{source}: the added token {content!r:.80} has the id {i!r:.40}")
+    flags = {name: entry.get(name, False) for name in _FLAGS}
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TokenizerError(
+                f"{source}: the added token {content!r:.80} has {name} {value!r:.40}; expected "
+                "true or false"
+            )
+    return AddedToken(content, i, **flags)
+
+
+def _object(value: Any, source: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{source}: an added token is {value!r:.80}; expected an object")
+    return value
+
+
+def _special(config: Mapping[str, Any], source: Path) -> Iterator[str]:
+    """Texts of the special tokens that a file names."""
+    for name in _SPECIAL_TOKENS:
+        value = config.get(name)
+        for entry in value if isinstance(value, list) else [value]:
+            text = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(text, str) and text:
+                yield text
+            elif entry is not None:
+                raise TokenizerError(f"{source}: {name} holds {entry!r:.80}; expected text")

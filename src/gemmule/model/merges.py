@@ -1,0 +1,141 @@
+"""Recovers SentencePiece's scores from the ranked merges of a tokenizer.json.
+
+Both kinds of BPE repeat: of all pairs of neighbors that may merge, take the best, and of equally
+good ones the leftmost. The tokenizers library allows the pairs that it lists and takes the lowest
+rank. SentencePiece allows every pair whose concatenation is a piece, and takes the highest score
+of that piece.
+
+Why scores can stand for ranks. Take a text, and a part of it that no merge has crossed so far. The
+merges within the part were those that encoding the part alone begins with, because the best pair of
+the whole that lies in the part is the best of the part. So if two neighbors A and B are ever found
+where A+B is a piece P, then encoding P alone passes through A, B as its last but one state. That
+run is unique: a piece has at most one pair that is ever merged, however many are listed, and two
+overlapping pairs never compete for one piece. Hence
+
+- if encoding every piece alone yields that piece, then scores in the order of those last merges
+  give equal ids for every text; and a piece that is never reached may be UNUSED with the lowest
+  score, which SentencePiece splits again;
+- if all pairs that concatenate to a piece are listed, one after the other, both algorithms have
+  the same choices in the same order, and no piece needs a look.
+
+Converters from SentencePiece list all pairs; those who train with the tokenizers library list one
+for each piece.
+"""
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmule.errors import TokenizerError
+
+_MAX_PIECE = 256  # characters of a piece that merges build; Gemma's longest has 31
+
+
+@dataclass(frozen=True)
+class MergeOrder:
+    """The order in which a BPE builds its pieces.
+
+    Attributes:
+        order: ids of the pieces that merges build, the first merged first.
+        unreachable: ids of pieces that merges are listed for, but never build.
+    """
+
+    order: npt.NDArray[np.int64]
+    unreachable: npt.NDArray[np.int64]
+
+
+def merge_order(
+    vocab: Mapping[str, int], lefts: Sequence[str], rights: Sequence[str], source: str
+) -> MergeOrder:
+    """Finds the order of merging that gives the same ids as the listed pairs do.
+
+    Args:
+        vocab: id of each piece.
+        lefts: left part of each pair, in the order of their ranks.
+        rights: right part of each pair.
+        source: the file, for messages.
+
+    Raises:
+        TokenizerError: when a pair names an unknown piece, or builds one.
+    """
+    products = [left + right for left, right in zip(lefts, rights, strict=True)]
+    try:
+        ids = np.fromiter(map(vocab.__getitem__, products), np.int64, len(products))
+        parts_known = all(map(vocab.__contains__, lefts)) and all(map(vocab.__contains__, rights))
+    except KeyError:
+        parts_known = False
+    if not parts_known:
+        for pair in zip(lefts, rights, strict=True):
+            unknown = [piece for piece in (*pair, "".join(pair)) if piece not in vocab]
+            if unknown:
+                raise TokenizerError(
+                    f"{source}: the merge {' '.join(pair)!r:.80} needs {unknown[0]!r:.80}, which "
+                    "is not in the vocabulary"
+                )
+    longest = max(products, key=len, default="")
+    if len(longest) > _MAX_PIECE:
+        raise TokenizerError(
+            f"{source}: merges build a piece of {len(longest)} characters, {longest!r:.40}…, and "
+            f"at most {_MAX_PIECE} are supported"
+        )
+    starts = np.flatnonzero(np.diff(ids, prepend=-1))
+    order = ids[starts]
+    if len(np.unique(order)) == len(order):
+        pieces = [products[i] for i in starts.tolist()]
+        if _all_listed(vocab, pieces, lefts, rights):
+            return MergeOrder(order, np.empty(0, np.int64))
+    return _by_encoding(vocab, lefts, rights)
+
+
+def _all_listed(
+    vocab: Container[str], pieces: list[str], lefts: Sequence[str], rights: Sequence[str]
+) -> bool:
+    """Whether every pair of symbols that concatenates to one of `pieces` is listed, once."""
+    symbols = set().union(*pieces)
+    if not all(map(vocab.__contains__, symbols)):
+        return False
+    symbols.update(pieces)
+    if not (symbols.issuperset(lefts) and symbols.issuperset(rights)):
+        return False
+    count = 0
+    for piece in pieces:
+        for cut in range(1, len(piece)):
+            count += piece[:cut] in vocab and piece[cut:] in vocab
+    return count == len(lefts) == len(set(zip(lefts, rights, strict=True)))
+
+
+def _by_encoding(
+    vocab: Mapping[str, int], lefts: Sequence[str], rights: Sequence[str]
+) -> MergeOrder:
+    """Encodes each piece alone, to see whether and how it is reached."""
+    # Of a pair that is listed twice the tokenizers library keeps the last rank.
+    ranks = {pair: rank for rank, pair in enumerate(zip(lefts, rights, strict=True))}
+    pieces = {vocab[left + right]: left + right for left, right in ranks}
+    reached, unreachable = [], []
+    for piece_id, piece in pieces.items():
+        known = all(map(vocab.__contains__, piece))
+        rank = _last_merge(piece, ranks) if known else None
+        if rank is None:
+            unreachable.append(piece_id)
+        else:
+            reached.append((rank, piece_id))
+    order = [piece_id for _, piece_id in sorted(reached)]
+    return MergeOrder(np.array(order, np.int64), np.array(unreachable, np.int64))
+
+
+def _last_merge(piece: str, ranks: Mapping[tuple[str, str], int]) -> float | None:
+    """Rank of the merge that completes `piece`; None: encoding it ends with several symbols."""
+    symbols = list(piece)
+    best = None
+    while len(symbols) > 1:
+        pairs = [ranks.get(pair, math.inf) for pair in pairwise(symbols)]
+        best = min(pairs)
+        if best == math.inf:
+            return None
+        at = pairs.index(best)
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+    return best
