@@ -22,6 +22,7 @@ Converters from SentencePiece list all pairs; those who train with the tokenizer
 for each piece.
 """
 
+import hashlib
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule.errors import TokenizerError
+from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID
 
+# SHA-256 of the merges and the vocabulary that Google publishes with Gemma 1 and 2. Nearly every
+# file has them, and half a million pairs take a while to check.
+_PUBLISHED_MERGES = "62cbca214240356dc796ec7677bdb858719cd66b4a2b8234790bd2a928f248af"
+_PUBLISHED_VOCABULARY = "46e33d8da1650f77cee4c92de41fb59df820f20cd6eb71e2f14c3d3a7c736dac"
+_PUBLISHED_SIZE = 256_000
+_TAB_ID = FIRST_BYTE_ID + 9
 _MAX_PIECE = 256  # characters of a piece that merges build; Gemma's longest has 31
 
 
@@ -40,12 +48,37 @@ class MergeOrder:
     """The order in which a BPE builds its pieces.
 
     Attributes:
-        order: ids of the pieces that merges build, the first merged first.
-        unreachable: ids of pieces that merges are listed for, but never build.
+        order: ids of the pieces that merges build, the first merged first. Other pieces of several
+            characters are never built.
     """
 
     order: npt.NDArray[np.int64]
-    unreachable: npt.NDArray[np.int64]
+
+
+def is_published(merges: bytes) -> bool:
+    """Whether merges are Gemma's own, in any of the forms that tokenizer.json has for them.
+
+    Args:
+        merges: the list as it stands in the file. How a pair is written, and the order of the
+            pairs that build one piece, make no difference.
+    """
+    text = merges.translate(None, b' \t\r\n,"[]')
+    return hashlib.sha256(text).hexdigest() == _PUBLISHED_MERGES
+
+
+def published_order(pieces: Sequence[str]) -> MergeOrder | None:
+    """The order of Gemma's own merges, if `pieces` are its vocabulary.
+
+    Control symbols and bytes take no part in merges, and may have other names.
+    """
+    if len(pieces) != _PUBLISHED_SIZE:
+        return None
+    merged = [pieces[_TAB_ID], *pieces[FIRST_TEXT_ID:FIRST_BYTE_ID], *pieces[FIRST_LEARNED_ID:]]
+    if hashlib.sha256("\n".join(merged).encode()).hexdigest() != _PUBLISHED_VOCABULARY:
+        return None
+    # Runs of newlines and spaces, the first learned piece, runs of tabs, all other learned pieces.
+    runs = (range(109, 169), range(473, 474), range(255_969, 255_999), range(474, 235_248))
+    return MergeOrder(np.concatenate([np.array(run, np.int64) for run in runs]))
 
 
 def merge_order(
@@ -87,7 +120,7 @@ def merge_order(
     if len(np.unique(order)) == len(order):
         pieces = [products[i] for i in starts.tolist()]
         if _all_listed(vocab, pieces, lefts, rights):
-            return MergeOrder(order, np.empty(0, np.int64))
+            return MergeOrder(order)
     return _by_encoding(vocab, lefts, rights)
 
 
@@ -115,16 +148,14 @@ def _by_encoding(
     # Of a pair that is listed twice the tokenizers library keeps the last rank.
     ranks = {pair: rank for rank, pair in enumerate(zip(lefts, rights, strict=True))}
     pieces = {vocab[left + right]: left + right for left, right in ranks}
-    reached, unreachable = [], []
+    reached = []
     for piece_id, piece in pieces.items():
         known = all(map(vocab.__contains__, piece))
         rank = _last_merge(piece, ranks) if known else None
-        if rank is None:
-            unreachable.append(piece_id)
-        else:
+        if rank is not None:
             reached.append((rank, piece_id))
     order = [piece_id for _, piece_id in sorted(reached)]
-    return MergeOrder(np.array(order, np.int64), np.array(unreachable, np.int64))
+    return MergeOrder(np.array(order, np.int64))
 
 
 def _last_merge(piece: str, ranks: Mapping[tuple[str, str], int]) -> float | None:

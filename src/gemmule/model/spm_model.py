@@ -134,26 +134,30 @@ class PieceModel:
         with np.errstate(over="ignore"):  # infinite then, which the tokenizer refuses
             numbers = np.asarray(scores, np.float32)
         specs = _specs(len(pieces))
-        texts = [piece.encode() for piece in pieces]
-        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        text = np.frombuffer("".join(pieces).encode(), np.uint8)
+        # Offsets in characters become offsets in bytes: the first byte of each is none of 10xxxxxx.
+        first_bytes = np.append(np.flatnonzero((text & 0xC0) != 0x80), len(text))
+        characters = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        lengths = np.diff(first_bytes[characters.cumsum()], prepend=0)
         if lengths.max(initial=0) > 127 - _TAIL - 2:
-            for text, score, kind in zip(pieces, numbers.tolist(), kinds, strict=True):
-                specs.pieces.add(piece=text, score=score, type=kind)
+            for piece, score, kind in zip(pieces, numbers.tolist(), kinds, strict=True):
+                specs.pieces.add(piece=piece, score=score, type=kind)
             return cls.parse(specs.SerializeToString(deterministic=True))
         ends = (lengths + _HEAD + _TAIL).cumsum()
-        content = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
         stops = ends - _TAIL
         starts = stops - lengths
-        content[starts - 4], content[starts - 3] = _MESSAGE, lengths + 2 + _TAIL
-        content[starts - 2], content[starts - 1] = _TEXT, lengths
-        where = np.repeat(starts - lengths.cumsum() + lengths, lengths)
-        joined = np.frombuffer(b"".join(texts), np.uint8)
-        content[where + np.arange(len(joined))] = joined
-        content[stops], content[stops + 5] = _SCORE, _KIND
-        content[stops + 6] = np.frombuffer(kinds, np.uint8)
         encoded = numbers.astype("<f4")[:, None].view(np.uint8)
-        for byte in range(4):
-            content[stops + 1 + byte] = encoded[:, byte]
+        columns: list[tuple[npt.NDArray[np.int64], int | npt.NDArray[Any]]] = [
+            (starts - 4, _MESSAGE), (starts - 3, lengths + 2 + _TAIL),
+            (starts - 2, _TEXT), (starts - 1, lengths),
+            (stops, _SCORE), *((stops + 1 + byte, encoded[:, byte]) for byte in range(4)),
+            (stops + 5, _KIND), (stops + 6, np.frombuffer(kinds, np.uint8)),
+        ]  # fmt: skip
+        content = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        is_text = np.ones(len(content), bool)
+        for where, value in columns:
+            content[where], is_text[where] = value, False
+        content[is_text] = text
         data = content.tobytes() + specs.SerializeToString(deterministic=True)
         return cls(data, list(pieces), numbers, kinds, specs, ends - 1)
 

@@ -19,7 +19,7 @@ from gemmule import files
 from gemmule.errors import TokenizerError
 from gemmule.model.added_tokens import AddedToken, add_tokens
 from gemmule.model.gemma_layout import BYTE_PIECES, FIXED_PIECES
-from gemmule.model.merges import MergeOrder, merge_order
+from gemmule.model.merges import MergeOrder, is_published, merge_order, published_order
 from gemmule.model.spm_model import (
     BYTE,
     CONTROL,
@@ -58,12 +58,19 @@ def read(file: Path, declared: DeclaredTokens) -> tuple[PieceModel, tuple[AddedT
     """
     source = str(file)
     with _without_collections():
-        content = _parse(file)
+        data = _utf8(file)
+        start, stop = data.find(b'"merges":') + len(b'"merges":'), data.rfind(b"]") + 1
+        published = is_published(data[start:stop])
+        content = _parse(data[:start] + b"[]" + data[stop:] if published else data, source)
         model = _object(content, "model", source)
         _check_treatment(content, model, source)
         vocab = _vocabulary(model, source)
-        order = _order(model, vocab, source)
-    pieces = list(vocab)
+        pieces = list(vocab)
+        order = published_order(pieces) if published else None
+        if order is None:
+            if published:
+                model = _object(_parse(data, source), "model", source)
+            order = _order(model, vocab, source)
     if pieces[_TAB_ID : _TAB_ID + 1] == ["\t"]:
         # Gemma's converter writes this byte as the character that it is.
         pieces[_TAB_ID] = BYTE_PIECES[9]
@@ -79,7 +86,8 @@ def read(file: Path, declared: DeclaredTokens) -> tuple[PieceModel, tuple[AddedT
     return PieceModel.build(pieces, scores, bytes(kinds)), own
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def _utf8(file: Path) -> bytes:
+    """The content of a file as UTF-8, in whichever Unicode encoding it was saved."""
     try:
         data = file.read_bytes()
     except OSError as e:
@@ -88,13 +96,18 @@ def _parse(file: Path) -> dict[str, Any]:
         raise TokenizerError(f"{file} is {files.LFS_POINTER}")
     encoding = json.detect_encoding(data)
     try:
-        if encoding != "utf-8":
-            data = data.decode(encoding).encode()
+        return data if encoding == "utf-8" else data.decode(encoding).encode()
+    except ValueError as e:
+        raise TokenizerError(f"{file} is not {encoding.upper()} text: {e!s:.200}") from None
+
+
+def _parse(data: bytes, source: str) -> dict[str, Any]:
+    try:
         content = pydantic_core.from_json(data, cache_strings="none")
     except ValueError as e:
-        raise TokenizerError(f"{file} is not readable JSON: {e!s:.200}") from None
+        raise TokenizerError(f"{source} is not readable JSON: {e!s:.200}") from None
     if not isinstance(content, dict):
-        raise TokenizerError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+        raise TokenizerError(f"{source} holds a {type(content).__name__}; expected a JSON object")
     return content
 
 
@@ -232,8 +245,10 @@ def _order(model: Mapping[str, Any], vocab: Mapping[str, int], source: str) -> M
 def _kinds(pieces: list[str], order: MergeOrder) -> bytearray:
     """Types of the pieces, before added tokens."""
     kinds = np.full(len(pieces), UNUSED, np.uint8)
-    kinds[np.fromiter(map(len, pieces), np.int64, len(pieces)) == 1] = NORMAL
     kinds[order.order] = NORMAL
+    for i in np.flatnonzero(kinds == UNUSED).tolist():
+        if len(pieces[i]) == 1:
+            kinds[i] = NORMAL
     kinds[FIRST_BYTE_ID:FIRST_LEARNED_ID] = BYTE
     for i in range(min(FIRST_TEXT_ID, len(pieces))):
         kinds[i] = USER_DEFINED if pieces[i] == FIXED_PIECES[i] else CONTROL
