@@ -4,7 +4,7 @@ Known difference: a tokenizer.json decodes a literal U+2581 in a text as a space
 published one does; `Tokenizer.encode` spells it in bytes instead.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -52,21 +52,28 @@ CHAT_TEMPLATE = """\
 
 
 def tokenizer_config(
-    chat_template: str | None, eos_token: str, added: Sequence[AddedToken]
+    chat_template: str | None,
+    named_templates: Mapping[str, str],
+    token_names: Mapping[str, str],
+    added: Sequence[AddedToken],
 ) -> dict[str, Any]:
     """The content of tokenizer_config.json.
 
     Args:
         chat_template: the chat template; None: Gemma's own turns.
-        eos_token: text of the token that ends an answer.
+        named_templates: further templates by name.
+        token_names: other texts of eos_token, pad_token and so on.
         added: tokens that are not Gemma's own.
     """
+    template = CHAT_TEMPLATE if chat_template is None else chat_template
+    templates = {"default": template, **named_templates}
+    listed = [{"name": name, "template": text} for name, text in templates.items()]
     renamed = {token.id for token in added}
     turns = [FIXED_PIECES[i] for i in (START_OF_TURN_ID, END_OF_TURN_ID) if i not in renamed]
     config: dict[str, Any] = {
         "tokenizer_class": "GemmaTokenizer",
         "bos_token": "<bos>",
-        "eos_token": eos_token,
+        "eos_token": "<eos>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
         "additional_special_tokens": turns + [token.content for token in added if token.special],
@@ -74,7 +81,8 @@ def tokenizer_config(
         "add_eos_token": False,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE if chat_template is None else chat_template,
+        "chat_template": listed if named_templates else template,
+        **token_names,
     }
     if added:
         decoder = {str(token.id): asdict(token) for token in added}

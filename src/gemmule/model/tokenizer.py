@@ -33,9 +33,10 @@ from gemmule.model.tokenizer_files import (
     TOKENIZER_CONFIG,
     DeclaredTokens,
     checked_stop_ids,
-    read_chat_template,
+    read_chat_templates,
     read_declared_tokens,
     read_stop_ids,
+    read_token_names,
 )
 
 _FILE = "tokenizer.model"
@@ -187,8 +188,12 @@ class Tokenizer:
             tokenizer = cls._read_json(path / tokenizer_json.FILE, declared)
         else:
             tokenizer = cls._read_model(path / _FILE, declared)
+        templates = read_chat_templates(path)
         return tokenizer.with_chat_format(
-            read_chat_template(path), read_stop_ids(path, tokenizer.vocab_size)
+            templates.pop("default", None),
+            read_stop_ids(path, tokenizer.vocab_size),
+            templates,
+            read_token_names(path),
         )
 
     @classmethod
@@ -282,10 +287,8 @@ class Tokenizer:
         """
         text = hf_tokenizer.tokenizer_json(self.pieces, self.added_tokens)
         files.write_text(folder / tokenizer_json.FILE, text)
-        stop = self.stop_ids[0]
-        eos = stop if self.chat_template is not None and self._is_control[stop] else self.eos_id
         config = hf_tokenizer.tokenizer_config(
-            self.chat_template, self._pieces[eos].replace(SPACE, " "), self.added_tokens
+            self.chat_template, self.named_templates, self.token_names, self.added_tokens
         )
         files.write_json(folder / TOKENIZER_CONFIG, config)
         if self.stop_ids != DEFAULT_STOP_IDS:

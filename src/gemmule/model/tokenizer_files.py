@@ -7,9 +7,8 @@ from typing import Any
 
 from gemmule import files
 from gemmule.errors import TokenizerError
-from gemmule.model import hf_tokenizer
 from gemmule.model.added_tokens import AddedToken
-from gemmule.model.spm_train import END_OF_TURN_ID, SPACE
+from gemmule.model.spm_train import BASIC_PIECES, END_OF_TURN_ID, SPACE
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -41,41 +40,61 @@ def read_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def read_chat_template(folder: Path) -> str | None:
-    """The chat template of a folder; None: there is none, or it is Gemma's own.
+def read_chat_templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a folder by name; the one that is used is called "default".
 
-    chat_template.jinja comes before tokenizer_config.json, as in transformers. Of several templates
-    with names the one called "default" is taken.
+    chat_template.jinja comes before tokenizer_config.json, as in transformers.
 
     Raises:
         TokenizerError: when a file is damaged or holds a template of another type.
     """
     file = folder / CHAT_TEMPLATE_FILE
-    template: Any
+    templates: Any
     try:
-        template = files.read_text(file)
+        templates = files.read_text(file)
     except FileNotFoundError:
         file = folder / TOKENIZER_CONFIG
-        template = read_object(file).get("chat_template")
+        templates = read_object(file).get("chat_template")
     except (OSError, ValueError) as e:
         raise TokenizerError(f"cannot read {file}: {e}") from None
-    if isinstance(template, list):
+    if templates is None:
+        return {}
+    if isinstance(templates, list):
         try:
-            template = {entry["name"]: entry["template"] for entry in template}
+            templates = {entry["name"]: entry["template"] for entry in templates}
         except (TypeError, KeyError):
             raise TokenizerError(
                 f"{file}: an entry of chat_template lacks its name or template"
             ) from None
-    if isinstance(template, dict):
-        if "default" not in template:
+    if not isinstance(templates, dict):
+        templates = {"default": templates}
+    elif "default" not in templates:
+        raise TokenizerError(
+            f"{file} has chat templates named {', '.join(map(repr, templates))!s:.200}, and none "
+            "is named 'default'"
+        )
+    for name, template in templates.items():
+        if not isinstance(template, str) or not isinstance(name, str):
             raise TokenizerError(
-                f"{file} has chat templates named {', '.join(map(repr, template))}, and none is "
-                "named 'default'"
+                f"{file}: chat_template is a {type(template).__name__}; expected text"
             )
-        template = template["default"]
-    if template is not None and not isinstance(template, str):
-        raise TokenizerError(f"{file}: chat_template is a {type(template).__name__}; expected text")
-    return None if template == hf_tokenizer.CHAT_TEMPLATE else template
+    return templates
+
+
+def read_token_names(folder: Path) -> dict[str, str]:
+    """Tokens that tokenizer_config.json calls bos_token, eos_token, pad_token or unk_token.
+
+    Raises:
+        TokenizerError: when the file is damaged.
+    """
+    file = folder / TOKENIZER_CONFIG
+    config = read_object(file)
+    names = {}
+    for i, name in enumerate(("pad_token", "eos_token", "bos_token", "unk_token")):
+        text = next(_special({name: config.get(name)}, file), None)
+        if text is not None and text != BASIC_PIECES[i]:
+            names[name] = text
+    return names
 
 
 def read_stop_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
