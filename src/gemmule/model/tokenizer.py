@@ -219,7 +219,7 @@ class Tokenizer:
     @classmethod
     def _read_model(cls, file: Path, declared: DeclaredTokens) -> Self:
         try:
-            data = file.read_bytes()
+            data = files.read_bytes(file)
         except OSError as e:
             raise TokenizerError(
                 f"cannot read a tokenizer at {file}: {e.strerror}; give a folder that holds "

@@ -89,7 +89,7 @@ def read(file: Path, declared: DeclaredTokens) -> tuple[PieceModel, tuple[AddedT
 def _utf8(file: Path) -> bytes:
     """The content of a file as UTF-8, in whichever Unicode encoding it was saved."""
     try:
-        data = file.read_bytes()
+        data = files.read_bytes(file)
     except OSError as e:
         raise TokenizerError(f"cannot read a tokenizer at {file}: {e.strerror}") from None
     if data.startswith(b"version https://git-lfs"):
