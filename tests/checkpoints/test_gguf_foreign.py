@@ -29,7 +29,8 @@ PLAIN = ("F32", "F16", "BF16")
 # Where a block keeps float16 numbers, which random bytes would make NaN now and then.
 HALVES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82),
-    "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,),
+    "TQ2_0": (64,), "IQ1_M": (), "MXFP4": (),
 }  # fmt: skip
 
 
@@ -43,7 +44,11 @@ def everything(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> Any:
     block, nbytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     data = rng.integers(0, 256, (rows * columns // block, nbytes), dtype=np.uint8)
-    for at in HALVES[kind]:
+    if kind == "IQ1_M":  # a float16 in the highest bits of the last four numbers
+        data[:, 49::2] &= 0x3F
+    if kind == "MXFP4":  # an exponent
+        data[:, 0] = rng.integers(100, 130, len(data))
+    for at in HALVES.get(kind, (0,)):
         numbers = rng.normal(0, 0.02, len(data)).astype(np.float16)
         data[:, at : at + 2] = numbers[:, None].view(np.uint8)
     return data.reshape(rows, -1)
@@ -170,7 +175,7 @@ def test_a_tied_copy_of_the_head_is_accepted_another_is_not(
 def test_the_tokenizer_s_file_beside_stands_in(tmp_path: Path, pieces: Tokenizer) -> None:
     converted(tmp_path / "m.gguf", pieces, tokens=False)
     with open_gguf(tmp_path / "m.gguf") as checkpoint:
-        with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.model is None; Gemma 2's is"):
+        with pytest.raises(TokenizerError, match="no tokenizer in"):
             _ = checkpoint.tokenizer
         pieces.save(tmp_path)
         assert checkpoint.tokenizer.fingerprint == pieces.fingerprint
@@ -198,10 +203,13 @@ U32, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("general.architecture", "llama"), "architecture is 'llama'; only 'gemma2' can be"),
-        (put("general.architecture", 3), "architecture is 3; only 'gemma2'"),
-        (drop("general.architecture"), "architecture is 'missing'"),
-        (put("split.count", 3), "is one of 3 parts of a model: merge them"),
+        (
+            put("general.architecture", "llama"),
+            ".general.architecture 'llama'.; only Gemma 2 can be",
+        ),
+        (put("general.architecture", 3), "general.architecture '3'.; only Gemma 2"),
+        (drop("general.architecture"), "general.architecture 'missing'"),
+        (put("split.count", 3), "is one of 3 parts of a model, and its name does not"),
         (drop("gemma2.block_count"), "lacks the key gemma2.block_count"),
         (put("gemma2.block_count", [1, 2]), "gemma2.block_count is an array; expected one integer"),
         (put("gemma2.block_count", 1.0), "gemma2.block_count is 1.0; expected one integer"),

@@ -89,7 +89,7 @@ def test_a_missing_shard(everything: dict[str, targets.Target], tmp_path: Path) 
         target = everything[name]
         parts = unpack(target.seeds[0], 3)
         message = refusal(target, tmp_path / name, parts[0], None, parts[2])
-        assert f"no {target.files[1]} in " in message
+        assert f"1 of 2 shards are missing: {target.files[1]}" in message
 
 
 def test_an_index_that_leads_out_of_its_folder(

@@ -34,7 +34,8 @@ class Checkpoint:
 
     Attributes:
         path: the folder or file of the checkpoint.
-        format: "hf", "adapter", "quantized", "gguf", "gemma_pytorch", "npz", "orbax" or "memory".
+        format: "hf", "adapter", "quantized", "gguf", "gemma_pytorch", "torch", "npz", "orbax" or
+            "memory".
         config: the model's config.
         tensors: weights by our parameter names, possibly with an untied `lm_head.weight`.
         read_tokenizer: reads the checkpoint's tokenizer; raises TokenizerError.

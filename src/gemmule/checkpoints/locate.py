@@ -85,9 +85,9 @@ def _within(folder: Path) -> Located:
     snapshot = hub_cache.snapshot_of(folder)
     if snapshot:
         return _within(snapshot)
-    found = in_folder(folder) or in_folder(folder / "model")
-    if found:
-        return Located(*found)
+    located = in_folder(folder) or in_folder(folder / "model")
+    if located:
+        return Located(*located)
     _refuse_unfinished(folder)
     inner = hub_cache.model_in_cache(folder) or _only_model_in(folder)
     if inner:
@@ -141,9 +141,9 @@ def _file(path: Path) -> Located:
     path = hub_cache.name_of_blob(path)
     folder = path.parent
     if path.name in _WHOLE or path.name.startswith(f"{ADAPTER}."):
-        found = in_folder(folder)
-        if found:
-            return Located(*found)
+        located = in_folder(folder)
+        if located:
+            return Located(*located)
     if not is_weights(path.name):
         raise CheckpointError(f"{path} does not hold a model's weights; {_EXPECTED}")
     kind = kind_of(path)
@@ -169,10 +169,10 @@ def _on_hub(name: str, revision: str | None) -> Located:
     repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if file:
         return _file(hub.download_file(repo, file, revision))
-    found = in_folder(hub.download_repository(repo, revision))
-    if found is None:
+    located = in_folder(hub.download_repository(repo, revision))
+    if located is None:
         raise CheckpointError(
             f"{repo} holds no model in Hugging Face's layout and no .ckpt file; if it has GGUF "
             f"files, name one: {hub.PREFIX}{repo}/FILE.gguf"
         )
-    return Located(*found)
+    return Located(*located)

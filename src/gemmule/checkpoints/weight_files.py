@@ -115,8 +115,8 @@ def _indexed(folder: Path, index: Path) -> WeightFiles:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or not an object")
-    found = _there(folder, shard_names(weight_map, index))
-    return WeightFiles(found.paths, weight_map, index)
+    shards = _there(folder, shard_names(weight_map, index))
+    return WeightFiles(shards.paths, weight_map, index)
 
 
 def shard_names(weight_map: Mapping[str, object], index: Path) -> list[str]:

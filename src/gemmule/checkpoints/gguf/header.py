@@ -52,7 +52,19 @@ ENCODINGS = {
     12: Encoding("Q4_K", 256, 144),
     13: Encoding("Q5_K", 256, 176),
     14: Encoding("Q6_K", 256, 210),
+    16: Encoding("IQ2_XXS", 256, 66),
+    17: Encoding("IQ2_XS", 256, 74),
+    18: Encoding("IQ3_XXS", 256, 98),
+    19: Encoding("IQ1_S", 256, 50),
+    20: Encoding("IQ4_NL", 32, 18),
+    21: Encoding("IQ3_S", 256, 110),
+    22: Encoding("IQ2_S", 256, 82),
+    23: Encoding("IQ4_XS", 256, 136),
+    29: Encoding("IQ1_M", 256, 56),
     30: Encoding("BF16", 1, 2),
+    34: Encoding("TQ1_0", 256, 54),
+    35: Encoding("TQ2_0", 256, 66),
+    39: Encoding("MXFP4", 32, 17),
 }
 
 # Value types by their number in the format.
@@ -242,7 +254,10 @@ def _check_version(reader: _Reader) -> None:
     if version in VERSIONS:
         return
     if version and version % 2**16 == 0:
-        raise reader.refusal("the file is big-endian; only little-endian files can be read")
+        raise reader.refusal(
+            "the file is big-endian; only little-endian files can be read: convert it with the "
+            "gguf package's gguf-convert-endian"
+        )
     raise reader.refusal(
         f"the file has version {version}; versions {' and '.join(map(str, VERSIONS))} can be read, "
         "which llama.cpp has written since August 2023: convert the model again"

@@ -5,7 +5,9 @@ up to 6e-8 for a weight near zero, and nothing for a weight that came from bfloa
 than 2e-5 (1 + w has room for all its bits).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.gguf import chat_format
 from gemmule.checkpoints.gguf import tokenizer as gguf_tokenizer
 from gemmule.checkpoints.gguf.blocks import OURS, dequantize
-from gemmule.checkpoints.gguf.header import Header, TensorInfo, Value, parse_header
+from gemmule.checkpoints.gguf.header import TensorInfo, Value
 from gemmule.checkpoints.gguf.names import (
     ARCHITECTURE,
     NORM_OFFSET,
@@ -25,39 +27,53 @@ from gemmule.checkpoints.gguf.names import (
     is_norm,
     query_scalar,
 )
+from gemmule.checkpoints.gguf.parts import open_parts, tensors_of
 from gemmule.checkpoints.mapped_file import MappedFile
+from gemmule.checkpoints.other_models import other_gguf
+from gemmule.checkpoints.parameter_names import classifier_message
+from gemmule.checkpoints.shapes import tokenizer_in
 from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor
 from gemmule.errors import CheckpointError, ConfigError, MissingExtraError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
 
+# What general.type says of a file that is not a model.
+_OTHER_TYPES = {
+    "adapter": "a LoRA adapter for llama.cpp (general.type 'adapter'): merge it into its model "
+    "with llama.cpp's llama-export-lora and give the result",
+    "mmproj": "an image encoder for llama.cpp (general.type 'mmproj'): give the language model's "
+    "own GGUF file",
+    "imatrix": "an importance matrix of llama.cpp (general.type 'imatrix'), which is used to "
+    "quantize: give the model's own GGUF file",
+}
+
 
 def open_gguf(path: Path) -> Checkpoint:
-    """Opens a GGUF file that holds a whole Gemma 2.
+    """Opens a GGUF file that holds a Gemma 2, or any of the parts of a split one.
 
     Raises:
-        CheckpointError: for a file that is broken, one part of several, or of another architecture.
+        CheckpointError: for a file that is broken or of another architecture, and for missing
+            parts.
         MissingExtraError: when the gguf package is not installed.
     """
     require_gguf("reading a GGUF file")
-    file = MappedFile(path)
-    header = parse_header(file.raw(0, file.size).numpy().data, str(path))
-    file.release(0, header.nbytes)
-    config = _config(header, str(path))
-    tensors: dict[str, StoredTensor] = {}
-    for info in header.tensors:
-        tensor = _GgufTensor(file, info)
-        tensors[tensor.name] = tensor
-    checkpoint = Checkpoint(
-        path,
-        "gguf",
-        config,
-        tensors,
-        lambda: _tokenizer(header.metadata, path, config.vocab_size),
-        (path,),
-    )
-    checkpoint.stack.enter_context(file)
-    return checkpoint
+    with ExitStack() as stack:
+        parts = open_parts(path, stack)
+        metadata, stored = parts[0].header.metadata, tensors_of(parts)
+        config = _config(metadata, [info for _, info in stored], str(path))
+        tensors: dict[str, StoredTensor] = {}
+        for file, info in stored:
+            tensor = _GgufTensor(file, info)
+            tensors[tensor.name] = tensor
+        return Checkpoint(
+            path,
+            "gguf",
+            config,
+            tensors,
+            partial(_tokenizer, metadata, path, config.vocab_size),
+            tuple(part.file.path for part in parts),
+            stack=stack.pop_all(),
+        )
 
 
 def require_gguf(purpose: str) -> None:
@@ -77,6 +93,11 @@ class _GgufTensor(StoredTensor):
 
     def __init__(self, file: MappedFile, info: TensorInfo) -> None:
         name, encoding = from_gguf(info.name), info.encoding.name
+        if not _is_readable(encoding):
+            raise CheckpointError(
+                f"{file.path}: {info.name} is stored as {encoding}, which the installed gguf "
+                'package cannot read: pip install --upgrade "gemmule[gguf]"'
+            )
         self._file, self._info = file, info
         self._plain = FLOATS.get(encoding)
         self._offset = NORM_OFFSET if is_norm(name) else 0.0
@@ -113,12 +134,27 @@ class _GgufTensor(StoredTensor):
         return decoded.float() - self._offset if self._offset else decoded
 
 
+@cache
+def _is_readable(encoding: str) -> bool:
+    """Whether blocks of an encoding can be decoded, tried on one block of zeros."""
+    if encoding in FLOATS or encoding in OURS:
+        return True
+    import gguf
+
+    try:
+        kind = gguf.GGMLQuantizationType[encoding]
+        block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+        gguf.quants.dequantize(block, kind)
+    except (KeyError, NotImplementedError):
+        return False
+    return True
+
+
 def _tokenizer(metadata: Mapping[str, Value], path: Path, rows: int) -> Tokenizer:
-    separate = path.parent / "tokenizer.model"
-    if not gguf_tokenizer.has_tokenizer(metadata) and separate.is_file():
-        tokenizer = Tokenizer.load(separate)
-    else:
+    if gguf_tokenizer.has_tokenizer(metadata):
         tokenizer = gguf_tokenizer.from_metadata(metadata, rows, str(path))
+    else:
+        tokenizer = tokenizer_in(path.parent)
     return chat_format.from_metadata(tokenizer, metadata, str(path))
 
 
@@ -161,20 +197,30 @@ def _shown(value: Value) -> str:
     return "an array" if isinstance(value, list | np.ndarray) else repr(value)[:80]
 
 
-def _config(header: Header, source: str) -> GemmaConfig:
-    metadata = header.metadata
+def _refuse_others(
+    metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], source: str
+) -> None:
+    """Names what a file holds instead of a Gemma 2."""
+    kind = metadata.get("general.type", "model")
+    if kind in _OTHER_TYPES:
+        raise CheckpointError(f"{source} is {_OTHER_TYPES[str(kind)]}")
     architecture = metadata.get("general.architecture", "missing")
     if architecture != ARCHITECTURE:
+        shown = architecture if isinstance(architecture, str) else _shown(architecture)
+        raise CheckpointError(other_gguf(shown).refusal(source))
+    if not tensors:
         raise CheckpointError(
-            f"{source}: general.architecture is {_shown(architecture or '')}; only "
-            f"{ARCHITECTURE!r} can be loaded"
+            f"{source} holds a vocabulary and no weights (llama.cpp's --vocab-only): give the "
+            "model's own GGUF file"
         )
-    parts = metadata.get("split.count")
-    if isinstance(parts, int) and parts > 1:
-        raise CheckpointError(
-            f"{source} is one of {parts} parts of a model: merge them with llama.cpp's "
-            "`llama-gguf-split --merge FIRST-PART WHOLE.gguf` and give the result"
-        )
+    if any(info.name.startswith("cls.") for info in tensors):
+        raise CheckpointError(classifier_message(source, [], "cls.output.weight"))
+
+
+def _config(
+    metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], source: str
+) -> GemmaConfig:
+    _refuse_others(metadata, tensors, source)
     keys = _Metadata(metadata, source)
     hidden, layers = keys.integer("embedding_length"), keys.integer("block_count")
     heads = keys.integer("attention.head_count")
@@ -184,7 +230,7 @@ def _config(header: Header, source: str) -> GemmaConfig:
     try:
         return GemmaConfig.parse(
             {
-                "vocab_size": _vocabulary(header, source),
+                "vocab_size": _vocabulary(tensors, source),
                 "hidden_size": hidden,
                 "intermediate_size": keys.integer("feed_forward_length"),
                 "num_hidden_layers": layers,
@@ -222,9 +268,9 @@ def _refuse_unsupported(keys: _Metadata, head_dim: int, theta: float) -> None:
     keys.refuse_other_than(f"{ARCHITECTURE}.rope.scaling.type", "none", "linear")
 
 
-def _vocabulary(header: Header, source: str) -> int:
+def _vocabulary(tensors: Sequence[TensorInfo], source: str) -> int:
     """The number of rows of the embedding; `vocab_size` is not always among the keys."""
-    for info in header.tensors:
+    for info in tensors:
         if info.name == "token_embd.weight":
             return info.shape[0]
     raise CheckpointError(f"{source} lacks token_embd.weight, the embedding")
