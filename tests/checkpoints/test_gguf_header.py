@@ -84,7 +84,7 @@ HOSTILE = {
     "product": (file((), (tensor(dims=(2**32,) * 3),)), "impossible shape"),
     "size": (file((), (tensor(dims=(2**40,)),)), "was cut short"),
     "unknown encoding": (file((), (tensor(kind=999),)), "t is stored as an unknown type, 999"),
-    "unsupported": (file((), (tensor(kind=16),)), "stored as IQ2_XXS; supported are F32, F16,"),
+    "unsupported": (file((), (tensor(kind=9),)), "stored as Q8_1; supported are F32, F16,"),
     "rows": (file((), (tensor(dims=(40, 2), kind=8),)), "rows of 40, not a multiple of Q8_0's 32"),
     "offset": (file((), (tensor(offset=HUGE),)), "was cut short"),
     "unaligned": (file((), (tensor(dims=(4,), offset=8),)), "begin at a multiple of 32"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gemmule.checkpoints.stored_tensor import (
@@ -18,14 +18,15 @@ from gemmule.checkpoints.stored_tensor import (
     StoredTensor,
     few,
     parse_dtype,
+    side_by_side,
     tensor_bytes,
 )
-from gemmule.errors import CheckpointError, ConfigError
+from gemmule.errors import CheckpointError, ConfigError, MissingTokenizerError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
-HEAD = "lm_head.weight"
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 
 @dataclass
@@ -66,6 +67,14 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read at the first access."""
         return self.read_tokenizer()
+
+    @property
+    def tokenizer_if_any(self) -> Tokenizer | MissingTokenizerError:
+        """The tokenizer, or the error that says that there is none; a broken one raises."""
+        try:
+            return self.tokenizer
+        except MissingTokenizerError as e:
+            return e
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,7 +127,7 @@ class Checkpoint:
             for name, fresh in zip(names, copied, strict=True):
                 owner, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(owner), attribute, nn.Parameter(fresh))
-        self._check_head(model)
+        self.check_head()
         return model
 
     def _empty_model(self) -> Gemma:
@@ -154,21 +163,33 @@ class Checkpoint:
         if wrong:
             raise CheckpointError(f"{self.path}: shapes differ from the config: {few(wrong)}")
 
-    def _check_head(self, model: Gemma) -> None:
-        head = self.tensors.get(HEAD)
+    def check_head(self) -> None:
+        """Checks that a stored head is the embedding, by comparing them row by row.
+
+        Raises:
+            CheckpointError: when it is not: only a tied head can be run.
+        """
+        head, embedding = self.tensors.get(HEAD), self.tensors[EMBEDDING]
         if head is None:
             return
-        embedding, at = model.embed_tokens.weight, 0
-        same = head.shape == tuple(embedding.shape)
-        for rows in head.chunks() if same else ():
-            part = embedding[at : at + len(rows)]
-            same = same and torch.equal(rows.to(part), part)
-            at += len(rows)
-        if not same:
+        if head.shape != embedding.shape or not all(
+            torch.equal(*_same_dtype(ours, theirs))
+            for ours, theirs in side_by_side(head, embedding)
+        ):
             raise CheckpointError(
-                f"{self.path}: lm_head.weight differs from the embedding; only a tied head "
-                "is supported"
+                f"{self.path}: lm_head.weight differs from the embedding; only a tied head can be "
+                "loaded. transformers and llama.cpp can run this model"
             )
+
+
+def _same_dtype(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
+
+
+def known(tokenizer: Tokenizer | MissingTokenizerError) -> Tokenizer | None:
+    """A tokenizer, or None for the error that says that there is none."""
+    return tokenizer if isinstance(tokenizer, Tokenizer) else None
 
 
 class Undrawn(TorchFunctionMode):

@@ -17,7 +17,8 @@ from gemmule.checkpoints.tensor_layout import FileLayout, write
 from gemmule.checkpoints.verify import check_export
 from gemmule.config import nearest
 from gemmule.console import Progress
-from gemmule.errors import ConfigError, OutputError
+from gemmule.errors import ConfigError, MissingTokenizerError, OutputError
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.lock import locked_output
 
 REPORT = "export.json"
@@ -70,9 +71,10 @@ def convert(
         raise OutputError(f"{out} is already in use: choose another folder")
     with locked_output(out), open_checkpoint(path, base) as source:
         kind = _kind(source, to, dtype)
-        source.tokenizer  # noqa: B018 (fails before gigabytes are written)
+        notes = _tokenizer_notes(source, to)  # fails before gigabytes are written
+        source.check_head()
         partial = _begin(source, out, to, kind)
-        layouts, notes = _layouts(source, to, kind)
+        layouts, more_notes = _layouts(source, to, kind)
         total = sum(layout.size for layout in layouts)
         done = 0
 
@@ -88,7 +90,7 @@ def convert(
             **({"adapter": dict(source.adapter)} if source.adapter else {}),
             "format": to,
             "dtype": kind,
-            "notes": [*source.notes, *notes],
+            "notes": [*source.notes, *notes, *more_notes],
             "files": _described(_written(partial)),
         }
         try:
@@ -99,6 +101,18 @@ def convert(
             raise
         _finish(partial, out, report)
     return report
+
+
+def _tokenizer_notes(source: Checkpoint, to: str) -> list[str]:
+    """A remark on a missing tokenizer, which GGUF cannot do without."""
+    if isinstance(source.tokenizer_if_any, Tokenizer):
+        return []
+    if to == "gguf":
+        raise MissingTokenizerError(
+            f"{source.path} has no tokenizer, and a GGUF file must hold one: put the model's "
+            "tokenizer.json or tokenizer.model into its folder"
+        )
+    return ["there is no tokenizer: the export has none either, and takes token ids only"]
 
 
 def _kind(source: Checkpoint, to: str, dtype: str | None) -> str:

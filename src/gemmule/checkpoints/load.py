@@ -8,7 +8,7 @@ from gemmule.checkpoints.checkpoint import Checkpoint, parse_device
 from gemmule.checkpoints.hf.reader import open_hf
 from gemmule.checkpoints.locate import Located, locate
 from gemmule.checkpoints.packed.reader import is_quantized, load_quantized, open_quantized
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, MissingTokenizerError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runtime.threads import set_up_torch
@@ -84,8 +84,8 @@ def load_to_run(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     quantize: str | None = None,
-) -> tuple[Gemma, Tokenizer]:
-    """Loads a model for inference: like `load_model`, but packed matrices stay packed.
+) -> tuple[Gemma, Tokenizer | MissingTokenizerError]:
+    """Loads a model for inference: packed matrices stay packed, and there need be no tokenizer.
 
     Args:
         path: as for open_checkpoint.
@@ -94,9 +94,12 @@ def load_to_run(
         quantize: "int4", "int6" or "int8": pack a float model while it is read, without
             calibration.
 
+    Returns:
+        The model, and its tokenizer or the error that says that there is none.
+
     Raises:
         CheckpointError: when there is no readable model.
-        TokenizerError: when its tokenizer is missing or broken.
+        TokenizerError: when its tokenizer is broken.
         ConfigError: for an impossible dtype or device, or settings that exclude each other.
     """
     from gemmule.checkpoints.packed.model import QuantizedGemma
@@ -109,7 +112,9 @@ def load_to_run(
         if packed_here and dtype is None and on_cpu:
             packed = load_quantized(path)
             return QuantizedGemma(packed), packed.tokenizer
-        return load_model(path, dtype, device)
+        with open_checkpoint(path) as checkpoint:
+            tokenizer = checkpoint.tokenizer_if_any  # first, because it fails fast
+            return checkpoint.load(dtype, device), tokenizer
     if dtype is not None or not on_cpu:
         raise ConfigError(
             f"quantize={quantize!r} sets the weights' format, on the CPU: leave out dtype and "

@@ -43,7 +43,7 @@ class Question:
     """
 
     tokens: Sequence[int]
-    texts: Sequence[str]
+    texts: Sequence[str] = ()
     marked: Sequence[str] = ()
     chat: Sequence[Mapping[str, str]] = ()
 
@@ -109,24 +109,22 @@ def ask(format: str, export: Path, question: Question) -> Answer:
 def _transformers(folder: Path, question: Question) -> tuple[Any, dict[str, Any]]:
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    chat = None
-    if question.chat:
-        chat = tokenizer.apply_chat_template(
-            [dict(m) for m in question.chat], add_generation_prompt=True, return_dict=False
-        )
+    others: dict[str, Any] = {"ids": [], "marked": []}
+    if question.texts or question.chat:  # a model without a tokenizer is asked for logits only
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        others["ids"] = [tokenizer(text).input_ids for text in question.texts]
+        others["marked"] = [tokenizer(text).input_ids for text in question.marked]
+        if question.chat:
+            others["chat"] = tokenizer.apply_chat_template(
+                [dict(m) for m in question.chat], add_generation_prompt=True, return_dict=False
+            )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.inference_mode():
         logits = model(torch.tensor([question.tokens])).logits[0].numpy()
     stops = model.generation_config.eos_token_id
-    return logits, {
-        "ids": [tokenizer(text).input_ids for text in question.texts],
-        "marked": [tokenizer(text).input_ids for text in question.marked],
-        "chat": chat,
-        "stop_ids": stops if isinstance(stops, list) else [stops],
-    }
+    return logits, {**others, "stop_ids": stops if isinstance(stops, list) else [stops]}
 
 
 def _llama_cpp(folder: Path, question: Question) -> tuple[Any, dict[str, Any]]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from gemmule.checkpoints import peers
-from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.checkpoint import Checkpoint, known
 from gemmule.checkpoints.stored_tensor import side_by_side
 from gemmule.checkpoints.streamed_forward import streamed_logits
 from gemmule.errors import GemmuleError, TokenizerError
-from gemmule.model.spm_train import SPACE
+from gemmule.model.config import GemmaConfig
+from gemmule.model.spm_train import FIRST_TEXT_ID, SPACE
 from gemmule.model.tokenizer import Tokenizer
 
 POSITIONS = 256
@@ -36,7 +37,7 @@ def check_export(
     Args:
         source: the checkpoint that was exported.
         export: the export, reopened.
-        text: real text; its first POSITIONS tokens are used.
+        text: real text; its first POSITIONS tokens are used, or random ones without a tokenizer.
         say: called with a description of each stage.
 
     Returns:
@@ -47,10 +48,13 @@ def check_export(
     Raises:
         VerificationError: when the reader cannot read the export or disagrees with us about it.
     """
-    tokenizer = source.tokenizer
-    _compare_tokenizers(tokenizer, export)
+    tokenizer = known(source.tokenizer_if_any)
     length = min(POSITIONS, source.config.max_position_embeddings)
-    tokens = tokenizer.encode(text, bos=True)[:length]
+    if tokenizer is not None:
+        _compare_tokenizers(tokenizer, export)
+        tokens = tokenizer.encode(text, bos=True)[:length]
+    else:
+        tokens = random_ids(source.config, length)
     say("comparing weights with the source")
     weights = compare_weights(source, export)
     report: dict[str, Any] = {"positions": len(tokens), "weights": weights}
@@ -67,6 +71,14 @@ def check_export(
         return report | {"reader": {"skipped": _why_not(export.format)}}
     say(f"asking {reader}")
     return report | {"reader": _ask_reader(export, reader, tokens, text, ours)}
+
+
+def random_ids(config: GemmaConfig, length: int) -> list[int]:
+    """Ids after <bos> for a model without a tokenizer, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    first = min(FIRST_TEXT_ID, config.vocab_size - 1)
+    drawn = torch.randint(first, config.vocab_size, (length - 1,), generator=generator)
+    return [Tokenizer.bos_id, *drawn.tolist()]
 
 
 def _compare_tokenizers(source: Tokenizer, export: Checkpoint) -> None:
@@ -104,21 +116,46 @@ def sample_chat(tokenizer: Tokenizer) -> list[dict[str, str]]:
 def _ask_reader(
     export: Checkpoint, reader: str, tokens: list[int], text: str, ours: Tensor
 ) -> dict[str, Any]:
-    folder, tokenizer = (
-        export.path if export.path.is_dir() else export.path.parent,
-        export.tokenizer,
-    )
-    question = peers.Question(
-        tokens,
-        [line for line in text.splitlines() if _plain(line, tokenizer)][:200],
-        [f"one {token.content}two{token.content}" for token in tokenizer.added_tokens],
-        sample_chat(tokenizer),
-    )
+    folder = export.path if export.path.is_dir() else export.path.parent
+    tokenizer = known(export.tokenizer_if_any)
+    question = peers.Question(tokens) if tokenizer is None else _question(tokens, text, tokenizer)
     try:
         answer = peers.ask(export.format, folder, question)
     except peers.PeerError as e:
         raise VerificationError(str(e)) from None
     metrics = compare_logits(ours, answer.logits_TV)
+    if tokenizer is not None:
+        _compare_texts(reader, tokenizer, question, answer)
+    close = metrics["kl_nats"] <= MAX_KL[export.format]  # False for NaN
+    if not close or metrics["top1_agreement"] < MIN_TOP1[export.format]:
+        raise VerificationError(
+            f"{reader} computes other logits from {export.path} than gemmule: KL "
+            f"{metrics['kl_nats']:.2e} nats (at most {MAX_KL[export.format]:g}), top-1 agreement "
+            f"{metrics['top1_agreement']:.1%} (at least {MIN_TOP1[export.format]:.0%})"
+        )
+    return {
+        "program": reader,
+        **metrics,
+        "texts_tokenized_alike": len(question.texts),
+        "added_tokens_alike": len(question.marked),
+        "chat_alike": answer.chat is not None,
+        "stop_ids_alike": tokenizer is not None and answer.stop_ids is not None,
+    }
+
+
+def _question(tokens: list[int], text: str, tokenizer: Tokenizer) -> peers.Question:
+    return peers.Question(
+        tokens,
+        [line for line in text.splitlines() if _plain(line, tokenizer)][:200],
+        [f"one {token.content}two{token.content}" for token in tokenizer.added_tokens],
+        sample_chat(tokenizer),
+    )
+
+
+def _compare_texts(
+    reader: str, tokenizer: Tokenizer, question: peers.Question, answer: peers.Answer
+) -> None:
+    """Raises VerificationError where the reader's tokenizer, template or stop ids are not ours."""
     for texts, control, theirs in (
         (question.texts, False, answer.ids),
         (question.marked, True, answer.marked),
@@ -134,21 +171,6 @@ def _ask_reader(
         raise VerificationError(
             f"{reader} stops at {sorted(answer.stop_ids)}, gemmule at {sorted(tokenizer.stop_ids)}"
         )
-    close = metrics["kl_nats"] <= MAX_KL[export.format]  # False for NaN
-    if not close or metrics["top1_agreement"] < MIN_TOP1[export.format]:
-        raise VerificationError(
-            f"{reader} computes other logits from {export.path} than gemmule: KL "
-            f"{metrics['kl_nats']:.2e} nats (at most {MAX_KL[export.format]:g}), top-1 agreement "
-            f"{metrics['top1_agreement']:.1%} (at least {MIN_TOP1[export.format]:.0%})"
-        )
-    return {
-        "program": reader,
-        **metrics,
-        "texts_tokenized_alike": len(question.texts),
-        "added_tokens_alike": len(question.marked),
-        "chat_alike": answer.chat is not None,
-        "stop_ids_alike": answer.stop_ids is not None,
-    }
 
 
 def _compare_ids(

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.stored_tensor import dtype_name
+from gemmule.checkpoints.verify import random_ids
 from gemmule.console import ProgressBar
 from gemmule.doctor import (
     endpoint,
@@ -60,14 +62,14 @@ def run_doctor(
     if (backend == "openai") != (url is not None):
         raise ConfigError("--backend openai needs --url, and only that backend takes it")
     began = time.monotonic()
-    lm = load(path, dtype=dtype if backend == "gemmule" else None)
+    lm = load(path, dtype=dtype if dtype and backend == "gemmule" else _dtype(path))
     if backend == "openai":
         chosen = getattr(torch, dtype) if dtype else lm.model.embed_tokens.weight.dtype
         server = CompletionServer(url or "", served, pauses=(), option="--model")
         rows = endpoint.examine(server, lm, chosen)
     else:
         model: LocalModel = GemmuleModel(lm.model)
-        text: Text = GemmuleText(lm)
+        text: Text | None = GemmuleText(lm) if lm.has_tokenizer else None
         chosen = model.dtype
         if backend == "transformers":
             wanted = getattr(torch, dtype) if dtype else chosen
@@ -78,12 +80,20 @@ def run_doctor(
     return DoctorReport(str(path), name, dtype_name(chosen), tuple(rows), time.monotonic() - began)
 
 
-def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: bool) -> list[Check]:
+def _dtype(path: str) -> str | None:
+    """The dtype to load with: the checks need the weights of a packed model as numbers."""
+    with open_checkpoint(path) as checkpoint:
+        return "float32" if checkpoint.quantized else None
+
+
+def examine(
+    model: LocalModel, text: Text | None, lm: LanguageModel, library_default: bool
+) -> list[Check]:
     """Runs every check of a model in this process.
 
     Args:
         model: the model.
-        text: its tokenizer.
+        text: its tokenizer; None: it has none, and checks of text are left out.
         lm: the checkpoint as gemmule reads it, whose weights the reference uses.
         library_default: see `text_checks.markers_row`.
     """
@@ -118,28 +128,31 @@ def examine(model: LocalModel, text: Text, lm: LanguageModel, library_default: b
         near_ones = [s for s in tested if "positions" not in s.name]
         invariances = local_checks.invariance_rows(near_ones, tick)
         tick("text")
+        about_text = text_checks.rows_without_tokenizer()
+        if text is not None:
+            about_text = [
+                text_checks.bos_row(text, _bos_losses(model, text, own)),
+                text_checks.ids_row(text),
+                text_checks.markers_row(text, library_default),
+            ]
         return [
             *logits[:-1], tied, *invariances, finite,
-            text_checks.published_row(config),
-            text_checks.bos_row(text, _bos_losses(model, text, own)),
-            text_checks.ids_row(text),
-            text_checks.markers_row(text, library_default),
-            logits[-1],
+            text_checks.published_row(config), *about_text, logits[-1],
         ]  # fmt: skip
 
 
 def _own_model(
     model: LocalModel,
-    text: Text,
+    text: Text | None,
     lm: LanguageModel,
     weights: dict[str, Tensor],
     suspects: Sequence[Bug],
     tick: Callable[[], None],
 ) -> TestedModel:
     config = lm.config
-    prose = text.encode_plain(text_checks.PROSE)
     afford = int(_FLOPS / (2 * config.parameters))
     length = min(max(afford, _SHORTEST), _LONGEST, config.max_position_embeddings)
+    prose = random_ids(config, length) if text is None else text.encode_plain(text_checks.PROSE)
     ids = [text_checks.BOS, *(prose * (length // len(prose) + 1))][:length]
     stored = weights["embed_tokens.weight"].dtype
     if torch.promote_types(stored, model.dtype) != model.dtype:  # the model has rounded them

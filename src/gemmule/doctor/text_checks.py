@@ -10,6 +10,7 @@ BOS, START_OF_TURN, END_OF_TURN = 2, 106, 107
 _FIRST_NEWLINES, _FIRST_SPACES, _FIRST_BYTE = 108, 139, 217
 _CONTROL = {0: b"<pad>", 1: b"<eos>", 2: b"<bos>", 3: b"<unk>",
             START_OF_TURN: b"<start_of_turn>", END_OF_TURN: b"<end_of_turn>"}  # fmt: skip
+_BOS_CHECK, _IDS_CHECK, _MARKERS_CHECK = "one <bos>", "tokenizer ids", "markers in user text"
 # Text made for this test: prose, code, digits, runs of spaces and newlines, non-ASCII letters.
 PROSE = (
     "The harbour was quiet before the storm came in from the west. Twelve boats lay at the quay, "
@@ -18,6 +19,14 @@ PROSE = (
     # wording: data
     "„Morgen“, sagte der Älteste, «c'est la mer qui décide». Nobody answered; the wind did."
 )
+
+
+def rows_without_tokenizer() -> list[Check]:
+    """The checks of text for a model that has no tokenizer."""
+    return [
+        Check(check, NOT_TESTED, "", "the model has no tokenizer")
+        for check in (_BOS_CHECK, _IDS_CHECK, _MARKERS_CHECK)
+    ]
 
 
 def bos_row(text: Text, losses: Mapping[int, float] | None) -> Check:
@@ -39,17 +48,17 @@ def bos_row(text: Text, losses: Mapping[int, float] | None) -> Check:
     wrong = [f"{name} gets {n}" for name, n in counts.items() if n != 1]
     if wrong:
         return Check(
-            "one <bos>", FAIL, figure,
+            _BOS_CHECK, FAIL, figure,
             f"{' and '.join(wrong)}: Gemma 2 needs exactly one. A chat template writes it already: "
             "tokenize its text without special tokens.",
         )  # fmt: skip
     if not first:
-        return Check("one <bos>", FAIL, figure, "<bos> is not the first token")
+        return Check(_BOS_CHECK, FAIL, figure, "<bos> is not the first token")
     meaning = "a text and a chat begin with exactly one"
     if losses:
         shown = ", ".join(f"{loss:.2f}" for loss in losses.values())
         meaning += f" (loss with none, one, two: {shown})"
-    return Check("one <bos>", PASS, figure, meaning)
+    return Check(_BOS_CHECK, PASS, figure, meaning)
 
 
 def ids_row(text: Text) -> Check:
@@ -59,13 +68,11 @@ def ids_row(text: Text) -> Check:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         return Check(
-            "tokenizer ids", FAIL, f"{len(problems)} of {checked}",
+            _IDS_CHECK, FAIL, f"{len(problems)} of {checked}",
             f"{'; '.join(problems[:3])}{more}. This is not Gemma's tokenizer, or its normalization "
             "or whitespace handling was changed.",
         )  # fmt: skip
-    return Check(
-        "tokenizer ids", PASS, f"{checked} ids", "control, newlines, spaces, bytes in place"
-    )
+    return Check(_IDS_CHECK, PASS, f"{checked} ids", "control, newlines, spaces, bytes in place")
 
 
 def _wrong_ids(text: Text) -> Iterator[str]:
@@ -90,7 +97,7 @@ def markers_row(text: Text, library_default: bool) -> Check:
         text: the tokenizer as the implementation uses it.
         library_default: whether this is the library's default rather than the user's mistake.
     """
-    check = "markers in user text"
+    check = _MARKERS_CHECK
     markers = text.turn_markers()
     if markers is None:
         markers = {"<end_of_turn>": END_OF_TURN, "<start_of_turn>": START_OF_TURN}

@@ -7,7 +7,7 @@ from typing import Unpack, overload
 import torch
 
 from gemmule.checkpoints.load import load_to_run
-from gemmule.errors import ConfigError, TokenizerError
+from gemmule.errors import ConfigError, MissingTokenizerError, TokenizerError
 from gemmule.infer.async_driver import MAX_WAITING, AsyncEngine
 from gemmule.infer.core.request import Completion, Request, RequestOutput, Score, check_text
 from gemmule.infer.core.sampling import NotFinite, SamplingParams, SamplingSettings
@@ -37,14 +37,13 @@ class LanguageModel:
 
     Attributes:
         model: the torch module, tokens_BT to logits_BTV.
-        tokenizer: its tokenizer.
         draft: the draft model of speculative decoding, if there is one.
     """
 
     def __init__(
         self,
         model: Gemma,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | MissingTokenizerError,
         *,
         draft: "LanguageModel | None" = None,
         cache: str | None = None,
@@ -53,7 +52,7 @@ class LanguageModel:
 
         Args:
             model: the torch module.
-            tokenizer: its tokenizer.
+            tokenizer: its tokenizer, or the error to raise where text needs one.
             draft: a smaller model with the same tokenizer that proposes tokens; it saves time if
                 its proposals are often right, and does not change the output.
             cache: format of keys and values: "float32", "float16" or "int8"; the smaller, the more
@@ -63,21 +62,38 @@ class LanguageModel:
             TokenizerError: if the model has fewer tokens than the tokenizer, or the draft model
                 has another tokenizer.
         """
-        if tokenizer.vocab_size > model.config.vocab_size:
+        self._tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        self._no_tokenizer = "" if isinstance(tokenizer, Tokenizer) else str(tokenizer)
+        if self._tokenizer and self._tokenizer.vocab_size > model.config.vocab_size:
             raise TokenizerError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+                f"the tokenizer has {self._tokenizer.vocab_size} tokens, the model only "
                 f"{model.config.vocab_size}: they do not belong together"
             )
         self.model = model
-        self.tokenizer = tokenizer
         self.draft = draft
         self._cache = cache
         self._engine: Engine | None = None
         self._layout: object = None  # of the engine's weights; see _layout and _version
         self._version: object = None
         if draft is not None:
-            check_same_tokenizer(tokenizer, draft.tokenizer)
+            check_same_tokenizer(self._tokenizer, draft.tokenizer)
         in_child(self, LanguageModel._after_fork)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            MissingTokenizerError: when there is none; token ids work without one.
+        """
+        if self._tokenizer is None:
+            raise MissingTokenizerError(self._no_tokenizer)
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be used, or token ids only."""
+        return self._tokenizer is not None
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the engine: a copy makes one of its own."""
@@ -244,7 +260,7 @@ class LanguageModel:
         runner = make_runner(self.model, self._cache)
         return AsyncEngine(
             runner,
-            self.tokenizer,
+            self._tokenizer,
             speculation=self._speculation(runner),
             max_waiting=max_waiting,
             after_step=after_step,
@@ -252,7 +268,7 @@ class LanguageModel:
 
     def _new_engine(self) -> Engine:
         runner = make_runner(self.model, self._cache)
-        return Engine(runner, self.tokenizer, speculation=self._speculation(runner))
+        return Engine(runner, self._tokenizer, speculation=self._speculation(runner))
 
     def _speculation(self, runner: Runner) -> Speculation | None:
         if self.draft is not None:
@@ -310,7 +326,8 @@ def load(
 
     Raises:
         CheckpointError: if there is no readable model at `path`.
-        TokenizerError: if its tokenizer is missing, broken or that of another model.
+        TokenizerError: if its tokenizer is broken or that of another model. Without any, only text
+            is refused, when it is used.
         ConfigError: for an impossible dtype, device or quantization.
     """
     return LanguageModel(*load_to_run(path, dtype=dtype, device=device, quantize=quantize))

@@ -8,6 +8,7 @@ from gemmule.config import nearest
 from gemmule.data.dataset import Dataset
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
+from gemmule.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Planned:
         name: name as the user gave it.
         config: shape of the model.
         path: folder of its weights; None for a preset, which has none yet.
-        tokenizer: its tokenizer's fingerprint; None for a preset.
+        tokenizer: its tokenizer's fingerprint; None for a preset, or for a model without one.
     """
 
     name: str
@@ -54,7 +55,9 @@ def find(what: str, name: str, vocab_size: int | None) -> Planned:
             f"the {what} {name!r} is neither a preset nor a folder; {nearest(name, list(PRESETS))}"
         )
     with open_checkpoint(name) as checkpoint:
-        return Planned(name, checkpoint.config, name, checkpoint.tokenizer.fingerprint)
+        tokenizer = checkpoint.tokenizer_if_any
+        fingerprint = tokenizer.fingerprint if isinstance(tokenizer, Tokenizer) else None
+        return Planned(name, checkpoint.config, name, fingerprint)
 
 
 def find_both(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gemmule import files
-from gemmule.checkpoints.checkpoint import Checkpoint, of_model
+from gemmule.checkpoints.checkpoint import Checkpoint, known, of_model
 from gemmule.checkpoints.hf.config import generation_config, to_hf
 from gemmule.checkpoints.safetensors_file import PREFIX
 from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor, dtype_name, tensor_bytes
@@ -44,18 +44,16 @@ def save_model(
 
 
 def write_companions(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
-    """Writes everything but the weights: the configs and the tokenizer's files."""
+    """Writes everything but the weights: the configs and the tokenizer's files, if it has one."""
     stored = dtype or checkpoint.tensors["embed_tokens.weight"].dtype
-    write_configs(
-        to_hf(checkpoint.config, dtype_name(stored), checkpoint.tokenizer),
-        checkpoint.tokenizer,
-        folder,
-    )
+    tokenizer = known(checkpoint.tokenizer_if_any)
+    write_configs(to_hf(checkpoint.config, dtype_name(stored), tokenizer), tokenizer, folder)
 
 
-def write_configs(config: Mapping[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes config.json, generation_config.json and the tokenizer's files."""
-    tokenizer.save(folder)
+def write_configs(config: Mapping[str, Any], tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Writes config.json, generation_config.json and the tokenizer's files, if there is one."""
+    if tokenizer is not None:
+        tokenizer.save(folder)
     files.write_json(folder / "config.json", dict(config))
     files.write_json(folder / "generation_config.json", generation_config(tokenizer))
 

@@ -62,12 +62,13 @@ def quantize_checkpoint(
     Raises:
         ConfigError: for an unknown format.
         CheckpointError: when weights are missing, damaged, NaN or Inf.
-        TokenizerError: when its tokenizer cannot be read.
+        TokenizerError: when its tokenizer is broken.
     """
     for value, allowed in ((format, PACKED), (head or format, FORMATS)):
         if value not in allowed:
             raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
-    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer_if_any
+    checkpoint.check_head()
     stored = {tensor.name: tensor for tensor in checkpoint.weights()}
     work = _Work(checkpoint, format, head or choose_head(config, format), progress)
     norms = {

@@ -27,7 +27,7 @@ from gemmule.checkpoints.safetensors_file import PREFIX, MappedTensor, read_head
 from gemmule.checkpoints.shapes import tokenizer_in
 from gemmule.checkpoints.stored_tensor import StoredTensor, empty, is_finite
 from gemmule.checkpoints.weight_files import SINGLE
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, MissingTokenizerError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quant.layout import (
@@ -59,7 +59,7 @@ class QuantizedModel:
 
     Attributes:
         config: the model's config.
-        tokenizer: the model's tokenizer.
+        tokenizer: the model's tokenizer, or the error that says that there is none.
         format: format of the layers' matrices, one of PACKED.
         head: format of the embedding, which is also the output head, one of FORMATS.
         matrices: the matrices by our parameter names.
@@ -68,7 +68,7 @@ class QuantizedModel:
     """
 
     config: GemmaConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | MissingTokenizerError
     format: str
     head: str
     matrices: Mapping[str, PackedMatrix]
@@ -279,7 +279,7 @@ def load_quantized(path: str | Path) -> QuantizedModel:
 
     Raises:
         CheckpointError: when there is no readable quantized model.
-        TokenizerError: when its tokenizer is missing or broken.
+        TokenizerError: when its tokenizer is broken.
     """
     folder = locate(path).path
     if not is_quantized(folder):
@@ -287,7 +287,7 @@ def load_quantized(path: str | Path) -> QuantizedModel:
     with open_quantized(folder) as checkpoint:
         checkpoint.weights()  # all there, and of the right shape
         assert checkpoint.quantized is not None
-        tokenizer = checkpoint.tokenizer
+        tokenizer = checkpoint.tokenizer_if_any
         packed = {n: t for n, t in checkpoint.tensors.items() if isinstance(t, PackedTensor)}
         matrices = _read(folder / SINGLE, packed)
         norms: dict[str, Tensor] = {}

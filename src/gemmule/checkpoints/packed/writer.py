@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gemmule import files
+from gemmule.checkpoints.checkpoint import known
 from gemmule.checkpoints.hf.config import to_hf
 from gemmule.checkpoints.hf.writer import Entry, safetensors_layout, write_configs
 from gemmule.checkpoints.packed.reader import MEASURED, METHOD, VERSION, QuantizedModel
@@ -44,7 +45,7 @@ def save_quantized(
 def write_into(model: QuantizedModel, folder: Path, advance: Advance = lambda _: None) -> None:
     """Writes `model` into an empty folder, file by file."""
     write([safetensors_layout(SINGLE, _entries(model))], folder, advance)
-    write_configs(config_json(model), model.tokenizer, folder)
+    write_configs(config_json(model), known(model.tokenizer), folder)
     if model.measured:
         files.write_json(folder / MEASURED, dict(model.measured))
 
@@ -52,7 +53,7 @@ def write_into(model: QuantizedModel, folder: Path, advance: Advance = lambda _:
 def config_json(model: QuantizedModel) -> dict[str, Any]:
     """The content of config.json."""
     return {
-        **to_hf(model.config, "float32", model.tokenizer),
+        **to_hf(model.config, "float32", known(model.tokenizer)),
         "quantization_config": {
             "quant_method": METHOD,
             "version": VERSION,
