@@ -26,7 +26,6 @@ from gemmule.config import nearest
 from gemmule.console import Progress
 from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
-from gemmule.model.tokenizer import Tokenizer
 from gemmule.quant.layout import PACKED
 from gemmule.runs.layout import RunLayout
 from gemmule.runs.lock import locked_output
@@ -165,7 +164,7 @@ def _calibration(
 ) -> _Text | None:
     count = _affordable(source, _CALIBRATION)
     if calibrate is None:
-        data = _own_data(model, source.tokenizer)
+        data = _own_data(model, source)
         return None if data is None else _of_split(data.split("train"), data, count, source)
     if str(calibrate) == NONE:
         return None
@@ -187,17 +186,17 @@ def _held_out(
                 "has not seen"
             )
         return _of_file(files.expand(eval_text), count, source)
-    data = _own_data(model, source.tokenizer)
+    data = _own_data(model, source)
     if data is None and calibrate is not None and (Path(calibrate) / MANIFEST).is_file():
         data = Dataset.open(Path(calibrate), source.tokenizer)
     return None if data is None else _of_split(data.split("validation"), data, count, source)
 
 
-def _own_data(model: str | Path, tokenizer: Tokenizer) -> Dataset | None:
+def _own_data(model: str | Path, source: Checkpoint) -> Dataset | None:
     """The data that a run was trained on, if `model` is one and its data is still there."""
     try:
         config = load_run_config(RunLayout(Path(model)).config)
-        return Dataset.open(config.data.path, tokenizer)
+        return Dataset.open(config.data.path, source.tokenizer)
     except (OSError, GemmuleError):
         return None  # a folder without one, or data that is gone, or no longer the same
 

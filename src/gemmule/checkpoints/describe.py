@@ -29,13 +29,13 @@ def describe(path: str | Path) -> dict[str, Any]:
         path: as for open_checkpoint.
 
     Returns:
-        A JSON object: path; format; files (sizes in bytes); config; published (the published size
-        with this shape, or None); parameters (non_embedding, embedding and total, counted from the
-        tensors; reported: the report's numbers for that size); stored_as (weights by encoding);
-        dtype (that of loading); bytes (of the weights in memory, and of the cache at full context);
-        tokenizer; quantized (formats, bits_per_weight and measured loss of a model packed by
-        gemmule, else None); adapter (method, ranks, base, parameters and modules of an adapter that
-        is merged into its base, else None); notes.
+        A JSON object: path; loads (True); format; files (sizes in bytes); config; published (the
+        published size with this shape, or None); parameters (non_embedding, embedding and total,
+        counted from the tensors; reported: the report's numbers for that size); stored_as (weights
+        by encoding); dtype (that of loading); bytes (of the weights in memory, and of the cache at
+        full context); tokenizer; quantized (formats, bits_per_weight and measured loss of a model
+        packed by gemmule, else None); adapter (method, ranks, base, parameters and modules of an
+        adapter that is merged into its base, else None); notes.
 
     Raises:
         CheckpointError: when there is no readable checkpoint, or tensors are missing or of
@@ -47,6 +47,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         total, published = sum(sizes.values()), _published(checkpoint.config)
         return {
             "path": str(checkpoint.path),
+            "loads": True,
             "format": checkpoint.format,
             "files": {file.name: file.stat().st_size for file in checkpoint.files},
             "config": checkpoint.config.model_dump(),
@@ -124,10 +125,10 @@ def lines(about: dict[str, Any]) -> list[list[str]]:
     return [
         ["format", about["format"]],
         *([["adapter", describe_adapter(about["adapter"])]] if about["adapter"] else []),
-        ["on disk", f"{_bytes(size)} in {len(about['files'])} file(s)"],
+        ["on disk", f"{bytes_of(size)} in {len(about['files'])} file(s)"],
         ["stored as", ", ".join(counts)],
         *_quantized(about["quantized"]),
-        ["loads as", f"{about['dtype']}, {_bytes(about['bytes']['weights'])}"],
+        ["loads as", f"{about['dtype']}, {bytes_of(about['bytes']['weights'])}"],
         ["size", f"Gemma 2 {about['published'].upper()}" if about["published"] else "its own"],
         ["parameters", f"{parameters['total']:,}"],
         ["  without embedding", _counted(parameters, "non_embedding", "")],
@@ -146,7 +147,7 @@ def lines(about: dict[str, Any]) -> list[list[str]]:
             f"{config['final_logit_softcapping']}",
         ],
         ["context", f"{config['max_position_embeddings']:,}"],
-        ["cache, full context", _bytes(about["bytes"]["cache"])],
+        ["cache, full context", bytes_of(about["bytes"]["cache"])],
         ["vocabulary", f"{config['vocab_size']:,} rows"],
         [
             "tokenizer",
@@ -192,5 +193,6 @@ def _counted(parameters: dict[str, Any], kind: str, of: str) -> str:
     return f"{counted:,} (the report: {comparison})"
 
 
-def _bytes(count: int) -> str:
+def bytes_of(count: int) -> str:
+    """A size in MB or GB, for people."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -7,6 +7,7 @@ from gemmule import files
 from gemmule.checkpoints import hub, hub_cache
 from gemmule.checkpoints.file_kinds import kind_of
 from gemmule.checkpoints.model_folder import ADAPTER, ADAPTER_CONFIG, in_folder
+from gemmule.checkpoints.stored_tensor import few
 from gemmule.checkpoints.weight_files import (
     INDEX,
     SINGLE,
@@ -125,7 +126,7 @@ def _only_model_in(folder: Path) -> Path | None:
     if len(models) > 1:
         raise CheckpointError(
             f"{folder} holds several models: name one, such as {models[-1]} (also "
-            f"{', '.join(p.name for p in models[:4])}{', …' if len(models) > 5 else ''})"
+            f"{few([p.name for p in models[:-1]])})"
         )
     return models[0] if models else None
 
@@ -144,13 +145,13 @@ def _file(path: Path) -> Located:
         located = in_folder(folder)
         if located:
             return Located(*located)
-    if not is_weights(path.name):
-        raise CheckpointError(f"{path} does not hold a model's weights; {_EXPECTED}")
     kind = kind_of(path)
     if kind is None:
         raise CheckpointError(f"{path} is not a kind of file that can be loaded; {_EXPECTED}")
     if kind.format is None:
         raise CheckpointError(f"{path} is {kind.what}: {kind.advice}")
+    if not is_weights(path.name):
+        raise CheckpointError(f"{path} does not hold a model's weights; {_EXPECTED}")
     is_part = kind.format in {"hf", "torch"} and is_numbered(path.name)
     return Located(kind.format, folder if is_part else path)
 

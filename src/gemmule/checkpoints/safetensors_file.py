@@ -101,6 +101,11 @@ class SafetensorsEntry:
         """The tensor under our name."""
         return MappedTensor(self.file, self.name, self.entry, self.data, our_name)
 
+    def at_least_a_vector(self) -> MappedTensor:
+        """The tensor under its own name; a scalar has the shape [1]."""
+        entry = {**self.entry, "shape": self.shape or (1,)}
+        return MappedTensor(self.file, self.name, entry, self.data, self.name)
+
 
 def read_header(file: MappedFile) -> tuple[dict[str, dict[str, Any]], int]:
     """Reads the header of a safetensors file, after safetensors itself has checked it.

@@ -15,16 +15,30 @@ from gemmule.config import ModelName
 def info(model: Model, as_json: AsJson = False) -> None:
     """Show a checkpoint's shape, sizes, dtype and tokenizer without loading its weights.
 
+    What cannot be loaded is described as far as its headers tell; the exit status is then 2.
+
     Example: gemmule info google/gemma-2-2b
     """
-    from gemmule.checkpoints.describe import describe, lines
+    from gemmule.checkpoints import describe, identify
     from gemmule.console import key_values
+    from gemmule.errors import UserError
 
-    description = describe(model)
+    try:
+        description = describe.describe(model)
+        rows = describe.lines(description)
+    except UserError as e:
+        other = identify.identify(model)
+        if other is None:
+            raise
+        if as_json:
+            print(json.dumps({**other, "problem": str(e)}))
+        else:
+            key_values(identify.lines(other), title=other["path"])
+        raise
     if as_json:
         print(json.dumps(description))
     else:
-        key_values(lines(description), title=description["path"])
+        key_values(rows, title=description["path"])
 
 
 @command(CHECKPOINTS)

@@ -84,7 +84,7 @@ class Fp8Tensor(MappedTensor):
         """
         super().__init__(entry.file, entry.name, entry.entry, entry.data, name)
         self.dtype = torch.float32
-        self._scales = None if scales is None else _Scales(self, scales, block)
+        self._scales = _Scales(self, scales, block) if scales and self.shape else None
 
     def chunks(self) -> Iterator[Tensor]:
         """Yields consecutive rows, multiplied by their scales."""

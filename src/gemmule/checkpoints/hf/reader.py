@@ -87,7 +87,7 @@ def _tensor(
     if entry.code not in fp8.FP8:
         return entry.tensor(name)
     beside = fp8.scale_name(entry.name, stored)
-    scales = stored[beside].tensor(beside) if beside else None
+    scales = stored[beside].at_least_a_vector() if beside else None
     return fp8.Fp8Tensor(entry, name, scales, block)
 
 
