@@ -208,7 +208,7 @@ def test_missing_shards_and_what_to_do(bare: Path, sharded: Callable[..., None])
 
 
 def test_a_folder_that_the_hub_s_client_filled(bare: Path, weights: Weights) -> None:
-    """What `hf download --local-dir` leaves beside the model changes nothing."""
+    """What `hf download --local-dir` leaves next to the model changes nothing."""
     state = bare / ".cache/huggingface/download"
     state.mkdir(parents=True)
     (state / "model.safetensors.metadata").write_text("x")
