@@ -35,6 +35,18 @@ _BLOCKS = _CONFIG.model_copy(update={"hidden_size": 32, "intermediate_size": 32}
 _WIDE = _CONFIG.model_copy(
     update={"hidden_size": 256, "intermediate_size": 32, "num_attention_heads": 1, "head_dim": 2}
 )
+_PEFT, _EMBEDDING = "base_model.model.", "model.embed_tokens.weight"
+_ADAPTER = json.dumps(
+    {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "org/base",
+        "r": 2,
+        "lora_alpha": 3,
+        "target_modules": ["q_proj", "up_proj"],
+        "rank_pattern": {},
+        "alpha_pattern": {r"layers\.0\.mlp\.up_proj": 5},
+    }
+).encode()
 
 
 def _model(config: GemmaConfig) -> Gemma:
@@ -78,6 +90,51 @@ class Maker:
         small = {k: v for k, v in to_hf(_CONFIG, "float32").items() if k != "layer_types"}
         small["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
         return [pack([self.config_json]), pack([json.dumps(small).encode()])]
+
+    # --- adapters, of the model that `weights` holds ---
+
+    def adapters(self) -> list[bytes]:
+        tied = self._change("embed_tokens", "lm_head")
+        whole = {
+            f"{_PEFT}{name}": 2 * self.names[name] for name in ("model.norm.weight", _EMBEDDING)
+        }
+        whole[f"{_PEFT}lm_head.weight"] = 2 * self.names[_EMBEDDING]
+        rows = {f"{_PEFT}model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 8)}
+        every = [name.split(".")[-2] for name in self.names if name.endswith("_proj.weight")]
+        return [
+            _adapter(self._change(*every), target_modules=every),
+            _adapter(self._change("q_proj", "up_proj", dora=True), use_dora=True, use_rslora=True),
+            _adapter(tied, target_modules=["embed_tokens"], ensure_weight_tying=True),
+            _adapter(self._change("embed_tokens", dora=True), use_dora=True, target_modules=None),
+            _adapter(whole | self._change("q_proj"), modules_to_save=["norm", "embed_tokens"]),
+            _adapter(rows | self._change("q_proj"), trainable_token_indices=[106, 500]),
+        ]
+
+    def adapter_bin(self) -> tuple[bytes, list[bytes]]:
+        """The config, and files of torch.save."""
+        weights = self._change("q_proj", "up_proj")
+        half = {name: tensor.bfloat16() for name, tensor in weights.items()}
+        return _ADAPTER, [pack([_saved(weights)]), pack([_saved(half)])]
+
+    def _change(self, *modules: str, dora: bool = False) -> Weights:
+        """The factors of an adapter of rank 2 for the modules with these names."""
+        rng, weights = torch.Generator().manual_seed(0), Weights()
+        for name, weight in self.names.items():
+            module = f"{_PEFT}{name.removesuffix('.weight')}"
+            if module.rpartition(".")[2] not in modules:
+                continue
+            rows, columns = weight.shape
+            embeds = name == _EMBEDDING
+            a = torch.randn(2, rows if embeds else columns, generator=rng)
+            b = torch.randn(columns if embeds else rows, 2, generator=rng)
+            form = "{}.lora_embedding_{}" if embeds else "{}.lora_{}.weight"
+            weights |= {form.format(module, "A"): a, form.format(module, "B"): b}
+            if dora:
+                weights[f"{module}.lora_magnitude_vector"] = b.norm(dim=1)
+            if "lm_head" in modules:  # the head's change is the embedding's
+                weights[f"{_PEFT}lm_head.lora_A.weight"] = b.T.contiguous()
+                weights[f"{_PEFT}lm_head.lora_B.weight"] = a.T.contiguous()
+        return weights
 
     # --- gemma_pytorch ---
 
@@ -198,6 +255,11 @@ def small_training() -> tuple[nn.Module, list[torch.optim.Optimizer]]:
         Muon([model.weight], lr=0.1, momentum=0.9, weight_decay=0.1),
         torch.optim.AdamW([model.bias], lr=0.1, fused=True),
     ]
+
+
+def _adapter(weights: Weights, **settings: object) -> bytes:
+    """An adapter's config and weights."""
+    return pack([json.dumps(json.loads(_ADAPTER) | settings).encode(), save(weights)])
 
 
 def _saved(value: object) -> bytes:

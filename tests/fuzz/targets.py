@@ -22,6 +22,7 @@ from mutate_proto import PROTO
 from mutate_text import TEXT
 from mutate_zip import ZIP
 
+import gemmule.checkpoints.adapters.reader
 import gemmule.checkpoints.jax.reader  # noqa: F401 (readers are imported late, and here in time)
 from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.load import open_checkpoint
@@ -194,6 +195,8 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
     config = {"config.json": make.config_json}
     shards = ("a.safetensors", "b.safetensors")
     ckpts = ("a.ckpt", "b.ckpt")
+    adapter_config, adapter_bin = make.adapter_bin()
+    base = beside | config | {"model.safetensors": make.weights}  # in the adapter's own folder
     index, ckpt_index = "model.safetensors.index.json", "pytorch_model.bin.index.json"
     words = (b"the sea, said the captain", "<bos>é \u2581😈".encode(), b"")
     chats = (b"uhello", b"sbe kind\x1euhello\x1eahi\x1eubye", b"u\x1em<end_of_turn>\x1eu ")
@@ -209,6 +212,14 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
         Target(
             "config", ("config.json",), (JSON,), make.configs(), check_model,
             beside | {"model.safetensors": make.weights},
+        ),
+        Target(
+            "adapter", ("adapter_config.json", "adapter_model.safetensors"), (JSON, SAFETENSORS),
+            make.adapters(), check_model, base,
+        ),
+        Target(
+            "adapter_bin", ("adapter_model.bin",), (PICKLE * 2 + ZIP,), adapter_bin, check_model,
+            base | {"adapter_config.json": adapter_config},
         ),
         Target(
             "ckpt", ("model.ckpt", "config.json"), (PICKLE * 2 + ZIP, ()), make.ckpt(),
