@@ -74,7 +74,7 @@ def load(folder: Path, base: Path | None = None) -> None:
         ({"layers_to_transform": "0"}, "layers_to_transform is '0'; expected numbers of layers"),
         ({"trainable_token_indices": 3}, "trainable_token_indices is 3; expected token ids"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3; expected text or null"),
-        ({"base_model_name_or_path": None}, r"does not say what its base is: .*--base MODEL"),
+        ({"base_model_name_or_path": None}, r"does not say what its base is\. To name it: .*--base MODEL"),
         ({"base_model_name_or_path": "a\0b"}, "is not here: nothing at"),
     ],
 )  # fmt: skip
@@ -189,6 +189,14 @@ def test_weights(adapter: Path, damage: Damage, message: str) -> None:
     assert str(adapter) in str(e.value)
 
 
+@pytest.mark.parametrize("shape", [(60,), (1, 64), (64, 1)])
+def test_magnitudes_of_another_shape(saved: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    folder = train_adapter(saved, tmp_path / "adapter", use_dora=True)
+    edit_weights(folder, {f"{QUERY}.lora_magnitude_vector": torch.ones(shape)})
+    with pytest.raises(CheckpointError, match=r"DoRA's magnitudes of .* expected \[64\]"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
@@ -258,7 +266,7 @@ def test_without_its_base_it_says_what_it_is(
         CheckpointError,
         match=r"adapter is a LoRA adapter of rank 4 for /models/gemma \(1,920 parameters in "
         r"q_proj, v_proj\), and /models/gemma is not here: nothing at /models/gemma.*If it is "
-        r"somewhere else, name it with gemmule convert .*adapter OUT --to hf --base MODEL",
+        r"somewhere else: .* convert .*adapter OUT --to hf --base MODEL",
     ):
         load(adapter)
 

@@ -91,7 +91,7 @@ def test_convert_with_a_base(
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert "is a DoRA adapter of rank 4 for /lost/model" in line
-    assert line.endswith(f"name it with gemmule convert {moved} OUT --to hf --base MODEL")
+    assert line.endswith(f" convert {moved} OUT --to hf --base MODEL")
     assert not (tmp_path / "out").exists()
     code, out, err = run("convert", moved, tmp_path / "out", "--to", "hf", "--base", base, "--json")
     assert code == 0, err

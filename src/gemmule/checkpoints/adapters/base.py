@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from gemmule import shell
 from gemmule.checkpoints.adapters.config import AdapterConfig
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.locate import Located, locate
@@ -41,12 +42,14 @@ def open_base(
     if located.format == "adapter":
         raise CheckpointError(
             f"{folder} is {described}, and its base, {located.path}, is an adapter itself: merge "
-            f"that first (gemmule convert {located.path} MERGED --to hf) and give MERGED as base"
+            f"that first ({shell.command('convert', located.path, 'MERGED', '--to', 'hf')}) and give "
+            "MERGED as base"
         )
     try:
         return open_located(located), notes
     except CheckpointError as e:
-        raise CheckpointError(f"the base of the adapter {folder}: {e}") from None
+        another = "" if given else f". To name another: {_how(folder)}"
+        raise CheckpointError(f"the base of the adapter {folder}: {e}{another}") from None
 
 
 def _found(
@@ -63,8 +66,8 @@ def _found(
             return Located(format, folder), ("its base is the model in the same folder",)
     if name is None:
         raise CheckpointError(
-            f"{folder} is {described}, which does not say what its base is: name it with gemmule "
-            f"convert {folder} OUT --to hf --base MODEL"
+            f"{folder} is {described}, which does not say what its base is. To name it: "
+            f"{_how(folder)}"
         )
     if not (Path(name).is_absolute() and Path(name).exists()):
         for place in _near(folder, name):
@@ -76,8 +79,8 @@ def _found(
         return locate(name, config.revision), ()
     except CheckpointError as e:
         raise CheckpointError(
-            f"{folder} is {described}, and {name} is not here: {e}. If it is somewhere else, name "
-            f"it with gemmule convert {folder} OUT --to hf --base MODEL"
+            f"{folder} is {described}, and {name} is not here: {e}. If it is somewhere else: "
+            f"{_how(folder)}"
         ) from None
 
 
@@ -94,6 +97,10 @@ def _near(folder: Path, name: str) -> Iterator[Path]:
                     yield place
             except (OSError, ValueError):  # a name that no file can have
                 continue
+
+
+def _how(folder: Path) -> str:
+    return shell.command("convert", folder, "OUT", "--to", "hf", "--base", "MODEL")
 
 
 def _last(name: str) -> str:

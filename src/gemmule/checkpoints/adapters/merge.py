@@ -136,10 +136,11 @@ class Merge:
             )
         self._check_shape(module, b, made, base)
         magnitudes = parts.get(MAGNITUDE)
-        if magnitudes and magnitudes.numel != base.shape[1 if embeds else 0]:
+        count = base.shape[1 if embeds else 0]
+        if magnitudes and magnitudes.shape != (count,):
             raise CheckpointError(
                 f"{self.file}: DoRA's magnitudes of {module} are {list(magnitudes.shape)}; "
-                f"expected {base.shape[1 if embeds else 0]} numbers"
+                f"expected [{count}]"
             )
         rounded = config.rounded or (embeds and not magnitudes)
         return LowRank(a, b, config.scale(module), embeds, rounded, magnitudes)

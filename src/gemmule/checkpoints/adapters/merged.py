@@ -14,6 +14,7 @@ from gemmule.checkpoints.stored_tensor import StoredTensor, side_by_side
 from gemmule.errors import CheckpointError
 
 _CPU = torch.device("cpu")
+_BLOCK = 2**20  # numbers in the rows that are merged at once
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ class MergedTensor(StoredTensor):
             yield from self._of_rows(change, change.magnitudes)
 
     def _sums(self, change: _LoadedLowRank) -> Iterator[Tensor]:
-        for first, rows in _numbered(self._base):
+        for first, rows in _blocks(self._base):
             delta = change.rows(first, len(rows))
             if self._change.rounded:
                 delta = delta.to(self.dtype)
             yield (rows + delta).to(self.dtype)
 
     def _of_rows(self, change: _LoadedLowRank, magnitudes: Tensor) -> Iterator[Tensor]:
-        for first, rows in _numbered(self._base):
+        for first, rows in _blocks(self._base):
             summed = rows + change.rows(first, len(rows))
             factors = magnitudes[first : first + len(rows)] / torch.linalg.norm(summed, dim=1)
             yield (factors[:, None] * summed).to(self.dtype)
@@ -93,10 +94,10 @@ class MergedTensor(StoredTensor):
     def _of_columns(self, change: _LoadedLowRank) -> Iterator[Tensor]:
         assert change.magnitudes is not None
         squares = torch.zeros(self.shape[1], dtype=torch.float64)
-        for first, rows in _numbered(self._base):
+        for first, rows in _blocks(self._base):
             squares += (rows + change.rows(first, len(rows))).double().square().sum(dim=0)
         factors = change.magnitudes / squares.sqrt().to(change.magnitudes.dtype)
-        for first, rows in _numbered(self._base):
+        for first, rows in _blocks(self._base):
             yield (factors * (rows + change.rows(first, len(rows)))).to(self.dtype)
 
 
@@ -123,7 +124,7 @@ class RowsTensor(StoredTensor):
     def chunks(self) -> Iterator[Tensor]:
         """Yields consecutive rows, with the trained ones in their places."""
         trained = self._rows.copy(self.dtype, _CPU)
-        for first, rows in _numbered(self._base):
+        for first, rows in _blocks(self._base):
             inside = (self._indices >= first) & (self._indices < first + len(rows))
             yield rows.index_copy(0, self._indices[inside] - first, trained[inside])
 
@@ -145,9 +146,14 @@ class TiedTensor(StoredTensor):
             yield rows
 
 
-def _numbered(tensor: StoredTensor) -> Iterator[tuple[int, Tensor]]:
-    """The chunks of a tensor, each with the number of its first row."""
+def _blocks(tensor: StoredTensor) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of a tensor's rows, each with the number of its first row.
+
+    They are smaller than chunks: of each there are a few copies in float32, in every thread.
+    """
+    at_once = max(1, _BLOCK // max(1, tensor.numel // max(1, tensor.shape[0])))
     first = 0
     for rows in tensor.chunks():
-        yield first, rows
-        first += len(rows)
+        for block in rows.split(at_once):
+            yield first, block
+            first += len(block)
