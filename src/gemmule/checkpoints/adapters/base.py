@@ -40,10 +40,10 @@ def open_base(
     """
     located, notes = _found(folder, config, given, described)
     if located.format == "adapter":
+        first = shell.command("convert", located.path, "MERGED", "--to", "hf")
         raise CheckpointError(
             f"{folder} is {described}, and its base, {located.path}, is an adapter itself: merge "
-            f"that first ({shell.command('convert', located.path, 'MERGED', '--to', 'hf')}) and give "
-            "MERGED as base"
+            f"that first ({first}) and give MERGED as base"
         )
     try:
         return open_located(located), notes
