@@ -221,6 +221,22 @@ def test_modules_that_were_not_saved_are_told(adapter: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("config", [True, False])
+def test_a_config_without_weights(saved: Path, adapter: Path, config: bool) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    if config:
+        shutil.copy(saved / "config.json", adapter)
+    with pytest.raises(CheckpointError, match=r"has no adapter_model.* it has no weights"):
+        load(adapter)
+
+
+def test_mlx(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapters.safetensors")
+    (adapter / "adapter_config.json").write_text('{"fine_tune_type": "lora", "num_layers": 16}')
+    with pytest.raises(CheckpointError, match=r"an adapter of MLX, .* with mlx_lm\.fuse"):
+        load(adapter)
+
+
 # --- torch files --------------------------------------------------------------------------------
 
 

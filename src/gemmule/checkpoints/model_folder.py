@@ -48,7 +48,7 @@ def in_folder(folder: Path) -> tuple[str, Path] | None:
     names = [p.name for p in folder.iterdir() if p.is_file()]
     marks = {
         # First: the base of an adapter may be in the same folder.
-        "adapter": ADAPTER_CONFIG in names and any(n.startswith(f"{ADAPTER}.") for n in names),
+        "adapter": ADAPTER_CONFIG in names and any(_is_of_adapter(name) for name in names),
         "hf": any(_is_safetensors(name) for name in names),
         "torch": any(_is_torch(name) for name in names),
         "orbax": any((folder / name).exists() for name in _ORBAX),
@@ -67,8 +67,15 @@ def in_folder(folder: Path) -> tuple[str, Path] | None:
         assert kind.format is not None
         return kind.format, path
     _refuse(folder, names, others)
-    # A config alone is a model without weights, which the reader reports.
+    # A config alone is a model or adapter without weights, which the reader reports.
+    if ADAPTER_CONFIG in names:
+        return "adapter", folder
     return ("hf", folder) if "config.json" in names else None
+
+
+def _is_of_adapter(name: str) -> bool:
+    """Whether a file has an adapter's weights; adapters.safetensors is MLX's, which is refused."""
+    return name.startswith(f"{ADAPTER}.") or name == "adapters.safetensors"
 
 
 def _is_safetensors(name: str) -> bool:

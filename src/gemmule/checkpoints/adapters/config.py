@@ -160,6 +160,11 @@ def read_config(folder: Path) -> AdapterConfig:
 def _refuse(values: Mapping[str, Any], path: Path) -> None:
     kind = values.get("peft_type")
     if kind != "LORA":
+        if kind is None and "fine_tune_type" in values:
+            raise CheckpointError(
+                f"{path}: an adapter of MLX, which cannot be read: merge it with mlx_lm.fuse and "
+                "give the fused model"
+            )
         if not isinstance(kind, str):
             raise CheckpointError(
                 f"{path}: peft_type is {_short(kind)}; expected 'LORA', as peft writes it"
