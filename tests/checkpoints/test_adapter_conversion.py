@@ -9,7 +9,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from peft_adapters import edit_config, edit_weights, train_adapter
 from safetensors.torch import load_file
 
 from gemmule.checkpoints import verify
@@ -24,6 +23,7 @@ from gemmule.checkpoints.stored_tensor import StoredTensor
 from gemmule.errors import TokenizerError
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from models import DISTINCT, random_model, tiny_config
+from peft_adapters import edit_config, edit_weights, train_adapter
 
 Weights = dict[str, torch.Tensor]
 
