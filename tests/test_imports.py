@@ -13,7 +13,7 @@ import gemmule
 
 ROOT = Path(gemmule.__file__).parent
 LEVELS = [
-    {"errors", "config", "files", "console", "stats", "shell"},
+    {"errors", "config", "files", "console", "stats", "shell", "text_encoding"},
     {"runtime", "runs", "losses"},
     {"model", "quant", "sandbox", "report"},
     {"data", "checkpoints"},

@@ -23,6 +23,7 @@ from gemmule.config import Config
 from gemmule.console import console, counting, duration, next_commands, table
 from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare, sample_texts
+from gemmule.data.read_log import dropped_lines
 from gemmule.errors import (
     ConfigError,
     DataError,
@@ -62,7 +63,7 @@ class QuickstartConfig(Config):
     Attributes:
         minutes: approximate duration, on a machine with two current cores.
         data: the user's own text; None is Python's standard library.
-        field: JSON field or Parquet column that holds the text.
+        field: field or column of records that holds the text; None is "text".
         seed: seed of weights, batches and samples.
         name: name of the user's text on the card.
         licence: license of the user's text, for the card.
@@ -74,7 +75,7 @@ class QuickstartConfig(Config):
 
     minutes: float = Field(default=10.0, gt=0, le=100_000, allow_inf_nan=False)
     data: Path | None = None
-    field: str = "text"
+    field: str | None = None
     name: str | None = None
     licence: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**62)
@@ -218,7 +219,7 @@ def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
     splits = dataset.manifest["splits"]
     sizes = ", ".join(f"{s['tokens']:,} {name}" for name, s in splits.items())
     console.print(f"{dataset.name} ({dataset.licence}): {sizes} tokens", markup=False)
-    for note in dataset.manifest["notes"]:
+    for note in [*dataset.manifest["notes"], *dropped_lines(dataset.manifest)]:
         console.print(note, markup=False)
     return dataset
 

@@ -24,7 +24,7 @@ def test_duplicates_and_empty_documents_are_dropped_and_counted(tmp_path):
     folder = write(tmp_path / "c", [f"text {n % 30}" for n in range(60)] + [" \n", ""])
     (folder / "x.png").write_text("x")
     corpus = read_corpus(find_source(folder))
-    assert corpus.dropped == {"duplicate": 30, "empty": 2, "files of another type": 1}
+    assert corpus.log.left_out == {"duplicate": 30, "empty": 2, "files of another type": 1}
     assert sum(corpus.documents.values()) == 30
     texts = [text for _, text in corpus.texts()]
     assert sorted(texts) == sorted(f"text {n}" for n in range(30))
@@ -34,7 +34,7 @@ def test_duplicates_and_empty_documents_are_dropped_and_counted(tmp_path):
 def test_lone_surrogates_from_json_are_dropped(tmp_path):
     rows = [f'{{"text": "row {n}"}}' for n in range(30)] + ['{"text": "\\ud800"}']
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    assert read_corpus(find_source(tmp_path)).dropped == {"holds a lone surrogate": 1}
+    assert read_corpus(find_source(tmp_path)).log.left_out == {"holds a lone surrogate": 1}
 
 
 def test_a_document_stays_in_its_split_when_others_come_and_files_are_renamed(tmp_path):
@@ -82,7 +82,9 @@ def test_too_little_text_says_how_much_is_needed(tmp_path):
 def test_nothing_usable_is_an_error_with_the_reasons(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\0")
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"no usable text in .*1 binary \(NUL bytes\), 1 not UTF-8"):
+    with pytest.raises(
+        DataError, match=r"no usable text in .*1 binary \(NUL bytes\) \(a\.txt\); 1 not UTF-8 \(b"
+    ):
         read_corpus(find_source(tmp_path))
 
 

@@ -1,20 +1,20 @@
 import gzip
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from gemmule.data import sources, stdlib
+from gemmule.data import stdlib, text_blocks
+from gemmule.data.read_log import ReadLog
 from gemmule.data.sources import find_source
 from gemmule.errors import DataError, MissingExtraError
 
 
 def read(path, **options):
-    dropped = Counter()
-    texts = [d.text for d in find_source(path, **options).documents(dropped)]
-    return texts, dict(dropped)
+    log = ReadLog()
+    texts = [d.text for d in find_source(path, **options).documents(log)]
+    return texts, dict(log.left_out)
 
 
 def test_folder_is_read_in_order_with_other_types_left_out_and_counted(tmp_path):
@@ -28,8 +28,8 @@ def test_folder_is_read_in_order_with_other_types_left_out_and_counted(tmp_path)
     (tmp_path / ".git" / "x.txt").write_text("no")
     assert read(tmp_path) == (["one\r\n", "two", "three"], {})
     source = find_source(tmp_path)
-    assert source.left_out == {"files of another type": 1}
-    assert [key for key, _ in source.files] == ["a/x.py", "b.md", "c.TXT"]
+    assert source.log.left_out == {"files of another type": 1}
+    assert [file.key for file in source.files] == ["a/x.py", "b.md", "c.TXT"]
     assert source.name == tmp_path.name
 
 
@@ -54,7 +54,7 @@ def test_binary_and_invalid_utf8_are_left_out_with_a_reason(tmp_path):
 
 
 def test_a_huge_file_is_cut_while_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100_000)
+    monkeypatch.setattr(text_blocks, "MAX_DOCUMENT_BYTES", 100_000)
     text = "é line of text\n" * 20_000
     (tmp_path / "a.txt").write_text(text)
     texts, _ = read(tmp_path)
@@ -149,7 +149,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, name, package)
 
 def test_the_embedded_corpus_is_this_pythons_library():
     source = find_source(None)
-    documents = list(source.documents(Counter()))
+    documents = list(source.documents(ReadLog()))
     keys = [d.key for d in documents]
     assert source.licence == "PSF-2.0"
     assert f"{sys.version_info.major}.{sys.version_info.minor}" in source.name

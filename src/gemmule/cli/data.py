@@ -15,7 +15,7 @@ def data(
     tokenizer: Annotated[Path, typer.Option(help="Folder or .model file of the tokenizer.")],
     out: Out,
     source: Text = None,
-    field: Field = "text",
+    field: Field = None,
     name: CorpusName = None,
     licence: CorpusLicence = None,
     as_json: AsJson = False,
@@ -28,6 +28,7 @@ def data(
     """
     from gemmule.console import counting, table
     from gemmule.data.prepare import prepare
+    from gemmule.data.read_log import dropped_lines
     from gemmule.model.tokenizer import Tokenizer
 
     with stoppable(RERUN), counting("tokenizing") as progress:
@@ -38,14 +39,11 @@ def data(
     splits = dataset.manifest["splits"]
     counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}
     if as_json:
-        about = {k: dataset.manifest[k] for k in ("name", "licence", "dropped", "notes")}
+        shown = ("name", "licence", "dropped", "dropped_examples", "notes")
+        about = {k: dataset.manifest[k] for k in shown if k in dataset.manifest}
         print(json.dumps({**about, "fingerprint": dataset.fingerprint, "splits": counts}))
         return
     rows = [[k, *(f"{n:,}" for n in c.values())] for k, c in counts.items()]
     table(["split", "documents", "tokens", "bytes"], rows, title=dataset.name)
-    for note in [*dataset.manifest["notes"], *_dropped(dataset.manifest["dropped"])]:
+    for note in [*dataset.manifest["notes"], *dropped_lines(dataset.manifest)]:
         print(note)
-
-
-def _dropped(reasons: dict[str, int]) -> list[str]:
-    return [f"dropped, {reason}: {count:,}" for reason, count in reasons.items()]

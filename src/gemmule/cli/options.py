@@ -53,7 +53,9 @@ BenchmarkFiles = Annotated[
 ]
 
 # Text and its labels.
-Field = Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")]
+Field = Annotated[
+    str | None, typer.Option(help="Field or column of records that holds the text (text).")
+]
 CorpusName = Annotated[str | None, typer.Option(help="Name of the corpus on model cards.")]
 CorpusLicence = Annotated[str | None, typer.Option(help="License of the corpus, for model cards.")]
 

@@ -19,7 +19,7 @@ class Quickstart(Options):
         Path | None,
         typer.Option(help="File, folder or glob of text; default: Python's standard library."),
     ] = None
-    field: Field = "text"
+    field: Field = None
     name: CorpusName = None
     licence: CorpusLicence = None
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and samples.")] = 0

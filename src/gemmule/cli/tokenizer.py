@@ -18,7 +18,7 @@ def tokenizer_train(
     vocab_size: Annotated[
         int, typer.Option(help="Vocabulary size, the 473 reserved tokens included.")
     ] = 4096,
-    field: Field = "text",
+    field: Field = None,
 ) -> None:
     """Train a SentencePiece tokenizer with Gemma's settings.
 
@@ -26,12 +26,16 @@ def tokenizer_train(
     """
     from gemmule.console import console
     from gemmule.data.prepare import sample_texts
+    from gemmule.data.read_log import ReadLog
     from gemmule.model.tokenizer import train_tokenizer
     from gemmule.runs.lock import locked
     from gemmule.runs.run_dir import claim
 
+    log = ReadLog()
     with locked(out):
         claim(out)
-        trained = train_tokenizer(sample_texts(source, field=field), vocab_size)
+        trained = train_tokenizer(sample_texts(source, field=field, log=log), vocab_size)
         trained.save(out)
+    for note in [*log.notes, *([f"left out: {log.summary()}"] if log.left_out else [])]:
+        console.print(note, markup=False)
     console.print(f"{trained.vocab_size:,} tokens in {out}")

@@ -5,21 +5,25 @@ Only hashes are kept in memory (about 100 bytes per document), never the text.
 
 import dataclasses
 import hashlib
-from collections import Counter
+import re
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from gemmule.console import Progress
-from gemmule.data.sections import SECTION_CHARS
+from gemmule.data.read_log import ReadLog
+from gemmule.data.records import no_field
+from gemmule.data.sections import SECTION_BYTES
 from gemmule.data.sources import Document, Source
 from gemmule.errors import DataError
 
 SPLITS = ("train", "validation", "heldout")
 
+_SURROGATE = "holds a lone surrogate"
 _FEW = 20  # fewer documents than this do not split well
 _DROPPED = 255
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what decoding makes of bytes that are not UTF-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Corpus:
         digests: first 8 bytes of the hash of each document's content, to detect later changes.
         byte_counts: UTF-8 bytes of the kept documents, by split.
         documents: kept documents, by split.
-        dropped: number of documents left out, by reason.
+        log: what was left out or decoded, in the search and in the first pass.
         fingerprint: SHA-256 over every kept document's key, content and split.
     """
 
@@ -43,18 +47,17 @@ class Corpus:
     digests: npt.NDArray[np.uint64]
     byte_counts: dict[str, int]
     documents: dict[str, int]
-    dropped: dict[str, int]
+    log: ReadLog
     fingerprint: str
 
     @property
     def notes(self) -> list[str]:
         """Remarks for the user about how the text was used."""
-        if not self.in_sections:
-            return []
-        return [
+        cut = (
             f"fewer than {_FEW} documents: each was cut into sections of about "
-            f"{SECTION_CHARS // 1024} kB, and the sections were split as documents"
-        ]
+            f"{SECTION_BYTES // 1024} kB, and the sections were split as documents"
+        )
+        return [*([cut] if self.in_sections else []), *self.log.notes]
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Streams every kept document as (split, text), like `kept`."""
@@ -67,7 +70,7 @@ class Corpus:
             DataError: when the source has changed since the first pass.
         """
         n = -1
-        for n, document in enumerate(self.source.documents(Counter(), self.in_sections)):
+        for n, document in enumerate(self.source.documents(ReadLog(), self.in_sections)):
             if n >= len(self.split_of) or _short(_digest(document.text)) != self.digests[n]:
                 raise self._changed()
             split = self.split_of[n]
@@ -108,15 +111,20 @@ def read_corpus(
     scan = _Scan(source, in_sections=False, progress=progress)
     if len(scan.kept) < _FEW:
         scan = _Scan(source, in_sections=True, progress=progress)
-    dropped = {**source.left_out, **scan.dropped}
+    log = ReadLog()
+    log.update(source.log)
+    log.update(scan.log)
+    left_out = log.summary()
+    if not scan.kept and scan.log.fields:
+        raise DataError(no_field(source.location, source.field, scan.log.fields))
     if not scan.kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        raise DataError(f"no usable text in {source.location}: {reasons or 'it is empty'}")
+        raise DataError(f"no usable text in {source.location}: {left_out or 'it is empty'}")
     if len(scan.kept) < len(SPLITS):
         raise DataError(
             f"{source.location} holds {sum(scan.sizes)} bytes of text, {len(scan.kept)} document(s)"
             f" after cutting: each of the {len(SPLITS)} splits needs one, so give at least "
-            f"{len(SPLITS)} files or about {len(SPLITS) * SECTION_CHARS // 1024} kB"
+            f"{len(SPLITS)} files or about {len(SPLITS) * SECTION_BYTES // 1024} kB"
+            + (f" (left out: {left_out})" if left_out else "")
         )
     assigned = _assign(np.array(scan.positions), validation, heldout)
     split_of = np.full(len(scan.digests), _DROPPED, np.uint8)
@@ -132,7 +140,7 @@ def read_corpus(
         digests=np.array(scan.digests, np.uint64),
         byte_counts={name: int(sizes[assigned == i].sum()) for i, name in enumerate(SPLITS)},
         documents={name: int((assigned == i).sum()) for i, name in enumerate(SPLITS)},
-        dropped=dropped,
+        log=log,
         fingerprint=digest.hexdigest(),
     )
 
@@ -142,7 +150,7 @@ class _Scan:
 
     def __init__(self, source: Source, in_sections: bool, progress: Progress | None) -> None:
         self.in_sections = in_sections
-        self.dropped: Counter[str] = Counter()
+        self.log = ReadLog()
         self.digests: list[int] = []  # of every document streamed
         # For each kept document: its index in the stream, hashes, size, and position in [0, 1).
         self.kept: list[int] = []
@@ -151,14 +159,14 @@ class _Scan:
         self.sizes: list[int] = []
         self.positions: list[float] = []
         seen: set[bytes] = set()
-        for n, document in enumerate(source.documents(self.dropped, in_sections)):
+        for n, document in enumerate(source.documents(self.log, in_sections)):
             content = _digest(document.text)
             self.digests.append(_short(content))
             if progress and n % 64 == 63:
                 progress(n + 1, 0, "documents")
             reason = _why_unusable(document.text, content in seen)
             if reason:
-                self.dropped[reason] += 1
+                self.log.leave_out(reason, document.key)
                 continue
             seen.add(content)
             split_hash = content if document.split_key is None else _digest(document.split_key)
@@ -177,7 +185,8 @@ def _why_unusable(text: str, seen: bool) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "holds a lone surrogate"  # which only a JSON escape can write
+        # A JSON escape can write such a half of a surrogate pair as well, but seldom does.
+        return "holds bytes that are not UTF-8" if _UNDECODED.search(text) else _SURROGATE
     return None
 
 

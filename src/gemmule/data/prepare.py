@@ -11,6 +11,7 @@ from gemmule import files
 from gemmule.console import Progress
 from gemmule.data.corpus import SPLITS, Corpus, read_corpus
 from gemmule.data.dataset import FORMAT, MANIFEST, MASK_CHECKSUM, Dataset
+from gemmule.data.read_log import ReadLog
 from gemmule.data.shards import ShardJob, make_shard
 from gemmule.data.sources import Document, find_source
 from gemmule.errors import DataError, OutputError
@@ -28,7 +29,7 @@ def prepare(
     tokenizer: Tokenizer,
     out: Path,
     *,
-    field: str = "text",
+    field: str | None = None,
     name: str | None = None,
     licence: str | None = None,
     validation: float = 0.05,
@@ -45,7 +46,7 @@ def prepare(
         source: a file, folder or glob pattern; None: the embedded corpus.
         tokenizer: the tokenizer; a copy is kept in the folder.
         out: the folder to write.
-        field: the JSON field or Parquet column that holds the text.
+        field: the field or column of records that holds the text; None: "text".
         name: name of the corpus in model cards; by default that of the file or folder.
         licence: license of the corpus, for the model card.
         validation: fraction of documents for tuning.
@@ -96,9 +97,10 @@ def sample_texts(
     source: Path | None,
     max_bytes: int = 64_000_000,
     *,
-    field: str = "text",
+    field: str | None = None,
     validation: float = 0.05,
     heldout: float = 0.05,
+    log: ReadLog | None = None,
     progress: Progress | None = None,
 ) -> Iterator[str]:
     """Streams training documents to train a tokenizer on, spread evenly over the corpus.
@@ -108,15 +110,18 @@ def sample_texts(
     Args:
         source: as for `prepare`.
         max_bytes: approximate limit of the amount of text.
-        field: the JSON field or Parquet column that holds the text.
+        field: the field or column of records that holds the text; None: "text".
         validation: fraction of documents for tuning.
         heldout: fraction of documents for the final evaluation.
+        log: receives what is left out and decoded.
         progress: called as by `prepare` while the source is read for the first time.
 
     Raises:
         DataError: when the source cannot be used as given.
     """
     corpus = read_corpus(find_source(source, field), validation, heldout, progress=progress)
+    if log is not None:
+        log.update(corpus.log)
     every = max(1, -(-corpus.byte_counts["train"] // max_bytes))
     n = 0
     for split, text in corpus.texts():
@@ -245,7 +250,8 @@ def _manifest(
         "in_sections": corpus.in_sections,
         "vocab_size": tokenizer.vocab_size,
         "splits": splits,
-        "dropped": corpus.dropped,
+        "dropped": dict(corpus.log.left_out),
+        "dropped_examples": corpus.log.examples,
         "notes": corpus.notes,
     }
 

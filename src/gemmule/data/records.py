@@ -1,125 +1,196 @@
-"""Reads files with one text per record: JSON lines (plain, gzip, Zstandard) and Parquet."""
+"""Reads files with one text per record: JSON, CSV, Parquet and Arrow."""
 
-import gzip
+import itertools
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gemmule.errors import DataError, MissingExtraError
+from gemmule import text_encoding
+from gemmule.data import arrow_rows, csv_rows, json_values, text_blocks
+from gemmule.data.compression import BLOCK_BYTES
+from gemmule.data.file_kinds import (
+    ARROW,
+    CSV,
+    GENERAL_KINDS,
+    JSON_LINES,
+    PARQUET,
+    TSV,
+    CorpusFile,
+)
+from gemmule.data.read_log import ReadLog
+from gemmule.data.unusable import MalformedError, Unusable
+from gemmule.errors import DataError
+from gemmule.text_encoding import NotTextError
 
-RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
-_BLOCK_BYTES = 1024 * 1024
+_FIELDS_SHOWN = 20
+_MISSING = object()
 
 
-def is_records(path: Path) -> bool:
-    """Whether a file holds records, judged by its name."""
-    return path.name.lower().endswith(RECORD_SUFFIXES)
-
-
-def read_records(path: Path, field: str, dropped: Counter[str]) -> Iterator[str]:
+def read_records(file: CorpusFile, field: str, log: ReadLog) -> Iterator[str]:
     """Streams the text of each record.
 
     Args:
-        path: a file for which `is_records` is true.
-        field: the JSON field or Parquet column that holds the text.
-        dropped: receives the number of unusable records, by reason.
+        file: a file of records.
+        field: the field or column that holds the text, or a path to it: "meta.body" is field
+            body of the object in field meta. A list on the way gives a text for each element.
+        log: receives what is left out.
 
     Raises:
-        DataError: when the file is damaged, or no record has the field.
+        OSError: when the file cannot be read.
+        DataError: when it is damaged, or no record has the field. A file of `GENERAL_KINDS` that
+            the user did not name is left out instead.
         MissingExtraError: when the format needs a package that is not installed.
     """
-    rows = _parquet_rows(path, field) if path.suffix.lower() == ".parquet" else _json_rows(path)
     used = 0
-    fields: dict[str, None] = {}  # an ordered set
-    without = Counter[str]()
+    unused = _Unused(file, field)
+    required = file.named or file.kind not in GENERAL_KINDS
     try:
-        for row in rows:
-            if not isinstance(row, dict):
-                without[
-                    "malformed JSON line" if row is None else "JSON line that is not an object"
-                ] += 1
-            elif field not in row:
-                fields |= dict.fromkeys(row)
-                without[f"no field {field!r}"] += 1
-            elif not isinstance(row[field], str):
-                without[f"field {field!r} is not text"] += 1
-            else:
-                used += 1
-                yield row[field]
-    except PermissionError:
-        without["unreadable (permission denied)"] += 1
-    if not used and fields:
-        raise DataError(
-            f"{path} has no field {field!r}; its fields are {', '.join(fields)}: name the one "
-            "that holds the text"
-        )
-    dropped.update(without)
-
-
-def _json_rows(path: Path) -> Iterator[Any]:
-    """Yields the value of each line, or None if the line is not JSON."""
-    try:
-        for line in _lines(path):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    row = None
-                yield row
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(f"{path} is damaged or cut short ({e}): fetch it again") from None
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".zst":
-        yield from _zstd_lines(path)
+        for row in _rows(file, field, log):
+            for text in _texts(row, field):
+                if isinstance(text, str):
+                    used += 1
+                    yield text
+                else:
+                    unused.count(row, text)
+    except NotTextError as e:
+        unused.reasons[str(e)] += 1
+    except MalformedError as e:
+        if used or required:
+            raise DataError(
+                f"{file.path} is not valid {file.kind} ({e}): correct it, or fetch it again if it "
+                "is cut short"
+            ) from None
+        log.leave_out(f"not valid {file.kind}", file.key)
         return
-    with gzip.open(path, "rb") if suffix == ".gz" else path.open("rb") as f:
-        yield from f
+    if not used and unused.fields:
+        if required:
+            raise DataError(no_field(str(file.path), field, unused.fields))
+        log.lack_field(field, file.key, unused.fields)
+        return
+    for reason, count in unused.reasons.items():
+        log.leave_out(reason, file.key, count)
 
 
-def _zstd_lines(path: Path) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingExtraError("zstandard", "data", f"reading {path.name}") from None
-    decompressor = zstandard.ZstdDecompressor()
-    rest = b""
-    frame = None
-    try:
-        with path.open("rb") as f:
-            while block := f.read(_BLOCK_BYTES):
-                while block:
-                    frame = frame or decompressor.decompressobj()
-                    *lines, rest = (rest + frame.decompress(block)).split(b"\n")
-                    yield from lines
-                    block = frame.unused_data
-                    if frame.eof:
-                        frame = None
-    except zstandard.ZstdError as e:
-        raise EOFError(e) from None
-    if frame is not None:
-        raise EOFError("the last frame has no end")
-    yield rest
+def no_field(where: str, field: str, fields: Iterable[str]) -> str:
+    """The message that lists the fields there are."""
+    names = ", ".join(itertools.islice(fields, _FIELDS_SHOWN))
+    return (
+        f"{where} has no field {field!r}; its fields are {names}: name the one that holds the text "
+        "with --field"
+    )
 
 
-def _parquet_rows(path: Path, field: str) -> Iterator[Any]:
+class _Unused:
+    """Counts the records of a file that give no text, by reason."""
+
+    def __init__(self, file: CorpusFile, field: str) -> None:
+        self.reasons = Counter[str]()
+        self.fields: dict[str, None] = {}  # an ordered set, of records without the field
+        self._field = field
+        self._what = "JSON line" if file.kind == JSON_LINES else "JSON value"
+
+    def count(self, row: Any, value: Any) -> None:
+        """Counts a value that is not text, and the row that it is from."""
+        if isinstance(value, Unusable):
+            reason = str(value.value)
+        elif not isinstance(row, dict):
+            reason = f"{self._what} that is not an object"
+        elif value is _MISSING:
+            reason = f"no field {self._field!r}"
+            if len(self.fields) < _FIELDS_SHOWN:
+                self.fields |= dict.fromkeys(map(str, row))
+        elif isinstance(value, list | dict):
+            what = "a list" if isinstance(value, list) else "an object"
+            reason = f"field {self._field!r} is {what}, not text"
+        else:
+            reason = f"field {self._field!r} is not text"
+        self.reasons[reason] += 1
+
+
+def _texts(value: Any, field: str) -> Iterator[Any]:
+    """What is at a path of fields; `_MISSING` where there is nothing. Bytes are decoded."""
+    if not isinstance(value, dict):
+        yield value if isinstance(value, Unusable) else _MISSING
+        return
+    if field in value:
+        yield _decoded(value[field])
+        return
+    name = arrow_rows.column_of(field, value)
+    if name is None:
+        yield _MISSING
+        return
+    inner, rest = value[name], field[len(name) + 1 :]
+    for element in inner if isinstance(inner, list) else [inner]:
+        yield from _texts(element, rest)
+
+
+def _decoded(value: Any) -> Any:
+    """Columns of binary data may hold text: older programs write it without saying so."""
+    if not isinstance(value, bytes):
+        return value
     try:
-        import pyarrow.lib
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data", f"reading {path.name}") from None
+        return value.decode()
+    except UnicodeDecodeError:
+        return Unusable.NOT_UTF8
+
+
+def _rows(file: CorpusFile, field: str, log: ReadLog) -> Iterator[Any]:
+    """Rows as dictionaries; anything else cannot be used."""
+    if file.kind in (PARQUET, ARROW):
+        return arrow_rows.rows(file.path, file.kind, field)
+    if file.kind in (CSV, TSV):
+        delimiter = "\t" if file.kind == TSV else None
+        return csv_rows.rows(text_blocks.decoded_stream(file, log), delimiter, field)
+    return _json_rows(file, log)
+
+
+def _json_rows(file: CorpusFile, log: ReadLog) -> Iterator[Any]:
+    stream = text_blocks.blocks(file)
+    head = next(stream, b"")
+    if json.detect_encoding(head[:4]).startswith("utf-8"):
+        if _is_by_line(head.decode("utf-8-sig", "replace"), file.kind):
+            return _line_rows(file, itertools.chain([head], stream), log)
+        return json_values.values(text_blocks.decoded_stream(file, log))
+    text = text_blocks.decoded_stream(file, log)
+    first = next(text, "")
+    text = itertools.chain([first], text)
+    if _is_by_line(first, file.kind):
+        return _line_rows(file, (part.encode(errors="surrogatepass") for part in text), log)
+    return json_values.values(text)
+
+
+def _is_by_line(head: str, kind: str) -> bool:
+    """Whether a file that begins with `head` has one value in each line."""
+    head = head.lstrip(" \t\r\n")
+    first, newline, _ = head.partition("\n")
+    if not newline and len(head.encode(errors="replace")) >= BLOCK_BYTES // 2:
+        return kind == JSON_LINES and not first.startswith("[")  # the first line goes on
+    value = json_values.parsed_line(first)
+    if isinstance(value, list):
+        return not any(isinstance(element, dict) for element in value)
+    if value is not Unusable.MALFORMED:
+        return True
+    return kind == JSON_LINES and not head.startswith("[") and not json_values.begins_whole(head)
+
+
+def _line_rows(file: CorpusFile, stream: Iterable[bytes], log: ReadLog) -> Iterator[Any]:
+    codec: str | None = None  # of lines that are not UTF-8; None until one is met
+    for line in json_values.lines(stream):
+        if isinstance(line, Unusable):
+            yield line
+        elif line.strip():
+            row = json_values.parsed_line(line)
+            if row is Unusable.MALFORMED and not _is_utf8(line):
+                codec = codec or text_blocks.fallback(file, log)
+                if codec == text_encoding.WINDOWS:
+                    row = json_values.parsed_line(line.decode(codec))
+            yield row
+
+
+def _is_utf8(data: bytes) -> bool:
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:  # type: ignore[no-untyped-call]
-            names = table.schema_arrow.names
-            if field not in names:
-                yield dict.fromkeys(names)
-                return
-            for batch in table.iter_batches(batch_size=256, columns=[field]):
-                yield from batch.to_pylist()
-    except pyarrow.lib.ArrowException as e:
-        raise DataError(f"{path} is not a readable Parquet file ({e}): fetch it again") from None
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

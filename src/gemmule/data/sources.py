@@ -1,28 +1,24 @@
-"""Finds and reads the documents of a corpus: text files, JSON lines and Parquet, streamed."""
+"""The documents of a corpus, streamed: text files, and records of JSON, CSV, Parquet and Arrow."""
 
-import codecs
 import dataclasses
 import glob
 import os
-from collections import Counter
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemmule.data import records, stdlib
+from gemmule import files
+from gemmule.data import file_kinds, json_values, records, search, stdlib, text_blocks
+from gemmule.data.file_kinds import JSON, TEXT, CorpusFile
+from gemmule.data.read_log import ReadLog, printable
 from gemmule.data.sections import cut
 from gemmule.errors import DataError
 
-TEXT_SUFFIXES = {
-    *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".html", ".htm"),
-    *(".xml", ".py", ".pyi", ".pyx", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".hh", ".cu"),
-    *(".rs", ".go", ".java", ".kt", ".scala", ".swift", ".js", ".mjs", ".ts", ".jsx", ".tsx"),
-    *(".vue", ".css", ".rb", ".php", ".pl", ".pm", ".lua", ".r", ".jl", ".sh", ".bash", ".zsh"),
-    *(".ps1", ".sql", ".hs", ".ml", ".mli", ".clj", ".ex", ".exs", ".erl", ".cs", ".fs", ".m"),
-    *(".f", ".f90", ".f95", ".zig", ".nim", ".dart", ".toml", ".yaml", ".yml", ".ini", ".cfg"),
-}
-# Larger text files are cut into sections while they are read, so that memory stays bounded.
-MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
-_BLOCK_CHARS = 1024 * 1024
+DEFAULT_FIELD = "text"
+_READ = (
+    "text or source files (.txt, .md, .rst, .py, …) or records (.jsonl, .json, .csv, .tsv, "
+    ".parquet, .arrow), also compressed (.gz, .zst, .bz2, .xz)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,165 +44,149 @@ class Source:
         name: name of the corpus in model cards.
         licence: its license, if known.
         location: the path or pattern as given.
-        files: (key, path) of each file to read, sorted by key.
-        field: the JSON field or Parquet column that holds the text.
-        left_out: number of files that are not read, by reason.
+        files: the files to read, sorted by key.
+        field: the field of records that holds the text.
+        log: what the search left out.
+        field_given: whether the user named the field.
         embedded: whether this is the embedded corpus, Python's standard library.
     """
 
     name: str
     licence: str
     location: str
-    files: tuple[tuple[str, Path], ...]
+    files: tuple[CorpusFile, ...]
     field: str
-    left_out: dict[str, int]
+    log: ReadLog
+    field_given: bool = False
     embedded: bool = False
 
-    def documents(self, dropped: Counter[str], in_sections: bool = False) -> Iterator[Document]:
+    def documents(self, log: ReadLog, in_sections: bool = False) -> Iterator[Document]:
         """Streams the documents in a fixed order.
 
         Args:
-            dropped: receives the number of unusable records and files, by reason.
+            log: receives unusable records and files.
             in_sections: cut each document into sections of about 64 kB.
 
         Raises:
             DataError: when a file is damaged or does not have the field.
         """
-        for key, path in self.files:
+        for file in self.files:
             try:
-                yield from self._in_file(key, path, dropped, in_sections)
+                yield from self._in_file(file, log, in_sections)
+            except PermissionError:
+                log.leave_out("unreadable (permission denied)", file.key)
             except OSError as e:
-                raise DataError(f"cannot read {path}: {e.strerror or e}") from e
+                raise DataError(f"cannot read {file.path}: {e.strerror or e}") from e
 
-    def _in_file(
-        self, key: str, path: Path, dropped: Counter[str], in_sections: bool
-    ) -> Iterator[Document]:
+    def _in_file(self, file: CorpusFile, log: ReadLog, in_sections: bool) -> Iterator[Document]:
         if self.embedded:
             # A module is never cut, and its name selects its split: every version of Python holds
             # out the same modules.
-            for text in _read_text(path, dropped):
-                for name, part in stdlib.read_module(key, text):
+            for text in text_blocks.documents(file, log):
+                for name, part in stdlib.read_module(file.key, text):
                     yield Document(name, part, split_key=name)
             return
-        if records.is_records(path):
-            texts = _sections(records.read_records(path, self.field, dropped), in_sections)
+        if file.kind == TEXT:
+            texts = text_blocks.documents(file, log, in_sections)
         else:
-            texts = _read_text(path, dropped, in_sections)
+            texts = _sections(records.read_records(file, self.field, log), in_sections)
         for n, text in enumerate(texts):
-            yield Document(f"{key}#{n}", text)
+            yield Document(f"{file.key}#{n}", text)
 
 
 def find_source(
-    path: Path | None, field: str = "text", name: str | None = None, licence: str | None = None
+    path: Path | None,
+    field: str | None = None,
+    name: str | None = None,
+    licence: str | None = None,
 ) -> Source:
     """Finds the files of a corpus.
 
     Args:
         path: a file, a folder (searched recursively, without hidden files), a glob pattern, or
             None for the embedded corpus.
-        field: the JSON field or Parquet column that holds the text.
+        field: the field or column of records that holds the text; None: "text".
         name: name of the corpus; by default that of the file or folder.
         licence: its license, for the model card.
 
     Raises:
-        DataError: when no file is there, or none of a known type.
+        DataError: when no file is there, none of a known type, or none with fields although
+            `field` is given.
     """
     if path is None:
-        files = tuple(stdlib.stdlib_files())
+        if field is not None:
+            raise DataError(f"Python's standard library has no field {field!r}: leave out --field")
+        modules = tuple(CorpusFile(key, module) for key, module in stdlib.stdlib_files())
         return Source(
-            name or stdlib.NAME, licence or stdlib.LICENCE, "stdlib", files, field, {}, True
-        )
-    path = Path(path)
-    left_out: Counter[str] = Counter()
-    if path.is_dir():
-        matches = _in_folder(path, left_out)
-    elif path.exists():
-        matches = [(path.name, path)]  # named explicitly: read whatever its suffix
-    elif glob.has_magic(str(path)):
-        matches = _matching(str(path), left_out)
-    else:
-        raise DataError(f"no file or folder at {path}: give a file, a folder or a glob pattern")
-    if not matches:
-        other = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
-        raise DataError(
-            f"no text in {path} ({other or 'it is empty'}): use text or source files (.txt, .md, "
-            ".rst, .py, …), .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
-        )
+            name or stdlib.NAME, licence or stdlib.LICENCE, "stdlib", modules, DEFAULT_FIELD,
+            ReadLog(), embedded=True,
+        )  # fmt: skip
+    path = files.expand(path)
+    log = ReadLog()
+    found = _found(path, log)
+    if not found:
+        raise DataError(f"no text in {path} ({log.summary() or 'it is empty'}): use {_READ}")
+    if field is not None and all(file.kind == TEXT for file in found):
+        found = [_with_fields(file, field) for file in found]
     return Source(
-        name or path.resolve().name,
+        name or printable(path.resolve().name),
         licence or "not stated",
         str(path),
-        tuple(sorted(matches)),
-        field,
-        dict(left_out),
+        tuple(sorted(found)),
+        field or DEFAULT_FIELD,
+        log,
+        field is not None,
     )
 
 
-def _in_folder(root: Path, left_out: Counter[str]) -> list[tuple[str, Path]]:
-    matches = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith("."):
-                continue
-            if _is_known(path) and path.is_file():
-                matches.append((path.relative_to(root).as_posix(), path))
-            else:
-                left_out["files of another type"] += 1
-    return matches
+def _found(path: Path, log: ReadLog) -> list[CorpusFile]:
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 (Path.stat hides nothing, and is slower)
+        if stat.S_ISDIR(mode):
+            return search.in_folder(path, log)
+        if kind := file_kinds.special(mode):
+            raise DataError(
+                f"{path} is a {kind}: text is read more than once, so write it to a file first"
+            )
+        return [file_kinds.by_hand(path)]
+    except PermissionError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}") from None
+    except (OSError, ValueError) as e:
+        if glob.has_magic(str(path)):
+            return search.matching(str(path), log)
+        if str(path) == "-":
+            raise DataError(
+                "text is read more than once, which standard input cannot be: write it to a file "
+                "first"
+            ) from None
+        if isinstance(e, FileNotFoundError | NotADirectoryError):
+            raise DataError(
+                f"no file or folder at {path}: give a file, a folder or a glob pattern"
+            ) from None
+        raise DataError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
 
 
-def _matching(pattern: str, left_out: Counter[str]) -> list[tuple[str, Path]]:
-    matches = []
-    for match in glob.iglob(pattern, recursive=True):  # noqa: PTH207 (it may be absolute)
-        path = Path(match)
-        if path.is_file():
-            if _is_known(path):
-                matches.append((path.as_posix(), path))
-            else:
-                left_out["files of another type"] += 1
-    return matches
+def _with_fields(file: CorpusFile, field: str) -> CorpusFile:
+    """A file that is text by its name, as records if the user says that it has fields.
 
-
-def _is_known(path: Path) -> bool:
-    return path.suffix.lower() in TEXT_SUFFIXES or records.is_records(path)
+    Raises:
+        DataError: when it has none.
+    """
+    head = ""
+    if file.named:
+        try:
+            head = next(text_blocks.decoded_stream(file, ReadLog()), "")
+        except (OSError, ValueError) as e:
+            raise DataError(f"cannot read {file.path}: {e}") from None
+    first, newline, _ = head.partition("\n")
+    if json_values.begins_whole(first if newline else head) or json_values.begins_whole(head):
+        return file._replace(kind=JSON)
+    raise DataError(
+        f"{file.path} is text without fields, so it has no field {field!r}: leave out --field, or "
+        "name a file of records by its format (.jsonl, .json, .csv, .tsv, .parquet, .arrow)"
+    )
 
 
 def _sections(texts: Iterator[str], in_sections: bool) -> Iterator[str]:
     for text in texts:
         yield from cut([text]) if in_sections else [text]
-
-
-def _read_text(path: Path, dropped: Counter[str], in_sections: bool = False) -> Iterator[str]:
-    """Yields a text file whole or in sections; yields nothing if it is not text."""
-    try:
-        reason = _why_not_text(path)
-        if reason:
-            dropped[reason] += 1
-            return
-        # newline="" keeps \r\n as it is; utf-8-sig strips a byte order mark.
-        with path.open(encoding="utf-8-sig", newline="") as f:
-            if in_sections or path.stat().st_size > MAX_DOCUMENT_BYTES:
-                yield from cut(iter(lambda: f.read(_BLOCK_CHARS), ""))
-            else:
-                yield f.read()
-    except PermissionError:
-        dropped["unreadable (permission denied)"] += 1
-
-
-def _why_not_text(path: Path) -> str | None:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as f:
-        while block := f.read(_BLOCK_CHARS):
-            if b"\0" in block:
-                return "binary (NUL bytes)"
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError:
-                return "not UTF-8"
-    try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    return None

@@ -1,0 +1,78 @@
+"""Streams the rows of CSV and TSV files, as spreadsheets and data frames write them."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+
+from gemmule.data.unusable import MAX_RECORD_BYTES, MalformedError, Unusable
+
+_DELIMITERS = ",;\t|"
+_HEAD_CHARS = 64 * 1024
+_EXCEL_HINT = re.compile(r'"?sep=(.)"?\r?\n')  # a first line that Excel writes and reads
+
+
+def rows(
+    blocks: Iterable[str], delimiter: str | None, field: str
+) -> Iterator[dict[str, str] | Unusable]:
+    """Streams rows as columns by name; the first row names the columns.
+
+    Args:
+        blocks: the text, in blocks of any size.
+        delimiter: of columns; None: that of comma, semicolon, tab and bar which gives the header
+            the field, or else most columns.
+        field: the column that is wanted.
+
+    Yields:
+        Rows, or `Unusable.WRONG_LENGTH`. Without the field, one row: the names of the columns.
+
+    Raises:
+        MalformedError: where a row is larger than `MAX_RECORD_BYTES`.
+    """
+    text = iter(blocks)
+    head = ""
+    while len(head) < _HEAD_CHARS and (block := next(text, None)) is not None:
+        head += block
+    if hint := _EXCEL_HINT.match(head):
+        head, delimiter = head[hint.end() :], hint[1]
+    delimiter = delimiter or _likely_delimiter(head, field)
+    # One field may be as large as a record; the module's own limit is 128 kB, and global.
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    reader = csv.reader(_lines([head], text), delimiter=delimiter)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if field not in names:
+            if any(names):
+                yield dict.fromkeys(names, "")
+            return
+        for row in reader:
+            if len(row) == len(names):
+                yield dict(zip(names, row, strict=True))
+            elif row:  # not an empty line
+                yield Unusable.WRONG_LENGTH
+    except csv.Error as e:
+        raise MalformedError(f"{e}, near line {reader.line_num:,}") from None
+
+
+def _likely_delimiter(head: str, field: str) -> str:
+    def rank(delimiter: str) -> tuple[bool, int]:
+        names = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
+        return field in [name.strip() for name in names], len(names)
+
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    return max(_DELIMITERS, key=rank)
+
+
+def _lines(*texts: Iterable[str]) -> Iterator[str]:
+    """Lines with their ends: a line feed, a carriage return, or both."""
+    rest = ""
+    for blocks in texts:
+        for block in blocks:
+            lines = list(io.StringIO(rest + block, newline=""))
+            # The last line may go on, and so may a \r with a \n.
+            rest = lines.pop() if lines else ""
+            yield from lines
+            if len(rest) > MAX_RECORD_BYTES:
+                raise csv.Error(f"a line is larger than {MAX_RECORD_BYTES >> 20} MB")
+    if rest:
+        yield rest
