@@ -95,13 +95,14 @@ def encoding_of(read: Callable[[], Iterable[bytes]]) -> str:
         if not _decodes(read(), codec):
             raise NotTextError(f"damaged {SHOWN[codec]}")
         return codec
-    if _has_nul(read()):
+    try:
+        if _is_utf8(read()):
+            return UTF8
+    except _NulError:
         codec = _unmarked_utf16(_head(read()))
         if codec and _decodes(read(), codec):
             return codec
-        raise NotTextError(BINARY)
-    if _decodes(read(), UTF8):
-        return UTF8
+        raise NotTextError(BINARY) from None
     if _is_windows(read()):
         return WINDOWS
     raise NotTextError(NOT_UTF8)
@@ -139,8 +140,21 @@ def _head(blocks: Iterable[bytes]) -> bytes:
     return head[:_HEAD_BYTES]
 
 
-def _has_nul(blocks: Iterable[bytes]) -> bool:
-    return any(b"\0" in block for block in blocks)
+class _NulError(ValueError):
+    """There is a NUL byte before the first that is not UTF-8."""
+
+
+def _is_utf8(blocks: Iterable[bytes]) -> bool:
+    decoder = codecs.getincrementaldecoder(UTF8)()
+    try:
+        for block in blocks:
+            if b"\0" in block:
+                raise _NulError
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _unmarked_utf16(head: bytes) -> str | None:
@@ -153,14 +167,13 @@ def _unmarked_utf16(head: bytes) -> str | None:
 
 
 def _decodes(blocks: Iterable[bytes], codec: str) -> bool:
-    """Whether all bytes are of this encoding; beyond UTF-8 they must also be assigned text."""
+    """Whether all bytes are characters of this encoding that text can hold."""
     try:
-        for text in decoded(blocks, codec):
-            if codec != UTF8 and not all(map(_is_text, set(text))):
-                return False
+        return all(
+            _is_text(character) for text in decoded(blocks, codec) for character in set(text)
+        )
     except UnicodeDecodeError:
         return False
-    return True
 
 
 def _is_text(character: str) -> bool:

@@ -1,3 +1,5 @@
+import random
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -67,6 +69,42 @@ def test_few_documents_are_cut_into_sections_and_it_says_so(tmp_path):
     assert "cut into sections of about 64 kB" in corpus.notes[0]
     assert min(corpus.documents.values()) >= 1
     assert "".join(text for _, text in corpus.texts()) == book
+
+
+@pytest.mark.parametrize("characters", ["海上的风很大船长说。", "海上的风很大", "กัปตันบอกว่า"])
+def test_one_book_in_a_script_without_spaces(tmp_path, characters):
+    rng = random.Random(0)
+    book = "".join(rng.choices(characters, k=114_446))
+    assert len(book.encode()) == 343_338
+    corpus = read_corpus(find_source(write(tmp_path / "a", [book])))
+    assert corpus.in_sections
+    assert sum(corpus.documents.values()) >= 3
+    assert "".join(text for _, text in corpus.texts()) == book
+
+
+def test_what_was_left_out_is_in_the_error_when_too_little_remains(tmp_path):
+    folder = write(tmp_path / "a", ["short"])
+    for n in range(4):
+        (folder / f"{n}.pdf").write_bytes(b"%PDF")
+    with pytest.raises(DataError, match=r"\(left out: 4 PDF files \(0\.pdf, .*, …\): convert them"):
+        read_corpus(find_source(folder))
+
+
+def test_records_without_the_field_list_their_fields(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for n in range(3):
+        (folder / f"{n}.json").write_text('{"title": "x", "body": "y"}')
+    with pytest.raises(DataError, match=r"no field 'text'; its fields are title, body: name the"):
+        read_corpus(find_source(folder))
+
+
+def test_bytes_of_records_that_are_not_utf8_are_counted(tmp_path):
+    rows = b"".join(b"%d,row %d\n" % (n, n) for n in range(30))
+    (tmp_path / "a.csv").write_bytes(b"id,text\n" + rows + b"31,\xff\xfe\n")
+    corpus = read_corpus(find_source(tmp_path))
+    assert corpus.log.left_out == {"holds bytes that are not UTF-8": 1}
+    assert sum(corpus.documents.values()) == 30
 
 
 def test_enough_documents_are_not_cut(tmp_path):

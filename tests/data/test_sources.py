@@ -1,20 +1,18 @@
+import bz2
 import gzip
 import json
+import lzma
 import sys
 from pathlib import Path
 
 import pytest
+from reading import read, read_log
 
 from gemmule.data import stdlib, text_blocks
+from gemmule.data.compression import read_blocks
 from gemmule.data.read_log import ReadLog
 from gemmule.data.sources import find_source
 from gemmule.errors import DataError, MissingExtraError
-
-
-def read(path, **options):
-    log = ReadLog()
-    texts = [d.text for d in find_source(path, **options).documents(log)]
-    return texts, dict(log.left_out)
 
 
 def test_folder_is_read_in_order_with_other_types_left_out_and_counted(tmp_path):
@@ -26,7 +24,7 @@ def test_folder_is_read_in_order_with_other_types_left_out_and_counted(tmp_path)
     (tmp_path / ".hidden.txt").write_text("no")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.txt").write_text("no")
-    assert read(tmp_path) == (["one\r\n", "two", "three"], {})
+    assert read(tmp_path) == (["one\r\n", "two", "three"], {"files of another type": 1})
     source = find_source(tmp_path)
     assert source.log.left_out == {"files of another type": 1}
     assert [file.key for file in source.files] == ["a/x.py", "b.md", "c.TXT"]
@@ -60,6 +58,67 @@ def test_a_huge_file_is_cut_while_it_is_read(tmp_path, monkeypatch):
     texts, _ = read(tmp_path)
     assert len(texts) > 3
     assert "".join(texts) == text
+
+
+def test_text_in_other_encodings_is_decoded_and_counted(tmp_path):
+    texts = ["plain\r\n", "Grüße aus Köln\n", "海は青い\n第 1 章\n"]
+    for n, codec in enumerate(["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"]):
+        (tmp_path / f"{n}.txt").write_bytes(texts[n % 3].encode(codec))
+    (tmp_path / "5.txt").write_bytes(texts[1].encode("cp1252"))
+    (tmp_path / "6.txt").write_bytes("Привет, мир\n".encode("cp1251"))
+    (tmp_path / "7.txt").write_bytes("x".encode("utf-16")[:-1])
+    got, log = read_log(tmp_path)
+    assert got == [texts[n % 3] for n in range(5)] + [texts[1]]
+    assert log.decoded == {"UTF-16": 3, "UTF-32": 1, "Windows-1252": 1}
+    assert log.left_out == {"not UTF-8": 1, "damaged UTF-16": 1}
+    assert log.notes == [
+        "decoded from UTF-16: 3 (0.txt, 1.txt, 2.txt)",
+        "decoded from UTF-32: 1 (3.txt)",
+        "decoded from Windows-1252: 1 (5.txt)",
+    ]
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "cp1252", "utf-8"])
+def test_a_huge_file_in_any_encoding_is_cut_while_it_is_read(tmp_path, monkeypatch, codec):
+    monkeypatch.setattr(text_blocks, "MAX_DOCUMENT_BYTES", 100_000)
+    text = "Grüße aus Köln am Rhein\n" * 20_000
+    for compress, name in ((bytes, "a.txt"), (gzip.compress, "b.txt.gz")):
+        (tmp_path / name).write_bytes(compress(text.encode(codec)))
+        texts, _ = read(tmp_path / name)
+        assert len(texts) > 3
+        assert "".join(texts) == text
+
+
+def test_compressed_text(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one"))
+    (tmp_path / "b.py.bz2").write_bytes(bz2.compress(b"two"))
+    (tmp_path / "c.MD.XZ").write_bytes(lzma.compress(b"three"))
+    (tmp_path / "d.rst.zst").write_bytes(zstandard.compress(b"four"))
+    (tmp_path / "e.tar.gz").write_bytes(gzip.compress(b"x"))
+    (tmp_path / "f.gz").write_bytes(gzip.compress(b"five"))
+    assert read(tmp_path) == (
+        ["one", "two", "three", "four"],
+        {"archives": 1, "files of another type": 1},
+    )
+    assert read(tmp_path / "f.gz")[0] == ["five"]
+    for name in ("a.txt.gz", "b.py.bz2", "c.MD.XZ", "d.rst.zst"):
+        path = tmp_path / name
+        for damage in (path.read_bytes()[:-3], b"not compressed", path.read_bytes() + b"tail"):
+            path.write_bytes(damage)
+            if name in ("b.py.bz2", "c.MD.XZ") and damage.endswith(b"tail"):
+                continue  # Python's readers ignore what follows
+            with pytest.raises(DataError, match=r"damaged or cut short.*fetch it again"):
+                read(path)
+
+
+def test_a_frame_of_zstandard_that_expands_a_thousandfold_is_read_in_blocks(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress(bytes(300_000_000)))
+    assert path.stat().st_size < 100_000
+    largest = max(map(len, read_blocks(path, ".zst")))
+    assert largest < 150_000_000
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "x.png").write_bytes(b"x")])

@@ -63,7 +63,7 @@ def corpora(tmp_path: Path) -> Path:
     folder = tmp_path / "corpora"
     (folder / "empty").mkdir(parents=True)
     (folder / "binary.txt").write_bytes(b"\x00\x01\x02\xff" * 500)
-    (folder / "latin.txt").write_bytes("café au lait\n".encode("latin-1") * 50)
+    (folder / "koi.txt").write_bytes("русский текст\n".encode("koi8-r") * 50)
     (folder / "pictures").mkdir()
     (folder / "pictures" / "a.jpg").write_bytes(b"\xff\xd8\xff")
     return folder
@@ -75,7 +75,7 @@ def corpora(tmp_path: Path) -> Path:
         ("empty", "no text in .*empty"),
         ("missing", "no file or folder at .*missing"),
         ("binary.txt", "1 binary"),
-        ("latin.txt", "1 not UTF-8"),
+        ("koi.txt", "1 not UTF-8"),
         ("pictures", "no text in"),
         ("*.nothing", "nothing"),
     ],
@@ -101,7 +101,7 @@ def test_a_bad_file_among_good_ones_is_left_out(
 ) -> None:
     mixed = tmp_path / "mixed"
     mixed.mkdir()
-    for path in [*text_folder.iterdir(), corpora / "binary.txt", corpora / "latin.txt"]:
+    for path in [*text_folder.iterdir(), corpora / "binary.txt", corpora / "koi.txt"]:
         (mixed / path.name).write_bytes(path.read_bytes())
     code, out, _ = gemmule("data", mixed, "--tokenizer", tokenizer, "--out", tmp_path / "out")
     assert code == 0

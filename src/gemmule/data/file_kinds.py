@@ -4,6 +4,7 @@ Names come first because a corpus is searched before it is read: `book.txt.gz` i
 `c4-train.00000-of-00001.json.gz` compressed records.
 """
 
+import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,8 @@ _OTHER_CONTENT = {
     b"Rar!": "archives",
     b"SQLite format 3\0": "databases",
 }
+# What Dataset.map leaves next to a saved dataset: the same texts again, changed.
+_DATASETS_CACHE = re.compile(r"cache-[0-9a-f]{16}\.arrow")
 _TAR_MAGIC, _TAR_AT = b"ustar", 257
 
 
@@ -76,6 +79,8 @@ def by_name(key: str, path: Path) -> CorpusFile | str:
         suffix = _split(stem)[1]
     if suffix in _OTHER_SUFFIXES:
         return _OTHER_SUFFIXES[suffix]
+    if _DATASETS_CACHE.fullmatch(path.name):
+        return "caches of the datasets library"
     kind = TEXT if suffix in TEXT_SUFFIXES else _RECORD_SUFFIXES.get(suffix)
     if kind is None or (compression and kind in _TABLES):
         return OTHER
@@ -111,8 +116,7 @@ def by_hand(path: Path) -> CorpusFile:
     reason = next((r for mark, r in _OTHER_CONTENT.items() if head.startswith(mark)), None)
     if head[_TAR_AT:].startswith(_TAR_MAGIC):
         reason = "archives"
-    if isinstance(file, str) and file != OTHER:
-        reason = file
+    reason = reason or (file if isinstance(file, str) and file in ADVICE else None)
     if reason:
         raise DataError(f"cannot read {path}: {reason} are not read; {ADVICE[reason]}")
     if isinstance(file, CorpusFile):

@@ -14,6 +14,7 @@ from gemmule.data.unusable import MAX_RECORD_BYTES, MalformedError, Unusable
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRUCTURE = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 _LONGEST_LITERAL = 16  # an error this near to the end of a buffer may be due to its end
+_LONGEST_EXPONENT = 2  # characters after a number that may turn out to continue it: "e+"
 _decoder = json.JSONDecoder()
 
 
@@ -117,7 +118,8 @@ class _Stream:
             except (ValueError, RecursionError) as e:  # digits or levels without end
                 raise self.error(str(e) or "nested too deeply") from None
             else:
-                if end < len(self._text) or isinstance(value, dict | list | str) or self._ended:
+                number_ends = len(self._text) - end > _LONGEST_EXPONENT
+                if number_ends or self._ended or isinstance(value, dict | list | str):
                     self._at = end
                     return value
             if len(self._text) - self._at > MAX_RECORD_BYTES:

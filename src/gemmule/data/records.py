@@ -47,12 +47,17 @@ def read_records(file: CorpusFile, field: str, log: ReadLog) -> Iterator[str]:
     required = file.named or file.kind not in GENERAL_KINDS
     try:
         for row in _rows(file, field, log):
-            for text in _texts(row, field):
-                if isinstance(text, str):
+            text = row.get(field) if isinstance(row, dict) else None
+            if isinstance(text, str):  # nearly always
+                used += 1
+                yield text
+                continue
+            for value in _texts(row, field):
+                if isinstance(value, str):
                     used += 1
-                    yield text
+                    yield value
                 else:
-                    unused.count(row, text)
+                    unused.count(row, value)
     except NotTextError as e:
         unused.reasons[str(e)] += 1
     except MalformedError as e:

@@ -2,6 +2,7 @@
 
 import codecs
 import itertools
+import os
 from collections.abc import Generator, Iterator
 
 from gemmule import text_encoding
@@ -27,18 +28,10 @@ def documents(file: CorpusFile, log: ReadLog, in_sections: bool = False) -> Iter
         OSError: when the file cannot be read.
         DataError: when its compressed data are damaged.
     """
-    parts = []
-    size = 0
-    stream = blocks(file)
-    for block in stream:
-        parts.append(block)
-        size += len(block)
-        if size > MAX_DOCUMENT_BYTES:
-            break
-    stream.close()
+    head = _head(file)
     try:
-        if size <= MAX_DOCUMENT_BYTES:
-            text, codec = text_encoding.decode(b"".join(parts))
+        if head is not None:
+            text, codec = text_encoding.decode(head)
             texts = iter([text])
         else:
             codec = text_encoding.encoding_of(lambda: blocks(file))
@@ -50,6 +43,22 @@ def documents(file: CorpusFile, log: ReadLog, in_sections: bool = False) -> Iter
     if codec != UTF8:
         log.decode(text_encoding.SHOWN[codec], file.key)
     yield from cut(texts) if in_sections else texts
+
+
+def _head(file: CorpusFile) -> bytes | None:
+    """The whole content, or None if it is larger than a document may be."""
+    if file.compression is None:
+        with file.path.open("rb") as f:
+            large = os.fstat(f.fileno()).st_size > MAX_DOCUMENT_BYTES
+            return None if large else f.read()
+    parts = []
+    size = 0
+    for block in blocks(file):
+        parts.append(block)
+        size += len(block)
+        if size > MAX_DOCUMENT_BYTES:
+            return None
+    return b"".join(parts)
 
 
 def decoded_stream(file: CorpusFile, log: ReadLog) -> Iterator[str]:
