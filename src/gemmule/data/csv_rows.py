@@ -19,8 +19,8 @@ def rows(
 
     Args:
         blocks: the text, in blocks of any size.
-        delimiter: of columns; None: that of comma, semicolon, tab and bar which gives the header
-            the field, or else most columns.
+        delimiter: what separates columns; None: the one of comma, semicolon, tab and bar that
+            gives the header the field, or else most columns.
         field: the column that is wanted.
 
     Yields:

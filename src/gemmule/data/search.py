@@ -29,8 +29,8 @@ def in_folder(root: Path, log: ReadLog) -> list[CorpusFile]:
 
 def matching(pattern: str, log: ReadLog) -> list[CorpusFile]:
     """The readable files that a glob pattern matches; others are counted in the log."""
-    above, found, below = f"/{pattern}/".partition("/**/")
-    if not found:
+    above, stars, below = f"/{pattern}/".partition("/**/")
+    if not stars:
         # iglob orders by folder as the system lists it; the caller sorts.
         return _known(((match, match) for match in glob.iglob(pattern)), log)  # noqa: PTH207
     above = above[1:] or ("/" if pattern.startswith("/") else "")
@@ -137,12 +137,12 @@ class _Walk:
                     continue
                 self._visited.add((status.st_dev, status.st_ino))
                 with os.scandir(self._path(key)) as entries:
-                    found = sorted(entries, key=lambda entry: entry.name)
+                    listed = sorted(entries, key=lambda entry: entry.name)
             except OSError as e:
                 name = key or self._root
                 self._log.leave_out(f"{UNREADABLE_FOLDER} ({(e.strerror or '').lower()})", name)
                 continue
-            for entry in found:
+            for entry in listed:
                 if entry.name.startswith(".") and not self._hidden:
                     continue
                 inner = f"{key}/{entry.name}" if key else entry.name

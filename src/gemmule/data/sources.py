@@ -123,23 +123,23 @@ def find_source(
         )  # fmt: skip
     path = files.expand(path)
     log = ReadLog()
-    found = _found(path, log)
-    if not found:
+    matches = _search(path, log)
+    if not matches:
         raise DataError(f"no text in {path} ({log.summary() or 'it is empty'}): use {_READ}")
-    if field is not None and all(file.kind == TEXT for file in found):
-        found = [_with_fields(file, field) for file in found]
+    if field is not None and all(file.kind == TEXT for file in matches):
+        matches = [_with_fields(file, field) for file in matches]
     return Source(
         name or printable(path.resolve().name),
         licence or "not stated",
         str(path),
-        tuple(sorted(found)),
+        tuple(sorted(matches)),
         field or DEFAULT_FIELD,
         log,
         field is not None,
     )
 
 
-def _found(path: Path, log: ReadLog) -> list[CorpusFile]:
+def _search(path: Path, log: ReadLog) -> list[CorpusFile]:
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 (Path.stat hides nothing, and is slower)
         if stat.S_ISDIR(mode):
