@@ -73,9 +73,9 @@ def load(folder: Path, base: Path | None = None) -> None:
         ({"layers_to_transform": [1]}, r"weights for model\.layers\.[02]\..* not among"),
         ({"layers_to_transform": "0"}, "layers_to_transform is '0'; expected numbers of layers"),
         ({"trainable_token_indices": 3}, "trainable_token_indices is 3; expected token ids"),
-        ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3; expected text or null"),
+        ({"base_model_name_or_path": 3}, "path is 3; expected printable text or null"),
         ({"base_model_name_or_path": None}, r"what its base is\. To name it: .*--base MODEL"),
-        ({"base_model_name_or_path": "a\0b"}, "is not here: nothing at"),
+        ({"base_model_name_or_path": "a\0b"}, r"is 'a\\x00b'; expected printable text or null"),
     ],
 )  # fmt: skip
 def test_configs(adapter: Path, changes: dict[str, Any], message: str) -> None:
@@ -86,11 +86,11 @@ def test_configs(adapter: Path, changes: dict[str, Any], message: str) -> None:
 
 
 def test_settings_that_a_newer_peft_wrote_are_ignored_and_told(adapter: Path) -> None:
-    edit_config(adapter, use_everything=True, another=None)
+    edit_config(adapter, **{"use\x1b_everything": True, "another": None})
     with open_checkpoint(adapter) as checkpoint:
         assert checkpoint.notes == (
-            "settings of the adapter that gemmule does not know and ignores: another, "
-            "use_everything",
+            "settings of the adapter that gemmule does not know and ignores: 'another', "
+            "'use\\x1b_everything'",
         )
 
 

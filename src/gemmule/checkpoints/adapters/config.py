@@ -210,7 +210,12 @@ class _Reader:
 
     def text(self, name: str) -> str | None:
         value = self._values.get(name) or None
-        return self.check(name, value, lambda v: isinstance(v, str | None), "text or null")
+        return self.check(
+            name,
+            value,
+            lambda v: v is None or (isinstance(v, str) and v.isprintable()),
+            "printable text or null",
+        )
 
     def patterns(self, name: str, fits: Callable[[Any], bool], expected: str) -> Patterns:
         values = self._values.get(name) or {}

@@ -68,7 +68,7 @@ class Merge:
     def notes(self) -> Iterator[str]:
         """Remarks on what was merged and what was not."""
         if self.config.unknown:
-            names = few(sorted(self.config.unknown))
+            names = few(sorted(ascii(name)[:60] for name in self.config.unknown))
             yield f"settings of the adapter that gemmule does not know and ignores: {names}"
         matrices = (n for n, t in self.base.tensors.items() if len(t.shape) == 2 and n != HEAD)
         modules = {PREFIX + name.removesuffix(".weight") for name in matrices}
