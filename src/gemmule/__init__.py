@@ -50,8 +50,8 @@ def load(
     """Loads a model and its tokenizer.
 
     Args:
-        path: a run directory, a folder in Hugging Face's layout, a .gguf, .ckpt or .npz file, an
-            orbax checkpoint, or a hub id (downloaded once).
+        path: a run directory, a folder in Hugging Face's layout or with an adapter of peft, a
+            .gguf, .ckpt or .npz file, an orbax checkpoint, or a hub id (downloaded once).
         dtype: dtype of the weights; None: as stored (float16 and GGUF's quantized become float32).
         device: such as "cpu" or "cuda".
         quantize: "int4", "int6" or "int8" packs the weights while they are read, without
