@@ -101,6 +101,14 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         RunConfig.load(tmp_path / "latin.toml")
 
 
+def test_paths_are_saved_as_text(tmp_path: Path) -> None:
+    RunConfig.parse({**TRAIN, "data": {"path": "caf\udcc3\udca9"}}).save(tmp_path / "a.toml")
+    assert str(RunConfig.load(tmp_path / "a.toml").data.path) == "café"
+    with pytest.raises(ConfigError, match="a path in them is not UTF-8; rename that file"):
+        RunConfig.parse({**TRAIN, "data": {"path": "caf\udce9"}}).save(tmp_path / "b.toml")
+    assert not (tmp_path / "b.toml").exists()
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_settings_saved_by_an_editor_of_windows(encoding: str, tmp_path: Path) -> None:
     text = 'steps = 3\r\n[model]\r\npreset = "1m"\r\n[data]\r\npath = "café"\r\n'

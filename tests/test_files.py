@@ -98,6 +98,17 @@ def test_json(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / "a.json") == value
 
 
+def test_names_that_are_not_text_survive(tmp_path: Path) -> None:
+    """A byte that is not UTF-8 stays; what a locale without UTF-8 left undecoded is decoded."""
+    path = tmp_path / "a.json"
+    files.write_json(path, {"bad": "caf\udce9", "undecoded": "caf\udcc3\udca9", "half": "\ud800"})
+    assert files.read_json(path)["bad"] == "caf\udce9"
+    assert path.read_text(encoding="utf-8").count("\\ud") == 4
+    files.write_json(path, {"bad": "caf\udce9", "undecoded": "caf\udcc3\udca9"})
+    assert files.read_json(path) == {"bad": "caf\udce9", "undecoded": "café"}
+    assert str(OutputError("caf\udcc3\udca9 caf\udce9")) == "café caf\\udce9"
+
+
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 
 

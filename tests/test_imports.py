@@ -20,11 +20,12 @@ LEVELS = [
     {"teachers", "infer"},
     {"train"},
     {"posttrain", "evals", "serve", "plan", "ablate", "quickstart", "doctor", "quantize", "speed"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 # Within a level, as the modules' docstrings say; nothing may lead back.
 WITHIN = {
     ("files", "errors"), ("config", "errors"), ("config", "files"), ("runs", "runtime"),
+    ("__main__", "cli"),
 }  # fmt: skip
 # The package itself offers load() and a few names, imported when first used.
 LAZY = {("__init__", "infer")}

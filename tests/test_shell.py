@@ -1,5 +1,6 @@
 """Commands that are printed: they can be pasted into a shell, and start this program."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -10,17 +11,22 @@ import pytest
 from gemmule import shell
 
 WORDS = ["plain", "two words", "it's", 'a "b"', "$HOME", "`id`", "a\\b", "*?[x]", "~/x", "#x", "!x",
-         "café", "海", "", "a\nb", "\x1b[31m", "tab\there", "back\\slash\n'quote'"]  # fmt: skip
+         "café", "海", "", "a\nb", "\x1b[31m", "tab\there", "back\\slash\n'quote'",
+         "caf\udce9"]  # fmt: skip
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_a_shell_reads_the_words_that_were_meant(word: str) -> None:
     line = shell.command("generate", word)
     assert line.isprintable()
-    echo = [sys.executable, "-c", "import sys; sys.stdout.buffer.write(sys.argv[2].encode())"]
+    echo = [
+        sys.executable,
+        "-c",
+        "import os, sys; sys.stdout.buffer.write(os.fsencode(sys.argv[2]))",
+    ]
     script = f'gemmule() {{ {shlex.join(echo)} "$@"; }}; {line}'
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
-    assert done.stdout.decode() == word
+    assert done.stdout == os.fsencode(word)
 
 
 def test_a_path_is_not_an_option() -> None:
@@ -48,12 +54,12 @@ def test_the_program_as_it_was_called(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_program_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/anywhere/gemmule/cli/__main__.py"])
+    monkeypatch.setattr(sys, "argv", [str(Path(shell.__file__).with_name("__main__.py"))])
     monkeypatch.setattr(sys, "executable", str(made(tmp_path / "bin/python")))
     monkeypatch.setenv("PATH", "/usr/bin")
-    assert shell.command("chat") == f"{tmp_path}/bin/python -m gemmule.cli chat"
+    assert shell.command("chat") == f"{tmp_path}/bin/python -m gemmule chat"
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert shell.command("chat") == "python -m gemmule.cli chat"
+    assert shell.command("chat") == "python -m gemmule chat"
 
 
 def test_the_program_as_a_library() -> None:

@@ -16,7 +16,7 @@ import pydantic
 import tomli_w
 
 from gemmule import files
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, decoded
 
 
 def expand_model(name: str) -> str:
@@ -89,7 +89,7 @@ class Config(pydantic.BaseModel):
         """Writes the resolved config as TOML, atomically; unset (None) fields are left out."""
         values = self.model_dump(mode="json", exclude_none=True)
         try:
-            files.write_text(path, tomli_w.dumps(values))
+            files.write_text(path, decoded(tomli_w.dumps(values)))
         except UnicodeEncodeError:
             raise ConfigError(
                 f"{path} cannot hold the settings: a path in them is not UTF-8; rename that file "

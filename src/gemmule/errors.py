@@ -109,11 +109,22 @@ def first_line(e: BaseException) -> str:
     return (str(e) or type(e).__name__).strip().splitlines()[0]
 
 
+def decoded(text: str) -> str:
+    """`text` with file names' bytes that this locale could not decode, decoded if they are UTF-8.
+
+    Python keeps such a byte as half of a surrogate pair.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # another half, which no file name gave
+        return text
+
+
 def _readable(message: str) -> str:
     """`message` as a terminal can show it: what it quotes may come from a hostile file."""
     shown = "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
-        for c in _shortened(message)
+        for c in _shortened(decoded(message))
     )
     return _shortened(shown)  # what could not be shown takes up to ten characters now
 

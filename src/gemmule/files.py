@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemmule.errors import ConfigError, OutputError
+from gemmule.errors import ConfigError, OutputError, decoded
 
 # What an error says about a file for which is_lfs_pointer holds.
 LFS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull where it was cloned"
@@ -25,9 +25,15 @@ _LEFTOVER = ".*.[0-9]*.tmp"
 def expand(path: str | Path) -> Path:
     """`path` with a leading ~ or ~user replaced by that home folder, as a shell does unquoted.
 
+    What the locale's encoding of file names lacks becomes its bytes in UTF-8.
+
     Raises:
         ConfigError: when there is no such user, or nothing says where the home folder is.
     """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # from a file of settings, say; the locale's encoding lacks it
+        path = os.fsdecode(decoded(str(path)).encode("utf-8", "surrogateescape"))
     path = Path(path)
     try:
         return path.expanduser()
@@ -42,18 +48,12 @@ def check_path(path: Path) -> Path:
     """`path`, if there could be a file at it.
 
     Raises:
-        ConfigError: when it is too long or too deep, holds a NUL byte, leads in a circle, or its
-            characters cannot be written in the locale's encoding.
+        ConfigError: when it is too long or too deep, holds a NUL byte, or leads in a circle.
     """
     try:
         if len(path.parts) > _DEEPEST:
             raise ConfigError(f"{str(path)[:40]}… is more than {_DEEPEST} folders deep")
         path.stat()
-    except UnicodeEncodeError as e:
-        raise ConfigError(
-            f"{path}: this locale's encoding of file names, {e.encoding}, lacks "
-            f"{e.object[e.start]!r}: set LC_ALL=C.UTF-8"
-        ) from None
     except ValueError:
         raise ConfigError(f"the path {str(path)!r} holds a NUL byte") from None
     except OSError as e:
@@ -192,7 +192,7 @@ def write_json(path: Path, value: Any) -> None:
 
     Half a surrogate pair, which stands for a byte in a file name that is not UTF-8, is escaped.
     """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    text = decoded(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
     write_text(path, _SURROGATE.sub(lambda c: f"\\u{ord(c[0]):04x}", text) + "\n")
 
 

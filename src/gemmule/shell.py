@@ -13,18 +13,18 @@ def command(*words: str | Path) -> str:
     Args:
         words: the verb and its arguments; a path that begins with a dash is written as ./-name.
     """
-    return " ".join([_program(), *(_quoted(word) for word in words)])
+    return " ".join([_program(), *(quoted(word) for word in words)])
 
 
 def _program() -> str:
     """How to call this program again: as it was called, or shorter where that is the same."""
     script = Path(sys.argv[0])
     if script.name == "gemmule" and script.is_file():
-        return "gemmule" if _is_on_path("gemmule", script) else _quoted(script)
-    if script.name == "__main__.py" and script.parent.name == "cli":  # python -m gemmule.cli
+        return "gemmule" if _is_on_path("gemmule", script) else quoted(script)
+    if script.name == "__main__.py" and script.is_relative_to(Path(__file__).parent):
         python = Path(sys.executable)
         short = next((n for n in ("python", "python3") if _is_on_path(n, python)), python)
-        return f"{_quoted(short)} -m gemmule.cli"
+        return f"{quoted(short)} -m gemmule"
     return "gemmule"
 
 
@@ -37,7 +37,8 @@ def _is_on_path(name: str, program: Path) -> bool:
     return path is not None and Path(path).absolute() == program.absolute()
 
 
-def _quoted(word: str | Path) -> str:
+def quoted(word: str | Path) -> str:
+    """A word of a command, as `command` writes it."""
     text = str(word)
     if isinstance(word, Path) and text.startswith("-"):
         text = f"./{text}"

@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from gemmule import __version__, cli
+from gemmule.__main__ import main as program
 from gemmule.errors import ConfigError, GemmuleError, TrainingError, UserError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.train.config import RunConfig
@@ -210,12 +211,26 @@ def test_a_traceback_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["card", "run"])
 
 
+def test_ctrl_c_while_the_program_starts(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    class Stop:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "gemmule.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "gemmule.cli")
+    monkeypatch.setattr(sys, "meta_path", [Stop(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        program()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "gemmule: stopped\n"
+
+
 def test_a_reader_that_has_seen_enough() -> None:
     code = """
 import gemmule.report.card as card, sys
 def write_card(*_):
     for _ in range(100_000):
-        print("a line to be read by nobody")
+        print("a line that no one reads")
 card.write_card = write_card
 from gemmule.cli import main
 main(["card", "run"])

@@ -58,16 +58,22 @@ def test_a_tilde_that_no_shell_expanded(home: Path, tiny: Settings) -> None:
     assert gemmule("generate", "~/big", "~/x", *options).startswith("~/x")
     assert gemmule("info", "~/big", "--json")
     assert package.load("~/big").config.parameters
+
+    teacher = home / '🌱 "q" \\ $x'  # as it stands in a file of settings
+    (home / "big").rename(teacher)
+    gemmule("distill", "~/tiny.toml", "--out", "~/other", "--teacher", teacher)
+    objective = RunConfig.load(home / "other/config.toml").objective
+    assert objective.model_dump()["teacher"] == str(teacher)
     assert not list(Path().iterdir())
 
 
 def test_a_home_that_is_not_known(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = refused(capsys, "info", "~nobody-of-that-name/x")
-    assert "no home folder is known for ~nobody-of-that-name: write the path out" in message
+    message = refused(capsys, "info", "~no-such-user/x")
+    assert "no home folder is known for ~no-such-user: write the path out" in message
     with pytest.raises(ConfigError, match="no home folder is known"):
-        RecordConfig.parse({"teacher": "~nobody-of-that-name/x", "data": "d"})
+        RecordConfig.parse({"teacher": "~no-such-user/x", "data": "d"})
     monkeypatch.delenv("HOME")  # the system's list of users says where it is
     assert files.expand("~/x") == Path("~/x").expanduser()
     assert files.expand("a/~/x") == Path("a/~/x")
@@ -130,9 +136,9 @@ def test_a_tilde_in_every_place(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [word.replace("~", "~nobody-of-that-name/x") for word in line.split()]
+    words = [word.replace("~", "~no-such-user/x") for word in line.split()]
     given = ["--set", "steps=1"] if words[0] in {"train", "distill"} else []
-    assert "no home folder is known for ~nobody-of-that-name" in refused(capsys, *words, *given)
+    assert "no home folder is known for ~no-such-user" in refused(capsys, *words, *given)
     assert not list(Path().iterdir())
 
 

@@ -17,7 +17,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import os
 import sys
 import typing
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from typer.models import ArgumentInfo
 
 from gemmule import files
 from gemmule.config import ModelName, expand_model
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, decoded
 
 # Arguments.
 Model = Annotated[
@@ -193,17 +192,15 @@ def _read_model(value: str, name: str) -> str:
 
 def _read_text(value: str, name: str) -> str:
     """Text; in a locale without UTF-8, Python leaves the bytes of an argument undecoded."""
+    text = decoded(value)
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
-        try:
-            return os.fsencode(value).decode()
-        except UnicodeDecodeError:
-            raise ConfigError(
-                f"{name} is text that is neither UTF-8 nor in this locale's encoding, "
-                f"{sys.getfilesystemencoding()}: give it in UTF-8"
-            ) from None
-    return value
+        raise ConfigError(
+            f"{name} is text that is neither UTF-8 nor in this locale's encoding, "
+            f"{sys.getfilesystemencoding()}: give it in UTF-8"
+        ) from None
+    return text
 
 
 # As Typer shows a type in the help.

@@ -15,7 +15,7 @@ from gemmule.cli.options import (
     Resume,
 )
 from gemmule.config import ModelName
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, decoded
 
 if TYPE_CHECKING:
     from gemmule.train.config import RunConfig
@@ -58,7 +58,12 @@ def distill(
     --out runs/small
     """
     given = {"teacher": teacher, "targets": targets}
-    chosen = [f"objective.{name}={json.dumps(str(path))}" for name, path in given.items() if path]
+    # Unescaped: JSON's escape of an emoji is two halves, which TOML refuses.
+    chosen = [
+        f"objective.{name}={json.dumps(decoded(str(path)), ensure_ascii=False)}"
+        for name, path in given.items()
+        if path
+    ]
     chosen += ["objective.cross_tokenizer=true"] if cross_tokenizer else []
     if not resume:
         chosen.append('objective.kind="distill"')

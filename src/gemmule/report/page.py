@@ -1,7 +1,6 @@
 """Builds a card's content from the files of a run; the templates turn it into Markdown and HTML."""
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from gemmule.report.parts import Page, Tile
 from gemmule.report.plots import Plot
 from gemmule.report.run_files import Quickstart, Run
 from gemmule.report.values import Provenance
+from gemmule.shell import quoted
 
 
 def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
@@ -65,7 +65,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
         pictures=_pictures(lines),
         samples=samples,
         python=_python(home, prompt),
-        shell=f"gemmule chat {shlex.quote(home)}",
+        shell=f"gemmule chat {quoted(Path(home))}",
         transformers=_transformers(f"{home}/model", prompt),
         architecture=architecture,
         data=data,

@@ -27,7 +27,6 @@ def interruptible() -> Iterator[None]:
     They come in pairs (systemd, closed terminals), so that the next one does not interrupt what
     cleans up after the first. What a process was started to ignore stays ignored.
     """
-
     interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
