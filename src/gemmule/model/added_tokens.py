@@ -176,6 +176,11 @@ def add_tokens(
             )
         elif FIRST_BYTE_ID <= i < FIRST_LEARNED_ID:
             raise TokenizerError(f"{source}: the byte {pieces[i]!r} is also an added token")
+        elif token.special and kinds[i] == NORMAL:
+            raise TokenizerError(
+                f"{source}: {token.content!r:.80}, id {i}, is a special token and also an ordinary "
+                "piece, so text could produce it: that is not supported"
+            )
         elif not _built_in(token, kinds):
             own[i] = token
             if token.special:

@@ -1,5 +1,7 @@
 """Gemma's vocabulary layout: checks that a SentencePiece model has it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gemmule.model.spm_model import (
@@ -32,17 +34,17 @@ def problem(model: PieceModel) -> str | None:
 
     Symbols, ids 4 to 216, may have other names: people rename <unused0> and its like.
     """
-    return _layout_problem(model) or _kind_problem(model) or _spec_problem(model)
+    return names_problem(model.pieces) or _kind_problem(model) or _spec_problem(model)
 
 
-def has_gemma_turns(pieces: list[str]) -> bool:
+def has_gemma_turns(pieces: Sequence[str]) -> bool:
     """Whether Gemma's turn markers are where they belong, and were not renamed."""
     turns = (START_OF_TURN_ID, END_OF_TURN_ID)
     return all(pieces[i] == FIXED_PIECES[i] for i in turns)
 
 
-def _layout_problem(model: PieceModel) -> str | None:
-    pieces = model.pieces
+def names_problem(pieces: Sequence[str]) -> str | None:
+    """Why the texts of pieces are not those of a Gemma 2 tokenizer; None: they are."""
     if len(pieces) < FIRST_LEARNED_ID:
         return f"it has {len(pieces)} pieces and the fixed ones alone are {FIRST_LEARNED_ID}"
     if pieces[_GEMMA3_START_OF_TURN_ID] == "<start_of_turn>":
@@ -50,8 +52,6 @@ def _layout_problem(model: PieceModel) -> str | None:
     for i in (*range(len(BASIC_PIECES)), *range(FIRST_BYTE_ID, FIRST_LEARNED_ID)):
         if pieces[i] != FIXED_PIECES[i]:
             return f"id {i} is {pieces[i]!r:.80} where {FIXED_PIECES[i]!r} belongs"
-        if i >= FIRST_BYTE_ID and model.kinds[i] != BYTE:
-            return f"{pieces[i]!r} is not marked as a byte"
     return None
 
 
@@ -59,6 +59,9 @@ def _kind_problem(model: PieceModel) -> str | None:
     pieces, kinds = model.pieces, model.kinds
     if kinds[:4] != bytes((CONTROL, CONTROL, CONTROL, UNKNOWN)):
         return "its first four pieces are not marked as control pieces"
+    for i in range(FIRST_BYTE_ID, FIRST_LEARNED_ID):
+        if kinds[i] != BYTE:
+            return f"{pieces[i]!r} is not marked as a byte"
     for i in range(4, FIRST_TEXT_ID):
         if kinds[i] not in (CONTROL, USER_DEFINED):  # text could produce any other kind
             return f"{pieces[i]!r:.80}, id {i}, is not marked as a symbol or control piece"

@@ -70,7 +70,7 @@ def tokenizer_config(
     listed = [{"name": name, "template": text} for name, text in templates.items()]
     renamed = {token.id for token in added}
     turns = [FIXED_PIECES[i] for i in (START_OF_TURN_ID, END_OF_TURN_ID) if i not in renamed]
-    config: dict[str, Any] = {
+    return {
         "tokenizer_class": "GemmaTokenizer",
         "bos_token": "<bos>",
         "eos_token": "<eos>",
@@ -84,12 +84,6 @@ def tokenizer_config(
         "chat_template": listed if named_templates else template,
         **token_names,
     }
-    if added:
-        decoder = {str(token.id): asdict(token) for token in added}
-        for entry in decoder.values():
-            del entry["id"]
-        config["added_tokens_decoder"] = decoder
-    return config
 
 
 def tokenizer_json(pieces: Sequence[Piece], added: Sequence[AddedToken]) -> str:

@@ -24,7 +24,7 @@ for each piece.
 
 import hashlib
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,13 +66,14 @@ def is_published(merges: bytes) -> bool:
     return hashlib.sha256(text).hexdigest() == _PUBLISHED_MERGES
 
 
-def published_order(pieces: Sequence[str]) -> MergeOrder | None:
-    """The order of Gemma's own merges, if `pieces` are its vocabulary.
+def published_order(vocab: Collection[str]) -> MergeOrder | None:
+    """The order of Gemma's own merges, if `vocab`, the pieces by id, is its vocabulary.
 
     Control symbols and bytes take no part in merges, and may have other names.
     """
-    if len(pieces) != _PUBLISHED_SIZE:
+    if len(vocab) != _PUBLISHED_SIZE:
         return None
+    pieces = list(vocab)
     merged = [pieces[_TAB_ID], *pieces[FIRST_TEXT_ID:FIRST_BYTE_ID], *pieces[FIRST_LEARNED_ID:]]
     if hashlib.sha256("\n".join(merged).encode()).hexdigest() != _PUBLISHED_VOCABULARY:
         return None

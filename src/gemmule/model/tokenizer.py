@@ -25,7 +25,15 @@ from gemmule.errors import TokenizerError
 from gemmule.model import gemma_layout, hf_tokenizer, spm_train, tokenizer_json
 from gemmule.model.added_tokens import AddedToken, Splitter, add_tokens
 from gemmule.model.chat_template import ChatTemplate, RenderedChat, is_gemmas, train_mask
-from gemmule.model.spm_model import CONTROL, UNKNOWN, USER_DEFINED, Piece, PieceModel, build_model
+from gemmule.model.spm_model import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Piece,
+    PieceModel,
+    build_model,
+)
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID, SPACE
 from gemmule.model.tokenizer_files import (
     DEFAULT_STOP_IDS,
@@ -100,6 +108,8 @@ class Tokenizer:
         # gets a copy in which those that it may not match are control pieces.
         hidden = {*range(FIRST_TEXT_ID), *(token.id for token in self.added_tokens)}
         changes = {i: CONTROL for i in hidden if self._types[i] == USER_DEFINED}
+        if FIRST_TEXT_ID in changes:
+            changes[FIRST_TEXT_ID] = NORMAL  # a line feed is also a character of the vocabulary
         try:
             self._processor = sentencepiece.SentencePieceProcessor(
                 model_proto=self._parsed.with_kinds(changes)

@@ -18,7 +18,7 @@ import pydantic_core
 from gemmule import files
 from gemmule.errors import TokenizerError
 from gemmule.model.added_tokens import AddedToken, add_tokens
-from gemmule.model.gemma_layout import BYTE_PIECES, FIXED_PIECES
+from gemmule.model.gemma_layout import BYTE_PIECES, FIXED_PIECES, names_problem
 from gemmule.model.merges import MergeOrder, is_published, merge_order, published_order
 from gemmule.model.spm_model import (
     BYTE,
@@ -66,14 +66,17 @@ def read(file: Path, declared: DeclaredTokens) -> tuple[PieceModel, tuple[AddedT
         _check_treatment(content, model, source)
         vocab = _vocabulary(model, source)
         pieces = list(vocab)
-        order = published_order(pieces) if published else None
+        if pieces[_TAB_ID : _TAB_ID + 1] == ["\t"]:
+            # Gemma's converter writes this byte as the character that it is.
+            pieces[_TAB_ID] = BYTE_PIECES[9]
+        problem = names_problem(pieces)
+        if problem:
+            raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
+        order = published_order(vocab) if published else None
         if order is None:
             if published:
                 model = _object(_parse(data, source), "model", source)
             order = _order(model, vocab, source)
-    if pieces[_TAB_ID : _TAB_ID + 1] == ["\t"]:
-        # Gemma's converter writes this byte as the character that it is.
-        pieces[_TAB_ID] = BYTE_PIECES[9]
     kinds = _kinds(pieces, order)
     entries = content.get("added_tokens") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -250,9 +253,9 @@ def _kinds(pieces: list[str], order: MergeOrder) -> bytearray:
         if len(pieces[i]) == 1:
             kinds[i] = NORMAL
     kinds[FIRST_BYTE_ID:FIRST_LEARNED_ID] = BYTE
-    for i in range(min(FIRST_TEXT_ID, len(pieces))):
+    for i in range(FIRST_TEXT_ID):
         kinds[i] = USER_DEFINED if pieces[i] == FIXED_PIECES[i] else CONTROL
-    kinds[:4] = (CONTROL, CONTROL, CONTROL, UNKNOWN)[: len(pieces)]
+    kinds[:4] = (CONTROL, CONTROL, CONTROL, UNKNOWN)
     return bytearray(kinds)
 
 
@@ -267,7 +270,7 @@ def _scores(size: int, order: MergeOrder, kinds: bytes) -> npt.NDArray[np.float3
     first = int(learned.argmax()) if learned.any() else len(order.order)
     by_id = order.order[first:]
     if (np.diff(by_id) > 0).all():
-        scores[FIRST_LEARNED_ID:] = -np.arange(max(0, size - FIRST_LEARNED_ID), dtype=np.float32)
+        scores[FIRST_LEARNED_ID:] = -np.arange(size - FIRST_LEARNED_ID, dtype=np.float32)
         ranked = order.order[:first]
     else:
         scores[FIRST_LEARNED_ID:] = first - len(order.order)
