@@ -392,8 +392,8 @@ def _special_letter(content):
 
 
 BAD = [
-    (_set("model", "vocab", "e", 10**9), "no piece has"),
-    (_set("model", "vocab", "e", 7), "two pieces have id 7"),
+    (_set("model", "vocab", "e", 10**9), "no token has"),
+    (_set("model", "vocab", "e", 7), "two tokens have id 7"),
     (_set("model", "vocab", "e", -1), "has -1"),
     (_set("model", "vocab", "e", "7"), "has the id '7'"),
     (_set("model", "vocab", "e", True), "has the id True"),

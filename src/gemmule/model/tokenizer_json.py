@@ -204,10 +204,10 @@ def _vocabulary(model: Mapping[str, Any], source: str) -> dict[str, int]:
         for expected, (piece, i) in enumerate(vocab.items()):
             if i != expected:
                 what = (
-                    f"two pieces have id {i}" if 0 <= i < expected else f"no piece has {expected}"
+                    f"two tokens have id {i}" if 0 <= i < expected else f"no token has {expected}"
                 )
                 raise TokenizerError(
-                    f"{source}: the {len(vocab)} pieces of the vocabulary need ids from 0 to "
+                    f"{source}: the {len(vocab)} tokens of the vocabulary need ids from 0 to "
                     f"{len(vocab) - 1}, and {what} ({piece!r:.80} has {i})"
                 )
     if "" in vocab:
