@@ -91,6 +91,16 @@ def verbs(node: Any = COMMAND, path: tuple[str, ...] = ()) -> Iterator[tuple[str
             yield (*path, name)
 
 
+def test_documented_tests_exist() -> None:
+    """Each row of the table of files names the test that shows it."""
+    page = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 40
+    for file, test in named:
+        source = (ROOT / "tests/checkpoints" / file).read_text(encoding="utf-8")
+        assert f"\ndef {test}(" in source, f"docs/checkpoints.md names {file}::{test}"
+
+
 @pytest.mark.parametrize("words", gemmule_commands(), ids=" ".join)
 def test_documented_commands_parse(words: list[str]) -> None:
     verb, rest = verb_of(words)

@@ -2,13 +2,14 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from mutate import pack
-from mutate_gguf import Gguf, parse
+from mutate_gguf import Gguf, Key, parse
 from mutate_proto import packed, varint
 from safetensors.torch import save, save_file
 from torch import nn
@@ -68,13 +69,37 @@ class Maker:
     def safetensors(self) -> list[bytes]:
         half = {name: tensor.bfloat16() for name, tensor in self.names.items()}
         tied = self.names | {"lm_head.weight": self.names["model.embed_tokens.weight"].clone()}
-        return [pack([self.weights]), pack([save(half)]), pack([save(tied, {"format": "pt"})])]
+        wrapped = {f"_orig_mod.module.{name}": tensor for name, tensor in self.names.items()}
+        wrapped["module.rotary_emb.inv_freq"] = torch.ones(2)
+        files = [self.weights, save(half), save(tied, {"format": "pt"}), save(wrapped)]
+        return [pack([data]) for data in [*files, save(self._fp8())]]
+
+    def _fp8(self) -> Weights:
+        """Matrices in fp8, with one scale, one for each row, or none."""
+        stored = dict(self.names)
+        for i, name in enumerate(self.names):
+            if stored[name].ndim == 2:
+                stored[name] = stored[name].to(torch.float8_e4m3fn)
+                rows = (None, 1, len(stored[name]))[i % 3]
+                if rows:
+                    stored[f"{name}_scale"] = torch.full((rows,), 0.5)
+        return stored
 
     def safetensors_sharded(self, index: str, shards: Sequence[str]) -> list[bytes]:
         parts = self._halves()
         for part, name in zip(parts, shards, strict=True):
             save_file(part, self.work / name)
         return [self._sharded(shards, parts, [(self.work / name).read_bytes() for name in shards])]
+
+    def indexes(self, shards: Sequence[str]) -> list[bytes]:
+        """Indexes of two shards; the second names a tied head, which they do not hold."""
+        parts = self._halves()
+        head = [parts[0] | {"lm_head.weight": torch.empty(0)}, parts[1]]
+        return [self._sharded(shards, parts, []), self._sharded(shards, head, [])]
+
+    def halves(self, shards: Sequence[str], saved: Callable[[Weights], bytes]) -> dict[str, bytes]:
+        """The two shards."""
+        return {name: saved(part) for name, part in zip(shards, self._halves(), strict=True)}
 
     def _halves(self) -> list[Weights]:
         names = list(self.names)
@@ -114,7 +139,7 @@ class Maker:
         """The config, and files of torch.save."""
         weights = self._change("q_proj", "up_proj")
         half = {name: tensor.bfloat16() for name, tensor in weights.items()}
-        return _ADAPTER, [pack([_saved(weights)]), pack([_saved(half)])]
+        return _ADAPTER, [pack([torch_saved(weights)]), pack([torch_saved(half)])]
 
     def _change(self, *modules: str, dora: bool = False) -> Weights:
         """The factors of an adapter of rank 2 for the modules with these names."""
@@ -143,15 +168,15 @@ class Maker:
         fused = self._fused(self.names)
         return [
             pack([self._written(layout), None]),
-            pack([_saved({"model_state_dict": fused}), self.config_json]),
-            pack([_saved(_int8(fused)), self.config_json]),
+            pack([torch_saved({"model_state_dict": fused}), self.config_json]),
+            pack([torch_saved(_int8(fused)), self.config_json]),
         ]
 
     def ckpt_sharded(self, index: str, shards: Sequence[str]) -> list[bytes]:
         fused = self._fused(self.names)
         names = list(fused)
         parts = [{n: fused[n] for n in part} for part in (names[:4], names[4:])]
-        return [self._sharded(shards, parts, [_saved(part) for part in parts])]
+        return [self._sharded(shards, parts, [torch_saved(part) for part in parts])]
 
     @staticmethod
     def _fused(names: Weights) -> Weights:
@@ -222,9 +247,34 @@ class Maker:
             files.append(self._written(layout))
         wide = of_model(_model(_WIDE), self.tokenizer)
         (layout,), _ = gguf_writer.layouts(wide, "F16")
-        for turn in range(2):
+        for turn in range(4):
             files.append(_requantized(parse(self._written(layout)), turn))
         return [pack([data]) for data in files]
+
+    def gguf_split(self) -> list[bytes]:
+        """A model in two parts, as llama-gguf-split makes them."""
+        checkpoint = of_model(self.model, self.tokenizer)
+        (layout,), _ = gguf_writer.layouts(checkpoint, "F32")
+        whole = parse(self._written(layout))
+        half = len(whole.tensors) // 2
+        data = []
+        for number, tensors in enumerate((whole.tensors[:half], whole.tensors[half:])):
+            numbers = (("no", 2, number), ("count", 2, 2), ("tensors.count", 5, len(whole.tensors)))
+            keys = [
+                Key(f"split.{name}".encode(), kind, value.to_bytes(2 if kind == 2 else 4, "little"))
+                for name, kind, value in numbers
+            ]
+            first, end = tensors[0].offset, (whole.tensors[half].offset, None)[number]
+            own = [replace(tensor, offset=tensor.offset - first) for tensor in tensors]
+            part = Gguf([*whole.keys, *keys] if number == 0 else keys, own, whole.data[first:end])
+            data.append(part.packed())
+        return [pack(data)]
+
+    def any_file(self) -> list[bytes]:
+        """One file of each kind that is told by its content."""
+        (layout,), _ = gguf_writer.layouts(of_model(self.model, self.tokenizer), "F32")
+        files = [self._written(layout), self.weights, torch_saved(self.names)]
+        return [pack([data]) for data in files] + self.npz()
 
     # --- training states ---
 
@@ -262,7 +312,7 @@ def _adapter(weights: Weights, **settings: object) -> bytes:
     return pack([json.dumps(json.loads(_ADAPTER) | settings).encode(), save(weights)])
 
 
-def _saved(value: object) -> bytes:
+def torch_saved(value: object) -> bytes:
     out = io.BytesIO()
     torch.save(value, out)
     return out.getvalue()

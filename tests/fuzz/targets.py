@@ -21,6 +21,7 @@ from mutate_pickle import PICKLE
 from mutate_proto import PROTO
 from mutate_text import TEXT
 from mutate_zip import ZIP
+from safetensors.torch import save
 
 import gemmule.checkpoints.adapters.reader
 import gemmule.checkpoints.jax.reader  # noqa: F401 (readers are imported late, and here in time)
@@ -197,6 +198,7 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
     ckpts = ("a.ckpt", "b.ckpt")
     adapter_config, adapter_bin = make.adapter_bin()
     base = beside | config | {"model.safetensors": make.weights}  # in the adapter's own folder
+    bins, parts = ("a.bin", "b.bin"), ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf")
     index, ckpt_index = "model.safetensors.index.json", "pytorch_model.bin.index.json"
     words = (b"the sea, said the captain", "<bos>é \u2581😈".encode(), b"")
     chats = (b"uhello", b"sbe kind\x1euhello\x1eahi\x1eubye", b"u\x1em<end_of_turn>\x1eu ")
@@ -208,6 +210,14 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
         Target(
             "safetensors_sharded", (index, *shards), (JSON, SAFETENSORS, SAFETENSORS),
             make.safetensors_sharded(index, shards), check_model, beside | config,
+        ),
+        Target(
+            "safetensors_index", (index,), (JSON,), make.indexes(shards), check_model,
+            beside | config | make.halves(shards, save),
+        ),
+        Target(
+            "torch_index", (ckpt_index,), (JSON,), make.indexes(bins), check_model,
+            beside | config | make.halves(bins, fuzz_seeds.torch_saved),
         ),
         Target(
             "config", ("config.json",), (JSON,), make.configs(), check_model,
@@ -231,6 +241,11 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
         ),
         Target("npz", ("model.npz",), (NPZ * 2 + ZIP,), make.npz(), check_model, beside | config),
         Target("gguf", ("model.gguf",), (GGUF,), make.gguf(), check_model_and_tokenizer),
+        Target("gguf_split", parts, (GGUF, GGUF), make.gguf_split(), check_model_and_tokenizer),
+        Target(
+            "any_file", ("x",), (ZIP,), make.any_file(), lambda folder: check_model(folder / "x"),
+            beside | config,
+        ),
         Target(
             "training_state", ("state.safetensors", "state.json"), (SAFETENSORS, JSON),
             make.training_state(), check_training_state,
