@@ -243,7 +243,7 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
         Target("gguf", ("model.gguf",), (GGUF,), make.gguf(), check_model_and_tokenizer),
         Target("gguf_split", parts, (GGUF, GGUF), make.gguf_split(), check_model_and_tokenizer),
         Target(
-            "any_file", ("x",), (ZIP,), make.any_file(), lambda folder: check_model(folder / "x"),
+            "any_file", ("x",), ((),), make.any_file(), lambda folder: check_model(folder / "x"),
             beside | config,
         ),
         Target(
