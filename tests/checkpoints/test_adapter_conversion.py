@@ -265,6 +265,15 @@ def test_without_one_the_bases_is_used(adapter: Path, tokenizer: Tokenizer) -> N
     assert load_model(adapter)[1].fingerprint == tokenizer.fingerprint
 
 
+def test_a_chat_format_without_a_tokenizer(adapter: Path, tokenizer: Tokenizer) -> None:
+    """transformers writes a generation_config.json with an adapter, and no tokenizer."""
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [1, 300]}')
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    own = load_model(adapter)[1]
+    assert own.chat_format == ("{{ messages[0].content }}", (1, 300))
+    assert own.fingerprint == tokenizer.fingerprint
+
+
 def test_its_own_comes_first_with_the_stop_ids_of_both(
     saved: Path, adapter: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

@@ -20,7 +20,13 @@ from gemmule.checkpoints.shapes import tokenizer_in
 from gemmule.errors import CheckpointError, ConfigError, MissingTokenizerError, TokenizerError
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.model.tokenizer_files import GENERATION_CONFIG, TOKENIZER_CONFIG, read_object
+from gemmule.model.tokenizer_files import (
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    read_chat_templates,
+    read_object,
+    read_stop_ids,
+)
 
 
 def open_adapter(folder: Path, base: str | None, open_located: OpenLocated) -> Checkpoint:
@@ -97,7 +103,7 @@ def _resized(config: GemmaConfig, rows: int, file: Path) -> GemmaConfig:
 def _tokenizer(folder: Path, base: Checkpoint, rows: int) -> Tokenizer:
     """The adapter's own tokenizer, or else the base's."""
     try:
-        tokenizer, owner = _with_chat_format(tokenizer_in(folder), folder, base), folder
+        tokenizer, owner = tokenizer_in(folder), folder
     except MissingTokenizerError:
         tokenizer, owner = base.tokenizer, base.path
     if tokenizer.vocab_size > rows:
@@ -106,23 +112,27 @@ def _tokenizer(folder: Path, base: Checkpoint, rows: int) -> Tokenizer:
             f"the adapter {folder} makes has {rows} rows: it was saved without its resized "
             "embedding (save_embedding_layers=True in peft), or the base is another one"
         )
-    return tokenizer
+    return _with_chat_format(tokenizer, folder, base)
 
 
-def _with_chat_format(own: Tokenizer, folder: Path, base: Checkpoint) -> Tokenizer:
-    """The adapter's tokenizer with what only the base's files say: template and stop ids.
+def _with_chat_format(tokenizer: Tokenizer, folder: Path, base: Checkpoint) -> Tokenizer:
+    """The tokenizer with the adapter's template and stop ids, and what only the base's files say.
 
     The token that the adapter's tokenizer_config.json calls eos_token is a stop id, too.
     """
+    try:
+        template, base_stop_ids = base.tokenizer.chat_format
+    except TokenizerError:  # the base has none
+        template, base_stop_ids = None, ()
+    templates = read_chat_templates(folder)
+    template = templates.pop("default", template)
     declared = (read_object(folder / name) for name in (GENERATION_CONFIG, "config.json"))
     if any(values.get("eos_token_id") is not None for values in declared):
-        return own
-    try:
-        template, stop_ids = base.tokenizer.chat_format
-    except TokenizerError:  # the base has none
-        template, stop_ids = None, own.stop_ids
+        stop_ids = read_stop_ids(folder, tokenizer.vocab_size)
+        return tokenizer.with_chat_format(template, stop_ids, templates or None)
     eos = read_object(folder / TOKENIZER_CONFIG).get("eos_token")
     eos = eos.get("content") if isinstance(eos, dict) else eos
-    ids = own.encode(eos, control=True) if isinstance(eos, str) else []
-    stops = (*stop_ids, *(ids if len(ids) == 1 else ()))
-    return own.with_chat_format(own.chat_template or template, tuple(dict.fromkeys(stops)))
+    ids = tokenizer.encode(eos, control=True) if isinstance(eos, str) else []
+    own_stop_ids = ids if len(ids) == 1 else tokenizer.stop_ids
+    stop_ids = tuple(dict.fromkeys((*base_stop_ids, *own_stop_ids)))
+    return tokenizer.with_chat_format(template, stop_ids, templates or None)
