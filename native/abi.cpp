@@ -74,6 +74,7 @@ constexpr Entry kEntries[] = {
     GM_OFFSET(gm_step, output_target),
     GM_OFFSET(gm_step, output_z),
     GM_OFFSET(gm_step, output_row),
+    GM_OFFSET(gm_step, output_mask),
     GM_OFFSET(gm_step, top_stride),
     GM_OFFSET(gm_step, reserved2),
     GM_OFFSET(gm_step, top_ids),

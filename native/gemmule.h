@@ -62,8 +62,11 @@ typedef struct {
   const int32_t *output_target; /* token whose logit to return, or -1 */
   const int32_t *output_z;      /* 1: return the logarithm of the sum of exp(logits) */
   const int32_t *output_row;    /* row of `logits` that receives all logits, or -1 */
+  /* Bit i % 32 of word i / 32 says whether token i may be among the most likely ones. A pointer that
+   * is NULL, or `output_mask` itself, allows all. The other results do not depend on it. */
+  const uint32_t *const *output_mask;
   int32_t top_stride, reserved2;
-  int32_t *top_ids;    /* [outputs, top_stride], most likely first */
+  int32_t *top_ids;    /* [outputs, top_stride], most likely first; -1 where too few are allowed */
   float *top_logits;   /* [outputs, top_stride] */
   float *target_logit; /* [outputs] */
   float *log_z;        /* [outputs] */

@@ -1,5 +1,6 @@
 // The forward pass of model/gemma.py over the tokens of a step.
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -243,7 +244,10 @@ struct Step {
     if (target >= first_id && target < first_id + count)
       s.target_logit[output] = y[target - first_id];
     const int top = s.output_top[output];
-    if (top == 1) {
+    const uint32_t* mask = s.output_mask ? s.output_mask[output] : nullptr;
+    if (top && mask) {
+      collect_allowed(y, mask + first_id / 32, first_id, count, top, ids, logits);
+    } else if (top == 1) {
       const int at = k.argmax(y, count);
       ids[0] = first_id + at;
       logits[0] = y[at];
@@ -262,46 +266,75 @@ struct Step {
     }
   }
 
-  // The `top` most likely of `count` tokens, in descending order; ties go to the lower id. Missing
-  // entries get id -1.
-  static void collect_top(const float* y, int32_t first_id, int count, int top, int32_t* ids,
-                          float* logits) {
+  // The most likely tokens so far, at most `top`, in descending order; ties go to the one that came
+  // first.
+  struct Best {
+    int top;
+    int32_t* ids;
+    float* logits;
     int size = 0;
-    for (int i = 0; i < count; ++i) {
-      if (size == top && !(y[i] > logits[top - 1])) continue;
+
+    bool takes(float logit) const { return size < top || logit > logits[top - 1]; }
+
+    void insert(int32_t id, float logit) {
       int at = size < top ? size++ : top - 1;
-      for (; at > 0 && y[i] > logits[at - 1]; --at) {
+      for (; at > 0 && logit > logits[at - 1]; --at) {
         ids[at] = ids[at - 1];
         logits[at] = logits[at - 1];
       }
-      ids[at] = first_id + i;
-      logits[at] = y[i];
+      ids[at] = id;
+      logits[at] = logit;
     }
-    for (; size < top; ++size) ids[size] = -1;
+
+    // Missing entries get id -1.
+    void finish() {
+      for (; size < top; ++size) ids[size] = -1;
+    }
+  };
+
+  // The `top` most likely of `count` tokens; ties go to the lower id.
+  static void collect_top(const float* y, int32_t first_id, int count, int top, int32_t* ids,
+                          float* logits) {
+    Best best{top, ids, logits};
+    for (int i = 0; i < count; ++i)
+      if (best.takes(y[i])) best.insert(first_id + i, y[i]);
+    best.finish();
+  }
+
+  // The same for tokens whose bit is set; the mask begins with the bit of `first_id`.
+  static void collect_allowed(const float* y, const uint32_t* mask, int32_t first_id, int count,
+                              int top, int32_t* ids, float* logits) {
+    Best best{top, ids, logits};
+    for (int first = 0; first < count; first += 32) {
+      uint32_t bits = mask[first / 32];
+      const int left = count - first;
+      if (left < 32) bits &= (1u << left) - 1;
+      if (bits == ~0u) {  // most words of a mask that forbids little
+        for (int i = first; i < first + 32; ++i)
+          if (best.takes(y[i])) best.insert(first_id + i, y[i]);
+        continue;
+      }
+      for (; bits; bits &= bits - 1) {
+        const int i = first + std::countr_zero(bits);
+        if (best.takes(y[i])) best.insert(first_id + i, y[i]);
+      }
+    }
+    best.finish();
   }
 
   // Merges the results of all parts into the step's outputs.
   void merge(int output, int r, int rows, int64_t parts, int top, const int32_t* ids,
              const float* logits, const double* z) {
     const int limit = s.output_top[output];
-    int32_t* to_ids = s.top_ids + static_cast<int64_t>(output) * s.top_stride;
-    float* to_logits = s.top_logits + static_cast<int64_t>(output) * s.top_stride;
-    int size = 0;
+    Best best{limit, s.top_ids + static_cast<int64_t>(output) * s.top_stride,
+              s.top_logits + static_cast<int64_t>(output) * s.top_stride};
     for (int64_t p = 0; limit && p < parts; ++p) {
       const int32_t* part_ids = ids + (p * rows + r) * top;
       const float* part = logits + (p * rows + r) * top;
-      for (int i = 0; i < limit && part_ids[i] >= 0; ++i) {
-        if (size == limit && !(part[i] > to_logits[limit - 1])) break;
-        int at = size < limit ? size++ : limit - 1;
-        for (; at > 0 && part[i] > to_logits[at - 1]; --at) {
-          to_ids[at] = to_ids[at - 1];
-          to_logits[at] = to_logits[at - 1];
-        }
-        to_ids[at] = part_ids[i];
-        to_logits[at] = part[i];
-      }
+      for (int i = 0; i < limit && part_ids[i] >= 0 && best.takes(part[i]); ++i)
+        best.insert(part_ids[i], part[i]);
     }
-    for (; size < limit; ++size) to_ids[size] = -1;
+    best.finish();
     if (!s.output_z[output]) return;
     double largest = z[r];
     for (int64_t p = 1; p < parts; ++p) largest = std::max(largest, z[p * rows + r]);

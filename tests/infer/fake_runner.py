@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gemmule.infer.core.request import Completion, Request
-from gemmule.infer.core.sampling import Sampler
+from gemmule.infer.core.sampler import Sampler
 from gemmule.infer.core.text_stream import TextStream
 from gemmule.infer.runners.protocol import PAGE, ScheduledChunk, StepOutput
 from gemmule.infer.runners.torch_runner import step_output
@@ -108,6 +108,9 @@ class FakeTokenizer:
 
     vocab_size = WORDS
     stop_ids = (1,)
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([0, 0, 0, *[1] * (WORDS - 3)])  # two controls and the end
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return bytes(97 + i if i > 1 else 32 for i in ids)

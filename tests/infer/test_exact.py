@@ -7,9 +7,9 @@ import pytest
 
 from gemmule.infer.core import request_state
 from gemmule.infer.core.request import Request
-from gemmule.infer.core.request_state import logits_request_for
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.core.speculative import NgramDrafter, Speculation
+from gemmule.infer.core.step_outputs import logits_request_for
 from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
@@ -94,7 +94,7 @@ def test_log_probabilities_from_the_top_k_are_those_from_the_whole_row(
     assert not any(request.all_logits for request in asked)
     small = Engine(runner(), lm.tokenizer).complete(requests)
 
-    def whole_row(*args: Any) -> LogitsRequest:
+    def whole_row(*args: Any, **more: Any) -> LogitsRequest:
         return LogitsRequest(0, all_logits=True, log_z=True)
 
     monkeypatch.setattr(request_state, "logits_request_for", whole_row)

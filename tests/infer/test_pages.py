@@ -134,20 +134,20 @@ def test_most_pages_is_what_a_sequence_run_token_by_token_holds() -> None:
 def planned(scheduler: Scheduler) -> dict[int, int]:
     """Tokens of each sequence in the next step, which then has run."""
     chunks = scheduler.plan()
-    running = {sequence.request_id: sequence for sequence in scheduler.running}
+    running = {sequence.sequence_id: sequence for sequence in scheduler.running}
     for chunk in chunks:
-        sequence = running[chunk.request_id]
+        sequence = running[chunk.sequence_id]
         if chunk.end == len(sequence.tokens):
             sequence.tokens.append(1)
             sequence.first_output_pos = len(sequence.tokens) - 1
         scheduler.advance(sequence, chunk.end)
-    return {chunk.request_id: len(chunk.tokens) for chunk in chunks}
+    return {chunk.sequence_id: len(chunk.tokens) for chunk in chunks}
 
 
-def sequence(request_id: int, length: int, max_len: int = 400) -> TokenSequence:
+def sequence(sequence_id: int, length: int, max_len: int = 400) -> TokenSequence:
     return TokenSequence(
-        request_id,
-        [request_id + 10] * length,
+        sequence_id,
+        [sequence_id + 10] * length,
         first_output_pos=length - 1,
         max_len=max_len,
         logits_request=lambda index, position: LogitsRequest(index),
@@ -189,7 +189,7 @@ def test_the_youngest_gives_way_and_comes_back() -> None:
         planned(scheduler)
     assert second.tokens == drawn  # nothing of it was lost
     scheduler.remove(first)
-    assert second.request_id in planned(scheduler)
+    assert second.sequence_id in planned(scheduler)
 
 
 def test_drafts_take_what_is_left_of_the_step() -> None:

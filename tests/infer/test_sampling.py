@@ -12,13 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmule.errors import ConfigError, GemmuleError
-from gemmule.infer.core.sampling import (
-    Sampler,
-    SamplingParams,
-    _random_times,
-    penalize,
-    top_logits,
-)
+from gemmule.infer.core.sampler import Sampler, _random_times, penalize
+from gemmule.infer.core.sampling import SamplingParams, top_logits
 
 
 def plain(logits: list[float], params: SamplingParams) -> list[float]:

@@ -42,7 +42,7 @@ class Guesser:
     ) -> list[list[int]]:
         return [[self.rng.randrange(WORDS) for _ in range(self.rng.randint(0, n))] for n in counts]
 
-    def forget(self, request_id: int) -> None:
+    def forget(self, sequence_id: int) -> None:
         """Knows nothing."""
 
     reset = weights_changed = forget  # type: ignore[assignment]

@@ -8,14 +8,23 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
-from gemmule.errors import ConfigError, EngineClosedError, EngineDeadError, QueueFullError
+from gemmule.errors import (
+    ConfigError,
+    EngineClosedError,
+    EngineDeadError,
+    GemmuleError,
+    QueueFullError,
+    first_line,
+)
+from gemmule.infer.core.constraint import ConstraintError, TokenConstraint
 from gemmule.infer.core.engine_core import EngineStats
 from gemmule.infer.core.request import Request, RequestOutput
-from gemmule.infer.core.request_state import RequestState
+from gemmule.infer.core.request_state import GenerationState, RequestState
 from gemmule.infer.core.speculative import Speculation
 from gemmule.infer.driver import MAX_FAILED_STEPS, StepLoop, make_core
 from gemmule.infer.runners.protocol import Runner
@@ -25,6 +34,7 @@ from gemmule.runtime.forks import in_child
 MAX_WAITING = 256
 
 OnOutput = Callable[[RequestOutput], None]
+State = TypeVar("State", bound=RequestState)
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +68,8 @@ class AsyncEngine:
             cache_bytes: maximum memory for keys and values; None: as `pages_for` chooses.
             cache_tokens: the same in tokens, instead.
             speculation: proposes draft tokens; None: none are proposed.
-            max_waiting: number of requests that may wait; preempted ones count, running ones do
-                not.
+            max_waiting: number of samples that may wait; preempted ones count, and those that wait
+                for a constraint; running ones do not.
             max_failed_steps: number of failed steps in a row after which the engine gives up.
             after_step: called in the engine's thread after all callbacks of a step, for a consumer
                 that hands on the outputs of a step together.
@@ -75,8 +85,10 @@ class AsyncEngine:
         self._max_waiting, self._after_step = max_waiting, after_step
         self._condition = threading.Condition()
         # All below is guarded by the condition's lock.
-        self._arrived: dict[int, RequestState] = {}
-        self._withdrawn: list[RequestState] = []  # cancelled before the thread took them up
+        self._arrived: dict[int, Sequence[RequestState]] = {}  # the samples of each request
+        self._unconstrained: dict[int, Sequence[GenerationState]] = {}  # wait for a future
+        # Ended before the thread took them up: with the finish reason, and the error.
+        self._withdrawn: list[tuple[Sequence[RequestState], str, GemmuleError | None]] = []
         self._cancelled: list[int] = []
         self._callbacks: dict[int, OnOutput] = {}
         self._weights_changed = False
@@ -110,9 +122,9 @@ class AsyncEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Number of requests that wait, of at most `max_waiting`."""
+        """Number of samples that wait, of at most `max_waiting`."""
         with self._condition:
-            return len(self._arrived) + self._core.num_waiting
+            return self._num_waiting()
 
     def stats(self) -> EngineStats:
         """Returns the engine's counters and gauges, between steps or within one."""
@@ -122,21 +134,29 @@ class AsyncEngine:
         """Adds a request.
 
         Args:
-            request: prompt and settings.
-            on_output: called in the engine's thread with each output of the request, the last one
-                being `finished`. It must return soon, as all requests wait for it. If it raises,
-                the request is cancelled and the error logged.
+            request: prompt, settings and constraint. If the constraint is a future, the request
+                waits for it, and ends with "error" if it fails.
+            on_output: called in the engine's thread with each output of the request's samples, the
+                last one being `finished`. It must return soon, as all requests wait for it. If it
+                raises, the request is cancelled and the error logged.
 
         Returns:
             The request's id, which may be cancelled, and which its outputs carry.
 
         Raises:
             ConfigError: if the request can never run.
-            QueueFullError: if `max_waiting` requests wait already.
+            QueueFullError: if more than `max_waiting` samples would wait.
             EngineClosedError: after `shutdown`.
             EngineDeadError: if the engine has given up.
         """
-        return self._submit(self._core.generation(request), on_output)
+        states = self._core.generation(request, wait=False)
+        if not isinstance(request.constraint, Future):
+            return self._submit(states, on_output, self._arrived)
+        request_id = self._submit(states, on_output, self._unconstrained)
+        request.constraint.add_done_callback(
+            lambda constraint: self._constrain(request_id, constraint)
+        )
+        return request_id
 
     def submit_score(
         self, context: Sequence[int], continuation: Sequence[int], on_output: OnOutput
@@ -154,7 +174,8 @@ class AsyncEngine:
         """
         if not continuation:
             raise ConfigError("the continuation is empty; it needs one token at least")
-        return self._submit(self._core.scoring(context, continuation), on_output)
+        state = self._core.scoring(context, continuation)
+        return self._submit([state], on_output, self._arrived)
 
     async def iterate(self, request: Request) -> AsyncIterator[RequestOutput]:
         """Yields the outputs of one request; leaving the iteration cancels it.
@@ -187,9 +208,10 @@ class AsyncEngine:
         Its last output says "cancelled". One that is unknown or has ended stays as it is.
         """
         with self._condition:
-            state = self._arrived.pop(request_id, None)
-            if state is not None:
-                self._withdrawn.append(state)
+            states = self._arrived.pop(request_id, None)
+            states = self._unconstrained.pop(request_id, states)
+            if states is not None:
+                self._withdrawn.append((states, "cancelled", None))
             elif request_id in self._callbacks:
                 self._cancelled.append(request_id)
             self._condition.notify()
@@ -227,30 +249,63 @@ class AsyncEngine:
     def _after_fork(self) -> None:
         """In a fork of the process, where the engine's thread does not exist: gives up."""
         self._condition = threading.Condition()  # the other one may be locked for good
-        self._arrived, self._callbacks, self._withdrawn, self._cancelled = {}, {}, [], []
+        self._arrived, self._unconstrained, self._callbacks = {}, {}, {}
+        self._withdrawn, self._cancelled = [], []
         self._stopped = True
         self._loop.dead = EngineDeadError(
             "the engine's thread is in the process that this one was forked from: make an engine "
             "in each process, after the fork"
         )
 
-    def _submit(self, state: RequestState, on_output: OnOutput) -> int:
+    def _submit(
+        self, states: Sequence[State], on_output: OnOutput, line: dict[int, Sequence[State]]
+    ) -> int:
+        """Puts the samples of a request into one of the lines."""
         with self._condition:
             if self._loop.dead is not None:
                 raise EngineDeadError(str(self._loop.dead)) from self._loop.dead.__cause__
             if self._closing or self._stopped:
                 raise EngineClosedError("the engine is shutting down: it takes no new requests")
-            waiting = len(self._arrived) + self._core.num_waiting
-            if waiting >= self._max_waiting:
+            waiting = self._num_waiting()
+            if waiting + len(states) > self._max_waiting:
                 raise QueueFullError(
                     f"{waiting} requests are waiting, of at most {self._max_waiting}: try again "
                     "later"
                 )
-            request_id = state.sequence.request_id
-            self._arrived[request_id] = state
+            request_id = states[0].request_id
+            line[request_id] = states
             self._callbacks[request_id] = on_output
             self._condition.notify()
         return request_id
+
+    def _num_waiting(self) -> int:
+        lines = (*self._arrived.values(), *self._unconstrained.values())
+        return sum(map(len, lines)) + self._core.num_waiting
+
+    def _constrain(self, request_id: int, constraint: "Future[TokenConstraint]") -> None:
+        """Lets a request go on whose constraint is there, or ends it if it has failed."""
+        with self._condition:
+            states = self._unconstrained.get(request_id)
+        if states is None:  # cancelled
+            return
+        error: GemmuleError | None = None
+        try:
+            self._core.constrain(states, constraint.result())
+        except GemmuleError as e:
+            error = e
+        except BaseException as e:  # whatever it is, the request must end
+            error = ConstraintError(
+                f"the constraint could not be made: {type(e).__name__}: {first_line(e)}"
+            )
+            error.__cause__ = e
+        with self._condition:
+            if self._unconstrained.pop(request_id, None) is None:  # cancelled meanwhile
+                return
+            if error is None:
+                self._arrived[request_id] = states
+            else:
+                self._withdrawn.append((states, "error", error))
+            self._condition.notify()
 
     def _run(self) -> None:
         """Runs steps until the engine is shut down or dead."""
@@ -284,24 +339,29 @@ class AsyncEngine:
                     or self._withdrawn
                     or self._cancelled
                     or self._weights_changed
-                    or self._closing
+                    or (self._closing and not self._unconstrained)
+                    or self._closing == "now"
                 )
             )
             arrived, self._arrived = self._arrived, {}
             withdrawn, self._withdrawn = self._withdrawn, []
             cancelled, self._cancelled = self._cancelled, []
             changed, self._weights_changed = self._weights_changed, False
-            for state in (*arrived.values(), *withdrawn):
-                core.add(state)
-            for request_id in (*cancelled, *(s.sequence.request_id for s in withdrawn)):
+            for states in arrived.values():
+                core.add(states)
+            for states, reason, error in withdrawn:
+                core.add(states)
+                core.end(states[0].request_id, reason, error)
+            for request_id in cancelled:
                 core.cancel(request_id)
             closing = self._closing
+            more = bool(core.num_requests or self._unconstrained) or closing is None
         if changed:
             self._loop.weights_changed()
         self._deliver(core.take_outputs())
         if closing == "now":
             return False
-        return bool(core.num_requests) or closing is None
+        return more
 
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
         """Calls the callbacks of outputs, outside the lock."""
@@ -328,10 +388,11 @@ class AsyncEngine:
         """Gives every request that is left its last output."""
         with self._condition:
             self._stopped = True
-            left = [*self._arrived.values(), *self._withdrawn]
-            self._arrived, self._withdrawn = {}, []
-        for state in left:
-            self._core.add(state)
+            left = [*self._arrived.values(), *self._unconstrained.values()]
+            left += [states for states, _, _ in self._withdrawn]
+            self._arrived, self._unconstrained, self._withdrawn = {}, {}, []
+        for states in left:
+            self._core.add(states)
         dead = self._loop.dead
         self._core.abort("cancelled" if dead is None else "error", dead)
         self._deliver(self._core.take_outputs())

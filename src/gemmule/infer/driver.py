@@ -8,7 +8,8 @@ from gemmule.errors import EngineDeadError, first_line
 from gemmule.infer.core.cache_size import pages_for
 from gemmule.infer.core.engine_core import EngineCore, EngineStats
 from gemmule.infer.core.request import Completion, Request, RequestOutput, Score
-from gemmule.infer.core.request_state import GenerationState, RequestState, ScoringState
+from gemmule.infer.core.request_state import GenerationState, RequestState
+from gemmule.infer.core.scoring_state import ScoringState
 from gemmule.infer.core.speculative import Speculation
 from gemmule.infer.runners.protocol import Runner
 from gemmule.model.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ class Engine:
         self._core = make_core(runner, tokenizer, speculation, cache_bytes, cache_tokens)
         self._loop = StepLoop(self._core, runner, max_failed_steps)
         # Other threads put their wishes here, to be taken up between steps.
-        self._arrived: deque[RequestState] = deque()
+        self._arrived: deque[Sequence[RequestState]] = deque()  # the samples of each request
         self._cancelled: deque[int] = deque()
         self._stepping = threading.Lock()
         self._outputs: deque[RequestOutput] = deque()  # of submitted requests
@@ -148,18 +149,22 @@ class Engine:
         return self._core.fits(positions)
 
     def submit(self, request: Request) -> int:
-        """Adds a request; returns its id, which its outputs carry.
+        """Adds a request; returns its id, which the outputs of all its samples carry.
 
         Raises:
             ConfigError: if it can never run: an id that the model does not have, a prompt longer
-                than the context, more than the pool of pages can hold.
+                than the context, more than the pool of pages can hold, a constraint that is for
+                another vocabulary or allows no first token.
         """
-        state = self._core.generation(request)
-        self._arrived.append(state)
-        return state.sequence.request_id
+        states = self._core.generation(request)
+        self._arrived.append(states)
+        return states[0].request_id
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request; its last output says so. One that has ended already stays as it is."""
+        """Ends all samples of a request; their last outputs say so.
+
+        A request that has ended already stays as it is.
+        """
         self._cancelled.append(request_id)
         if self._stepping.acquire(blocking=False):
             try:
@@ -190,15 +195,18 @@ class Engine:
         return self._follow(self._core.generation(request))
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Runs requests until they end; returns their completions in the same order.
+        """Runs requests until they end.
+
+        Returns:
+            Their completions in the same order: as many for each request as it has samples.
 
         Raises:
             ConfigError: as for `submit`, before anything has run.
             EngineDeadError: if steps keep failing.
         """
-        states = [self._core.generation(request) for request in requests]
-        self._finish(states)
-        return [state.completion() for state in states]
+        requested = [self._core.generation(request) for request in requests]
+        self._finish(requested)
+        return [state.completion() for states in requested for state in states]
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
         """Computes log-probabilities of continuations; common prefixes are computed once.
@@ -214,7 +222,7 @@ class Engine:
         states: list[ScoringState] = [
             self._core.scoring(context, continuation) for context, continuation in pairs
         ]
-        self._finish([state for state in states if not state.done])
+        self._finish([[state] for state in states if not state.done])
         return [state.score() for state in states]
 
     def weights_changed(self) -> None:
@@ -226,10 +234,10 @@ class Engine:
         with self._stepping:
             self._loop.weights_changed()
 
-    def _follow(self, state: GenerationState) -> Iterator[RequestOutput]:
+    def _follow(self, states: Sequence[GenerationState]) -> Iterator[RequestOutput]:
         inbox: deque[RequestOutput] = deque()
-        self._inboxes[state.sequence.request_id] = inbox
-        self._arrived.append(state)
+        self._inboxes[states[0].request_id] = inbox
+        self._arrived.append(states)
         try:
             while True:
                 while inbox:
@@ -241,19 +249,20 @@ class Engine:
                         return
                 self._step()
         finally:
-            if not state.done:
-                self.cancel(state.sequence.request_id)
+            if not all(state.done for state in states):
+                self.cancel(states[0].request_id)
 
-    def _finish(self, states: Sequence[RequestState]) -> None:
-        self._inboxes.update((state.sequence.request_id, None) for state in states)
-        self._arrived.extend(states)
+    def _finish(self, requested: Sequence[Sequence[RequestState]]) -> None:
+        states = [state for samples in requested for state in samples]
+        self._inboxes.update((samples[0].request_id, None) for samples in requested)
+        self._arrived.extend(requested)
         try:
             while not all(state.done for state in states):
                 self._step()
         finally:
-            for state in states:
-                if not state.done:
-                    self.cancel(state.sequence.request_id)
+            for samples in requested:
+                if not all(state.done for state in samples):
+                    self.cancel(samples[0].request_id)
         for state in states:
             if state.error is not None:  # another thread's step was the last to fail
                 raise state.error

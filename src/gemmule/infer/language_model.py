@@ -9,8 +9,9 @@ import torch
 from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, MissingTokenizerError, TokenizerError
 from gemmule.infer.async_driver import MAX_WAITING, AsyncEngine
+from gemmule.infer.core.constraint import TokenConstraint
 from gemmule.infer.core.request import Completion, Request, RequestOutput, Score, check_text
-from gemmule.infer.core.sampling import NotFinite, SamplingParams, SamplingSettings
+from gemmule.infer.core.sampling import SamplingParams, SamplingSettings
 from gemmule.infer.core.speculative import (
     ModelDrafter,
     NgramDrafter,
@@ -32,8 +33,7 @@ class LanguageModel:
     """Generates, chats and scores.
 
     Keyword settings of `generate`, `stream`, `chat` and `stream_chat` are the fields of
-    `SamplingParams`: max_new_tokens, temperature, top_k, top_p, min_p, seed, stop,
-    repetition_penalty, logprobs.
+    `SamplingParams`, such as max_new_tokens, temperature, seed and stop.
 
     Attributes:
         model: the torch module, tokens_BT to logits_BTV.
@@ -140,14 +140,14 @@ class LanguageModel:
         Raises:
             ConfigError: for a bad setting, or a prompt longer than the context.
         """
-        params = SamplingParams.of(settings)
+        params = _one_sample(settings)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         texts = [done.text for done in self.complete([self._encode(p) for p in prompts], params)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
         """Continues one text as `generate` does, and yields the result in parts as they come."""
-        params = SamplingParams.of(settings)
+        params = _one_sample(settings)
         return self._stream(self._encode(prompt), params)
 
     def chat(
@@ -173,7 +173,7 @@ class LanguageModel:
             ConfigError: for a bad setting, or a conversation longer than the context.
             TokenizerError: for messages in another order.
         """
-        params = SamplingParams.of(settings)
+        params = _one_sample(settings)
         ids = self.tokenizer.render_chat(messages, strict=strict)
         return self.complete([ids], params)[0].text
 
@@ -185,7 +185,7 @@ class LanguageModel:
         **settings: Unpack[SamplingSettings],
     ) -> Iterator[str]:
         """Returns the model's next turn as `chat` does, in parts as they come."""
-        params = SamplingParams.of(settings)
+        params = _one_sample(settings)
         ids = self.tokenizer.render_chat(messages, strict=strict)
         return self._stream(ids, params)
 
@@ -221,16 +221,33 @@ class LanguageModel:
         return PrefixScorer(self.model).stream(groups)
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        constraint: TokenConstraint | None = None,
     ) -> list[Completion]:
         """Continues token ids; returns tokens, finish reasons, log-probabilities and counts too.
 
+        With a seed, sample j of prompt number i is sampled with seed + i * n + j.
+
+        Args:
+            prompts: token ids, at least one each.
+            params: settings of all of them.
+            constraint: decides which tokens may come next; each sample has a copy.
+
+        Returns:
+            `params.n` completions for each prompt, in the order of the prompts.
+
         Raises:
-            ConfigError: for ids that the model does not have, or a prompt longer than the context.
-            GemmuleError: if the model's logits are not finite.
+            ConfigError: for ids that the model does not have, a prompt longer than the context, or
+                a constraint for another vocabulary.
+            GemmuleError: if the model's logits are not finite, or the constraint fails.
         """
-        requests = [Request(prompt, params, row) for row, prompt in enumerate(prompts)]
-        return [_finite(completion) for completion in self.engine().complete(requests)]
+        requests = [
+            Request(prompt, params, number * params.n, constraint)
+            for number, prompt in enumerate(prompts)
+        ]
+        return [_checked(completion) for completion in self.engine().complete(requests)]
 
     def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[str]:
         outputs = self.engine().iterate(Request(ids, params))  # a bad prompt is refused at once
@@ -282,9 +299,20 @@ class LanguageModel:
         return self.tokenizer.encode(text, bos=True)
 
 
-def _finite(completion: Completion) -> Completion:
-    if completion.finish_reason == "error":
-        raise NotFinite
+def _one_sample(settings: SamplingSettings) -> SamplingParams:
+    """Checks the settings of a method that returns one text for each prompt."""
+    params = SamplingParams.of(settings)
+    if params.n > 1:
+        raise ConfigError(
+            f"n is {params.n}; this returns one text for each prompt: use `complete`, or "
+            "`generate` with a list that has the prompt several times"
+        )
+    return params
+
+
+def _checked(completion: Completion) -> Completion:
+    if completion.error is not None:
+        raise completion.error
     return completion
 
 
@@ -293,7 +321,7 @@ def _texts(outputs: Iterator[RequestOutput]) -> Iterator[str]:
         if output.text:
             yield output.text
         if output.completion is not None:
-            _finite(output.completion)
+            _checked(output.completion)
 
 
 def _layout(model: Gemma) -> object:

@@ -88,6 +88,7 @@ class CStep(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "output_token", "output_top", "output_target", "output_z", "output_row",
+                "output_mask",
             )
         ),
         ("top_stride", ctypes.c_int32),

@@ -7,9 +7,12 @@ synchronous one and async_driver.py for the one with a thread.
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from gemmule.errors import ConfigError, GemmuleError
+from gemmule.infer.core.constraint import TokenConstraint, TokenFilter, VocabularyMasks
 from gemmule.infer.core.pages import PoolStats, max_pages
 from gemmule.infer.core.request import (
     Request,
@@ -19,8 +22,9 @@ from gemmule.infer.core.request import (
     checked_ids,
     length_of,
 )
-from gemmule.infer.core.request_state import GenerationState, RequestState, ScoringState
+from gemmule.infer.core.request_state import GenerationState, RequestState
 from gemmule.infer.core.scheduler import Scheduler
+from gemmule.infer.core.scoring_state import ScoringState
 from gemmule.infer.core.speculative import Speculation
 from gemmule.infer.runners.protocol import PAGE, Runner, ScheduledChunk, StepOutput
 from gemmule.model.tokenizer import Tokenizer
@@ -35,7 +39,7 @@ class EngineStats:
         waiting: requests that wait: new ones, and preempted ones.
         pool: use of the pages.
         preemptions: how often a request had to give up its pages.
-        prompt_tokens: tokens of the prompts of all requests that have started.
+        prompt_tokens: tokens of the prompts of all samples that have started.
         cached_tokens: those of them that were found in the prefix cache.
         generated_tokens: tokens sampled.
         steps: steps applied.
@@ -89,14 +93,16 @@ class EngineCore:
         self._num_logits = runner.config.vocab_size
         self._vocab_size = self._num_logits if tokenizer is None else tokenizer.vocab_size
         self._scheduler = Scheduler(pages, self._config.sliding_window, runner.max_step_tokens)
-        self._states: dict[int, RequestState] = {}
+        self._states: dict[int, RequestState] = {}  # by the ids of their sequences
+        # Of requests with several samples: the ids of those that have not ended.
+        self._unfinished: dict[int, list[int]] = {}
         self._ids = itertools.count()
         self._outputs: list[RequestOutput] = []
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
 
     @property
     def num_requests(self) -> int:
-        """Number of requests that have been added and have not ended."""
+        """Number of requests that have been added and have not ended; each sample counts."""
         return len(self._states)
 
     @property
@@ -124,12 +130,17 @@ class EngineCore:
         """Whether a sequence of `positions` fits in the pool if nothing else runs."""
         return self._scheduler.can_ever_run(positions)
 
-    def generation(self, request: Request) -> GenerationState:
-        """Checks a request and returns its state, to be added.
+    def generation(self, request: Request, *, wait: bool = True) -> list[GenerationState]:
+        """Checks a request and returns the states of its samples, to be added.
+
+        Args:
+            request: prompt, settings and constraint.
+            wait: wait for a constraint that is a future; otherwise it is left to `constrain`.
 
         Raises:
             ConfigError: if it can never run: an id that the model does not have, a prompt longer
-                than the context, more than the pool of pages can hold.
+                than the context, more than the pool of pages can hold, a constraint that is for
+                another vocabulary or allows no first token.
         """
         context = self._config.max_position_embeddings
         remaining = check_prompt(context, length_of(request.prompt, "the prompt"))
@@ -137,17 +148,45 @@ class EngineCore:
         params = request.params
         if params.stop and self._tokenizer is None:
             raise ConfigError(f"stop is {params.stop!r}; without a tokenizer there is no text")
-        state = GenerationState(
-            next(self._ids),
-            Request(prompt, params, request.row),
-            self._tokenizer,
-            remaining=remaining,
-            vocab_size=self._vocab_size,
-            num_logits=self._num_logits,
-            now=self._clock(),
-        )
-        self._check_fits(state.sequence.max_len, "a shorter max_new_tokens")
-        return state
+        if params.biases:
+            checked_ids([token for token, _ in params.biases], self._vocab_size, "logit_bias")
+        request = replace(request, prompt=prompt)
+        ids = [next(self._ids) for _ in range(params.n)]
+        states = [
+            GenerationState(
+                sequence_id,
+                request,
+                self._tokenizer,
+                remaining=remaining,
+                vocab_size=self._vocab_size,
+                num_logits=self._num_logits,
+                request_id=ids[0],
+                sample=sample,
+                now=self._clock(),
+            )
+            for sample, sequence_id in enumerate(ids)
+        ]
+        self._check_fits(states[0].sequence.max_len, "a shorter max_new_tokens")
+        constraint = request.constraint
+        if not isinstance(constraint, Future):
+            self.constrain(states, constraint)
+        elif wait:
+            self.constrain(states, constraint.result())
+        return states
+
+    def constrain(
+        self, states: Sequence[GenerationState], constraint: TokenConstraint | None
+    ) -> None:
+        """Gives each sample of a request a copy of its constraint, before they are added.
+
+        Raises:
+            ConfigError: if the constraint is for another vocabulary, or allows no first token.
+        """
+        params = states[0].params
+        if constraint is None and not params.min_tokens and not params.ignore_eos:
+            return
+        for state in states:
+            state.filter = TokenFilter(params, self._masks, constraint)
 
     def scoring(self, context: Sequence[int], continuation: Sequence[int]) -> ScoringState:
         """Checks a continuation to be scored and returns its state, to be added unless done.
@@ -166,20 +205,29 @@ class EngineCore:
         self._check_fits(length - 1, "a shorter text")
         return state
 
-    def add(self, state: RequestState) -> None:
-        """Makes a request wait for its first step."""
-        self._states[state.sequence.request_id] = state
-        self._scheduler.add(state.sequence)
+    def add(self, states: Sequence[RequestState]) -> None:
+        """Makes the samples of a request wait for their first step."""
+        for state in states:
+            self._states[state.sequence.sequence_id] = state
+            self._scheduler.add(state.sequence)
+        if len(states) > 1:
+            ids = [state.sequence.sequence_id for state in states]
+            self._unfinished[states[0].request_id] = ids
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request and frees its pages; `apply` returns its last output.
+        """Ends all samples of a request and frees their pages; `apply` returns their last outputs.
 
         A request that is unknown, or has ended already, is left as it is. May be called between
         `plan` and `apply`: the step's outputs for the request are then dropped.
         """
-        state = self._states.get(request_id)
-        if state is not None:
-            self._note(state, state.end("cancelled", self._clock()))
+        self.end(request_id, "cancelled")
+
+    def end(self, request_id: int, reason: str, error: GemmuleError | None = None) -> None:
+        """Does the same with another finish reason."""
+        for sequence_id in [*self._unfinished.get(request_id, (request_id,))]:
+            state = self._states.get(sequence_id)
+            if state is not None:
+                self._note(state, state.end(reason, self._clock(), error))
 
     def abort(self, reason: str, error: GemmuleError | None = None) -> None:
         """Ends all requests with a finish reason; `take_outputs` returns their last outputs."""
@@ -194,7 +242,7 @@ class EngineCore:
         assert chunks or not self._states, "there is work, and none of it can run"
         now: float | None = None
         for chunk in chunks:
-            state = self._states[chunk.request_id]
+            state = self._states[chunk.sequence_id]
             if state.scheduled is None:
                 state.scheduled = now = self._clock() if now is None else now
                 if isinstance(state, GenerationState):
@@ -210,7 +258,7 @@ class EngineCore:
         generated = rows = 0
         decode_only = True
         for chunk, chunk_outputs in zip(chunks, outputs, strict=True):
-            state = self._states.get(chunk.request_id)
+            state = self._states.get(chunk.sequence_id)
             if state is None:  # cancelled while the step ran
                 continue
             num_uncomputed = state.sequence.num_uncomputed
@@ -220,7 +268,7 @@ class EngineCore:
             if self._speculation is not None:
                 drafted = max(0, len(chunk.tokens) - num_uncomputed)
                 accepted = max(0, committed - num_uncomputed)
-                self._speculation.observe(chunk.request_id, drafted, accepted)
+                self._speculation.observe(chunk.sequence_id, drafted, accepted)
             rows += 1
             generated += 0 if output is None else len(output.ids)
             self._note(state, output)
@@ -250,11 +298,15 @@ class EngineCore:
         if self._speculation is not None:
             self._speculation.draft_model.weights_changed()
 
+    @cached_property
+    def _masks(self) -> VocabularyMasks:
+        return VocabularyMasks(self._tokenizer, self._vocab_size, self._num_logits)
+
     def _propose(self) -> None:
         if self._speculation is None:
             return
         decoding = [
-            self._states[s.request_id] for s in self._scheduler.running if s.num_uncomputed == 1
+            self._states[s.sequence_id] for s in self._scheduler.running if s.num_uncomputed == 1
         ]
         # Draft tokens share what the running sequences leave of a step.
         free = max(0, self._max_step_tokens - len(self._scheduler.running))
@@ -272,12 +324,19 @@ class EngineCore:
         )
 
     def _note(self, state: RequestState, output: RequestOutput | None) -> None:
-        """Keeps an output, and forgets a request that has ended."""
-        if output is not None:
-            self._outputs.append(output)
+        """Keeps an output, and forgets a sample that has ended."""
         if state.done:
-            request_id = state.sequence.request_id
-            del self._states[request_id]
+            sequence_id = state.sequence.sequence_id
+            del self._states[sequence_id]
             self._scheduler.remove(state.sequence)
             if self._speculation is not None:
-                self._speculation.forget(request_id)
+                self._speculation.forget(sequence_id)
+            others = self._unfinished.get(state.request_id)
+            if others is not None:
+                others.remove(sequence_id)
+                if not others:
+                    del self._unfinished[state.request_id]
+                elif output is not None:
+                    output = replace(output, unfinished=len(others))
+        if output is not None:
+            self._outputs.append(output)

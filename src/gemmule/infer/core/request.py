@@ -2,12 +2,14 @@
 
 import operator
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gemmule.errors import ConfigError, GemmuleError
 
 if TYPE_CHECKING:
+    from gemmule.infer.core.constraint import TokenConstraint
     from gemmule.infer.core.sampling import SamplingParams
 
 
@@ -19,16 +21,20 @@ class Request:
         prompt: token ids, at least one.
         params: how tokens are sampled, and when generation stops.
         row: added to the seed, so that several samples of one prompt differ.
+        constraint: decides which tokens may come next; None: all may. The engine works on copies
+            (`fork`), so a request may be used again. The async engine also takes a future: the
+            request waits for it.
     """
 
     prompt: Sequence[int]
     params: "SamplingParams"
     row: int = 0
+    constraint: "TokenConstraint | Future[TokenConstraint] | None" = None
 
 
 @dataclass(frozen=True)
 class TokenLogProb:
-    """Log-probability of a sampled token in nats, before penalty, temperature and filters.
+    """Log-probability of a token in nats, before all that changes logits or filters them.
 
     Attributes:
         id: the token.
@@ -81,9 +87,12 @@ class Completion:
         text: generated text, without stop strings and control tokens.
         ids: generated tokens, without a final stop token.
         finish_reason: "stop" (a stop token or string), "length" (max_new_tokens), "context"
-            (the model's context is full), "cancelled", or "error" (the logits are not finite, or
-            the engine failed).
+            (the model's context is full), "cancelled", or "error" (see there).
         logprobs: one per token of `ids`, if asked for.
+        prompt_logprobs: one per token of the prompt but the first, which nothing predicts, if asked
+            for.
+        error: why the finish reason is "error": the logits are not finite, the constraint fails or
+            allows no token, or the engine failed. Ignored by `==`.
         counts: numbers of tokens; ignored by `==`, since they depend on what was cached.
         times: when things happened; ignored by `==`.
     """
@@ -92,6 +101,8 @@ class Completion:
     ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[TokenLogProb, ...] | None = None
+    prompt_logprobs: tuple[TokenLogProb, ...] | None = None
+    error: GemmuleError | None = field(default=None, compare=False)
     counts: TokenCounts = field(default=TokenCounts(), compare=False)
     times: RequestTimes = field(default=RequestTimes(), compare=False)
 
@@ -111,30 +122,37 @@ class Score:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """Progress of one request in one step.
+    """Progress of one sample of a request in one step.
 
     Attributes:
         request_id: the request, as `submit` named it.
+        sample: number of the sample, from 0; a request has `n` of them.
         text: text that was completed in this step.
         ids: tokens that were sampled in this step.
         logprobs: one per token of `ids`; empty if not asked for.
-        completion: the whole result, with the last output of a generation.
+        prompt_logprobs: those of tokens of the prompt that ran in this step, if asked for.
+        completion: the whole result, with the last output of a sample.
         score: the result of a scoring request.
         error: why the engine ended the request, if the engine failed.
+        unfinished: number of other samples of the request that have not ended.
     """
 
     request_id: int
     text: str
     ids: tuple[int, ...]
     logprobs: tuple[TokenLogProb, ...] = ()
+    prompt_logprobs: tuple[TokenLogProb, ...] = ()
     completion: Completion | None = None
     score: Score | None = None
     error: GemmuleError | None = None
+    sample: int = 0
+    unfinished: int = 0
 
     @property
     def finished(self) -> bool:
         """Whether this is the request's last output."""
-        return not (self.completion is None and self.score is None and self.error is None)
+        ended = not (self.completion is None and self.score is None and self.error is None)
+        return ended and not self.unfinished
 
 
 def check_prompt(context: int, length: int) -> int:

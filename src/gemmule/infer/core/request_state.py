@@ -1,27 +1,29 @@
 """State of a request while the engine works on it, updated with the outputs of each step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from gemmule.errors import GemmuleError
+from gemmule.infer.core.constraint import ConstraintError, TokenFilter
 from gemmule.infer.core.request import (
     Completion,
     Request,
     RequestOutput,
     RequestTimes,
-    Score,
     TokenCounts,
     TokenLogProb,
 )
-from gemmule.infer.core.sampling import NotFinite, Sampler, SamplingParams, top_logits
+from gemmule.infer.core.sampler import NotFinite, Sampler
 from gemmule.infer.core.scheduler import TokenSequence
-from gemmule.infer.core.text_stream import TextStream
-from gemmule.infer.runners.protocol import (
-    MAX_TOP_K,
-    LogitsRequest,
-    ScheduledChunk,
-    StepOutput,
+from gemmule.infer.core.step_outputs import (
+    log_prob,
+    logits_request_for,
+    prompt_request_for,
+    sample,
 )
+from gemmule.infer.core.text_stream import TextStream
+from gemmule.infer.runners.protocol import LogitsRequest, ScheduledChunk, StepOutput
 from gemmule.model.tokenizer import Tokenizer
 
 
@@ -29,12 +31,14 @@ class RequestState(Protocol):
     """A sequence, and what is made of its logits.
 
     Attributes:
+        request_id: id of the request that it is a sample of.
         sequence: what the scheduler knows of it.
         done: whether the request has ended.
         scheduled: when the request first ran, by the engine's clock; None before that.
         error: why the engine ended it, if the engine failed.
     """
 
+    request_id: int
     sequence: TokenSequence
     done: bool
     scheduled: float | None
@@ -57,46 +61,61 @@ class RequestState(Protocol):
 
 
 class GenerationState:
-    """A request whose tokens are sampled one after the other.
+    """A sample of a request, whose tokens are drawn one after the other.
 
     Attributes:
+        request_id: id of the request.
+        sample: number of the sample.
         params: its settings.
         sampler: samples its tokens.
+        filter: decides which tokens may come next; None: all may.
         vocab_size: number of ids that may be sampled.
     """
 
     def __init__(
         self,
-        request_id: int,
+        sequence_id: int,
         request: Request,
         tokenizer: Tokenizer | None,
         *,
         remaining: int,
         vocab_size: int,
         num_logits: int,
+        token_filter: TokenFilter | None = None,
+        request_id: int | None = None,
+        sample: int = 0,
         now: float = 0.0,
     ) -> None:
         """Starts without any output.
 
         Args:
-            request_id: id of the request.
+            sequence_id: id of its sequence.
             request: the checked request.
             tokenizer: decodes the output; None: the output is ids only.
             remaining: number of tokens that the context has left for the output.
             vocab_size: number of ids that may be sampled.
             num_logits: number of logits, at least `vocab_size`.
+            token_filter: decides which tokens may come next; None: all may.
+            request_id: id of the request; None: that of the sequence.
+            sample: number of the sample.
             now: time by the engine's clock.
         """
         params, prompt = request.params, request.prompt
+        self.request_id = sequence_id if request_id is None else request_id
+        self.sample = sample
         self.params = params
-        self.sampler = Sampler(params, request.row, prompt)
+        self.sampler = Sampler(params, request.row + sample, prompt)
+        self.filter = token_filter
         self.vocab_size = vocab_size
         self._template = logits_request_for(params, vocab_size, num_logits)
+        self._masked = logits_request_for(params, vocab_size, num_logits, masked=True)
+        scored = params.prompt_logprobs
+        self._for_prompt = prompt_request_for(scored or 0, vocab_size, num_logits)
         # The last sampled token never runs.
         self.sequence = TokenSequence(
-            request_id,
+            sequence_id,
             prompt,
-            first_output_pos=len(prompt) - 1,
+            first_output_pos=len(prompt) - 1 if scored is None else 0,
             max_len=len(prompt) + min(params.max_new_tokens, remaining) - 1,
             logits_request=self._logits_request,
         )
@@ -104,10 +123,14 @@ class GenerationState:
         self.scheduled: float | None = None
         self.error: GemmuleError | None = None
         self._prompt_length = len(prompt)
-        self._stream = TextStream(tokenizer, tuple(params.stop), params.max_new_tokens, remaining)
+        self._stream = TextStream(
+            tokenizer, tuple(params.stop), params.max_new_tokens, remaining, params.min_tokens
+        )
         self._texts: list[str] = []
         self._log_probs: list[TokenLogProb] = []
+        self._prompt_log_probs: list[TokenLogProb] = []
         self._reason = ""
+        self._failure: GemmuleError | None = None
         self._queued = now
         self._first_token: float | None = None
         self._finished: float | None = None
@@ -118,173 +141,127 @@ class GenerationState:
         """Samples tokens; draft tokens count as far as they equal the sampled ones."""
         if not outputs:
             return len(chunk.tokens), None
+        of_prompt = self._score_prompt(outputs)
+        if len(of_prompt) == len(outputs):
+            return len(chunk.tokens), self._output(prompt_logprobs=of_prompt)
         sequence, stream, count = self.sequence, self._stream, self.params.logprobs
         first = sequence.first_output_pos - chunk.start
         draft_tokens = chunk.tokens[first + 1 :]
         text = ""
         sampled: list[int] = []
         log_probs: list[TokenLogProb] = []
-        reason = None
-        for i, output in enumerate(outputs):
-            try:
-                token = sample(self.sampler, output, self.vocab_size)
-            except NotFinite:
-                reason = "error"
-                break
-            sampled.append(token)
-            sequence.tokens.append(token)
-            if count is not None:
-                log_probs.append(log_prob(output, token, count, self.vocab_size))
-            text += stream.push(token)
-            if stream.reason or i >= len(draft_tokens) or draft_tokens[i] != token:
-                break
+        try:
+            for i, (asked, output) in enumerate(
+                zip(chunk.logits[len(of_prompt) :], outputs[len(of_prompt) :], strict=True)
+            ):
+                token = sample(self.sampler, output, self.vocab_size, asked.mask)
+                sampled.append(token)
+                sequence.tokens.append(token)
+                if count is not None:
+                    log_probs.append(log_prob(output, token, count, self.vocab_size))
+                complete = self.filter is not None and self.filter.accept(token)
+                text += stream.push(token, complete)
+                if stream.reason or i >= len(draft_tokens) or draft_tokens[i] != token:
+                    break
+            if self.filter is not None and not stream.reason:
+                self.filter.mask()  # of the next token: it may fail
+        except (NotFinite, ConstraintError) as error:
+            self._failure = error
         sequence.first_output_pos = len(sequence.tokens) - 1
         if self._first_token is None and sampled:
             self._first_token = now
         self._texts.append(text)
         self._log_probs += log_probs
-        reason = reason or stream.reason
-        if reason:
-            self._end(reason, now)
-        output_so_far = RequestOutput(
-            sequence.request_id,
-            text,
-            tuple(sampled),
-            tuple(log_probs),
-            self.completion() if self.done else None,
-        )
+        if self._failure or stream.reason:
+            self._end("error" if self._failure else str(stream.reason), now)
+        output_so_far = self._output(text, tuple(sampled), tuple(log_probs), of_prompt)
         return first + max(1, len(sampled)), output_so_far
 
     def end(self, reason: str, now: float, error: GemmuleError | None = None) -> RequestOutput:
         """Ends the request before it has finished."""
-        self.error = error
+        self.error = self._failure = error
         self._end(reason, now)
-        completion = self.completion()
-        return RequestOutput(
-            self.sequence.request_id, "", (), completion=completion, error=error
+        return self._output()
+
+    def allowed_draft(self, draft_tokens: Sequence[int]) -> Sequence[int]:
+        """Returns the longest beginning of draft tokens that the filter allows."""
+        return draft_tokens if self.filter is None else self.filter.allowed_draft(draft_tokens)
+
+    def logits_request(self, index: int, draft_tokens: Sequence[int] = ()) -> LogitsRequest:
+        """Returns what is needed after the last token and then draft tokens.
+
+        Args:
+            index: place of the last of these tokens within its chunk.
+            draft_tokens: draft tokens that the filter allows.
+        """
+        mask = None if self.filter is None else self.filter.mask(draft_tokens)
+        template = self._template if mask is None else self._masked
+        if index == 0 and mask is None:
+            return template
+        return LogitsRequest(
+            index, template.top_k, template.all_logits, template.log_z, mask=mask
         )  # fmt: skip
 
     def completion(self) -> Completion:
         """Everything generated so far."""
-        ids = tuple(self._stream.ids)
-        log_probs = None if self.params.logprobs is None else tuple(self._log_probs[: len(ids)])
+        params, ids = self.params, tuple(self._stream.ids)
         counts = TokenCounts(
             prompt=self._prompt_length,
             cached=self.sequence.num_cached or 0,
             generated=len(self.sequence.tokens) - self._prompt_length,
         )
-        times = RequestTimes(self._queued, self.scheduled, self._first_token, self._finished)
-        return Completion("".join(self._texts), ids, self._reason, log_probs, counts, times)
+        return Completion(
+            "".join(self._texts),
+            ids,
+            self._reason,
+            None if params.logprobs is None else tuple(self._log_probs[: len(ids)]),
+            None if params.prompt_logprobs is None else tuple(self._prompt_log_probs),
+            self._failure,
+            counts,
+            RequestTimes(self._queued, self.scheduled, self._first_token, self._finished),
+        )
 
     def _logits_request(self, index: int, position: int) -> LogitsRequest:
-        template = self._template
-        if index == 0:
-            return template
-        return LogitsRequest(index, template.top_k, template.all_logits, template.log_z)
+        sequence = self.sequence
+        drafted = position - (len(sequence.tokens) - 1)
+        if drafted < 0:
+            target = sequence.tokens[position + 1]
+            return replace(self._for_prompt, index=index, target=target)
+        return self.logits_request(index, sequence.draft_tokens[:drafted] if drafted else ())
+
+    def _score_prompt(self, outputs: Sequence[StepOutput]) -> tuple[TokenLogProb, ...]:
+        """Takes the log-probabilities of the prompt's tokens, the first of the outputs."""
+        sequence = self.sequence
+        start = sequence.first_output_pos
+        targets = sequence.tokens[start + 1 : start + 1 + len(outputs)]
+        if not targets:
+            return ()
+        count = self.params.prompt_logprobs or 0
+        log_probs = tuple(
+            log_prob(output, token, count, self.vocab_size)
+            for output, token in zip(outputs, targets, strict=False)
+        )
+        sequence.first_output_pos += len(log_probs)
+        self._prompt_log_probs += log_probs
+        return log_probs
+
+    def _output(
+        self,
+        text: str = "",
+        ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogProb, ...] = (),
+        prompt_logprobs: tuple[TokenLogProb, ...] = (),
+    ) -> RequestOutput:
+        return RequestOutput(
+            self.request_id,
+            text,
+            ids,
+            logprobs,
+            prompt_logprobs,
+            completion=self.completion() if self.done else None,
+            error=self.error,
+            sample=self.sample,
+        )
 
     def _end(self, reason: str, now: float) -> None:
         self._reason, self._finished, self.done = reason, now, True
-
-
-class ScoringState:
-    """A text whose tokens are given and get log-probabilities."""
-
-    def __init__(self, request_id: int, ids: Sequence[int], start: int) -> None:
-        """Starts without any score; tokens from `ids[start]` on are scored."""
-        self.sequence = TokenSequence(
-            request_id,
-            ids[:-1],
-            first_output_pos=start - 1,
-            max_len=len(ids) - 1,
-            logits_request=self._logits_request,
-        )
-        self.done = start == len(ids)
-        self.scheduled: float | None = None
-        self.error: GemmuleError | None = None
-        self._ids = ids
-        self._log_probs: list[float] = []
-        self._greedy: list[bool] = []
-
-    def apply(
-        self, chunk: ScheduledChunk, outputs: Sequence[StepOutput], now: float
-    ) -> tuple[int, RequestOutput | None]:
-        """Takes the scores of a chunk's tokens."""
-        for request, output in zip(chunk.logits, outputs, strict=True):
-            assert output.target_logit is not None
-            assert output.log_z is not None
-            assert output.top_ids is not None
-            self._log_probs.append(output.target_logit - output.log_z)
-            self._greedy.append(int(output.top_ids[0]) == request.target)
-        self.sequence.first_output_pos += len(outputs)
-        self.done = self.sequence.first_output_pos == len(self.sequence.tokens)
-        if not self.done:
-            return len(chunk.tokens), None
-        output_so_far = RequestOutput(self.sequence.request_id, "", (), score=self.score())
-        return len(chunk.tokens), output_so_far
-
-    def end(self, reason: str, now: float, error: GemmuleError | None = None) -> RequestOutput:
-        """Ends the request before it has finished: its score lacks tokens."""
-        self.error, self.done = error, True
-        return RequestOutput(self.sequence.request_id, "", (), score=self.score(), error=error)
-
-    def score(self) -> Score:
-        """Scores of all tokens so far."""
-        return Score(tuple(self._log_probs), tuple(self._greedy))
-
-    def _logits_request(self, index: int, position: int) -> LogitsRequest:
-        return LogitsRequest(index, top_k=1, log_z=True, target=self._ids[position + 1])
-
-
-def logits_request_for(params: SamplingParams, vocab_size: int, num_logits: int) -> LogitsRequest:
-    """Returns the smallest request that gives the same token as the whole row does.
-
-    Args:
-        params: settings of the request.
-        vocab_size: number of ids that may be sampled.
-        num_logits: number of logits; ids from `vocab_size` on may be among the largest, too.
-    """
-    count = 1 if params.greedy else params.top_k
-    log_z = params.logprobs is not None
-    if count is not None and params.repetition_penalty == 1:
-        needed = max(count, params.logprobs or 0)
-        top_k = needed + num_logits - vocab_size
-        if needed < vocab_size and top_k <= MAX_TOP_K:
-            return LogitsRequest(0, top_k=top_k, log_z=log_z)
-    return LogitsRequest(0, all_logits=True, log_z=log_z)
-
-
-def sample(sampler: Sampler, output: StepOutput, vocab_size: int) -> int:
-    """Returns the next token, an id below `vocab_size`."""
-    if output.logits is not None:
-        return sampler(output.logits[:vocab_size])
-    assert output.top_ids is not None
-    assert output.top_logits is not None
-    count = 1 if sampler.params.greedy else sampler.params.top_k
-    if len(output.top_ids) == count:  # every logit belongs to an id that may be sampled
-        return sampler.among(output.top_logits, output.top_ids)
-    allowed = output.top_ids < vocab_size
-    return sampler.among(output.top_logits[allowed][:count], output.top_ids[allowed][:count])
-
-
-def log_prob(output: StepOutput, token: int, count: int, vocab_size: int) -> TokenLogProb:
-    """Returns a token's log-probability, and those of the `count` most likely ids."""
-    assert output.log_z is not None
-    if output.logits is not None:
-        logit = float(output.logits[token])
-        logits, ids = (
-            (x.tolist() for x in top_logits(output.logits[:vocab_size], count))
-            if count
-            else ([], [])
-        )
-    else:
-        assert output.top_ids is not None
-        assert output.top_logits is not None
-        pairs = [
-            (i, value)
-            for i, value in zip(output.top_ids.tolist(), output.top_logits.tolist(), strict=True)
-            if i < vocab_size
-        ]
-        logit = next(value for i, value in pairs if i == token)
-        ids, logits = [i for i, _ in pairs[:count]], [value for _, value in pairs[:count]]
-    top = tuple((i, value - output.log_z) for i, value in zip(ids, logits, strict=True))
-    return TokenLogProb(token, logit - output.log_z, top)

@@ -1,15 +1,11 @@
-"""From logits to the next token: settings, filters and sampler.
+"""Settings of a generation, and the filters that leave the candidates for the next token.
 
 Shapes: V vocabulary, K candidates.
 """
 
-import copy
 import dataclasses
-import hashlib
 import math
-import secrets
-import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -17,12 +13,16 @@ import torch
 from torch import Tensor
 
 from gemmule.config import nearest
-from gemmule.errors import ConfigError, GemmuleError
+from gemmule.errors import ConfigError
 
 # Below this a division by the temperature leaves fp32; the result is greedy anyway.
 _GREEDY_BELOW = 1e-5
-_SEEDS = 2**63
+NUM_SEEDS = 2**63
 MAX_LOGPROBS = 20
+MAX_PENALTY = 2.0  # presence and frequency penalties, as in OpenAI's API
+MAX_BIAS = 100.0  # as there
+
+LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -37,11 +37,22 @@ class SamplingSettings(TypedDict, total=False):
     stop: str | Sequence[str]
     repetition_penalty: float
     logprobs: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: LogitBias
+    min_tokens: int
+    ignore_eos: bool
+    n: int
+    prompt_logprobs: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are sampled, and when generation stops. Filters apply in the order listed.
+    """How tokens are sampled, and when generation stops.
+
+    Logits are changed by repetition_penalty, frequency_penalty, presence_penalty and logit_bias, in
+    this order. Then come the constraint of the request, min_tokens and ignore_eos, temperature,
+    top_k, top_p and min_p.
 
     Attributes:
         max_new_tokens: maximum number of tokens to generate, at least 1.
@@ -49,13 +60,26 @@ class SamplingParams:
         top_k: number of most likely tokens to keep; None keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches p, in (0, 1].
         min_p: keep tokens at least min_p times as likely as the most likely one, in [0, 1].
-        seed: seed of the sampler; row i of a batch uses seed + i. None: different every time.
+        seed: seed of the sampler; prompt i of a batch, or sample i of `n`, uses seed + i. None:
+            different every time.
         stop: strings that end the text and are not part of it.
-        repetition_penalty: before all else, positive logits of ids in prompt and output are divided
-            by it and negative ones multiplied, above 0; 1 changes nothing.
+        repetition_penalty: positive logits of ids in prompt and output are divided by it and
+            negative ones multiplied, above 0; 1 changes nothing.
         logprobs: number of most likely ids, 0 to 20, to return with their log-probabilities, and
             with the sampled token's, at each position; None: none. They are the model's own,
-            before penalty, temperature and filters.
+            before all that changes logits or filters them.
+        presence_penalty: subtracted from the logits of ids in the output, -2 to 2, as in OpenAI's
+            API; the prompt does not count.
+        frequency_penalty: the same, times how often the id occurred in the output.
+        logit_bias: what to add to the logits of ids, -100 to 100, by id; 100 nearly always forces
+            an id and -100 bans it.
+        min_tokens: number of tokens until which no stop token is sampled and no stop string ends
+            the text, at most max_new_tokens.
+        ignore_eos: whether no stop token is sampled at all; stop strings still end the text.
+        n: number of samples. They share the prompt's pages, and sample i is what a request of one
+            sample with seed + i is.
+        prompt_logprobs: number of most likely ids, 0 to 20, to return with the log-probabilities of
+            the prompt's tokens; None: none. The prefix cache is not used then.
 
     Raises:
         ConfigError: for a value out of range.
@@ -70,9 +94,19 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     repetition_penalty: float = 1.0
     logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: LogitBias = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    n: int = 1
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check_int("max_new_tokens", self.max_new_tokens, 1)
+        _check_int("n", self.n, 1)
+        self._check_end()
+        self._check_changes_of_logits()
         _check_float("temperature", self.temperature, "0 (greedy) or more", 0.0, math.inf)
         _check_float("top_p", self.top_p, "above 0 and at most 1 (1 keeps all)", 0.0, 1.0)
         _check_float("min_p", self.min_p, "from 0 (keeps all) to 1", 0.0, 1.0)
@@ -82,15 +116,33 @@ class SamplingParams:
             _check_int("top_k", self.top_k, 1, " (leave it out to keep all)")
         if self.seed is not None:
             _check_int("seed", self.seed, 0)
-            if self.seed >= _SEEDS:
+            if self.seed >= NUM_SEEDS:
                 raise ConfigError(f"seed is {self.seed}; it must be below 2**63")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None:
+                _check_int(name, count, 0, " (leave it out for none)")
+                if count > MAX_LOGPROBS:
+                    raise ConfigError(f"{name} is {count}; it must be at most {MAX_LOGPROBS}")
+
+    def _check_changes_of_logits(self) -> None:
         _check_float("repetition_penalty", self.repetition_penalty, "above 0", 0.0, math.inf)
         if self.repetition_penalty == 0:
             raise ConfigError("repetition_penalty is 0; it must be above 0 (1 changes nothing)")
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, " (leave it out for none)")
-            if self.logprobs > MAX_LOGPROBS:
-                raise ConfigError(f"logprobs is {self.logprobs}; it must be at most 20")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check_float(name, value, "from -2 to 2 (0 changes nothing)", -MAX_PENALTY, MAX_PENALTY)
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+
+    def _check_end(self) -> None:
+        _check_int("min_tokens", self.min_tokens, 0)
+        if self.min_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_tokens is {self.min_tokens}; it must be at most max_new_tokens, which is "
+                f"{self.max_new_tokens}"
+            )
+        if not isinstance(self.ignore_eos, bool):
+            raise ConfigError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
         several = isinstance(self.stop, Sequence | set | frozenset)
         if not several:
             raise ConfigError(f"stop is {self.stop!r}; it must be one or more non-empty strings")
@@ -117,6 +169,21 @@ class SamplingParams:
         """Whether the most likely token is always taken."""
         return self.temperature < _GREEDY_BELOW or self.top_k == 1
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a penalty or a bias changes logits, so that the top k are not those to keep."""
+        return bool(
+            self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+        )
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Pairs of id and bias, by ascending id."""
+        return tuple(self.logit_bias)  # type: ignore[arg-type]  # normalized when it was checked
+
 
 def _check_int(name: str, value: Any, least: int, hint: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -127,6 +194,24 @@ def _check_float(name: str, value: Any, allowed: str, least: float, most: float)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not least <= value <= most:
         raise ConfigError(f"{name} is {value!r}; it must be a number, {allowed}")
+
+
+def _checked_bias(bias: Any) -> tuple[tuple[int, float], ...]:
+    """Returns pairs of id and bias, by ascending id."""
+    try:
+        pairs = [(i, value) for i, value in (bias.items() if isinstance(bias, Mapping) else bias)]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"logit_bias is {bias!r}; it must give a number for each of some ids, such as {{7: -5}}"
+        ) from None
+    for token, value in pairs:
+        _check_int("an id of logit_bias", token, 0)
+        _check_float(
+            f"logit_bias of id {token}", value, "from -100 (bans) to 100", -MAX_BIAS, MAX_BIAS
+        )
+    if len({token for token, _ in pairs}) < len(pairs):
+        raise ConfigError("logit_bias has an id twice; give each id once")
+    return tuple(sorted((token, float(value)) for token, value in pairs))
 
 
 def top_logits(logits_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -143,13 +228,6 @@ def top_logits(logits_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
     ids_K = torch.cat((above, level)).sort()[0]
     logits_K, order = logits_V[ids_K].sort(descending=True, stable=True)
     return logits_K, ids_K[order]
-
-
-def penalize(logits_V: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Makes `ids` less likely, as CTRL (arXiv 1909.05858) and transformers do."""
-    logits = logits_V[ids]
-    logits = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return logits_V.index_put((ids,), logits)
 
 
 def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
@@ -207,91 +285,3 @@ def _min_p(weights: Tensor, params: SamplingParams) -> Tensor:
     if params.min_p == 0:
         return weights
     return weights.masked_fill(weights < params.min_p * weights.max(), 0.0)
-
-
-class NotFinite(GemmuleError):
-    """The logits are not finite, so that no token can be sampled."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the model's logits are not finite: its activations overflow, or its weights are "
-            "damaged; float16 overflows sooner than bfloat16"
-        )
-
-
-class Sampler:
-    """Samples the tokens of one request; seed and logits decide them, on any device.
-
-    Sampling is a race: each candidate's time is an exponential random number over its weight, and
-    the smallest wins. The random numbers depend on the seed, on the number of tokens sampled
-    before, and on the candidate's id, not on the other candidates.
-    """
-
-    def __init__(self, params: SamplingParams, row: int = 0, prompt: Sequence[int] = ()) -> None:
-        """Starts before the first token.
-
-        Args:
-            params: settings of the request.
-            row: number added to the seed.
-            prompt: ids of the prompt, for the repetition penalty.
-        """
-        self.params = params
-        seed = secrets.randbits(62) if params.seed is None else params.seed
-        self._seed = (seed + row) % _SEEDS
-        self._draws = 0
-        self._penalizes = params.repetition_penalty != 1
-        self._seen = torch.tensor(prompt if self._penalizes else (), dtype=torch.long).unique()
-
-    def __call__(self, logits_V: Tensor) -> int:
-        """Samples the next token from a whole row of logits.
-
-        Raises:
-            NotFinite: if the largest logit is not finite.
-        """
-        if not self._penalizes:
-            return self._draw(logits_V)
-        logits_V = logits_V.cpu()
-        token = self._draw(penalize(logits_V, self._seen, self.params.repetition_penalty))
-        if token not in self._seen:
-            self._seen = torch.cat((self._seen, torch.tensor([token])))
-        return token
-
-    def among(self, logits_K: Tensor, ids_K: Tensor) -> int:
-        """Samples the same token from the top-k logits alone, in descending order."""
-        if not math.isfinite(logits_K[0]):
-            raise NotFinite
-        if self.params.greedy:
-            return int(ids_K[0])
-        return self._race(weigh(logits_K.cpu(), self.params), ids_K.cpu())
-
-    def fork(self) -> "Sampler":
-        """Returns a sampler that continues as this one would, without changing this one."""
-        return copy.copy(self)
-
-    def _draw(self, logits_V: Tensor) -> int:
-        if not self.params.greedy:
-            return self._race(*candidates(logits_V.cpu(), self.params))
-        token = int(logits_V.argmax())
-        if not math.isfinite(logits_V[token]):
-            raise NotFinite
-        return token
-
-    def _race(self, weights: Tensor, ids: Tensor | None) -> int:
-        if not 0 < float(weights.sum()) < math.inf:
-            raise NotFinite
-        kept = weights.nonzero()[:, 0]
-        ids = kept if ids is None else ids[kept]
-        seed = struct.pack("<QQ", self._seed, self._draws)
-        self._draws += 1
-        times = _random_times(seed, ids.numpy()) / weights[kept].numpy()
-        return int(ids[int(times.argmin())])
-
-
-def _random_times(seed: bytes, ids: np.ndarray) -> np.ndarray:
-    """Returns exponential random numbers, fp64, one per id, from SplitMix64 at the id's place."""
-    start = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little")
-    x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return -np.log(((x >> np.uint64(11)) + 0.5) * 2.0**-53)

@@ -21,7 +21,7 @@ class TokenSequence:
     """Tokens whose keys and values are to be computed, and where logits are needed.
 
     Attributes:
-        request_id: id of its request; ids are given in order of arrival.
+        sequence_id: its id, unlike any other's; ids are given in order of arrival.
         tokens: committed tokens: a prompt, and what was generated after it.
         first_output_pos: first position whose logits are still needed, as are all later ones.
         max_len: number of positions that it can ever have.
@@ -32,14 +32,14 @@ class TokenSequence:
 
     def __init__(
         self,
-        request_id: int,
+        sequence_id: int,
         tokens: Sequence[int],
         *,
         first_output_pos: int,
         max_len: int,
         logits_request: LogitsRequests,
     ) -> None:
-        self.request_id = request_id
+        self.sequence_id = sequence_id
         self.tokens = list(tokens)
         self.first_output_pos = first_output_pos
         self.max_len = max_len
@@ -63,7 +63,7 @@ class TokenSequence:
             table.global_pages,
             table.local_pages,
             [self.logits_request(position - start, position) for position in outputs],
-            self.request_id,
+            self.sequence_id,
         )
 
 
@@ -120,7 +120,7 @@ class Scheduler:
             if budget < 1:
                 break
             if self._ensure_page(sequence, chunks):
-                chunks[sequence.request_id] = self._chunk(sequence, budget)
+                chunks[sequence.sequence_id] = self._chunk(sequence, budget)
         budget = self._max_step_tokens - sum(len(c.tokens) for c in chunks.values())
         if self.preemptions == before:
             self._admit(chunks, budget)
@@ -137,7 +137,7 @@ class Scheduler:
         while table.needed(table.computed + 1) > self.pool.available:
             youngest = self.running[-1]
             self._preempt(youngest)
-            chunks.pop(youngest.request_id, None)
+            chunks.pop(youngest.sequence_id, None)
             if youngest is sequence:
                 return False
         return True
@@ -186,7 +186,7 @@ class Scheduler:
                 sequence.num_cached = cached
             self.waiting.remove(sequence)
             bisect.insort(self.running, sequence, key=_by_arrival)
-            chunk = chunks[sequence.request_id] = self._chunk(sequence, budget)
+            chunk = chunks[sequence.sequence_id] = self._chunk(sequence, budget)
             budget -= len(chunk.tokens)
             in_flight.update(_in_flight(sequence))
 
@@ -206,4 +206,4 @@ def _in_flight(sequence: TokenSequence) -> list[bytes]:
 
 
 def _by_arrival(sequence: TokenSequence) -> int:
-    return sequence.request_id
+    return sequence.sequence_id

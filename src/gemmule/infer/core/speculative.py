@@ -15,9 +15,11 @@ from typing import Protocol
 
 from gemmule.errors import TokenizerError
 from gemmule.infer.core.cache_size import pages_for
+from gemmule.infer.core.constraint import Mask, resized
 from gemmule.infer.core.pages import PagePool, PageTable
-from gemmule.infer.core.request_state import GenerationState, logits_request_for, sample
-from gemmule.infer.core.sampling import Sampler
+from gemmule.infer.core.request_state import GenerationState
+from gemmule.infer.core.sampler import Sampler
+from gemmule.infer.core.step_outputs import logits_request_for, sample
 from gemmule.infer.runners.protocol import LogitsRequest, Runner, ScheduledChunk, StepOutput
 from gemmule.model.tokenizer import Tokenizer
 
@@ -46,7 +48,7 @@ class DraftModel(Protocol):
     ) -> list[list[int]]:
         """Returns draft tokens for each request, at most `counts[i]` for the i-th."""
 
-    def forget(self, request_id: int) -> None:
+    def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a request that has ended."""
 
     def reset(self) -> None:
@@ -74,9 +76,9 @@ class NgramDrafter:
         """Returns draft tokens for each request, none where no n-gram matches."""
         return [self._look_up(request, n) for request, n in zip(requests, counts, strict=True)]
 
-    def forget(self, request_id: int) -> None:
+    def forget(self, sequence_id: int) -> None:
         """Drops the index of a request that has ended."""
-        self._index.pop(request_id, None)
+        self._index.pop(sequence_id, None)
 
     def reset(self) -> None:
         """Drops all indexes."""
@@ -86,13 +88,13 @@ class NgramDrafter:
         """Keeps everything: nothing depends on weights."""
 
     def _look_up(self, request: GenerationState, count: int) -> list[int]:
-        tokens, request_id = request.sequence.tokens, request.sequence.request_id
-        indexed, ends = self._index.get(request_id, (1, {}))
+        tokens, sequence_id = request.sequence.tokens, request.sequence.sequence_id
+        indexed, ends = self._index.get(sequence_id, (1, {}))
         for end in range(indexed, len(tokens)):
             for size in self._SIZES:
                 if end >= size:
                     ends[tuple(tokens[end - size : end])] = end
-        self._index[request_id] = (len(tokens), ends)
+        self._index[sequence_id] = (len(tokens), ends)
         for size in self._SIZES:
             match = ends.get(tuple(tokens[-size:]))
             if match is not None:
@@ -139,24 +141,23 @@ class ModelDrafter:
         self, requests: Sequence[GenerationState], counts: Sequence[int]
     ) -> list[list[int]]:
         """Generates draft tokens for all requests together."""
+        num_logits = self._runner.config.vocab_size
         drafts = [
-            _Draft(
-                request, self._table(request), request.sampler.fork(), self._logits(request), count
-            )
+            _Draft(request, self._table(request), request.sampler.fork(), num_logits, count)
             for request, count in zip(requests, counts, strict=True)
         ]
         while active := [draft for draft in drafts if draft.wants_more]:
             self._step(active)
         for draft in drafts:
-            if draft.request_id in self._tables:
-                self._computed[draft.request_id] = draft.tokens[: draft.computed]
+            if draft.sequence_id in self._tables:
+                self._computed[draft.sequence_id] = draft.tokens[: draft.computed]
         return [draft.draft_tokens for draft in drafts]
 
-    def forget(self, request_id: int) -> None:
+    def forget(self, sequence_id: int) -> None:
         """Frees the pages of a request that has ended."""
-        if request_id in self._tables:
-            self._tables.pop(request_id).clear()
-        self._computed.pop(request_id, None)
+        if sequence_id in self._tables:
+            self._tables.pop(sequence_id).clear()
+        self._computed.pop(sequence_id, None)
 
     def reset(self) -> None:
         """Drops everything computed; the pool's memory stays."""
@@ -171,24 +172,20 @@ class ModelDrafter:
 
     def _forget_all_but(self, drafts: "Sequence[_Draft]") -> None:
         """Frees the pages of requests that wait; they are computed again if those go on."""
-        active = {draft.request_id for draft in drafts}
-        for request_id in self._tables.keys() - active:
-            self.forget(request_id)
-
-    def _logits(self, request: GenerationState) -> LogitsRequest:
-        params = replace(request.params, logprobs=None)
-        return logits_request_for(params, request.vocab_size, self._runner.config.vocab_size)
+        active = {draft.sequence_id for draft in drafts}
+        for sequence_id in self._tables.keys() - active:
+            self.forget(sequence_id)
 
     def _table(self, request: GenerationState) -> PageTable:
         """The pages of a request, as far as they hold tokens that were accepted."""
-        request_id, tokens = request.sequence.request_id, request.sequence.tokens
+        sequence_id, tokens = request.sequence.sequence_id, request.sequence.tokens
         last = len(tokens) - 1  # runs in any case: its logits give the first draft token
-        if request_id not in self._tables:
+        if sequence_id not in self._tables:
             table = PageTable(self._pool, self._runner.config.sliding_window)
-            self._tables[request_id] = table
+            self._tables[sequence_id] = table
             table.match_prefix(tokens, last)
             return table
-        table, computed = self._tables[request_id], self._computed[request_id]
+        table, computed = self._tables[sequence_id], self._computed[sequence_id]
         valid = table.computed
         while valid < min(last, len(computed)) and computed[valid] == tokens[valid]:
             valid += 1
@@ -224,19 +221,28 @@ class _Draft:
     request: GenerationState
     table: PageTable
     sampler: Sampler
-    logits: LogitsRequest
+    num_logits: int
     count: int
     draft_tokens: list[int] = field(default_factory=list)
     tokens: list[int] = field(init=False)
     computed: int = field(init=False)
+    mask: Mask | None = field(init=False)
+    template: LogitsRequest = field(init=False)
+    masked: LogitsRequest = field(init=False)
 
     def __post_init__(self) -> None:
+        params = replace(self.request.params, logprobs=None)
+        self.template, self.masked = (
+            logits_request_for(params, self.request.vocab_size, self.num_logits, masked)
+            for masked in (False, True)
+        )
         self.tokens = self.request.sequence.tokens[:]
         self.computed = self.table.computed
+        self.mask = self._mask()
 
     @property
-    def request_id(self) -> int:
-        return self.request.sequence.request_id
+    def sequence_id(self) -> int:
+        return self.request.sequence.sequence_id
 
     @property
     def wants_more(self) -> bool:
@@ -245,14 +251,15 @@ class _Draft:
     def chunk(self, end: int) -> ScheduledChunk:
         logits = []
         if end == len(self.tokens):
-            logits.append(replace(self.logits, index=end - 1 - self.computed))
+            template = self.template if self.mask is None else self.masked
+            logits.append(replace(template, index=end - 1 - self.computed, mask=self.mask))
         return ScheduledChunk(
             self.tokens[self.computed : end],
             self.computed,
             self.table.global_pages,
             self.table.local_pages,
             logits,
-            self.request_id,
+            self.sequence_id,
         )
 
     def apply(self, outputs: Sequence[StepOutput], count: int) -> None:
@@ -261,12 +268,21 @@ class _Draft:
         if committed > self.table.computed:  # pages that leave the window are freed meanwhile
             self.table.advance(self.request.sequence.tokens, committed)
         for output in outputs:
-            token = sample(self.sampler, output, self.request.vocab_size)
+            token = sample(self.sampler, output, self.request.vocab_size, self.mask)
             self.tokens.append(token)
             self.draft_tokens.append(token)
+            if len(self.request.allowed_draft(self.draft_tokens)) < len(self.draft_tokens):
+                self.give_up()
+            else:
+                self.mask = self._mask()
 
     def give_up(self) -> None:
         self.count = len(self.draft_tokens)
+
+    def _mask(self) -> Mask | None:
+        token_filter = self.request.filter
+        mask = None if token_filter is None else token_filter.mask(self.draft_tokens)
+        return None if mask is None else resized(mask, self.num_logits)
 
 
 class Speculation:
@@ -321,21 +337,21 @@ class Speculation:
         if not self._active or not requests:
             return
         counts = [
-            min(self._counts.get(s.request_id, _FIRST_DRAFT), s.max_len - len(s.tokens))
+            min(self._counts.get(s.sequence_id, _FIRST_DRAFT), s.max_len - len(s.tokens))
             for s in (request.sequence for request in requests)
         ]
         drafts = self.draft_model.propose(requests, counts)
         for request, draft in zip(requests, drafts, strict=True):
-            request.sequence.draft_tokens = draft
+            request.sequence.draft_tokens = request.allowed_draft(draft)
 
-    def observe(self, request_id: int, drafted: int, accepted: int) -> None:
+    def observe(self, sequence_id: int, drafted: int, accepted: int) -> None:
         """Counts a request's draft tokens; it gets more if all were accepted, else fewer."""
         if drafted:
             self.drafted += drafted
             self.accepted += accepted
-            count = self._counts.get(request_id, _FIRST_DRAFT)
+            count = self._counts.get(sequence_id, _FIRST_DRAFT)
             count = count + 2 if accepted == drafted else count - 1
-            self._counts[request_id] = max(1, min(count, _MAX_DRAFT))
+            self._counts[sequence_id] = max(1, min(count, _MAX_DRAFT))
 
     def measure(self, rows: int, tokens: int) -> None:
         """Times a step in which `rows` requests decoded `tokens` tokens and nothing else ran.
@@ -364,7 +380,7 @@ class Speculation:
         self._steps = self._tokens = 0
         self._seconds = 0.0
 
-    def forget(self, request_id: int) -> None:
+    def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a request that has ended."""
-        self._counts.pop(request_id, None)
-        self.draft_model.forget(request_id)
+        self._counts.pop(sequence_id, None)
+        self.draft_model.forget(sequence_id)

@@ -19,15 +19,26 @@ class StopMatcher:
         self._held = ""
         self.stopped = False
 
-    def push(self, text: str) -> str:
-        """Takes more text; returns the text that certainly comes before a stop string."""
+    def push(self, text: str, ignore: bool = False) -> str:
+        """Takes more text; returns the text that certainly comes before a stop string.
+
+        Args:
+            text: text that follows.
+            ignore: a stop string that ends in this text does not count; one that begins in it does.
+        """
         if self.stopped:
             return ""
         if not self._stops:
             return text
+        before = len(self._held)
         text = self._held + text
-        matches = [at for at in map(text.find, self._stops) if at >= 0]
-        if matches:
+        # A stop string within the held text was ignored before.
+        matches = [
+            at
+            for stop in self._stops
+            if (at := text.find(stop, max(0, before - len(stop) + 1))) >= 0
+        ]
+        if matches and not ignore:
             self.stopped, self._held = True, ""
             return text[: min(matches)]
         held = max(_overlap(text, stop) for stop in self._stops)
@@ -57,7 +68,12 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, stops: Sequence[str], limit: int, context_limit: int
+        self,
+        tokenizer: Tokenizer | None,
+        stops: Sequence[str],
+        limit: int,
+        context_limit: int,
+        min_tokens: int = 0,
     ) -> None:
         """Starts with an empty text.
 
@@ -66,6 +82,7 @@ class TextStream:
             stops: stop strings.
             limit: maximum number of tokens.
             context_limit: number of tokens that the context has left.
+            min_tokens: number of tokens until which no stop string ends the text.
         """
         self.ids: list[int] = []
         self.reason: str | None = None
@@ -73,18 +90,28 @@ class TextStream:
         self._matcher = StopMatcher(stops)
         self._stop_ids = frozenset(() if tokenizer is None else tokenizer.stop_ids)
         self._limit = min(limit, context_limit)
+        self._min_tokens = min_tokens
         self._at_limit = "length" if limit <= context_limit else "context"
 
-    def push(self, token: int) -> str:
-        """Takes the next id; returns the text it completes. After the end it is ignored."""
+    def push(self, token: int, complete: bool = False) -> str:
+        """Takes the next id; returns the text it completes. After the end it is ignored.
+
+        Args:
+            token: the id.
+            complete: whether it is the last one, because nothing may follow.
+        """
         if self.reason is not None:
             return ""
         if token in self._stop_ids:
             return self._end("stop", self._matcher.push(self._flushed()))
         self.ids.append(token)
-        text = "" if self._decoder is None else self._matcher.push(self._decoder.push(token))
+        early = len(self.ids) < self._min_tokens
+        decoded = "" if self._decoder is None else self._decoder.push(token)
+        text = self._matcher.push(decoded, early)
         if self._matcher.stopped:
             self.reason = "stop"
+        elif complete:
+            return self._end("stop", text + self._matcher.push(self._flushed()))
         elif len(self.ids) >= self._limit:
             return self._end(self._at_limit, text + self._matcher.push(self._flushed()))
         return text

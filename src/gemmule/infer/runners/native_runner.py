@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,7 @@ def matrices_of(layer: nn.Module) -> dict[str, PackedMatrix]:
 class _Results(NamedTuple):
     """What a step filled in, one row per logits request (O) or per whole row of logits (R)."""
 
+    top_k: list[int]
     rows: list[int]
     ids_OK: Tensor
     logits_OK: Tensor
@@ -137,15 +140,15 @@ class NativeRunner:
         results = self._run(chunks, requests)
         outputs = iter(
             StepOutput(
-                top_ids=ids_K[: request.top_k].long() if request.top_k else None,
-                top_logits=logits_K[: request.top_k] if request.top_k else None,
+                top_ids=ids_K[:top_k].long() if request.top_k else None,
+                top_logits=logits_K[:top_k] if request.top_k else None,
                 logits=results.logits_RV[row] if request.all_logits else None,
                 log_z=float(log_z) if request.log_z else None,
                 target_logit=float(target) if request.target >= 0 else None,
             )
-            for request, row, ids_K, logits_K, log_z, target in zip(
-                requests, results.rows, results.ids_OK, results.logits_OK, results.log_z_O,
-                results.target_O, strict=False,
+            for request, top_k, row, ids_K, logits_K, log_z, target in zip(
+                requests, results.top_k, results.rows, results.ids_OK, results.logits_OK,
+                results.log_z_O, results.target_O, strict=False,
             )
         )  # fmt: skip
         return [[next(outputs) for _ in chunk.logits] for chunk in chunks]
@@ -198,6 +201,9 @@ class NativeRunner:
                 ],
             ),
         }
+        masked = [i for i, request in enumerate(requests) if request.mask is not None]
+        if masked:
+            arrays["output_mask"] = array("Q", [_address(request.mask) for request in requests])
         assert len(arrays["global_pages"]) == len(arrays["local_pages"])
         step = CStep(
             tokens=first[-1],
@@ -215,7 +221,9 @@ class NativeRunner:
         )
         done = native.loaded().gm_run(self._threads.handle, self._model, step)
         self._threads.check(done, f"a step of {first[-1]} tokens")
-        return _Results(rows, ids_OK, logits_OK, target_O, log_z_O, logits_RV)
+        for i in masked:  # a mask may allow fewer than asked for
+            top[i] = int((ids_OK[i, : top[i]] >= 0).sum())
+        return _Results(top, rows, ids_OK, logits_OK, target_O, log_z_O, logits_RV)
 
     def _c_model(self) -> CModel:
         model, config = self._module, self.config
@@ -263,6 +271,10 @@ class NativeRunner:
         referenced = values.detach().float().contiguous()
         self._referenced.append(referenced)
         return referenced.data_ptr()
+
+
+def _address(mask: npt.NDArray[np.uint32] | None) -> int:
+    return 0 if mask is None else int(mask.__array_interface__["data"][0])
 
 
 def _activations(embed: PackedMatrix) -> torch.dtype:

@@ -5,10 +5,12 @@ All pages have the same size and come from one pool.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor, device
 
     from gemmule.model.config import GemmaConfig
@@ -27,6 +29,8 @@ class LogitsRequest:
         all_logits: whether the whole row is needed.
         log_z: whether the logarithm of the softmax's denominator is needed.
         target: id whose logit is needed, or -1.
+        mask: ids that the largest logits are chosen from; bit i % 32 of word i / 32 stands for id
+            i, and there are words for all ids. None: all ids. The other parts do not depend on it.
     """
 
     index: int
@@ -34,6 +38,7 @@ class LogitsRequest:
     all_logits: bool = False
     log_z: bool = False
     target: int = -1
+    mask: "npt.NDArray[np.uint32] | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class ScheduledChunk:
         global_pages: page of each block of PAGE positions in global layers, up to the last token's.
         local_pages: the same for local layers; -1 where all positions have left the window.
         logits: requests in the order of the tokens.
-        request_id: id of the request that the tokens belong to.
+        sequence_id: id of the sequence that the tokens belong to.
     """
 
     tokens: Sequence[int]
@@ -54,7 +59,7 @@ class ScheduledChunk:
     global_pages: Sequence[int]
     local_pages: Sequence[int]
     logits: Sequence[LogitsRequest] = ()
-    request_id: int = -1
+    sequence_id: int = -1
 
     @property
     def end(self) -> int:
@@ -68,6 +73,7 @@ class StepOutput:
 
     Attributes:
         top_ids: ids of the largest logits, largest first; of equal logits the smaller id first.
+            Fewer than asked for if the mask allows fewer.
         top_logits: their logits, fp32.
         logits: the whole row, fp32, [V].
         log_z: logarithm of the sum of exp(logits) over the row. A runner computes it the same way

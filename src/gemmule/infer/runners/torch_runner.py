@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gemmule.infer.core.constraint import allowed_ids
 from gemmule.infer.core.sampling import top_logits
 from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk, StepOutput
 from gemmule.model.gemma import Gemma
@@ -91,7 +92,11 @@ class TorchRunner:
 def step_output(request: LogitsRequest, logits_V: Tensor) -> StepOutput:
     """Returns the parts of a row of logits that a request needs."""
     logits_K = ids_K = None
-    if request.top_k:
+    if request.top_k and request.mask is not None:
+        ids_S = torch.from_numpy(allowed_ids(request.mask, len(logits_V))).to(logits_V.device)
+        logits_K, places_K = top_logits(logits_V[ids_S], request.top_k)
+        ids_K = ids_S[places_K]
+    elif request.top_k:
         logits_K, ids_K = top_logits(logits_V, request.top_k)
     return StepOutput(
         top_ids=ids_K,
