@@ -1,11 +1,14 @@
 """A runner whose logits depend on every token before, read from the pages it is told."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from constraints import next_ids
 
-from gemmule.infer.core.request import Completion, Request
+from gemmule.infer.core.constraint import mask_of
+from gemmule.infer.core.request import Completion, Request, TokenLogProb
 from gemmule.infer.core.sampler import Sampler
 from gemmule.infer.core.text_stream import TextStream
 from gemmule.infer.runners.protocol import PAGE, ScheduledChunk, StepOutput
@@ -14,6 +17,7 @@ from gemmule.model.config import GemmaConfig
 from models import SMALLEST, tiny_config
 
 WINDOW, ROWS, WORDS = 40, 29, 27
+TEXT = {*range(3, WORDS)}  # neither control ids nor the one that ends an answer
 _LARGE = 2**40
 # Few different values: many ties.
 _TABLE = torch.randint(-9, 9, (4096, ROWS), generator=torch.Generator().manual_seed(1)) * 0.5
@@ -117,16 +121,40 @@ class FakeTokenizer:
 
 
 def expected(request: Request, context: int = 160) -> Completion:
-    """What a request gets, by the definition."""
+    """What a request of one sample gets, by the definition, but for sampled log-probabilities."""
     history, params = History(), request.params
-    for token in request.prompt:
-        logits = history.push(token)
+    rows = [history.push(token) for token in request.prompt]
+    logits = rows[-1]
     room = context - len(request.prompt)
     sampler = Sampler(params, request.row, request.prompt)
-    stream = TextStream(FakeTokenizer(), tuple(params.stop), params.max_new_tokens, room)  # type: ignore[arg-type]
-    text = ""
-    while stream.reason is None:
-        token = sampler(logits[:WORDS])
-        text += stream.push(token)
+    tokenizer: Any = FakeTokenizer()
+    stream = TextStream(
+        tokenizer, tuple(params.stop), params.max_new_tokens, room, params.min_tokens
+    )
+    constraint: Any = request.constraint
+    text, reason, tokens = "", None, list[int]()
+    while stream.reason is None and reason is None:
+        early = params.ignore_eos or len(tokens) < params.min_tokens
+        allowed = next_ids(constraint, tokens, {*range(WORDS)}, TEXT, {1}, early)
+        if allowed is not None and not allowed:
+            reason = "error"
+            break
+        token = sampler(logits[:WORDS], None if allowed is None else mask_of(allowed, ROWS))
+        tokens.append(token)
+        complete = constraint is not None and len(tokens) == constraint.length and token != 1
+        text += stream.push(token, complete)
         logits = history.push(token)
-    return Completion(text, tuple(stream.ids), stream.reason)
+    log_probs = None
+    if params.prompt_logprobs is not None:
+        pairs = zip(rows, request.prompt[1:], strict=False)
+        log_probs = tuple(scored(row, token, params.prompt_logprobs) for row, token in pairs)
+    ended = reason or str(stream.reason)
+    return Completion(text, tuple(stream.ids), ended, prompt_logprobs=log_probs)
+
+
+def scored(logits_V: torch.Tensor, token: int, count: int) -> TokenLogProb:
+    """The log-probability of a token, and the most likely ids."""
+    log_z = float(logits_V.logsumexp(-1))
+    order = sorted(range(WORDS), key=lambda i: (-float(logits_V[i]), i))[:count]
+    top = tuple((i, float(logits_V[i]) - log_z) for i in order)
+    return TokenLogProb(token, float(logits_V[token]) - log_z, top)

@@ -5,16 +5,18 @@ import math
 import random
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from constraints import alone, with_every_setting
 from fake_runner import WINDOW, WORDS, FakeRunner, FakeTokenizer, History, expected
 
 from gemmule.errors import ConfigError, EngineDeadError
 from gemmule.infer.core import cache_size
 from gemmule.infer.core.pages import PagePool, PageTable, max_pages
-from gemmule.infer.core.request import Completion, Request, RequestOutput, Score
+from gemmule.infer.core.request import Completion, Request, RequestOutput, Score, TokenLogProb
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.driver import Engine
 from gemmule.infer.runners.protocol import PAGE, StepOutput
@@ -68,7 +70,62 @@ def assert_nothing_is_left(e: Engine) -> None:
 
 
 def without_log_probs(completion: Completion) -> Completion:
-    return Completion(completion.text, completion.ids, completion.finish_reason)
+    return dataclasses.replace(completion, logprobs=None)
+
+
+Key = tuple[int, int]  # a request's id and the number of the sample
+
+
+class Collected:
+    """What came of requests, by their samples."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Request] = {}
+        self.text: dict[Key, str] = {}
+        self.drawn: dict[Key, list[int]] = {}
+        self.scores: dict[Key, tuple[TokenLogProb, ...]] = {}
+        self.done: dict[Key, Completion] = {}
+        self.finished: set[int] = set()
+
+    def add(self, number: int, request: Request) -> None:
+        self.requests[number] = request
+        for key in self.keys(number):
+            self.text[key], self.drawn[key], self.scores[key] = "", [], ()
+
+    def keys(self, number: int) -> list[Key]:
+        return [(number, sample) for sample in range(self.requests[number].params.n)]
+
+    def take(self, output: RequestOutput) -> None:
+        key = number, _ = output.request_id, output.sample
+        self.text[key] += output.text
+        self.drawn[key] += output.ids
+        self.scores[key] += output.prompt_logprobs
+        if output.completion:
+            assert key not in self.done
+            self.done[key] = output.completion
+            assert output.finished == all(key in self.done for key in self.keys(number))
+            if output.finished:
+                self.finished.add(number)
+
+    def check(self, cancelled: set[int]) -> Counter[str]:
+        """Compares all with the definition; returns how often each finish reason came."""
+        ended: Counter[str] = Counter()
+        for number, request in self.requests.items():
+            for key, wanted in zip(self.keys(number), alone(request), strict=True):
+                completion, right = self.done[key], expected(wanted)
+                ended[completion.finish_reason] += 1
+                assert self.text[key] == completion.text
+                assert self.scores[key] == (completion.prompt_logprobs or ())
+                if completion.finish_reason == "cancelled":
+                    assert number in cancelled
+                    assert right.text.startswith(completion.text)
+                    assert right.ids[: len(completion.ids)] == completion.ids
+                    continue
+                assert without_log_probs(completion) == right
+                drawn = tuple(self.drawn[key])
+                stopped = completion.finish_reason == "stop" and len(drawn) > len(completion.ids)
+                assert drawn == completion.ids + (1,) * stopped
+        return ended
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 10_000)])
@@ -76,48 +133,32 @@ def test_ten_thousand_requests_get_what_each_gets_alone(seed: int, count: int) -
     rng = random.Random(seed)
     e = engine(cache_tokens=320)  # 20 pages; a sequence may need 8
     todo = requests(rng, count)
-    ids: dict[int, Request] = {}
-    text: dict[int, str] = {}
-    drawn: dict[int, list[int]] = {}
+    for i in range(0, count, 8):
+        todo[i] = with_every_setting(rng, todo[i], WORDS, [1])
+    collected = Collected()
     cancelled: set[int] = set()
-    done: dict[int, Completion] = {}
     most_waiting = 0
-    while len(done) < count:
-        while todo and rng.random() < 0.6 and len(ids) - len(done) < 40:
+    while len(collected.finished) < count:
+        while todo and rng.random() < 0.6 and len(collected.text) - len(collected.done) < 40:
             request = todo.pop()
             number = e.submit(request)
-            ids[number], text[number], drawn[number] = request, "", []
+            collected.add(number, request)
             if rng.random() < 0.02:
                 e.cancel(number)
                 cancelled.add(number)
-        if ids and rng.random() < 0.05:
-            number = rng.choice([*ids][-60:])
+        if collected.requests and rng.random() < 0.05:
+            number = rng.choice([*collected.requests][-60:])
             e.cancel(number)
             cancelled.add(number)
         most_waiting = max(most_waiting, e.stats().waiting)
-        for event in e.step():
-            text[event.request_id] += event.text
-            drawn[event.request_id] += event.ids
-            if event.completion:
-                assert event.request_id not in done
-                done[event.request_id] = event.completion
+        for output in e.step():
+            collected.take(output)
     assert_nothing_is_left(e)
     assert e.stats().preemptions > count / 10
     assert most_waiting > 10
-    ended = 0
-    for number, request in ids.items():
-        completion, right = done[number], expected(request)
-        assert text[number] == completion.text
-        if completion.finish_reason == "cancelled":
-            assert number in cancelled
-            assert right.text.startswith(completion.text)
-            assert right.ids[: len(completion.ids)] == completion.ids
-            continue
-        ended += 1
-        assert without_log_probs(completion) == right
-        stopped = completion.finish_reason == "stop" and len(drawn[number]) > len(completion.ids)
-        assert tuple(drawn[number]) == completion.ids + (1,) * stopped
-    assert ended > 0.8 * count
+    ended = collected.check(cancelled)
+    assert ended["stop"] + ended["length"] > 0.8 * count
+    assert ended["error"] > 0.001 * count  # a constraint allowed nothing
 
 
 @pytest.mark.parametrize("max_step_tokens", [1, 2, 7, 512])
@@ -126,8 +167,10 @@ def test_any_step_and_any_pool(max_step_tokens: int, cache_tokens: int) -> None:
     rng = random.Random(max_step_tokens)
     e = engine(cache_tokens, max_step_tokens=max_step_tokens)
     some = requests(rng, 60)
+    some += [with_every_setting(rng, request, WORDS, [1]) for request in requests(rng, 60)]
     got = e.complete(some)
-    assert [without_log_probs(c) for c in got] == [expected(request) for request in some]
+    samples = [sample for request in some for sample in alone(request)]
+    assert [without_log_probs(c) for c in got] == [expected(sample) for sample in samples]
     assert_nothing_is_left(e)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from constraints import alone, with_every_setting
 from distribution import probabilities
 from fake_runner import ROWS, WORDS, FakeRunner, FakeTokenizer, expected
 from test_engine import assert_nothing_is_left, requests, without_log_probs
@@ -61,7 +62,8 @@ def drafter(kind: str) -> Any:
 @pytest.mark.parametrize("cache_tokens", [320, 4000])
 def test_every_request_gets_what_it_gets_without(kind: str, cache_tokens: int) -> None:
     rng = random.Random(11)
-    some = requests(rng, 300)
+    some = requests(rng, 200)
+    some += [with_every_setting(rng, request, WORDS, [1]) for request in requests(rng, 100)]
     speculation = Speculation(drafter(kind), always=True)
     tokenizer: Any = NamedTokenizer()
     e = Engine(FakeRunner(), tokenizer, cache_tokens=cache_tokens, speculation=speculation)
@@ -70,11 +72,13 @@ def test_every_request_gets_what_it_gets_without(kind: str, cache_tokens: int) -
     e.step()
     e.cancel(left)
     got = e.complete(some)
-    for completion, request in zip(got, some, strict=True):
+    samples = [sample for request in some for sample in alone(request)]
+    for completion, request in zip(got, samples, strict=True):
         assert without_log_probs(completion) == expected(request)
         if request.params.logprobs is not None:
             assert completion.logprobs is not None
             assert [t.id for t in completion.logprobs] == list(completion.ids)
+    assert sum(completion.finish_reason == "error" for completion in got) > 3
     e.step()
     assert_nothing_is_left(e)
     assert speculation.drafted > 300
