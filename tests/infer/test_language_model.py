@@ -1,6 +1,7 @@
 """gemmule.load and what it returns."""
 
 import copy
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from constraints import PlainConstraint
 
 import gemmule
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.checkpoints.packed.model import QuantizedGemma
-from gemmule.errors import CheckpointError, ConfigError, TokenizerError
+from gemmule.errors import CheckpointError, ConfigError, GemmuleError, TokenizerError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners import torch_runner
 from gemmule.model.gemma import Gemma
@@ -177,3 +179,49 @@ def test_a_penalty_makes_repetition_rarer(lm: LanguageModel) -> None:
         (done,) = lm.complete([ids], params)
         distinct.append(len(set(done.ids)) / len(done.ids))
     assert distinct[1] >= distinct[0]
+
+
+def test_several_samples_of_each_prompt(lm: LanguageModel) -> None:
+    prompts = [lm.tokenizer.encode(text, bos=True) for text in ("def wrap", "import os\n" * 8)]
+    params = gemmule.SamplingParams(n=3, seed=5, max_new_tokens=9, temperature=1.0)
+    completions = lm.complete(prompts, params)
+    one = dataclasses.replace(params, n=1)
+    for i, completion in enumerate(completions):
+        single = dataclasses.replace(one, seed=5 + i)
+        assert lm.complete([prompts[i // 3]], single) == [completion]
+    assert [c.counts.prompt for c in completions[3:]] == [len(prompts[1])] * 3
+    assert [c.counts.cached // 32 for c in completions[3:]] == [0, *[len(prompts[1]) // 32] * 2]
+    for ask in (lm.generate, lm.stream):
+        with pytest.raises(ConfigError, match="n is 2; this returns one text for each prompt"):
+            ask("def", n=2)
+
+
+def test_settings_of_the_end_and_of_the_logits(lm: LanguageModel) -> None:
+    comma = lm.tokenizer.encode(",")[-1]
+    settings: Any = {"temperature": 0.0, "max_new_tokens": 6, "logit_bias": {comma: 100}}
+    assert lm.generate("def", **settings) == "," * 6
+    assert "," not in lm.generate("def", **{**settings, "logit_bias": {comma: -100}})
+    stop: Any = {**settings, "logit_bias": {lm.tokenizer.eos_id: 100, comma: 80}}
+    assert lm.generate("def", **stop) == ""
+    assert lm.generate("def", **stop, min_tokens=2) == ",,"
+    assert lm.generate("def", **stop, ignore_eos=True) == "," * 6
+    assert lm.generate("def", **stop, ignore_eos=True, stop=",,") == ""
+    assert lm.generate("def", **stop, min_tokens=5, stop=",") == "," * 4
+    with pytest.raises(
+        ConfigError, match="logit_bias has the id 540; this model's ids are 0 to 539"
+    ):
+        lm.generate("def", logit_bias={540: 1})
+
+
+def test_completions_under_a_constraint(lm: LanguageModel) -> None:
+    ids = lm.tokenizer.encode("def", bos=True)
+    params = gemmule.SamplingParams(n=2, seed=1, max_new_tokens=8)
+    constraint = PlainConstraint(540, 0, 5)
+    for completion in lm.complete([ids, ids[:1]], params, constraint):
+        assert completion.finish_reason == "stop"
+        for i, token in enumerate(completion.ids):
+            assert token in constraint.allowed(completion.ids[:i])
+            assert lm.tokenizer.decode([token])
+    dead_end = PlainConstraint(540, 4)
+    with pytest.raises(GemmuleError, match="the constraint allows no token after"):
+        lm.complete([ids] * 9, params, dead_end)

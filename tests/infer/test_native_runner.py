@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from gemmule.checkpoints.checkpoint import of_model
 from gemmule.checkpoints.packed.model import QuantizedGemma
 from gemmule.checkpoints.packed.quantize import quantize_checkpoint
 from gemmule.errors import ConfigError
+from gemmule.infer.core.constraint import mask_of
 from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
 from gemmule.infer.runners.native_runner import NativeRunner
 from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk, StepOutput
+from gemmule.infer.runners.torch_runner import step_output
 from gemmule.model.gemma import Gemma
 from gemmule.quant import native
 from models import GROUPED, fan_in, random_model, tiny_config
@@ -205,6 +208,41 @@ def test_outputs_of_every_kind(changes: dict[str, float | None]) -> None:
         assert scored.target_logit == float(row[target])
         assert scored.log_z == pytest.approx(float(row.double().logsumexp(0)), abs=2e-6, rel=1e-6)
         assert scored.top_ids is not None and scored.top_ids.tolist() == [int(row.argmax())]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", SHAPES[:2])
+def test_the_top_k_under_a_mask_are_the_plain_ones(
+    instructions: str, changes: dict[str, float | None]
+) -> None:
+    """Masks of every density, of whole words, and of ids at the ends of words and parts."""
+    model, ids, rng = strong_model(changes), tokens(count=60), random.Random(5)
+    model.embed_tokens.weight[600:] = model.embed_tokens.weight[:500]  # ties
+    logits = stacked(run(NativeRunner(model), ids, [60]))
+    z = [p.log_z for p in run(NativeRunner(model), ids, [60], "score")]
+    masks = [mask_of(rng.sample(range(V), round(V * share)), V) for share in (0.01, 0.5, 0.99)]
+    masks += [mask_of(range(V), V), mask_of([0], V), mask_of([V - 1], V), mask_of([1023, 1024], V)]
+    masks += [mask_of([*range(64, 96), 700], V), np.full(-(-V // 32), 2**32 - 1, np.uint32)]
+    requests = [
+        LogitsRequest(
+            i, top_k=rng.choice([1, 1, 2, 5, 64]), log_z=rng.random() < 0.5,
+            target=rng.randrange(V), mask=rng.choice([None, *masks]),
+        )
+        for i in range(60)
+    ]  # fmt: skip
+    for threads in (1, 3):
+        runner = NativeRunner(model, threads=threads)
+        runner.allocate(4)
+        chunk = ScheduledChunk(ids, 0, [0, 1], [2, 3], requests)
+        for request, row, log_z, output in zip(
+            requests, logits, z, runner.step([chunk])[0], strict=True
+        ):
+            plain = step_output(request, row)
+            assert output.top_ids is not None and output.top_logits is not None
+            assert output.top_ids.tolist() == plain.top_ids.tolist()  # type: ignore[union-attr]
+            assert output.top_logits.tolist() == plain.top_logits.tolist()  # type: ignore[union-attr]
+            assert output.target_logit == plain.target_logit
+            assert output.log_z == (log_z if request.log_z else None)
 
 
 @torch.inference_mode()

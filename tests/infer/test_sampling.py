@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmule.errors import ConfigError, GemmuleError
+from gemmule.infer.core.constraint import mask_of
 from gemmule.infer.core.sampler import Sampler, _random_times, penalize
 from gemmule.infer.core.sampling import SamplingParams, top_logits
+from gemmule.infer.runners.protocol import LogitsRequest
+from gemmule.infer.runners.torch_runner import step_output
 
 
 def plain(logits: list[float], params: SamplingParams) -> list[float]:
@@ -143,6 +146,29 @@ def test_seeds() -> None:
         ({"logprobs": -1}, "logprobs is -1"),
         ({"logprobs": 21}, "logprobs is 21; it must be at most 20"),
         ({"logprobs": True}, "logprobs is True"),
+        ({"presence_penalty": 2.1}, "presence_penalty is 2.1; it must be a number, from -2 to 2"),
+        ({"presence_penalty": math.nan}, "presence_penalty is nan"),
+        ({"frequency_penalty": -3}, "frequency_penalty is -3; it must be a number, from -2 to 2"),
+        ({"frequency_penalty": "1"}, "frequency_penalty is '1'"),
+        (
+            {"logit_bias": {5: math.nan}},
+            "logit_bias of id 5 is nan; it must be a number, from",
+        ),
+        ({"logit_bias": {5: 100.1}}, "logit_bias of id 5 is 100.1"),
+        ({"logit_bias": {5: None}}, "logit_bias of id 5 is None"),
+        ({"logit_bias": {"5": 1}}, "an id of logit_bias is '5'; it must be a whole number, 0 or"),
+        ({"logit_bias": {-1: 1}}, "an id of logit_bias is -1"),
+        ({"logit_bias": {True: 1}}, "an id of logit_bias is True"),
+        ({"logit_bias": [(5, 1), (5, 2)]}, "logit_bias has an id twice"),
+        ({"logit_bias": 5}, "logit_bias is 5; it must give a number for each of some ids"),
+        ({"logit_bias": "ab"}, "logit_bias is 'ab'"),
+        ({"min_tokens": -1}, "min_tokens is -1; it must be a whole number, 0 or more"),
+        ({"min_tokens": 9, "max_new_tokens": 8}, "it must be at most max_new_tokens, which is 8"),
+        ({"ignore_eos": 1}, "ignore_eos is 1; it must be true or false"),
+        ({"n": 0}, "n is 0; it must be a whole number, 1 or more"),
+        ({"n": 1.5}, "n is 1.5"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs is -1"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs is 21; it must be at most 20"),
         ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'?"),
     ],
 )
@@ -233,6 +259,89 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     sampler = Sampler(params, prompt=[3, 4])
     level = torch.ones(9)
     assert [sampler(level) for _ in range(7)] == [0, 1, 2, 5, 6, 7, 8]
+
+
+def test_presence_and_frequency_penalties_are_openais() -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, over the generated tokens alone."""
+    params = SamplingParams(temperature=0.0, presence_penalty=0.75, frequency_penalty=0.5)
+    logits = torch.tensor([0.0, 2.0, 1.0, 1.9, -3.0])
+    sampler, counts, drawn = Sampler(params, prompt=[1, 1, 3]), [0] * 5, []
+    for _ in range(12):
+        changed = [
+            float(x) - c * params.frequency_penalty - (c > 0) * params.presence_penalty
+            for x, c in zip(logits, counts, strict=True)
+        ]
+        token = changed.index(max(changed))
+        fork = sampler.fork()
+        assert sampler(logits) == token == fork(logits)
+        counts[token] += 1
+        drawn.append(token)
+    assert drawn[:3] == [1, 3, 2]
+    assert 0 in drawn
+
+
+def test_negative_penalties_favor_what_was_generated() -> None:
+    sampler = Sampler(SamplingParams(temperature=0.0, frequency_penalty=-1.0, logit_bias={2: 1}))
+    first = torch.tensor([0.0, 0.5, 0.0])
+    assert [sampler(first), sampler(first), sampler(torch.tensor([3.9, 0.0, 0.0]))] == [2, 2, 0]
+
+
+def test_a_bias_is_added_before_the_draw() -> None:
+    logits = torch.tensor([1.0, 0.0, -1.0, 0.5])
+    bias = {0: -100.0, 2: 1.25}
+    biased = SamplingParams(temperature=1.3, seed=7, logit_bias=bias)
+    plain = SamplingParams(temperature=1.3, seed=7)
+    changed = torch.tensor([-99.0, 0.0, 0.25, 0.5])
+    a, b = Sampler(biased), Sampler(plain)
+    drawn = [a(logits) for _ in range(300)]
+    assert drawn == [b(changed) for _ in range(300)]
+    assert {*drawn} == {1, 2, 3}
+    assert SamplingParams(logit_bias=[(2, 1.25), (0, -100)]) == SamplingParams(logit_bias=bias)
+    assert dataclasses.replace(biased, seed=8).biases == ((0, -100.0), (2, 1.25))
+
+
+def test_repetition_penalty_comes_before_the_others() -> None:
+    params = SamplingParams(
+        temperature=0.0, repetition_penalty=2.0, presence_penalty=1.0, logit_bias={0: 2.5, 1: 0.1}
+    )
+    sampler = Sampler(params, prompt=[0])
+    # Id 0: -1 * 2 + 2.5; then (1 - 0) / 2 - 1 + 0.1 for id 1.
+    assert sampler(torch.tensor([-1.0, 0.3, 0.45])) == 0
+    assert sampler(torch.tensor([-9.0, 0.3, 0.35])) == 1
+    assert sampler(torch.tensor([-9.0, 1.0, -0.39])) == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    logits=LEVEL,
+    allowed=st.sets(st.integers(0, 39), min_size=1),
+    temperature=st.sampled_from([0.0, 0.4, 3.0]),
+    top_k=st.none() | st.integers(1, 45),
+    top_p=st.sampled_from([0.3, 0.9, 1.0]),
+    seed=st.integers(0, 2**40),
+)
+def test_draws_under_a_mask(
+    logits: torch.Tensor, allowed: set[int], temperature: float, top_k: int | None, top_p: float,
+    seed: int,
+) -> None:  # fmt: skip
+    ids = sorted(i for i in allowed if i < len(logits))
+    if not ids:
+        return
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    mask = mask_of(ids, len(logits))
+    whole, alone = Sampler(params), Sampler(params)
+    drawn = [whole(logits, mask) for _ in range(5)]
+    assert {*drawn} <= {*ids}
+    if params.greedy:
+        assert drawn == [max(ids, key=lambda i: (float(logits[i]), -i))] * 5
+    # The same as from the allowed ids alone.
+    among = probabilities(logits[ids], params)
+    assert all(among[ids.index(token)] > 0 for token in drawn)
+    if top_k is not None:
+        count = 1 if params.greedy else top_k
+        output = step_output(LogitsRequest(0, top_k=count, mask=mask), logits)
+        assert output.top_ids is not None and output.top_logits is not None
+        assert [alone.among(output.top_logits, output.top_ids) for _ in range(5)] == drawn
 
 
 def test_one_stop_string_or_several() -> None:

@@ -77,3 +77,51 @@ def test_a_stop_string_split_over_bytes(tokenizer: Tokenizer) -> None:
     stream = TextStream(tokenizer, ("🙂",), 999, 999)
     assert run(stream, tokenizer.encode("yes 🙂 no")) == "yes "
     assert stream.reason == "stop"
+
+
+@settings(deadline=None)
+@given(
+    pieces=st.lists(st.text("ab.", max_size=4), max_size=12),
+    stops=st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3),
+    ignored=st.integers(0, 12),
+)
+def test_stop_strings_that_end_too_early_do_not_count(
+    pieces: list[str], stops: list[str], ignored: int
+) -> None:
+    matcher, out, seen = StopMatcher(stops), "", ""
+    expected = None
+    for number, piece in enumerate(pieces):
+        before, seen = len(seen), seen + piece
+        # Those that end in this piece; one may have begun in an ignored one.
+        begins = [
+            at
+            for stop in stops
+            for at in range(len(seen))
+            if seen.startswith(stop, at) and at + len(stop) > before
+        ]
+        out += matcher.push(piece, ignore=number < ignored)
+        if begins and number >= ignored:
+            expected = seen[: min(begins)]
+            break
+    assert matcher.stopped == (expected is not None)
+    assert out + matcher.flush() == (seen if expected is None else expected)
+
+
+def test_min_tokens_puts_off_stop_strings(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("abcabcabc")
+    for count in range(len(ids) + 1):
+        stream = TextStream(tokenizer, ["abc"], 100, 100, min_tokens=count)
+        text = run(stream, ids)
+        if stream.reason is None:
+            continue
+        assert stream.reason == "stop"
+        assert len(stream.ids) >= count
+        assert text == tokenizer.decode(stream.ids)[: len(text)]
+        assert tokenizer.decode(stream.ids)[len(text) :].startswith("abc")
+
+
+def test_a_complete_text_ends_with_what_was_held_back(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("abc")
+    stream = TextStream(tokenizer, ["abcd"], len(ids), 100)
+    text = "".join(stream.push(i, complete=i == ids[-1]) for i in ids)
+    assert (text, stream.reason) == (tokenizer.decode(ids), "stop")
