@@ -4,18 +4,24 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_runner import FakeRunner, FakeTokenizer, expected
+from constraints import PlainConstraint, alone
+from fake_runner import WORDS, FakeRunner, FakeTokenizer, expected
 from test_engine import plain_score, requests, without_log_probs
 
 from gemmule.errors import ConfigError, EngineClosedError, EngineDeadError, QueueFullError
 from gemmule.infer.async_driver import AsyncEngine
+from gemmule.infer.core.constraint import TokenConstraint
 from gemmule.infer.core.request import Completion, Request, RequestOutput
 from gemmule.infer.core.sampling import SamplingParams
+from gemmule.infer.core.speculative import NgramDrafter, Speculation
 from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.runners.protocol import ScheduledChunk
 
 TOKENIZER: Any = FakeTokenizer()
 LONG = SamplingParams(temperature=0.0, max_new_tokens=100)
@@ -29,8 +35,10 @@ class Gate(FakeRunner):
         super().__init__()
         self.entered, self.open = threading.Semaphore(0), threading.Semaphore(0)
         self.failure: Exception | None = None
+        self.chunks: Sequence[ScheduledChunk] = ()  # of the last step
 
     def step(self, chunks: Any) -> Any:
+        self.chunks = chunks
         self.entered.release()
         assert self.open.acquire(timeout=WAIT)
         if self.failure is not None:
@@ -165,39 +173,67 @@ def test_the_queue_is_bounded(gate: Gate) -> None:
         AsyncEngine(FakeRunner(), TOKENIZER, cache_tokens=320, max_waiting=0)
 
 
-@pytest.mark.parametrize("state", ["queued", "waiting", "prefill", "decoding", "preempted", "done"])
-def test_cancelling_frees_pages_within_a_step_in_every_state(gate: Gate, state: str) -> None:
-    collect = Collector()
-    cache_tokens = 160 if state in ("waiting", "preempted") else 4000
-    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=cache_tokens)
-    greedy = SamplingParams(temperature=0.0, max_new_tokens=60)
-    other = Request([3] * 60, greedy)
-    engine.submit(other, collect("other"))
-    gate.enter()
-    prompt = {"waiting": 90, "prefill": 120, "preempted": 30}.get(state, 5)
-    victim = engine.submit(Request([4] * prompt, greedy), collect("victim"))
-    if state == "queued":
-        engine.cancel(victim)
+# In each state a request is cancelled, by the length of its prompt.
+STATES = {
+    "queued": 5, "constraint": 5, "waiting": 100, "prefill": 120, "prompt": 120, "decoding": 5,
+    "constrained": 5, "speculating": 5, "samples": 5, "preempted": 30, "done": 5,
+}  # fmt: skip
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=60)
+CONSTRAINT = PlainConstraint(WORDS, 3)
+IN_STATE: dict[str, dict[str, Any]] = {
+    "prompt": {"prompt_logprobs": 2},
+    "samples": {"n": 3, "temperature": 1.0, "seed": 1},
+    "speculating": {"logit_bias": {4: 100}},  # always the same, as the drafter sees
+}
+
+
+def reach(state: str, gate: Gate, engine: AsyncEngine, victim: int) -> None:
+    """Brings a request, submitted during the first step, into a state, within a further step."""
     gate.open.release()
-    if state in ("waiting", "prefill", "decoding"):
-        gate.let({"waiting": 1, "prefill": 1, "decoding": 6}[state])
-        gate.enter()
-        engine.cancel(victim)
-        gate.open.release()
-    elif state == "preempted":
+    if state == "preempted":
         gate.enter()
         while not engine.stats().preemptions:
             gate.open.release()
             gate.enter()
         assert engine.stats().waiting == 1
-        engine.cancel(victim)
-        gate.open.release()
-    elif state == "done":
+        return
+    gate.let({"waiting": 1, "prefill": 1, "prompt": 1, "speculating": 3}.get(state, 6))
+    gate.enter()
+    chunks = [len(chunk.tokens) for chunk in gate.chunks if chunk.sequence_id >= victim]
+    if state in ("waiting", "constraint"):
+        assert (chunks, engine.num_waiting, engine.stats().running) == ([], 1, 1)
+    elif state == "speculating":
+        assert chunks[0] > 3
+    else:
+        one = 47 if state in ("prefill", "prompt") else 1
+        assert chunks == [one] * (3 if state == "samples" else 1)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_cancelling_frees_pages_within_a_step_in_every_state(gate: Gate, state: str) -> None:
+    collect, future = Collector(), Future[TokenConstraint]()
+    engine = AsyncEngine(
+        gate,
+        TOKENIZER,
+        cache_tokens=160 if state in ("waiting", "preempted") else 4000,
+        speculation=Speculation(NgramDrafter(), always=True) if state == "speculating" else None,
+    )
+    other = Request([3] * 60, GREEDY)
+    engine.submit(other, collect("other"))
+    gate.enter()
+    params = replace(GREEDY, **IN_STATE.get(state, {}))
+    constraint = {"constrained": CONSTRAINT, "constraint": future}.get(state)
+    victim = engine.submit(
+        Request([4] * STATES[state], params, constraint=constraint), collect("victim")
+    )
+    if state == "done":
         gate.open.release(1000)
         collect.last("victim")
-        engine.cancel(victim)
-    else:
-        gate.open.release()
+    elif state != "queued":
+        reach(state, gate, engine, victim)
+    engine.cancel(victim)
+    future.set_result(CONSTRAINT)  # too late
+    gate.open.release()
     gate.enter()  # the step after the one in which it was cancelled
     reason = collect.completion("victim").finish_reason
     assert (reason == "cancelled") == (state != "done")
@@ -210,6 +246,67 @@ def test_cancelling_frees_pages_within_a_step_in_every_state(gate: Gate, state: 
     assert without_log_probs(collect.completion("other")) == expected(other)
     engine.shutdown()
     assert engine.stats().pool.allocated == 0
+
+
+def test_a_request_waits_for_its_constraint_without_holding_up_others(gate: Gate) -> None:
+    collect, constraint = Collector(), Future[TokenConstraint]()
+    params = SamplingParams(temperature=0.8, seed=3, max_new_tokens=20, n=2)
+    request = Request([5, 6], params, constraint=PlainConstraint(WORDS, 2, 9))
+    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, max_waiting=3)
+    engine.submit(replace(request, constraint=constraint), collect("pending"))
+    with pytest.raises(QueueFullError, match="2 requests are waiting, of at most 3"):
+        engine.submit(request, collect("refused"))  # its two samples count
+    other = Request([7, 8], SamplingParams(temperature=0.0, max_new_tokens=4))
+    engine.submit(other, collect("other"))
+    gate.open.release(1000)
+    assert collect.completion("other") == expected(other)
+    waiter = threading.Thread(target=engine.shutdown)
+    waiter.start()  # draining waits for it, too
+    eventually(lambda: engine.closing)
+    assert engine.num_waiting == 2
+    assert request.constraint is not None
+    constraint.set_result(request.constraint)  # type: ignore[arg-type]
+    waiter.join(WAIT)
+    outputs = [o for o in collect.outputs["pending"] if o.completion is not None]
+    assert [o.finished for o in outputs] == [False, True]
+    done = {output.sample: output.completion for output in outputs}
+    assert [done[0], done[1]] == [expected(sample) for sample in alone(request)]
+    assert engine.stats().pool.allocated == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (ValueError("line 3 of the grammar"), "could not be made: ValueError: line 3 of the gramm"),
+        (PlainConstraint(9, 2), "the constraint's masks are for 9 ids"),
+        (None, "could not be made: CancelledError"),
+    ],
+)
+def test_a_constraint_that_cannot_be_made_ends_its_request(result: Any, message: str) -> None:
+    collect, constraint = Collector(), Future[TokenConstraint]()
+    with AsyncEngine(FakeRunner(), TOKENIZER, cache_tokens=4000) as engine:
+        engine.submit(Request([5], LONG, constraint=constraint), collect("a"))
+        if result is None:
+            constraint.cancel()
+        elif isinstance(result, Exception):
+            constraint.set_exception(result)
+        else:
+            constraint.set_result(result)
+        output = collect.last("a")
+    assert output.completion is not None
+    assert output.completion.finish_reason == "error"
+    assert message in str(output.error)
+    assert output.completion.error is output.error
+
+
+def test_shutting_down_ends_what_waits_for_a_constraint() -> None:
+    collect = Collector()
+    engine = AsyncEngine(FakeRunner(), TOKENIZER, cache_tokens=4000)
+    for name in ("a", "b"):
+        engine.submit(Request([5], LONG, constraint=Future[TokenConstraint]()), collect(name))
+    engine.shutdown(timeout=0.01)
+    for name in ("a", "b"):
+        assert collect.completion(name).finish_reason == "cancelled"
 
 
 def test_draining_finishes_what_there_is() -> None:
