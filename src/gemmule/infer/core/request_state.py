@@ -141,20 +141,22 @@ class GenerationState:
         """Samples tokens; draft tokens count as far as they equal the sampled ones."""
         if not outputs:
             return len(chunk.tokens), None
-        of_prompt = self._score_prompt(outputs)
-        if len(of_prompt) == len(outputs):
-            return len(chunk.tokens), self._output(prompt_logprobs=of_prompt)
         sequence, stream, count = self.sequence, self._stream, self.params.logprobs
+        of_prompt: tuple[TokenLogProb, ...] = ()
+        asked = chunk.logits
+        if sequence.first_output_pos < len(sequence.tokens) - 1:
+            of_prompt = self._score_prompt(outputs)
+            asked, outputs = asked[len(of_prompt) :], outputs[len(of_prompt) :]
+            if not outputs:
+                return len(chunk.tokens), self._output(prompt_logprobs=of_prompt)
         first = sequence.first_output_pos - chunk.start
         draft_tokens = chunk.tokens[first + 1 :]
         text = ""
         sampled: list[int] = []
         log_probs: list[TokenLogProb] = []
         try:
-            for i, (asked, output) in enumerate(
-                zip(chunk.logits[len(of_prompt) :], outputs[len(of_prompt) :], strict=True)
-            ):
-                token = sample(self.sampler, output, self.vocab_size, asked.mask)
+            for i, output in enumerate(outputs):
+                token = sample(self.sampler, output, self.vocab_size, asked[i].mask)
                 sampled.append(token)
                 sequence.tokens.append(token)
                 if count is not None:
@@ -187,21 +189,6 @@ class GenerationState:
         """Returns the longest beginning of draft tokens that the filter allows."""
         return draft_tokens if self.filter is None else self.filter.allowed_draft(draft_tokens)
 
-    def logits_request(self, index: int, draft_tokens: Sequence[int] = ()) -> LogitsRequest:
-        """Returns what is needed after the last token and then draft tokens.
-
-        Args:
-            index: place of the last of these tokens within its chunk.
-            draft_tokens: draft tokens that the filter allows.
-        """
-        mask = None if self.filter is None else self.filter.mask(draft_tokens)
-        template = self._template if mask is None else self._masked
-        if index == 0 and mask is None:
-            return template
-        return LogitsRequest(
-            index, template.top_k, template.all_logits, template.log_z, mask=mask
-        )  # fmt: skip
-
     def completion(self) -> Completion:
         """Everything generated so far."""
         params, ids = self.params, tuple(self._stream.ids)
@@ -223,19 +210,23 @@ class GenerationState:
 
     def _logits_request(self, index: int, position: int) -> LogitsRequest:
         sequence = self.sequence
-        drafted = position - (len(sequence.tokens) - 1)
+        drafted = position + 1 - len(sequence.tokens)
         if drafted < 0:
             target = sequence.tokens[position + 1]
             return replace(self._for_prompt, index=index, target=target)
-        return self.logits_request(index, sequence.draft_tokens[:drafted] if drafted else ())
+        mask = None
+        if self.filter is not None:
+            mask = self.filter.mask(sequence.draft_tokens[:drafted])
+        template = self._template if mask is None else self._masked
+        if index == 0 and mask is None:
+            return template
+        return LogitsRequest(index, template.top_k, template.all_logits, template.log_z, mask=mask)
 
     def _score_prompt(self, outputs: Sequence[StepOutput]) -> tuple[TokenLogProb, ...]:
         """Takes the log-probabilities of the prompt's tokens, the first of the outputs."""
         sequence = self.sequence
         start = sequence.first_output_pos
         targets = sequence.tokens[start + 1 : start + 1 + len(outputs)]
-        if not targets:
-            return ()
         count = self.params.prompt_logprobs or 0
         log_probs = tuple(
             log_prob(output, token, count, self.vocab_size)
