@@ -70,7 +70,14 @@ def layouts(
             f"{len(wide)} matrices are stored as {_FALLBACK}, since their rows are not multiples "
             f"of {BLOCK}; the first is {wide[0]}"
         )
-    if not gguf_tokenizer.survives(checkpoint.tokenizer.pieces):
+    tokenizer = checkpoint.tokenizer
+    widened = [token.content for token in tokenizer.added_tokens if not token.plain]
+    if widened:
+        notes.append(
+            f"llama.cpp matches {', '.join(map(repr, widened[:3]))} without regard to the white "
+            "space or the words around: GGUF cannot say more"
+        )
+    if not gguf_tokenizer.survives(tokenizer.pieces, tokenizer.added_tokens):
         notes.append(
             "the tokenizer's fixed symbols have other scores or types than Gemma's, which GGUF "
             "cannot store: read back, it gives the same ids but has another fingerprint"
@@ -212,8 +219,12 @@ def _add_shape(writer: "gguf.GGUFWriter", config: GemmaConfig, kind: str) -> Non
 
 
 def _add_tokenizer(writer: "gguf.GGUFWriter", tokenizer: Tokenizer, rows: int) -> None:
-    vocabulary = gguf_tokenizer.to_metadata(tokenizer.pieces, rows)
-    for key, value in {**vocabulary, **chat_format.to_metadata(tokenizer)}.items():
+    metadata = {
+        **gguf_tokenizer.to_metadata(tokenizer.pieces, rows),
+        **chat_format.to_metadata(tokenizer),
+        **gguf_tokenizer.added_to_metadata(tokenizer.added_tokens),
+    }
+    for key, value in metadata.items():
         add: Any = writer.add_string
         if isinstance(value, list):
             add = writer.add_array
