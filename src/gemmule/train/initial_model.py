@@ -2,10 +2,12 @@
 
 import torch
 
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.gemma import load_partner
 from gemmule.train.config import RunConfig
 from gemmule.train.memory_check import check_memory
@@ -36,6 +38,23 @@ def initial_model(config: RunConfig, dataset: Dataset) -> Gemma:
     check_memory(config, shape)
     torch.manual_seed(config.seed)
     return Gemma(shape)
+
+
+def run_tokenizer(config: RunConfig, dataset: Dataset) -> Tokenizer:
+    """The tokenizer that is saved with the run's model: the data's.
+
+    A run that starts from a model keeps that model's chat template and stop ids.
+
+    Raises:
+        CheckpointError: when the model to start from cannot be read.
+    """
+    if config.model.init is None:
+        return dataset.tokenizer
+    with open_checkpoint(config.model.init) as checkpoint:
+        theirs = checkpoint.tokenizer
+    return dataset.tokenizer.with_chat_format(
+        *theirs.chat_format, theirs.named_templates, theirs.token_names
+    )
 
 
 def _check_context(config: RunConfig, shape: GemmaConfig) -> None:

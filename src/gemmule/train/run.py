@@ -15,6 +15,7 @@ from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest, RunResult
 from gemmule.runtime import device, memory, torch_compile
 from gemmule.train.config import RunConfig, load_run_config
+from gemmule.train.initial_model import run_tokenizer
 from gemmule.train.loop import TrainState, train
 from gemmule.train.probe import MakeProbe, Probe
 from gemmule.train.recipe import Recipe
@@ -57,6 +58,7 @@ def run_training(
         memory.keep_freed_memory()
         dataset = Dataset.open(config.data.path)
         recipe = build_recipe(config, dataset)
+        tokenizer = run_tokenizer(config, dataset)
         probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
         check_country(config.runtime.country)
         manifest = _manifest(config, recipe, dataset)
@@ -72,7 +74,7 @@ def run_training(
         state = train(run, config, recipe, label or out.name, probes)
         recipe.model.eval()
         result = _result(config, recipe, state)
-        save_model(recipe.model, dataset.tokenizer, layout.model)
+        save_model(recipe.model, tokenizer, layout.model)
         result.write(layout.result)
         return result.to_json()
 
