@@ -112,7 +112,13 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
         tokenizer = checkpoint.tokenizer
     except TokenizerError as e:
         return {"problem": str(e)}
-    return {"pieces": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
+    return {
+        "pieces": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "added_tokens": [token.content for token in tokenizer.added_tokens],
+        "chat_template": tokenizer.chat_template,
+        "stop_tokens": {i: tokenizer.decode([i], control=True) for i in tokenizer.stop_ids},
+    }
 
 
 def lines(about: dict[str, Any]) -> list[list[str]]:
@@ -154,8 +160,16 @@ def lines(about: dict[str, Any]) -> list[list[str]]:
             tokenizer.get("problem")
             or f"{tokenizer['pieces']:,} pieces, {tokenizer['fingerprint'][:12]}",
         ],
+        *([] if "problem" in tokenizer else [["chat", _chat_format(tokenizer)]]),
         *(["note", note] for note in about["notes"]),
     ]
+
+
+def _chat_format(tokenizer: dict[str, Any]) -> str:
+    turns = "Gemma's turns" if tokenizer["chat_template"] is None else "a template of its own"
+    stops = ", ".join(f"{text} ({i})" for i, text in tokenizer["stop_tokens"].items())
+    count = len(tokenizer["added_tokens"])
+    return f"{turns}, stops at {stops}" + (f"; {count} added tokens" if count else "")
 
 
 def _quantized(about: dict[str, Any] | None) -> list[list[str]]:
