@@ -133,6 +133,20 @@ def test_room_for_an_answer_is_at_most_a_quarter(lm: LanguageModel) -> None:
     assert Conversation(lm.tokenizer, context, reserve=10_000).max_tokens == 72
 
 
+def test_a_chat_template_of_its_own_is_what_must_fit(lm: LanguageModel) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    tokenizer = lm.tokenizer.with_chat_format(template, (107,))
+    conversation = Conversation(tokenizer, 96, reserve=24, system="Be brief.")
+    for _ in range(3):
+        conversation.ask("and then a few words more")
+        conversation.answer("a short answer")
+    dropped = conversation.ask("and then a few words more")
+    assert dropped > 0
+    text = tokenizer.decode(tokenizer.render_chat(conversation.with_system()))
+    assert text.startswith("[system] Be brief.\n[user] and")
+    assert len(tokenizer.encode(text)) <= conversation.max_tokens
+
+
 def test_what_a_model_writes_cannot_command_the_terminal(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

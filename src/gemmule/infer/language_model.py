@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 
@@ -152,7 +152,7 @@ class LanguageModel:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         strict: bool = False,
         **settings: Unpack[SamplingSettings],
@@ -162,12 +162,13 @@ class LanguageModel:
         Args:
             messages: {"role": "user" | "assistant" | "model", "content": text}, alternating and
                 beginning and ending with the user. A system message may come first; it is put at
-                the beginning of the first user turn.
+                the beginning of the first user turn. A chat template of the model's own decides
+                itself what it accepts.
             strict: refuse a system message, as Gemma's own template does.
             **settings: fields of `SamplingParams`.
 
         Returns:
-            The model's turn, up to <end_of_turn>.
+            The model's turn, up to a stop token.
 
         Raises:
             ConfigError: for a bad setting, or a conversation longer than the context.
@@ -179,7 +180,7 @@ class LanguageModel:
 
     def stream_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         strict: bool = False,
         **settings: Unpack[SamplingSettings],
