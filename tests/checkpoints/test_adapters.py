@@ -6,12 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft_adapters import (
-    Merged,
-    edit_weights,
-    merged_by_peft,
-    train_adapter,
-)
 from safetensors.torch import load_file, save_file
 
 from gemmule.checkpoints.hf.writer import save_model
@@ -20,6 +14,12 @@ from gemmule.errors import CheckpointError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from models import TOKENS, random_model
+from peft_adapters import (
+    Merged,
+    edit_weights,
+    merged_by_peft,
+    train_adapter,
+)
 
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -95,20 +95,33 @@ def test_merged_as_by_peft(saved: Path, tmp_path: Path, case: str) -> None:
     assert changed
 
 
-@pytest.mark.parametrize("case", ["every matrix", "DoRA", "norms", "tokens"])
-def test_a_base_in_bfloat16_is_merged_in_bfloat16(
-    tmp_path: Path, tokenizer: Tokenizer, case: str
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CASES["every matrix"],
+        CASES["DoRA"],
+        CASES["norms"],
+        CASES["tokens"],
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+    ],
+)
+def test_a_base_in_half_precision_is_merged_in_half_precision(
+    tmp_path: Path, tokenizer: Tokenizer, config: dict[str, Any], dtype: torch.dtype
 ) -> None:
     base = tmp_path / "base"
-    save_model(random_model(), tokenizer, base, dtype=torch.bfloat16)
-    folder = train_adapter(base, tmp_path / "adapter", **CASES[case])
-    theirs = merged_by_peft(base, folder, TOKENS, torch.bfloat16)
-    for name, weight in merged_here(folder)[0].state_dict().items():
-        assert weight.dtype == torch.bfloat16
-        expected = theirs.weights[name]
+    save_model(random_model(), tokenizer, base, dtype=dtype)
+    folder = train_adapter(base, tmp_path / "adapter", **config)
+    theirs = merged_by_peft(base, folder, TOKENS, dtype)
+    model, _ = merged_here(folder)
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+        expected = theirs.weights[name].to(weight.dtype)
         # A product on the border between two numbers may be rounded to the other.
         assert (weight != expected).float().mean() < 1e-3, name
-        assert ((weight - expected).abs() <= 2**-7 * expected.abs()).all(), name
+        unit = torch.finfo(dtype).eps
+        assert ((weight - expected).abs() <= unit * expected.abs() + 1e-7).all(), name
 
 
 def test_chunks_of_any_size_make_the_same_matrix(
