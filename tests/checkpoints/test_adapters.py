@@ -68,7 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
     "some layers": {"layers_to_transform": [0, 2], "layers_pattern": "layers"},
     "all but": {"target_modules": EVERY, "exclude_modules": ["v_proj", "layers.1.mlp.up_proj"]},
     "norms": {"modules_to_save": ["norm", "post_attention_layernorm"]},
-    "a whole matrix": {"modules_to_save": ["o_proj"]},
+    "a whole matrix": {"target_modules": ["q_proj", "o_proj"], "modules_to_save": ["o_proj"]},
     "fan in, fan out": {"fan_in_fan_out": True},  # which peft ignores for such a matrix
     "biases of a model without": {"bias": "all"},
     "tokens": {"trainable_token_indices": [106, 3, 511]},

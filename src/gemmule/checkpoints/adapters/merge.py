@@ -73,7 +73,7 @@ class Merge:
         matrices = (n for n, t in self.base.tensors.items() if len(t.shape) == 2 and n != HEAD)
         modules = {PREFIX + name.removesuffix(".weight") for name in matrices}
         adapted = {module for module, parts in self.modules.items() if A in parts}
-        missing = sorted(m for m in modules - adapted if self.config.adapts(m))
+        missing = sorted(m for m in modules - set(self.modules) if self.config.adapts(m))
         if missing:
             yield (
                 f"the adapter's config names {len(missing)} modules that its file has no weights "
