@@ -19,6 +19,8 @@ LFS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull where it
 
 _DEEPEST = 500  # folders of a path; those that are missing are made one within the other
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# How file systems say that they have no fsync, of folders for most of them.
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _LEFTOVER = ".*.[0-9]*.tmp"
 
 
@@ -99,27 +101,42 @@ def writing_to(path: Path) -> Iterator[None]:
 
 
 def fsync_dir(path: Path) -> None:
-    """Makes renames inside the folder `path` durable."""
+    """Makes renames inside the folder `path` durable, where the file system can."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        fsync(fd)
     finally:
         os.close(fd)
+
+
+def fsync(fd: int) -> None:
+    """Makes what was written to a file durable, where the file system can.
+
+    Raises:
+        OSError: when it could not be written.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno not in _NO_FSYNC:
+            raise
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`; on success it is synced and renamed over `path`.
 
-    On any failure the temporary file is removed and `path` stays as it was.
+    On any failure the temporary file is removed and `path` stays as it was. A link stays a link.
     """
+    if path.is_symlink() and path.exists():
+        path = path.resolve()
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield tmp
             with tmp.open("rb+") as f:
-                os.fsync(f.fileno())
+                fsync(f.fileno())
             tmp.replace(path)
             fsync_dir(path.parent)
         finally:
@@ -128,12 +145,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder next to `path`; on success it is synced and renamed to `path`.
+    """Yields a temporary folder (see `staging`); on success it is synced and put at `path`.
 
     An existing folder at `path` is replaced. On failure the temporary folder is removed.
     """
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing_to(path):
+        path = path.resolve()  # where a link leads to may be another file system
+        tmp = staging(path, f"{os.getpid()}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir()
@@ -142,20 +160,65 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             for file in tmp.rglob("*"):
                 if file.is_file():
                     with file.open("rb+") as f:
-                        os.fsync(f.fileno())
+                        fsync(f.fileno())
                 else:
                     fsync_dir(file)
             fsync_dir(tmp)
-            if path.exists():
-                old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-                path.rename(old)
-                tmp.rename(path)
-                shutil.rmtree(old)
-            else:
-                tmp.rename(path)
-            fsync_dir(path.parent)
+            put_in_place(tmp, path)
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
+
+
+def staging(path: Path, ending: str) -> Path:
+    """Where to make a file or folder for `put_in_place`: hidden and next to `path`.
+
+    Within `path` where that is a folder that must stay what it is: a mount point, and the current
+    folder, which the user's shell is in as well.
+
+    Args:
+        path: an absolute path.
+        ending: end of the name.
+    """
+    name = f".{path.name}.{ending}"
+    return path / name if _must_stay(path) else path.with_name(name)
+
+
+def put_in_place(tmp: Path, path: Path) -> None:
+    """Gives the folder `tmp`, made where `staging` says, the name `path`; replaces what is there.
+
+    Of a folder that must stay what it is the entries are replaced, one after the other.
+    """
+    if tmp.parent == path:
+        new = {entry.name for entry in tmp.iterdir()}
+        for entry in path.iterdir():
+            if entry.name in new or not entry.name.startswith(f".{path.name}."):
+                _remove(entry)
+        for entry in tmp.iterdir():
+            entry.rename(path / entry.name)
+        tmp.rmdir()
+        fsync_dir(path)
+    elif path.exists():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+        path.rename(old)
+        tmp.rename(path)
+        shutil.rmtree(old)
+        fsync_dir(path.parent)
+    else:
+        tmp.rename(path)
+        fsync_dir(path.parent)
+
+
+def _must_stay(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    return path.is_mount() or Path.cwd().resolve().is_relative_to(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_leftover(path: Path) -> bool:
@@ -175,10 +238,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     for left in folder.glob(_LEFTOVER):
         with writing_to(left):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            _remove(left)
 
 
 def write_text(path: Path, text: str) -> None:

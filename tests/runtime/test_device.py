@@ -31,7 +31,7 @@ def test_without_a_compiler_one_message_and_eager(
         raise RuntimeError("no g++")
 
     printed: list[str] = []
-    monkeypatch.setattr(torch_compile.console, "print", printed.append)
+    monkeypatch.setattr(torch_compile.console, "print", lambda line, **_: printed.append(line))
     monkeypatch.setattr(torch, "compile", fail)
     config = RuntimeConfig(compile="auto", dtype="float32", threads=1)
     for _ in range(3):

@@ -19,7 +19,7 @@ from gemmule.config import nearest
 from gemmule.console import Progress
 from gemmule.errors import ConfigError, MissingTokenizerError, OutputError
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.runs.lock import locked_output
+from gemmule.runs.lock import is_lock, locked_output
 
 REPORT = "export.json"
 _BEGUN, _WRITTEN = "begun.json", "written.json"  # notes of an unfinished conversion
@@ -67,7 +67,9 @@ def convert(
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}; {nearest(to, list(FORMATS))}")
     sample, out = _sample(text), files.expand(out).resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (
+        out.is_dir() and all(p == _partial(out) or is_lock(p) for p in out.iterdir())
+    ):
         raise OutputError(f"{out} is already in use: choose another folder")
     with locked_output(out), open_checkpoint(path, base) as source:
         kind = _kind(source, to, dtype)
@@ -127,9 +129,14 @@ def _kind(source: Checkpoint, to: str, dtype: str | None) -> str:
     return kind
 
 
+def _partial(out: Path) -> Path:
+    """Where an export is written until it is complete."""
+    return files.staging(out, "partial")
+
+
 def _begin(source: Checkpoint, out: Path, to: str, kind: str) -> Path:
     """The folder to write to: that of an interrupted call of the same conversion, or a new one."""
-    partial = out.with_name(f".{out.name}.partial")
+    partial = _partial(out)
     begun = {
         "gemmule": metadata.version("gemmule"),
         "source": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in source.files],
@@ -176,10 +183,7 @@ def _finish(partial: Path, out: Path, report: dict[str, Any]) -> None:
         files.write_json(partial / REPORT, report)
         (partial / _BEGUN).unlink()
         (partial / _WRITTEN).unlink()
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-        files.fsync_dir(out.parent)
+        files.put_in_place(partial, out)
 
 
 def _sample(text: Path | None) -> str:

@@ -1,6 +1,7 @@
 """Downloads models from the hub, through huggingface_hub's own cache."""
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def _download(
     except hub.RepositoryNotFoundError:
         raise CheckpointError(_explain_refusal(repo)) from None
     except hub.LocalEntryNotFoundError as e:
+        _check_cache(repo, os.R_OK | os.X_OK)
         cause = e.__cause__ or e
         offline = isinstance(cause, hub.OfflineModeIsEnabled) or "HF_HUB_OFFLINE" in str(e)
         reason = (
@@ -92,10 +94,39 @@ def _download(
         if isinstance(e, hub.HfHubHTTPError) and e.response.status_code in {401, 403, 404}:
             raise CheckpointError(_explain_refusal(repo)) from None
         if isinstance(e, OSError) and e.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES}:
+            _check_cache(repo, os.W_OK)
             with files.writing_to(Path(e.filename or "the hub's cache")):
                 raise
         raise CheckpointError(f"the download of {repo} failed ({first_line(e)}); {_AGAIN}") from e
     return Path(folder)
+
+
+def _check_cache(repo: str, access: int) -> None:
+    """Raises a CheckpointError if the hub's cache, or a model in it, refuses this user."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    model = cache / f"models--{repo.replace('/', '--')}"
+    own = (cache, model, *(model / name for name in ("blobs", "refs", "snapshots")))
+    # Not Path.is_dir, which raises for what this user may not see.
+    existing = [p for p in (*reversed(cache.parents), *own) if os.path.isdir(p)]  # noqa: PTH112
+    if access & os.W_OK and cache not in existing:  # it would be made in the last one
+        own = (existing[-1],)
+    for folder in existing:
+        if not os.access(folder, access if folder in own else os.X_OK):
+            verb = "written to" if access & os.W_OK else "read"
+            raise CheckpointError(
+                f"{repo} is in the hub's cache or belongs there, but {folder} cannot be {verb} "
+                f"(it belongs to {_owner(folder)}): set HF_HOME to a folder of yours, or ask for "
+                "access"
+            ) from None
+
+
+def _owner(path: Path) -> str:
+    try:
+        return f"user {path.owner()}"
+    except (KeyError, OSError):
+        return "another user"
 
 
 def _explain_refusal(repo: str) -> str:

@@ -91,7 +91,16 @@ def ask(format: str, export: Path, question: Question) -> Answer:
         asked, answer = Path(scratch) / "question.json", Path(scratch) / "answer"
         asked.write_text(json.dumps(asdict(question)), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "gemmule.checkpoints.peers", format, export, asked, answer],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "gemmule.checkpoints.peers",
+                format,
+                export,
+                asked,
+                answer,
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

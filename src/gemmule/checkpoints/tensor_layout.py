@@ -7,7 +7,6 @@ on disk.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +120,7 @@ def _exactly(place: Place, name: str) -> Iterator[Bytes]:
 
 def _sync(f: BinaryIO) -> None:
     f.flush()
-    os.fsync(f.fileno())
+    files.fsync(f.fileno())
 
 
 def _read_note(note: Path) -> dict[str, int]:

@@ -4,6 +4,8 @@ So that `gemmule --help` answers at once, no module here imports torch or the pa
 work at its top.
 """
 
+from gemmule.cli import safe_path  # noqa: F401  # isort: skip
+
 import os
 import sys
 from typing import Annotated
@@ -16,7 +18,7 @@ from gemmule.cli import plan, ablate, infer, bench, doctor  # noqa: F401  # isor
 from gemmule.cli import checkpoints, eval, report  # noqa: F401  # isort: skip
 from gemmule.cli.app import app
 from gemmule.cli.unexpected import TRACEBACK, explain
-from gemmule.errors import GemmuleError, Interrupted
+from gemmule.errors import ConfigError, GemmuleError, Interrupted
 from gemmule.runtime import streams
 from gemmule.runtime.signals import interruptible
 
@@ -36,6 +38,13 @@ def options(
     ] = False,
 ) -> None:
     """Options of every command."""
+    try:
+        os.getcwd()  # noqa: PTH109 (what fails if not checked here, in libraries too)
+    except OSError as e:
+        raise ConfigError(
+            f"the current folder cannot be used ({e.strerror}): has it been deleted? "
+            "cd to another one"
+        ) from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 from gemmule.errors import UserError, first_line
+from gemmule.runtime.shortage import explain_shortage
 
 TRACEBACK = "GEMMULE_TRACEBACK"  # environment variable
 _PACKAGE = Path(__file__).parents[1]
@@ -12,8 +13,9 @@ _PACKAGE = Path(__file__).parents[1]
 
 def explain(e: Exception) -> tuple[str, int]:
     """The message and the exit status for an exception that reached the command line."""
-    if isinstance(e, MemoryError) or ("memory" in str(e) and "alloc" in str(e)):
-        return "out of memory: end other programs, or choose a smaller model or batch", 1
+    shortage = explain_shortage(e)
+    if shortage is not None:
+        return shortage, 1
     if isinstance(e, UnicodeEncodeError) and e.encoding == sys.getfilesystemencoding():
         return (
             f"file names cannot be written in the encoding of this locale, {e.encoding}: set "

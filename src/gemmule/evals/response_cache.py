@@ -6,7 +6,6 @@ line holds one response under a key made from its request. A last line that was 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ class ResponseCache:
         with files.writing_to(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
             file.flush()
-            os.fsync(file.fileno())
+            files.fsync(file.fileno())
 
 
 def request_key(*request: Any) -> str:

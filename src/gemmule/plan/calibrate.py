@@ -270,7 +270,7 @@ def _run(
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gemmule.plan.calibration_worker", json.dumps(spec)],
+                [sys.executable, "-P", "-m", "gemmule.plan.calibration_worker", json.dumps(spec)],
                 stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
                 start_new_session=True,
             )  # fmt: skip

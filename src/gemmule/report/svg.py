@@ -1,8 +1,10 @@
 """Plots as SVG text that is the same every time, whatever the user's matplotlib style is."""
 
+import contextlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gemmule.errors import MissingExtraError
@@ -32,9 +34,11 @@ def figures(what: str, ink: str, ticks: str, **settings: Any) -> Iterator[tuple[
         MissingExtraError: when matplotlib is not installed.
     """
     try:
-        import matplotlib as mpl
-        from matplotlib import ticker
-        from matplotlib.figure import Figure
+        # A file matplotlibrc in the current folder is read by the import, and a bad one ends it.
+        with contextlib.chdir("/") if Path("matplotlibrc").exists() else contextlib.nullcontext():
+            import matplotlib as mpl
+            from matplotlib import ticker
+            from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "report", what) from None
     with mpl.rc_context():

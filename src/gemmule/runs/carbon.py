@@ -9,12 +9,15 @@ What cannot be known is None, and `Energy.how` says why: a missing counter or pa
 run. Nothing is written to disk, no socket is opened, and codecarbon is imported by `start` only.
 """
 
+import configparser
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import json
 import logging
 import math
+import os
 import sys
 import tempfile
 import threading
@@ -35,6 +38,7 @@ MEASURE_SECONDS = 15.0
 """Time between measurements of a long run; a shorter run is measured at its end."""
 
 _NOT_INSTALLED = 'not measured: pip install "gemmule[carbon]"'
+_SECTION = "codecarbon"
 _JOIN = "; earlier session: "
 
 
@@ -300,7 +304,9 @@ def start_tracker(grid: float | None, folder: str) -> Any:
         folder: where codecarbon may keep temporary files.
     """
     import codecarbon
+    from codecarbon import emissions_tracker
 
+    vars(emissions_tracker)["get_hierarchical_config"] = _user_settings
     # The import sets the level to INFO, and the constructor speaks before it reads log_level.
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
 
@@ -352,6 +358,22 @@ def start_tracker(grid: float | None, folder: str) -> Any:
     if getattr(tracker, "_start_time", None) is None:
         raise RuntimeError("it stopped during its set-up")
     return tracker
+
+
+def _user_settings() -> dict[str, str]:
+    """The user's settings of codecarbon: of the home folder and of the environment.
+
+    codecarbon itself also reads a file in the current folder, whatever folder that is.
+    """
+    parser = configparser.ConfigParser()
+    with contextlib.suppress(RuntimeError):  # nothing says where the home folder is
+        parser.read(Path.home() / ".codecarbon.config")
+    settings = dict(parser[_SECTION]) if parser.has_section(_SECTION) else {}
+    prefix = f"{_SECTION}_"
+    for name, value in os.environ.items():
+        if name.lower().startswith(prefix):
+            settings[name.lower().removeprefix(prefix)] = value
+    return settings
 
 
 def _describe(tracker: Any) -> dict[str, str]:

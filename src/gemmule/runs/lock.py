@@ -30,7 +30,8 @@ from gemmule.errors import OutputError
 
 _NAME = ".lock"
 _PART = re.compile(r"\.lock(?:-(\d+)-of-(\d+))?")
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+# How file systems of the network and of FUSE say that they have no flock.
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -65,13 +66,15 @@ def locked_output(path: Path) -> Iterator[None]:
     Raises:
         OutputError: when another process is writing the same path, or its folder cannot be written.
     """
-    with _made(path.parent, path), _held(path.with_name(f".{path.name}.lock"), path):
+    file = files.staging(path.resolve(), _NAME.removeprefix("."))
+    with _made(file.parent, path), _held(file, path):
         yield
 
 
 def is_lock(path: Path) -> bool:
     """Whether a file of a folder is its lock, held or left by a process that was killed."""
-    return _PART.fullmatch(path.name) is not None
+    own = f".{path.parent.name}{_NAME}"  # of a folder that is put in place within itself
+    return _PART.fullmatch(path.name) is not None or path.name == own
 
 
 @contextlib.contextmanager

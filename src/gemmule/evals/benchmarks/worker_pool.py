@@ -151,7 +151,7 @@ class _Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(self._seconds)],
+                [sys.executable, "-P", "-m", self._module, str(self._seconds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
