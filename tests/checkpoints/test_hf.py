@@ -238,7 +238,7 @@ def test_config_that_is_no_json_object(broken: Path, content: str) -> None:
 
 
 def test_folder_without_config_or_weights(tmp_path: Path, broken: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no config\.json in "):
+    with pytest.raises(CheckpointError, match=r"no config\.json and no weights in "):
         load(tmp_path / "nowhere")
     (broken / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no weights in .*expected model\.safetensors or"):

@@ -13,6 +13,7 @@ import pytest
 import tqdm
 from huggingface_hub import errors as hub
 
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.locate import Located, locate
 from gemmule.errors import CheckpointError, Interrupted
 
@@ -274,6 +275,37 @@ def test_one_file_of_a_repository(fake_hub: type[FakeHub]) -> None:
     assert located.path.read_bytes() == b"GGUF"
     assert fake_hub.sent == ["m-Q8_0.gguf"]
     assert "org/name on the hub has no file q/other.gguf" in message("hf://org/name/q/other.gguf")
+
+
+def test_a_repository_of_torch_s_files(fake_hub: type[FakeHub]) -> None:
+    fake_hub.files = {"config.json": b"{}", "pytorch_model.bin": WEIGHTS, "optimizer.bin": b"x"}
+    located = locate("org/name")
+    assert located.format == "torch"
+    assert (located.path / "pytorch_model.bin").read_bytes() == WEIGHTS
+    assert "optimizer.bin" not in fake_hub.sent
+
+
+def test_torch_s_files_are_left_where_there_are_safetensors(fake_hub: type[FakeHub]) -> None:
+    fake_hub.files = {**fake_hub.files, "pytorch_model.bin": WEIGHTS}
+    assert locate("org/name").format == "hf"
+    assert "pytorch_model.bin" not in fake_hub.sent
+
+
+def test_another_model_is_refused_before_its_weights_come(fake_hub: type[FakeHub]) -> None:
+    config = b'{"model_type": "gemma3_text"}'
+    fake_hub.files = {"config.json": config, "model.safetensors": WEIGHTS}
+    with pytest.raises(CheckpointError, match=r"org/name on the hub describes Gemma 3 "):
+        open_checkpoint("org/name")
+    assert fake_hub.sent == ["config.json"]
+    assert locate("org/name").format == "hf"  # as a teacher that transformers runs
+
+
+def test_all_parts_of_a_split_gguf_come(fake_hub: type[FakeHub]) -> None:
+    names = [f"m-{i:05}-of-00002.gguf" for i in (1, 2)]
+    fake_hub.files = dict.fromkeys(names, b"GGUF") | {"n-00001-of-00002.gguf": b"GGUF"}
+    located = locate(f"hf://org/name/{names[1]}")
+    assert located.path.name == names[1]
+    assert sorted(fake_hub.sent) == names
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.load import load_model, open_checkpoint
 from gemmule.checkpoints.weight_files import find_weights
 from gemmule.errors import CheckpointError
+from gemmule.model.config import preset
+from gemmule.model.gemma import Gemma
 from models import random_model
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
@@ -105,6 +107,19 @@ def test_safetensors_go_before_torch_s_files(bare: Path, weights: Weights) -> No
     torch.save({n: w + 1 for n, w in weights.items()}, bare / "pytorch_model.bin")
     save_file(weights, bare / "model.safetensors")
     check_equal(bare)
+    assert "left out: pytorch_model.bin, since the safetensors are read" in notes(bare)
+
+
+def test_weights_under_the_name_of_another_format(bare: Path, weights: Weights) -> None:
+    torch.save(weights, bare / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"cut short \(it is a file of torch\.save\)"):
+        open_checkpoint(bare)
+    (bare / "model.safetensors").rename(bare / "x.bin")
+    check_equal(bare / "x.bin")
+    save_file(weights, bare / "pytorch_model.bin")
+    (bare / "x.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"since torch 1\.6 \(it is a safetensors file\)"):
+        open_checkpoint(bare)
 
 
 # --- safetensors under other names ----------------------------------------------------------------
@@ -117,6 +132,31 @@ def test_one_safetensors_file_of_any_name(bare: Path, weights: Weights, name: st
     save_file(weights, bare / name)
     check_equal(bare)
     check_equal(bare / name)
+
+
+def test_safetensors_without_a_config(bare: Path, weights: Weights) -> None:
+    """As ComfyUI keeps Gemma 2: one file of a published size, with the tokenizer's bytes in it."""
+    (bare / "config.json").unlink()
+    save_file(weights, bare / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no config\.json in .*do not match any published"):
+        open_checkpoint(bare)
+    with torch.device("meta"):
+        model = Gemma(preset("2b")).half()
+    header = {"spiece_model": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}
+    end = 9
+    for name, tensor in model.state_dict().items():
+        header[f"model.{name}"] = {
+            "dtype": "F16", "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes],
+        }  # fmt: skip
+        end += tensor.nbytes
+    text = json.dumps(header).encode()
+    with (bare.parent / "gemma_2_2b_fp16.safetensors").open("wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        f.truncate(8 + len(text) + end)  # all hole
+        path = Path(f.name)
+    about = describe(path)
+    assert about["published"] == "2b"
+    assert "such as spiece_model" in " ".join(about["notes"])
 
 
 def test_several_files_of_unrelated_names(bare: Path, weights: Weights) -> None:

@@ -113,6 +113,12 @@ def kind_of(path: Path) -> FileKind | None:
     return _by_content(head, size, path) or by_name
 
 
+def told_apart(path: Path, expected: FileKind) -> str:
+    """What a file is if its content is not of the expected kind, as an addition to a message."""
+    kind = kind_of(path)
+    return f" (it is {kind.what})" if kind is not None and kind is not expected else ""
+
+
 def _by_content(head: bytes, size: int, path: Path) -> FileKind | None:
     for magic, kind in _MAGIC:
         if head.startswith(magic):

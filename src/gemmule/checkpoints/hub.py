@@ -43,6 +43,12 @@ def download_repository(repo: str, revision: str | None = None) -> Path:
     return folder
 
 
+def download_config(repo: str, revision: str | None = None) -> Path | None:
+    """Downloads the config.json of a model, if it has one. Raises as above."""
+    file = _download(repo, revision, ["config.json", "adapter_config.json"]) / "config.json"
+    return file if file.is_file() and not file.with_name("adapter_config.json").is_file() else None
+
+
 def download_file(repo: str, file: str, revision: str | None = None) -> Path:
     """Downloads one file of a model; returns its path in the hub's cache. Raises as above.
 

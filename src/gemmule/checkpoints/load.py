@@ -27,7 +27,7 @@ def open_checkpoint(path: str | Path, base: str | None = None) -> Checkpoint:
         ConfigError: for a base of something that is not an adapter.
     """
     set_up_torch()
-    located = locate(path)
+    located = locate(path, gemma_only=True)
     if located.format == "adapter":
         from gemmule.checkpoints.adapters.reader import open_adapter
 
@@ -107,7 +107,7 @@ def load_to_run(
 
     on_cpu = parse_device(device).type == "cpu"
     if quantize is None:
-        located = locate(path)
+        located = locate(path, gemma_only=True)
         packed_here = located.format == "hf" and is_quantized(located.path)
         if packed_here and dtype is None and on_cpu:
             packed = load_quantized(path)

@@ -6,7 +6,9 @@ from pathlib import Path
 from gemmule import files
 from gemmule.checkpoints import hub, hub_cache
 from gemmule.checkpoints.file_kinds import kind_of
+from gemmule.checkpoints.hf.config import read_object
 from gemmule.checkpoints.model_folder import ADAPTER, ADAPTER_CONFIG, in_folder
+from gemmule.checkpoints.other_models import GEMMA2, model_type_of, other_model
 from gemmule.checkpoints.stored_tensor import few
 from gemmule.checkpoints.weight_files import (
     INDEX,
@@ -44,7 +46,7 @@ class Located:
     path: Path
 
 
-def locate(path: str | Path, revision: str | None = None) -> Located:
+def locate(path: str | Path, revision: str | None = None, *, gemma_only: bool = False) -> Located:
     """Finds the checkpoint that `path` names.
 
     A local path takes precedence. A name such as `org/name` that is not a local path, and without a
@@ -57,6 +59,8 @@ def locate(path: str | Path, revision: str | None = None) -> Located:
     Args:
         path: the name.
         revision: branch, tag or commit on the hub; None: the default branch.
+        gemma_only: refuse a model on the hub that is not a Gemma 2 before its weights are
+            downloaded.
 
     Raises:
         CheckpointError: when there is no checkpoint or a download fails; the message says what is
@@ -65,7 +69,7 @@ def locate(path: str | Path, revision: str | None = None) -> Located:
     """
     text = str(path)
     if text.startswith(hub.PREFIX):
-        return _on_hub(text.removeprefix(hub.PREFIX), revision)
+        return _on_hub(text.removeprefix(hub.PREFIX), revision, gemma_only)
     path = files.expand(path)
     try:
         if path.is_dir():
@@ -78,7 +82,7 @@ def locate(path: str | Path, revision: str | None = None) -> Located:
     if exists:
         raise CheckpointError(f"{path} is not a regular file; {_EXPECTED}")
     if hub.is_hub_id(text) and not path.parent.is_dir():
-        return _on_hub(text, revision)
+        return _on_hub(text, revision, gemma_only)
     raise CheckpointError(f"nothing at {path}{_neighbors(path)}; {_EXPECTED}")
 
 
@@ -165,11 +169,16 @@ def _neighbors(path: Path) -> str:
     return f" ({path.parent} holds {', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
 
 
-def _on_hub(name: str, revision: str | None) -> Located:
+def _on_hub(name: str, revision: str | None, gemma_only: bool) -> Located:
     """Downloads a model, or one file of it, from the hub."""
     repo, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if file:
         return _file(hub.download_file(repo, file, revision))
+    config = hub.download_config(repo, revision) if gemma_only else None
+    if config is not None:
+        values = read_object(config)
+        if model_type_of(values) != GEMMA2:
+            raise CheckpointError(other_model(values).refusal(f"{repo} on the hub"))
     located = in_folder(hub.download_repository(repo, revision))
     if located is None:
         raise CheckpointError(

@@ -19,10 +19,11 @@ _INSERTED = {
 }  # fmt: skip
 # Components that only stand at the front; "model" is the usual one.
 _OUTER = {"model", "module", "base_model", "language_model", "pretrained_model", "student"}
-# What a config determines, or what a model does not need: rotary angles, masks, scales.
+# What a config determines, or what a model does not need: rotary angles, masks, scales, and the
+# tokenizer's bytes, which ComfyUI puts among the weights.
 _BUFFER = re.compile(
     r"(?:.*\.)?(?:rotary_emb\w*\.\w+|(?:local_|global_)?freqs_cis|inv_freq|position_ids"
-    r"|embed_scale|normalizer|masked_bias|kv_cache\w*)"
+    r"|embed_scale|normalizer|masked_bias|kv_cache\w*|spiece_model)"
 )
 _ADAPTER = re.compile(r"\.(?:lora_\w+|base_layer)\.")
 _CLASSIFIER = re.compile(r"(?:score|classifier|classification_head)\.(?:.*\.)?(?:weight|bias)")

@@ -9,6 +9,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from gemmule.checkpoints.file_kinds import SAFETENSORS, told_apart
 from gemmule.checkpoints.mapped_file import MappedFile
 from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor
 from gemmule.errors import CheckpointError
@@ -124,7 +125,8 @@ def read_header(file: MappedFile) -> tuple[dict[str, dict[str, Any]], int]:
         header = json.loads(bytes(file.raw(8, 8 + length).numpy()))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as e:
         raise CheckpointError(
-            f"{file.path} is not a readable safetensors file, or was cut short: {e}"
+            f"{file.path} is not a readable safetensors file, or was cut short"
+            f"{told_apart(file.path, SAFETENSORS)}: {e}"
         ) from None
     header.pop("__metadata__", None)
     return header, 8 + length

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gemmule import files
-from gemmule.checkpoints.checkpoint import HEAD
+from gemmule.checkpoints.checkpoint import EMBEDDING, HEAD
 from gemmule.checkpoints.hf.config import from_hf, read_object
+from gemmule.checkpoints.stored_tensor import few
 from gemmule.errors import CheckpointError, MissingTokenizerError, TokenizerError
 from gemmule.model.config import PRESETS, GemmaConfig, preset
 from gemmule.model.tokenizer import Tokenizer
@@ -18,6 +19,7 @@ from gemmule.model.tokenizer import Tokenizer
 PUBLISHED = ("2b", "9b", "27b")
 # Rows of Google's JAX embeddings: the 256,000 tokens and 128 unused rows.
 JAX_ROWS = 256_128
+_GATE = "layers.0.mlp.gate_proj.weight"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -70,6 +72,32 @@ def tokenizer_in(*folders: Path) -> Tokenizer:
         f"no tokenizer in {folders[0]}: put the model's tokenizer.json or tokenizer.model there to "
         "use text; token ids work without one"
     )
+
+
+def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> GemmaConfig:
+    """The config of the published size with these shapes.
+
+    Args:
+        shapes: shapes by our parameter names.
+        source: the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: when no published size fits, or it is not a Gemma 2.
+    """
+    embedding, gate = shapes.get(EMBEDDING, ()), shapes.get(_GATE, ())
+    if len(embedding) != 2 or not gate:
+        raise CheckpointError(
+            f"{source} is not a Gemma 2: it holds {few(list(shapes))}; expected {EMBEDDING} "
+            f"[V, D] and {_GATE} [F, D]"
+        )
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    known = {
+        "vocab_size": embedding[0],
+        "hidden_size": embedding[1],
+        "intermediate_size": gate[0],
+        "num_hidden_layers": len(layers),
+    }
+    return published_config(known, source)
 
 
 def published_config(known: Mapping[str, int], source: str) -> GemmaConfig:

@@ -12,6 +12,7 @@ from zipfile import ZipFile, ZipInfo
 import torch
 from torch import Tensor
 
+from gemmule.checkpoints.file_kinds import TORCH, told_apart
 from gemmule.checkpoints.mapped_file import MappedFile
 from gemmule.checkpoints.stored_tensor import FLOATS, dtype_name
 from gemmule.checkpoints.weights_pickle import unpickle
@@ -70,9 +71,9 @@ def read_archive(
     path = file.path
     if bytes(file.raw(0, min(4, file.size)).tolist()) != b"PK\3\4":
         raise CheckpointError(
-            f"{path} is not the zip archive that torch.save has written since torch 1.6. Older "
-            "formats cannot be read: if you trust the file, load it with torch.load(path, "
-            "weights_only=True) and write it again with torch.save"
+            f"{path} is not the zip archive that torch.save has written since torch 1.6"
+            f"{told_apart(path, TORCH)}. Older formats cannot be read: if you trust the file, load "
+            "it with torch.load(path, weights_only=True) and write it again with torch.save"
         )
     with opened_zip(path) as archive:
         members = checked_members(archive, path, file.size, deflated=False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gemmule.checkpoints import other_quantizations
+from gemmule.checkpoints.checkpoint import EMBEDDING as OUR_EMBEDDING
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.hf.config import from_hf
 from gemmule.checkpoints.mapped_file import MappedFile
@@ -22,18 +23,16 @@ from gemmule.checkpoints.parameter_names import Names, is_buffer, parameter_name
 from gemmule.checkpoints.shapes import (
     check_own_head,
     config_beside,
-    published_config,
+    config_of_shapes,
     tokenizer_beside,
 )
-from gemmule.checkpoints.stored_tensor import StoredTensor, dtype_name, few
+from gemmule.checkpoints.stored_tensor import StoredTensor, dtype_name
 from gemmule.checkpoints.torch_archive import CODES, ArchivedTensor, read_archive
 from gemmule.checkpoints.weight_files import TORCH_SINGLE, WeightFiles, check_indexed, find_weights
 from gemmule.errors import CheckpointError
 from gemmule.model.config import GemmaConfig
 
 EMBEDDING = "embedder.weight"
-_OUR_EMBEDDING = "embed_tokens.weight"
-_FIRST = "layers.0.mlp.gate_proj.weight"
 FUSED = "self_attn.qkv_proj.weight"
 SCALER = "_scaler"
 
@@ -54,7 +53,13 @@ def open_torch(path: Path) -> Checkpoint:
         config = config_beside(path)  # first: another model's is refused by name
         raw, names, inner = _read(weights, path, stack)
         by_name = {our: raw[name] for name, our in names.ours.items()}
-        config = config or _inner_config(inner, path) or _published(by_name, path)
+        config = (
+            config
+            or _inner_config(inner, path)
+            or config_of_shapes(
+                {_ours(name): tensor.shape for name, tensor in by_name.items()}, str(path)
+            )
+        )
         check_own_head(path, by_name)
         return Checkpoint(
             path,
@@ -90,6 +95,11 @@ def _read(
         raise other_quantizations.refuse(method, str(path))
     names = parameter_names({name: tensor.shape for name, tensor in raw.items()}, str(path))
     return raw, names, inner
+
+
+def _ours(name: str) -> str:
+    """Our name of the embedding, which gemma_pytorch calls otherwise; any other as it is."""
+    return OUR_EMBEDDING if name == EMBEDDING else name
 
 
 def _is_fused(name: str) -> bool:
@@ -144,7 +154,7 @@ def _parameters(
                 f"{scaler.where} is {dtype_name(scaler.dtype)} {list(scaler.shape)}; expected one "
                 f"float for each of {rows} rows"
             )
-        ours = _OUR_EMBEDDING if name == EMBEDDING else name
+        ours = _ours(name)
         parts = {ours: rows}
         if _is_fused(name):
             sizes = {"q_proj": N * H, "k_proj": K * H, "v_proj": K * H}
@@ -162,23 +172,6 @@ def _parameters(
             parameters[part] = ArchivedRows(part, tensor, first, count, scaler)
             first += count
     return parameters
-
-
-def _published(raw: Mapping[str, ArchivedTensor], source: Path) -> GemmaConfig:
-    embedding = raw.get(EMBEDDING) or raw.get(_OUR_EMBEDDING)
-    if embedding is None or len(embedding.shape) != 2 or _FIRST not in raw:
-        raise CheckpointError(
-            f"{source} is not a Gemma 2: it holds {few(list(raw))}; expected {EMBEDDING} or "
-            f"{_OUR_EMBEDDING} [V, D], and {_FIRST} [F, D]"
-        )
-    layers = {name.split(".")[1] for name in raw if name.startswith("layers.")}
-    known = {
-        "vocab_size": embedding.shape[0],
-        "hidden_size": embedding.shape[1],
-        "intermediate_size": raw[_FIRST].shape[0],
-        "num_hidden_layers": len(layers),
-    }
-    return published_config(known, str(source))
 
 
 def _inner_config(value: object, source: Path) -> GemmaConfig | None:

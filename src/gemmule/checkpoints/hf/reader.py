@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gemmule.checkpoints import other_quantizations
 from gemmule.checkpoints.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ from gemmule.checkpoints.hf.config import from_hf, read_object
 from gemmule.checkpoints.mapped_file import MappedFile
 from gemmule.checkpoints.parameter_names import Names, parameter_names
 from gemmule.checkpoints.safetensors_file import SafetensorsEntry, read_header
-from gemmule.checkpoints.shapes import check_own_head, tokenizer_in
+from gemmule.checkpoints.shapes import check_own_head, config_of_shapes, tokenizer_in
 from gemmule.checkpoints.stored_tensor import StoredTensor, few
 from gemmule.checkpoints.weight_files import (
     INDEX,
@@ -25,27 +26,33 @@ from gemmule.checkpoints.weight_files import (
     find_weights,
 )
 from gemmule.errors import CheckpointError
+from gemmule.model.config import GemmaConfig
 
 
 def open_hf(path: Path) -> Checkpoint:
-    """Opens a folder with config.json and safetensors, or one safetensors file of such a folder.
+    """Opens a folder with safetensors, or one safetensors file.
+
+    The config comes from the folder's config.json, or else from the published size with these
+    shapes.
 
     Raises:
         CheckpointError: for files that are missing, broken or of another architecture.
     """
-    folder = path if path.is_dir() else path.parent
-    values = read_object(folder / "config.json")
-    block = fp8.block_size(values)
-    if fp8.is_fp8(values):
-        del values["quantization_config"]
-    config = from_hf(values, str(folder / "config.json"))
+    folder = path.parent if path.is_file() else path
+    file = folder / "config.json"
+    values = read_object(file) if file.is_file() else None
+    config = None if values is None else _config(values, file)
     with ExitStack() as stack:
         weights = find_weights(path)
         if weights is None:
-            raise CheckpointError(f"no weights in {folder}: expected {SINGLE} or {INDEX}")
+            also = "" if config else "no config.json and "
+            raise CheckpointError(f"{also}no weights in {folder}: expected {SINGLE} or {INDEX}")
         stored = _entries(weights, folder, stack)
         names = _names(stored, str(path))
+        if config is None:
+            config = _config_of_shapes(names, stored, path)
         check_own_head(folder, names.ours.values())
+        block = fp8.block_size(values or {})
         tensors = {
             our: _tensor(our, stored[name], stored, block) for name, our in names.ours.items()
         }
@@ -56,9 +63,27 @@ def open_hf(path: Path) -> Checkpoint:
             tensors,
             partial(tokenizer_in, folder),
             weights.paths,
-            (*names.notes, *_notes(weights, stored)),
+            (*names.notes, *_notes(weights, stored, folder)),
             stack.pop_all(),
         )
+
+
+def _config(values: dict[str, Any], file: Path) -> GemmaConfig:
+    if fp8.is_fp8(values):
+        values = {name: v for name, v in values.items() if name != "quantization_config"}
+    return from_hf(values, str(file))
+
+
+def _config_of_shapes(
+    names: Names, stored: Mapping[str, SafetensorsEntry], path: Path
+) -> GemmaConfig:
+    """The config of weights that come without one."""
+    shapes = {our: stored[name].shape for name, our in names.ours.items()}
+    try:
+        return config_of_shapes(shapes, str(path))
+    except CheckpointError as e:
+        folder = path if path.is_dir() else path.parent
+        raise CheckpointError(f"no config.json in {folder}: {e}") from None
 
 
 def _names(stored: Mapping[str, SafetensorsEntry], source: str) -> Names:
@@ -91,7 +116,7 @@ def _tensor(
     return fp8.Fp8Tensor(entry, name, scales, block)
 
 
-def _notes(weights: WeightFiles, stored: Mapping[str, SafetensorsEntry]) -> list[str]:
+def _notes(weights: WeightFiles, stored: Mapping[str, SafetensorsEntry], folder: Path) -> list[str]:
     """Remarks on what was left out."""
     notes = []
     lost = [name for name in weights.weight_map or () if name not in stored]
@@ -99,6 +124,9 @@ def _notes(weights: WeightFiles, stored: Mapping[str, SafetensorsEntry]) -> list
         notes.append(
             f"the index names {few(lost)}, which no shard holds and the model does not need"
         )
+    torch_files = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
+    if torch_files:
+        notes.append(f"left out: {few(torch_files)}, since the safetensors are read")
     unused = [name for name in stored if fp8.is_activation_scale(name)]
     if unused:
         notes.append(f"left out: {len(unused)} scales of quantized activations, which are not here")
