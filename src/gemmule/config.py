@@ -114,7 +114,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"cannot read the override {override!r}: write key=value, as in seed=1")
     try:
         value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError:
+        raise ConfigError(f"{key.strip()}: the value is nested too deeply") from None
+    except ValueError:
         value = text  # a bare word is a string: --set model.preset=1m
     *parents, last = key.strip().split(".")
     for parent in parents:

@@ -20,7 +20,10 @@ Progress = Callable[[int, int, str], None]
 
 # sys.stderr is None in a process that was started without one.
 _on_terminal = sys.stderr is not None and sys.stderr.isatty()
-console = Console(stderr=True, highlight=False, soft_wrap=not _on_terminal)
+# What is printed is plain text: brackets and colons in a path are not markup.
+console = Console(
+    stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not _on_terminal
+)
 
 
 def duration(seconds: float) -> str:
@@ -58,11 +61,11 @@ class ProgressBar:
         self._bar: rich_progress.Progress | None = None
         if console.is_terminal:
             self._bar = rich_progress.Progress(
-                rich_progress.TextColumn("{task.description}"),
+                rich_progress.TextColumn("{task.description}", markup=False),
                 rich_progress.BarColumn(bar_width=24),
                 rich_progress.TaskProgressColumn(),
                 _RateColumn(),
-                rich_progress.TextColumn("{task.fields[note]}", style="dim"),
+                rich_progress.TextColumn("{task.fields[note]}", style="dim", markup=False),
                 console=console,
                 transient=True,
             )
@@ -94,7 +97,7 @@ class ProgressBar:
         elif now - self._printed >= self.PLAIN_SECONDS:
             self._printed = now
             percent = f"{done / self.total:4.0%}" if self.total else ""
-            console.print(f"{self.label} {percent} {self._rate()} {note}".rstrip(), markup=False)
+            console.print(f"{self.label} {percent} {self._rate()} {note}".rstrip())
 
     def _rate(self) -> str:
         (began, before), (now, done) = self._seen[0], self._seen[-1]
@@ -131,7 +134,7 @@ def staged() -> Iterator[Progress]:
             nonlocal bar
             if not total:
                 stack.close()
-                console.print(stage, style="dim", markup=False)
+                console.print(stage, style="dim")
             elif bar is None:
                 bar = stack.enter_context(ProgressBar(stage, total / 1e6, "MB", done / 1e6))
             if bar and total:
@@ -142,8 +145,7 @@ def staged() -> Iterator[Progress]:
 
 def next_commands(*commands: str) -> None:
     """Prints what a user may want to run next, each command on a line of its own, never wrapped."""
-    console.print("next:", *(f"  {line}" for line in commands), sep="\n", markup=False,
-                  soft_wrap=True)  # fmt: skip
+    console.print("next:", *(f"  {line}" for line in commands), sep="\n", soft_wrap=True)
 
 
 def key_values(rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -10,10 +10,25 @@ import tomli_w
 import typer
 
 from gemmule import cli, quickstart
+from gemmule.errors import Interrupted
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
-NAMES = ["run", "my run", "it's", "$HOME", "-x", "é 海", "a;b&c", '"q"', "a*b", "(c)", "#d"]
+NAMES = [
+    "run",
+    "my run",
+    "it's",
+    "$HOME",
+    "-x",
+    "é 海",
+    "a;b&c",
+    '"q"',
+    "a*b",
+    "(c)",
+    "#d",
+    "[/x]",
+    "a:smile:",
+]
 
 
 def commands(message: str) -> list[list[str]]:
@@ -73,6 +88,35 @@ def test_the_next_commands_of_a_run(
     run(*words)
 
 
+@pytest.mark.parametrize(
+    ("line", "work"),
+    [
+        ("quickstart", "gemmule.quickstart.run_quickstart"),
+        ("train --set data.path=d --set steps=1", "gemmule.train.run.run_training"),
+    ],
+)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("stopped after step 3 of 9")])
+def test_a_stopped_run_prints_the_command_that_continues(
+    line: str, work: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(*_: object, **__: object) -> None:
+        Path("-my run").mkdir()
+        Path("-my run", "config.toml").touch()
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(work, stop)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*line.split(), "--out", "-my run"])
+    assert ended.value.code == 130
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("gemmule: stopped")
+    words = shlex.split(message.rpartition(": gemmule ")[2])
+    values = parsed(words)
+    assert (Path(values["out"]), values["resume"]) == (Path("-my run"), True)
+
+
 def test_a_long_command_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     from gemmule.console import next_commands
 
@@ -80,9 +124,12 @@ def test_a_long_command_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> No
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("value", ["a.b=1", "=1", "a", "", "a=", "steps=", "steps=[", "steps=1e999",
-                                   "steps=nan", "a..b=1", ".=1", "data=1", "steps.x=1", "é=1",
-                                   "steps=1\n2", "model.preset=''", "steps=0x10"])  # fmt: skip
+ODD = ["a.b=1", "=1", "a", "", "a=", "steps=", "steps=[", "steps=1e999", "steps=nan", "a..b=1",
+       ".=1", "data=1", "steps.x=1", "é=1", "steps=1\n2", "model.preset=''", "steps=0x10",
+       "steps=" + "9" * 5000, "steps=" + "[" * 9000]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: value[:12])
 def test_odd_settings_are_one_line(
     value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

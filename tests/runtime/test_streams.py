@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemmule.console import ProgressBar, console, table
+from gemmule.console import ProgressBar, console, key_values, table
 from gemmule.errors import ConfigError, StreamError
 from gemmule.runtime import streams
 
@@ -57,6 +57,24 @@ def test_tables_and_progress_in_ascii(tmp_path: Path, monkeypatch: pytest.Monkey
     assert b"training" in shown
     assert b"\\u" not in shown
     assert b"?" not in shown.replace(b"\x1b[?25", b"")  # which hide and show the cursor
+
+
+def test_a_name_is_not_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "runs/[/x] [red]y :smile:"
+    table([name], [[name]], title=name)
+    key_values([(name, name)], title=name)
+    console.print(name)
+    console.rule(name)
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setenv("TERM", "xterm")
+    with ProgressBar(name, 10, "tok") as bar:
+        bar.update(5, name)
+    shown = capsys.readouterr().err
+    assert shown.count(name) >= 9
+    assert "\N{SMILING FACE WITH OPEN MOUTH AND SMILING EYES}" not in shown
 
 
 def full() -> int:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
+from gemmule import shell
 from gemmule.cli.options import expand
 from gemmule.errors import Interrupted
+from gemmule.runs.layout import RunLayout
 
 RERUN = "the same command continues from there"  # for stoppable
 
@@ -42,9 +45,23 @@ def command(
 
 
 @contextmanager
-def stoppable(how: str) -> Iterator[None]:
-    """Turns a Ctrl-C that nothing below handled into a message that says how to continue."""
+def stoppable(how: str, verb: str = "", out: Path = Path()) -> Iterator[None]:
+    """Turns a Ctrl-C that nothing below handled into a message that says how to continue.
+
+    Args:
+        how: what continues, or what is left.
+        verb: the command that takes --resume, if any; it is printed once there is a run to resume.
+        out: folder of that run.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {how}") from None
+        raise Interrupted(f"stopped; {how}{_resume(verb, out)}") from None
+    except Interrupted as e:
+        raise Interrupted(f"{e}{_resume(verb, out)}") from None
+
+
+def _resume(verb: str, out: Path) -> str:
+    if verb and RunLayout(out).config.is_file():
+        return f": {shell.command(verb, '--resume', '--out', out)}"
+    return ""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gemmule import shell
 from gemmule.cli.app import CHECKPOINTS, RERUN, command, stoppable
 from gemmule.cli.options import AsJson, Model
 from gemmule.config import ModelName
@@ -113,7 +114,6 @@ def quantize(
 
     Example: gemmule quantize runs/quickstart/student --to int4 --out exports/student-int4
     """
-    from gemmule import shell
     from gemmule.console import console, counting, key_values, next_commands
     from gemmule.quantize import quantize as run
     from gemmule.quantize import summary

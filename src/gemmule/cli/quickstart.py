@@ -51,5 +51,5 @@ def quickstart(
     if settings.data is not None:
         values["data"] = settings.data.absolute()
     config = QuickstartConfig.parse(values)
-    with stoppable("the same command with --resume continues from there"):
+    with stoppable("the same command with --resume continues from there", "quickstart", out):
         run_quickstart(config, out, resume=resume)

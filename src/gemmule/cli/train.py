@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemmule import shell
 from gemmule.cli.app import TRAIN, command, stoppable
 from gemmule.cli.options import (
     AsJson,
@@ -83,10 +84,10 @@ def _settings(config: Path | None, overrides: list[str], out: Path, resume: bool
 
 
 def _train(settings: "RunConfig", out: Path, resume: bool, as_json: bool) -> None:
-    from gemmule import shell
     from gemmule.console import console, next_commands
 
-    with stoppable("the same command with --resume continues from the last saved step"):
+    how = "the same command with --resume continues from the last saved step"
+    with stoppable(how, "train", out):
         from gemmule.evals.memorization.callback import memorization_probe
         from gemmule.train.run import describe, run_training
 

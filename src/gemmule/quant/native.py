@@ -15,12 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gemmule import files
 from gemmule.errors import ConfigError
 from gemmule.quant.packed import PackedMatrix
 
 INTERFACE = 1  # the meaning of the fields, which their layout cannot show
 # Another build of it, such as one with sanitizers, can be named in the environment.
-PATH = Path(os.environ.get("GEMMULE_LIBRARY") or Path(__file__).with_name("libgemmule_kernels.so"))
+PATH = files.expand(
+    os.environ.get("GEMMULE_LIBRARY") or Path(__file__).with_name("libgemmule_kernels.so")
+)
 _FORMAT_CODES = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
 INSTRUCTION_SETS = ("portable", "avx2", "avx512vnni", "amx")
 
