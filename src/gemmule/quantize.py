@@ -25,6 +25,7 @@ from gemmule.checkpoints.quality import compare, read_quantized, read_streamed
 from gemmule.config import nearest
 from gemmule.console import Progress
 from gemmule.data.dataset import MANIFEST, Dataset, Split
+from gemmule.data.sources import whole_text
 from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
 from gemmule.quant.layout import PACKED
 from gemmule.runs.layout import RunLayout
@@ -223,13 +224,7 @@ def _of_split(split: Split, data: Dataset, count: int, source: Checkpoint) -> _T
 
 def _of_file(path: Path, count: int, source: Checkpoint) -> _Text:
     """Rows spread evenly over one text, each starting like a document."""
-    try:
-        text = files.read_text(path)
-    except (OSError, ValueError) as e:
-        raise ConfigError(
-            f"cannot read {path} as text ({e}): give a file of UTF-8 text, or a folder made by "
-            "gemmule data"
-        ) from None
+    text = whole_text(path)
     ids, T = source.tokenizer.encode(text), _length(source)
     windows = len(ids) // (T - 1)
     if not windows:

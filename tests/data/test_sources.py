@@ -2,16 +2,18 @@ import bz2
 import gzip
 import json
 import lzma
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from reading import read, read_log
 
+from gemmule import text_encoding
 from gemmule.data import stdlib, text_blocks
 from gemmule.data.compression import read_blocks
 from gemmule.data.read_log import ReadLog
-from gemmule.data.sources import find_source
+from gemmule.data.sources import find_source, whole_text
 from gemmule.errors import DataError, MissingExtraError
 
 
@@ -87,6 +89,42 @@ def test_a_huge_file_in_any_encoding_is_cut_while_it_is_read(tmp_path, monkeypat
         texts, _ = read(tmp_path / name)
         assert len(texts) > 3
         assert "".join(texts) == text
+
+
+def test_a_huge_file_that_changes_between_two_looks_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_blocks, "MAX_DOCUMENT_BYTES", 1000)
+    path = tmp_path / "a.txt"
+    path.write_text("plain text " * 1000)
+    told = text_encoding.encoding_of
+
+    def overwritten(read):
+        codec = told(read)
+        path.write_bytes(b"\xff" * 5000)
+        return codec
+
+    monkeypatch.setattr(text_encoding, "encoding_of", overwritten)
+    with pytest.raises(DataError, match=r"a\.txt changed while it was being read"):
+        read(path)
+
+
+def test_whole_text_of_what_people_name(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree")
+    assert whole_text(tmp_path / "a.txt") == "one\ntwo\nthree"
+    write_rows(tmp_path / "b.jsonl", [{"text": "four"}, {"text": "five"}])
+    assert whole_text(tmp_path / "b.jsonl") == "four\n\nfive"
+    assert whole_text(tmp_path) == "one\ntwo\nthree\n\nfour\n\nfive"
+    (tmp_path / "c.bin").write_bytes(b"\0\1")
+    with pytest.raises(DataError, match=r"no usable text in .*1 binary \(NUL bytes\)"):
+        whole_text(tmp_path / "c.bin")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom gemmule.data.sources import whole_text\n"
+        "print(whole_text(Path('/dev/stdin')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="from a pipe".encode("utf-16"), capture_output=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.decode().strip() == "from a pipe"
 
 
 def test_compressed_text(tmp_path):

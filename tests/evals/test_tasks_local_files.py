@@ -56,6 +56,12 @@ def test_broken_lines_are_named(write: Any, content: str | bytes, message: str) 
         local_files.jsonl(write(content), {"a": str})
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_names_the_encoding(write: Any, encoding: str) -> None:
+    path = write('{"a": "é"}\n'.encode(encoding))
+    assert local_files.jsonl(path, {"a": str}) == [{"a": "é"}]
+
+
 def test_true_is_no_number_and_one_is_not_true(write: Any) -> None:
     with pytest.raises(DataError, match=":1: n is True; expected a whole number"):
         local_files.jsonl(write('{"n": true}'), {"n": int})

@@ -60,6 +60,11 @@ class Source:
     field_given: bool = False
     embedded: bool = False
 
+    @property
+    def is_one_text(self) -> bool:
+        """Whether it is a single text file, whose documents are its sections."""
+        return len(self.files) == 1 and self.files[0].kind == TEXT
+
     def documents(self, log: ReadLog, in_sections: bool = False) -> Iterator[Document]:
         """Streams the documents in a fixed order.
 
@@ -77,6 +82,10 @@ class Source:
                 log.leave_out("unreadable (permission denied)", file.key)
             except OSError as e:
                 raise DataError(f"cannot read {file.path}: {e.strerror or e}") from e
+            except UnicodeDecodeError:  # the encoding was told in an earlier pass
+                raise DataError(
+                    f"{file.path} changed while it was being read: start again"
+                ) from None
 
     def _in_file(self, file: CorpusFile, log: ReadLog, in_sections: bool) -> Iterator[Document]:
         if self.embedded:
@@ -137,6 +146,30 @@ def find_source(
         log,
         field is not None,
     )
+
+
+def whole_text(path: Path) -> str:
+    """The text of a file, folder or pattern in one piece, with single line feeds.
+
+    Records, and files of a folder, are joined by blank lines. A pipe can be read as well, as UTF-8,
+    UTF-16 or UTF-32: nothing here reads it twice.
+
+    Raises:
+        DataError: when it cannot be read, or holds no text.
+    """
+    if path.is_fifo():
+        try:
+            return files.read_text(path)
+        except (OSError, ValueError) as e:
+            raise DataError(f"cannot read {path} as text ({e})") from None
+    source = find_source(path)
+    log = ReadLog()
+    texts = [document.text for document in source.documents(log)]
+    whole = "".join(texts) if source.is_one_text else "\n\n".join(texts)
+    if not whole.strip():
+        log.update(source.log)
+        raise DataError(f"no usable text in {path}: {log.summary() or 'it is empty'}")
+    return whole.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _search(path: Path, log: ReadLog) -> list[CorpusFile]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gemmule import text_encoding
 from gemmule.errors import DataError
 
 Fields = Mapping[str, type | tuple[type, ...]]
@@ -221,12 +222,12 @@ def _text(path: Path) -> str:
                 content = packed.read(_LARGEST + 1)
         if len(content) > _LARGEST:
             raise DataError(f"{path} holds more than {_LARGEST >> 30} GiB: no benchmark does")
-        return content.decode("utf-8-sig")
+        return content.decode(text_encoding.marked(content) or "utf-8").removeprefix("\ufeff")
     except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"{path}: cannot be unpacked ({e})") from None
     except UnicodeDecodeError as e:
         line = content[: e.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8") from None
+        raise DataError(f"{path}:{line}: not {e.encoding.upper()}") from None
 
 
 def _encodable(path: Path, line: int | str, value: Any, source: str) -> None:
