@@ -165,8 +165,14 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     [
         (["--to", "int5"], "unknown format 'int5'"),
         (["--to", "int4", "--head", "f16"], "did you mean 'bf16'?"),
-        (["--to", "int4", "--calibrate", "nothing-here.txt"], "no file or folder at nothing-here.txt"),
-        (["--to", "int4", "--eval-text", "nothing-here.txt"], "no file or folder at nothing-here.txt"),
+        (
+            ["--to", "int4", "--calibrate", "nothing-here.txt"],
+            "no file or folder at nothing-here.txt",
+        ),
+        (
+            ["--to", "int4", "--eval-text", "nothing-here.txt"],
+            "no file or folder at nothing-here.txt",
+        ),
     ],
 )
 def test_mistakes(

@@ -356,6 +356,20 @@ def test_arrow_data_that_point_outside_are_refused(tmp_path):
         read(tmp_path)
 
 
+def test_arrow_indices_that_point_outside_are_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    ipc = pytest.importorskip("pyarrow.ipc")
+    path = tmp_path / "a.arrow"
+    indices = pyarrow.array([0, 1, 0x01020304], pyarrow.int32())
+    words = pyarrow.array(["a", "b"])
+    column = pyarrow.DictionaryArray.from_arrays(indices, words, safe=False)
+    table = pyarrow.table({"text": column})
+    with ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match="not a readable Arrow file"):
+        read(path)
+
+
 def test_a_folder_that_the_datasets_library_saved(tmp_path):
     datasets = pytest.importorskip("datasets")
     texts = [f"row {n}" for n in range(50)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import corpora
 import fuzz_seeds
 import torch
 from mutate import Mutation, pack, unpack
@@ -255,4 +256,5 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
             "text", ("text", "chat"), (TEXT, TEXT),
             [pack(pair) for pair in zip(words, chats, strict=True)], text_check(make.tokenizer),
         ),
+        *(Target(*corpus, corpora.check_corpus) for corpus in corpora.inputs()),
     ]  # fmt: skip

@@ -103,7 +103,7 @@ def _check_offsets(column: Any) -> None:
 
     if is_dictionary(column.type):
         _check_offsets(column.dictionary)
-        column.indices.validate(full=True)
+        lib.DictionaryArray.from_arrays(column.indices, column.dictionary)  # checks the indices
     elif is_struct(column.type):
         column.validate()
         for n in range(column.type.num_fields):
