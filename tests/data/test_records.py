@@ -271,7 +271,9 @@ def test_rows_of_csv_that_cannot_be_used(tmp_path):
 
 def test_a_field_of_csv_may_be_large(tmp_path):
     (tmp_path / "a.csv").write_text('text\n"' + "long " * 100_000 + '"\n')
+    limit = csv.field_size_limit()
     assert read(tmp_path)[0] == ["long " * 100_000]
+    assert csv.field_size_limit() == limit  # which is everybody's
 
 
 def test_csv_agrees_with_the_csv_module(tmp_path):

@@ -35,31 +35,44 @@ def rows(
         head += block
     if hint := _EXCEL_HINT.match(head):
         head, delimiter = head[hint.end() :], hint[1]
-    delimiter = delimiter or _likely_delimiter(head, field)
-    # One field may be as large as a record; the module's own limit is 128 kB, and global.
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    reader = csv.reader(_lines([head], text), delimiter=delimiter)
     try:
-        names = [name.strip() for name in next(reader, [])]
+        delimiter = delimiter or _likely_delimiter(head, field)
+        parsed = _parsed(_lines([head], text), delimiter)
+        names = [name.strip() for name in next(parsed, [])]
         if field not in names:
             if any(names):
                 yield dict.fromkeys(names, "")
             return
-        for row in reader:
+        for row in parsed:
             if len(row) == len(names):
                 yield dict(zip(names, row, strict=True))
             elif row:  # not an empty line
                 yield Unusable.WRONG_LENGTH
     except csv.Error as e:
-        raise MalformedError(f"{e}, near line {reader.line_num:,}") from None
+        raise MalformedError(str(e)) from None
+
+
+def _parsed(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Rows whose fields may be as large as a record; csv's own limit of 128 kB is global."""
+    reader = csv.reader(lines, delimiter=delimiter)
+    while True:
+        limit = csv.field_size_limit(MAX_RECORD_BYTES)
+        try:
+            row = next(reader, None)
+        except csv.Error as e:
+            raise csv.Error(f"{e}, near line {reader.line_num:,}") from None
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        yield row
 
 
 def _likely_delimiter(head: str, field: str) -> str:
     def rank(delimiter: str) -> tuple[bool, int]:
-        names = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
+        names = next(_parsed(io.StringIO(head, newline=""), delimiter), [])
         return field in [name.strip() for name in names], len(names)
 
-    csv.field_size_limit(MAX_RECORD_BYTES)
     return max(_DELIMITERS, key=rank)
 
 
