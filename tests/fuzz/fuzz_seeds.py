@@ -297,6 +297,27 @@ class Maker:
         more = self.tokenizer_model + packed([(1, 2, piece), (1, 2, symbol)])
         return [pack([self.tokenizer_model]), pack([more])]
 
+    def tokenizer_jsons(self) -> list[bytes]:
+        """As we save them; as transformers 4 does, with added tokens; with a renamed symbol."""
+        folder = self.work / "tokenizer_json"
+        self.tokenizer.save(folder)
+        config = {"eos_token": "<|im_end|>", "chat_template": "{{ messages[0].content }}"}
+        stops = json.dumps({"eos_token_id": [self.tokenizer.vocab_size + 1, 1]}).encode()
+        plain = json.loads((folder / "tokenizer.json").read_text())
+        tuned = json.loads((folder / "tokenizer.json").read_text())
+        tuned["model"]["merges"] = [" ".join(pair) for pair in tuned["model"]["merges"]]
+        flags = {"single_word": True, "lstrip": True, "rstrip": True, "normalized": True}
+        for n, token in enumerate(("<|im_start|>", "<|im_end|>", "<tool>", "captain")):
+            entry = {**flags, "special": n < 2} if n > 2 else {"special": n < 2}
+            entry |= {"id": self.tokenizer.vocab_size + n, "content": token}
+            tuned["added_tokens"].append(dict.fromkeys(flags, False) | entry)
+        renamed = json.loads(json.dumps(plain).replace("<unused0>", "<think>"))
+        return [
+            pack([json.dumps(plain).encode(), b"{}", b"{}"]),
+            pack([json.dumps(tuned).encode(), json.dumps(config).encode(), stops]),
+            pack([json.dumps(renamed).encode(), b"{}", b'{"eos_token_id": 7}']),
+        ]
+
 
 def small_training() -> tuple[nn.Module, list[torch.optim.Optimizer]]:
     """A model and an optimiser of each kind, as a training has them."""

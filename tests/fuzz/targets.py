@@ -13,6 +13,7 @@ from pathlib import Path
 
 import corpora
 import fuzz_seeds
+import tokenizers
 import torch
 from mutate import Mutation, pack, unpack
 from mutate_gguf import GGUF
@@ -149,6 +150,42 @@ def check_tokenizer(folder: Path) -> None:
     assert Tokenizer.load(saved).fingerprint == tokenizer.fingerprint
 
 
+def check_tokenizer_json(folder: Path) -> None:
+    """What loads gives the tokenizers library's ids, if that loads it, and is saved unchanged."""
+    tokenizer = Tokenizer.load(folder)
+    control = {token.id for token in tokenizer.added_tokens if token.special}
+    ids = tokenizer.encode(_SAMPLE)
+    assert control.isdisjoint(ids)
+    assert max(ids, default=0) < tokenizer.vocab_size
+    if all(token.plain for token in tokenizer.added_tokens):
+        assert tokenizer.decode(ids) == _SAMPLE
+    saved = folder / "saved"
+    shutil.rmtree(saved, ignore_errors=True)
+    tokenizer.save(saved)
+    again = Tokenizer.load(saved)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.chat_format == tokenizer.chat_format
+    assert again.encode(_SAMPLE, control=True) == tokenizer.encode(_SAMPLE, control=True)
+    library = _library(folder / "tokenizer.json")
+    if library is not None:
+        alone = Tokenizer.load(folder / "tokenizer.json")
+        text = _SAMPLE.replace("\u2581", "")
+        expected = library.encode(text, add_special_tokens=False).ids
+        assert alone.encode(text, control=True) == expected
+
+
+def _library(file: Path) -> tokenizers.Tokenizer | None:
+    try:
+        library = tokenizers.Tokenizer.from_str(file.read_text())
+        library.no_truncation()
+        library.no_padding()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # its panics are not Exceptions
+        return None
+    return library
+
+
 def text_check(tokenizer: Tokenizer) -> Callable[[Path], None]:
     """Text to ids and back, and conversations: U+001E parts messages, whose first letter is a role.
 
@@ -252,6 +289,10 @@ def _targets(make: "fuzz_seeds.Maker") -> list[Target]:
             make.training_state(), check_training_state,
         ),
         Target("tokenizer", ("tokenizer.model",), (PROTO,), make.tokenizers(), check_tokenizer),
+        Target(
+            "tokenizer_json", ("tokenizer.json", "tokenizer_config.json", "generation_config.json"),
+            (JSON * 3, JSON, JSON), make.tokenizer_jsons(), check_tokenizer_json,
+        ),
         Target(
             "text", ("text", "chat"), (TEXT, TEXT),
             [pack(pair) for pair in zip(words, chats, strict=True)], text_check(make.tokenizer),

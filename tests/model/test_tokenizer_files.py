@@ -103,6 +103,25 @@ def test_damaged_files_are_clear_errors(folder, name, content):
         Tokenizer.load(folder)
 
 
+def test_a_lone_surrogate_is_a_clear_error(folder):
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json holds a lone surrogate"):
+        Tokenizer.load(folder)
+
+
+def test_names_and_further_templates_are_kept_by_save(tokenizer, folder, tmp_path):
+    templates = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "x"}]
+    config = {"chat_template": templates, "eos_token": "<end_of_turn>", "pad_token": "<unused3>"}
+    write(folder, "tokenizer_config.json", config)
+    loaded = Tokenizer.load(folder)
+    assert (loaded.named_token("eos_token"), loaded.named_id("pad_token")) == ("<end_of_turn>", 10)
+    loaded.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert again.named_templates == loaded.named_templates == {"tool_use": "x"}
+    assert again.token_names == loaded.token_names
+    assert again.fingerprint == tokenizer.fingerprint
+
+
 def test_the_format_is_kept_by_save(tokenizer, tmp_path):
     own = tokenizer.with_chat_format(CHATML, [511])
     assert tokenizer.chat_format == (None, (1, 107))

@@ -1,5 +1,6 @@
 """What the files around a tokenizer say: added tokens, the chat template and the stop ids."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,17 @@ def read_object(file: Path) -> dict[str, Any]:
         raise TokenizerError(f"{file} is not readable JSON: {e}") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{file} holds a {type(value).__name__}; expected a JSON object")
+    if not _is_utf8(value):
+        raise TokenizerError(f"{file} holds a lone surrogate, which UTF-8 cannot represent")
     return value
+
+
+def _is_utf8(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_chat_templates(folder: Path) -> dict[str, str]:
