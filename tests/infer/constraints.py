@@ -55,7 +55,7 @@ class PlainConstraint:
             tokens.append(token)
             assert self.length is None or len(tokens) <= self.length
         if self.length is None or len(tokens) < self.length:
-            mask_W[:] = mask_of(self.allowed(tokens), self.vocab_size)
+            mask_W[:] = mask_of([*self.allowed(tokens)], self.vocab_size)
 
     def accept(self, token: int) -> None:
         assert not self.finished

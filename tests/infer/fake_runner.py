@@ -139,7 +139,7 @@ def expected(request: Request, context: int = 160) -> Completion:
         if allowed is not None and not allowed:
             reason = "error"
             break
-        token = sampler(logits[:WORDS], None if allowed is None else mask_of(allowed, ROWS))
+        token = sampler(logits[:WORDS], None if allowed is None else mask_of([*allowed], ROWS))
         tokens.append(token)
         complete = constraint is not None and len(tokens) == constraint.length and token != 1
         text += stream.push(token, complete)

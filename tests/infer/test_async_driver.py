@@ -256,6 +256,8 @@ def test_a_request_waits_for_its_constraint_without_holding_up_others(gate: Gate
     engine.submit(replace(request, constraint=constraint), collect("pending"))
     with pytest.raises(QueueFullError, match="2 requests are waiting, of at most 3"):
         engine.submit(request, collect("refused"))  # its two samples count
+    with pytest.raises(ConfigError, match="n is 4; at most 3 samples may wait"):
+        engine.submit(replace(request, params=replace(params, n=4)), collect("refused"))
     other = Request([7, 8], SamplingParams(temperature=0.0, max_new_tokens=4))
     engine.submit(other, collect("other"))
     gate.open.release(1000)

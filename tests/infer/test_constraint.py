@@ -85,7 +85,7 @@ class Scripted:
         if isinstance(allowed, Exception):
             raise allowed
         assert len(mask_W) == 1
-        mask_W[:] = mask_of(allowed, WORDS)
+        mask_W[:] = mask_of([*allowed], WORDS)
 
     def accept(self, token: int) -> None:
         assert token in self.script[self.count]

@@ -144,7 +144,7 @@ class AsyncEngine:
             The request's id, which may be cancelled, and which its outputs carry.
 
         Raises:
-            ConfigError: if the request can never run.
+            ConfigError: if the request can never run, or has more samples than may wait.
             QueueFullError: if more than `max_waiting` samples would wait.
             EngineClosedError: after `shutdown`.
             EngineDeadError: if the engine has given up.
@@ -266,6 +266,11 @@ class AsyncEngine:
                 raise EngineDeadError(str(self._loop.dead)) from self._loop.dead.__cause__
             if self._closing or self._stopped:
                 raise EngineClosedError("the engine is shutting down: it takes no new requests")
+            if len(states) > self._max_waiting:
+                raise ConfigError(
+                    f"n is {len(states)}; at most {self._max_waiting} samples may wait: ask for "
+                    "fewer, or make the engine with a larger max_waiting"
+                )
             waiting = self._num_waiting()
             if waiting + len(states) > self._max_waiting:
                 raise QueueFullError(

@@ -4,7 +4,7 @@ A mask has one bit per id, packed as llguidance, xgrammar and the native kernels
 of word i / 32. Shapes: W words, one for 32 ids.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +20,8 @@ Mask = npt.NDArray[np.uint32]
 class TokenConstraint(Protocol):
     """Decides which tokens may come next in one request, such as a grammar.
 
-    It is used by one thread at a time. Once `finished`, or after a token that ends the text, it is
-    not called any more.
+    It is used by one thread at a time, between the engine's steps: all requests wait while it
+    works. Once `finished`, or after a token that ends the text, it is not called any more.
     """
 
     @property
@@ -54,10 +54,10 @@ class ConstraintError(GemmuleError):
     """A constraint failed, or it allows no token."""
 
 
-def mask_of(ids: Iterable[int], num_ids: int) -> Mask:
+def mask_of(ids: npt.ArrayLike, num_ids: int) -> Mask:
     """Returns a mask of `num_ids` bits, those of `ids` set."""
     allowed = np.zeros(-(-num_ids // 32) * 32, dtype=bool)
-    allowed[list(ids)] = True
+    allowed[np.asarray(ids, dtype=np.int64)] = True
     return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)
 
 
@@ -92,10 +92,11 @@ class VocabularyMasks:
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, num_logits: int) -> None:
         self.vocab_size, self.num_logits = vocab_size, num_logits
         self.stop_ids = frozenset(() if tokenizer is None else tokenizer.stop_ids)
-        ids = range(vocab_size)
-        text = ids if tokenizer is None else np.flatnonzero(tokenizer.token_bytes()).tolist()
-        self.text = mask_of({*text, *self.stop_ids}, num_logits)
-        self.no_stops = mask_of(set(ids) - self.stop_ids, num_logits)
+        ids = np.arange(vocab_size)
+        text = ids if tokenizer is None else np.flatnonzero(tokenizer.token_bytes())
+        stops = mask_of([*self.stop_ids], num_logits)
+        self.text = mask_of(text, num_logits) | stops
+        self.no_stops = mask_of(ids, num_logits) & ~stops
 
 
 class TokenFilter:

@@ -1,6 +1,8 @@
 """Which parts of the logits a request needs, and what is read from them."""
 
-from gemmule.infer.core.constraint import Mask
+import numpy as np
+
+from gemmule.infer.core.constraint import Mask, mask_of
 from gemmule.infer.core.request import TokenLogProb
 from gemmule.infer.core.sampler import Sampler
 from gemmule.infer.core.sampling import SamplingParams, top_logits
@@ -34,11 +36,12 @@ def logits_request_for(
 def prompt_request_for(count: int, vocab_size: int, num_logits: int) -> LogitsRequest:
     """Returns the request for the log-probability of a given token and the `count` most likely ids.
 
-    The target is missing. The arguments are those of `logits_request_for`.
+    It never asks for whole rows, as there may be thousands of such tokens in a step. The target is
+    missing. The arguments are those of `logits_request_for`.
     """
-    top_k = count + num_logits - vocab_size if count else 0
-    fits = top_k <= MAX_TOP_K
-    return LogitsRequest(0, top_k=top_k if fits else 0, all_logits=not fits, log_z=True)
+    padded = count and vocab_size < num_logits
+    mask = mask_of(np.arange(vocab_size), num_logits) if padded else None
+    return LogitsRequest(0, top_k=min(count, vocab_size), log_z=True, mask=mask)
 
 
 def sample(

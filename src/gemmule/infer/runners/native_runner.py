@@ -203,7 +203,9 @@ class NativeRunner:
         }
         masked = [i for i, request in enumerate(requests) if request.mask is not None]
         if masked:
-            arrays["output_mask"] = array("Q", [_address(request.mask) for request in requests])
+            arrays["output_mask"] = array(
+                "Q", [_address(request.mask, self.config.vocab_size) for request in requests]
+            )
         assert len(arrays["global_pages"]) == len(arrays["local_pages"])
         step = CStep(
             tokens=first[-1],
@@ -273,8 +275,14 @@ class NativeRunner:
         return referenced.data_ptr()
 
 
-def _address(mask: npt.NDArray[np.uint32] | None) -> int:
-    return 0 if mask is None else int(mask.__array_interface__["data"][0])
+def _address(mask: npt.NDArray[np.uint32] | None, num_ids: int) -> int:
+    if mask is None:
+        return 0
+    # The library reads as many words as there are ids for.
+    assert mask.dtype == np.uint32
+    assert mask.flags.c_contiguous
+    assert mask.shape == (-(-num_ids // 32),)
+    return int(mask.__array_interface__["data"][0])
 
 
 def _activations(embed: PackedMatrix) -> torch.dtype:
