@@ -173,3 +173,30 @@ def test_leftovers(tmp_path: Path) -> None:
     files.remove_leftovers(tmp_path)
     assert left(tmp_path) == [".hidden", ".mine.tmp", "a.json", "notes.tmp"]
     files.remove_leftovers(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_without_fsync(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files.write_text(tmp_path / "a.txt", "text")
+    with files.atomic_dir(tmp_path / "folder") as folder:
+        (folder / "b.txt").touch()
+    assert (tmp_path / "a.txt").read_text() == "text"
+    assert (tmp_path / "folder" / "b.txt").exists()
+
+
+def test_an_fsync_that_finds_the_disk_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match="the disk reports an error"):
+        files.write_text(tmp_path / "a.txt", "text")
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,8 @@ from gemmule.errors import OutputError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quantize import quantize
 from gemmule.runs import carbon
+from gemmule.train.config import RunConfig
+from gemmule.train.run import run_training
 from models import TINY, random_model, tiny_config
 
 SHADOWS = ("json", "torch", "numpy", "typer", "rich", "safetensors", "shlex", "tomllib", "secrets")
@@ -118,6 +122,20 @@ def test_it_has_been_deleted(model: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert "the current folder cannot be used" in done.stderr
     assert "cd to another one" in done.stderr
+
+
+@pytest.mark.usefixtures("no_meter")
+def test_a_run_in_it(
+    tiny: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = RunConfig.parse(tiny(steps=4))
+    run_training(settings, Path())
+    assert (tmp_path / "result.json").is_file()
+    with open_checkpoint(".") as checkpoint:
+        assert checkpoint.tensors
+    with pytest.raises(OutputError, match="already in use"):
+        run_training(settings, Path())
 
 
 def test_it_is_the_output(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ REFUSALS = [
     ),
     (OSError(errno.EMFILE, "Too many open files", "a.txt"), "(a.txt): raise the limit (ulimit -n)"),
     (RuntimeError("unable to open file <x>: Too many open files (24)"), "(ulimit -n)"),
+    (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "set TMPDIR to one"),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory: "),
     (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "(ulimit -u)"),
 ]
@@ -92,6 +93,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer.core.cache_size import affordable_pages
 from gemmule.infer.runners.choose import make_runner
 from gemmule.quant import native
+from gemmule.quant.packed import plain
 from gemmule.runtime import memory
 from gemmule.runtime.shortage import explain_shortage
 
@@ -110,22 +112,35 @@ def says(name, room, work):
     finally:
         resource.setrlimit(name, before)
 
+def product():
+    return len(native.linear(matrix, rows))
+
+matrix, rows = plain(torch.ones(16, 256)), torch.ones(2**17, 256)
+if native.available():
+    native.threads()
 runner = make_runner(load_model(sys.argv[1])[0])
 AS, MIB = resource.RLIMIT_AS, 2**20
 print(json.dumps({
     "tensor": says(AS, 100 * MIB, lambda: torch.empty(2**30)),
     "bytes": says(AS, 100 * MIB, lambda: bytearray(2**32)),
     "threads": says(AS, 64 * MIB, lambda: native.Threads(64)) if native.available() else "",
+    "product": says(AS, 64 * MIB, product) if native.available() else "",
+    "another": says(AS, 1024 * MIB, product) if native.available() else "",
     "pages": says(AS, 100 * MIB, lambda: affordable_pages(runner) * runner.page_bytes),
     "files": says(resource.RLIMIT_NOFILE, 3, lambda: load_model(sys.argv[1])),
 }))
 """
-    said = in_child(code, model)
-    assert said["tensor"].startswith("out of memory (4.0 GiB wanted): ")
-    assert said["bytes"].startswith("out of memory: ")
-    assert not said["threads"] or "64 threads cannot be started: raise the limit" in said["threads"]
-    assert 0 < int(said["pages"]) <= 25 * 2**20
-    assert "(ulimit -n)" in said["files"]
+    lines = in_child(code, model)
+    assert lines["tensor"].startswith("out of memory (4.0 GiB wanted): ")
+    assert lines["bytes"].startswith("out of memory: ")
+    assert (
+        not lines["threads"] or "64 threads cannot be started: raise the limit" in lines["threads"]
+    )
+    if lines["product"]:
+        assert lines["product"].startswith("out of memory for a product of 131072 rows with a 16 x")
+        assert lines["another"] == "131072"
+    assert 0 < int(lines["pages"]) <= 25 * 2**20
+    assert "(ulimit -n)" in lines["files"]
 
 
 def test_files_of_a_limited_size(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,7 @@ def figures(what: str, ink: str, ticks: str, **settings: Any) -> Iterator[tuple[
         MissingExtraError: when matplotlib is not installed.
     """
     try:
-        # A file matplotlibrc in the current folder is read by the import, and a bad one ends it.
-        with contextlib.chdir("/") if Path("matplotlibrc").exists() else contextlib.nullcontext():
+        with _undisturbed():
             import matplotlib as mpl
             from matplotlib import ticker
             from matplotlib.figure import Figure
@@ -49,6 +49,23 @@ def figures(what: str, ink: str, ticks: str, **settings: Any) -> Iterator[tuple[
         params.update({"xtick.color": ticks, "ytick.color": ticks})
         params.update({name.replace("__", "."): value for name, value in settings.items()})
         yield Figure, ticker
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Imports matplotlib without a file in the current folder, and without words about caches.
+
+    A matplotlibrc in the current folder is read by the import, and a bad one ends it. Where the
+    home folder cannot be written, the cache is in a temporary one, which is said at length.
+    """
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.chdir("/") if Path("matplotlibrc").exists() else contextlib.nullcontext():
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def text_of(figure: Any, *, transparent: bool = False) -> str:

@@ -19,6 +19,9 @@ _MESSAGES = {
         "control group) or of memory (ulimit -v)"
     ),
     "Too many open files": _FILES.replace("{}", ""),
+    "No usable temporary directory": (
+        "no folder for temporary files can be written: free some space, or set TMPDIR to one"
+    ),
 }
 # By the number of an operating system's error; {} is the file's name.
 _ERRORS = {
@@ -35,9 +38,9 @@ def explain_shortage(error: BaseException) -> str | None:
     Args:
         error: an exception of Python, numpy, torch or the kernels.
     """
-    if isinstance(error, OSError) and error.errno is not None:
-        line = _ERRORS.get(error.errno)
-        return line and line.format(f" ({error.filename})" if error.filename else "")
+    if isinstance(error, OSError) and error.errno in _ERRORS:
+        name = f" ({error.filename})" if error.filename else ""
+        return _ERRORS[error.errno].format(name)
     text = str(error)
     matches = [line for part, line in _MESSAGES.items() if part in text]
     if not matches and not isinstance(error, MemoryError):

@@ -71,7 +71,7 @@ def run_training(
         else:
             run.write_manifest(manifest)
         _prepare(config, recipe)
-        state = train(run, config, recipe, label or out.name, probes)
+        state = train(run, config, recipe, label or out.resolve().name, probes)
         recipe.model.eval()
         result = _result(config, recipe, state)
         save_model(recipe.model, tokenizer, layout.model)
