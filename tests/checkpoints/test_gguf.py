@@ -278,6 +278,16 @@ def test_symbols_behind_the_fixed_ones_come_back(tmp_path: Path, pieces: Tokeniz
 # --- exports with notes, and those that cannot be -----------------------------------------------
 
 
+def test_runs_of_spaces_that_merges_build_come_back(tmp_path: Path, pieces: Tokenizer) -> None:
+    """As Gemma's tokenizer.json has them; its tokenizer.model matches them as a whole."""
+    changed = pieces.pieces
+    for n, i in enumerate(range(139, 169)):
+        changed[i] = changed[i]._replace(kind=NORMAL, score=30.0 - n)
+    tokenizer = Tokenizer.from_pieces(changed, "a tokenizer.json")
+    with open_gguf(export(random_model(), tokenizer, tmp_path / "m.gguf")) as checkpoint:
+        assert checkpoint.tokenizer.fingerprint == tokenizer.fingerprint
+
+
 def test_another_query_scale_goes_into_the_projection(tmp_path: Path, pieces: Tokenizer) -> None:
     model = random_model(CONFIG.model_copy(update={"query_pre_attn_scalar": 18}))
     files, notes = layouts(of_model(model, pieces), "F32")

@@ -109,6 +109,12 @@ def test_a_lone_surrogate_is_a_clear_error(folder):
         Tokenizer.load(folder)
 
 
+def test_a_template_with_an_endless_number_is_not_gemmas(folder):
+    template = "{{ " + "9" * 5000 + " }}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert Tokenizer.load(folder).chat_template == template
+
+
 def test_names_and_further_templates_are_kept_by_save(tokenizer, folder, tmp_path):
     templates = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "x"}]
     config = {"chat_template": templates, "eos_token": "<end_of_turn>", "pad_token": "<unused3>"}

@@ -277,7 +277,7 @@ def _digest(template: str) -> str | None:
     if len(template) > MAX_TEMPLATE:
         return None
     try:
-        tokens = tokens_of(template)
-    except jinja2.TemplateSyntaxError:
+        tokens = repr(tokens_of(template))
+    except (jinja2.TemplateSyntaxError, ValueError):  # a number may be too long to read
         return None
-    return hashlib.sha256(repr(tokens).encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(tokens.encode(errors="surrogatepass")).hexdigest()

@@ -73,9 +73,11 @@ def _from_ggml(i: int, piece: Piece) -> Piece:
     """The original SentencePiece piece.
 
     The fixed symbols never merge, so their original scores and types are known, whatever the file
-    says.
+    says. Only runs of spaces may: tokenizer.json's are built by merges, before all others.
     """
     text, score, kind = piece
+    if FIRST_TEXT_ID <= i < FIRST_BYTE_ID and kind == NORMAL and score > 0:
+        return piece
     if i < FIRST_BYTE_ID or kind in (CONTROL, USER_DEFINED):
         text = text.replace(" ", SPACE)
     if i < FIRST_BYTE_ID:
