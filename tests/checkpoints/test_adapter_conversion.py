@@ -111,7 +111,7 @@ def test_both_from_the_hub(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     check_equal(weights(Path("org/adapter")), expected)
-    assert asked == [("org/adapter", None), ("org/base", "v2")]
+    assert list(dict.fromkeys(asked)) == [("org/adapter", None), ("org/base", "v2")]
 
 
 def test_another_base_is_told(adapter: Path, saved: Path, tmp_path: Path) -> None:
