@@ -164,6 +164,19 @@ def test_a_gguf_file_names_the_stop_tokens(tuned: Path, tmp_path: Path) -> None:
         chat_format.to_metadata(four)
 
 
+def test_a_model_that_gguf_cannot_hold_leaves_nothing(tuned: Path, tmp_path: Path) -> None:
+    folder = changed(
+        tuned,
+        tmp_path / "model",
+        lambda to: edit_json(to / "generation_config.json", eos_token_id=[1, 107, 300, IM_END]),
+    )
+    with pytest.raises(TokenizerError, match="ends its answers with 4 tokens"):
+        convert(folder, tmp_path / "out" / "gguf", "gguf")
+    assert [p.name for p in (tmp_path / "out").glob("*")] == []
+    convert(folder, tmp_path / "ckpt", "gemma_pytorch", verify=False)
+    assert set(Tokenizer.load(tmp_path / "ckpt").stop_ids) == {1, 107, 300, IM_END}
+
+
 def test_gguf_files_of_others(tuned: Path) -> None:
     source = Tokenizer.load(tuned)
     template = {"tokenizer.chat_template": CHATML}
@@ -308,10 +321,31 @@ def test_a_template_that_needs_a_system_message(tuned: Path, tmp_path: Path) -> 
     )
     lm = load(folder)
     assert lm.tokenizer.render_chat(CHAT) == Theirs(folder).chat_ids(CHAT)
-    with pytest.raises(TokenizerError, match=r"refuses this conversation: begin with a system"):
+    with pytest.raises(TokenizerError, match=r"/model refuses this conversation: begin with a sys"):
         lm.chat(CHAT[1:], **GREEDY)
     report = convert(folder, tmp_path / "out", "hf")
     assert report["verified"]["reader"]["chat_alike"]
+
+
+def test_renamed_turn_markers_get_no_template_of_gemmas(base: Path, tmp_path: Path) -> None:
+    def change(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text().replace("<start_of_turn>", "<|turn|>"))
+        (folder / "tokenizer.model").unlink()
+        edit_json(
+            folder / "tokenizer_config.json", chat_template=..., additional_special_tokens=...
+        )
+
+    folder = changed(base, tmp_path / "model", change)
+    lm = load(folder)
+    with pytest.raises(TokenizerError, match="no chat template"):
+        lm.chat(CHAT, **GREEDY)
+    for to in ("hf", "gguf"):
+        convert(folder, tmp_path / to, to, verify=False)
+        with open_checkpoint(tmp_path / to) as export:
+            assert export.tokenizer.chat_template is None
+            assert export.tokenizer.fingerprint == lm.tokenizer.fingerprint
+    assert Theirs(tmp_path / "hf").tokenizer.chat_template is None
 
 
 @pytest.mark.parametrize("rows", [1, 64])

@@ -75,8 +75,8 @@ def convert(
         kind = _kind(source, to, dtype)
         notes = _tokenizer_notes(source, to)  # fails before gigabytes are written
         source.check_head()
+        layouts, more_notes = _layouts(source, to, kind)  # a model it refuses leaves nothing behind
         partial = _begin(source, out, to, kind)
-        layouts, more_notes = _layouts(source, to, kind)
         total = sum(layout.size for layout in layouts)
         done = 0
 

@@ -65,11 +65,13 @@ def tokenizer_config(
         token_names: other texts of eos_token, pad_token and so on.
         added: tokens that are not Gemma's own.
     """
-    template = CHAT_TEMPLATE if chat_template is None else chat_template
-    templates = {"default": template, **named_templates}
-    listed = [{"name": name, "template": text} for name, text in templates.items()]
     renamed = {token.id for token in added}
     turns = [FIXED_PIECES[i] for i in (START_OF_TURN_ID, END_OF_TURN_ID) if i not in renamed]
+    template = chat_template
+    if template is None and len(turns) == 2:  # without Gemma's markers there is no template
+        template = CHAT_TEMPLATE
+    templates = {"default": template, **named_templates}
+    listed = [{"name": name, "template": text} for name, text in templates.items() if text]
     return {
         "tokenizer_class": "GemmaTokenizer",
         "bos_token": "<bos>",

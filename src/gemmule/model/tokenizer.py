@@ -526,7 +526,10 @@ class Tokenizer:
         assert self.chat_template is not None
         variables = {name: self.named_token(name) for name in _NAMED}
         control = [token.content for token in self._control_tokens]
-        return ChatTemplate(self.chat_template, self._source, control, variables)
+        source = Path(self._source)
+        if source.name in (tokenizer_json.FILE, _FILE):
+            source = source.parent  # a template comes with a folder
+        return ChatTemplate(self.chat_template, str(source), control, variables)
 
     def _encode_rendered(self, chat: RenderedChat) -> list[int]:
         ids = []

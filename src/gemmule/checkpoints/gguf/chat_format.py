@@ -41,6 +41,9 @@ def to_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     stops.sort(key=lambda i: i != eos)
     eot = stops[1] if len(stops) > 1 else stops[0]  # named, so that llama.cpp does not look for one
     named = tokenizer.named_templates
+    template = tokenizer.chat_template
+    if template is None and tokenizer.has_gemma_turns:
+        template = CHAT_TEMPLATE
     return {
         "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
         _EOS: stops[0],
@@ -53,7 +56,7 @@ def to_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer.ggml.add_space_prefix": False,
         **({_NAMES: sorted(named)} if named else {}),
         **{f"{_TEMPLATE}.{name}": named[name] for name in sorted(named)},
-        _TEMPLATE: CHAT_TEMPLATE if tokenizer.chat_template is None else tokenizer.chat_template,
+        **({} if template is None else {_TEMPLATE: template}),
     }
 
 
