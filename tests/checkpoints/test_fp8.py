@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from gemmule.checkpoints import stored_tensor
 from gemmule.checkpoints.describe import describe
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.checkpoints.load import load_model, open_checkpoint
 from gemmule.checkpoints.safetensors_file import PREFIX
 from gemmule.errors import CheckpointError
+from gemmule.model.tokenizer import Tokenizer
+from models import DISTINCT, random_model, tiny_config
 
 BLOCK = (16, 24)
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -94,6 +98,27 @@ def test_fp8_is_number_times_scale(
     assert about["dtype"] == "float32"
     unused = "scales of quantized activations" in " ".join(about["notes"])
     assert unused == (kind == "matrix")
+
+
+def test_fp8_in_blocks_as_transformers_dequantizes_it(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(sys.modules[__name__], "BLOCK", (128, 128))  # it takes no others
+    monkeypatch.setitem(CONFIGS["block"], "weight_block_size", [128, 128])
+    config = tiny_config(
+        DISTINCT, hidden_size=256, intermediate_size=384, num_hidden_layers=1, head_dim=64
+    )
+    save_model(random_model(config, std={"": 0.05}), tokenizer, tmp_path / "whole")
+    written(tmp_path / "whole", tmp_path / "m", "block")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "m",
+        quantization_config=transformers.FineGrainedFP8Config(dequantize=True),
+        dtype=torch.float32,
+    ).state_dict()
+    model, _ = load_model(tmp_path / "m")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(theirs[PREFIX + name].float(), weight), name
 
 
 def test_fp8_without_scales(saved: Path, tmp_path: Path) -> None:

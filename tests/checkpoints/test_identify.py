@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.identify import identify, lines
 from gemmule.cli import app, main
+from gemmule.errors import CheckpointError
 from models import random_model
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -30,8 +33,18 @@ def test_another_architecture(saved: Path, tmp_path: Path) -> None:
     assert about["parameters"] == sum(p.numel() for p in random_model().parameters())
     assert about["files"]["model.safetensors"] == (saved / "model.safetensors").stat().st_size
     assert rows(tmp_path / "m")["what it is"] == (
-        "a model in Hugging Face's layout, with safetensors file"
+        "a model in Hugging Face's layout, with a safetensors file"
     )
+
+
+def test_an_untied_head(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "m")
+    weights = load_file(saved / "model.safetensors")
+    head = weights["model.embed_tokens.weight"] + 1
+    save_file(weights | {"lm_head.weight": head}, tmp_path / "m/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from the embedding"):
+        describe(tmp_path / "m")
+    assert rows(tmp_path / "m")["architecture"] == "gemma2"
 
 
 def test_a_quantized_form(saved: Path, tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def test_prefixes_are_removed(saved: Path, tmp_path: Path, prefix: str, file: st
     assert (f"removed from the weights' names: {prefix}" in notes) == (prefix not in {"", "model."})
 
 
+def test_a_compiled_model_has_one_prefix() -> None:
+    names = ["_orig_mod.model.norm.weight", "_orig_mod.lm_head.weight"]
+    assert parameter_names(dict.fromkeys(names, (2,)), "m").prefixes == ("_orig_mod.",)
+
+
 def test_what_wrappers_insert_is_removed() -> None:
     stored = "model.layers.3._checkpoint_wrapped_module._orig_mod.mlp.up_proj.weight"
     assert parameter_name(stored) == "layers.3.mlp.up_proj.weight"

@@ -38,10 +38,11 @@ def describe(path: str | Path) -> dict[str, Any]:
         adapter that is merged into its base, else None); notes.
 
     Raises:
-        CheckpointError: when there is no readable checkpoint, or tensors are missing or of
-            another shape than in the config.
+        CheckpointError: when there is no readable checkpoint, tensors are missing or of another
+            shape than in the config, or the head is not the embedding.
     """
     with open_checkpoint(path) as checkpoint:
+        checkpoint.check_head(whole=False)
         sizes = {tensor.name: tensor.numel for tensor in checkpoint.weights()}
         embedding = sizes["embed_tokens.weight"]
         total, published = sum(sizes.values()), _published(checkpoint.config)

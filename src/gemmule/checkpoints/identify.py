@@ -94,7 +94,7 @@ def _what(
 ) -> str:
     if place.is_file():
         return kinds[0].what if kinds else "a file of an unknown kind"
-    held = ", ".join(sorted({kind.what.removeprefix("a ").removeprefix("an ") for kind in kinds}))
+    held = ", ".join(sorted({kind.what for kind in kinds}))
     if adapter:
         kind = _text(adapter.get("peft_type"))
         return f"a folder with an adapter of peft{f' ({kind})' if kind else ''}"

@@ -121,10 +121,12 @@ def classifier_message(source: str, labels: Iterable[int], what: str) -> str:
         what: what shows it: a weight's name, or the name of a class of transformers.
     """
     count = "".join(f"{n} label{'s' * (n != 1)}, " for n in labels)
-    kind = "token" if "TokenClassification" in what else "sequence"
+    kind, name = "Sequence", "sequence classifier or reward model"
+    if "TokenClassification" in what:
+        kind, name = "Token", "token classifier"
     return (
-        f"{source} is a Gemma 2 {kind} classifier or reward model ({count}{what}): its head cannot "
-        f"be run here; transformers can (AutoModelFor{kind.title()}Classification)"
+        f"{source} is a Gemma 2 {name} ({count}{what}): its head cannot be run here; transformers "
+        f"can (AutoModelFor{kind}Classification)"
     )
 
 
@@ -137,4 +139,7 @@ def _prefixes(ours: Mapping[str, str]) -> tuple[str, ...]:
         prefix = f"{front}." if front else "".join(f"{part}." for part in inserted)
         if prefix not in {"", "model."}:
             removed[prefix] = None
-    return tuple(list(removed)[:4])
+    shortest = [
+        p for p in removed if not p.endswith("model.") or p[: -len("model.")] not in removed
+    ]
+    return tuple(shortest[:4])
