@@ -48,16 +48,19 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+def run(
+    folder: Path, *arguments: object, module: str = "gemmule.cli"
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "gemmule.cli", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=folder, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
-def test_files_named_like_modules(hostile: Path, model: Path, tmp_path: Path) -> None:
-    command = ("generate", model, "the sea", "--max-new-tokens", 5)
-    there = run(hostile, *command)
+@pytest.mark.parametrize("module", ["gemmule", "gemmule.cli"])
+def test_files_named_like_modules(module: str, hostile: Path, model: Path, tmp_path: Path) -> None:
+    command = ("info", model) if module == "gemmule" else ("generate", model, "the sea")
+    there = run(hostile, *command, module=module)
     assert there.returncode == 0, there.stderr
     assert there.stdout == run(tmp_path, *command).stdout
 

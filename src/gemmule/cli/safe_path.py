@@ -1,17 +1,20 @@
-"""`python -m gemmule.cli` does not import from the current folder, as the installed command.
+"""`python -m gemmule` does not import from the current folder, as the installed command does not.
 
 Python puts the current folder first on the path then: a file json.py or types.py in it would take
 the place of the module of that name. To be imported before anything else is.
 """
 
+import contextlib
+import os
 import sys
 
 
 def _run_as_module() -> bool:
     options = sys.orig_argv
-    return "-m" in options[:-1] and options[options.index("-m") + 1].startswith("gemmule.")
+    module = options[options.index("-m") + 1] if "-m" in options[:-1] else ""
+    return module.partition(".")[0] == "gemmule" and not sys.flags.safe_path
 
 
-# While Python looks for the module, argv[0] is "-m" and the current folder is there.
-if sys.argv[:1] == ["-m"] and _run_as_module() and not sys.flags.safe_path:
-    del sys.path[0]
+with contextlib.suppress(OSError):  # the current folder is gone
+    if _run_as_module() and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
+        del sys.path[0]
