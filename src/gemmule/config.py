@@ -41,7 +41,7 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("*")
     @classmethod
     def _expanded(cls, value: Any) -> Any:
-        """A path below ~ becomes one below the home folder, whoever named it."""
+        """A path below ~ becomes one below the home folder, in a file as in Python."""
         return files.expand(value) if isinstance(value, Path) else value
 
     @classmethod

@@ -77,6 +77,23 @@ def test_info_and_convert(pieces: Tokenizer, tmp_path: Path) -> None:
     assert gemmule("generate", out, "a", "--max-new-tokens", 2, "--temperature", 0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_model_whose_json_an_editor_of_windows_saved(
+    encoding: str, pieces: Tokenizer, tmp_path: Path
+) -> None:
+    from gemmule.checkpoints.hf.writer import save_model
+    from models import random_model
+
+    save_model(random_model(), pieces, tmp_path)
+    ask = ["generate", tmp_path, "the sea", "--temperature", 0, "--max-new-tokens", 4]
+    before = gemmule(*ask)
+    for file in tmp_path.glob("*.json"):
+        text = file.read_text(encoding="utf-8").replace("\n", "\r\n")
+        file.write_bytes(text.encode(encoding))
+    assert gemmule(*ask) == before
+    assert json.loads(gemmule("info", tmp_path, "--json"))["loads"]
+
+
 def test_version() -> None:
     assert gemmule("--version").strip() == f"gemmule {__version__}"
 
