@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from gemmule.errors import TokenizerError
-from gemmule.model import chat_template, hf_tokenizer, template_sandbox
+from gemmule.model import chat_template, hf_tokenizer, template_budget
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 
 CHATML = """\
@@ -325,7 +325,7 @@ def test_hostile_templates_end_soon(tokenizer: Tokenizer, name: str) -> None:
     thread = threading.Thread(target=render)  # where no signal could stop it
     thread.start()
     thread.join()
-    assert seconds[0] < 2 * template_sandbox.SECONDS
+    assert seconds[0] < 2 * template_budget.SECONDS
     harmless = {"many names"}
     assert len(errors) == (name not in harmless)
     assert all(isinstance(e, TokenizerError) and len(str(e)) < 400 for e in errors)

@@ -106,6 +106,7 @@ class ChatTemplate:
         import jinja2
 
         from gemmule.model import template_sandbox as sandbox
+        from gemmule.model.template_budget import TooLargeError
 
         variables = {
             **self._variables,
@@ -121,7 +122,7 @@ class ChatTemplate:
             problem = f"is not valid: line {e.lineno}: {e.message}"
         except sandbox.RefusedError as e:
             problem = f"refuses this conversation: {e.message}"
-        except sandbox.TooLargeError as e:
+        except TooLargeError as e:
             problem = f"is refused: {e.message}"
         except RecursionError:
             problem = "is refused: it calls itself without end, or nests too deep"
