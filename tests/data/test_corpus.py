@@ -97,6 +97,12 @@ def test_records_without_the_field_list_their_fields(tmp_path):
         (folder / f"{n}.json").write_text('{"title": "x", "body": "y"}')
     with pytest.raises(DataError, match=r"no field 'text'; its fields are title, body: name the"):
         read_corpus(find_source(folder))
+    for n in range(30):
+        (folder / f"{n}.txt").write_text(f"text {n}")
+    assert read_corpus(find_source(folder)).log.left_out == {"files without the field 'text'": 3}
+    with pytest.raises(DataError, match=r"no field 'note'; its fields are title, body: name the"):
+        read_corpus(find_source(folder, field="note"))
+    assert sum(read_corpus(find_source(folder, field="body")).documents.values()) == 31
 
 
 def test_bytes_of_records_that_are_not_utf8_are_counted(tmp_path):

@@ -115,8 +115,8 @@ def read_corpus(
     log.update(source.log)
     log.update(scan.log)
     left_out = log.summary()
-    if not scan.kept and scan.log.fields:
-        raise DataError(no_field(source.location, source.field, scan.log.fields))
+    if log.fields and not log.records and (source.field_given or not scan.kept):
+        raise DataError(no_field(source.location, source.field, log.fields))
     if not scan.kept:
         raise DataError(f"no usable text in {source.location}: {left_out or 'it is empty'}")
     if len(scan.kept) < len(SPLITS):

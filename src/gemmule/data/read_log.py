@@ -30,6 +30,7 @@ class ReadLog:
         decoded: number of files decoded from another encoding than UTF-8, by encoding.
         decoded_examples: names of the first few of them, by encoding.
         fields: the fields of files that were left out because they lack the one asked for.
+        records: number of records whose text was read.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class ReadLog:
         self.decoded: Counter[str] = Counter()
         self.decoded_examples: dict[str, list[str]] = {}
         self.fields: dict[str, None] = {}
+        self.records = 0
 
     def leave_out(self, reason: str, name: str, count: int = 1) -> None:
         """Counts something that is not used, or several records of one file."""
@@ -60,6 +62,7 @@ class ReadLog:
         self.left_out.update(other.left_out)
         self.decoded.update(other.decoded)
         self.fields.update(other.fields)
+        self.records += other.records
         for mine, others in (
             (self.examples, other.examples),
             (self.decoded_examples, other.decoded_examples),

@@ -68,6 +68,7 @@ def read_records(file: CorpusFile, field: str, log: ReadLog) -> Iterator[str]:
             ) from None
         log.leave_out(f"not valid {file.kind}", file.key)
         return
+    log.records += used
     if not used and unused.fields:
         if required:
             raise DataError(no_field(str(file.path), field, unused.fields))
