@@ -1,6 +1,7 @@
 import concurrent.futures
 import inspect
 import json
+import pickle
 import re
 import time
 from pathlib import Path
@@ -482,3 +483,12 @@ def test_transformers_decodes_and_knows_the_special_ids(tokenizer, hugging_face)
     assert len(hugging_face) == tokenizer.vocab_size
     assert (hugging_face.bos_token_id, hugging_face.eos_token_id) == (2, 1)
     assert (hugging_face.pad_token_id, hugging_face.unk_token_id) == (0, 3)
+
+
+def test_pickled_with_its_chat_format(tokenizer):
+    template = "{% for m in messages %}<bos>{{ m['content'] }}{% endfor %}"
+    own = tokenizer.with_chat_format(template, (1, 107))
+    messages = [{"role": "user", "content": "the sea"}]
+    copy = pickle.loads(pickle.dumps(own))
+    assert copy.fingerprint == own.fingerprint
+    assert copy.render_chat(messages) == own.render_chat(messages)

@@ -58,6 +58,10 @@ class PieceModel:
         self.specs = specs
         self._kind_offsets = kind_offsets
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its data: the generated classes of protobuf cannot be pickled."""
+        return type(self).parse, (self.data,)
+
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Reads a serialized ModelProto.
