@@ -1,6 +1,7 @@
 """The whole quickstart with models of two tiny layers, stopped anywhere and resumed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,20 @@ def test_resumed_it_ends_in_the_same_figures(
     for stage in STAGES:
         weights = "model/model.safetensors"
         assert (out / stage / weights).read_bytes() == (finished / stage / weights).read_bytes()
+
+
+@pytest.mark.usefixtures("small")
+def test_a_folder_with_the_field_saved_as_a_default_is_resumed(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "comparison.json").unlink()
+    shutil.rmtree(out / "data")
+    with (out / "config.toml").open("a") as f:  # as every quickstart once saved it
+        f.write('field = "text"\n')
+    again = run_quickstart(QuickstartConfig(), out, resume=True)
+    assert figures(again) == figures(files.read_json(finished / "comparison.json"))
 
 
 @pytest.mark.usefixtures("small")

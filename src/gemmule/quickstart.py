@@ -24,6 +24,7 @@ from gemmule.console import console, counting, duration, next_commands, table
 from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare, sample_texts
 from gemmule.data.read_log import dropped_lines
+from gemmule.data.sources import DEFAULT_FIELD
 from gemmule.errors import (
     ConfigError,
     DataError,
@@ -111,6 +112,8 @@ def run_quickstart(config: QuickstartConfig, out: Path, *, resume: bool = False)
         given = config
         config = QuickstartConfig.load(RunDir.open(out).layout.config)
         _same(given, config)
+        if config.field == DEFAULT_FIELD:  # once saved as the default, for text without fields too
+            config = config.model_copy(update={"field": None})
     else:
         _check(config, out)
     with locked(out):
