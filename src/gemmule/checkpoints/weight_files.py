@@ -75,7 +75,7 @@ def find_weights(path: Path, *, torch: bool = False) -> WeightFiles | None:
     Raises:
         CheckpointError: when files are missing, cannot be told apart or are Git LFS pointers.
     """
-    if path.is_file():
+    if not path.is_dir():
         return _there(path.parent, [path.name])
     single, index, ending = (
         (TORCH_SINGLE, TORCH_INDEX, ".bin") if torch else (SINGLE, INDEX, ".safetensors")

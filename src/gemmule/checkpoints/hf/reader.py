@@ -43,7 +43,7 @@ def open_hf(path: Path) -> Checkpoint:
     values = read_object(file) if file.is_file() else None
     config = None if values is None else _config(values, file)
     with ExitStack() as stack:
-        weights = find_weights(path)
+        weights = find_weights(path) if path.exists() else None
         if weights is None:
             also = "" if config else "no config.json and "
             raise CheckpointError(f"{also}no weights in {folder}: expected {SINGLE} or {INDEX}")
