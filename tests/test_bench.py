@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from gemmule.model.tokenizer import train_tokenizer
+
 BENCH = Path(__file__).parent.parent / "bench"
 TRAIN_MODES = ["gemmule-eager", "transformers-eager"]  # compiling would take a minute
 ATTENTION_MODES = ["gemmule-windowed-eager", "plain-windowed"]
@@ -276,3 +278,28 @@ def test_a_worker_s_peak_memory_is_its_own() -> None:
         cwd=BENCH, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert 0 < float(done.stdout) < len(held) / 1e6
+
+
+def test_tokenizer(tmp_path: Path) -> None:
+    train_tokenizer(["The sea, said the captain.\n" * 40], 520).save(tmp_path)
+    printed = tmp_path / "report.json"
+    process = start(
+        "tokenizer.py", f"--tokenizer={tmp_path}", "--texts=40", "--rounds=1",
+        f"--catalogs={tmp_path}", f"--json={printed}",
+    )  # fmt: skip
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    report = json.loads(printed.read_text())
+    for kind in report["compared"].values():
+        assert kind["equal_ids"] == kind["without_u2581"]
+        assert kind["round_trips"] == kind["texts"]
+    assert report["compared"]["random"]["texts"] == 10
+    assert report["gemmule_against"].keys() == report["contestants"].keys() - {"gemmule"}
+
+
+def test_a_tokenizer_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GEMMULE_GEMMA_TOKENIZER", raising=False)
+    process = start("tokenizer.py")
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--tokenizer: name a folder" in printed
