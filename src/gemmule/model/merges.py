@@ -34,10 +34,17 @@ import numpy.typing as npt
 from gemmule.errors import TokenizerError
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID
 
-# SHA-256 of the merges and the vocabulary that Google publishes with Gemma 1 and 2. Nearly every
-# file has them, and half a million pairs take a while to check.
-_PUBLISHED_MERGES = "62cbca214240356dc796ec7677bdb858719cd66b4a2b8234790bd2a928f248af"
-_PUBLISHED_VOCABULARY = "46e33d8da1650f77cee4c92de41fb59df820f20cd6eb71e2f14c3d3a7c736dac"
+# SHA-256 of Gemma's own merges, in the files that Google publishes and in those that we write from
+# its tokenizer.json and its tokenizer.model, each with the ids that they build in their order: runs
+# of newlines and spaces, the first learned piece, runs of tabs, all other learned pieces. Nearly
+# every file has them, and half a million pairs take a while to check.
+_RUNS = (range(139, 169), range(473, 474), range(255_969, 255_999), range(474, 235_248))
+_PUBLISHED_MERGES: Mapping[str, tuple[range, ...]] = {
+    "62cbca214240356dc796ec7677bdb858719cd66b4a2b8234790bd2a928f248af": (range(109, 139), *_RUNS),
+    "242dae716c12ca255c6a4dbdfb27376dc6dce273691b20625354f6bd89f95523": _RUNS,
+    "e2cfdfcee55c90bd2cdf3b333308935311d87e4d767d9693d794b7e0f7cadceb": (range(473, 235_248),),
+}
+_PUBLISHED_VOCABULARY = "dfa799ee23adfcb498ac16831c4525bfd3971e493595f185bf0e10884851ddfc"
 _PUBLISHED_SIZE = 256_000
 _TAB_ID = FIRST_BYTE_ID + 9
 _MAX_PIECE = 256  # characters of a piece that merges build; Gemma's longest has 31
@@ -55,31 +62,32 @@ class MergeOrder:
     order: npt.NDArray[np.int64]
 
 
-def is_published(merges: bytes) -> bool:
-    """Whether merges are Gemma's own, in any of the forms that tokenizer.json has for them.
+def published_order(merges: bytes) -> MergeOrder | None:
+    """The order of merges if they are Gemma's own, in any of the forms that tokenizer.json has.
 
     Args:
         merges: the list as it stands in the file. How a pair is written, and the order of the
             pairs that build one piece, make no difference.
     """
     text = merges.translate(None, b' \t\r\n,"[]')
-    return hashlib.sha256(text).hexdigest() == _PUBLISHED_MERGES
+    runs = _PUBLISHED_MERGES.get(hashlib.sha256(text).hexdigest())
+    if runs is None:
+        return None
+    return MergeOrder(np.concatenate([np.array(run, np.int64) for run in runs]))
 
 
-def published_order(vocab: Collection[str]) -> MergeOrder | None:
-    """The order of Gemma's own merges, if `vocab`, the pieces by id, is its vocabulary.
+def is_published(vocab: Collection[str], order: MergeOrder) -> bool:
+    """Whether `vocab`, the pieces by id, is the vocabulary that belongs to Gemma's own merges.
 
     Control symbols and bytes take no part in merges, and may have other names.
     """
     if len(vocab) != _PUBLISHED_SIZE:
-        return None
+        return False
     pieces = list(vocab)
-    merged = [pieces[_TAB_ID], *pieces[FIRST_TEXT_ID:FIRST_BYTE_ID], *pieces[FIRST_LEARNED_ID:]]
-    if hashlib.sha256("\n".join(merged).encode()).hexdigest() != _PUBLISHED_VOCABULARY:
-        return None
-    # Runs of newlines and spaces, the first learned piece, runs of tabs, all other learned pieces.
-    runs = (range(109, 169), range(473, 474), range(255_969, 255_999), range(474, 235_248))
-    return MergeOrder(np.concatenate([np.array(run, np.int64) for run in runs]))
+    if order.order[0] != FIRST_LEARNED_ID and pieces[_TAB_ID] != "\t":
+        return False  # tabs could not merge
+    merged = [*pieces[FIRST_TEXT_ID:FIRST_BYTE_ID], *pieces[FIRST_LEARNED_ID:]]
+    return hashlib.sha256("\n".join(merged).encode()).hexdigest() == _PUBLISHED_VOCABULARY
 
 
 def merge_order(

@@ -341,16 +341,16 @@ class Tokenizer:
                 f"the text holds a lone surrogate, {text[e.start]!r} at character {e.start}, "
                 "which UTF-8 cannot represent: decode its source with errors='replace'"
             ) from None
+        if not control and not self._text_tokens:
+            ids = self._encode_bytes(data)
+            return [self.bos_id, *ids] if bos else ids
         ids = [self.bos_id] if bos else []
-        if control or self._text_tokens:
-            splitter = self._control_splitter if control else self._text_splitter
-            for part in splitter.split(text):
-                if isinstance(part, int):
-                    ids.append(part)
-                else:
-                    ids += self._encode_bytes(part.encode())
-        else:
-            ids += self._encode_bytes(data)
+        splitter = self._control_splitter if control else self._text_splitter
+        for part in splitter.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._encode_bytes(part.encode())
         return ids
 
     def _encode_bytes(self, data: bytes) -> list[int]:

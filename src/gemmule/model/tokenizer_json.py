@@ -60,8 +60,8 @@ def read(file: Path, declared: DeclaredTokens) -> tuple[PieceModel, tuple[AddedT
     with _without_collections():
         data = _utf8(file)
         start, stop = data.find(b'"merges":') + len(b'"merges":'), data.rfind(b"]") + 1
-        published = is_published(data[start:stop])
-        content = _parse(data[:start] + b"[]" + data[stop:] if published else data, source)
+        order = published_order(data[start:stop])
+        content = _parse(data[:start] + b"[]" + data[stop:] if order else data, source)
         model = _object(content, "model", source)
         _check_treatment(content, model, source)
         vocab = _vocabulary(model, source)
@@ -72,10 +72,9 @@ def read(file: Path, declared: DeclaredTokens) -> tuple[PieceModel, tuple[AddedT
         problem = names_problem(pieces)
         if problem:
             raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
-        order = published_order(vocab) if published else None
+        if order is not None and not is_published(vocab, order):
+            model, order = _object(_parse(data, source), "model", source), None
         if order is None:
-            if published:
-                model = _object(_parse(data, source), "model", source)
             order = _order(model, vocab, source)
     kinds = _kinds(pieces, order)
     entries = content.get("added_tokens") or []
