@@ -38,8 +38,8 @@ def test_load_has_the_promised_arguments() -> None:
 def test_a_language_model_has_the_promised_members() -> None:
     members = {name for name in vars(gemmule.LanguageModel) if not name.startswith("_")}
     assert members == {
-        "async_engine", "chat", "complete", "config", "engine", "generate", "has_tokenizer", "score",
-        "score_continuations", "stream", "stream_chat", "tokenizer",
+        "async_engine", "chat", "complete", "config", "engine", "generate", "has_tokenizer",
+        "score", "score_continuations", "stream", "stream_chat", "tokenizer",
     }  # fmt: skip
 
 
