@@ -12,7 +12,7 @@ import tokenizers
 from hypothesis import assume, given, settings
 
 from gemmule.errors import TokenizerError
-from gemmule.model.spm_model import CONTROL, USER_DEFINED
+from gemmule.model.spm_model import CONTROL, UNUSED, USER_DEFINED
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 
 PROSE = "The sea, said the captain, is never the same sea twice.\nHello  there, haha, \n\n"
@@ -500,7 +500,8 @@ def test_gemmas_own_tokenizer(tmp_path):
     checked = copy.deepcopy(content)
     checked["model"]["vocab"]["<more>"] = 256_000  # no longer the published one: all is checked
     slowly = Tokenizer.load(write(tmp_path, checked))
-    assert [p[:2] for p in slowly.pieces[:255_999]] == [p[:2] for p in ours.pieces[:255_999]]
+    pairs = zip(slowly.pieces, ours.pieces, strict=False)  # UNUSED ones have the lowest score
+    assert all(a == b or (a.kind == b.kind == UNUSED and a.text == b.text) for a, b in pairs)
     texts = [
         path.read_text()
         for path in sorted(Path(tokenizers.__file__).parent.rglob("*.py*"))
