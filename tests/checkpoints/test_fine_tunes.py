@@ -190,9 +190,10 @@ def test_gguf_files_of_others(tuned: Path) -> None:
     assert chat_format.from_metadata(source, named, "f").named_templates == {"tool_use": TOOL_USE}
     plain = chat_format.from_metadata(source, {"tokenizer.chat_template": CHAT_TEMPLATE}, "f")
     assert plain.chat_format == (None, (1, 107, IM_END))
-    for bad in ({"tokenizer.ggml.eos_token_id": 515}, {"tokenizer.ggml.eot_token_id": "x"}):
-        with pytest.raises(TokenizerError, match=r"f: tokenizer\.ggml\.eo._token_id is"):
-            chat_format.from_metadata(source, {**template, **bad}, "f")
+    for name, bad in (("eos", 515), ("eot", "x"), ("padding", -1)):
+        key = f"tokenizer.ggml.{name}_token_id"
+        with pytest.raises(TokenizerError, match=rf"f: tokenizer\.ggml\.{name}_token_id is"):
+            chat_format.from_metadata(source, {**template, key: bad}, "f")
     with pytest.raises(TokenizerError, match=r"f: tokenizer\.chat_template is not text"):
         chat_format.from_metadata(source, {"tokenizer.chat_template": 3}, "f")
 

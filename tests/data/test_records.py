@@ -245,6 +245,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path, end, codec):
         ("a.tsv", "id, text\t text \n1\tone, two\n"),
         ("a.csv", ' id , text\n1,"one, two"\n'),
         ("A.CSV", 'text\n"one, two"'),
+        ("a.csv", 'sep=",text\n1,"one, two"\n'),
     ],
 )
 def test_delimiters(tmp_path, name, content):

@@ -142,3 +142,12 @@ def test_the_format_is_kept_by_save(tokenizer, tmp_path):
 def test_a_file_alone_has_gemmas_format(folder):
     (folder / "chat_template.jinja").write_text(CHATML)
     assert Tokenizer.load(folder / "tokenizer.model").chat_template is None
+
+
+def test_a_named_token_with_a_space_has_its_id(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder, "tokenizer_config.json", {**config, "pad_token": "<my pad>"})
+    loaded = Tokenizer.load(folder)
+    assert loaded.named_token("pad_token") == "<my pad>"
+    assert loaded.named_id("pad_token") == 520
+    assert loaded.named_id("eos_token") == 1

@@ -9,7 +9,7 @@ from gemmule.data.unusable import MAX_RECORD_BYTES, MalformedError, Unusable
 
 _DELIMITERS = ",;\t|"
 _HEAD_CHARS = 64 * 1024
-_EXCEL_HINT = re.compile(r'"?sep=(.)"?\r?\n')  # a first line that Excel writes and reads
+_EXCEL_HINT = re.compile(r'"?sep=([^"\r\n])"?\r?\n')  # a first line that Excel writes and reads
 
 
 def rows(

@@ -176,7 +176,9 @@ class Tokenizer:
 
     def named_id(self, name: str) -> int:
         """Id of `named_token`."""
-        return self._pieces.index(self.named_token(name))
+        text = self.named_token(name)
+        known = text in self._pieces
+        return self._pieces.index(text if known else text.replace(" ", SPACE))
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -75,7 +75,7 @@ def from_metadata(tokenizer: Tokenizer, metadata: Mapping[str, Value], source: s
     for name, key in _NAMED_IDS.items():
         i = ids[key]
         if i is not None and i != tokenizer.named_id(name):
-            token_names[name] = tokenizer.pieces[i].text
+            token_names[name] = tokenizer.decode([i], control=True)
     stops = [i for key in _STOPS if (i := ids[key]) is not None]
     if ids[_STOPS[1]] is None:
         stops += _ends_of_turn(tokenizer)
@@ -106,9 +106,9 @@ def _id(metadata: Mapping[str, Value], key: str, tokenizer: Tokenizer, source: s
     value = metadata.get(key)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value >= tokenizer.vocab_size:
+    size = tokenizer.vocab_size
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < size:
         raise TokenizerError(
-            f"{source}: {key} is {value!r:.60}; expected an id of the vocabulary, 0 to "
-            f"{tokenizer.vocab_size - 1}"
+            f"{source}: {key} is {value!r:.60}; expected an id of the vocabulary, 0 to {size - 1}"
         )
     return value
