@@ -109,6 +109,12 @@ def first_line(e: BaseException) -> str:
     return (str(e) or type(e).__name__).strip().splitlines()[0]
 
 
+def brief(value: object) -> str:
+    """A value as a message quotes it, cut at 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def decoded(text: str) -> str:
     """`text` with file names' bytes that this locale could not decode, decoded if they are UTF-8.
 

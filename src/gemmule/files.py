@@ -275,7 +275,7 @@ def read_text(path: Path) -> str:
         ValueError: when it is in another encoding, or stands for a file that Git LFS keeps.
     """
     data = read_bytes(path)
-    if _begins_as_lfs_pointer(data):
+    if begins_as_lfs_pointer(data):
         raise ValueError(LFS_POINTER)
     return decode(data)
 
@@ -329,10 +329,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is the note that Git LFS leaves in place of a file that was not downloaded."""
     with path.open("rb") as f:
-        return _begins_as_lfs_pointer(f.read(64))
+        return begins_as_lfs_pointer(f.read(64))
 
 
-def _begins_as_lfs_pointer(data: bytes) -> bool:
+def begins_as_lfs_pointer(data: bytes) -> bool:
+    """Whether a file's content, or its first 64 bytes, are those of such a note."""
     return data.startswith((b"version https://git-lfs.github.com/", b"version https://hawser."))
 
 

@@ -30,7 +30,8 @@ GGUF = FileKind("a GGUF file", "gguf")
 TORCH = FileKind("a file of torch.save", "torch")
 NPZ = FileKind("a numpy archive (.npz)", "npz")
 SAFETENSORS = FileKind("a safetensors file", "hf")
-LFS_POINTER = FileKind("a Git LFS pointer, not the file itself", None, "run git lfs pull")
+_what, _, _advice = files.LFS_POINTER.partition(": ")
+LFS_POINTER = FileKind(_what, None, _advice)
 EMPTY = FileKind("an empty file", None, "download it again")
 
 _TRANSFORMERS = "load it with transformers, which can save safetensors (save_pretrained)"
@@ -125,7 +126,7 @@ def _by_content(head: bytes, size: int, path: Path) -> FileKind | None:
             return kind
     length = int.from_bytes(head[:8], "little")
     signs = {
-        LFS_POINTER: files.is_lfs_pointer(path),
+        LFS_POINTER: files.begins_as_lfs_pointer(head),
         _TFLITE: head[4:8] == b"TFL3",
         _TAR: head[257:262] == b"ustar",
         SAFETENSORS: head[8:9] == b"{" and 2 <= length <= size - 8,

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gemmule.errors import brief
+
 GEMMA2 = "gemma2"
 
 
@@ -90,20 +92,15 @@ def other_model(values: Mapping[str, Any]) -> OtherModel:
     if kind is not None and kind in _GEMMAS:
         return _GEMMAS[kind]
     if inner_kind == GEMMA2:
-        return OtherModel(f"a model of type {_short(kind)} around a Gemma 2", _HF)
+        return OtherModel(f"a model of type {brief(kind)} around a Gemma 2", _HF)
     classes = values.get("architectures")
     shown = f" ({', '.join(map(str, classes))[:80]})" if isinstance(classes, list) else ""
     if kind is None:
         return OtherModel(f"no known model: it has no model_type{shown}", "the program it is from")
-    return OtherModel(f"a model of type {_short(kind)}{shown}", _HF, teacher=True)
+    return OtherModel(f"a model of type {brief(kind)}{shown}", _HF, teacher=True)
 
 
 def other_gguf(architecture: str) -> OtherModel:
     """Names the model of a GGUF file whose general.architecture is not gemma2."""
     name = _GGUF.get(architecture, "a model of another architecture")
-    return OtherModel(f"{name} (general.architecture {_short(architecture)})", "llama.cpp")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return OtherModel(f"{name} (general.architecture {brief(architecture)})", "llama.cpp")

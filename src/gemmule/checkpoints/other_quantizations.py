@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, brief
 
 # By quant_method of a quantization_config.
 _METHODS: Mapping[str, str] = {
@@ -57,13 +57,13 @@ def method_of(values: Mapping[str, Any]) -> str | None:
             return _named(entry)
     entry = values.get("quantization")  # MLX
     if isinstance(entry, Mapping) and "bits" in entry:
-        return f"MLX, {_short(entry['bits'])} bits in groups of {_short(entry.get('group_size'))}"
-    return None if entry is None else _short(entry)
+        return f"MLX, {brief(entry['bits'])} bits in groups of {brief(entry.get('group_size'))}"
+    return None if entry is None else brief(entry)
 
 
 def _named(entry: object) -> str:
     if not isinstance(entry, Mapping):
-        return _short(entry)
+        return brief(entry)
     method = entry.get("quant_method")
     name = _METHODS.get(method) if isinstance(method, str) else None
     if name is None and any(entry.get(f"load_in_{bits}bit") for bits in (4, 8)):
@@ -72,7 +72,7 @@ def _named(entry: object) -> str:
     for width in (4, 8):
         if entry.get(f"load_in_{width}bit") is True:
             bits = width
-    named = name or f"the unknown method {_short(method)}"
+    named = name or f"the unknown method {brief(method)}"
     detail = entry.get("format", entry.get("quant_type"))
     shown = [f"{bits} bits"] if isinstance(bits, int | float) else []
     shown += [str(detail)[:40]] if isinstance(detail, str) else []
@@ -88,15 +88,10 @@ def method_of_names(names: Iterable[str]) -> str | None:
     return None
 
 
-def refuse(method: str, source: str) -> CheckpointError:
+def refusal(method: str, source: str) -> CheckpointError:
     """The error for weights that are quantized by a method that cannot be read."""
     return CheckpointError(
         f"{source}: the weights are quantized ({method}), which cannot be read here. Give the "
         "model from before it was quantized, or a GGUF file of it; transformers, with that "
         "method's package, can run it or dequantize it"
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -641,7 +641,7 @@ def _checked(model: bytes | PieceModel, source: str) -> PieceModel:
 
 
 def _parse(model: bytes, source: str) -> PieceModel:
-    if model.startswith(b"version https://git-lfs"):
+    if files.begins_as_lfs_pointer(model):
         raise TokenizerError(f"{source} is {files.LFS_POINTER}")
     try:
         return PieceModel.parse(model)

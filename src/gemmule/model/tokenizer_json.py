@@ -94,7 +94,7 @@ def _utf8(file: Path) -> bytes:
         data = files.read_bytes(file)
     except OSError as e:
         raise TokenizerError(f"cannot read a tokenizer at {file}: {e.strerror}") from None
-    if data.startswith(b"version https://git-lfs"):
+    if files.begins_as_lfs_pointer(data):
         raise TokenizerError(f"{file} is {files.LFS_POINTER}")
     encoding = json.detect_encoding(data)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gemmule.checkpoints.hf.config import read_object
 from gemmule.checkpoints.model_folder import ADAPTER_CONFIG
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, brief
 
 MERGE = "merge it with peft (merge_and_unload, then save_pretrained) and give the merged model"
 _UNMERGEABLE = {"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"}
@@ -167,16 +167,16 @@ def _refuse(values: Mapping[str, Any], path: Path) -> None:
             )
         if not isinstance(kind, str):
             raise CheckpointError(
-                f"{path}: peft_type is {_short(kind)}; expected 'LORA', as peft writes it"
+                f"{path}: peft_type is {brief(kind)}; expected 'LORA', as peft writes it"
             )
         advice = _ELSEWHERE if kind in _UNMERGEABLE else MERGE
         raise CheckpointError(
-            f"{path}: an adapter of type {_short(kind)}; only LoRA and DoRA can be read: {advice}"
+            f"{path}: an adapter of type {brief(kind)}; only LoRA and DoRA can be read: {advice}"
         )
     task = values.get("task_type")
     if task not in {None, "CAUSAL_LM"}:
         raise CheckpointError(
-            f"{path}: task_type is {_short(task)}; only adapters of language models (CAUSAL_LM) "
+            f"{path}: task_type is {brief(task)}; only adapters of language models (CAUSAL_LM) "
             "can be read"
         )
     for name, (what, advice) in _REFUSED.items():
@@ -187,7 +187,7 @@ def _refuse(values: Mapping[str, Any], path: Path) -> None:
     initial = values.get("init_lora_weights")
     if isinstance(initial, str) and initial.lower().startswith(_CHANGES_BASE):
         raise CheckpointError(
-            f"{path}: init_lora_weights is {_short(initial)}, which also changed the base's "
+            f"{path}: init_lora_weights is {brief(initial)}, which also changed the base's "
             "weights: save the adapter with path_initial_model_for_weight_conversion, or "
             f"{MERGE}"
         )
@@ -201,7 +201,7 @@ class _Reader:
 
     def check(self, name: str, value: Any, fits: Callable[[Any], bool], expected: str) -> Any:
         if not fits(value):
-            raise CheckpointError(f"{self._path}: {name} is {_short(value)}; expected {expected}")
+            raise CheckpointError(f"{self._path}: {name} is {brief(value)}; expected {expected}")
         return value
 
     def flag(self, name: str) -> bool:
@@ -232,7 +232,7 @@ class _Reader:
             expression = _compiled(pattern, before=r"(?:.*\.)?(?:", after=")$")
             if expression is None:
                 raise CheckpointError(
-                    f"{self._path}: {name} has the pattern {_short(pattern)}, which is not a "
+                    f"{self._path}: {name} has the pattern {brief(pattern)}, which is not a "
                     f"regular expression or too complex a one; {MERGE}"
                 )
             compiled.append((expression, value))
@@ -303,8 +303,3 @@ def _compiled(pattern: str, before: str = "", after: str = "") -> re.Pattern[str
         return re.compile(before + pattern + after)
     except (re.error, RecursionError, OverflowError):
         return None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -17,7 +17,7 @@ from gemmule.checkpoints.model_folder import ADAPTER
 from gemmule.checkpoints.safetensors_file import MappedTensor, read_header
 from gemmule.checkpoints.stored_tensor import StoredTensor
 from gemmule.checkpoints.torch_archive import CODES, read_archive
-from gemmule.errors import CheckpointError
+from gemmule.errors import CheckpointError, brief
 
 # What a tensor is to its module: a factor of the product B @ A, DoRA's magnitudes, the base's
 # weight as it was trained on, the whole weight that was trained, or single rows of it.
@@ -103,7 +103,7 @@ def _open(file: MappedFile) -> Sequence[tuple[str, StoredTensor]]:
         archived, _ = read_archive(file)
         odd = [name for name, tensor in archived.items() if tensor.dtype not in CODES]
         if odd:
-            raise CheckpointError(f"{file.path}: {_shown(odd[0])} is not stored as floats")
+            raise CheckpointError(f"{file.path}: {brief(odd[0])} is not stored as floats")
         return [
             (name, ArchivedRows(name, tensor, 0, tensor.shape[0], None))
             for name, tensor in archived.items()
@@ -118,14 +118,10 @@ def _parse(name: str, path: Path) -> tuple[str, str]:
     inside = _PREFIX.sub("", ".".join(kept), count=1)
     for ending, why in _REFUSED.items():
         if inside == ending or inside.endswith(f".{ending}"):
-            raise CheckpointError(f"{path} holds {_shown(name)}: {why}")
+            raise CheckpointError(f"{path} holds {brief(name)}: {why}")
     for ending in _ENDINGS:
         if inside.endswith(f".{ending}"):
             return inside.removesuffix(f".{ending}"), _PARTS[ending]
     raise CheckpointError(
-        f"{path} holds {_shown(name)}, which is not part of a LoRA or DoRA adapter; {MERGE}"
+        f"{path} holds {brief(name)}, which is not part of a LoRA or DoRA adapter; {MERGE}"
     )
-
-
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= 100 else f"{name[:97]}...")

@@ -92,7 +92,7 @@ def _read(
     check_indexed(weights, raw, folder)
     method = other_quantizations.method_of_names(raw)
     if method:
-        raise other_quantizations.refuse(method, str(path))
+        raise other_quantizations.refusal(method, str(path))
     names = parameter_names({name: tensor.shape for name, tensor in raw.items()}, str(path))
     return raw, names, inner
 

@@ -12,7 +12,7 @@ from gemmule import files
 from gemmule.checkpoints import other_quantizations
 from gemmule.checkpoints.other_models import GEMMA2, model_type_of, other_model
 from gemmule.checkpoints.parameter_names import classifier_message
-from gemmule.errors import CheckpointError, ConfigError
+from gemmule.errors import CheckpointError, ConfigError, brief
 from gemmule.model.config import GemmaConfig
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.model.tokenizer_files import DEFAULT_STOP_IDS
@@ -112,7 +112,7 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> GemmaConf
         raise CheckpointError(other_model(values).refusal(source))
     method = other_quantizations.method_of(values)
     if method:
-        raise other_quantizations.refuse(method, source)
+        raise other_quantizations.refusal(method, source)
     _refuse_classifier(values, source)
     rope = values.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
@@ -137,7 +137,7 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> GemmaConf
         or types != _layer_types(config)
     ):
         raise CheckpointError(
-            f"{source}: layer_types is {_short(types)}; Gemma 2 alternates 'sliding_attention' "
+            f"{source}: layer_types is {brief(types)}; Gemma 2 alternates 'sliding_attention' "
             f"and 'full_attention', sliding first, over {config.num_hidden_layers} layers"
         )
     return config
@@ -160,7 +160,7 @@ def _refuse_unsupported(values: Mapping[str, Any], rope: Mapping[str, Any], sour
         if value not in supported[name]:
             allowed = supported[name][-1]
             raise CheckpointError(
-                f"{source}: {name} is {_short(value)}, which is not supported; only "
+                f"{source}: {name} is {brief(value)}, which is not supported; only "
                 f"{'models without it' if allowed is None else repr(allowed)} can be loaded"
             )
 
@@ -174,11 +174,6 @@ def _refuse_classifier(values: Mapping[str, Any], source: str) -> None:
             raise CheckpointError(classifier_message(source, count, str(name)[:80]))
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON file whose content is an object.
 
@@ -189,7 +184,7 @@ def read_object(path: Path) -> dict[str, Any]:
         value = files.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"no {path.name} in {path.parent}") from None
-    except (OSError, ValueError, RecursionError) as e:  # a number may also be too long to read
+    except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} is not readable JSON: {e}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object")

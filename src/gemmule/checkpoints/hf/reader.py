@@ -90,7 +90,7 @@ def _names(stored: Mapping[str, SafetensorsEntry], source: str) -> Names:
     """Our names of the stored weights; scales belong to weights."""
     method = other_quantizations.method_of_names(stored)
     if method:
-        raise other_quantizations.refuse(method, source)
+        raise other_quantizations.refusal(method, source)
     scales = {fp8.scale_name(name, stored) for name, e in stored.items() if e.code in fp8.FP8}
     return parameter_names(
         {
