@@ -123,3 +123,33 @@ def test_a_name_that_is_written_twice(saved: Path, tmp_path: Path, file: str) ->
     folder = written(saved, tmp_path / "m", weights, file)
     with pytest.raises(CheckpointError, match=r"norm\.weight is stored twice, as .* and as "):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("prefix", ["policy.", "llm.", "transformer.model.", "actor.module."])
+def test_any_prefix_that_all_names_share_is_removed(
+    saved: Path, tmp_path: Path, prefix: str
+) -> None:
+    weights = load_file(saved / "model.safetensors")
+    folder = written(
+        saved, tmp_path / "m", {prefix + n: w for n, w in weights.items()}, "model.safetensors"
+    )
+    assert weights_fingerprint(load_model(folder)[0]) == weights_fingerprint(random_model())
+    assert f"removed from the weights' names: {prefix}" in " ".join(describe(folder)["notes"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_the_embedding_stored_as_the_head(saved: Path, tmp_path: Path, file: str) -> None:
+    weights = load_file(saved / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    folder = written(saved, tmp_path / "m", weights, file)
+    assert weights_fingerprint(load_model(folder)[0]) == weights_fingerprint(random_model())
+    assert "the embedding is stored as lm_head.weight" in " ".join(describe(folder)["notes"])
+
+
+def test_names_of_two_models_are_refused_by_info_too(saved: Path, tmp_path: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    both = {f"{who}.{n}": w.clone() for who in ("policy", "critic") for n, w in weights.items()}
+    folder = written(saved, tmp_path / "m", both, "model.safetensors")
+    for read in (load_model, describe):
+        with pytest.raises(CheckpointError, match="other names than a Gemma 2's: "):
+            read(folder)

@@ -330,6 +330,17 @@ def test_special_tokens_that_only_the_config_names(content, tmp_path):
     assert ours.named_token("eos_token") == "<|end|>"
 
 
+@pytest.mark.parametrize("key", ["extra_special_tokens", "model_specific_special_tokens"])
+def test_special_tokens_by_name(tokenizer, content, tmp_path, key):
+    """transformers 4.50 writes an object, empty unless the tokens of a model have names."""
+    write(tmp_path, content)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: {}}))
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: {"image_token": "<image>"}}))
+    ours = Tokenizer.load(tmp_path)
+    assert [(t.content, t.id, t.special) for t in ours.added_tokens] == [("<image>", 540, True)]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -134,6 +134,11 @@ class Checkpoint:
     def _empty_model(self) -> Gemma:
         """The model on the meta device, after checking that the tensors fit it."""
         layers = {name.split(".")[1] for name in self.tensors if name.startswith("layers.")}
+        if not layers:
+            raise CheckpointError(
+                f"{self.path}: the weights have other names than a Gemma 2's: {few(list(self.tensors))}; "
+                "expected layers.0.mlp.up_proj.weight and so on, after any prefix"
+            )
         if len(layers) != self.config.num_hidden_layers:  # before building an absurd number
             raise CheckpointError(
                 f"{self.path}: the config says {self.config.num_hidden_layers} layers, the "
@@ -173,8 +178,8 @@ class Checkpoint:
         Raises:
             CheckpointError: when it is not: only a tied head can be run.
         """
-        head, embedding = self.tensors.get(HEAD), self.tensors[EMBEDDING]
-        if head is None:
+        head, embedding = self.tensors.get(HEAD), self.tensors.get(EMBEDDING)
+        if head is None or embedding is None:  # a missing embedding has its own message
             return
         if head.shape != embedding.shape or not all(
             torch.equal(*_same_dtype(ours, theirs))

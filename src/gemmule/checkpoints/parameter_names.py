@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from gemmule.checkpoints.checkpoint import EMBEDDING, HEAD
 from gemmule.checkpoints.stored_tensor import few
 from gemmule.errors import CheckpointError
 
@@ -19,6 +20,8 @@ _INSERTED = {
 }  # fmt: skip
 # Components that only stand at the front; "model" is the usual one.
 _OUTER = {"model", "module", "base_model", "language_model", "pretrained_model", "student"}
+# Where the names of a Gemma 2 begin; any other component that all names begin with is a wrapper's.
+_OWN = {"embed_tokens", "layers", "norm", "lm_head"}
 # What a config determines, or what a model does not need: rotary angles, masks, scales, and the
 # tokenizer's bytes, which ComfyUI puts among the weights.
 _BUFFER = re.compile(
@@ -55,6 +58,8 @@ class Names:
                 f"left out: {len(self.buffers)} buffers that the config determines, such as "
                 f"{self.buffers[0]}"
             )
+        as_head = [n for n, our in self.ours.items() if our == EMBEDDING and n.endswith(HEAD)]
+        notes += [f"the embedding is stored as {name}, the head, which it equals" for name in as_head]
         return tuple(notes)
 
 
@@ -83,14 +88,28 @@ def parameter_names(stored: Mapping[str, tuple[int, ...]], source: str) -> Names
             sequence classifier or of a model with a value head.
     """
     buffers = tuple(name for name in stored if is_buffer(name))
-    ours = {name: parameter_name(name) for name in stored if not is_buffer(name)}
+    ours = _without_common_front(
+        {name: parameter_name(name) for name in stored if not is_buffer(name)}
+    )
     first: dict[str, str] = {}
     for name, our in ours.items():
         if our in first:
             raise CheckpointError(f"{source}: {our} is stored twice, as {first[our]} and as {name}")
         first[our] = name
     _refuse_others(first, stored, source)
+    if HEAD in first and EMBEDDING not in first:
+        # Of two names for one matrix, savers such as safetensors' save_model keep the other.
+        ours[first[HEAD]] = EMBEDDING
     return Names(ours, buffers, _prefixes(ours))
+
+
+def _without_common_front(ours: dict[str, str]) -> dict[str, str]:
+    """Names without a component that all begin with, such as "policy" or "llm"."""
+    while True:
+        fronts = {name.partition(".")[0] for name in ours.values()}
+        if len(fronts) != 1 or fronts & _OWN or not all("." in name for name in ours.values()):
+            return ours
+        ours = {name: parameter_name(our.partition(".")[2]) for name, our in ours.items()}
 
 
 def _refuse_others(

@@ -20,7 +20,9 @@ _SPECIAL_TOKENS = (
     *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
     "additional_special_tokens",
     "extra_special_tokens",
+    "model_specific_special_tokens",
 )
+_TOKENS_BY_NAME = ("extra_special_tokens", "model_specific_special_tokens")  # or a list
 DEFAULT_STOP_IDS = (EOS_ID, END_OF_TURN_ID)
 
 
@@ -241,6 +243,8 @@ def _special(config: Mapping[str, Any], source: Path) -> Iterator[str]:
     """Texts of the special tokens that a file names."""
     for name in _SPECIAL_TOKENS:
         value = config.get(name)
+        if name in _TOKENS_BY_NAME and isinstance(value, dict):
+            value = list(value.values())  # transformers 4 always wrote an object, mostly empty
         for entry in value if isinstance(value, list) else [value]:
             text = entry.get("content") if isinstance(entry, dict) else entry
             if isinstance(text, str) and text:
