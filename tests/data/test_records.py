@@ -395,3 +395,32 @@ def test_other_things_named_arrow_are_clear_errors(tmp_path, content):
         assert texts == []
     except DataError as e:
         assert "Feather" in str(e) or "not a readable Arrow file" in str(e) or "no field" in str(e)
+
+
+@pytest.mark.parametrize("compression", [c for c in COMPRESS if c])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json.xz"])
+def test_compression_is_told_by_content(tmp_path, compression, name):
+    (tmp_path / name).write_bytes(COMPRESS[compression](LINES))
+    assert read(tmp_path) == read(tmp_path / name) == (TEXTS, {})
+
+
+def test_a_table_under_the_name_of_other_records(tmp_path):
+    parquet(tmp_path / "a.jsonl", text=TEXTS)
+    assert read(tmp_path / "a.jsonl") == (TEXTS, {})
+
+
+@pytest.mark.parametrize("rows", ['1,"two\n2,three\n', '1,"two'])
+def test_a_quote_that_is_never_closed(tmp_path, rows):
+    (tmp_path / "a.csv").write_text(f"id,text\n0,zero\n{rows}")
+    with pytest.raises(DataError, match=r"a\.csv is not valid CSV \(the quote before .* never"):
+        read(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text('id,"text')
+    with pytest.raises(DataError, match="never closed"):
+        read(tmp_path / "a.csv")
+
+
+def test_names_of_fields_are_shown_short(tmp_path):
+    (tmp_path / "a.csv").write_text("1," + "a whole text " * 1000 + "\n2,another\n")
+    with pytest.raises(DataError, match="no field 'text'; its fields are 1, a whole") as e:
+        read(tmp_path / "a.csv")
+    assert len(str(e.value)) < 500

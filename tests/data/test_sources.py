@@ -270,3 +270,16 @@ def test_a_python_without_its_source_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match="give your own corpus"):
         find_source(None)
+
+
+def test_where_nothing_is_found_it_says_why(tmp_path):
+    with pytest.raises(DataError, match=r"\(it is empty\)"):
+        find_source(tmp_path)
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(DataError, match=r"\(nothing to read but hidden files\)"):
+        find_source(tmp_path)
+    with pytest.raises(DataError, match=r"\(nothing matches it\)"):
+        find_source(tmp_path / "*.txt")
+    for url in ("https://example.com/a.jsonl", "hf://datasets/a/b"):
+        with pytest.raises(DataError, match="is an address: download the file first"):
+            find_source(Path(url))

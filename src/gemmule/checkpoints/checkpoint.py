@@ -136,8 +136,8 @@ class Checkpoint:
         layers = {name.split(".")[1] for name in self.tensors if name.startswith("layers.")}
         if not layers:
             raise CheckpointError(
-                f"{self.path}: the weights have other names than a Gemma 2's: {few(list(self.tensors))}; "
-                "expected layers.0.mlp.up_proj.weight and so on, after any prefix"
+                f"{self.path}: the weights have other names than a Gemma 2's: "
+                f"{few(list(self.tensors))}; expected layers.0.mlp.up_proj.weight and so on"
             )
         if len(layers) != self.config.num_hidden_layers:  # before building an absurd number
             raise CheckpointError(

@@ -59,7 +59,9 @@ class Names:
                 f"{self.buffers[0]}"
             )
         as_head = [n for n, our in self.ours.items() if our == EMBEDDING and n.endswith(HEAD)]
-        notes += [f"the embedding is stored as {name}, the head, which it equals" for name in as_head]
+        notes += [
+            f"the embedding is stored as {name}, the head, which it equals" for name in as_head
+        ]
         return tuple(notes)
 
 

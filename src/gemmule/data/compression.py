@@ -44,6 +44,21 @@ def read_blocks(path: Path, compression: str | None) -> Generator[bytes]:
         raise _damaged(path, e) from None
 
 
+def actual(path: Path, named: str | None) -> str | None:
+    """The compression that a file has, by its content where that is one of `COMPRESSIONS`.
+
+    Args:
+        path: the file.
+        named: the compression by its name.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    with path.open("rb") as f:
+        head = f.read(max(map(len, MAGIC)))
+    return next((name for mark, name in MAGIC.items() if head.startswith(mark)), named)
+
+
 def _opened(path: Path, compression: str | None) -> IO[bytes]:
     match compression:
         case ".gz":

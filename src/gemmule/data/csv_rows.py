@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -9,6 +10,7 @@ from gemmule.data.unusable import MAX_RECORD_BYTES, MalformedError, Unusable
 
 _DELIMITERS = ",;\t|"
 _HEAD_CHARS = 64 * 1024
+_END = "\0end"  # a row after the last one, unless a quote is still open
 _EXCEL_HINT = re.compile(r'"?sep=([^"\r\n])"?\r?\n')  # a first line that Excel writes and reads
 
 
@@ -27,7 +29,8 @@ def rows(
         Rows, or `Unusable.WRONG_LENGTH`. Without the field, one row: the names of the columns.
 
     Raises:
-        MalformedError: where a row is larger than `MAX_RECORD_BYTES`.
+        MalformedError: where a row is larger than `MAX_RECORD_BYTES`, and for a quote that opens a
+            field and is never closed: the rest of the file would be that field.
     """
     text = iter(blocks)
     head = ""
@@ -37,7 +40,7 @@ def rows(
         head, delimiter = head[hint.end() :], hint[1]
     try:
         delimiter = delimiter or _likely_delimiter(head, field)
-        parsed = _parsed(_lines([head], text), delimiter)
+        parsed = _closed(_parsed(itertools.chain(_lines([head], text), [_END]), delimiter))
         names = [name.strip() for name in next(parsed, [])]
         if field not in names:
             if any(names):
@@ -65,6 +68,19 @@ def _parsed(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
             csv.field_size_limit(limit)
         if row is None:
             return
+        yield row
+
+
+def _closed(parsed: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The rows before `_END`."""
+    for row in parsed:
+        if row == [_END]:
+            return
+        if row and row[-1].endswith(_END):
+            raise csv.Error(
+                f"the quote before {row[-1][:40]!r} is never closed, so that the rest of the file "
+                "would be one field"
+            )
         yield row
 
 

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from gemmule.data import compression
 from gemmule.data.compression import COMPRESSIONS, MAGIC
 from gemmule.data.read_log import ADVICE
 from gemmule.errors import DataError
@@ -119,13 +120,26 @@ def by_hand(path: Path) -> CorpusFile:
     reason = reason or (file if isinstance(file, str) and file in ADVICE else None)
     if reason:
         raise DataError(f"cannot read {path}: {reason} are not read; {ADVICE[reason]}")
-    if isinstance(file, CorpusFile):
-        return file._replace(named=True)
     kind = next((kind for mark, kind in _CONTENT.items() if head.startswith(mark)), TEXT)
+    if isinstance(file, CorpusFile):
+        if TEXT not in {kind, file.kind}:
+            file = file._replace(kind=kind)
+        return file._replace(named=True)
     compression = next((name for mark, name in MAGIC.items() if head.startswith(mark)), None)
     if compression:
         kind = _kind_within(path)
     return CorpusFile(path.name, path, kind, compression, named=True)
+
+
+def compressed_as_it_is(file: CorpusFile) -> CorpusFile:
+    """The file with the compression that its content has.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    if file.kind in _TABLES:
+        return file
+    return file._replace(compression=compression.actual(file.path, file.compression))
 
 
 def _kind_within(path: Path) -> str:

@@ -18,7 +18,7 @@ from gemmule.data.file_kinds import (
     TSV,
     CorpusFile,
 )
-from gemmule.data.read_log import ReadLog
+from gemmule.data.read_log import ReadLog, printable
 from gemmule.data.unusable import MalformedError, Unusable
 from gemmule.errors import DataError
 from gemmule.text_encoding import NotTextError
@@ -80,7 +80,7 @@ def read_records(file: CorpusFile, field: str, log: ReadLog) -> Iterator[str]:
 
 def no_field(where: str, field: str, fields: Iterable[str]) -> str:
     """The message that lists the fields there are."""
-    names = ", ".join(itertools.islice(fields, _FIELDS_SHOWN))
+    names = ", ".join(map(printable, itertools.islice(fields, _FIELDS_SHOWN)))
     return (
         f"{where} has no field {field!r}; its fields are {names}: name the one that holds the text "
         "with --field"

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from gemmule.data.sections import cut
 from gemmule.errors import DataError
 
 DEFAULT_FIELD = "text"
+_URL = re.compile(r"(https?|ftp|s3|gs|hf):/")  # Path makes one slash of two
 _READ = (
     "text or source files (.txt, .md, .rst, .py, …) or records (.jsonl, .json, .csv, .tsv, "
     ".parquet, .arrow), also compressed (.gz, .zst, .bz2, .xz)"
@@ -95,6 +97,7 @@ class Source:
                 for name, part in stdlib.read_module(file.key, text):
                     yield Document(name, part, split_key=name)
             return
+        file = file_kinds.compressed_as_it_is(file)
         if file.kind == TEXT:
             texts = text_blocks.documents(file, log, in_sections)
         else:
@@ -134,7 +137,7 @@ def find_source(
     log = ReadLog()
     matches = _search(path, log)
     if not matches:
-        raise DataError(f"no text in {path} ({log.summary() or 'it is empty'}): use {_READ}")
+        raise DataError(f"no text in {path} ({log.summary() or _nothing(path)}): use {_READ}")
     if field is not None and all(file.kind == TEXT for file in matches):
         matches = [_with_fields(file, field) for file in matches]
     return Source(
@@ -146,6 +149,13 @@ def find_source(
         log,
         field is not None,
     )
+
+
+def _nothing(path: Path) -> str:
+    """Why a search left nothing out and found nothing."""
+    if not path.is_dir():
+        return "nothing matches it"
+    return "nothing to read but hidden files" if any(path.iterdir()) else "it is empty"
 
 
 def whole_text(path: Path) -> str:
@@ -192,6 +202,8 @@ def _search(path: Path, log: ReadLog) -> list[CorpusFile]:
                 "text is read more than once, which standard input cannot be: write it to a file "
                 "first"
             ) from None
+        if _URL.match(str(path)):
+            raise DataError(f"{path} is an address: download the file first") from None
         if isinstance(e, FileNotFoundError | NotADirectoryError):
             raise DataError(
                 f"no file or folder at {path}: give a file, a folder or a glob pattern"
@@ -208,7 +220,8 @@ def _with_fields(file: CorpusFile, field: str) -> CorpusFile:
     head = ""
     if file.named:
         try:
-            head = next(text_blocks.decoded_stream(file, ReadLog()), "")
+            as_it_is = file_kinds.compressed_as_it_is(file)
+            head = next(text_blocks.decoded_stream(as_it_is, ReadLog()), "")
         except (OSError, ValueError) as e:
             raise DataError(f"cannot read {file.path}: {e}") from None
     first, newline, _ = head.partition("\n")
