@@ -253,6 +253,11 @@ def test_delimiters(tmp_path, name, content):
     assert read(tmp_path) == (["one, two"], {})
 
 
+def test_blank_lines_before_the_header_of_csv(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\r\nid,text\n1,one\n")
+    assert read(tmp_path / "a.csv") == (["one"], {})
+
+
 def test_csv_in_latin1(tmp_path):
     (tmp_path / "a.csv").write_bytes("Nr;text\n1;Grüße aus Köln\n".encode("cp1252"))
     texts, log = read_log(tmp_path)

@@ -283,3 +283,12 @@ def test_where_nothing_is_found_it_says_why(tmp_path):
     for url in ("https://example.com/a.jsonl", "hf://datasets/a/b"):
         with pytest.raises(DataError, match="is an address: download the file first"):
             find_source(Path(url))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet", "a.arrow", "a.txt.gz"])
+def test_git_lfs_pointers_are_counted_and_no_text(tmp_path, name):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    (tmp_path / name).write_text(pointer)
+    assert read(tmp_path) == read(tmp_path / name) == ([], {"Git LFS pointers": 1})
+    with pytest.raises(DataError, match=r"no usable text.*1 Git LFS pointers .*run git lfs pull"):
+        whole_text(tmp_path)

@@ -41,7 +41,8 @@ def rows(
     try:
         delimiter = delimiter or _likely_delimiter(head, field)
         parsed = _closed(_parsed(itertools.chain(_lines([head], text), [_END]), delimiter))
-        names = [name.strip() for name in next(parsed, [])]
+        # Blank lines before the header are no header.
+        names = [name.strip() for name in next(filter(None, parsed), [])]
         if field not in names:
             if any(names):
                 yield dict.fromkeys(names, "")

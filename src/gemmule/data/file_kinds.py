@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from gemmule import files
 from gemmule.data import compression
 from gemmule.data.compression import COMPRESSIONS, MAGIC
 from gemmule.data.read_log import ADVICE
@@ -32,6 +33,7 @@ _RECORD_SUFFIXES = {
 GENERAL_KINDS = {JSON, CSV, TSV}
 _TABLES = {PARQUET, ARROW}  # which compress their columns themselves
 OTHER = "files of another type"
+LFS_POINTERS = "Git LFS pointers"
 _OTHER_SUFFIXES = {
     ".pdf": "PDF files",
     **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".pages"), "word processor files"),
@@ -131,12 +133,14 @@ def by_hand(path: Path) -> CorpusFile:
     return CorpusFile(path.name, path, kind, compression, named=True)
 
 
-def compressed_as_it_is(file: CorpusFile) -> CorpusFile:
-    """The file with the compression that its content has.
+def as_it_is(file: CorpusFile) -> CorpusFile | str:
+    """The file with the compression that its content has, or the reason for leaving it out.
 
     Raises:
         OSError: when it cannot be read.
     """
+    if files.is_lfs_pointer(file.path):
+        return LFS_POINTERS
     if file.kind in _TABLES:
         return file
     return file._replace(compression=compression.actual(file.path, file.compression))

@@ -16,6 +16,7 @@ ADVICE = {
     "spreadsheets": "save them as CSV",
     "archives": "unpack them first",
     "databases": "export them as CSV or JSON lines",
+    "Git LFS pointers": "run git lfs pull where they were cloned",
     "not UTF-8": "convert them with iconv",
     "folders that the pattern matches": "end the pattern with /** to read them",
 }

@@ -97,11 +97,14 @@ class Source:
                 for name, part in stdlib.read_module(file.key, text):
                     yield Document(name, part, split_key=name)
             return
-        file = file_kinds.compressed_as_it_is(file)
-        if file.kind == TEXT:
-            texts = text_blocks.documents(file, log, in_sections)
+        found = file_kinds.as_it_is(file)
+        if isinstance(found, str):
+            log.leave_out(found, file.key)
+            return
+        if found.kind == TEXT:
+            texts = text_blocks.documents(found, log, in_sections)
         else:
-            texts = _sections(records.read_records(file, self.field, log), in_sections)
+            texts = _sections(records.read_records(found, self.field, log), in_sections)
         for n, text in enumerate(texts):
             yield Document(f"{file.key}#{n}", text)
 
@@ -220,8 +223,10 @@ def _with_fields(file: CorpusFile, field: str) -> CorpusFile:
     head = ""
     if file.named:
         try:
-            as_it_is = file_kinds.compressed_as_it_is(file)
-            head = next(text_blocks.decoded_stream(as_it_is, ReadLog()), "")
+            found = file_kinds.as_it_is(file)
+            if isinstance(found, str):
+                return file
+            head = next(text_blocks.decoded_stream(found, ReadLog()), "")
         except (OSError, ValueError) as e:
             raise DataError(f"cannot read {file.path}: {e}") from None
     first, newline, _ = head.partition("\n")
