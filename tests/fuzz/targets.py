@@ -31,7 +31,8 @@ from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.errors import TokenizerError, UserError
 from gemmule.model.spm_train import FIRST_TEXT_ID
-from gemmule.model.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
+from gemmule.model.stream_decoder import StreamDecoder
+from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.train.state import SafetensorsStates
 
 LONGEST_MESSAGE = 2000  # characters

@@ -15,7 +15,8 @@ from sentencepiece import sentencepiece_model_pb2
 from gemmule.errors import TokenizerError
 from gemmule.model import spm_train
 from gemmule.model.spm_model import USER_DEFINED
-from gemmule.model.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
+from gemmule.model.stream_decoder import StreamDecoder
+from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 
 PROSE = "The sea, said the captain, is never the same sea twice.\n\n"
 

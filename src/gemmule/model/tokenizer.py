@@ -4,7 +4,6 @@ Text never becomes control ids unless the caller asks for it. Every string that 
 is decoded exactly as it was encoded.
 """
 
-import codecs
 import contextlib
 import copy
 import dataclasses
@@ -22,8 +21,15 @@ import sentencepiece
 
 from gemmule import files
 from gemmule.errors import TokenizerError
-from gemmule.model import gemma_layout, hf_tokenizer, spm_train, tokenizer_json
-from gemmule.model.added_tokens import AddedToken, Splitter, add_tokens
+from gemmule.model import (
+    gemma_layout,
+    gemma_turns,
+    hf_tokenizer,
+    spm_train,
+    tokenizer_json,
+    tokenizer_model,
+)
+from gemmule.model.added_tokens import AddedToken, Splitter
 from gemmule.model.chat_template import ChatTemplate, RenderedChat, is_gemmas, train_mask
 from gemmule.model.spm_model import (
     CONTROL,
@@ -47,10 +53,8 @@ from gemmule.model.tokenizer_files import (
     read_token_names,
 )
 
-_FILE = "tokenizer.model"
 _SPACE_UTF8 = SPACE.encode()
 _NAMED = {"pad_token": 0, "eos_token": 1, "bos_token": 2, "unk_token": 3}
-_ROLES = {"user": "user", "assistant": "model", "model": "model"}
 
 
 class Tokenizer:
@@ -99,7 +103,7 @@ class Tokenizer:
             TokenizerError: when it is not such a model, or lacks Gemma's layout, or a stop id is
                 not in its vocabulary.
         """
-        self._parsed, self._source = _checked(model, source), source
+        self._parsed, self._source = tokenizer_model.checked(model, source), source
         self._pieces, self._types = self._parsed.pieces, self._parsed.kinds
         self.vocab_size = len(self._pieces)
         self.added_tokens = tuple(added_tokens)
@@ -199,7 +203,7 @@ class Tokenizer:
         if (path / tokenizer_json.FILE).is_file():
             tokenizer = cls._read_json(path / tokenizer_json.FILE, declared)
         else:
-            tokenizer = cls._read_model(path / _FILE, declared)
+            tokenizer = cls._read_model(path / tokenizer_model.FILE, declared)
         templates = read_chat_templates(path)
         return tokenizer.with_chat_format(
             templates.pop("default", None),
@@ -223,34 +227,14 @@ class Tokenizer:
         model, own = tokenizer_json.read(file, declared)
         with contextlib.suppress(OSError, ValueError):
             # Written with a tokenizer.model, equal ids keep its scores, and so its fingerprint.
-            original = PieceModel.parse(file.with_name(_FILE).read_bytes())
+            original = PieceModel.parse(file.with_name(tokenizer_model.FILE).read_bytes())
             if tokenizer_json.agree(model, original):
                 model = original
         return cls(model, str(file), added_tokens=own)
 
     @classmethod
     def _read_model(cls, file: Path, declared: DeclaredTokens) -> Self:
-        try:
-            data = files.read_bytes(file)
-        except OSError as e:
-            raise TokenizerError(
-                f"cannot read a tokenizer at {file}: {e.strerror}; give a folder that holds "
-                f"{tokenizer_json.FILE} or {_FILE}, or such a file"
-            ) from None
-        model = _checked(data, str(file))
-        pieces, kinds = list(model.pieces), bytearray(model.kinds)
-        renamed = [
-            AddedToken(pieces[i].replace(SPACE, " "), i, normalized=True)
-            for i in range(FIRST_TEXT_ID)
-            if kinds[i] == USER_DEFINED and pieces[i] != gemma_layout.FIXED_PIECES[i]
-        ]
-        vocabulary = {piece: i for i, piece in enumerate(pieces)} if declared.special else {}
-        tokens = declared.on(vocabulary, renamed)
-        own = add_tokens(tokens, pieces, kinds, str(file))
-        if kinds != model.kinds:
-            scores = np.zeros(len(pieces), np.float32)
-            scores[: len(model.scores)] = model.scores
-            model = PieceModel.build(pieces, scores, bytes(kinds))
+        model, own = tokenizer_model.read(file, declared)
         return cls(model, str(file), added_tokens=own)
 
     @classmethod
@@ -305,7 +289,7 @@ class Tokenizer:
         files.write_json(folder / TOKENIZER_CONFIG, config)
         if self.stop_ids != DEFAULT_STOP_IDS:
             files.write_json(folder / GENERATION_CONFIG, {"eos_token_id": list(self.stop_ids)})
-        with files.atomic_path(folder / _FILE) as tmp:
+        with files.atomic_path(folder / tokenizer_model.FILE) as tmp:
             tmp.write_bytes(self._parsed.data)
 
     @functools.cached_property
@@ -493,7 +477,8 @@ class Tokenizer:
             TokenizerError: for any other shape of conversation, or what the template refuses.
         """
         if self.chat_template is not None:
-            _check_end([str(message.get("role")) for message in messages], generation_prompt)
+            roles = [str(message.get("role")) for message in messages]
+            gemma_turns.check_end(roles, generation_prompt)
             chat = self._template.render(messages, generation_prompt, return_mask)
             ids = self._encode_rendered(chat)
             if not return_mask:
@@ -506,21 +491,12 @@ class Tokenizer:
                 "<end_of_turn>, and no chat template: put the model's chat_template.jinja next to "
                 "it, or use generate"
             )
-        turns = _turns(messages, strict)
-        _check_end([role for role, _ in turns], generation_prompt)
-        newline = self.encode("\n")
-        ids, mask = [self.bos_id], [0]
-        for role, content in turns:
-            header = f"{role}\n"
-            turn = self.encode(header + content)
-            trained = int(role == "model")
-            header_tokens = self._tokens_covering(turn, len(header))
-            ids += [self.start_of_turn_id, *turn, self.end_of_turn_id, *newline]
-            mask += [0] * (1 + header_tokens) + [trained] * (len(turn) - header_tokens + 1)
-            mask += [0] * len(newline)
-        if generation_prompt:
-            ids += [self.start_of_turn_id, *self.encode("model\n")]
-            mask += [0] * (len(ids) - len(mask))
+        ids, mask = gemma_turns.render(
+            gemma_turns.checked(messages, strict),
+            generation_prompt,
+            self.encode,
+            lambda i: len(self._text[i]),
+        )
         return (ids, mask) if return_mask else ids
 
     @functools.cached_property
@@ -529,7 +505,7 @@ class Tokenizer:
         variables = {name: self.named_token(name) for name in _NAMED}
         control = [token.content for token in self._control_tokens]
         source = Path(self._source)
-        if source.name in (tokenizer_json.FILE, _FILE):
+        if source.name in (tokenizer_json.FILE, tokenizer_model.FILE):
             source = source.parent  # a template comes with a folder
         return ChatTemplate(self.chat_template, str(source), control, variables)
 
@@ -541,79 +517,6 @@ class Tokenizer:
             else:
                 ids += self.encode(part.translate(chat.guards))
         return ids
-
-    def _tokens_covering(self, ids: Sequence[int], size: int) -> int:
-        """The number of tokens at the start of `ids` that hold its first `size` bytes."""
-        count = 0
-        while size > 0:
-            size -= len(self._text[ids[count]])
-            count += 1
-        return count
-
-
-def _check_end(roles: Sequence[str], generation_prompt: bool) -> None:
-    if generation_prompt and roles and roles[-1] in {"assistant", "model"}:
-        raise TokenizerError(
-            "the last message is the assistant's, so there is nothing to answer: end with a "
-            "user message, or pass generation_prompt=False"
-        )
-
-
-def _turns(messages: Sequence[Mapping[str, str]], strict: bool) -> list[tuple[str, str]]:
-    """Checks a conversation; returns its turns as (user or model, trimmed content)."""
-    turns: list[tuple[str, str]] = []
-    system = ""
-    for n, message in enumerate(messages):
-        role = message.get("role")
-        content = message.get("content")
-        if not isinstance(content, str):
-            raise TokenizerError(
-                f"message {n} has {type(content).__name__} content: give text, as in "
-                '{"role": "user", "content": "Hello"}'
-            )
-        if role == "system" and n == 0:
-            if strict:
-                raise TokenizerError(
-                    "Gemma 2 has no system role, and strict refuses one: put the instruction into "
-                    "the first user message, or leave strict out to have that done"
-                )
-            system = content.strip()
-            continue
-        if role not in _ROLES:
-            hint = "only the first message may be a system message" if role == "system" else ""
-            raise TokenizerError(
-                f"message {n} has role {role!r}: " + (hint or "use system, user or assistant")
-            )
-        expected = "model" if len(turns) % 2 else "user"
-        if _ROLES[role] != expected:
-            raise TokenizerError(
-                f"message {n} has role {role!r}: roles must alternate user, assistant, user, …"
-            )
-        content = content.strip()
-        if system and not turns:
-            content = f"{system}\n\n{content}".strip()
-        turns.append((expected, content))
-    if not turns:
-        raise TokenizerError('a conversation needs a user message: {"role": "user", …}')
-    return turns
-
-
-class StreamDecoder:
-    """Decodes ids that arrive one by one, never returning part of a UTF-8 character."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """Decodes the next id; returns the text that is now complete, which may be empty."""
-        return self._decoder.decode(self._tokenizer.decode_bytes((token_id,)))
-
-    def flush(self) -> str:
-        """Ends the text: an unfinished character becomes U+FFFD. Then starts a new text."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -629,24 +532,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         TokenizerError: when the size is out of range or the text cannot fill it.
     """
     return Tokenizer(spm_train.train_model(texts, vocab_size), "the trained tokenizer")
-
-
-def _checked(model: bytes | PieceModel, source: str) -> PieceModel:
-    """Parses a model and checks that it is a BPE with Gemma's layout."""
-    parsed = model if isinstance(model, PieceModel) else _parse(model, source)
-    problem = gemma_layout.problem(parsed)
-    if problem:
-        raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
-    return parsed
-
-
-def _parse(model: bytes, source: str) -> PieceModel:
-    if files.begins_as_lfs_pointer(model):
-        raise TokenizerError(f"{source} is {files.LFS_POINTER}")
-    try:
-        return PieceModel.parse(model)
-    except ValueError:
-        raise TokenizerError(
-            f"{source} is not a SentencePiece model ({len(model)} bytes): it may be damaged or "
-            "cut short"
-        ) from None

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from gemmule.model.tokenizer import StreamDecoder, Tokenizer
+from gemmule.model.stream_decoder import StreamDecoder
+from gemmule.model.tokenizer import Tokenizer
 
 
 class StopMatcher:
