@@ -6,6 +6,7 @@ import pytest
 
 from gemmule.errors import TokenizerError
 from gemmule.model.hf_tokenizer import CHAT_TEMPLATE
+from gemmule.model.spm_model import NORMAL, Piece
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 
 PROSE = "The sea, said the captain, is never the same sea twice.\n\n"
@@ -151,3 +152,22 @@ def test_a_named_token_with_a_space_has_its_id(folder):
     assert loaded.named_token("pad_token") == "<my pad>"
     assert loaded.named_id("pad_token") == 520
     assert loaded.named_id("eos_token") == 1
+
+
+def test_a_piece_that_nothing_builds_keeps_the_fingerprint(tokenizer, tmp_path):
+    pieces = [*tokenizer.pieces, Piece("twicesaidsea", -32.0, NORMAL)]
+    odd = Tokenizer.from_pieces(pieces, "pieces")
+    odd.save(tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == odd.fingerprint
+
+
+def test_a_piece_that_merges_do_not_build_is_not_taken_from_the_model(tokenizer, tmp_path):
+    pieces = [*tokenizer.pieces, Piece("xq", -32.0, NORMAL), Piece("x", -33.0, NORMAL)]
+    pieces.append(Piece("q", -34.0, NORMAL))
+    Tokenizer.from_pieces(pieces, "pieces").save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert ["x", "q"] in content["model"]["merges"]
+    content["model"]["merges"].remove(["x", "q"])
+    write(tmp_path, "tokenizer.json", content)
+    assert Tokenizer.load(tmp_path).encode("xq") != [tokenizer.vocab_size]
+    assert Tokenizer.load(tmp_path / "tokenizer.model").encode("xq") == [tokenizer.vocab_size]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydantic_core
+import sentencepiece
 
 from gemmule import files
 from gemmule.errors import TokenizerError
@@ -282,12 +283,28 @@ def _scores(size: int, order: MergeOrder, kinds: bytes) -> npt.NDArray[np.float3
 
 def agree(ours: PieceModel, other: PieceModel) -> bool:
     """Whether a tokenizer.model is another spelling of what a tokenizer.json holds."""
-    if ours.pieces != other.pieces or ours.kinds[FIRST_TEXT_ID:] != other.kinds[FIRST_TEXT_ID:]:
+    if ours.pieces != other.pieces:
+        return False
+    kinds = np.frombuffer(ours.kinds, np.uint8)
+    differs = kinds != np.frombuffer(other.kinds, np.uint8)
+    differs[:FIRST_TEXT_ID] = False
+    if (kinds[differs] != UNUSED).any() or _builds_any(other, np.flatnonzero(differs).tolist()):
         return False
     lengths = np.fromiter(map(len, ours.pieces), np.int64, len(ours.pieces))
-    merged = np.flatnonzero((np.frombuffer(ours.kinds, np.uint8) == NORMAL) & (lengths > 1))
+    merged = np.flatnonzero((kinds == NORMAL) & (lengths > 1))
     in_order = merged[np.argsort(-ours.scores[merged], kind="stable")]
     return bool((np.diff(other.scores[in_order]) <= 0).all())
+
+
+def _builds_any(model: PieceModel, ids: list[int]) -> bool:
+    """Whether a model gives one of these pieces for its text; or else for no text (merges.py)."""
+    if not ids:
+        return False
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model.data)
+    except RuntimeError:
+        return True
+    return any(processor.encode(model.pieces[i].replace(SPACE, " ")) == [i] for i in ids)
 
 
 def _check_repetitions(tokens: list[AddedToken], source: str) -> None:
