@@ -270,3 +270,14 @@ def test_configs_are_frozen() -> None:
 def test_nearest() -> None:
     assert nearest("stpes", ["steps", "seed"]) == "did you mean 'steps'?"
     assert nearest("x", ["steps", "seed"]) == "allowed: steps, seed"
+
+
+def test_paths_begin_with_a_home_folder_in_lists_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Paths(Config):
+        one: Path
+        several: tuple[Path, ...] = ()
+
+    monkeypatch.setenv("HOME", "/homes/ada")
+    paths = Paths(one=Path("~/a"), several=(Path("~/b"), Path("c")))
+    assert paths.one == Path("/homes/ada/a")
+    assert paths.several == (Path("/homes/ada/b"), Path("c"))

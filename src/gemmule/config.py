@@ -40,9 +40,11 @@ class Config(pydantic.BaseModel):
 
     @pydantic.field_validator("*")
     @classmethod
-    def _expanded(cls, value: Any) -> Any:
+    def _expand_paths(cls, value: Any) -> Any:
         """A path below ~ becomes one below the home folder, in a file as in Python."""
-        return files.expand(value) if isinstance(value, Path) else value
+        if isinstance(value, tuple):
+            return tuple(map(_expanded, value))
+        return _expanded(value)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "config") -> Self:
@@ -95,6 +97,10 @@ class Config(pydantic.BaseModel):
                 f"{path} cannot hold the settings: a path in them is not UTF-8; rename that file "
                 "or folder"
             ) from None
+
+
+def _expanded(value: Any) -> Any:
+    return files.expand(value) if isinstance(value, Path) else value
 
 
 def assign(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

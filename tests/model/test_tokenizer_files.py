@@ -1,6 +1,7 @@
 """The chat template and the stop ids of a tokenizer, as a folder's files state them."""
 
 import json
+import os
 
 import pytest
 
@@ -171,3 +172,9 @@ def test_a_piece_that_merges_do_not_build_is_not_taken_from_the_model(tokenizer,
     write(tmp_path, "tokenizer.json", content)
     assert Tokenizer.load(tmp_path).encode("xq") != [tokenizer.vocab_size]
     assert Tokenizer.load(tmp_path / "tokenizer.model").encode("xq") == [tokenizer.vocab_size]
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TokenizerError, match="is a pipe"):
+        Tokenizer.load(tmp_path / "pipe")

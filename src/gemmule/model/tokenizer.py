@@ -215,6 +215,8 @@ class Tokenizer:
     @classmethod
     def _read(cls, file: Path) -> Self:
         try:
+            if file.is_fifo():
+                raise TokenizerError(f"{file} is a pipe, which is read once: write it to a file")
             with file.open("rb") as f:
                 is_json = f.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
         except OSError:
