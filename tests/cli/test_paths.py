@@ -95,6 +95,7 @@ def test_paths_that_no_file_can_have(
         assert message in got, got
     assert "MODEL is empty" in refused(capsys, "info", "")
     assert "--teacher is empty" in refused(capsys, "distill", "--teacher", "", "--out", "o")
+    assert "--base is empty" in refused(capsys, "convert", "a", "o", "--to", "hf", "--base", "")
     assert "--data-dir is empty" in refused(capsys, "eval", "m", "--data-dir", "")
     assert list(Path().iterdir()) == [Path("circle")]
 
@@ -122,6 +123,7 @@ plan --teacher ~ --student 1m | plan --teacher 1m --student ~
 plan --teacher 1m --student 1m --data ~ | plan --teacher 1m --student 1m --runs ~
 generate ~ x | generate m x --draft ~ | chat ~ | chat m --draft ~ | bench ~ | doctor ~ | info ~
 convert ~ o --to hf | convert m ~ --to hf | convert m o --to hf --text ~
+convert a o --to hf --base ~
 quantize ~ --to int4 | quantize m --to int4 --out ~ | quantize m --to int4 --calibrate ~
 quantize m --to int4 --eval-text ~ | eval ~ | eval m ~ | eval m --out ~ | eval m --data ~
 eval m --data-dir ~ | safety ~ | safety m --toxicity-classifier ~ | safety m --judge ~

@@ -52,7 +52,7 @@ def convert(
         typer.Option(help="dtype of the matrices: float32, bfloat16, float16; GGUF: Q8_0, Q4_0."),
     ] = None,
     base: Annotated[
-        str | None,
+        ModelName | None,
         typer.Option(help="Model to merge an adapter into; default: the one the adapter names."),
     ] = None,
     text: Annotated[
