@@ -41,7 +41,7 @@ def rows(
     try:
         delimiter = delimiter or _likely_delimiter(head, field)
         parsed = _closed(_parsed(itertools.chain(_lines([head], text), [_END]), delimiter))
-        # Blank lines before the header are no header.
+        # Blank lines may come before the header.
         names = [name.strip() for name in next(filter(None, parsed), [])]
         if field not in names:
             if any(names):

@@ -97,14 +97,14 @@ class Source:
                 for name, part in stdlib.read_module(file.key, text):
                     yield Document(name, part, split_key=name)
             return
-        found = file_kinds.as_it_is(file)
-        if isinstance(found, str):
-            log.leave_out(found, file.key)
+        actual = file_kinds.as_it_is(file)
+        if isinstance(actual, str):
+            log.leave_out(actual, file.key)
             return
-        if found.kind == TEXT:
-            texts = text_blocks.documents(found, log, in_sections)
+        if actual.kind == TEXT:
+            texts = text_blocks.documents(actual, log, in_sections)
         else:
-            texts = _sections(records.read_records(found, self.field, log), in_sections)
+            texts = _sections(records.read_records(actual, self.field, log), in_sections)
         for n, text in enumerate(texts):
             yield Document(f"{file.key}#{n}", text)
 
@@ -223,10 +223,10 @@ def _with_fields(file: CorpusFile, field: str) -> CorpusFile:
     head = ""
     if file.named:
         try:
-            found = file_kinds.as_it_is(file)
-            if isinstance(found, str):
+            actual = file_kinds.as_it_is(file)
+            if isinstance(actual, str):
                 return file
-            head = next(text_blocks.decoded_stream(found, ReadLog()), "")
+            head = next(text_blocks.decoded_stream(actual, ReadLog()), "")
         except (OSError, ValueError) as e:
             raise DataError(f"cannot read {file.path}: {e}") from None
     first, newline, _ = head.partition("\n")
