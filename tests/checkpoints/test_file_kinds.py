@@ -118,6 +118,14 @@ def test_a_checkpoint_of_deepspeed(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_a_sharded_checkpoint_of_fsdp(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model_fsdp_0").mkdir()
+    (tmp_path / "pytorch_model_fsdp_0" / "__0_0.distcp").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp is .*torch.distributed.*"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")

@@ -35,6 +35,7 @@ _TEXT = {
 # GGUF files that are not a language model, and parts of a split one after the first.
 _BESIDES = re.compile(r".*mmproj.*|.*imatrix.*|.*-(?!00001-of-)\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 _DEEPSPEED = "zero_to_fp32.py"
+_SHARDED = "*/*.distcp"  # transformers puts FSDP's shards into a folder of their own
 
 
 def in_folder(folder: Path) -> tuple[str, Path] | None:
@@ -119,6 +120,7 @@ def _refuse(folder: Path, names: list[str], others: list[tuple[Path, FileKind]])
             f"{folder} holds links to files that are not there ({few(broken)}): its download did "
             "not finish; run it again"
         )
+    others += [(path, kind) for path in sorted(folder.glob(_SHARDED)) if (kind := kind_of(path))]
     large = [(path, kind) for path, kind in others if path.suffix != ".zip"]
     if large:
         path, kind = large[0]

@@ -44,8 +44,8 @@ def check_own_head(path: Path, names: Iterable[str]) -> None:
         return
     if read_object(file).get("tie_word_embeddings") is False:
         raise CheckpointError(
-            f"{file}: tie_word_embeddings is false, and the weights hold no {HEAD}; if the head is "
-            "the embedding, set it to true"
+            f"{file}: tie_word_embeddings is false, and the weights hold no {HEAD} besides the "
+            "embedding; if they are one matrix, set it to true"
         )
 
 
