@@ -12,6 +12,7 @@ from gemmule.checkpoints.describe import describe
 from gemmule.checkpoints.identify import identify, lines
 from gemmule.cli import app, main
 from gemmule.errors import CheckpointError
+from gemmule.files import LFS_POINTER
 from models import random_model
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -108,7 +109,7 @@ def test_the_command(tmp_path: Path, as_json: bool, capsys: pytest.CaptureFixtur
         main(["info", str(tmp_path / "m.gguf"), *(["--json"] if as_json else [])])
     assert e.value.code == 2
     out, error = capsys.readouterr()
-    assert error.endswith("m.gguf is a Git LFS pointer, not the file itself: run git lfs pull\n")
+    assert error.endswith(f"m.gguf is {LFS_POINTER}\n")
     if as_json:
         about = json.loads(out)
         assert about["loads"] is False

@@ -20,6 +20,7 @@ _INSERTED = {
 }  # fmt: skip
 # Components that only stand at the front; "model" is the usual one.
 _OUTER = {"model", "module", "base_model", "language_model", "pretrained_model", "student"}
+GEMMA_PYTORCH_EMBEDDING = "embedder.weight"
 # Where the names of a Gemma 2 begin; any other component that all names begin with is a wrapper's.
 _OWN = {"embed_tokens", "layers", "norm", "lm_head"}
 # What a config determines, or what a model does not need: rotary angles, masks, scales, and the
@@ -99,7 +100,7 @@ def parameter_names(stored: Mapping[str, tuple[int, ...]], source: str) -> Names
             raise CheckpointError(f"{source}: {our} is stored twice, as {first[our]} and as {name}")
         first[our] = name
     _refuse_others(first, stored, source)
-    if HEAD in first and EMBEDDING not in first:
+    if HEAD in first and not first.keys() & {EMBEDDING, GEMMA_PYTORCH_EMBEDDING}:
         # Of two names for one matrix, savers such as safetensors' save_model keep the other.
         ours[first[HEAD]] = EMBEDDING
     return Names(ours, buffers, _prefixes(ours))

@@ -19,6 +19,7 @@ from gemmule.checkpoints.checkpoint import EMBEDDING as OUR_EMBEDDING
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.hf.config import from_hf
 from gemmule.checkpoints.mapped_file import MappedFile
+from gemmule.checkpoints.parameter_names import GEMMA_PYTORCH_EMBEDDING as EMBEDDING
 from gemmule.checkpoints.parameter_names import Names, is_buffer, parameter_names
 from gemmule.checkpoints.shapes import (
     check_own_head,
@@ -32,7 +33,6 @@ from gemmule.checkpoints.weight_files import TORCH_SINGLE, WeightFiles, check_in
 from gemmule.errors import CheckpointError
 from gemmule.model.config import GemmaConfig
 
-EMBEDDING = "embedder.weight"
 FUSED = "self_attn.qkv_proj.weight"
 SCALER = "_scaler"
 

@@ -12,8 +12,8 @@ import torch
 from torch.serialization import skip_data
 
 from gemmule.checkpoints.checkpoint import Checkpoint
-from gemmule.checkpoints.gemma_pytorch.reader import EMBEDDING
 from gemmule.checkpoints.hf.config import to_hf
+from gemmule.checkpoints.parameter_names import GEMMA_PYTORCH_EMBEDDING as EMBEDDING
 from gemmule.checkpoints.safetensors_file import PREFIX
 from gemmule.checkpoints.stored_tensor import StoredTensor, dtype_name, tensor_bytes
 from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place
