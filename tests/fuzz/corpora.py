@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 from mutate import PLAIN, Mutation, pack
-from mutate_json import JSON
+from mutate_json import JSON_VALUES
 from mutate_text import TEXT
 
 from gemmule.data.read_log import ReadLog
@@ -60,7 +60,7 @@ def inputs() -> list[Input]:
     packers = [gzip.compress, bz2.compress, lzma.compress, zstandard.compress]
     return [
         (
-            "json_records", ("a.json", "b.jsonl"), (JSON + TEXT + PLAIN, JSON + TEXT + PLAIN),
+            "json_records", ("a.json", "b.jsonl"), (JSON_VALUES + TEXT + PLAIN,) * 2,
             [pack((a.encode(), b.encode())) for a in json_seeds for b in (lines, array)]
             + [pack((a.encode("utf-16"), None)) for a in (lines, array)],
         ),

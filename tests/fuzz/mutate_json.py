@@ -26,9 +26,13 @@ ODD: tuple[Any, ...] = (
 _KEYS = ("", "__metadata__", "x", "shape", "\0", "dtype", "model.norm.weight", "lm_head.weight")
 
 
+def _pairs(pairs: list[tuple[str, Any]]) -> Pairs:
+    return Pairs(map(list, pairs))
+
+
 def parse(data: bytes) -> Any:
     """JSON whose objects are Pairs; raises ValueError or RecursionError."""
-    return json.loads(data, object_pairs_hook=lambda pairs: Pairs(map(list, pairs)))
+    return json.loads(data, object_pairs_hook=_pairs)
 
 
 def dump(value: Any) -> str:
@@ -99,7 +103,24 @@ def syntax(rng: random.Random, data: bytes, other: bytes) -> bytes:
     return data[:at] + odd * rng.choice((1, 1, 5000, 60_000)) + data[at:]
 
 
+def values(rng: random.Random, data: bytes, other: bytes) -> bytes:
+    """As `tree`, of one of the values that a file holds one after the other."""
+    text = data.decode(json.detect_encoding(data))
+    decoder = json.JSONDecoder(object_pairs_hook=_pairs)
+    stream, at = [], 0
+    while rest := text[at:].lstrip():
+        value, end = decoder.raw_decode(rest)
+        stream.append(value)
+        at = len(text) - len(rest) + end
+    if not stream:
+        return dump(rng.choice(ODD)).encode(errors="surrogatepass")
+    chosen = rng.randrange(len(stream))
+    stream[chosen] = changed(rng, stream[chosen])
+    return "\n".join(map(dump, stream)).encode(errors="surrogatepass")
+
+
 JSON: tuple[Mutation, ...] = (tree, tree, tree, syntax)
+JSON_VALUES: tuple[Mutation, ...] = (values, values, values, syntax)
 
 
 # --- safetensors --------------------------------------------------------------------------------

@@ -64,8 +64,9 @@ def test_load_refusals(run_directory: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a run directory"):
         gemmule.load(tmp_path)
     folder = Path(shutil.copytree(run_directory / "model", tmp_path / "m"))
-    (folder / "tokenizer.model").unlink()
-    with pytest.raises(TokenizerError, match="cannot read a tokenizer"):
+    (folder / "tokenizer.model").write_bytes(b"damaged")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match="is not a SentencePiece model"):
         gemmule.load(folder)
 
 
