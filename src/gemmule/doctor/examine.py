@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gemmule.checkpoints.load import open_checkpoint
+from gemmule.checkpoints.locate import locate
+from gemmule.checkpoints.packed.reader import is_quantized
 from gemmule.checkpoints.stored_tensor import dtype_name
 from gemmule.checkpoints.verify import random_ids
 from gemmule.console import ProgressBar
@@ -82,8 +83,7 @@ def run_doctor(
 
 def _dtype(path: str) -> str | None:
     """The dtype to load with: the checks need the weights of a packed model as numbers."""
-    with open_checkpoint(path) as checkpoint:
-        return "float32" if checkpoint.quantized else None
+    return "float32" if is_quantized(locate(path).path) else None
 
 
 def examine(
