@@ -116,4 +116,5 @@ def test_a_lost_base_is_one_line(adapter: Path, tmp_path: Path, command: list[An
 def test_info(base: Path, adapter: Path) -> None:
     code, _, err = run("info", adapter)
     assert code == 0
-    assert f"a DoRA adapter of rank 4 for {base}" in " ".join(err.split())
+    # A long path is folded at any character.
+    assert f"a DoRA adapter of rank 4 for {base}".replace(" ", "") in "".join(err.split())
