@@ -156,6 +156,12 @@ def test_quantized_forms_are_named_by_the_config(
     assert "Give the model from before it was quantized, or a GGUF file of it" in message
 
 
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_an_empty_entry_is_no_quantization(saved: Path, tmp_path: Path, key: str) -> None:
+    model, _ = load_model(changed(saved, tmp_path / "m", {key: {}}))
+    assert weights_fingerprint(model) == weights_fingerprint(load_model(saved)[0])
+
+
 def test_mlx_is_named(saved: Path, tmp_path: Path) -> None:
     quantization = {"group_size": 64, "bits": 4}
     folder = changed(saved, tmp_path / "m", {"quantization": quantization})

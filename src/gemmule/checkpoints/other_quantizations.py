@@ -53,7 +53,7 @@ def method_of(values: Mapping[str, Any]) -> str | None:
     """The method by which config.json says that weights are quantized, or None."""
     for key in ("quantization_config", "compression_config"):
         entry = values.get(key)
-        if entry is not None:
+        if entry:  # some programs leave an empty object behind when they have dequantized
             return _named(entry)
     entry = values.get("quantization")  # MLX
     if isinstance(entry, Mapping) and "bits" in entry:
