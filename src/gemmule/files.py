@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemmule.errors import ConfigError, OutputError, decoded
+from gemmule.errors import ConfigError, GemmuleError, OutputError, decoded
 
 # What an error says about a file for which is_lfs_pointer holds.
 LFS_POINTER = "a Git LFS pointer, not the file itself: run git lfs pull where it was cloned"
@@ -310,6 +310,27 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
+
+
+def read_object(path: Path, error: type[GemmuleError]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Args:
+        path: the file.
+        error: raised when it cannot be read or holds something else.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+    """
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as e:
+        raise error(f"{path} is not readable JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fine_tunes import CHAT, CHATML, TEXTS, Theirs, changed, edit_json, make_fine_tune
 
+from fine_tunes import CHAT, CHATML, TEXTS, Theirs, changed, edit_json, make_fine_tune
 from gemmule.checkpoints import verify
 from gemmule.checkpoints.convert import convert
 from gemmule.checkpoints.describe import describe, lines

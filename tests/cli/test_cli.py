@@ -168,6 +168,16 @@ class Odd(GemmuleError):
     exit_code = 1
 
 
+def status_of_a_command_that_raises(error: BaseException, patch: pytest.MonkeyPatch) -> object:
+    def fail(*_: object) -> None:
+        raise error
+
+    patch.setattr("gemmule.report.card.write_card", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["card", "run"])
+    return stopped.value.code
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(UserError("mend it"), 2), (TrainingError("diverged"), 1), (Odd("x"), 1)]
 )
@@ -175,13 +185,7 @@ def test_exit_codes(
     error: GemmuleError, code: int, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("gemmule.report.card.write_card", fail)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["card", "run"])
-    assert stopped.value.code == code
+    assert status_of_a_command_that_raises(error, monkeypatch) == code
     assert capsys.readouterr().err == f"gemmule: {error}\n"
 
 
@@ -207,13 +211,7 @@ def test_what_no_command_expects_is_one_line(
     error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("gemmule.report.card.write_card", fail)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["card", "run"])
-    assert stopped.value.code == code
+    assert status_of_a_command_that_raises(error, monkeypatch) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"gemmule: {message}", line)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
+from fine_tunes import Theirs
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.model.tokenizer import Tokenizer
@@ -32,31 +32,14 @@ TEXTS = [
 TOLERANCE = 1e-4  # of logits within (-30, 30), in fp32
 
 
-class Reference:
-    """transformers' reading of a folder."""
+class Reference(Theirs):
+    """transformers' reading of a folder, with its answers."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        super().__init__(folder)
         self.texts = [self.tokenizer(text).input_ids for text in TEXTS]
-        self.chat: list[int] = self.tokenizer.apply_chat_template(
-            CHAT, add_generation_prompt=True, return_dict=False
-        )
-        prompt = torch.tensor([self.chat])
-        with torch.inference_mode():
-            self.logits = self.model(prompt).logits[0]
-        self.answer = self.generate(self.chat)
-
-    def generate(self, ids: list[int]) -> list[int]:
-        """The most likely continuation, with its stop token if it has one."""
-        prompt = torch.tensor([ids])
-        out = self.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False
-        )
-        new: list[int] = out[0, len(ids) :].tolist()
-        return new
+        self.chat = self.chat_ids(CHAT)
+        self.answer = self.continuation(self.chat, 24)
 
 
 def check(lm: LanguageModel, theirs: Reference) -> None:
@@ -66,7 +49,7 @@ def check(lm: LanguageModel, theirs: Reference) -> None:
     assert ours.render_chat(CHAT) == theirs.chat
     with torch.inference_mode():
         logits = lm.model(torch.tensor([theirs.chat]))[0]
-    assert (logits - theirs.logits).abs().max() <= TOLERANCE
+    assert (logits - theirs.logits(theirs.chat)).abs().max() <= TOLERANCE
     assert set(theirs.model.generation_config.eos_token_id) <= set(ours.stop_ids)
     text = lm.chat(CHAT, temperature=0.0, max_new_tokens=24)
     ended = theirs.answer[-1] in ours.stop_ids
@@ -128,7 +111,7 @@ def test_info_and_generate(made: Path, theirs: Reference) -> None:
     assert about["tokenizer"]["pieces"] == len(theirs.tokenizer)
     prompt = "What follows 7?"
     ids = theirs.tokenizer(prompt).input_ids
-    new = theirs.generate(ids)
+    new = theirs.continuation(ids, 24)
     stops = theirs.model.generation_config.eos_token_id
     text = theirs.tokenizer.decode(new[:-1] if new[-1] in stops else new, skip_special_tokens=True)
     shown = gemmule("generate", made / "merged", prompt, "--temperature", 0, "--max-new-tokens", 24)

@@ -10,7 +10,7 @@ from gemmule import files
 from gemmule.checkpoints import hub_cache, other_quantizations
 from gemmule.checkpoints.describe import bytes_of
 from gemmule.checkpoints.file_kinds import GGUF, SAFETENSORS, FileKind, kind_of
-from gemmule.checkpoints.gguf.header import parse_header
+from gemmule.checkpoints.gguf.header import Header, parse_header
 from gemmule.checkpoints.hf.config import read_object
 from gemmule.checkpoints.mapped_file import MappedFile
 from gemmule.checkpoints.model_folder import ADAPTER_CONFIG
@@ -45,8 +45,10 @@ def identify(path: str | Path) -> dict[str, Any] | None:
     config, adapter = _json(folder / "config.json"), _json(folder / ADAPTER_CONFIG)
     if not kinds and not config and not adapter:
         return None
-    metadata = _gguf_metadata(kinds)
-    counts = [n for p, kind in kinds.items() for n in _sizes(p, kind)]
+    headers = [header for p, kind in kinds.items() if (header := _gguf_header(p, kind))]
+    metadata = headers[0].metadata if headers else {}
+    counts = [math.prod(info.shape) for header in headers for info in header.tensors]
+    counts += [n for p, kind in kinds.items() for n in _safetensors_sizes(p, kind)]
     return {
         "path": str(place),
         "loads": False,
@@ -106,20 +108,16 @@ def _text(value: object) -> str | None:
     return value[:200] if isinstance(value, str) else None
 
 
-def _gguf_metadata(kinds: Mapping[Path, FileKind]) -> Mapping[str, Any]:
-    for path, kind in kinds.items():
-        if kind is GGUF:
-            with suppress(CheckpointError), MappedFile(path) as file:
-                return parse_header(file.raw(0, file.size).numpy().data, str(path)).metadata
-    return {}
+def _gguf_header(path: Path, kind: FileKind) -> Header | None:
+    if kind is GGUF:
+        with suppress(CheckpointError), MappedFile(path) as file:
+            return parse_header(file.raw(0, file.size).numpy().data, str(path))
+    return None
 
 
-def _sizes(path: Path, kind: FileKind) -> Iterable[int]:
+def _safetensors_sizes(path: Path, kind: FileKind) -> Iterable[int]:
     """The number of values in each tensor of a file whose header can be read."""
-    with suppress(CheckpointError), MappedFile(path) as file:
-        if kind is SAFETENSORS:
+    if kind is SAFETENSORS:
+        with suppress(CheckpointError), MappedFile(path) as file:
             return [math.prod(entry["shape"]) for entry in read_header(file)[0].values()]
-        if kind is GGUF:
-            header = parse_header(file.raw(0, file.size).numpy().data, str(path))
-            return [math.prod(info.shape) for info in header.tensors]
     return []

@@ -26,14 +26,19 @@ def open_checkpoint(path: str | Path, base: str | None = None) -> Checkpoint:
         MissingExtraError: when its format needs a package that is not installed.
         ConfigError: for a base of something that is not an adapter.
     """
-    set_up_torch()
     located = locate(path, gemma_only=True)
+    if base is not None and located.format != "adapter":
+        raise ConfigError(f"{path} is a whole model, not an adapter: leave out its base")
+    return _open_any(located, base)
+
+
+def _open_any(located: Located, base: str | None = None) -> Checkpoint:
+    """Opens a model or an adapter."""
+    set_up_torch()
     if located.format == "adapter":
         from gemmule.checkpoints.adapters.reader import open_adapter
 
         return open_adapter(located.path, base, _open)
-    if base is not None:
-        raise ConfigError(f"{path} is a whole model, not an adapter: leave out its base")
     return _open(located)
 
 
@@ -110,9 +115,9 @@ def load_to_run(
         located = locate(path, gemma_only=True)
         packed_here = located.format == "hf" and is_quantized(located.path)
         if packed_here and dtype is None and on_cpu:
-            packed = load_quantized(path)
+            packed = load_quantized(located.path)
             return QuantizedGemma(packed), packed.tokenizer
-        with open_checkpoint(path) as checkpoint:
+        with _open_any(located) as checkpoint:
             tokenizer = checkpoint.tokenizer_if_any  # first, because it fails fast
             return checkpoint.load(dtype, device), tokenizer
     if dtype is not None or not on_cpu:

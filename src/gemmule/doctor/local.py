@@ -141,7 +141,7 @@ class GemmuleText:
         if tokenizer.chat_template is None:
             return None
         added = {token.content: token.id for token in tokenizer.added_tokens if token.special}
-        return added | {tokenizer.pieces[i].text: i for i in tokenizer.stop_ids}
+        return added | {tokenizer.decode([i], control=True): i for i in tokenizer.stop_ids}
 
 
 def weights_of(lm: LanguageModel) -> dict[str, Tensor]:

@@ -33,13 +33,9 @@ def read_object(file: Path) -> dict[str, Any]:
         TokenizerError: when it cannot be read or holds something else.
     """
     try:
-        value = files.read_json(file)
+        value = files.read_object(file, TokenizerError)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as e:
-        raise TokenizerError(f"{file} is not readable JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{file} holds a {type(value).__name__}; expected a JSON object")
     if not _is_utf8(value):
         raise TokenizerError(f"{file} holds a lone surrogate, which UTF-8 cannot represent")
     return value

@@ -181,11 +181,6 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: when it is missing, unreadable or not an object.
     """
     try:
-        value = files.read_json(path)
+        return files.read_object(path, CheckpointError)
     except FileNotFoundError:
         raise CheckpointError(f"no {path.name} in {path.parent}") from None
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path} is not readable JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return value

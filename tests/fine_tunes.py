@@ -75,12 +75,18 @@ class Theirs:
         )
         return ids
 
-    def generate(self, ids: list[int], count: int) -> list[int]:
-        """The most likely continuation, up to and without a stop token."""
+    def continuation(self, ids: list[int], count: int) -> list[int]:
+        """The most likely continuation, with its stop token if it has one."""
         prompt = torch.tensor([ids])
         out = self.model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False
-        )[0, len(ids) :].tolist()
+        )
+        new: list[int] = out[0, len(ids) :].tolist()
+        return new
+
+    def generate(self, ids: list[int], count: int) -> list[int]:
+        """The most likely continuation, up to and without a stop token."""
+        out = self.continuation(ids, count)
         stops = self.model.generation_config.eos_token_id
         stops = stops if isinstance(stops, list) else [stops]
         return out[:-1] if out[-1] in stops else out
