@@ -273,13 +273,17 @@ class _Group(World):
         )
 
     def _part(self) -> None:
-        """Says that this rank has left; the rank that holds the store is the last to leave."""
+        """Says that this rank has left; the rank that holds the store is the last to leave.
+
+        `set` waits for no reply, which the first rank might not be there to send.
+        """
+        self._watcher.join(timeout=_LINGER)  # it may be waiting for a reply
         with contextlib.suppress(RuntimeError):
-            gone = self._store.add(_LEFT, 1)
+            self._store.set(f"{_LEFT}/{self.rank}", "")
+            all_left = [f"{_LEFT}/{rank}" for rank in range(self.size)]
             end = time.monotonic() + _LINGER
-            while self.first and gone < self.size and time.monotonic() < end:
+            while self.first and not self._store.check(all_left) and time.monotonic() < end:
                 time.sleep(0.02)
-                gone = self._store.add(_LEFT, 0)
 
     def _watch(self) -> None:
         """Ends this process when another has failed and this one does not notice."""
