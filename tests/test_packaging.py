@@ -32,3 +32,14 @@ def test_a_built_library_is_never_committed_nor_in_a_source_distribution() -> No
 def test_a_change_of_the_kernels_builds_them_again() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^\$\(STAMP\):.*\$\(wildcard native/\*\)", makefile, re.MULTILINE)
+
+
+def test_the_page_of_the_server_is_in_wheels_and_source_distributions() -> None:
+    """It is under src/gemmule, which is packed whole but for what git ignores."""
+    scikit_build = SETTINGS["tool"]["scikit-build"]
+    assert scikit_build["wheel"]["packages"] == ["src/gemmule"]
+    page = ROOT / "src/gemmule/serve/page"
+    assert (page / "index.html").is_file()
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert not {"*.js", "*.css", "page/", "assets/"} & set(ignored)
+    assert not any("page" in pattern for pattern in scikit_build["sdist"]["exclude"])
