@@ -1,0 +1,74 @@
+"""The ASGI application: the table of routes, and the life of its models.
+
+It can be mounted in another application; see docs/serving.md.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gemmule.serve import health, model_list
+from gemmule.serve.api_errors import ApiError
+from gemmule.serve.route import ApiRoute, Endpoint
+from gemmule.serve.served_models import ServedModels
+from gemmule.serve.settings import ServeSettings
+from gemmule.serve.state import ServeState
+
+# Each module of routes adds its function here.
+ROUTES: tuple[Callable[[], list[ApiRoute]], ...] = (
+    health.routes,
+    model_list.routes,
+)
+
+
+def api_routes() -> list[ApiRoute]:
+    """All routes."""
+    return [route for routes in ROUTES for route in routes()]
+
+
+def make_app(models: ServedModels, settings: ServeSettings) -> Starlette:
+    """Makes the application; its models are loaded when it starts, in its event loop.
+
+    Args:
+        models: models to serve.
+        settings: settings of the server.
+    """
+    state = ServeState(models, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await models.start()
+        state.phase = "ready"
+        try:
+            yield
+        finally:
+            state.phase = "draining"
+            await models.stop()
+
+    app = Starlette(
+        routes=[
+            Route(path, Endpoint(route), methods=[route.method])
+            for route in api_routes()
+            for path in route.paths
+        ],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _no_such_route},
+    )
+    app.state.serve = state
+    return app
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """A path or method that no route has."""
+    assert isinstance(error, HTTPException)
+    what = "this path" if error.status_code == 404 else f"{request.method} for this path"
+    return ApiError(
+        error.status_code,
+        f"there is no {what}; /openapi.json lists what there is",
+        headers=error.headers,
+    ).response()

@@ -1,0 +1,105 @@
+"""A tiny model behind the server: in process, and on a port of loopback."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="the server needs the extra serve")
+pytest.importorskip("uvicorn", reason="the server needs the extra serve")
+
+import httpx2 as httpx
+from starlette.testclient import TestClient
+
+from gemmule.infer.language_model import LanguageModel
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.serve.app import make_app
+from gemmule.serve.served_models import ServedModels
+from gemmule.serve.server import bind, make_server
+from gemmule.serve.settings import ServeSettings
+from models import TINY, random_model, tiny_config
+
+NAME = "tiny"
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A server on a port of loopback, with the models it serves."""
+
+    port: int
+    models: ServedModels
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **settings: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **settings)
+
+
+@pytest.fixture(scope="session")
+def lm(pieces: Tokenizer) -> LanguageModel:
+    """A model with random weights and 256 tokens of context; its text is noise."""
+    shape = tiny_config(TINY, vocab_size=pieces.vocab_size, max_position_embeddings=256)
+    return LanguageModel(random_model(shape), pieces)
+
+
+@pytest.fixture
+def make_client(lm: LanguageModel) -> Iterator[Callable[..., TestClient]]:
+    """make_client(models=None, **settings): a client of an application in this process."""
+    with ExitStack() as stack:
+
+        def make(models: dict[str, LanguageModel] | None = None, **settings: Any) -> TestClient:
+            chosen = ServeSettings(**settings)
+            app = make_app(ServedModels.of(models or {NAME: lm}, chosen), chosen)
+            return stack.enter_context(TestClient(app, base_url="http://127.0.0.1"))
+
+        yield make
+
+
+@pytest.fixture
+def client(make_client: Callable[..., TestClient]) -> TestClient:
+    """A client of the tiny model with the settings' defaults."""
+    return make_client()
+
+
+@pytest.fixture
+def start_server(lm: LanguageModel) -> Iterator[Callable[..., LiveServer]]:
+    """start_server(models=None, **settings): a server in a thread, on a port of the system's."""
+    with ExitStack() as stack:
+
+        def start(models: dict[str, LanguageModel] | None = None, **settings: Any) -> LiveServer:
+            chosen = ServeSettings(port=0, **settings)
+            served = ServedModels.of(models or {NAME: lm}, chosen)
+            return stack.enter_context(running(served, chosen))
+
+        yield start
+
+
+@pytest.fixture
+def live_server(start_server: Callable[..., LiveServer]) -> LiveServer:
+    """The tiny model on a port, with the settings' defaults."""
+    return start_server()
+
+
+@contextmanager
+def running(models: ServedModels, settings: ServeSettings) -> Iterator[LiveServer]:
+    """Serves in a thread until the block ends."""
+    sock = bind(settings)
+    server = make_server(models, settings)
+    thread = threading.Thread(target=server.run, args=([sock],), name="test-server")
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        yield LiveServer(sock.getsockname()[1], models)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the server did not stop"
