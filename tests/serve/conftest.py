@@ -1,44 +1,23 @@
 """A tiny model behind the server: in process, and on a port of loopback."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-pytest.importorskip("starlette", reason="the server needs the extra serve")
-pytest.importorskip("uvicorn", reason="the server needs the extra serve")
+for _package in ("starlette", "uvicorn", "httptools", "httpx2"):
+    pytest.importorskip(_package, reason="the server needs the extra serve")
 
-import httpx2 as httpx
+from served import NAME, LiveServer, running
 from starlette.testclient import TestClient
 
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.app import make_app
 from gemmule.serve.served_models import ServedModels
-from gemmule.serve.server import bind, make_server
 from gemmule.serve.settings import ServeSettings
 from models import TINY, random_model, tiny_config
-
-NAME = "tiny"
-
-
-@dataclass(frozen=True)
-class LiveServer:
-    """A server on a port of loopback, with the models it serves."""
-
-    port: int
-    models: ServedModels
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def client(self, **settings: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -84,22 +63,3 @@ def start_server(lm: LanguageModel) -> Iterator[Callable[..., LiveServer]]:
 def live_server(start_server: Callable[..., LiveServer]) -> LiveServer:
     """The tiny model on a port, with the settings' defaults."""
     return start_server()
-
-
-@contextmanager
-def running(models: ServedModels, settings: ServeSettings) -> Iterator[LiveServer]:
-    """Serves in a thread until the block ends."""
-    sock = bind(settings)
-    server = make_server(models, settings)
-    thread = threading.Thread(target=server.run, args=([sock],), name="test-server")
-    thread.start()
-    try:
-        deadline = time.monotonic() + 30
-        while not server.started:
-            assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
-        yield LiveServer(sock.getsockname()[1], models)
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive(), "the server did not stop"

@@ -1,8 +1,11 @@
 """The routes that need no generation, in process and over a socket."""
 
+import pytest
+from served import NAME, LiveServer
 from starlette.testclient import TestClient
 
-from conftest import NAME, LiveServer
+from gemmule.errors import ConfigError
+from gemmule.serve.settings import ServeSettings
 
 
 def test_health_and_models(client: TestClient) -> None:
@@ -28,3 +31,10 @@ def test_an_unknown_model_path_or_method_is_an_error_in_openai_s_form(client: Te
 def test_a_live_server_answers(live_server: LiveServer) -> None:
     with live_server.client() as client:
         assert client.get("/health").status_code == 200
+
+
+def test_other_machines_are_let_in_with_a_key_only() -> None:
+    with pytest.raises(ConfigError, match="no API key"):
+        ServeSettings(host="0.0.0.0")
+    ServeSettings(host="0.0.0.0", keys=("secret",))
+    ServeSettings(host="0.0.0.0", insecure=True)

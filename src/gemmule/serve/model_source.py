@@ -42,6 +42,8 @@ def parse_sources(
 
     Raises:
         ConfigError: for an empty name or path.
+        CheckpointError: for a model that cannot be read, before any is loaded.
+        TokenizerError: for a model without a tokenizer: a server is for text.
     """
 
     def source(argument: str) -> ModelSource:

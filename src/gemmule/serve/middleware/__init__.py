@@ -1,1 +1,0 @@
-"""What every request passes through, as pure ASGI: nothing is done per token but a call."""

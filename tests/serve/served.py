@@ -1,0 +1,50 @@
+"""A server in a thread, on a port of loopback that the system chooses."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2 as httpx
+
+from gemmule.serve.served_models import ServedModels
+from gemmule.serve.server import bind, make_server
+from gemmule.serve.settings import ServeSettings
+
+NAME = "tiny"  # of the model that the fixtures serve
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A server on a port of loopback, with the models it serves."""
+
+    port: int
+    models: ServedModels
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **settings: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **settings)
+
+
+@contextmanager
+def running(models: ServedModels, settings: ServeSettings) -> Iterator[LiveServer]:
+    """Serves in a thread until the block ends."""
+    sock = bind(settings)
+    server = make_server(models, settings)
+    thread = threading.Thread(target=server.run, args=([sock],), name="test-server")
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+        yield LiveServer(sock.getsockname()[1], models)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the server did not stop"
