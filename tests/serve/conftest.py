@@ -5,10 +5,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-
-for _package in ("starlette", "uvicorn", "httptools", "httpx2"):
-    pytest.importorskip(_package, reason="the server needs the extra serve")
-
 from served import NAME, LiveServer, running
 from starlette.testclient import TestClient
 

@@ -1,5 +1,6 @@
 """Where a served model comes from, and the names it has."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,10 @@ def parse_sources(
         given = tuple(name.strip() for name in names.split(",")) if names or equals else ()
         if "" in given:
             raise ConfigError(f"{argument!r} has an empty name: give PATH or NAME=PATH")
-        return ModelSource(
-            given or (_name(path),), lambda: _load(path, draft, quantize, cache), path
-        )
+        with open_checkpoint(path) as checkpoint:
+            checkpoint.tokenizer  # noqa: B018 (raises if there is none)
+        load_it = functools.partial(_load, path, draft, quantize, cache)
+        return ModelSource(given or (_name(path),), load_it, path)
 
     return [source(argument) for argument in arguments]
 
