@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.config import expand_model
 from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel, load
