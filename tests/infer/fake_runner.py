@@ -132,7 +132,7 @@ def expected(request: Request, context: int = 160) -> Completion:
         tokenizer, tuple(params.stop), params.max_new_tokens, room, params.min_tokens
     )
     constraint: Any = request.constraint
-    text, reason, tokens = "", None, list[int]()
+    text, reason, tokens = "", None if params.max_new_tokens else "length", list[int]()
     while stream.reason is None and reason is None:
         early = params.ignore_eos or len(tokens) < params.min_tokens
         allowed = next_ids(constraint, tokens, {*range(WORDS)}, TEXT, {1}, early)

@@ -1,6 +1,7 @@
 """The engine with a thread: callbacks, a bounded queue, cancellation, shutdown, failure."""
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -17,11 +18,12 @@ from test_engine import plain_score, requests, without_log_probs
 from gemmule.errors import ConfigError, EngineClosedError, EngineDeadError, QueueFullError
 from gemmule.infer.async_driver import AsyncEngine
 from gemmule.infer.core.constraint import TokenConstraint
-from gemmule.infer.core.request import Completion, Request, RequestOutput
+from gemmule.infer.core.request import Completion, PromptProgress, Request, RequestOutput
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.core.speculative import NgramDrafter, Speculation
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.protocol import ScheduledChunk
+from gemmule.infer.step_loop import StepReport
 
 TOKENIZER: Any = FakeTokenizer()
 LONG = SamplingParams(temperature=0.0, max_new_tokens=100)
@@ -432,7 +434,9 @@ def test_callbacks_may_submit_cancel_and_shut_down() -> None:
 
 def test_after_step_comes_after_all_callbacks_of_a_step(gate: Gate) -> None:
     seen: list[str] = []
-    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, after_step=lambda: seen.append("step"))
+    engine = AsyncEngine(
+        gate, TOKENIZER, cache_tokens=4000, after_step=lambda report: seen.append("step")
+    )
     request = Request([5], SamplingParams(temperature=0.0, max_new_tokens=3))
     engine.submit(request, lambda output: seen.append("a"))
     gate.enter()
@@ -441,6 +445,54 @@ def test_after_step_comes_after_all_callbacks_of_a_step(gate: Gate) -> None:
     engine.shutdown()
     assert seen[:2] == ["a", "step"]
     assert seen[2:5] in (["a", "b", "step"], ["b", "a", "step"])
+
+
+def test_steps_are_reported_with_the_tokens_of_each_request(gate: Gate) -> None:
+    reports: list[StepReport] = []
+    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, after_step=reports.append)
+    began = time.monotonic()
+    collect = Collector()
+    long = engine.submit(Request([5] * 100, GREEDY), collect("long"))
+    gate.enter()
+    params = SamplingParams(temperature=1.0, max_new_tokens=2, seed=1, n=2)
+    engine.submit(Request([6], params), collect("two"))
+    gone = engine.submit(Request([7], GREEDY), collect("gone"))
+    engine.cancel(gone)
+    gate.failure = RuntimeError("once")
+    gate.open.release()
+    gate.enter()
+    gate.failure = None
+    assert collect.completion("gone").finish_reason == "cancelled"
+    gate.open.release(1000)
+    collect.last("long")
+    engine.shutdown()
+    steps = [dict(report.tokens) for report in reports]
+    two = long + 1
+    # A failed step, outputs without a step, and the prompt again, from its beginning.
+    assert steps[:5] == [{long: 48}, {}, {long: 48}, {long: 48}, {long: 4, two: 2}]
+    assert steps[5:7] == [{long: 1, two: 2}, {long: 1}]
+    assert began <= reports[0].started
+    for one, following in itertools.pairwise(reports):
+        assert 0 <= one.seconds <= following.started - one.started
+    assert reports[1].seconds == 0
+
+
+def test_progress_of_a_prompt_is_told_to_those_who_ask() -> None:
+    collect = Collector()
+    with AsyncEngine(FakeRunner(), TOKENIZER, cache_tokens=4000) as engine:
+        for name, asks in (("first", False), ("again", True), ("new", True)):
+            prompt = [4 if name == "new" else 3] * 120
+            request = Request(prompt, GREEDY, report_progress=asks)
+            engine.submit(request, collect(name))
+            assert without_log_probs(collect.completion(name)) == expected(request)
+    told = {
+        name: [o.prompt_progress for o in outputs if o.prompt_progress is not None]
+        for name, outputs in collect.outputs.items()
+    }
+    assert told["first"] == []
+    assert told["new"] == [PromptProgress(120, 0, done) for done in (48, 96, 120)]
+    assert told["again"] == [PromptProgress(120, 96, 120)]
+    assert collect.outputs["again"][0].ids
 
 
 def test_scores_come_by_callback() -> None:

@@ -120,7 +120,7 @@ def test_seeds() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be a whole number, 1 or more"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1; it must be a whole number, 0 or more"),
         ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0"),
         ({"max_new_tokens": True}, "max_new_tokens is True"),
         ({"temperature": -0.1}, "temperature is -0.1; it must be a number, 0 (greedy) or more"),

@@ -7,6 +7,7 @@ idle engine sleeps. The number of waiting requests is bounded.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -26,8 +27,8 @@ from gemmule.infer.core.engine_core import EngineStats
 from gemmule.infer.core.request import Request, RequestOutput
 from gemmule.infer.core.request_state import GenerationState, RequestState
 from gemmule.infer.core.speculative import Speculation
-from gemmule.infer.driver import MAX_FAILED_STEPS, StepLoop, make_core
 from gemmule.infer.runners.protocol import Runner
+from gemmule.infer.step_loop import MAX_FAILED_STEPS, StepLoop, StepReport, make_core
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runtime.forks import in_child
 
@@ -58,7 +59,7 @@ class AsyncEngine:
         speculation: Speculation | None = None,
         max_waiting: int = MAX_WAITING,
         max_failed_steps: int = MAX_FAILED_STEPS,
-        after_step: Callable[[], None] | None = None,
+        after_step: Callable[[StepReport], None] | None = None,
     ) -> None:
         """Allocates the pool of pages and starts the thread.
 
@@ -71,8 +72,9 @@ class AsyncEngine:
             max_waiting: number of samples that may wait; preempted ones count, and those that wait
                 for a constraint; running ones do not.
             max_failed_steps: number of failed steps in a row after which the engine gives up.
-            after_step: called in the engine's thread after all callbacks of a step, for a consumer
-                that hands on the outputs of a step together.
+            after_step: called in the engine's thread after all callbacks of a step, failed or not,
+                and of outputs that came without one: for a consumer that hands on the outputs of a
+                step together, or measures steps.
 
         Raises:
             ConfigError: for an impossible size.
@@ -327,6 +329,7 @@ class AsyncEngine:
                     _log.warning("a step of the engine failed; it is tried again", exc_info=True)
                     outputs = self._core.take_outputs()
                 self._deliver(outputs)
+                self._report(self._loop.report)
         except BaseException as error:
             self._loop.give_up(error)
             raise
@@ -363,7 +366,7 @@ class AsyncEngine:
             more = bool(core.num_requests or self._unconstrained) or closing is None
         if changed:
             self._loop.weights_changed()
-        self._deliver(core.take_outputs())
+        self._deliver_alone(core.take_outputs())
         if closing == "now":
             return False
         return more
@@ -383,11 +386,20 @@ class AsyncEngine:
                 with self._condition:
                     if self._callbacks.pop(output.request_id, None) is not None:
                         self._cancelled.append(output.request_id)
-        if outputs and self._after_step is not None:
-            try:
-                self._after_step()
-            except Exception:
-                _log.exception("after_step raised")
+
+    def _deliver_alone(self, outputs: Sequence[RequestOutput]) -> None:
+        """Does the same for outputs that came without a step."""
+        self._deliver(outputs)
+        if outputs:
+            self._report(StepReport(time.monotonic()))
+
+    def _report(self, report: StepReport) -> None:
+        if self._after_step is None:
+            return
+        try:
+            self._after_step(report)
+        except Exception:
+            _log.exception("after_step raised")
 
     def _end_all(self) -> None:
         """Gives every request that is left its last output."""
@@ -400,4 +412,4 @@ class AsyncEngine:
             self._core.add(states)
         dead = self._loop.dead
         self._core.abort("cancelled" if dead is None else "error", dead)
-        self._deliver(self._core.take_outputs())
+        self._deliver_alone(self._core.take_outputs())

@@ -4,88 +4,16 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from gemmule.errors import EngineDeadError, first_line
-from gemmule.infer.core.cache_size import pages_for
-from gemmule.infer.core.engine_core import EngineCore, EngineStats
+from gemmule.errors import EngineDeadError
+from gemmule.infer.core.engine_core import EngineStats
 from gemmule.infer.core.request import Completion, Request, RequestOutput, Score
 from gemmule.infer.core.request_state import GenerationState, RequestState
 from gemmule.infer.core.scoring_state import ScoringState
 from gemmule.infer.core.speculative import Speculation
 from gemmule.infer.runners.protocol import Runner
+from gemmule.infer.step_loop import MAX_FAILED_STEPS, StepLoop, make_core
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runtime.forks import in_child
-from gemmule.runtime.threads import set_up_torch
-
-MAX_FAILED_STEPS = 3  # in a row
-
-
-class StepLoop:
-    """Runs the steps of a core on a runner, and gives up when they keep failing.
-
-    Attributes:
-        core: plans the steps.
-        dead: why the engine has given up; None while it works.
-    """
-
-    def __init__(self, core: EngineCore, runner: Runner, max_failed_steps: int) -> None:
-        self.core, self._runner = core, runner
-        self.dead: EngineDeadError | None = None
-        self._max_failed_steps = max_failed_steps
-        self._failed_steps = 0
-
-    def step(self) -> list[RequestOutput]:
-        """Runs one step; returns what is new of all requests.
-
-        Raises:
-            EngineDeadError: if `max_failed_steps` steps in a row have failed. All requests have
-                ended then.
-            BaseException: what made the step fail. No request is lost: the next step computes
-                again what was not committed.
-        """
-        if self.dead is not None:
-            raise EngineDeadError(str(self.dead)) from self.dead.__cause__
-        try:
-            chunks = self.core.plan()
-            outputs = self.core.apply(chunks, self._runner.step(chunks) if chunks else [])
-        except BaseException as error:
-            self.core.reset()
-            if isinstance(error, Exception):  # Ctrl-C is not a failure
-                self._failed_steps += 1
-                if self._failed_steps >= self._max_failed_steps:
-                    raise self.give_up(error) from error
-            raise
-        self._failed_steps = 0
-        return outputs
-
-    def weights_changed(self) -> None:
-        """Drops what was computed with the old weights of the model, and of the draft model."""
-        self._runner.weights_changed()
-        self.core.weights_changed()
-
-    def give_up(self, error: BaseException) -> EngineDeadError:
-        """Ends all requests for good; returns the error that tells why."""
-        self.dead = EngineDeadError(
-            f"the engine has stopped; steps that failed in a row: {self._failed_steps}, the last "
-            f"with {type(error).__name__}: {first_line(error)}"
-        )
-        self.dead.__cause__ = error
-        self.core.abort("error", self.dead)
-        return self.dead
-
-
-def make_core(
-    runner: Runner,
-    tokenizer: Tokenizer | None,
-    speculation: Speculation | None,
-    cache_bytes: int | None,
-    cache_tokens: int | None,
-) -> EngineCore:
-    """Allocates a pool of pages and makes a core that uses it."""
-    set_up_torch()
-    pages = pages_for(runner, cache_bytes, cache_tokens)
-    core = EngineCore(runner, pages, tokenizer, speculation)
-    runner.allocate(pages)
-    return core
 
 
 class Engine:

@@ -23,6 +23,7 @@ from gemmule.infer.prefix_scoring import ContinuationGroup, PrefixScorer
 from gemmule.infer.runners.choose import make_runner
 from gemmule.infer.runners.protocol import Runner
 from gemmule.infer.runners.torch_runner import TorchRunner
+from gemmule.infer.step_loop import StepReport
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -267,7 +268,10 @@ class LanguageModel:
         return self._engine
 
     def async_engine(
-        self, *, max_waiting: int = MAX_WAITING, after_step: Callable[[], None] | None = None
+        self,
+        *,
+        max_waiting: int = MAX_WAITING,
+        after_step: Callable[[StepReport], None] | None = None,
     ) -> AsyncEngine:
         """Starts an engine with a thread and a pool of its own, for a server.
 

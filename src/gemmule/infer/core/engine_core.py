@@ -143,7 +143,8 @@ class EngineCore:
                 another vocabulary or allows no first token.
         """
         context = self._config.max_position_embeddings
-        remaining = check_prompt(context, length_of(request.prompt, "the prompt"))
+        length = length_of(request.prompt, "the prompt")
+        remaining = check_prompt(context, length, request.params.max_new_tokens)
         prompt = checked_ids(request.prompt, self._num_logits, "the prompt")
         params = request.params
         if params.stop and self._tokenizer is None:
@@ -249,6 +250,14 @@ class EngineCore:
                     self._prompt_tokens += len(state.sequence.tokens)
                     self._cached_tokens += state.sequence.num_cached or 0
         return chunks
+
+    def tokens_of_requests(self, chunks: Sequence[ScheduledChunk]) -> dict[int, int]:
+        """Returns the number of tokens of planned chunks, by the ids of their requests."""
+        tokens: dict[int, int] = {}
+        for chunk in chunks:
+            request_id = self._states[chunk.sequence_id].request_id
+            tokens[request_id] = tokens.get(request_id, 0) + len(chunk.tokens)
+        return tokens
 
     def apply(
         self, chunks: Sequence[ScheduledChunk], outputs: Sequence[Sequence[StepOutput]]

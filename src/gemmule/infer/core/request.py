@@ -24,12 +24,14 @@ class Request:
         constraint: decides which tokens may come next; None: all may. The engine works on copies
             (`fork`), so a request may be used again. The async engine also takes a future: the
             request waits for it.
+        report_progress: whether outputs tell how far the prompt is (`prompt_progress`).
     """
 
     prompt: Sequence[int]
     params: "SamplingParams"
     row: int = 0
     constraint: "TokenConstraint | Future[TokenConstraint] | None" = None
+    report_progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,21 @@ class Score:
 
 
 @dataclass(frozen=True)
+class PromptProgress:
+    """How far the prompt of a sample has been run.
+
+    Attributes:
+        total: tokens of the prompt.
+        cached: those of them that were found in the prefix cache.
+        processed: tokens whose keys and values are there, cached ones included.
+    """
+
+    total: int
+    cached: int
+    processed: int
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """Progress of one sample of a request in one step.
 
@@ -135,6 +152,7 @@ class RequestOutput:
         score: the result of a scoring request.
         error: why the engine ended the request, if the engine failed.
         unfinished: number of other samples of the request that have not ended.
+        prompt_progress: how far the prompt is after this step, until it has run, if asked for.
     """
 
     request_id: int
@@ -147,6 +165,7 @@ class RequestOutput:
     error: GemmuleError | None = None
     sample: int = 0
     unfinished: int = 0
+    prompt_progress: PromptProgress | None = None
 
     @property
     def finished(self) -> bool:
@@ -155,20 +174,22 @@ class RequestOutput:
         return ended and not self.unfinished
 
 
-def check_prompt(context: int, length: int) -> int:
+def check_prompt(context: int, length: int, wanted: int = 1) -> int:
     """Returns how many tokens may follow a prompt.
 
     Args:
         context: context length of the model.
         length: length of the prompt.
+        wanted: number of tokens that shall follow; there is room for one, if for any.
 
     Raises:
         ConfigError: if the prompt fills the context.
     """
-    if length >= context:
+    most = context - min(wanted, 1)
+    if length > most:
         raise ConfigError(
             f"the prompt has {length} tokens; this model's context is {context}, prompt "
-            f"and answer together: shorten the prompt to at most {context - 1}"
+            f"and answer together: shorten the prompt to at most {most}"
         )
     return context - length
 

@@ -8,6 +8,7 @@ from gemmule.errors import GemmuleError
 from gemmule.infer.core.constraint import ConstraintError, TokenFilter
 from gemmule.infer.core.request import (
     Completion,
+    PromptProgress,
     Request,
     RequestOutput,
     RequestTimes,
@@ -111,18 +112,19 @@ class GenerationState:
         self._masked = logits_request_for(params, vocab_size, num_logits, masked=True)
         scored = params.prompt_logprobs
         self._for_prompt = prompt_request_for(scored or 0, vocab_size, num_logits)
-        # The last sampled token never runs.
+        # The last sampled token never runs; the prompt does, even if nothing is sampled.
         self.sequence = TokenSequence(
             sequence_id,
             prompt,
             first_output_pos=len(prompt) - 1 if scored is None else 0,
-            max_len=len(prompt) + min(params.max_new_tokens, remaining) - 1,
+            max_len=len(prompt) + max(1, min(params.max_new_tokens, remaining)) - 1,
             logits_request=self._logits_request,
         )
         self.done = False
         self.scheduled: float | None = None
         self.error: GemmuleError | None = None
         self._prompt_length = len(prompt)
+        self._reports_progress = request.report_progress
         self._stream = TextStream(
             tokenizer, tuple(params.stop), params.max_new_tokens, remaining, params.min_tokens
         )
@@ -139,16 +141,21 @@ class GenerationState:
         self, chunk: ScheduledChunk, outputs: Sequence[StepOutput], now: float
     ) -> tuple[int, RequestOutput | None]:
         """Samples tokens; draft tokens count as far as they equal the sampled ones."""
+        progress = self._progress(chunk.end) if self._reports_progress else None
         if not outputs:
-            return len(chunk.tokens), None
+            told = None if progress is None else self._output(prompt_progress=progress)
+            return len(chunk.tokens), told
         sequence, stream, count = self.sequence, self._stream, self.params.logprobs
         of_prompt: tuple[TokenLogProb, ...] = ()
         asked = chunk.logits
         if sequence.first_output_pos < len(sequence.tokens) - 1:
             of_prompt = self._score_prompt(outputs)
             asked, outputs = asked[len(of_prompt) :], outputs[len(of_prompt) :]
-            if not outputs:
-                return len(chunk.tokens), self._output(prompt_logprobs=of_prompt)
+        if outputs and not self.params.max_new_tokens:
+            self._end("length", now)
+        if self.done or not outputs:
+            told = self._output(prompt_logprobs=of_prompt, prompt_progress=progress)
+            return len(chunk.tokens), told
         first = sequence.first_output_pos - chunk.start
         draft_tokens = chunk.tokens[first + 1 :]
         text = ""
@@ -176,7 +183,9 @@ class GenerationState:
         self._log_probs += log_probs
         if self._failure or stream.reason:
             self._end("error" if self._failure else str(stream.reason), now)
-        output_so_far = self._output(text, tuple(sampled), tuple(log_probs), of_prompt)
+        output_so_far = self._output(
+            text, tuple(sampled), tuple(log_probs), of_prompt, progress
+        )  # fmt: skip
         return first + max(1, len(sampled)), output_so_far
 
     def end(self, reason: str, now: float, error: GemmuleError | None = None) -> RequestOutput:
@@ -242,6 +251,7 @@ class GenerationState:
         ids: tuple[int, ...] = (),
         logprobs: tuple[TokenLogProb, ...] = (),
         prompt_logprobs: tuple[TokenLogProb, ...] = (),
+        prompt_progress: PromptProgress | None = None,
     ) -> RequestOutput:
         return RequestOutput(
             self.request_id,
@@ -252,7 +262,15 @@ class GenerationState:
             completion=self.completion() if self.done else None,
             error=self.error,
             sample=self.sample,
+            prompt_progress=prompt_progress,
         )
+
+    def _progress(self, computed: int) -> PromptProgress | None:
+        """How far the prompt is if `computed` positions have run; None once it has an output."""
+        if self._first_token is not None:
+            return None
+        total = self._prompt_length
+        return PromptProgress(total, self.sequence.num_cached or 0, min(computed, total))
 
     def _end(self, reason: str, now: float) -> None:
         self._reason, self._finished, self.done = reason, now, True

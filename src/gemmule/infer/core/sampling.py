@@ -55,7 +55,8 @@ class SamplingParams:
     top_k, top_p and min_p.
 
     Attributes:
-        max_new_tokens: maximum number of tokens to generate, at least 1.
+        max_new_tokens: maximum number of tokens to generate; 0: none, for a request that only
+            wants the log-probabilities of its prompt.
         temperature: divisor of the logits; 0 takes the most likely token (greedy).
         top_k: number of most likely tokens to keep; None keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches p, in (0, 1].
@@ -103,7 +104,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _check_int("max_new_tokens", self.max_new_tokens, 1)
+        _check_int("max_new_tokens", self.max_new_tokens, 0)
         _check_int("n", self.n, 1)
         self._check_end()
         self._check_changes_of_logits()
