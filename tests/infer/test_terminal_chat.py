@@ -16,9 +16,10 @@ import pytest
 from rich.console import Console
 
 from gemmule.checkpoints.hf.writer import save_model
-from gemmule.errors import ConfigError
-from gemmule.infer.conversation import Conversation
+from gemmule.errors import ConfigError, UserError
+from gemmule.infer.conversation import Answer, Conversation
 from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.local_chat import LocalModel
 from gemmule.infer.terminal_chat import TerminalChat
 
 SHORT: Any = {"temperature": 0.0, "max_new_tokens": 6}
@@ -38,7 +39,7 @@ def talk(
 
     out = Console(file=io.StringIO(), width=200, highlight=False)
     settings: Any = {**SHORT, **more}
-    chat = TerminalChat(lm, settings, read_line=read, out=out)
+    chat = TerminalChat(LocalModel(lm, settings), read_line=read, out=out)
     chat.run()
     assert isinstance(out.file, io.StringIO)
     return chat, out.file.getvalue()
@@ -118,7 +119,7 @@ def test_the_oldest_turns_give_way(lm: LanguageModel) -> None:
     assert messages[0]["role"] == "user"
     assert len(messages) < 12
     used = len(lm.tokenizer.render_chat(messages[:-1]))
-    assert used <= chat.conversation.max_tokens == 96 - 6
+    assert used <= LocalModel(lm, SHORT).max_tokens == 96 - 6
 
 
 def test_a_message_that_never_fits(lm: LanguageModel) -> None:
@@ -129,22 +130,33 @@ def test_a_message_that_never_fits(lm: LanguageModel) -> None:
 
 
 def test_room_for_an_answer_is_at_most_a_quarter(lm: LanguageModel) -> None:
-    context = lm.config.max_position_embeddings
-    assert Conversation(lm.tokenizer, context, reserve=10_000).max_tokens == 72
+    assert LocalModel(lm, {"max_new_tokens": 10_000}).max_tokens == 72
 
 
 def test_a_chat_template_of_its_own_is_what_must_fit(lm: LanguageModel) -> None:
     template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     tokenizer = lm.tokenizer.with_chat_format(template, (107,))
-    conversation = Conversation(tokenizer, 96, reserve=24, system="Be brief.")
+    model = LocalModel(LanguageModel(lm.model, tokenizer), {"max_new_tokens": 24})
+    conversation = Conversation("Be brief.")
     for _ in range(3):
-        conversation.ask("and then a few words more")
+        conversation.ask("and then a few words more", model.stream)
         conversation.answer("a short answer")
-    dropped = conversation.ask("and then a few words more")
+    _, dropped = conversation.ask("and then a few words more", model.stream)
     assert dropped > 0
     text = tokenizer.decode(tokenizer.render_chat(conversation.with_system()))
     assert text.startswith("[system] Be brief.\n[user] and")
-    assert len(tokenizer.encode(text)) <= conversation.max_tokens
+    assert len(tokenizer.encode(text)) <= model.max_tokens
+
+
+def test_a_question_that_fails_leaves_no_trace() -> None:
+    conversation = Conversation()
+
+    def away(_: object) -> Answer:
+        raise UserError("the server is away")
+
+    with pytest.raises(UserError, match="away"):
+        conversation.ask("hello", away)
+    assert conversation.messages == []
 
 
 def test_what_a_model_writes_cannot_command_the_terminal(
@@ -175,8 +187,10 @@ def test_bad_settings_come_before_the_chat(lm: LanguageModel) -> None:
 
 PROGRAM = """
 import sys, gemmule
-from gemmule.infer.terminal_chat import chat
-chat(gemmule.load(sys.argv[1]), {"max_new_tokens": int(sys.argv[2]), "temperature": 0.0})
+from gemmule.infer.local_chat import LocalModel
+from gemmule.infer.terminal_chat import TerminalChat
+settings = {"max_new_tokens": int(sys.argv[2]), "temperature": 0.0}
+TerminalChat(LocalModel(gemmule.load(sys.argv[1]), settings)).run()
 """
 SLOW = """
 import time

@@ -1,7 +1,32 @@
 """The turns of a chat, kept short enough for the model's context."""
 
+from collections.abc import Callable, Generator
+from typing import Protocol
+
 from gemmule.errors import UserError
-from gemmule.model.tokenizer import Tokenizer
+
+Messages = list[dict[str, str]]
+Answer = Generator[str, None, None]
+
+
+class TooLongError(UserError):
+    """The messages do not fit into the model's context with room for an answer."""
+
+
+class ChatModel(Protocol):
+    """A model that answers messages, in this process or on a server."""
+
+    def describe(self) -> str:
+        """Returns facts for the greeting, such as the number of parameters."""
+        ...
+
+    def stream(self, messages: Messages) -> Answer:
+        """Returns the parts of an answer as they come; closing it stops the answer.
+
+        Raises:
+            TooLongError: if the messages do not fit; at once, before the first part.
+        """
+        ...
 
 
 class Conversation:
@@ -10,51 +35,44 @@ class Conversation:
     Attributes:
         messages: user and assistant turns, oldest first.
         system: text before the first user turn; empty for none.
-        max_tokens: maximum length of the rendered conversation.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: int, reserve: int, system: str = "") -> None:
-        """Starts empty.
-
-        Args:
-            tokenizer: renders the conversation.
-            context: context length of the model.
-            reserve: tokens to keep free for an answer; at most a quarter of the context.
-            system: text before the first user turn; empty for none.
-        """
-        self._tokenizer = tokenizer
-        self.messages: list[dict[str, str]] = []
+    def __init__(self, system: str = "") -> None:
+        self.messages: Messages = []
         self.system = system
-        self.max_tokens = context - min(reserve, context // 4)
 
-    def with_system(self) -> list[dict[str, str]]:
-        """Returns the messages as `LanguageModel.chat` takes them."""
+    def with_system(self) -> Messages:
+        """Returns the messages as `ChatModel.stream` takes them."""
         first = [{"role": "system", "content": self.system}] if self.system else []
         return first + self.messages
 
-    def ask(self, text: str) -> int:
-        """Adds a user turn and drops the oldest turns that no longer fit.
+    def ask(self, text: str, stream: Callable[[Messages], Answer]) -> tuple[Answer, int]:
+        """Adds a user turn and starts its answer, without the oldest turns if they do not fit.
+
+        Args:
+            text: the user's message.
+            stream: as `ChatModel.stream`.
 
         Returns:
-            How many earlier messages were dropped.
+            The answer, and how many earlier messages were dropped.
 
         Raises:
-            UserError: if the message alone is too long; nothing is changed.
+            TooLongError: if the message alone is too long. As with any exception, the conversation
+                is then as before.
         """
         before = self.messages
         self.messages = [*before, {"role": "user", "content": text}]
         try:
-            while (count := self._count()) > self.max_tokens:
-                if len(self.messages) == 1:
-                    raise UserError(
-                        f"that message has {count} tokens; at most {self.max_tokens} fit into "
-                        "this model's context with room for an answer. It was left out"
-                    )
-                self.messages = self.messages[2:]
-        except UserError:
+            while True:
+                try:
+                    return stream(self.with_system()), len(before) + 1 - len(self.messages)
+                except TooLongError:
+                    if len(self.messages) == 1:
+                        raise
+                    self.messages = self.messages[2:]
+        except BaseException:
             self.messages = before
             raise
-        return len(before) + 1 - len(self.messages)
 
     def answer(self, text: str) -> None:
         """Adds the model's turn; if it is empty, its question is removed instead."""
@@ -62,6 +80,3 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": text})
         else:
             self.messages.pop()
-
-    def _count(self) -> int:
-        return len(self._tokenizer.render_chat(self.with_system()))

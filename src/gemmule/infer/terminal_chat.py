@@ -11,9 +11,7 @@ from rich.console import Console
 from gemmule import files
 from gemmule.config import nearest
 from gemmule.errors import UserError
-from gemmule.infer.conversation import Conversation
-from gemmule.infer.core.sampling import SamplingParams, SamplingSettings
-from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.conversation import ChatModel, Conversation
 from gemmule.runtime import streams
 from gemmule.runtime.signals import Terminated
 
@@ -36,8 +34,7 @@ class TerminalChat:
 
     def __init__(
         self,
-        lm: LanguageModel,
-        settings: SamplingSettings | None = None,
+        model: ChatModel,
         *,
         system: str = "",
         name: str = "model",
@@ -47,22 +44,14 @@ class TerminalChat:
         """Prepares a chat, which `run` starts.
 
         Args:
-            lm: the model.
-            settings: settings as for `LanguageModel.chat`.
+            model: answers the messages.
             system: text before the first user turn; empty for none.
             name: name of the model in the greeting, such as its path.
             read_line: returns the next line, or raises EOFError; by default from stdin.
             out: console for answers; by default stdout.
-
-        Raises:
-            ConfigError: for a bad setting.
         """
-        self._lm = lm
-        self._settings: SamplingSettings = settings or {}
-        params = SamplingParams.of(self._settings)
-        self.conversation = Conversation(
-            lm.tokenizer, lm.config.max_position_embeddings, params.max_new_tokens, system
-        )
+        self._model = model
+        self.conversation = Conversation(system)
         self._name = name
         self._interactive = read_line is None and sys.stdin.isatty()
         if not self._interactive and isinstance(sys.stdin, io.TextIOWrapper):
@@ -75,11 +64,8 @@ class TerminalChat:
     def run(self) -> None:
         """Chats until /exit, the end of the input, or Ctrl-C at the prompt."""
         if self._interactive:
-            config = self._lm.config
-            self._note(
-                f"{self._name} · {config.parameters / 1e6:.1f}M parameters · context "
-                f"{config.max_position_embeddings} tokens\n/help for commands, Ctrl-D to leave"
-            )
+            about = f"{self._name} · {self._model.describe()}"
+            self._note(f"{about}\n/help for commands, Ctrl-D to leave")
         while True:
             try:
                 line = self._read_line().strip()
@@ -130,7 +116,7 @@ class TerminalChat:
 
     def _reply(self, text: str) -> None:
         """Streams the answer to `text`; Ctrl-C keeps the part that has arrived."""
-        dropped = self.conversation.ask(text)
+        answer, dropped = self.conversation.ask(text, self._model.stream)
         if dropped:
             self._note(f"(the oldest {dropped} messages no longer fit into the context)")
         parts: list[str] = []
@@ -138,9 +124,10 @@ class TerminalChat:
         try:
             if self._interactive:
                 self._out.print("[bold cyan]model>[/] ", end="")
-            for part in self._lm.stream_chat(self.conversation.with_system(), **self._settings):
-                parts.append(part)
-                self._write(part)
+            with contextlib.closing(answer):
+                for part in answer:
+                    parts.append(part)
+                    self._write(part)
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -148,12 +135,12 @@ class TerminalChat:
         except BaseException:
             self.conversation.answer("")
             raise
-        answer = "".join(parts)
-        self.conversation.answer(answer)
+        written = "".join(parts)
+        self.conversation.answer(written)
         self._write("\n")
         if stopped:
             self._note("(stopped)")
-        elif not answer.strip():
+        elif not written.strip():
             self._note("(the model ended its turn without any text)")
 
     def _prompt(self) -> str:
@@ -180,14 +167,3 @@ def _read_pipe() -> str:
     if not line:
         raise EOFError
     return line
-
-
-def chat(
-    lm: LanguageModel,
-    settings: SamplingSettings | None = None,
-    *,
-    system: str = "",
-    name: str = "model",
-) -> None:
-    """Chats in this terminal, or line by line from a pipe; arguments as for `TerminalChat`."""
-    TerminalChat(lm, settings, system=system, name=name).run()
