@@ -1,5 +1,6 @@
 """gemmule generate and chat."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gemmule.cli.app import RUN, command
-from gemmule.cli.options import AsJson, Model, Sampling, Serving
+from gemmule.cli.options import AsJson, Model, OptionalModel, Sampling, Serving
 from gemmule.errors import ConfigError
 from gemmule.runtime import streams
 
 if TYPE_CHECKING:
     from gemmule.infer.core.sampling import SamplingSettings
     from gemmule.infer.language_model import LanguageModel
+    from gemmule.serve.remote_chat import RemoteModel
 
 
 @command(RUN)
@@ -52,19 +54,70 @@ def generate(
 
 @command(RUN)
 def chat(
-    model: Model,
     sampling: Sampling,
     serving: Serving,
+    model: OptionalModel = None,
     system: Annotated[str, typer.Option(help="Text to put before the first message.")] = "",
+    url: Annotated[
+        str | None, typer.Option(help="Chat with a server: its address, usually ending in /v1.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--model", help="With --url: name of the model there; default: the first."),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="With --url: file of the API key; default: $GEMMULE_API_KEY."),
+    ] = None,
 ) -> None:
-    """Chat with a model in the terminal; /help lists the commands there.
+    """Chat with a model in the terminal, or with one on a server; /help lists the commands there.
 
     Example: gemmule chat runs/quickstart/student
-    """
-    from gemmule.infer.terminal_chat import chat as terminal_chat
 
-    lm = _load(model, serving)
-    terminal_chat(lm, _settings(sampling), system=system, name=Path(model).name)
+    Example: gemmule chat --url http://127.0.0.1:8000/v1
+    """
+    from gemmule.infer.terminal_chat import TerminalChat
+
+    if url is not None:
+        remote = _remote_model(url, name, key_file, model, sampling, serving)
+        with contextlib.closing(remote):
+            TerminalChat(remote, system=system, name=remote.name).run()
+        return
+    if model is None:
+        raise ConfigError("name a model, as in gemmule chat runs/quickstart/student, or a server")
+    if name is not None or key_file is not None:
+        raise ConfigError("--model and --key-file are for servers: give the address with --url")
+    from gemmule.infer.local_chat import LocalModel
+
+    local = LocalModel(_load(model, serving), _settings(sampling))
+    TerminalChat(local, system=system, name=Path(model).name).run()
+
+
+def _remote_model(
+    url: str,
+    name: str | None,
+    key_file: Path | None,
+    model: str | None,
+    sampling: Sampling,
+    serving: Serving,
+) -> "RemoteModel":
+    from gemmule.serve.remote_chat import RemoteModel, RemoteSampling, read_key
+
+    if model is not None:
+        raise ConfigError(
+            f"give either a model, {model}, or the address of a server, {url}; a server's model is "
+            "chosen with --model"
+        )
+    if serving.given():
+        raise ConfigError(
+            f"--{next(iter(serving.given()))} is for models in this process: the server with the "
+            "address of --url has its own settings"
+        )
+    given = sampling.given()
+    if given["repetition_penalty"] == 1.0:  # none, which servers that do not know it accept
+        del given["repetition_penalty"]
+    settings = RemoteSampling(max_tokens=given.pop("max_new_tokens"), **given)
+    return RemoteModel(url, name, sampling=settings, key=read_key(key_file))
 
 
 def _load(model: str, serving: Serving) -> "LanguageModel":

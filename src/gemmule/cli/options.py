@@ -34,6 +34,9 @@ from gemmule.errors import ConfigError, decoded
 Model = Annotated[
     ModelName, typer.Argument(help="Run, HF folder, hub id, or .gguf, .ckpt or .npz file.")
 ]
+OptionalModel = Annotated[
+    ModelName | None, typer.Argument(help="Run, HF folder, hub id, or .gguf, .ckpt or .npz file.")
+]
 Text = Annotated[
     Path | None,
     typer.Argument(help="File, folder or glob of text; default: Python's standard library."),
