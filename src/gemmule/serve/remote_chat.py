@@ -214,26 +214,26 @@ def _refused(response: httpx2.Response, url: str) -> UserError:
     answer = _object(response.text)
     given = answer.get("error") or answer.get("message") or answer.get("detail")
     message = _message(given) if given else ""
-    said = f"HTTP {status}" + (f": {message}" if message else "")
+    answered = f"HTTP {status}" + (f": {message}" if message else "")
     if status in (401, 403):
         return ConfigError(
-            f"{url} requires an API key, or refuses this one ({said}): set the environment "
+            f"{url} requires an API key, or refuses this one ({answered}): set the environment "
             f"variable {KEY} or give --key-file"
         )
     if status == 404:
         return ConfigError(
-            f"{response.request.url} does not exist ({said}): give the base address, usually "
+            f"{response.request.url} does not exist ({answered}): give the base address, usually "
             "ending in /v1, and check the name of the model (--model)"
         )
     if status in (429, 503):
         wait = response.headers.get("retry-after", "")
         when = f"in {wait} seconds" if wait.isdigit() else "later"
-        return UserError(f"{url} is busy ({said}): try again {when}")
+        return UserError(f"{url} is busy ({answered}): try again {when}")
     if status in (400, 413) and _TOO_LONG.search(json.dumps(answer)):
-        return TooLongError(f"{said}. That message was left out")
+        return TooLongError(f"{answered}. That message was left out")
     if not given:
         return ConfigError(_not_an_api(url, response))
-    return UserError(f"{url} refuses the request ({said})")
+    return UserError(f"{url} refuses the request ({answered})")
 
 
 def _not_an_api(url: str, response: httpx2.Response) -> str:
