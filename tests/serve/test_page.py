@@ -2,6 +2,7 @@
 
 import gzip
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,13 +19,13 @@ def client() -> TestClient:
     return TestClient(Starlette(routes=page.routes()))
 
 
-def assets(client: TestClient) -> list[str]:
+def hashed_names(client: TestClient) -> list[str]:
     return re.findall(r'(?:src|href)="([^"]+)"', client.get("/").text)
 
 
 def test_the_page_and_all_that_it_names_are_served(client: TestClient) -> None:
     assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
-    types = {path.rpartition(".")[2]: client.get(f"/{path}") for path in assets(client)}
+    types = {path.rpartition(".")[2]: client.get(f"/{path}") for path in hashed_names(client)}
     assert {name: got.headers["content-type"] for name, got in types.items()} == {
         "js": "text/javascript; charset=utf-8",
         "css": "text/css; charset=utf-8",
@@ -43,7 +44,7 @@ def test_license_texts_of_the_bundled_packages_are_served(client: TestClient) ->
 def test_hashed_files_are_kept_and_the_page_is_asked_for_again(client: TestClient) -> None:
     assert client.get("/").headers["cache-control"] == "no-cache"
     assert client.get("/assets/licenses.txt").headers["cache-control"] == "no-cache"
-    for path in assets(client):
+    for path in hashed_names(client):
         assert client.get(f"/{path}").headers["cache-control"].endswith("immutable"), path
 
 
@@ -94,11 +95,20 @@ def test_every_file_has_the_security_headers(client: TestClient) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/assets/", "/assets/../page.py", "/assets/..%2f..%2fpage.py", "/assets/%2e%2e/page.py",
-     "/assets//etc/passwd", "/index.html/..", "/manifest.json", "/assets/main.js", "/..\\page.py",
+     "/assets//etc/passwd", "/index.html", "/manifest.json", "/assets/main.js", "/..\\page.py",
      "/assets/licenses.txt%00.js"],
 )  # fmt: skip
 def test_no_other_path_reads_a_file(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(("settings", "status"), [({}, 200), ({"page": False}, 404)])
+def test_the_server_has_the_page_unless_it_is_left_out(
+    make_client: Callable[..., TestClient], settings: dict[str, Any], status: int
+) -> None:
+    client = make_client(**settings)
+    assert client.get("/").status_code == status
+    assert client.get("/assets/licenses.txt").status_code == status
 
 
 def test_only_reading(client: TestClient) -> None:

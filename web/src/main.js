@@ -1,4 +1,6 @@
 // Entry of the chat page: everything that runs in the browser is imported from here.
 
+import { markdownView } from "./markdown/view.js";
+
 const app = document.getElementById("app");
-if (app) app.textContent = "gemmule";
+if (app) markdownView(app).finish("gemmule");

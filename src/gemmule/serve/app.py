@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemmule.serve import health, model_list
+from gemmule.serve import health, model_list, page
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.route import ApiRoute, Endpoint
 from gemmule.serve.served_models import ServedModels
@@ -50,12 +50,15 @@ def make_app(models: ServedModels, settings: ServeSettings) -> Starlette:
             state.phase = "draining"
             await models.stop()
 
+    routes = [
+        Route(path, Endpoint(route), methods=[route.method])
+        for route in api_routes()
+        for path in route.paths
+    ]
+    if settings.page:
+        routes += page.routes()
     app = Starlette(
-        routes=[
-            Route(path, Endpoint(route), methods=[route.method])
-            for route in api_routes()
-            for path in route.paths
-        ],
+        routes=routes,
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_such_route},
     )

@@ -38,6 +38,7 @@ class ServeSettings:
         tls_key: file of its private key, in PEM.
         country: ISO 3166 code for the carbon intensity of requests; None: the world's average.
         log_prompts: write prompts and answers into the log.
+        page: serve the chat page at "/".
     """
 
     host: str = "127.0.0.1"
@@ -63,6 +64,7 @@ class ServeSettings:
     tls_key: str | None = None
     country: str | None = None
     log_prompts: bool = False
+    page: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_waiting", "max_body_bytes", "max_header_bytes", "max_headers", "max_n",
