@@ -1,0 +1,93 @@
+"""Conversations in terms of no protocol, and their turns as the model reads them.
+
+Gemma 2 knows turns of a user and of a model, with a system message before the first. A tool's result
+is a part of the user's turn, and a call of a tool is text of the model's turn.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """A call that the model made.
+
+    Attributes:
+        id: name that its result refers to.
+        name: name of the tool.
+        arguments: its arguments, as JSON.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatMessage:
+    """One message.
+
+    Attributes:
+        role: who wrote it.
+        content: its text.
+        tool_calls: calls that the assistant made.
+        tool_call_id: id of the call that a tool's message has the result of.
+    """
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+def turns(messages: Sequence[ChatMessage], instructions: str = "") -> list[dict[str, str]]:
+    """Returns messages as `Tokenizer.render_chat` takes them; all text stays text there.
+
+    Args:
+        messages: the conversation.
+        instructions: text for the system message, such as the tools that may be called.
+    """
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    result: list[dict[str, str]] = []
+    previous: Role | None = None
+    for message in _with_instructions(messages, instructions):
+        if message.role == "tool":
+            name = names.get(message.tool_call_id or "", "")
+            text = f"Result of {name}:\n{message.content}" if name else message.content
+            role: Role = "user"
+        else:
+            parts = [message.content, *map(call_text, message.tool_calls)]
+            text, role = "\n".join(part for part in parts if part), message.role
+        # All results of a turn's calls, and what the user says to them, are one turn.
+        if previous == "tool" and role == "user":
+            result[-1]["content"] += f"\n\n{text}"
+        else:
+            result.append({"role": role, "content": text})
+        previous = message.role
+    return result
+
+
+def call_text(call: ToolCall) -> str:
+    """A call as the model writes it."""
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except ValueError:  # a client may send anything back
+        arguments = call.arguments
+    return json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
+
+
+def _with_instructions(
+    messages: Sequence[ChatMessage], instructions: str
+) -> Iterator[ChatMessage]:
+    if instructions and messages and messages[0].role == "system":
+        text = f"{messages[0].content}\n\n{instructions}"
+        yield ChatMessage(role="system", content=text)
+        yield from messages[1:]
+        return
+    if instructions:
+        yield ChatMessage(role="system", content=instructions)
+    yield from messages

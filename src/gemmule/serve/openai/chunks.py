@@ -1,0 +1,110 @@
+"""Chunks of a stream: nearly all is constant bytes around one text escaped as JSON."""
+
+import secrets
+import time
+from typing import Any
+
+import gemmule
+from gemmule.infer.core.request import Completion
+from gemmule.serve.api_errors import ApiError
+from gemmule.serve.events import PromptProgress, timings
+from gemmule.serve.generation import Generation
+from gemmule.serve.openai.schemas import CommonFields
+from gemmule.serve.sse import DONE, data_event, json_bytes
+
+
+def answer_fields(kind: str, prefix: str, model: str) -> dict[str, Any]:
+    """Fields that all chunks of a stream share, and with which every answer begins.
+
+    Args:
+        kind: OpenAI's name of the object.
+        prefix: beginning of its id.
+        model: name of the model.
+    """
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": f"gemmule-{gemmule.__version__}",
+    }
+
+
+class ChunkFrame:
+    """Writes chunks with one id and time.
+
+    Attributes:
+        generation: what the stream tells of.
+    """
+
+    def __init__(
+        self, fields: dict[str, Any], generation: Generation, body: CommonFields, text_field: str
+    ) -> None:
+        """Prepares the constant bytes.
+
+        Args:
+            fields: fields of every chunk.
+            generation: what the stream tells of.
+            body: the request, which says whether usage is wanted.
+            text_field: JSON of a choice between its index and its text.
+        """
+        self.generation = generation
+        self._fields, self._body = fields, body
+        self._head = b"data: " + json_bytes(fields)[:-1] + b',"choices":[{"index":'
+        self._text_field = text_field.encode()
+        self._constants: dict[int, bytes] = {}
+
+    def text(self, sample: int, text: str, end: bytes) -> bytes:
+        """A chunk that has nothing but text.
+
+        Args:
+            sample: index of the choice.
+            text: its new text.
+            end: JSON of the choice after its text, brace included.
+        """
+        head = self._constants.get(sample)
+        if head is None:
+            head = self._head + b"%d," % sample + self._text_field
+            self._constants[sample] = head
+        return head + json_bytes(text) + end + b"]" + self._usage() + b"}\n\n"
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        """A chunk of any kind."""
+        content = {**self._fields, "choices": choices, **more}
+        if self._body.include_usage and "usage" not in content:
+            content["usage"] = self._current_usage()
+        return data_event(content)
+
+    def finished(self, choice: dict[str, Any], completion: Completion) -> bytes:
+        """The last chunk of a choice."""
+        return self.chunk([choice], timings=timings([completion]))
+
+    def progress(self, choice: dict[str, Any], progress: PromptProgress) -> bytes:
+        """A chunk that tells how far the prompt is; the choice has nothing new."""
+        return self.chunk(
+            [choice],
+            prompt_progress={
+                "total": progress.total,
+                "cache": progress.cached,
+                "processed": progress.processed,
+                "time_ms": round(progress.seconds * 1e3, 3),
+            },
+        )
+
+    def end(self) -> bytes:
+        """The usage, if asked for, and the end of the stream."""
+        if not self._body.include_usage:
+            return DONE
+        return self.chunk([], usage=self.generation.usage().openai()) + DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        """An error and the end of the stream."""
+        return data_event(error.body()) + DONE
+
+    def _current_usage(self) -> dict[str, object] | None:
+        return self.generation.usage().openai() if self._body.continuous_usage else None
+
+    def _usage(self) -> bytes:
+        if not self._body.include_usage:
+            return b""
+        return b',"usage":' + json_bytes(self._current_usage())

@@ -1,0 +1,222 @@
+"""/v1/completions: texts or token ids are continued, and scored with echo and logprobs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemmule.infer.core.request import Completion
+from gemmule.infer.core.request import Request as EngineRequest
+from gemmule.infer.language_model import LanguageModel
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.serve.api_errors import ApiError
+from gemmule.serve.events import (
+    Event,
+    PromptProgress,
+    SampleFinished,
+    TextDelta,
+    ToolCallDelta,
+    finish_reason,
+    timings,
+)
+from gemmule.serve.generation import Generation
+from gemmule.serve.openai import answers
+from gemmule.serve.openai.chunks import ChunkFrame, answer_fields
+from gemmule.serve.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
+from gemmule.serve.openai.schemas import CompletionRequest
+from gemmule.serve.prompts import check_room, encode
+from gemmule.serve.request_body import read_body
+from gemmule.serve.route import ApiRoute, hold
+from gemmule.serve.settings import ServeSettings
+from gemmule.serve.sse import EventStream, json_bytes
+from gemmule.serve.state import state_of, use_model
+
+_TEXT_END = b',"logprobs":null,"finish_reason":null}'
+
+
+async def completions(request: Request) -> Response:
+    """Continues prompts."""
+    body = await read_body(request, CompletionRequest)
+    body.check()
+    settings = state_of(request).settings
+    served = await use_model(request, body.model)
+    prompts = [await _encoded(served.lm, body, prompt) for prompt in body.prompt]
+    requests = [_engine_request(served.lm, settings, body, ids) for ids in prompts]
+    samples = sum(r.params.n for r in requests)
+    if samples > settings.max_waiting:
+        raise ApiError(
+            400,
+            f"the request asks for {samples} answers; this server takes at most "
+            f"{settings.max_waiting} at a time: send it in parts",
+            param="prompt",
+        )
+    generation = Generation(
+        served,
+        requests,
+        settings,
+        stream=bool(body.stream),
+        report_progress=bool(body.return_progress),
+    )
+    await hold(request, generation)
+    model, tokenizer = body.model or served.name, served.lm.tokenizer
+    echo = [_echo(tokenizer, body, i, ids) for i, ids in enumerate(prompts)]
+    if body.stream:
+        writer = CompletionStream(body, requests, echo, generation, tokenizer, model)
+        return EventStream(generation, writer)
+    results = await generation.result(request.receive)
+    n = requests[0].params.n
+    answer = answer_fields("text_completion", "cmpl", model)
+    answer["choices"] = [
+        _choice(i, completion, body, prompts[i // n], echo[i // n], tokenizer)
+        for i, completion in enumerate(results)
+    ]
+    answer["usage"] = generation.usage().openai()
+    answer["timings"] = timings(results) if len(prompts) == 1 else None
+    return Response(json_bytes(answer), media_type="application/json")
+
+
+async def _encoded(
+    lm: LanguageModel, body: CompletionRequest, prompt: str | tuple[int, ...]
+) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        return prompt
+    return tuple(await encode(lm, prompt, bos=body.add_special_tokens is not False))
+
+
+def _engine_request(
+    lm: LanguageModel, settings: ServeSettings, body: CompletionRequest, ids: tuple[int, ...]
+) -> EngineRequest:
+    room = check_room(lm, len(ids), wanted=0 if body.max_tokens == 0 else 1)
+    params = body.sampling_params(
+        settings, max_tokens=body.max_tokens, room=room, logprobs=body.logprobs, least_tokens=0
+    )
+    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+        params = replace(params, prompt_logprobs=body.logprobs)
+    return EngineRequest(ids, params)
+
+
+def _echo(tokenizer: Tokenizer, body: CompletionRequest, i: int, ids: Sequence[int]) -> str:
+    """The prompt as its answer begins with it."""
+    if not body.echo:
+        return ""
+    prompt = body.prompt[i]
+    return prompt if isinstance(prompt, str) else tokenizer.decode(ids)
+
+
+def _choice(
+    index: int,
+    completion: Completion,
+    body: CompletionRequest,
+    prompt: Sequence[int],
+    echo: str,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "index": index,
+        "text": echo + completion.text,
+        "logprobs": None,
+        "finish_reason": finish_reason(completion),
+    }
+    scored = completion.prompt_logprobs or ()
+    if body.logprobs is not None:
+        lists = CompletionLogprobs(tokenizer)
+        parts = [lists.first_token(prompt[0]), lists.of(scored)] if body.echo else []
+        choice["logprobs"] = joined(*parts, lists.of(completion.logprobs or ()))
+    if body.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = prompt_logprobs(tokenizer, scored)
+    if body.return_token_ids:
+        choice["prompt_token_ids"] = [*prompt]
+        choice["token_ids"] = [*completion.ids]
+    return choice
+
+
+class CompletionStream:
+    """Writes the stream of completions."""
+
+    def __init__(
+        self,
+        body: CompletionRequest,
+        requests: Sequence[EngineRequest],
+        echo: Sequence[str],
+        generation: Generation,
+        tokenizer: Tokenizer,
+        model: str,
+    ) -> None:
+        """Prepares one stream, with one id and time."""
+        fields = answer_fields("text_completion", "cmpl", model)
+        self._frame = ChunkFrame(fields, generation, body, '"text":')
+        self._body, self._tokenizer = body, tokenizer
+        n = requests[0].params.n
+        self._prompts = [request.prompt for request in requests for _ in range(n)]
+        self._echo = [text for text in echo for _ in range(n)]
+        self._lists: list[CompletionLogprobs] = []
+        if body.logprobs is not None:
+            self._lists = [CompletionLogprobs(tokenizer) for _ in self._prompts]
+        self._plain = body.logprobs is None and not body.return_token_ids
+
+    def start(self) -> bytes:
+        """The prompts, if they are echoed or their ids are asked for."""
+        body = self._body
+        if not (body.echo or body.return_token_ids):
+            return b""
+        chunks = []
+        for sample, prompt in enumerate(self._prompts):
+            choice = _part(sample, self._echo[sample])
+            if self._lists and body.echo:
+                choice["logprobs"] = self._lists[sample].first_token(prompt[0])
+            if body.return_token_ids:
+                choice["prompt_token_ids"] = [*prompt]
+            chunks.append(self._frame.chunk([choice]))
+        return b"".join(chunks)
+
+    def write(self, events: Sequence[Event]) -> bytes:
+        """Chunks of a batch."""
+        return b"".join(map(self._event, events))
+
+    def end(self) -> bytes:
+        """The usage, if asked for, and the end."""
+        return self._frame.end()
+
+    def fail(self, error: ApiError) -> bytes:
+        """An error and the end."""
+        return self._frame.fail(error)
+
+    def _event(self, event: Event) -> bytes:
+        match event:
+            case TextDelta():
+                return self._text(event)
+            case PromptProgress():
+                return self._frame.progress(_part(event.sample, ""), event)
+            case SampleFinished():
+                choice = _part(event.sample, "", event.finish_reason)
+                return self._frame.finished(choice, event.completion)
+            case ToolCallDelta():
+                raise AssertionError("completions have no tools")
+
+    def _text(self, event: TextDelta) -> bytes:
+        if self._plain:
+            return self._frame.text(event.sample, event.text, _TEXT_END) if event.text else b""
+        choice = _part(event.sample, event.text)
+        if self._lists:
+            entries = (*event.prompt_logprobs, *event.logprobs)
+            choice["logprobs"] = self._lists[event.sample].of(entries)
+        if self._body.return_token_ids:
+            choice["token_ids"] = [*event.ids]
+        return self._frame.chunk([choice])
+
+
+def _part(sample: int, text: str, reason: str | None = None) -> dict[str, Any]:
+    return {"index": sample, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def routes() -> list[ApiRoute]:
+    """Routes of this module."""
+    return [
+        ApiRoute(
+            method="POST", path="/v1/completions", handler=completions, body=CompletionRequest,
+            answer=answers.Completion, event=answers.Completion,
+            summary="Continues a text, or each of several",
+        )
+    ]  # fmt: skip

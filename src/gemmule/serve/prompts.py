@@ -1,0 +1,88 @@
+"""Texts to token ids, without holding up the event loop, and without reading what cannot fit."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+from gemmule.infer.language_model import LanguageModel
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.serve.api_errors import ApiError
+
+T = TypeVar("T")
+
+_IN_PLACE = 2048  # characters; encoding fewer takes less time than waking a thread
+_pool = ThreadPoolExecutor(2, "gemmule-tokenize")
+_longest_tokens: WeakKeyDictionary[Tokenizer, int] = WeakKeyDictionary()
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """Runs work on a text of `size` characters, in a thread if it is long."""
+    if size <= _IN_PLACE:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_pool, work)
+
+
+async def encode(lm: LanguageModel, text: str, *, bos: bool = True) -> list[int]:
+    """Encodes a prompt; text never becomes control tokens.
+
+    Raises:
+        ApiError: 400 if it is certainly longer than the context.
+        MissingTokenizerError: if the model has none.
+    """
+    tokenizer = lm.tokenizer
+    check_size(lm, len(text))
+    return await off_loop(len(text), lambda: tokenizer.encode(text, bos=bos))
+
+
+def check_size(lm: LanguageModel, characters: int, param: str = "prompt") -> None:
+    """Refuses a text before it is encoded if it cannot fit, however few tokens it has.
+
+    Args:
+        lm: the model.
+        characters: length of the text.
+        param: name of the field that it is in.
+
+    Raises:
+        ApiError: 400.
+    """
+    context = lm.config.max_position_embeddings
+    least = characters // _longest_token(lm.tokenizer)
+    if least >= context:
+        raise _too_long(f"at least {least}", context, param)
+
+
+def check_room(lm: LanguageModel, tokens: int, wanted: int = 1, param: str = "prompt") -> int:
+    """Returns the number of tokens that may follow a prompt.
+
+    Args:
+        lm: the model.
+        tokens: length of the prompt.
+        wanted: number of tokens that shall follow at least.
+        param: name of the field that the prompt is in.
+
+    Raises:
+        ApiError: 400 if there is no room for them.
+    """
+    context = lm.config.max_position_embeddings
+    if tokens + wanted > context:
+        raise _too_long(str(tokens), context, param)
+    return context - tokens
+
+
+def _too_long(tokens: str, context: int, param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"the prompt has {tokens} tokens; this model's context is {context}, prompt and answer "
+        "together: shorten the prompt",
+        code="context_length_exceeded",
+        param=param,
+    )
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """The largest number of bytes that one token stands for, and so of characters; 1 or more."""
+    if tokenizer not in _longest_tokens:
+        _longest_tokens[tokenizer] = max(1, int(tokenizer.token_bytes().max()))
+    return _longest_tokens[tokenizer]
