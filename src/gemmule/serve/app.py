@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemmule.serve import health, model_list, page
+from gemmule.serve import health, model_list, page, tokenize
 from gemmule.serve.api_errors import ApiError
+from gemmule.serve.openai import chat_completions, completions
 from gemmule.serve.route import ApiRoute, Endpoint
 from gemmule.serve.served_models import ServedModels
 from gemmule.serve.settings import ServeSettings
@@ -23,6 +24,9 @@ from gemmule.serve.state import ServeState
 ROUTES: tuple[Callable[[], list[ApiRoute]], ...] = (
     health.routes,
     model_list.routes,
+    chat_completions.routes,
+    completions.routes,
+    tokenize.routes,
 )
 
 

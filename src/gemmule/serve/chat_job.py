@@ -1,4 +1,4 @@
-"""From a conversation and its settings to a request for the engine, for the chats of all protocols."""
+"""From a conversation and its settings to a request for the engine; for all protocols."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The engine's work for one HTTP request: submitted, followed, and cancelled when the client leaves.
+"""The engine's work for one HTTP request, cancelled when the client leaves.
 
 A `Generation` is a context that is left when the answer has been sent; whatever still runs then is
 cancelled, and its pages are free before the engine's next step.
@@ -216,10 +216,10 @@ class Generation:
         ended = output.completion is not None or output.error is not None
         if output.prompt_progress is not None:
             self._cached[output.request_id] = output.prompt_progress.cached
-        if not (ended or output.ids or output.text or output.prompt_logprobs):
-            if output.prompt_progress is None or not self._report_progress:
-                return
-        if self._failure is not None or not (ended or self._stream):
+        tokens = output.ids or output.prompt_logprobs
+        progress = output.prompt_progress is not None and self._report_progress
+        news = ended or (self._stream and (tokens or output.text or progress))
+        if not news or self._failure is not None:
             return
         self._inbox.append(output)
         self._behind += len(output.ids) + len(output.prompt_logprobs)

@@ -1,7 +1,7 @@
 """Conversations in terms of no protocol, and their turns as the model reads them.
 
-Gemma 2 knows turns of a user and of a model, with a system message before the first. A tool's result
-is a part of the user's turn, and a call of a tool is text of the model's turn.
+Gemma 2 knows turns of a user and of a model, with a system message before the first. A tool's
+result is a part of the user's turn, and a call of a tool is text of the model's turn.
 """
 
 import json
@@ -80,9 +80,7 @@ def call_text(call: ToolCall) -> str:
     return json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
 
 
-def _with_instructions(
-    messages: Sequence[ChatMessage], instructions: str
-) -> Iterator[ChatMessage]:
+def _with_instructions(messages: Sequence[ChatMessage], instructions: str) -> Iterator[ChatMessage]:
     if instructions and messages and messages[0].role == "system":
         text = f"{messages[0].content}\n\n{instructions}"
         yield ChatMessage(role="system", content=text)

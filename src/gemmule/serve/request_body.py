@@ -1,5 +1,6 @@
 """Bodies of requests: JSON to a pydantic model, and one clear error for what is wrong."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -8,10 +9,10 @@ from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
 from gemmule.config import nearest
-from gemmule.errors import brief
 from gemmule.serve.api_errors import ApiError
 
 Model = TypeVar("Model", bound=BaseModel)
+_LONGEST = 1000  # characters of a message
 
 
 class ApiModel(BaseModel):
@@ -62,38 +63,47 @@ def _explained(error: ValidationError, schema: type[BaseModel]) -> tuple[str, st
     """The message for the first thing that is wrong, and the field of the body that it is in."""
     details = error.errors(include_url=False)
     detail = details[0]
-    place = detail["loc"]
+    place, message = detail["loc"], detail["msg"]
+    path = ".".join(map(str, place))
     field = str(place[0]) if place else None
     match detail["type"]:
         case "json_invalid":
-            return f"the body is not valid JSON: {detail['ctx']['error']}", None
+            message = f"the body is not valid JSON: {detail['ctx']['error']}"
         case "refused":
-            inside = ".".join(map(str, place))
-            name = detail["ctx"]["field"]
-            return (f"{inside}: " if inside else "") + detail["msg"], field or name
+            message = f"{path}: {message}" if path else message
+            field = field or detail["ctx"]["field"]
         case "extra_forbidden":
-            hint = f"; {nearest(str(field), _names(schema))}" if len(place) == 1 else ""
-            return f"unknown parameter {_path(place)!r:.200}{hint}", field
+            hint = f"; {nearest(path, _names(schema))}" if len(place) == 1 else ""
+            message = f"unknown parameter {path!r:.200}{hint}"
         case "missing":
-            return f"{_path(place)} is missing", field
-    if field is None:
-        return f"the body must be a JSON object, got {brief(detail['input'])}", None
-    if len({d["loc"][0] for d in details if d["loc"]}) == 1 and len(details) > 1:
-        # One field that may have several forms: say what each form would need.
-        reasons = dict.fromkeys(_reason(d["msg"]) for d in details)
-        return f"{field} is {brief(detail['input'])}: {'; or '.join(reasons)}"[:1000], field
-    return f"{_path(place)} is {brief(detail['input'])}: {_reason(detail['msg'])}", field
+            message = f"{path} is missing"
+        case _ if field is None:
+            message = f"the body must be a JSON object, got {_shown(detail['input'])}"
+        case _ if len({d["loc"][:1] for d in details}) == 1 < len(details):
+            # A field that may have several forms: what each would need.
+            reasons = dict.fromkeys(_reason(d["msg"]) for d in details)
+            message = f"{field} is {_shown(detail['input'])}: {'; or '.join(reasons)}"
+        case _:
+            message = f"{path} is {_shown(detail['input'])}: {_reason(message)}"
+    return message[:_LONGEST], field
 
 
 def _names(schema: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in schema.model_fields.items()]
 
 
-def _path(place: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, place))
-
-
 def _reason(message: str) -> str:
-    for start in ("Input should be ", "Value error, "):
-        message = message.removeprefix(start)
-    return message if message.startswith("it must") else f"it must be {message}"
+    """Pydantic's message as the end of a sentence."""
+    for start in ("Input should be ", "Value should be "):
+        if message.startswith(start):
+            return f"it must be {message.removeprefix(start)}"
+    return message[0].lower() + message[1:]
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, cut."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

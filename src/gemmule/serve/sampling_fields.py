@@ -17,7 +17,7 @@ def _stops(value: Any) -> Any:
         return ()
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(s, str) and s for s in values):
-        raise PydanticCustomError("stop", "it must be a text, or a list of texts, none of them empty")
+        raise PydanticCustomError("stop", "it must be one text or several, none empty")
     return tuple(values)
 
 

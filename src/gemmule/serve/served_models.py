@@ -11,6 +11,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer.async_driver import AsyncEngine
 from gemmule.infer.language_model import LanguageModel
 from gemmule.serve.api_errors import ApiError
+from gemmule.serve.dispatcher import StepDispatcher
 from gemmule.serve.model_source import ModelSource
 from gemmule.serve.settings import ServeSettings
 
@@ -23,6 +24,7 @@ class ServedModel:
         source: where it comes from.
         lm: model and tokenizer.
         engine: runs its requests.
+        dispatcher: hands their outputs to the event loop.
         created: when it was loaded, in seconds since 1970.
         users: number of requests that use it.
         last_used: `time.monotonic` of the last request's end.
@@ -31,6 +33,7 @@ class ServedModel:
     source: ModelSource
     lm: LanguageModel
     engine: AsyncEngine
+    dispatcher: StepDispatcher
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
     last_used: float = 0.0
@@ -153,6 +156,9 @@ class ServedModels:
             name = source.names[0]
             if name not in self._loaded:
                 lm = await asyncio.to_thread(source.load)
-                engine = lm.async_engine(max_waiting=self._settings.max_waiting)
-                self._loaded[name] = ServedModel(source, lm, engine)
+                dispatcher = StepDispatcher(asyncio.get_running_loop())
+                engine = lm.async_engine(
+                    max_waiting=self._settings.max_waiting, after_step=dispatcher.after_step
+                )
+                self._loaded[name] = ServedModel(source, lm, engine, dispatcher)
             return self._loaded[name]

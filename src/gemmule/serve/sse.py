@@ -30,7 +30,7 @@ def data_event(value: Any) -> bytes:
 
 
 class StreamWriter(Protocol):
-    """Writes the events of one stream in a protocol's form; whole events, with their blank lines."""
+    """Writes the events of one stream in a protocol's form, each with its blank line."""
 
     def start(self) -> bytes:
         """What is sent at once, before the engine has done anything."""

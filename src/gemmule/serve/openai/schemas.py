@@ -264,9 +264,7 @@ def _is_id(value: Any) -> bool:
 
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],
-    BeforeValidator(
-        _prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
-    ),
+    BeforeValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]
 
 
