@@ -2,15 +2,17 @@
 
 import secrets
 import time
+from importlib import metadata
 from typing import Any
 
-import gemmule
 from gemmule.infer.core.request import Completion
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.events import PromptProgress, timings
 from gemmule.serve.generation import Generation
 from gemmule.serve.openai.schemas import CommonFields
 from gemmule.serve.sse import DONE, data_event, json_bytes
+
+_FINGERPRINT = f"gemmule-{metadata.version('gemmule')}"
 
 
 def answer_fields(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def answer_fields(kind: str, prefix: str, model: str) -> dict[str, Any]:
         "object": kind,
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": f"gemmule-{gemmule.__version__}",
+        "system_fingerprint": _FINGERPRINT,
     }
 
 
