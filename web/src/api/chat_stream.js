@@ -1,9 +1,9 @@
 // One streamed chat completion.
 
-import { request } from './client.js';
-import { ApiError, unreachable } from './errors.js';
-import { sseParser } from './sse.js';
-import { tokenOf } from '../generation/tokens.js';
+import { request } from "./client.js";
+import { ApiError, unreachable } from "./errors.js";
+import { sseParser } from "./sse.js";
+import { tokenOf } from "../generation/tokens.js";
 
 /** Alternatives asked for with each token. */
 const ALTERNATIVES = 5;
@@ -39,13 +39,13 @@ export function requestBody({ model, messages, sampling, goOn, logprobs }) {
  * @throws {ApiError} for an error status, an error event, or a stream that breaks off
  */
 export async function* chatStream(body, signal) {
-  const response = await request('v1/chat/completions', {
-    method: 'POST',
-    headers: { 'content-type': 'application/json' },
+  const response = await request("v1/chat/completions", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
     body: JSON.stringify(body),
     signal,
   });
-  if (!response.body) throw new ApiError('The server sent no stream.');
+  if (!response.body) throw new ApiError("The server sent no stream.");
   const reader = response.body.getReader();
   // stream: true keeps the beginning of a character until its other bytes have come.
   const decoder = new TextDecoder();
@@ -55,9 +55,9 @@ export async function* chatStream(body, signal) {
       const { value, done } = await reader.read().catch((error) => {
         throw signal.aborted ? error : unreachable();
       });
-      if (done) throw new ApiError('The connection ended before the answer was complete.');
+      if (done) throw new ApiError("The connection ended before the answer was complete.");
       for (const data of parse(decoder.decode(value, { stream: true }))) {
-        if (data === '[DONE]') return;
+        if (data === "[DONE]") return;
         yield* eventsOf(JSON.parse(data));
       }
     }
@@ -74,28 +74,33 @@ export async function* chatStream(body, signal) {
 export function* eventsOf(chunk) {
   if (chunk.error) {
     const code = Number(chunk.error.code);
-    throw new ApiError(String(chunk.error.message ?? 'The server reported an error.'), {
+    throw new ApiError(String(chunk.error.message ?? "The server reported an error."), {
       status: Number.isInteger(code) ? code : null,
     });
   }
-  if (chunk.prompt_progress) yield { type: 'progress', progress: progressOf(chunk.prompt_progress) };
+  if (chunk.prompt_progress)
+    yield { type: "progress", progress: progressOf(chunk.prompt_progress) };
   for (const choice of chunk.choices ?? []) {
-    const text = choice.delta?.content ?? '';
+    const text = choice.delta?.content ?? "";
     const tokens = (choice.logprobs?.content ?? []).map(tokenOf);
-    if (text || tokens.length) yield { type: 'text', text, tokens };
+    if (text || tokens.length) yield { type: "text", text, tokens };
     if (choice.finish_reason) {
       yield {
-        type: 'finish',
+        type: "finish",
         reason: choice.finish_reason,
         timings: chunk.timings ?? null,
         energy: chunk.energy ?? null,
       };
     }
   }
-  if (chunk.usage) yield { type: 'usage', usage: chunk.usage };
+  if (chunk.usage) yield { type: "usage", usage: chunk.usage };
 }
 
 /** @param {any} sent */
 function progressOf(sent) {
-  return { total: sent.total ?? 0, cache: sent.cache ?? sent.cached ?? 0, processed: sent.processed ?? 0 };
+  return {
+    total: sent.total ?? 0,
+    cache: sent.cache ?? sent.cached ?? 0,
+    processed: sent.processed ?? 0,
+  };
 }

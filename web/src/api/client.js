@@ -1,12 +1,12 @@
 // Requests to the server that served this page, with the key if it wants one.
 
-import { ApiError, errorOf, unreachable } from './errors.js';
+import { ApiError, errorOf, unreachable } from "./errors.js";
 
-const KEY = 'gemmule.key';
+const KEY = "gemmule.key";
 
 /** The API key of this tab; sessionStorage forgets it with the tab. */
 export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? '',
+  get: () => sessionStorage.getItem(KEY) ?? "",
   /** @param {string} value */
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
@@ -33,10 +33,10 @@ export async function request(path, init = {}) {
   for (;;) {
     const used = key.get();
     const headers = new Headers(init.headers);
-    if (used) headers.set('authorization', `Bearer ${used}`);
+    if (used) headers.set("authorization", `Bearer ${used}`);
     let response;
     try {
-      response = await fetch(path, { ...init, headers, credentials: 'same-origin' });
+      response = await fetch(path, { ...init, headers, credentials: "same-origin" });
     } catch (error) {
       if (init.signal?.aborted) throw error;
       throw unreachable();
@@ -52,8 +52,8 @@ export async function request(path, init = {}) {
 
 /** @returns {Promise<import('../types.js').ModelInfo[]>} */
 export async function fetchModels() {
-  const body = await (await request('v1/models')).json();
-  if (!Array.isArray(body?.data)) throw new ApiError('/v1/models did not send a list of models.');
+  const body = await (await request("v1/models")).json();
+  if (!Array.isArray(body?.data)) throw new ApiError("/v1/models did not send a list of models.");
   return body.data;
 }
 
@@ -62,15 +62,15 @@ export async function fetchCard(name) {
   return (await request(`v1/models/${encodeURIComponent(name)}/card`)).text();
 }
 
-/** Prometheus text. @param {AbortSignal} [signal] */
-export async function fetchMetrics(signal) {
-  return (await request('metrics', { signal })).text();
+/** Prometheus text. */
+export async function fetchMetrics() {
+  return (await request("metrics")).text();
 }
 
 /** True if the server runs and takes requests. No key is needed. */
 export async function isHealthy() {
   try {
-    return (await fetch('health', { cache: 'no-store' })).ok;
+    return (await fetch("health", { cache: "no-store" })).ok;
   } catch {
     return false;
   }

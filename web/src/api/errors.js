@@ -8,7 +8,7 @@ export class ApiError extends Error {
    */
   constructor(message, { status = null, retryAfter = null } = {}) {
     super(message);
-    this.name = 'ApiError';
+    this.name = "ApiError";
     this.status = status;
     this.retryAfter = retryAfter;
   }
@@ -21,7 +21,7 @@ export class ApiError extends Error {
 
 /** The server did not answer: stopped, restarting, or out of reach. */
 export function unreachable() {
-  return new ApiError('The server does not answer. It may be restarting.');
+  return new ApiError("The server does not answer. It may be restarting.");
 }
 
 /**
@@ -29,8 +29,8 @@ export function unreachable() {
  * @param {Response} response
  */
 export async function errorOf(response) {
-  const text = await response.text().catch(() => '');
-  const seconds = Number.parseFloat(response.headers.get('retry-after') ?? '');
+  const text = await response.text().catch(() => "");
+  const seconds = Number.parseFloat(response.headers.get("retry-after") ?? "");
   return new ApiError(messageOf(text) || `The server answered ${response.status}.`, {
     status: response.status,
     retryAfter: Number.isFinite(seconds) ? seconds : null,
@@ -41,9 +41,9 @@ export async function errorOf(response) {
 function messageOf(text) {
   try {
     const message = JSON.parse(text)?.error?.message;
-    if (typeof message === 'string') return message;
+    if (typeof message === "string") return message;
   } catch {
     // Not JSON: a proxy's page or a line of text.
   }
-  return text.startsWith('<') ? '' : text.slice(0, 500).trim();
+  return text.startsWith("<") ? "" : text.slice(0, 500).trim();
 }

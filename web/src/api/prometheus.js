@@ -6,11 +6,11 @@
  */
 export function sumsByName(text) {
   const sums = new Map();
-  for (const line of text.split('\n')) {
+  for (const line of text.split("\n")) {
     const match = /^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)/.exec(line);
     if (!match) continue;
-    const [, name = '', number = ''] = match;
-    const value = Number(number.replace('Inf', 'Infinity'));
+    const [, name = "", number = ""] = match;
+    const value = Number(number.replace("Inf", "Infinity"));
     if (!Number.isNaN(value)) sums.set(name, (sums.get(name) ?? 0) + value);
   }
   return sums;
@@ -42,16 +42,16 @@ export function liveFigures(now, before, seconds) {
     if (last === undefined || current === null || seconds <= 0 || current < last) return null;
     return (current - last) / seconds;
   };
-  const queries = value('prefix_cache_queries_total') ?? value('prefix_cache_queries');
-  const hits = value('prefix_cache_hits_total') ?? value('prefix_cache_hits');
+  const queries = value("prefix_cache_queries_total") ?? value("prefix_cache_queries");
+  const hits = value("prefix_cache_hits_total") ?? value("prefix_cache_hits");
   return {
-    running: value('num_requests_running'),
-    waiting: value('num_requests_waiting'),
-    cacheUsage: value('kv_cache_usage_perc'),
+    running: value("num_requests_running"),
+    waiting: value("num_requests_waiting"),
+    cacheUsage: value("kv_cache_usage_perc"),
     cacheHits: queries && hits !== null ? hits / queries : null,
-    tokensPerSecond: rate('generation_tokens_total'),
-    watts: rate('energy_joules_total'),
-    joules: value('energy_joules_total'),
-    answered: value('request_success_total'),
+    tokensPerSecond: rate("generation_tokens_total"),
+    watts: rate("energy_joules_total"),
+    joules: value("energy_joules_total"),
+    answered: value("request_success_total"),
   };
 }

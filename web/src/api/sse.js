@@ -8,7 +8,7 @@
  * it: its data may be incomplete.
  */
 export function sseParser() {
-  let rest = '';
+  let rest = "";
   /** @type {string[]} */
   let data = [];
   let atStart = true;
@@ -28,13 +28,13 @@ export function sseParser() {
       if (!end) break;
       const line = rest.slice(from, end.at);
       from = end.next;
-      if (line === '') {
-        if (data.length) events.push(data.join('\n'));
+      if (line === "") {
+        if (data.length) events.push(data.join("\n"));
         data = [];
-      } else if (line.startsWith('data:')) {
+      } else if (line.startsWith("data:")) {
         data.push(line.slice(line.charCodeAt(5) === 0x20 ? 6 : 5));
-      } else if (line === 'data') {
-        data.push('');
+      } else if (line === "data") {
+        data.push("");
       }
     }
     rest = rest.slice(from);

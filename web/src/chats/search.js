@@ -3,7 +3,7 @@
 /** @param {string} text */
 function folded(text) {
   // Without accents and case, so that "resume" finds "Résumé".
-  return text.normalize('NFD').replace(/\p{M}/gu, '').toLowerCase();
+  return text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
 }
 
 /** @param {string} query @returns {string[]} */

@@ -10,7 +10,9 @@ export const LARGEST = 256 * 1024;
  */
 export async function readTextFile(file) {
   if (file.size > LARGEST) {
-    throw new Error(`${file.name} has ${Math.ceil(file.size / 1024)} KiB; at most ${LARGEST / 1024} KiB can be sent.`);
+    throw new Error(
+      `${file.name} has ${Math.ceil(file.size / 1024)} KiB; at most ${LARGEST / 1024} KiB can be sent.`,
+    );
   }
   return { name: file.name, text: decodeText(new Uint8Array(await file.arrayBuffer()), file.name) };
 }
@@ -19,10 +21,10 @@ export async function readTextFile(file) {
 export function decodeText(bytes, name) {
   let text;
   try {
-    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch {
     throw new Error(`${name} is not a text file in UTF-8.`);
   }
-  if (text.includes('\0')) throw new Error(`${name} is not a text file.`);
-  return text.replaceAll('\r\n', '\n');
+  if (text.includes("\0")) throw new Error(`${name} is not a text file.`);
+  return text.replaceAll("\r\n", "\n");
 }

@@ -6,16 +6,16 @@
 /** @typedef {import('../types.js').Run} Run */
 /** @typedef {{conversation: Conversation, messages: Message[]}} Chat */
 
-const FORMAT = 'gemmule-conversations';
+const FORMAT = "gemmule-conversations";
 const VERSION = 1;
 const SAMPLING = /** @type {const} */ ([
-  'temperature',
-  'top_p',
-  'top_k',
-  'min_p',
-  'repetition_penalty',
-  'seed',
-  'max_tokens',
+  "temperature",
+  "top_p",
+  "top_k",
+  "min_p",
+  "repetition_penalty",
+  "seed",
+  "max_tokens",
 ]);
 
 /** What is wrong with a file, said so that its owner can find the place. */
@@ -38,15 +38,19 @@ export function importText(text, newId) {
   try {
     file = JSON.parse(text);
   } catch {
-    throw new ImportError('This is not a JSON file.');
+    throw new ImportError("This is not a JSON file.");
   }
   if (file?.format !== FORMAT) {
-    throw new ImportError(`This is not a file of conversations exported from here: "format" is not "${FORMAT}".`);
+    throw new ImportError(
+      `This is not a file of conversations exported from here: "format" is not "${FORMAT}".`,
+    );
   }
   if (file.version !== VERSION) {
-    throw new ImportError(`The file has version ${JSON.stringify(file.version)}; this page reads version ${VERSION}.`);
+    throw new ImportError(
+      `The file has version ${JSON.stringify(file.version)}; this page reads version ${VERSION}.`,
+    );
   }
-  return list(file.conversations, 'conversations').map((sent, index) =>
+  return list(file.conversations, "conversations").map((sent, index) =>
     readChat(record(sent, `conversations[${index}]`), `conversations[${index}]`, newId),
   );
 }
@@ -63,13 +67,15 @@ function readChat(sent, at, newId) {
     if (ids.has(id)) throw new ImportError(`${at}.messages[${index}].id: "${id}" is there twice.`);
     ids.set(id, newId());
   });
-  const messages = sentMessages.map((message, index) => readMessage(message, `${at}.messages[${index}]`, ids));
+  const messages = sentMessages.map((message, index) =>
+    readMessage(message, `${at}.messages[${index}]`, ids),
+  );
   refuseCycles(messages, at);
   /** @type {Record<string, string>} */
   const selected = {};
   for (const [parent, child] of Object.entries(record(sent.selected ?? {}, `${at}.selected`))) {
-    const key = parent === '' ? '' : ids.get(parent);
-    const value = typeof child === 'string' ? ids.get(child) : undefined;
+    const key = parent === "" ? "" : ids.get(parent);
+    const value = typeof child === "string" ? ids.get(child) : undefined;
     if (key !== undefined && value !== undefined) selected[key] = value;
   }
   const conversation = {
@@ -78,9 +84,11 @@ function readChat(sent, at, newId) {
     named: sent.named === true,
     created: number(sent.created, `${at}.created`),
     updated: number(sent.updated, `${at}.updated`),
-    system: optional(sent.system, string, `${at}.system`) ?? '',
+    system: optional(sent.system, string, `${at}.system`) ?? "",
     sampling: readSampling(sent.sampling ?? {}, `${at}.sampling`),
-    models: list(sent.models ?? [], `${at}.models`).map((name) => string(name, `${at}.models`)).slice(0, 2),
+    models: list(sent.models ?? [], `${at}.models`)
+      .map((name) => string(name, `${at}.models`))
+      .slice(0, 2),
     selected,
   };
   return { conversation, messages };
@@ -89,11 +97,12 @@ function readChat(sent, at, newId) {
 /** @param {Record<string, unknown>} sent @param {string} at @param {Map<string, string>} ids @returns {Message} */
 function readMessage(sent, at, ids) {
   const role = string(sent.role, `${at}.role`);
-  if (role !== 'user' && role !== 'assistant') {
+  if (role !== "user" && role !== "assistant") {
     throw new ImportError(`${at}.role is "${role}"; it has to be "user" or "assistant".`);
   }
   const parent = sent.parent === null ? null : ids.get(string(sent.parent, `${at}.parent`));
-  if (parent === undefined) throw new ImportError(`${at}.parent is not the id of a message in the conversation.`);
+  if (parent === undefined)
+    throw new ImportError(`${at}.parent is not the id of a message in the conversation.`);
   const content = string(sent.content, `${at}.content`);
   /** @type {Message} */
   const message = {
@@ -106,7 +115,10 @@ function readMessage(sent, at, ids) {
   if (sent.files !== undefined) {
     message.files = list(sent.files, `${at}.files`).map((file, index) => {
       const { name, text } = record(file, `${at}.files[${index}]`);
-      return { name: string(name, `${at}.files[${index}].name`), text: string(text, `${at}.files[${index}].text`) };
+      return {
+        name: string(name, `${at}.files[${index}].name`),
+        text: string(text, `${at}.files[${index}].text`),
+      };
     });
   }
   if (sent.runs !== undefined) {
@@ -124,19 +136,23 @@ function readRun(sent, at, length) {
   return {
     model: string(sent.model, `${at}.model`),
     sampling: readSampling(sent.sampling ?? {}, `${at}.sampling`),
-    system: optional(sent.system, string, `${at}.system`) ?? '',
+    system: optional(sent.system, string, `${at}.system`) ?? "",
     start: Math.min(number(sent.start, `${at}.start`), length),
     tokens: list(sent.tokens ?? [], `${at}.tokens`).map((token, index) => {
       const fields = record(token, `${at}.tokens[${index}]`);
       return {
         ...readChoice(fields, `${at}.tokens[${index}]`),
         ...(fields.chosen === true && { chosen: true }),
-        alternatives: list(fields.alternatives ?? [], `${at}.tokens[${index}].alternatives`).map((choice) =>
-          readChoice(record(choice, `${at}.tokens[${index}].alternatives`), `${at}.tokens[${index}].alternatives`),
+        alternatives: list(fields.alternatives ?? [], `${at}.tokens[${index}].alternatives`).map(
+          (choice) =>
+            readChoice(
+              record(choice, `${at}.tokens[${index}].alternatives`),
+              `${at}.tokens[${index}].alternatives`,
+            ),
         ),
       };
     }),
-    finish: optional(sent.finish, string, `${at}.finish`) ?? 'interrupted',
+    finish: optional(sent.finish, string, `${at}.finish`) ?? "interrupted",
     timings: numbers(sent.timings, `${at}.timings`),
     energy: readEnergy(sent.energy, `${at}.energy`),
     usage: readUsage(sent.usage, `${at}.usage`),
@@ -145,9 +161,15 @@ function readRun(sent, at, length) {
 
 /** @param {Record<string, unknown>} sent @param {string} at */
 function readChoice(sent, at) {
-  const choice = { text: string(sent.text, `${at}.text`), logprob: number(sent.logprob, `${at}.logprob`) };
+  const choice = {
+    text: string(sent.text, `${at}.text`),
+    logprob: number(sent.logprob, `${at}.logprob`),
+  };
   if (sent.bytes === undefined) return choice;
-  return { ...choice, bytes: list(sent.bytes, `${at}.bytes`).map((byte) => number(byte, `${at}.bytes`) & 255) };
+  return {
+    ...choice,
+    bytes: list(sent.bytes, `${at}.bytes`).map((byte) => number(byte, `${at}.bytes`) & 255),
+  };
 }
 
 /** @param {unknown} sent @param {string} at @returns {import('../types.js').Sampling} */
@@ -185,7 +207,9 @@ function readUsage(sent, at) {
 /** The numbers of an object; null for none. @param {unknown} sent @param {string} at */
 function numbers(sent, at) {
   if (sent === undefined || sent === null) return null;
-  return Object.fromEntries(Object.entries(record(sent, at)).filter(([, value]) => typeof value === 'number'));
+  return Object.fromEntries(
+    Object.entries(record(sent, at)).filter(([, value]) => typeof value === "number"),
+  );
 }
 
 /** Every message has to lead back to a first one. @param {Message[]} messages @param {string} at */
@@ -198,7 +222,8 @@ function refuseCycles(messages, at) {
     /** @type {string | null | undefined} */
     let step = id;
     while (step && !rooted.has(step)) {
-      if (walk.has(step)) throw new ImportError(`${at}.messages: some messages follow each other in a circle.`);
+      if (walk.has(step))
+        throw new ImportError(`${at}.messages: some messages follow each other in a circle.`);
       walk.add(step);
       step = parents.get(step);
     }
@@ -208,7 +233,7 @@ function refuseCycles(messages, at) {
 
 /** @param {unknown} value @param {string} at @returns {Record<string, unknown>} */
 function record(value, at) {
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+  if (typeof value === "object" && value !== null && !Array.isArray(value)) {
     return /** @type {Record<string, unknown>} */ (value);
   }
   throw new ImportError(`${at} has to be an object.`);
@@ -222,13 +247,13 @@ function list(value, at) {
 
 /** @param {unknown} value @param {string} at */
 function string(value, at) {
-  if (typeof value === 'string') return value;
+  if (typeof value === "string") return value;
   throw new ImportError(`${at} has to be a text.`);
 }
 
 /** @param {unknown} value @param {string} at */
 function number(value, at) {
-  if (typeof value === 'number') return value;
+  if (typeof value === "number") return value;
   throw new ImportError(`${at} has to be a number.`);
 }
 

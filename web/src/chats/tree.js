@@ -4,7 +4,7 @@
 /** @typedef {import('../types.js').Conversation} Conversation */
 
 /** Key of the first messages in `selected` and in the index of children. */
-const ROOT = '';
+const ROOT = "";
 
 /** The messages of one conversation, indexed by id and by parent. */
 export class Tree {
@@ -48,7 +48,8 @@ export class Tree {
     for (;;) {
       const children = this.byParent.get(at);
       if (!children?.length) return path;
-      const next = children.find((child) => child.id === selected[at]) ?? children[children.length - 1];
+      const next =
+        children.find((child) => child.id === selected[at]) ?? children[children.length - 1];
       if (!next) return path;
       path.push(next);
       at = next.id;
@@ -58,7 +59,7 @@ export class Tree {
   /** From the first message down to this one. @param {Message} message @returns {Message[]} */
   ancestry(message) {
     const path = [message];
-    for (let at = message; at.parent !== null; ) {
+    for (let at = message; at.parent !== null;) {
       const parent = this.byId.get(at.parent);
       if (!parent) break;
       path.unshift(parent);
@@ -103,7 +104,7 @@ export class Tree {
  */
 export function apiMessages(system, path) {
   /** @type {import('../types.js').ApiMessage[]} */
-  const messages = system.trim() ? [{ role: 'system', content: system }] : [];
+  const messages = system.trim() ? [{ role: "system", content: system }] : [];
   for (const message of path) messages.push({ role: message.role, content: sentContent(message) });
   return messages;
 }
@@ -113,17 +114,17 @@ function sentContent(message) {
   if (!message.files?.length) return message.content;
   const files = message.files.map(({ name, text }) => {
     const longest = Math.max(2, ...[...text.matchAll(/`{3,}/g)].map((match) => match[0].length));
-    const fence = '`'.repeat(longest + 1);
-    return `${name}:\n${fence}\n${text.replace(/\n$/, '')}\n${fence}`;
+    const fence = "`".repeat(longest + 1);
+    return `${name}:\n${fence}\n${text.replace(/\n$/, "")}\n${fence}`;
   });
-  return [...files, message.content].filter(Boolean).join('\n\n');
+  return [...files, message.content].filter(Boolean).join("\n\n");
 }
 
 /** A conversation's title from its first message: one line, cut at a word. @param {string} text */
 export function titleOf(text, limit = 60) {
-  const line = text.replace(/\s+/g, ' ').trim();
-  if (line.length <= limit) return line || 'New conversation';
+  const line = text.replace(/\s+/g, " ").trim();
+  if (line.length <= limit) return line || "New conversation";
   const cut = line.slice(0, limit);
-  const space = cut.lastIndexOf(' ');
-  return `${cut.slice(0, space > limit / 2 ? space : limit).replace(/[\ud800-\udbff]$/, '')}…`;
+  const space = cut.lastIndexOf(" ");
+  return `${cut.slice(0, space > limit / 2 ? space : limit).replace(/[\ud800-\udbff]$/, "")}…`;
 }

@@ -9,8 +9,8 @@ const LONGEST = 300;
  * Code is named, not read out: the reader can walk to it in the answer itself.
  */
 export class SentenceReader {
-  #open = '';
-  #fence = '';
+  #open = "";
+  #fence = "";
 
   /** @param {string} text @returns {string[]} */
   feed(text) {
@@ -34,14 +34,14 @@ export class SentenceReader {
 
   /** Offset after the next whole line (in code) or sentence; -1 if none is complete. */
   #nextEnd() {
-    const newline = this.#open.indexOf('\n');
+    const newline = this.#open.indexOf("\n");
     // A line that may be a fence, or is code, is judged whole.
     if (this.#fence || /^\s*(`|~|$)/.test(this.#open)) return newline < 0 ? -1 : newline + 1;
     const stop = /[.!?…][)"'”’\]*_]*\s|[。！？]/.exec(this.#open);
     const end = stop ? stop.index + stop[0].length : -1;
     if (newline >= 0 && (end < 0 || newline < end)) return newline + 1;
     if (end >= 0 || this.#open.length <= LONGEST) return end;
-    return this.#open.lastIndexOf(' ', LONGEST) + 1 || LONGEST;
+    return this.#open.lastIndexOf(" ", LONGEST) + 1 || LONGEST;
   }
 
   /** @param {number} end @param {string[]} sentences */
@@ -50,15 +50,15 @@ export class SentenceReader {
     this.#open = this.#open.slice(end);
     const fence = /^\s*(`{3,}|~{3,})\s*([\w+#.-]*)/.exec(piece);
     if (this.#fence) {
-      if (fence && (fence[1] ?? '').startsWith(this.#fence)) {
-        this.#fence = '';
-        sentences.push('End of code.');
+      if (fence && (fence[1] ?? "").startsWith(this.#fence)) {
+        this.#fence = "";
+        sentences.push("End of code.");
       }
       return;
     }
     if (fence) {
-      this.#fence = fence[1] ?? '```';
-      sentences.push(fence[2] ? `Code in ${fence[2]}.` : 'Code.');
+      this.#fence = fence[1] ?? "```";
+      sentences.push(fence[2] ? `Code in ${fence[2]}.` : "Code.");
       return;
     }
     const spoken = plainText(piece);
@@ -69,10 +69,10 @@ export class SentenceReader {
 /** Markdown's marks taken off. @param {string} text */
 function plainText(text) {
   return text
-    .replace(/!?\[([^\]]*)\]\([^)]*\)/g, '$1')
-    .replace(/^\s*(#{1,6}|[-*+]|>|\d+[.)])\s+/, '')
-    .replace(/[*_`|]+/g, ' ')
-    .replace(/\s+/g, ' ')
-    .replace(/^[\s:-]+$/, '')
+    .replace(/!?\[([^\]]*)\]\([^)]*\)/g, "$1")
+    .replace(/^\s*(#{1,6}|[-*+]|>|\d+[.)])\s+/, "")
+    .replace(/[*_`|]+/g, " ")
+    .replace(/\s+/g, " ")
+    .replace(/^[\s:-]+$/, "")
     .trim();
 }

@@ -22,7 +22,11 @@ export class SpeedMeter {
     this.#marks.push({ time, count: this.#count });
     // One mark older than the window stays: the rate is measured from it.
     let drop = 0;
-    while (drop + 1 < this.#marks.length && time - (this.#marks[drop + 1]?.time ?? time) >= this.#window) drop++;
+    while (
+      drop + 1 < this.#marks.length &&
+      time - (this.#marks[drop + 1]?.time ?? time) >= this.#window
+    )
+      drop++;
     this.#marks.splice(0, drop);
   }
 

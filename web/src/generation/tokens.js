@@ -15,7 +15,7 @@
  * @property {number} first index of the first token in that run; -1 if none
  */
 
-const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const encoder = new TextEncoder();
 
 /** @param {number[]} bytes @returns {string | null} null if they are not whole characters */
@@ -30,7 +30,7 @@ function decode(bytes) {
 /** @param {import('../types.js').ApiTokenChoice} sent @returns {TokenChoice} */
 function choiceOf({ token, logprob, bytes }) {
   const text = bytes ? decode(bytes) : token;
-  return text === null ? { text: '', logprob, bytes: bytes ?? [] } : { text, logprob };
+  return text === null ? { text: "", logprob, bytes: bytes ?? [] } : { text, logprob };
 }
 
 /** What is kept of a token the server sent. @param {import('../types.js').ApiToken} sent @returns {Token} */
@@ -43,15 +43,16 @@ const bytesOf = (choice) => choice.bytes ?? encoder.encode(choice.text);
 
 /** How a choice is shown: invisible characters by a sign, lone bytes in hexadecimal. @param {TokenChoice} choice */
 export function visible(choice) {
-  if (choice.bytes) return choice.bytes.map((b) => `<0x${b.toString(16).toUpperCase().padStart(2, '0')}>`).join('');
-  return choice.text.replaceAll(' ', '␣').replaceAll('\n', '↵').replaceAll('\t', '⇥') || '∅';
+  if (choice.bytes)
+    return choice.bytes.map((b) => `<0x${b.toString(16).toUpperCase().padStart(2, "0")}>`).join("");
+  return choice.text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
 }
 
 /** A probability for reading, from its logarithm. @param {number} logprob */
 export function percent(logprob) {
   const p = 100 * Math.exp(logprob);
-  if (p >= 99.95) return '100%';
-  return p >= 0.1 ? `${p.toFixed(1)}%` : '<0.1%';
+  if (p >= 99.95) return "100%";
+  return p >= 0.1 ? `${p.toFixed(1)}%` : "<0.1%";
 }
 
 /** 0 for a token that was nearly certain to 4 for an unlikely one. @param {number} logprob */
@@ -73,7 +74,13 @@ export function piecesOf(message) {
   const pieces = [];
   const plain = (/** @type {number} */ start, /** @type {number} */ end) => {
     if (end > start) {
-      pieces.push({ text: message.content.slice(start, end), start, tokens: [], run: -1, first: -1 });
+      pieces.push({
+        text: message.content.slice(start, end),
+        start,
+        tokens: [],
+        run: -1,
+        first: -1,
+      });
     }
   };
   let at = 0;
@@ -125,7 +132,7 @@ export function branchFrom(message, piece, choice) {
   const runs = old.slice(0, piece.run + 1).map((run, index) => ({
     ...run,
     tokens: index < piece.run ? run.tokens : run.tokens.slice(0, piece.first),
-    finish: 'branched',
+    finish: "branched",
     timings: null,
     energy: null,
     usage: null,

@@ -1,0 +1,21 @@
+// The card of a model: what it is, what it was made of, where it fails.
+
+import { fetchCard } from "../../api/client.js";
+import { markdownView } from "../../markdown/view.js";
+import { h } from "../dom.js";
+import { openDialog } from "./ask.js";
+
+/** @param {string} name */
+export async function showCard(name) {
+  const body = h(
+    "div",
+    { class: "markdown", tabindex: "0", role: "region", "aria-label": "Model card" },
+    "Loading",
+  );
+  openDialog(name, [body], "wide");
+  try {
+    markdownView(body).finish(await fetchCard(name));
+  } catch (error) {
+    body.textContent = error instanceof Error ? error.message : String(error);
+  }
+}
