@@ -68,16 +68,16 @@ export interface PromptProgress {
 }
 
 export interface ApiMessage {
-  role: 'system' | 'user' | 'assistant';
+  role: "system" | "user" | "assistant";
   content: string;
 }
 
 /** One thing that happened in a streamed answer. */
 export type StreamEvent =
-  | { type: 'text'; text: string; tokens: Token[] }
-  | { type: 'progress'; progress: PromptProgress }
-  | { type: 'finish'; reason: string; timings: Timings | null; energy: Energy | null }
-  | { type: 'usage'; usage: Usage };
+  | { type: "text"; text: string; tokens: Token[] }
+  | { type: "progress"; progress: PromptProgress }
+  | { type: "finish"; reason: string; timings: Timings | null; energy: Energy | null }
+  | { type: "usage"; usage: Usage };
 
 // What this browser keeps -----------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ export interface Message {
   id: string;
   /** Id of the message this one follows; null for a conversation's first. */
   parent: string | null;
-  role: 'user' | 'assistant';
+  role: "user" | "assistant";
   content: string;
   /** Milliseconds since 1970. */
   created: number;

@@ -15,6 +15,7 @@ export class Composer {
   /** @type {import("../types.js").TextFile[]} */
   #files = [];
   #timer = 0;
+  #clock = 0;
   #loaded = "";
   #area = h("textarea", {
     id: "prompt",
@@ -208,6 +209,8 @@ export class Composer {
       lost: "The server does not answer. Trying again; what you write is kept.",
     }[this.#state.server];
     this.#updateGauge();
+    clearInterval(this.#clock);
+    if (running.length) this.#clock = window.setInterval(() => this.#updateGauge(), 500);
   }
 
   #updateGauge() {
@@ -217,11 +220,22 @@ export class Composer {
     this.#gauge.hidden = !size;
     this.#gaugeText.textContent = "";
     if (!size) return;
-    const used = run?.usage ? run.usage.prompt_tokens + run.usage.completion_tokens : 0;
+    const used = run ? usedContext(run, this.#state.running()) : 0;
     this.#gauge.max = size;
     this.#gauge.high = size * 0.8;
     this.#gauge.optimum = 0;
     this.#gauge.value = used;
     this.#gaugeText.textContent = `Context ${count(used)} of ${count(size)} tokens`;
   }
+}
+
+/**
+ * Tokens of the context that an answer's last run takes, so far if it is being made.
+ * @param {import("../types.js").Run} run
+ * @param {import("../generation/generation.js").Generation[]} running
+ */
+function usedContext(run, running) {
+  if (run.usage) return run.usage.prompt_tokens + run.usage.completion_tokens;
+  const generation = running.find(({ answer }) => answer.runs?.includes(run));
+  return generation ? (generation.progress?.total ?? 0) + generation.meter.count : 0;
 }

@@ -32,6 +32,6 @@ export function energyText({ joules, gco2e }) {
   const carbon =
     gco2e === null
       ? ""
-      : ` · ${gco2e < 0.1 ? `${short(gco2e * 1000)} mg` : `${short(gco2e)} g`}CO₂e`;
+      : ` · ${gco2e < 0.1 ? `${short(gco2e * 1000)} mg ` : `${short(gco2e)} g `}CO₂e`;
   return `${short(joules)} J${carbon}`;
 }

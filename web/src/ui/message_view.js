@@ -38,6 +38,8 @@ export class MessageView {
   #editor = null;
   /** @type {ReplayView | null} */
   #replay = null;
+  /** @type {HTMLButtonElement | null} */
+  #replayButton = null;
   /** @type {AnswerView | null} */
   answer = null;
 
@@ -93,8 +95,9 @@ export class MessageView {
       },
       { "aria-pressed": "false" },
     );
-    const replay = iconButton("replay", "Replay with the same seed", () => this.#startReplay());
-    replay.classList.toggle("unavailable", !canReplay(message));
+    this.#replayButton = iconButton("replay", "Replay with the same seed", () =>
+      this.#startReplay(),
+    );
     return [
       copy,
       iconButton("regenerate", message.pair ? "Ask both again" : "Answer again", () =>
@@ -103,7 +106,7 @@ export class MessageView {
       iconButton("play", "Continue the answer", () => oncontinue(message)),
       edit,
       tokens,
-      replay,
+      this.#replayButton,
       remove,
     ];
   }
@@ -116,7 +119,8 @@ export class MessageView {
   update(versions, ongrow) {
     const generation = this.#state.generations.get(this.message.id) ?? null;
     this.answer?.follow(generation, ongrow);
-    this.#buttons.hidden = generation !== null;
+    this.#buttons.hidden = generation !== null || this.#editor !== null;
+    this.#replayButton?.classList.toggle("unavailable", !canReplay(this.message));
     this.#updateSwitcher(versions);
   }
 

@@ -16,7 +16,7 @@ export function welcome(onchoose) {
     "div",
     { class: "welcome" },
     logo(),
-    h("p", { class: "lead" }, "What shall we grow?"),
+    h("h2", { class: "lead" }, "Start a conversation"),
     h(
       "p",
       { class: "hint" },
