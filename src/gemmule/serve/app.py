@@ -13,8 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gemmule.serve import health, model_list, page, tokenize
+from gemmule.serve.anthropic import messages
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.openai import chat_completions, completions
+from gemmule.serve.responses import responses
 from gemmule.serve.route import ApiRoute, Endpoint
 from gemmule.serve.served_models import ServedModels
 from gemmule.serve.settings import ServeSettings
@@ -26,6 +28,8 @@ ROUTES: tuple[Callable[[], list[ApiRoute]], ...] = (
     model_list.routes,
     chat_completions.routes,
     completions.routes,
+    responses.routes,
+    messages.routes,
     tokenize.routes,
 )
 

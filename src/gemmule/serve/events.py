@@ -131,6 +131,21 @@ def timings(completions: Iterable[Completion]) -> dict[str, float] | None:
     }
 
 
+def timings_so_far(usage: Usage, prompt_seconds: float, seconds: float) -> dict[str, float]:
+    """The same of an answer that is still being made.
+
+    Args:
+        usage: numbers of tokens so far.
+        prompt_seconds: time until the first token.
+        seconds: time since then.
+    """
+    return {
+        "cache_n": usage.cached,
+        **_pace("prompt", usage.prompt - usage.cached, prompt_seconds),
+        **_pace("predicted", usage.generated, seconds),
+    }
+
+
 def _pace(name: str, tokens: int, seconds: float) -> dict[str, float]:
     return {
         f"{name}_n": tokens,

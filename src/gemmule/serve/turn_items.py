@@ -9,6 +9,7 @@ from gemmule.serve.api_errors import ApiError
 from gemmule.serve.messages import ChatMessage
 
 TEXT_ONLY = "this model reads text only"
+NO_REASONING = "this model has no reasoning of its own"
 
 
 def combined(messages: Iterable[ChatMessage]) -> list[ChatMessage]:

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from gemmule.serve.messages import ChatMessage, ToolCall
 from gemmule.serve.request_body import ApiModel
 from gemmule.serve.sampling_fields import SamplingFields, Stops
-from gemmule.serve.turn_items import TEXT_ONLY, check_results, combined, text_of_parts
+from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, check_results, combined, text_of_parts
 
 _CACHED = "Accepted and not used: every prompt is looked up in the cache"
 
@@ -76,7 +76,7 @@ def _known_blocks(*kinds: str) -> BeforeValidator:
         for block in value if isinstance(value, list) else ():
             kind = block.get("type") if isinstance(block, dict) else None
             if isinstance(kind, str) and kind not in kinds:
-                reason = "this model has no reasoning of its own" if "thinking" in kind else TEXT_ONLY
+                reason = NO_REASONING if "thinking" in kind else TEXT_ONLY
                 raise PydanticCustomError(
                     "refused",
                     "{field} is not supported: {reason}; leave it out",

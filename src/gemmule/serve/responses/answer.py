@@ -9,7 +9,15 @@ from pydantic import BaseModel, ConfigDict
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.chat_job import ChatJob
-from gemmule.serve.events import Event, PromptProgress, SampleFinished, TextDelta, Usage, timings
+from gemmule.serve.events import (
+    Event,
+    PromptProgress,
+    SampleFinished,
+    TextDelta,
+    Usage,
+    timings,
+    timings_so_far,
+)
 from gemmule.serve.generation import Generation
 from gemmule.serve.responses.output import Fields, OutputItems, new_id
 from gemmule.serve.responses.schemas import ResponsesRequest
@@ -182,6 +190,26 @@ class ResponseStream:
         data = json_bytes({"type": type, "sequence_number": self._count, **fields})
         self._count += 1
         return b"event: %b\ndata: %b\n\n" % (type.encode(), data)
+
+
+class _Pace:
+    """Times of an answer that is being made."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._started = time.monotonic()
+        self._first: float | None = None
+
+    def count(self) -> None:
+        """There is a token."""
+        if self._first is None:
+            self._first = time.monotonic()
+
+    def timings(self) -> Fields:
+        first = self._first or self._started
+        return timings_so_far(
+            self._generation.usage(), first - self._started, time.monotonic() - first
+        )
 
 
 def times_of(finished: SampleFinished | None) -> Fields:

@@ -10,7 +10,7 @@ from gemmule.serve.api_errors import ApiError
 from gemmule.serve.messages import ChatMessage, ToolCall
 from gemmule.serve.request_body import ApiModel
 from gemmule.serve.sampling_fields import SamplingFields
-from gemmule.serve.turn_items import TEXT_ONLY, check_results, combined, text_of_parts
+from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, check_results, combined, text_of_parts
 
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
 # An answer that is sent back has these.
@@ -81,7 +81,7 @@ class FunctionOutputItem(ApiModel):
         return ChatMessage(role="tool", content=self.output, tool_call_id=self.call_id)
 
 
-_REASONS = {"item_reference": _STATELESS, "reasoning": "this model has no reasoning of its own"}
+_REASONS = {"item_reference": _STATELESS, "reasoning": NO_REASONING}
 
 
 def _kind(value: Any) -> Any:

@@ -48,9 +48,7 @@ async def responses(request: Request) -> Response:
     builder = ResponseBuilder(body, job, served.lm.tokenizer, body.model or served.name)
     if body.stream:
         timed = bool(body.timings_per_token)
-        return EventStream(
-            generation, ResponseStream(builder, generation, timings_per_token=timed)
-        )
+        return EventStream(generation, ResponseStream(builder, generation, timings_per_token=timed))
     (completion,) = await generation.result(request.receive)
     logprobs = completion.logprobs or ()
     builder.feed(

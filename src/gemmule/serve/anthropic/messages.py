@@ -48,9 +48,7 @@ async def messages(request: Request) -> Response:
     end = SampleFinished(0, finish_reason(completion), completion)
     for _ in builder.feed([TextDelta(0, completion.text, completion.ids), end]):
         pass
-    return Response(
-        json_bytes(builder.message(generation.usage())), media_type="application/json"
-    )
+    return Response(json_bytes(builder.message(generation.usage())), media_type="application/json")
 
 
 async def count_tokens(request: Request) -> Response:
