@@ -318,6 +318,7 @@ INSTANCES = {
     "lm.model": Gemma,
 }
 GIVEN = {"lm.model", "lm.tokenizer"}  # set by LanguageModel's constructor
+CLIENTS = {"openai", "anthropic"}  # of the server; not installed with gemmule
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
@@ -327,6 +328,8 @@ def test_python_snippets_use_names_that_exist(page: str, code: str) -> None:
             for alias in node.names:
                 importlib.import_module(alias.name)
         elif isinstance(node, ast.ImportFrom):
+            if node.module in CLIENTS:
+                continue
             module = importlib.import_module(str(node.module))
             assert all(hasattr(module, alias.name) for alias in node.names)
         elif isinstance(node, ast.Attribute):

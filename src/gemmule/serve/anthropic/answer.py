@@ -129,7 +129,7 @@ class MessageBuilder:
         new = self._open is None or self._open["type"] != "tool_use"
         if new or event.index != self._call_index:
             self._call_index = event.index
-            call = {"type": "tool_use", "id": event.id, "name": event.name, "input": {}}
+            call: Fields = {"type": "tool_use", "id": event.id, "name": event.name, "input": {}}
             yield from self._start(call)
         if event.arguments:
             self._grown.append(event.arguments)

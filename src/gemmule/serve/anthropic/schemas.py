@@ -236,10 +236,12 @@ class MessagesRequest(InputFields):
 
     def sampling(self) -> SamplingFields:
         """How the answer is sampled."""
-        return SamplingFields(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            seed=self.seed,
-            stop=self.stop_sequences,
+        return SamplingFields.model_validate(
+            {
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "top_k": self.top_k,
+                "seed": self.seed,
+                "stop": self.stop_sequences,
+            }
         )
