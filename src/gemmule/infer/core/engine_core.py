@@ -38,6 +38,7 @@ class EngineStats:
         running: requests that run.
         waiting: requests that wait: new ones, and preempted ones.
         pool: use of the pages.
+        page_bytes: memory of a page.
         preemptions: how often a request had to give up its pages.
         prompt_tokens: tokens of the prompts of all samples that have started.
         cached_tokens: those of them that were found in the prefix cache.
@@ -50,6 +51,7 @@ class EngineStats:
     running: int
     waiting: int
     pool: PoolStats
+    page_bytes: int
     preemptions: int
     prompt_tokens: int
     cached_tokens: int
@@ -117,6 +119,7 @@ class EngineCore:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             pool=scheduler.pool.stats(),
+            page_bytes=self._page_bytes,
             preemptions=scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
