@@ -68,7 +68,9 @@ def client(records: list[RequestRecord], *, log_prompts: bool = False) -> TestCl
 
 
 def test_a_request_has_one_line_with_all_that_is_known(lines: io.StringIO) -> None:
-    client([]).get("/v1/things/x?key=secret", headers={"x-request-id": "mine", "traceparent": PARENT})
+    client([]).get(
+        "/v1/things/x?key=secret", headers={"x-request-id": "mine", "traceparent": PARENT}
+    )
     (line,) = lines.getvalue().splitlines()
     fields = json.loads(line)
     assert fields.pop("seconds") >= 0

@@ -132,7 +132,7 @@ class EnergyLedger:
                 return
             self._grid = energy.grid_gco2e_per_kwh
             self._metered = energy.energy_wh * _JOULES_PER_WH
-            # What it used before now is nobody's.
+            # What it used before now belongs to no request.
             self._idle, self._read_at, self._measures = self._metered, self._clock(), True
 
     def stop(self) -> EnergyTotals:

@@ -28,8 +28,8 @@ PREFIX = "gemmule:"
 
 # vLLM's buckets, with a few below for models that are faster than 100 tokens/s.
 FIRST_TOKEN_SECONDS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
-    40.0, 80.0, 160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 )  # fmt: skip
 TOKEN_SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
@@ -113,7 +113,7 @@ class Histogram:
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as Prometheus has them."""
         names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        running, result = 0, []
+        running, result = 0.0, list[tuple[str, float]]()
         for name, count in zip(names, tuple(self.counts), strict=True):
             running += count
             result.append((name, running))

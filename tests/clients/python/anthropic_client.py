@@ -43,7 +43,9 @@ def tools() -> None:
     back = client.messages.create(
         model=MODEL, max_tokens=4, tools=[TOOL], tool_choice={"type": "none"},
         messages=[
-            *MESSAGES, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]},
+            *MESSAGES,
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
         ],
     )  # fmt: skip
     assert back.role == "assistant"

@@ -58,7 +58,8 @@ def structured() -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=MESSAGES, max_tokens=100,
         response_format={
-            "type": "json_schema", "json_schema": {"name": "paint", "schema": SCHEMA, "strict": True},
+            "type": "json_schema",
+            "json_schema": {"name": "paint", "schema": SCHEMA, "strict": True},
         },
     )  # fmt: skip
     right(json.loads(answer.choices[0].message.content))
