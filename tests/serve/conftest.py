@@ -16,6 +16,11 @@ from gemmule.serve.settings import ServeSettings
 from models import TINY, random_model, tiny_config
 
 
+@pytest.fixture(autouse=True)
+def _no_meter(no_meter: None) -> None:
+    """Servers do not measure energy, unless a test gives them a meter."""
+
+
 @pytest.fixture(scope="session")
 def lm(pieces: Tokenizer) -> LanguageModel:
     """A model with random weights and 256 tokens of context; its text is noise."""

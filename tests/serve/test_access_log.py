@@ -1,5 +1,6 @@
 """One log line for each request, with ids that are taken over or made."""
 
+import asyncio
 import io
 import json
 import logging
@@ -23,12 +24,14 @@ from gemmule.serve.access_log import (
     LOGGER,
     AccessLog,
     RequestRecord,
+    current_record,
     log_to,
-    record_of,
+    note_error,
     request_id,
     traceparent,
 )
 from gemmule.serve.energy import RequestEnergy
+from gemmule.serve.events import Usage
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -49,12 +52,18 @@ def lines() -> Iterator[io.StringIO]:
 
 
 async def answer(request: Request) -> Response:
-    record = record_of(request.scope)
+    record = current_record()
+    assert record is not None
     record.model, record.stream = "student", False
-    record.completions.append(COMPLETION)
+    record.completions, record.usage = [COMPLETION], Usage(9, 4, 3)
     record.energy = RequestEnergy(1.5, None, "a fake meter")
-    record.prompt = "a secret"
+    record.prompts = ["a secret"]
     return PlainTextResponse("an answer")
+
+
+async def refuse(request: Request) -> Response:
+    note_error("queue_full")
+    return PlainTextResponse("later", 429)
 
 
 async def fail(request: Request) -> Response:
@@ -63,7 +72,7 @@ async def fail(request: Request) -> Response:
 
 def client(records: list[RequestRecord], *, log_prompts: bool = False) -> TestClient:
     middleware = Middleware(AccessLog, observe=records.append, log_prompts=log_prompts)
-    routes = [Route("/v1/things/{name}", answer), Route("/fail", fail)]
+    routes = [Route("/v1/things/{name}", answer), Route("/fail", fail), Route("/full", refuse)]
     return TestClient(Starlette(routes=routes, middleware=[middleware]))
 
 
@@ -100,7 +109,7 @@ def test_texts_are_logged_only_if_asked_for(lines: io.StringIO) -> None:
     assert "an answer" not in lines.getvalue()
     client([], log_prompts=True).get("/v1/things/x")
     fields = json.loads(lines.getvalue().splitlines()[1])
-    assert (fields["prompt"], fields["answers"]) == ("a secret", ["an answer"])
+    assert (fields["prompts"], fields["answers"]) == (["a secret"], ["an answer"])
 
 
 def test_ids_are_in_the_answer() -> None:
@@ -120,8 +129,15 @@ def test_routes_are_named_by_their_pattern() -> None:
     client(records).request("BREW", "/v1/things/x")
     assert [r.handler for r in records] == ["/v1/things/{name}", "none", "/v1/things/{name}"]
     assert [r.status for r in records] == [200, 404, 405]
-    assert [r.rejected for r in records] == [None, "not_found", "method"]
+    assert [r.rejected for r in records] == [None, "status_404", "status_405"]
     assert records[2].method == "other"
+
+
+def test_a_refusal_is_named_by_the_code_of_its_error(lines: io.StringIO) -> None:
+    records: list[RequestRecord] = []
+    client(records).get("/full")
+    assert records[0].rejected == "queue_full"
+    assert json.loads(lines.getvalue())["error"] == "queue_full"
 
 
 def test_a_failure_is_logged_as_well(lines: io.StringIO) -> None:
@@ -177,8 +193,6 @@ async def call(app: Any, events: list[Message]) -> None:
 
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_client_that_left_before_the_end_is_noticed(finishes: bool) -> None:
-    import asyncio
-
     records: list[RequestRecord] = []
 
     async def app(scope: Scope, receive: Any, send: Any) -> None:

@@ -1,8 +1,8 @@
 """Metrics under vLLM's names, from engines that run and from engines that do not."""
 
 import dataclasses
+import queue
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
@@ -11,27 +11,17 @@ pytest.importorskip("prometheus_client", reason="needs the extra serve")
 from prometheus_client.parser import text_string_to_metric_families
 
 from gemmule.infer.async_driver import AsyncEngine
-from gemmule.infer.core.engine_core import EngineStats
 from gemmule.infer.core.request import Completion, Request, RequestOutput, RequestTimes, TokenCounts
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.runners.torch_runner import TorchRunner
 from gemmule.infer.step_loop import StepReport
-from gemmule.model.gemma import Gemma
 from gemmule.model.config import GemmaConfig
+from gemmule.model.gemma import Gemma
 from gemmule.serve.energy import EnergyTotals
 from gemmule.serve.metrics import PREFIX, Histogram, ServerMetrics
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 NO_ENERGY = EnergyTotals(None, None, None, None)
-
-
-@dataclass
-class Served:
-    name: str
-    engine: AsyncEngine
-
-    def stats(self) -> EngineStats:
-        return self.engine.stats()
 
 
 def parsed(metrics: ServerMetrics) -> Samples:
@@ -104,22 +94,22 @@ def test_samples_share_a_prompt_and_have_gaps_of_their_own() -> None:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
+def engine() -> Iterator[AsyncEngine]:
     config = GemmaConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, intermediate_size=32, sliding_window=32,
         max_position_embeddings=128, query_pre_attn_scalar=8,
     )  # fmt: skip
     with AsyncEngine(TorchRunner(Gemma(config)), cache_tokens=512) as engine:
-        yield Served("m", engine)
+        yield engine
 
 
-def test_what_the_engine_counts(served: Served) -> None:
-    metrics = ServerMetrics(lambda: [served], lambda: NO_ENERGY)
+def test_what_the_engine_counts(engine: AsyncEngine) -> None:
+    metrics = ServerMetrics(lambda: [("m", engine.stats())], lambda: NO_ENERGY)
     prompt = list(range(1, 40))
     for _ in range(2):
         request = Request(prompt, SamplingParams(max_new_tokens=5, temperature=0))
-        done = [*served_outputs(served.engine, request)][-1].completion
+        done = [*outputs_of(engine, request)][-1].completion
         assert done is not None
     assert value(metrics, "num_requests_running", model_name="m") == 0
     assert value(metrics, "num_requests_waiting", model_name="m") == 0
@@ -129,7 +119,7 @@ def test_what_the_engine_counts(served: Served) -> None:
     assert value(metrics, "prefix_cache_queries_total", model_name="m") == 78
     assert value(metrics, "prefix_cache_hits_total", model_name="m") == done.counts.cached == 32
     assert value(metrics, "num_preemptions_total", model_name="m") == 0
-    pool, page = served.stats().pool, served.stats().page_bytes
+    pool, page = engine.stats().pool, engine.stats().page_bytes
     assert pool.cached
     assert page
     for state in ("allocated", "cached", "free"):
@@ -137,9 +127,7 @@ def test_what_the_engine_counts(served: Served) -> None:
         assert value(metrics, "kv_cache_bytes", model_name="m", state=state) == expected
 
 
-def served_outputs(engine: AsyncEngine, request: Request) -> Iterator[RequestOutput]:
-    import queue
-
+def outputs_of(engine: AsyncEngine, request: Request) -> Iterator[RequestOutput]:
     outputs: queue.Queue[RequestOutput] = queue.Queue()
     engine.submit(request, outputs.put)
     while True:

@@ -9,8 +9,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -19,20 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemmule.infer.core.request import Completion
 from gemmule.serve.energy import RequestEnergy
+from gemmule.serve.events import Usage
 
 LOGGER = logging.getLogger("gemmule.access")
 
 _ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_KEY = "gemmule.record"  # in the scope
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 
-# Why a request was not taken, by status; others have been.
-_REJECTIONS = {
-    400: "invalid", 401: "key", 403: "origin", 404: "not_found", 405: "method", 408: "slow_client",
-    411: "body", 413: "body", 415: "body", 421: "host", 422: "invalid", 429: "queue_full",
-    431: "headers", 501: "not_supported", 503: "not_ready",
-}  # fmt: skip
+_record: ContextVar["RequestRecord | None"] = ContextVar("record", default=None)
 
 
 @dataclass
@@ -50,10 +46,11 @@ class RequestRecord:
         client_gone: whether the client left before that.
         model: name of the model.
         stream: whether the answer is a stream.
-        completions: results of the samples.
+        usage: numbers of tokens.
+        completions: results of the samples that have ended.
         energy: energy of all samples together.
         error: code or type of the error, also of one in the middle of a stream.
-        prompt: the prompt, if prompts are logged.
+        prompts: the prompts, if prompts are logged.
     """
 
     request_id: str
@@ -66,15 +63,18 @@ class RequestRecord:
     client_gone: bool = False
     model: str | None = None
     stream: bool | None = None
-    completions: list[Completion] = field(default_factory=list)
+    usage: Usage | None = None
+    completions: Sequence[Completion] = ()
     energy: RequestEnergy | None = None
     error: str | None = None
-    prompt: str | None = None
+    prompts: Sequence[str] = ()
 
     @property
     def rejected(self) -> str | None:
-        """Why the request was not taken, in a word; None if it was."""
-        return None if self.completions else _REJECTIONS.get(self.status)
+        """Why the request was not taken: its error's code; None if it was taken."""
+        if self.status < 400 or self.usage is not None:
+            return None
+        return self.error or f"status_{self.status}"
 
     def as_dict(self, *, texts: bool) -> dict[str, Any]:
         """Fields of the log line, without those that are not known.
@@ -95,30 +95,37 @@ class RequestRecord:
             "stream": self.stream,
             "error": self.error,
         }
+        if self.usage is not None:
+            fields |= {
+                "prompt_tokens": self.usage.prompt,
+                "cached_tokens": self.usage.cached,
+                "completion_tokens": self.usage.generated,
+            }
         if self.completions:
-            fields |= self._generated()
+            times = self.completions[0].times
+            fields |= {
+                "finish_reasons": [c.finish_reason for c in self.completions],
+                "queue_seconds": _between(times.queued, times.scheduled),
+                "first_token_seconds": _between(times.queued, times.first_token),
+            }
         if self.energy is not None:
             fields |= {"joules": self.energy.joules, "gco2e": self.energy.gco2e}
         if texts:
-            fields |= {"prompt": self.prompt, "answers": [c.text for c in self.completions]}
+            answers = [c.text for c in self.completions]
+            fields |= {"prompts": [*self.prompts], "answers": answers}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _generated(self) -> dict[str, Any]:
-        first = self.completions[0]
-        times = first.times
-        return {
-            "prompt_tokens": first.counts.prompt,
-            "cached_tokens": first.counts.cached,
-            "completion_tokens": sum(c.counts.generated for c in self.completions),
-            "finish_reasons": [c.finish_reason for c in self.completions],
-            "queue_seconds": _between(times.queued, times.scheduled),
-            "first_token_seconds": _between(times.queued, times.first_token),
-        }
+
+def current_record() -> RequestRecord | None:
+    """The record of the HTTP request that is being served; None where there is no log."""
+    return _record.get()
 
 
-def record_of(scope: Scope) -> RequestRecord:
-    """The record of the request with this scope."""
-    return scope[_KEY]
+def note_error(code: str) -> None:
+    """Notes the code or type of the error that the current request ends with."""
+    record = _record.get()
+    if record is not None:
+        record.error = code
 
 
 class AccessLog:
@@ -148,7 +155,7 @@ class AccessLog:
         started, finished = time.monotonic(), False
         headers = Headers(scope=scope)
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        record = scope[_KEY] = RequestRecord(
+        record = RequestRecord(
             request_id(headers.get("x-request-id")),
             traceparent(headers.get("traceparent")),
             method,
@@ -172,9 +179,11 @@ class AccessLog:
                 finished = True
             await send(message)
 
+        token = _record.set(record)
         try:
             await self._app(scope, watched_receive, watched_send)
         finally:
+            _record.reset(token)
             record.seconds = time.monotonic() - started
             route = scope.get("route")
             record.handler = getattr(route, "path", None) or "none"

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemmule.serve import health, model_list, page, tokenize
+from gemmule.serve import health, metrics_page, model_list, page, tokenize
+from gemmule.serve.access_log import AccessLog
 from gemmule.serve.anthropic import messages
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.openai import chat_completions, completions
@@ -26,6 +28,7 @@ from gemmule.serve.state import ServeState
 ROUTES: tuple[Callable[[], list[ApiRoute]], ...] = (
     health.routes,
     model_list.routes,
+    metrics_page.routes,
     chat_completions.routes,
     completions.routes,
     responses.routes,
@@ -50,6 +53,7 @@ def make_app(models: ServedModels, settings: ServeSettings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        models.observation.start()
         await models.start()
         state.phase = "ready"
         try:
@@ -57,6 +61,7 @@ def make_app(models: ServedModels, settings: ServeSettings) -> Starlette:
         finally:
             state.phase = "draining"
             await models.stop()
+            await models.observation.stop()
 
     routes = [
         Route(path, Endpoint(route), methods=[route.method])
@@ -68,6 +73,13 @@ def make_app(models: ServedModels, settings: ServeSettings) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
+        middleware=[
+            Middleware(
+                AccessLog,
+                observe=models.observation.observe_request,
+                log_prompts=settings.log_prompts,
+            )
+        ],
         exception_handlers={HTTPException: _no_such_route},
     )
     app.state.serve = state

@@ -1,12 +1,15 @@
 """Hands the outputs of the engine's thread to the event loop, once for each step."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from gemmule.infer.async_driver import OnOutput
 from gemmule.infer.core.request import RequestOutput
 from gemmule.infer.step_loop import StepReport
+from gemmule.serve.observation import ModelObserver
 
+_log = logging.getLogger(__name__)
 Take = Callable[[RequestOutput], None]
 
 
@@ -15,21 +18,24 @@ class StepDispatcher:
 
     Waking the loop for each request of each step would cost more than everything else that is done
     for a token.
+
+    Attributes:
+        observer: observer of the model; None: there is none.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        observers: Sequence[Callable[[StepReport], None]] = (),
+        observer: ModelObserver | None = None,
     ) -> None:
         """Starts without outputs.
 
         Args:
             loop: the loop that takes the outputs.
-            observers: called with the report of each step, in the engine's thread, before the
-                outputs are handed over.
+            observer: sees each step and all its outputs before they are handed over.
         """
-        self._loop, self._observers = loop, tuple(observers)
+        self._loop, self.observer = loop, observer
+        self._all: list[RequestOutput] = []
         self._outputs: list[tuple[Take, RequestOutput]] = []  # used by the engine's thread only
 
     def receiver(self, take: Take, wanted: Callable[[RequestOutput], bool]) -> OnOutput:
@@ -41,6 +47,7 @@ class StepDispatcher:
         """
 
         def on_output(output: RequestOutput) -> None:
+            self._all.append(output)
             if wanted(output):
                 self._outputs.append((take, output))
 
@@ -48,8 +55,12 @@ class StepDispatcher:
 
     def after_step(self, report: StepReport) -> None:
         """Hands over the outputs of a step; called in the engine's thread."""
-        for observe in self._observers:
-            observe(report)
+        everything, self._all = self._all, []
+        if self.observer is not None:
+            try:
+                self.observer.observe_step(report, everything)
+            except Exception:
+                _log.exception("a step could not be observed")
         if not self._outputs:
             return
         outputs, self._outputs = self._outputs, []

@@ -17,9 +17,9 @@ last interval, and the next interval has that much less to divide.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from gemmule.infer.core.request import RequestOutput
 from gemmule.infer.step_loop import StepReport
@@ -73,6 +73,20 @@ class RequestEnergy:
     joules: float | None
     gco2e: float | None
     boundary: str
+
+    @classmethod
+    def total(cls, parts: Iterable["RequestEnergy"]) -> Self:
+        """Energy of one or more requests together; what is not known of one is not of the sum."""
+        parts = [*parts]
+        return cls(
+            _sum(part.joules for part in parts),
+            _sum(part.gco2e for part in parts),
+            parts[-1].boundary,
+        )
+
+    def answer(self) -> dict[str, float | str | None]:
+        """`energy` of an answer."""
+        return {"joules": self.joules, "gco2e": self.gco2e, "boundary": self.boundary}
 
 
 @dataclass(frozen=True)
@@ -240,6 +254,12 @@ class EnergyLedger:
         if self._grid is None:
             return None
         return joules / _JOULES_PER_WH / _WH_PER_KWH * self._grid
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    values = [*values]
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _describe(energy: Energy) -> str:

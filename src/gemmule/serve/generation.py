@@ -14,8 +14,10 @@ from starlette.types import Receive
 
 from gemmule.infer.async_driver import AsyncEngine
 from gemmule.infer.core.request import Completion, Request, RequestOutput
+from gemmule.serve.access_log import RequestRecord, current_record
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.dispatcher import StepDispatcher
+from gemmule.serve.energy import RequestEnergy
 from gemmule.serve.events import (
     Event,
     PromptProgress,
@@ -56,6 +58,7 @@ class Generation:
     Samples are numbered over all requests: those of the first, then those of the second.
 
     Attributes:
+        num_samples: number of samples of all requests.
         completions: results of the samples that have ended, by their numbers.
     """
 
@@ -86,9 +89,10 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._first_samples: dict[int, int] = {}  # of each request, by the engine's id
         self._cached: dict[int, int] = {}  # tokens, by the engine's id
-        self._num_samples = sum(request.params.n for request in requests)
-        self._num_ids = [0] * self._num_samples
+        self.num_samples = sum(request.params.n for request in requests)
+        self._num_ids = [0] * self.num_samples
         self.completions: dict[int, Completion] = {}
+        self._energy: RequestEnergy | None = None
         self._inbox: list[RequestOutput] = []
         self._behind = 0
         self._running = False
@@ -111,12 +115,17 @@ class Generation:
             self._served.engine,
             self._served.dispatcher.receiver(self._take, self._wanted),
         )
+        observer = self._served.dispatcher.observer
+        if observer is not None:
+            observer.begin()
         first_sample = 0
         try:
             for request in self._requests:
                 # Outputs are taken in this loop, so none comes before its id is known.
                 self._first_samples[engine.submit(request, on_output)] = first_sample
                 first_sample += request.params.n
+                if observer is not None:
+                    observer.submitted(request.params)
         except BaseException:
             self._cancel()
             raise
@@ -143,6 +152,7 @@ class Generation:
             self._silence.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+        self._fill(current_record())
 
     async def batches(self, receive: Receive) -> AsyncIterator[list[Event]]:
         """Yields what is new, until all samples have ended.
@@ -158,7 +168,7 @@ class Generation:
             ApiError: for a time-out, a reader that is too slow, or an engine that failed.
         """
         self._watcher = asyncio.create_task(self._watch(receive))
-        while len(self.completions) < self._num_samples:
+        while len(self.completions) < self.num_samples:
             yield await self._next()
 
     async def result(self, receive: Receive) -> list[Completion]:
@@ -168,7 +178,7 @@ class Generation:
         """
         async for _ in self.batches(receive):
             pass
-        return [self.completions[sample] for sample in range(self._num_samples)]
+        return [self.completions[sample] for sample in range(self.num_samples)]
 
     def usage(self) -> Usage:
         """Numbers of tokens so far."""
@@ -184,6 +194,25 @@ class Generation:
                 for sample, count in enumerate(self._num_ids)
             ),
         )
+
+    def energy(self) -> RequestEnergy | None:
+        """Energy of all samples together; None before all have ended, or without an observer."""
+        observer = self._served.dispatcher.observer
+        ended = len(self.completions) == self.num_samples
+        if ended and self._energy is None and observer is not None:
+            self._energy = observer.take_energy(self._first_samples)
+        return self._energy
+
+    def _fill(self, record: RequestRecord | None) -> None:
+        """Tells the log what has happened."""
+        observer = self._served.dispatcher.observer
+        if record is None or observer is None:
+            return
+        record.model, record.stream, record.usage = observer.name, self._stream, self.usage()
+        record.completions = [self.completions[sample] for sample in sorted(self.completions)]
+        record.energy = self.energy()
+        if self._settings.log_prompts:
+            record.prompts = [observer.tokenizer.decode(r.prompt) for r in self._requests]
 
     async def _next(self) -> list[Event]:
         while True:
@@ -296,6 +325,6 @@ class Generation:
             self._wake()
 
     def _cancel(self) -> None:
-        if len(self.completions) < self._num_samples:
+        if len(self.completions) < self.num_samples:
             for request_id in self._first_samples:
                 self._served.engine.cancel(request_id)

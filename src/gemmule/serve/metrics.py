@@ -10,7 +10,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -79,17 +78,6 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "spec_decode_num_accepted_tokens": ("Accepted draft tokens.", lambda s: s.accepted_tokens),
     "engine_steps": ("Steps of the engine.", lambda s: s.steps),
 }  # fmt: skip
-
-
-class RunsModel(Protocol):
-    """A loaded model, as the metrics see it."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    def stats(self) -> EngineStats:
-        """Statistics of its engine."""
 
 
 class Histogram:
@@ -175,16 +163,18 @@ class ServerMetrics(Collector):
     """All metrics of a server."""
 
     def __init__(
-        self, loaded: Callable[[], Iterable[RunsModel]], energy: Callable[[], EnergyTotals]
+        self,
+        stats: Callable[[], Iterable[tuple[str, EngineStats]]],
+        energy: Callable[[], EnergyTotals],
     ) -> None:
         """Makes a registry of its own.
 
         Args:
-            loaded: returns the models in memory; a model that is loaded again counts from 0, which
-                Prometheus understands.
+            stats: returns names and statistics of the models in memory; one that is loaded again
+                counts from 0, which Prometheus understands.
             energy: returns the energy so far.
         """
-        self._loaded, self._energy = loaded, energy
+        self._stats, self._energy = stats, energy
         self._models: dict[str, ModelMetrics] = {}
         self.registry = CollectorRegistry()
         self._http = prometheus_client.Counter(
@@ -227,7 +217,7 @@ class ServerMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yields what is read from engines, requests and the meter."""
-        stats = [(served.name, served.stats()) for served in self._loaded()]
+        stats = [*self._stats()]
         for name, (text, value) in GAUGES.items():
             yield _family(GaugeMetricFamily, name, text, [(m, value(s)) for m, s in stats])
         for name, (text, value) in COUNTERS.items():

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from gemmule.serve.access_log import note_error
 from gemmule.serve.api_errors import ApiError, ErrorForm
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -81,6 +82,7 @@ class Endpoint:
                 await response(scope, receive, watched)
             except Exception as e:
                 error = ApiError.of(e)
+                note_error(error.code or error.type)
                 if error.status >= 500 and not isinstance(e, ApiError):
                     _log.exception("%s %s failed", self._route.method, self._route.path)
                 if started:  # too late for a status: the connection is closed

@@ -9,10 +9,12 @@ from typing import Any
 
 from gemmule.errors import ConfigError
 from gemmule.infer.async_driver import AsyncEngine
+from gemmule.infer.core.engine_core import EngineStats
 from gemmule.infer.language_model import LanguageModel
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.dispatcher import StepDispatcher
 from gemmule.serve.model_source import ModelSource
+from gemmule.serve.observation import Observation
 from gemmule.serve.settings import ServeSettings
 
 
@@ -66,7 +68,11 @@ class ServedModel:
 
 
 class ServedModels:
-    """Models by name."""
+    """Models by name.
+
+    Attributes:
+        observation: their metrics and energy.
+    """
 
     def __init__(self, sources: Sequence[ModelSource], settings: ServeSettings) -> None:
         if not sources:
@@ -80,6 +86,7 @@ class ServedModels:
         self._settings = settings
         self._loaded: dict[str, ServedModel] = {}
         self._loading = asyncio.Lock()
+        self.observation = Observation(self._stats, settings)
 
     @classmethod
     def of(cls, models: Mapping[str, LanguageModel], settings: ServeSettings) -> "ServedModels":
@@ -151,12 +158,16 @@ class ServedModels:
         """The entries of /v1/models."""
         return [served.info() for served in self._loaded.values()]
 
+    def _stats(self) -> list[tuple[str, EngineStats]]:
+        return [(served.name, served.engine.stats()) for served in self.loaded]
+
     async def _load(self, source: ModelSource) -> ServedModel:
         async with self._loading:
             name = source.names[0]
             if name not in self._loaded:
                 lm = await asyncio.to_thread(source.load)
-                dispatcher = StepDispatcher(asyncio.get_running_loop())
+                observer = self.observation.model(name, lm.tokenizer)
+                dispatcher = StepDispatcher(asyncio.get_running_loop(), observer)
                 engine = lm.async_engine(
                     max_waiting=self._settings.max_waiting, after_step=dispatcher.after_step
                 )

@@ -5,6 +5,7 @@ import socket
 import uvicorn
 
 from gemmule.errors import ConfigError
+from gemmule.serve.access_log import log_to
 from gemmule.serve.app import make_app
 from gemmule.serve.served_models import ServedModels
 from gemmule.serve.settings import ServeSettings
@@ -51,6 +52,7 @@ def serve(models: ServedModels, settings: ServeSettings) -> None:
     Raises:
         ConfigError: if the port cannot be opened.
     """
+    log_to()
     sock = bind(settings)
     host, port = sock.getsockname()[:2]
     print(f"http://{host}:{port}", flush=True)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gemmule.serve.access_log import note_error
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.events import Event
 from gemmule.serve.generation import ClientGoneError, Generation
@@ -73,10 +74,12 @@ class EventStream(Response):
                 if data:
                     await send(_body(data, True))
             data = writer.end()
-        except ClientGoneError:
+        except ClientGoneError as e:
+            note_error(e.code or e.type)
             return
         except Exception as e:  # it is too late for a status
             error = ApiError.of(e)
+            note_error(error.code or error.type)
             if error.status == 500:
                 _log.exception("a stream failed")
             data = writer.fail(error)

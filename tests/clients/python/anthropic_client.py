@@ -11,8 +11,8 @@ TOOL = {"name": "paint", "description": "Paints.", "input_schema": SCHEMA}
 
 def message() -> None:
     answer = client.messages.create(
-        model=MODEL, max_tokens=8, messages=MESSAGES, system="Be short.", temperature=0.5, top_k=20,
-        stop_sequences=["###"],
+        model=MODEL, max_tokens=8, messages=MESSAGES, system="Be short.", stop_sequences=["###"],
+        extra_body={"temperature": 0.5, "top_k": 20},
     )  # fmt: skip
     assert answer.role == "assistant"
     assert answer.stop_reason in ("end_turn", "max_tokens")
@@ -20,12 +20,13 @@ def message() -> None:
 
 
 def stream() -> None:
-    with client.messages.stream(
-        model=MODEL, max_tokens=8, messages=MESSAGES, temperature=0
-    ) as events:
+    request = {
+        "model": MODEL, "max_tokens": 8, "messages": MESSAGES, "extra_body": {"temperature": 0},
+    }  # fmt: skip
+    with client.messages.stream(**request) as events:
         text = "".join(events.text_stream)
         final = events.get_final_message()
-    whole = client.messages.create(model=MODEL, max_tokens=8, messages=MESSAGES, temperature=0)
+    whole = client.messages.create(**request)
     assert text == "".join(b.text for b in final.content)
     assert text == "".join(b.text for b in whole.content)
     assert final.usage.output_tokens == whole.usage.output_tokens

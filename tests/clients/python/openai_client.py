@@ -48,10 +48,9 @@ def stream_helper() -> None:
     with client.chat.completions.stream(
         model=MODEL, messages=MESSAGES, max_completion_tokens=8
     ) as stream:
-        kinds = {event.type for event in stream}
-        assert "chunk" in kinds
-        final = stream.get_final_completion()
-    assert final.choices[0].message.role == "assistant"
+        kinds = [event.type for event in stream]
+    assert kinds[0] == "chunk"
+    assert "content.delta" in kinds
 
 
 def structured() -> None:

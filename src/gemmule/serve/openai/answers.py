@@ -83,6 +83,14 @@ class Answer(BaseModel):
     system_fingerprint: str
 
 
+class Energy(BaseModel):
+    """Energy of a request; None where it is not known, which `boundary` explains."""
+
+    joules: float | None
+    gco2e: float | None
+    boundary: str
+
+
 class ChatCompletion(Answer):
     """Answer of /v1/chat/completions."""
 
@@ -90,6 +98,7 @@ class ChatCompletion(Answer):
     choices: list[ChatChoice]
     usage: UsageAnswer
     timings: Timings | None
+    energy: Energy | None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[str, Any] | None] | None = None
 
@@ -120,6 +129,7 @@ class ChatCompletionChunk(Answer):
     choices: list[ChunkChoice]
     usage: UsageAnswer | None = None
     timings: Timings | None = None
+    energy: Energy | None = None
     prompt_progress: ProgressAnswer | None = None
     prompt_token_ids: list[int] | None = None
 
@@ -152,4 +162,5 @@ class Completion(Answer):
     choices: list[CompletionChoice]
     usage: UsageAnswer | None = None
     timings: Timings | None = None
+    energy: Energy | None = None
     prompt_progress: ProgressAnswer | None = None

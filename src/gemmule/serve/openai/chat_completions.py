@@ -21,7 +21,7 @@ from gemmule.serve.events import (
 )
 from gemmule.serve.generation import Generation
 from gemmule.serve.openai.answers import ChatCompletion, ChatCompletionChunk
-from gemmule.serve.openai.chunks import ChunkFrame, answer_fields
+from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, energy_answer
 from gemmule.serve.openai.logprobs import chat_logprobs, prompt_logprobs
 from gemmule.serve.openai.schemas import ChatCompletionRequest
 from gemmule.serve.request_body import read_body
@@ -69,7 +69,7 @@ async def chat_completions(request: Request) -> Response:
         for index, completion in enumerate(completions)
     ]
     answer["usage"] = generation.usage().openai()
-    answer["timings"] = timings(completions)
+    answer["timings"], answer["energy"] = timings(completions), energy_answer(generation)
     if body.return_token_ids:
         answer["prompt_token_ids"] = [*job.request.prompt]
     if body.prompt_logprobs is not None:

@@ -32,6 +32,12 @@ def answer_fields(kind: str, prefix: str, model: str) -> dict[str, Any]:
     }
 
 
+def energy_answer(generation: Generation) -> dict[str, float | str | None] | None:
+    """`energy` of an answer, when all its samples have ended."""
+    energy = generation.energy()
+    return None if energy is None else energy.answer()
+
+
 class ChunkFrame:
     """Writes chunks with one id and time.
 
@@ -55,6 +61,7 @@ class ChunkFrame:
         self._head = b"data: " + json_bytes(fields)[:-1] + b',"choices":[{"index":'
         self._text_field = text_field.encode()
         self._constants: dict[int, bytes] = {}
+        self._unfinished = generation.num_samples
 
     def text(self, sample: int, text: str, end: bytes) -> bytes:
         """A chunk that has nothing but text.
@@ -78,8 +85,12 @@ class ChunkFrame:
         return data_event(content)
 
     def finished(self, choice: dict[str, Any], completion: Completion) -> bytes:
-        """The last chunk of a choice."""
-        return self.chunk([choice], timings=timings([completion]))
+        """The last chunk of a choice; the very last one has the energy of all."""
+        more: dict[str, Any] = {"timings": timings([completion])}
+        self._unfinished -= 1
+        if not self._unfinished:
+            more["energy"] = energy_answer(self.generation)
+        return self.chunk([choice], **more)
 
     def progress(self, choice: dict[str, Any], progress: PromptProgress) -> bytes:
         """A chunk that tells how far the prompt is; the choice has nothing new."""

@@ -23,7 +23,7 @@ from gemmule.serve.events import (
 )
 from gemmule.serve.generation import Generation
 from gemmule.serve.openai import answers
-from gemmule.serve.openai.chunks import ChunkFrame, answer_fields
+from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, energy_answer
 from gemmule.serve.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from gemmule.serve.openai.schemas import CompletionRequest
 from gemmule.serve.prompts import check_room, encode
@@ -74,6 +74,7 @@ async def completions(request: Request) -> Response:
     ]
     answer["usage"] = generation.usage().openai()
     answer["timings"] = timings(results) if len(prompts) == 1 else None
+    answer["energy"] = energy_answer(generation)
     return Response(json_bytes(answer), media_type="application/json")
 
 
