@@ -1,0 +1,1 @@
+"""Structured output: grammars that answers must match, and tool calls."""
