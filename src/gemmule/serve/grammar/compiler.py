@@ -70,7 +70,7 @@ class GrammarCompiler:
             trials = [*self._trials]
         self._threads.shutdown(wait=False, cancel_futures=True)
         for trial in trials:
-            trial.kill()
+            trial.stop()
         self._threads.shutdown()
         for trial in trials:
             trial.close()
@@ -88,13 +88,17 @@ class GrammarCompiler:
         limits = LLParserLimits(**self.limits.of_parser())
         matcher = LLMatcher(self._vocabulary.trie, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise ConfigError(f"the {spec.noun} cannot be used: {short_reason(matcher.get_error())}")
+            raise ConfigError(
+                f"the {spec.noun} cannot be used: {short_reason(matcher.get_error())}"
+            )
         return GrammarConstraint(matcher, self._vocabulary.vocab_size, self.limits)
 
     def _trial(self) -> TrialProcess:
         if not hasattr(self._own, "trial"):
-            self._own.trial = TrialProcess(self._vocabulary, self.limits)
             with self._lock:
+                if self._closed:
+                    raise EngineClosedError("the model is shut down")
+                self._own.trial = TrialProcess(self._vocabulary, self.limits)
                 self._trials.append(self._own.trial)
         trial: TrialProcess = self._own.trial
         return trial

@@ -117,10 +117,13 @@ def check_size(spec: GrammarSpec, limits: GrammarLimits) -> None:
     try:
         size = len(spec.source.encode())
     except UnicodeEncodeError:
-        raise ConfigError(f"the {spec.noun} holds a lone surrogate: send text that is UTF-8") from None
+        raise ConfigError(
+            f"the {spec.noun} holds a lone surrogate: send text that is UTF-8"
+        ) from None
     if size > limits.source_bytes:
         raise ConfigError(
-            f"the {spec.noun} has {size} bytes, at most {limits.source_bytes} are allowed: shorten it"
+            f"the {spec.noun} has {size} bytes, at most {limits.source_bytes} are allowed: "
+            "shorten it"
         )
 
 

@@ -49,12 +49,19 @@ class FunctionDefinition(ApiModel):
             raise ConfigError(
                 f'{name} has the type {json.dumps(schema["type"])}: arguments are an "object"'
             )
-        known, needed = schema.get("properties"), schema.get("required", [])
-        combined = schema.keys() & {"$ref", "allOf", "anyOf", "oneOf"}
-        if isinstance(known, dict) and isinstance(needed, list) and not combined:
-            if all(name in known for name in needed):
-                schema.setdefault("additionalProperties", False)
+        if _lists_all(schema):
+            schema.setdefault("additionalProperties", False)
         return schema_text(schema, name)
+
+
+def _lists_all(schema: dict[str, Any]) -> bool:
+    """Whether all properties that a schema of an object asks for are in its `properties`."""
+    known, needed = schema.get("properties"), schema.get("required", [])
+    if not isinstance(known, dict) or not isinstance(needed, list):
+        return False
+    if schema.keys() & {"$ref", "allOf", "anyOf", "oneOf"}:
+        return False
+    return all(isinstance(name, str) and name in known for name in needed)
 
 
 class Tool(ApiModel):

@@ -31,6 +31,7 @@ class TrialProcess:
     def __init__(self, vocabulary: GrammarVocabulary, limits: GrammarLimits) -> None:
         self._vocabulary, self._limits = vocabulary, limits
         self._process: subprocess.Popen[str] | None = None
+        self._stopping = False
 
     def run(self, spec: GrammarSpec) -> str:
         """Tries a grammar.
@@ -43,19 +44,25 @@ class TrialProcess:
             TrialError: if the process cannot be used.
         """
         if self._process is None or self._process.poll() is not None:
+            self.close()
             self._process = self._start()
+        if self._stopping:
+            raise TrialError("no grammar is compiled any more")
         job = json.dumps({"kind": spec.kind, "source": spec.source})
         reply = self._ask(self._process, job)
         if reply is None:
             process = self._process
             self.close()
+            if process.returncode > 0:
+                raise TrialError("the process that compiles grammars has failed")
             raise ConfigError(f"the {spec.noun} cannot be used: {self._cause(process.returncode)}")
         if "error" in reply:
             raise ConfigError(f"the {spec.noun} cannot be used: {short_reason(reply['error'])}")
         return reply["grammar"]
 
-    def kill(self) -> None:
-        """Ends the process, whatever another thread waits for from it."""
+    def stop(self) -> None:
+        """Ends the process, whatever another thread waits for from it, and starts no other."""
+        self._stopping = True
         if (process := self._process) is not None:
             process.kill()
 
@@ -70,10 +77,10 @@ class TrialProcess:
         """What was too much when the process ended."""
         limits = self._limits
         if code == -getattr(signal, "SIGABRT", 0):
-            return f"it takes more than {limits.compile_bytes >> 20} MiB to compile; make it smaller"
+            return f"it takes more than {limits.compile_bytes >> 20} MiB; make it smaller"
         if code == -getattr(signal, "SIGSEGV", 0):
             return "its parts nest too deep, or refer to each other in too long a chain"
-        return f"it takes more than {limits.compile_seconds:g} s to compile; make it simpler"
+        return f"it takes more than {limits.compile_seconds:g} s; make it simpler"
 
     def _start(self) -> "subprocess.Popen[str]":
         import llguidance

@@ -30,6 +30,7 @@ class Vocabulary:
         self._by_byte = {t[0]: i for i, t in enumerate(self.tokens) if len(t) == 1}
 
     def __call__(self, text: str | bytes) -> list[int]:
+        """Encodes text."""
         data = text.encode() if isinstance(text, str) else text
         return [self._by_byte[byte] for byte in data]
 

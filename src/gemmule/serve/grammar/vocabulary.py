@@ -1,28 +1,9 @@
 """A tokenizer's ids as bytes, as llguidance needs them to make masks."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
-
 import numpy as np
 
 from gemmule.errors import MissingExtraError
 from gemmule.model.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llguidance import LLTokenizer
-
-
-class TokenBytes(Protocol):
-    """What llguidance asks a tokenizer for."""
-
-    eos_token_id: int
-    bos_token_id: int | None
-    tokens: Sequence[bytes]
-    special_token_ids: Sequence[int]
-    is_tokenizer_wrapper: bool
-
-    def __call__(self, text: str) -> list[int]:
-        """Encodes text, in which nothing is a control token."""
 
 
 class GrammarVocabulary:
