@@ -49,38 +49,58 @@ def walk(
 
 def random_schema(rng: random.Random, depth: int = 2) -> dict[str, Any]:
     """A schema of values whose texts are short."""
-    kinds = ["string", "integer", "boolean", "null", "enum", "number", "pattern"]
-    kinds += ["object", "array", "anyOf"] * 2 if depth else []
-    kind = rng.choice(kinds)
-    below = depth - 1
-    match kind:
-        case "string":
-            low = rng.randrange(3)
-            return {"type": "string", "minLength": low, "maxLength": low + rng.randrange(6)}
-        case "integer":
-            low = rng.randrange(-50, 50)
-            return {"type": "integer", "minimum": low, "maximum": low + rng.randrange(500)}
-        case "number":
-            return {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 100}
-        case "enum":
-            return {"enum": rng.sample(["red", 'a "b"', 3, None, True, "é✓", [1, 2]], 3)}
-        case "pattern":
-            return {"type": "string", "pattern": "^[a-f]{2}-[0-9]{1,3}$"}
-        case "object":
-            names = rng.sample(["a", "name", "größe", "x y", "n"], rng.randrange(1, 4))
-            return {
-                "type": "object",
-                "properties": {name: random_schema(rng, below) for name in names},
-                "required": [name for name in names if rng.random() < 0.6],
-                "additionalProperties": False,
-            }
-        case "array":
-            low = rng.randrange(2)
-            items = random_schema(rng, below)
-            return {"type": "array", "items": items, "minItems": low, "maxItems": low + 2}
-        case "anyOf":
-            return {"anyOf": [random_schema(rng, below) for _ in range(2)]}
-    return {"type": kind}
+    makers = [*_SIMPLE, *(_NESTED if depth else ())]
+    return rng.choice(makers)(rng, depth - 1)
+
+
+def _string(rng: random.Random, depth: int) -> dict[str, Any]:
+    low = rng.randrange(3)
+    return {"type": "string", "minLength": low, "maxLength": low + rng.randrange(6)}
+
+
+def _integer(rng: random.Random, depth: int) -> dict[str, Any]:
+    low = rng.randrange(-50, 50)
+    return {"type": "integer", "minimum": low, "maximum": low + rng.randrange(500)}
+
+
+def _number(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 100}
+
+
+def _enum(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {"enum": rng.sample(["red", 'a "b"', 3, None, True, "é✓", [1, 2]], 3)}
+
+
+def _pattern(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {"type": "string", "pattern": "^[a-f]{2}-[0-9]{1,3}$"}
+
+
+def _plain(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {"type": rng.choice(["boolean", "null"])}
+
+
+def _object(rng: random.Random, depth: int) -> dict[str, Any]:
+    names = rng.sample(["a", "name", "größe", "x y", "n"], rng.randrange(1, 4))
+    return {
+        "type": "object",
+        "properties": {name: random_schema(rng, depth) for name in names},
+        "required": [name for name in names if rng.random() < 0.6],
+        "additionalProperties": False,
+    }
+
+
+def _array(rng: random.Random, depth: int) -> dict[str, Any]:
+    low = rng.randrange(2)
+    items = random_schema(rng, depth)
+    return {"type": "array", "items": items, "minItems": low, "maxItems": low + 2}
+
+
+def _any_of(rng: random.Random, depth: int) -> dict[str, Any]:
+    return {"anyOf": [random_schema(rng, depth) for _ in range(2)]}
+
+
+_SIMPLE = (_string, _integer, _number, _enum, _pattern, _plain)
+_NESTED = (_object, _array, _any_of) * 2
 
 
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:

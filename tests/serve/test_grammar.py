@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
+from grammars import accepts, allowed, fits, random_schema, walk
 
 from gemmule.errors import ConfigError, EngineClosedError, GemmuleError, QueueFullError
 from gemmule.infer.core.constraint import ConstraintError, TokenConstraint
@@ -21,7 +22,6 @@ from gemmule.serve.grammar.response_format import StructuredOutputs
 from gemmule.serve.grammar.spec import GrammarSpec
 from gemmule.serve.grammar.trial_worker import allowed_ids as ids_of_mask
 from gemmule.serve.grammar.vocabulary import GrammarVocabulary
-from grammars import accepts, allowed, fits, random_schema, walk
 
 pytest.importorskip("llguidance", reason="structured output needs the extra serve")
 
@@ -210,7 +210,7 @@ def test_masks_that_take_too_long_end_the_request(compiled: Compile, pieces: Tok
     limits = GrammarLimits(mask_seconds=0.02, seconds_per_mask=0.0001)
     slow = GrammarConstraint(constraint.fork()._matcher, constraint.vocab_size, limits)
     token = pieces.encode("a")[0]
-    with pytest.raises(ConstraintError, match="too slow|Too many items"):
+    with pytest.raises(ConstraintError, match="too slow"):
         for _ in range(400):
             allowed(slow)
             slow.accept(token)

@@ -67,12 +67,13 @@ class ToolCallParser:
     def finish(self) -> list[str | CallPart]:
         """Returns what was held back: the beginning of a marker that did not become one.
 
-        The frame of a call that had begun is left out; its arguments are not.
+        So is the frame of a first call that was cut before its arguments; other frames are left
+        out.
         """
         held, self._held = self._held, ""
-        if self._state == self._header:
-            held = CALL_BEGIN + held
-        return [held] if held and self._state in (self._text, self._header) else []
+        if self._state == self._header and not self.calls:
+            return [CALL_BEGIN + held]
+        return [held] if held and self._state == self._text else []
 
     def _text(self) -> Iterator[str | CallPart]:
         begin = self._held.find(CALL_BEGIN)
