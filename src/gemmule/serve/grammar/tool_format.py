@@ -8,7 +8,7 @@ Several calls stand on lines of their own. A result is a part of the user's next
 
     <tool_result>{"name": "get_weather", "content": "22 degrees"}</tool_result>
 
-The markers are no control tokens: they are encoded as the text they are, whoever writes them.
+The markers are not control tokens: they are encoded as text.
 """
 
 import json

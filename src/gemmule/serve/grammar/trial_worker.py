@@ -132,7 +132,7 @@ def main() -> None:
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import os
 
-        os.nice(5)  # whoever waits for tokens comes first
+        os.nice(5)  # the engine's threads come first
     threading.stack_size(STACK_BYTES)
     thread = threading.Thread(target=work, args=(sys.stdin, sys.stdout))
     thread.start()
