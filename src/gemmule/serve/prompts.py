@@ -12,13 +12,13 @@ from gemmule.serve.api_errors import ApiError
 
 T = TypeVar("T")
 
-_IN_PLACE = 2048  # characters; encoding fewer takes less time than waking a thread
+_IN_PLACE = 4096  # characters; so few take less time than waking a thread
 _pool = ThreadPoolExecutor(2, "gemmule-tokenize")
 _longest_tokens: WeakKeyDictionary[Tokenizer, int] = WeakKeyDictionary()
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:
-    """Runs work on a text of `size` characters, in a thread if it is long."""
+    """Runs work on a text or a body of `size` characters, in a thread if it is long."""
     if size <= _IN_PLACE:
         return work()
     return await asyncio.get_running_loop().run_in_executor(_pool, work)

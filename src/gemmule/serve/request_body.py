@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from gemmule.config import nearest
 from gemmule.serve.api_errors import ApiError
+from gemmule.serve.prompts import off_loop
 
 Model = TypeVar("Model", bound=BaseModel)
 _LONGEST = 1000  # characters of a message
@@ -47,7 +48,8 @@ async def read_body(request: Request, schema: type[Model]) -> Model:
     Raises:
         ApiError: 400 if it is not UTF-8, not JSON, or not what the schema allows.
     """
-    return parse_body(await request.body(), schema)
+    body = await request.body()
+    return await off_loop(len(body), lambda: parse_body(body, schema))
 
 
 def parse_body(body: bytes, schema: type[Model]) -> Model:

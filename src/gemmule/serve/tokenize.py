@@ -1,5 +1,6 @@
 """/tokenize, /detokenize and /apply-template, in llama.cpp's form and in vLLM's."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -80,31 +81,29 @@ async def tokenize(request: Request) -> Response:
         raise ApiError(400, f"give one of content, prompt and messages; got {given or 'none'}")
     served = await use_model(request, body.model)
     tokenizer = served.lm.tokenizer
+    context = served.lm.config.max_position_embeddings
     if body.content is not None:
         _check_others(body, ("content", "add_special", "with_pieces"))
         text, bos = body.content, bool(body.add_special)
-        ids = await off_loop(len(text), lambda: tokenizer.encode(text, bos=bos))
-        if not body.with_pieces:
-            return _json({"tokens": ids})
-        return _json({"tokens": [{"id": i, "piece": _piece(tokenizer, i)} for i in ids]})
+        show = _with_pieces if body.with_pieces else _plain
+        return await _json(len(text), lambda: show(tokenizer, tokenizer.encode(text, bos=bos)))
+    strings = bool(body.return_token_strs)
     if body.prompt is not None:
         _check_others(body, ("prompt", "add_special_tokens", "return_token_strs"))
         text, bos = body.prompt, body.add_special_tokens is not False
-        ids = await off_loop(len(text), lambda: tokenizer.encode(text, bos=bos))
-    else:
-        names = ("messages", "add_generation_prompt", "continue_final_message")
-        _check_others(body, (*names, "return_token_strs"))
-        ids = await chat_prompt(
-            served.lm,
-            turns([message.neutral() for message in body.messages or ()]),
-            continue_final=bool(body.continue_final_message),
-            generation_prompt=body.add_generation_prompt is not False,
+        return await _json(
+            len(text),
+            lambda: _vllm(tokenizer, tokenizer.encode(text, bos=bos), context, strings),
         )
-    strings = [token_text(tokenizer, i) for i in ids] if body.return_token_strs else None
-    context = served.lm.config.max_position_embeddings
-    return _json(
-        {"tokens": ids, "count": len(ids), "max_model_len": context, "token_strs": strings}
+    names = ("messages", "add_generation_prompt", "continue_final_message", "return_token_strs")
+    _check_others(body, names)
+    ids = await chat_prompt(
+        served.lm,
+        turns([message.neutral() for message in body.messages or ()]),
+        continue_final=bool(body.continue_final_message),
+        generation_prompt=body.add_generation_prompt is not False,
     )
+    return await _json(len(ids), lambda: _vllm(tokenizer, ids, context, strings))
 
 
 async def detokenize(request: Request) -> Response:
@@ -112,21 +111,26 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeRequest)
     served = await use_model(request, body.model)
     tokenizer = served.lm.tokenizer
-    text = await off_loop(len(body.tokens), lambda: tokenizer.decode(body.tokens))
-    return _json({"content": text, "prompt": text})
+
+    def answer() -> dict[str, Any]:
+        text = tokenizer.decode(body.tokens)
+        return {"content": text, "prompt": text}
+
+    return await _json(len(body.tokens), answer)
 
 
 async def apply_template(request: Request) -> Response:
     """Renders a conversation as text."""
     body = await read_body(request, TemplateRequest)
     served = await use_model(request, body.model)
+    tokenizer = served.lm.tokenizer
     ids = await chat_prompt(
         served.lm,
         turns([message.neutral() for message in body.messages]),
         continue_final=bool(body.continue_final_message),
         generation_prompt=body.add_generation_prompt is not False,
     )
-    return _json({"prompt": served.lm.tokenizer.decode(ids, control=True)})
+    return await _json(len(ids), lambda: {"prompt": tokenizer.decode(ids, control=True)})
 
 
 def _check_others(body: TokenizeRequest, names: tuple[str, ...]) -> None:
@@ -134,6 +138,14 @@ def _check_others(body: TokenizeRequest, names: tuple[str, ...]) -> None:
     for name in type(body).model_fields:
         if name not in ("model", *names) and getattr(body, name) is not None:
             raise ApiError(400, f"{name} does not go with {names[0]}: leave it out", param=name)
+
+
+def _plain(tokenizer: Tokenizer, ids: list[int]) -> dict[str, Any]:
+    return {"tokens": ids}
+
+
+def _with_pieces(tokenizer: Tokenizer, ids: list[int]) -> dict[str, Any]:
+    return {"tokens": [{"id": i, "piece": _piece(tokenizer, i)} for i in ids]}
 
 
 def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
@@ -145,8 +157,15 @@ def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
         return [*data]
 
 
-def _json(value: dict[str, Any]) -> Response:
-    return Response(json_bytes(value), media_type="application/json")
+def _vllm(tokenizer: Tokenizer, ids: list[int], context: int, strings: bool) -> dict[str, Any]:
+    shown = [token_text(tokenizer, i) for i in ids] if strings else None
+    return {"tokens": ids, "count": len(ids), "max_model_len": context, "token_strs": shown}
+
+
+async def _json(size: int, work: Callable[[], dict[str, Any]]) -> Response:
+    """The answer that `work` makes of a text of `size` characters, written where it is made."""
+    content = await off_loop(size, lambda: json_bytes(work()))
+    return Response(content, media_type="application/json")
 
 
 def routes() -> list[ApiRoute]:
