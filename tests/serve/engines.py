@@ -74,14 +74,19 @@ class ScriptedModel(LanguageModel):
     """A model that answers with given ids, at temperature 0; the last one comes again and again."""
 
     def __init__(
-        self, lm: LanguageModel, script: Sequence[int], step_seconds: float = 0.0
+        self,
+        lm: LanguageModel,
+        script: Sequence[int],
+        step_seconds: float = 0.0,
+        cache_tokens: int = 8192,
     ) -> None:
         super().__init__(lm.model, lm.tokenizer)
         self._script, self._step_seconds = script, step_seconds
+        self._cache_tokens = cache_tokens
 
     def async_engine(self, **settings: Any) -> AsyncEngine:
         runner: Any = ScriptedRunner(self, self._script, self._step_seconds)
-        return AsyncEngine(runner, self.tokenizer, cache_tokens=8192, **settings)
+        return AsyncEngine(runner, self.tokenizer, cache_tokens=self._cache_tokens, **settings)
 
 
 def byte_tokens(text: str) -> list[int]:

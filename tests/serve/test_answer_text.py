@@ -28,7 +28,7 @@ def answers(
         text = whole["choices"][0]["text"]
         parts = [choice["text"] for event in events for choice in event["choices"]]
         assert "".join(parts) == text
-        chat = {k: v for k, v in body.items() if k != "prompt"}
+        chat = {k: v for k, v in body.items() if k not in ("prompt", "logprobs")}
         chat["messages"] = [{"role": "user", "content": "x"}]
         answer = client.post("/v1/chat/completions", json=chat).json()
         assert answer["choices"][0]["message"]["content"] == text

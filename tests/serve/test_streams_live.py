@@ -21,9 +21,13 @@ def send(server: LiveServer, body: dict[str, Any], path: str = "/v1/completions"
     """Sends a request and leaves the connection open."""
     content = json.dumps(body).encode()
     sock = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
-    sock.sendall(head.encode() + content)
+    sock.sendall(post(path, content))
     return sock
+
+
+def post(path: str, content: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
 
 
 def read_until(sock: socket.socket, wanted: bytes) -> bytes:
@@ -46,9 +50,9 @@ def stats(server: LiveServer) -> Any:
     return server.models.loaded[0].engine.stats()
 
 
-def slow(lm: LanguageModel, seconds: float) -> dict[str, LanguageModel]:
+def slow(lm: LanguageModel, seconds: float, **settings: Any) -> dict[str, LanguageModel]:
     """A model that needs `seconds` for a step, of which a prompt of 200 tokens has four."""
-    return {MODEL: ScriptedModel(lm, byte_tokens("abcdefgh"), seconds)}
+    return {MODEL: ScriptedModel(lm, byte_tokens("abcdefgh"), seconds, **settings)}
 
 
 def test_headers_and_role_come_before_the_prompt_has_run_then_comments(
@@ -85,7 +89,7 @@ def test_a_client_that_leaves_stops_its_request(
 def test_a_queued_client_that_leaves_stops_no_other(
     lm: LanguageModel, start_server: Callable[..., LiveServer]
 ) -> None:
-    server = start_server(slow(lm, 0.02), max_running=1)
+    server = start_server(slow(lm, 0.02, cache_tokens=256))
     with send(server, ASK) as first:
         until(lambda: stats(server).running == 1)
         for stream in (True, False):
@@ -116,10 +120,12 @@ def test_long_texts_do_not_hold_up_others(
     lm: LanguageModel, start_server: Callable[..., LiveServer]
 ) -> None:
     server = start_server()
-    content = json.dumps({"content": "the old sea " * 300_000}).encode()
+    content = json.dumps({"content": "the old sea " * 100_000}).encode()
     with server.client() as client, socket.create_connection(("127.0.0.1", server.port)) as sock:
         client.get("/health")
-        head = f"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = (
+            f"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
         begin = time.monotonic()
         sock.sendall(head.encode() + content)
         sock.setblocking(False)
@@ -134,5 +140,5 @@ def test_long_texts_do_not_hold_up_others(
             except BlockingIOError:
                 continue
         whole = time.monotonic() - begin
-    assert whole > 0.3, "the text is too short for this test"
-    assert max(delays) < whole / 3, (max(delays), whole)
+    assert whole > 0.1, "the text is too short for this test"
+    assert max(delays) < max(0.1, whole / 3), (max(delays), whole)
