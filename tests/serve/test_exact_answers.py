@@ -27,12 +27,12 @@ SYSTEM = "Say what the old captain of the red ship said to the wind in the harbo
 # Names of the engine's settings, and whether half of the clients leave.
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "together": ({}, False),
-    "with cancellations": ({}, True),
-    "preempted": ({"cache_tokens": 320}, False),
     "preempted, with cancellations": ({"cache_tokens": 320}, True),
-    "in small steps": ({"max_step_tokens": 9}, False),
     "speculating": ({"drafts": NgramDrafter}, False),
-    "speculating, preempted": ({"drafts": NgramDrafter, "cache_tokens": 320}, True),
+    "speculating in small steps, preempted, with cancellations": (
+        {"drafts": NgramDrafter, "cache_tokens": 320, "max_step_tokens": 24},
+        True,
+    ),
 }
 
 

@@ -171,7 +171,7 @@ def test_what_comes_while_a_client_is_busy_comes_at_once(lm: LanguageModel) -> N
                 async for events in generation.batches(never):
                     batches.append(events)
                     if len(batches) == 1:
-                        await until(lambda: idle(served))
+                        await until(lambda: any(o.finished for o in generation._inbox))
             assert len(batches) == 2
             assert [type(e) for e in batches[1]] == [TextDelta, SampleFinished]
 
