@@ -14,6 +14,7 @@ from gemmule.errors import ConfigError, QueueFullError
 from gemmule.infer.async_driver import AsyncEngine
 from gemmule.infer.core.request import Request
 from gemmule.infer.core.sampling import SamplingParams
+from gemmule.infer.core.speculative import NgramDrafter, Speculation
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
 from gemmule.serve.api_errors import ApiError
@@ -115,11 +116,13 @@ def test_events_are_the_completion_in_parts(lm: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("state", ["queued", "crowded", "decoding", "random"])
+@pytest.mark.parametrize("state", ["queued", "crowded", "decoding", "speculating", "random"])
 def test_a_client_that_leaves_frees_its_pages(lm: LanguageModel, stream: bool, state: str) -> None:
     """Also: a queued client that leaves ends no other request."""
     rng = random.Random(7)
-    settings = {"cache_tokens": 256} if state == "crowded" else {}
+    settings: dict[str, Any] = {"cache_tokens": 256} if state == "crowded" else {}
+    if state == "speculating":
+        settings = {"speculation": Speculation(NgramDrafter(), always=True)}
 
     async def test() -> None:
         async with serving(lm, **settings) as served:
@@ -135,6 +138,9 @@ def test_a_client_that_leaves_frees_its_pages(lm: LanguageModel, stream: bool, s
                         task = asyncio.create_task(generation.result(client.receive))
                         if state == "decoding":
                             await until(lambda: served.engine.stats().running > 0)
+                        elif state == "speculating":
+                            drafted = served.engine.stats().draft_tokens
+                            await until(lambda: served.engine.stats().draft_tokens > drafted)  # noqa: B023
                         elif state == "random":
                             await asyncio.sleep(rng.random() * 0.02)
                         client.leave.set()
