@@ -96,7 +96,6 @@ def test_fields_that_depend_on_each_other(client: TestClient) -> None:
         [{"role": "assistant", "content": "a"}],
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
         [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
-        [{"role": "system", "content": "a"}],
         [{"role": "tool", "content": "a"}],
     ],
 )  # fmt: skip

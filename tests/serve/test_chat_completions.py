@@ -58,7 +58,7 @@ def test_a_stream_has_the_role_first_and_usage_only_if_asked(client: TestClient)
     for options in (None, {"include_usage": False}, {"include_usage": True}):
         events = stream(client, n=2, **({} if options is None else {"stream_options": options}))
         for i in range(2):
-            assert events[i]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+            assert events[i]["choices"][0]["delta"] == {"role": "assistant", "content": None}
         assert texts(events) == {
             i: choice["message"]["content"] for i, choice in enumerate(whole["choices"])
         }
@@ -78,6 +78,7 @@ def test_a_stream_has_the_role_first_and_usage_only_if_asked(client: TestClient)
             usage = events[-1]["usage"]
             assert usage["completion_tokens"] == whole["usage"]["completion_tokens"]
             assert usage["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+            assert events[-1]["timings"]["predicted_n"] == usage["completion_tokens"]
         else:
             assert not any("usage" in event for event in events)
 
@@ -203,3 +204,27 @@ def test_the_route_says_what_it_takes() -> None:
     (route,) = chat_completions.routes()
     assert route.body is schemas.ChatCompletionRequest
     assert route.paths == [PATH, PATH.removeprefix("/v1")]
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": True}])
+def test_parts_have_the_times_so_far_if_asked(client: TestClient, more: dict[str, Any]) -> None:
+    events = stream(client, timings_per_token=True, **more)
+    parts = [e for e in events if e["choices"][0]["delta"].get("content")]
+    counts = [part["timings"]["predicted_n"] for part in parts]
+    assert counts == sorted(set(counts))
+    assert counts[-1] <= events[-1]["timings"]["predicted_n"]
+    assert all(part["timings"]["prompt_ms"] >= 0 for part in parts)
+    assert not any("timings" in e for e in stream(client, **more)[:-1])
+
+
+def test_instructions_alone_are_the_users_turn(client: TestClient, lm: LanguageModel) -> None:
+    alone = ask(client, messages=[{"role": "developer", "content": "sail"}])
+    as_user = ask(client, messages=[{"role": "user", "content": "sail"}])
+    assert alone["choices"] == as_user["choices"]
+
+
+def test_the_tokens_of_a_conversation_are_counted(client: TestClient, lm: LanguageModel) -> None:
+    messages = [{"role": "user", "content": "sail"}]
+    answer = client.post("/v1/chat/completions/input_tokens", json={"messages": messages})
+    count = len(lm.tokenizer.render_chat(messages))
+    assert answer.json() == {"object": "response.input_tokens", "input_tokens": count}

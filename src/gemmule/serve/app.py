@@ -17,7 +17,7 @@ from gemmule.serve import health, metrics_page, model_list, page, tokenize
 from gemmule.serve.access_log import AccessLog
 from gemmule.serve.anthropic import messages
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.openai import chat_completions, completions
+from gemmule.serve.openai import chat_completions, completions, input_tokens
 from gemmule.serve.responses import responses
 from gemmule.serve.route import ApiRoute, Endpoint
 from gemmule.serve.served_models import ServedModels
@@ -31,6 +31,7 @@ ROUTES: tuple[Callable[[], list[ApiRoute]], ...] = (
     metrics_page.routes,
     chat_completions.routes,
     completions.routes,
+    input_tokens.routes,
     responses.routes,
     messages.routes,
     tokenize.routes,

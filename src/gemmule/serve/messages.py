@@ -68,6 +68,8 @@ def turns(messages: Sequence[ChatMessage], instructions: str = "") -> list[dict[
         else:
             result.append({"role": role, "content": text})
         previous = message.role
+    if len(result) == 1 and result[0]["role"] == "system":  # it opens the user's turn, and is all
+        result.append({"role": "user", "content": ""})
     return result
 
 

@@ -29,7 +29,7 @@ from gemmule.serve.route import ApiRoute, hold
 from gemmule.serve.sse import EventStream, json_bytes
 from gemmule.serve.state import state_of, use_model
 
-_ROLE = {"role": "assistant", "content": ""}
+_ROLE = {"role": "assistant", "content": None}
 _TEXT_END = b'},"logprobs":null,"finish_reason":null}'
 
 
@@ -168,7 +168,7 @@ class ChatStream:
 
     def end(self) -> bytes:
         """The usage, if asked for, and the end."""
-        return self._frame.end()
+        return self._frame.end(timings=timings(self._frame.generation.completions.values()))
 
     def fail(self, error: ApiError) -> bytes:
         """An error and the end."""
@@ -201,7 +201,7 @@ class ChatStream:
             choice["logprobs"] = {"content": entries, "refusal": None}
         if self._body.return_token_ids:
             choice["token_ids"] = [*event.ids]
-        return self._frame.chunk([choice])
+        return self._frame.tokens(choice)
 
 
 def _delta(sample: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:

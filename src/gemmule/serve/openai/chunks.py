@@ -10,9 +10,11 @@ from gemmule.serve.api_errors import ApiError
 from gemmule.serve.events import PromptProgress, timings
 from gemmule.serve.generation import Generation
 from gemmule.serve.openai.schemas import CommonFields
+from gemmule.serve.pace import Pace
 from gemmule.serve.sse import DONE, data_event, json_bytes
 
-_FINGERPRINT = f"gemmule-{metadata.version('gemmule')}"
+# In llama.cpp's form: b, its build, and what tells it apart.
+_FINGERPRINT = f"b{metadata.version('gemmule')}-gemmule"
 
 
 def answer_fields(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class ChunkFrame:
         self._text_field = text_field.encode()
         self._constants: dict[int, bytes] = {}
         self._unfinished = generation.num_samples
+        self._pace = Pace(generation) if body.timings_per_token else None
 
     def text(self, sample: int, text: str, end: bytes) -> bytes:
         """A chunk that has nothing but text.
@@ -75,7 +78,11 @@ class ChunkFrame:
         if head is None:
             head = self._head + b"%d," % sample + self._text_field
             self._constants[sample] = head
-        return head + json_bytes(text) + end + b"]" + self._usage() + b"}\n\n"
+        return head + json_bytes(text) + end + b"]" + self._additions() + b"}\n\n"
+
+    def tokens(self, choice: dict[str, Any]) -> bytes:
+        """A chunk that has text with more of its tokens."""
+        return self.chunk([choice], **({"timings": self._pace.timings()} if self._pace else {}))
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         """A chunk of any kind."""
@@ -104,11 +111,11 @@ class ChunkFrame:
             },
         )
 
-    def end(self) -> bytes:
-        """The usage, if asked for, and the end of the stream."""
+    def end(self, **more: Any) -> bytes:
+        """The usage, if asked for, with `more` next to it, and the end of the stream."""
         if not self._body.include_usage:
             return DONE
-        return self.chunk([], usage=self.generation.usage().openai()) + DONE
+        return self.chunk([], usage=self.generation.usage().openai(), **more) + DONE
 
     def fail(self, error: ApiError) -> bytes:
         """An error and the end of the stream."""
@@ -117,7 +124,11 @@ class ChunkFrame:
     def _current_usage(self) -> dict[str, object] | None:
         return self.generation.usage().openai() if self._body.continuous_usage else None
 
-    def _usage(self) -> bytes:
-        if not self._body.include_usage:
-            return b""
-        return b',"usage":' + json_bytes(self._current_usage())
+    def _additions(self) -> bytes:
+        """What comes after the choices of a chunk of text."""
+        usage = timed = b""
+        if self._body.include_usage:
+            usage = b',"usage":' + json_bytes(self._current_usage())
+        if self._pace is not None:
+            timed = b',"timings":' + json_bytes(self._pace.timings())
+        return usage + timed

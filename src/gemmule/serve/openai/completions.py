@@ -205,7 +205,7 @@ class CompletionStream:
             choice["logprobs"] = self._lists[event.sample].of(entries)
         if self._body.return_token_ids:
             choice["token_ids"] = [*event.ids]
-        return self._frame.chunk([choice])
+        return self._frame.tokens(choice)
 
 
 def _part(sample: int, text: str, reason: str | None = None) -> dict[str, Any]:

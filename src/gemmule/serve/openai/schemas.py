@@ -135,6 +135,9 @@ class CommonFields(SamplingFields):
     return_progress: bool | None = Field(
         None, description="In a stream: chunks that tell how far the prompt is"
     )
+    timings_per_token: bool | None = Field(
+        None, description="In a stream: the times so far with each part of the text"
+    )
     user: str | None = Field(None, description="Accepted and not used")
 
     @property
@@ -159,7 +162,7 @@ class CommonFields(SamplingFields):
                 400, "prompt_logprobs are only in answers without a stream: leave stream out",
                 param="prompt_logprobs",
             )  # fmt: skip
-        for name in ("stream_options", "return_progress"):
+        for name in ("stream_options", "return_progress", "timings_per_token"):
             if not self.stream and getattr(self, name):
                 raise ApiError(400, f"{name} needs stream: true", param=name)
 

@@ -12,13 +12,12 @@ from gemmule.serve.chat_job import ChatJob
 from gemmule.serve.events import (
     Event,
     PromptProgress,
-    SampleFinished,
-    TextDelta,
     Usage,
     timings,
-    timings_so_far,
 )
 from gemmule.serve.generation import Generation
+from gemmule.serve.openai.chunks import energy_answer
+from gemmule.serve.pace import Pace
 from gemmule.serve.responses.output import Fields, OutputItems, new_id
 from gemmule.serve.responses.schemas import ResponsesRequest
 from gemmule.serve.sse import json_bytes
@@ -45,13 +44,6 @@ class ResponseEvent(BaseModel):
     model_config = ConfigDict(extra="allow")
     type: str
     sequence_number: int
-
-
-class InputTokensAnswer(BaseModel):
-    """Answer of /v1/responses/input_tokens."""
-
-    object: Literal["response.input_tokens"]
-    input_tokens: int
 
 
 class ResponseBuilder:
@@ -136,7 +128,7 @@ class ResponseStream:
             timings_per_token: whether each text has the times so far.
         """
         self._builder, self._generation = builder, generation
-        self._pace = _Pace(generation) if timings_per_token else None
+        self._pace = Pace(generation) if timings_per_token else None
         self._count = 0
 
     def start(self) -> bytes:
@@ -152,8 +144,6 @@ class ResponseStream:
         for event in events:
             if isinstance(event, PromptProgress):
                 data.append(self._progress(event))
-            if self._pace is not None and isinstance(event, TextDelta):
-                self._pace.count()
             for fields in self._builder.feed([event]):
                 if self._pace is not None and fields["type"] == "response.output_text.delta":
                     fields["timings"] = self._pace.timings()
@@ -166,7 +156,7 @@ class ResponseStream:
         return self._event(
             f"response.{response['status']}",
             response=response,
-            **times_of(self._builder.output.finished),
+            **figures(self._builder, self._generation),
         )
 
     def fail(self, error: ApiError) -> bytes:
@@ -192,29 +182,13 @@ class ResponseStream:
         return b"event: %b\ndata: %b\n\n" % (type.encode(), data)
 
 
-class _Pace:
-    """Times of an answer that is being made."""
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._started = time.monotonic()
-        self._first: float | None = None
-
-    def count(self) -> None:
-        """There is a token."""
-        if self._first is None:
-            self._first = time.monotonic()
-
-    def timings(self) -> Fields:
-        first = self._first or self._started
-        return timings_so_far(
-            self._generation.usage(), first - self._started, time.monotonic() - first
-        )
-
-
-def times_of(finished: SampleFinished | None) -> Fields:
-    """Times of the answer, which come next to the response in a stream."""
-    return {"timings": timings([finished.completion]) if finished else None}
+def figures(builder: ResponseBuilder, generation: Generation) -> Fields:
+    """Times and energy of the whole answer, which come next to the response in a stream."""
+    finished = builder.output.finished
+    return {
+        "timings": timings([finished.completion]) if finished else None,
+        "energy": energy_answer(generation),
+    }
 
 
 def _usage(usage: Usage) -> Fields:

@@ -7,14 +7,14 @@ from gemmule.serve.chat_job import chat_prompt, prepare_chat
 from gemmule.serve.events import SampleFinished, TextDelta, finish_reason
 from gemmule.serve.generation import Generation
 from gemmule.serve.messages import turns
+from gemmule.serve.openai.input_tokens import InputTokensAnswer
 from gemmule.serve.request_body import read_body
 from gemmule.serve.responses.answer import (
-    InputTokensAnswer,
     ResponseAnswer,
     ResponseBuilder,
     ResponseEvent,
     ResponseStream,
-    times_of,
+    figures,
 )
 from gemmule.serve.responses.schemas import InputTokensRequest, ResponsesRequest
 from gemmule.serve.route import ApiRoute, hold
@@ -57,7 +57,7 @@ async def responses(request: Request) -> Response:
             SampleFinished(0, finish_reason(completion), completion),
         ]
     )
-    answer = {**builder.response(generation.usage()), **times_of(builder.output.finished)}
+    answer = {**builder.response(generation.usage()), **figures(builder, generation)}
     return Response(json_bytes(answer), media_type="application/json")
 
 
