@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install quickstart test check bench fuzz format clean
+.PHONY: install quickstart test clients check bench fuzz format clean
 
 install: $(STAMP)
 
@@ -21,6 +21,10 @@ quickstart: install
 
 test: install
 	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
+
+# Programs that were not written for gemmule; they are downloaded into build/clients.
+clients: install
+	$(BIN)/pytest -m clients tests/clients $(ARGS)
 
 check: install
 	$(BIN)/ruff check .
