@@ -10,7 +10,7 @@ from typing import Any
 import httpx2 as httpx
 
 from gemmule.serve.served_models import ServedModels
-from gemmule.serve.server import bind, make_server
+from gemmule.serve.server import Server, bind, make_server
 from gemmule.serve.settings import ServeSettings
 
 NAME = "tiny"  # of the model that the fixtures serve
@@ -22,6 +22,7 @@ class LiveServer:
 
     port: int
     models: ServedModels
+    server: Server
 
     @property
     def url(self) -> str:
@@ -40,11 +41,12 @@ def running(models: ServedModels, settings: ServeSettings) -> Iterator[LiveServe
     thread.start()
     try:
         deadline = time.monotonic() + 30
-        while not server.started:
+        while not server.started or server.state.phase == "loading":
             assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
             time.sleep(0.01)
-        yield LiveServer(sock.getsockname()[1], models)
+        yield LiveServer(sock.getsockname()[1], models, server)
     finally:
         server.should_exit = True
+        server.force_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"

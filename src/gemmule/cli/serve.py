@@ -36,4 +36,4 @@ def serve(
     sources = parse_sources(
         models, draft=serving.draft, quantize=serving.quantize, cache=serving.cache
     )
-    run_server(ServedModels(sources, settings), settings)
+    run_server(ServedModels(sources, settings), settings, print)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Stop:
     """A request to stop.
@@ -52,8 +54,15 @@ def stop_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.requested = True
 
-    with _handling(request, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    with _handling(request, *_STOP):
         yield stop
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[], None]) -> Iterator[None]:
+    """Calls `handler` at each Ctrl-C, SIGTERM and SIGHUP, in the main thread."""
+    with _handling(lambda number, frame: handler(), *_STOP):
+        yield
 
 
 @contextmanager

@@ -18,10 +18,7 @@ class Health(BaseModel):
 async def health(request: Request) -> Response:
     """200 if requests are taken, 503 while loading, while draining, and if the engine is dead."""
     state = state_of(request)
-    if state.phase == "loading":
-        raise ApiError(503, "the model is being loaded", code="loading", retry_after=1)
-    if state.phase == "draining":
-        raise ApiError(503, "the server is shutting down", code="shutting_down")
+    state.check_ready()
     if any(served.engine.dead for served in state.models.loaded):
         raise ApiError(503, "the engine has failed: restart the server", code="engine_dead")
     return JSONResponse({"status": "ok"})

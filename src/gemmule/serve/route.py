@@ -1,11 +1,10 @@
-"""One route of the API, with all that /openapi.json says of it, as an ASGI endpoint.
+"""One route of the API, with all that /openapi.json says of it.
 
 A module of routes has a function `routes() -> list[ApiRoute]` and is listed in app.py. A handler
 takes Starlette's Request and returns a Response; it raises ApiError, or one of gemmule's errors,
 which becomes the client's error in the route's form.
 """
 
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -14,16 +13,13 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
-from gemmule.serve.access_log import note_error
-from gemmule.serve.api_errors import ApiError, ErrorForm
+from gemmule.serve.api_errors import ErrorForm
 
 Handler = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-_STACK = "gemmule.stack"  # in the scope
+STACK = "gemmule.stack"  # in the scope: what is held for a request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,37 +56,7 @@ class ApiRoute:
         return [self.path, *([self.path[3:]] if self.path.startswith("/v1/") else [])]
 
 
-class Endpoint:
-    """A route as an ASGI application: handler, answer, then everything it held is given back."""
-
-    def __init__(self, route: ApiRoute) -> None:
-        self._route = route
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        async with AsyncExitStack() as stack:
-            scope[_STACK] = stack
-            try:
-                response = await self._route.handler(Request(scope, receive, watched))
-                await response(scope, receive, watched)
-            except Exception as e:
-                error = ApiError.of(e)
-                note_error(error.code or error.type)
-                if error.status >= 500 and not isinstance(e, ApiError):
-                    _log.exception("%s %s failed", self._route.method, self._route.path)
-                if started:  # too late for a status: the connection is closed
-                    raise
-                await error.response(self._route.errors)(scope, receive, send)
-
-
 async def hold(request: Request, resource: AbstractAsyncContextManager[T]) -> T:
     """Enters a context that is left when the whole answer has been sent, or the client is gone."""
-    stack: AsyncExitStack = request.scope[_STACK]
+    stack: AsyncExitStack = request.scope[STACK]
     return await stack.enter_async_context(resource)

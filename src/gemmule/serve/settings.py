@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from gemmule.errors import ConfigError
 
+_COUNTS = (
+    "max_waiting", "max_body_bytes", "max_total_body_bytes", "max_connections", "max_header_bytes",
+    "max_headers", "max_n", "max_stop", "default_max_tokens",
+)  # fmt: skip
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -21,9 +25,10 @@ class ServeSettings:
             "https://chat.example"; matched exactly.
         max_waiting: number of samples that may wait for each model.
         max_body_bytes: largest body of a request.
-        max_header_bytes: largest sum of a request's header lines.
+        max_total_body_bytes: largest sum of the bodies of all requests at one time.
+        max_connections: number of connections; one more is closed at once.
+        max_header_bytes: largest sum of a request's address and header lines.
         max_headers: largest number of a request's headers.
-        max_json_depth: deepest nesting of arrays and objects in a body.
         max_n: largest `n`.
         max_stop: largest number of stop strings.
         default_max_tokens: tokens of an answer whose request sets no limit; None: as many as fit
@@ -49,9 +54,10 @@ class ServeSettings:
     allowed_origins: tuple[str, ...] = ()
     max_waiting: int = 256
     max_body_bytes: int = 8 << 20
+    max_total_body_bytes: int = 64 << 20
+    max_connections: int = 512
     max_header_bytes: int = 16 << 10
     max_headers: int = 100
-    max_json_depth: int = 100
     max_n: int = 8
     max_stop: int = 4
     default_max_tokens: int | None = None
@@ -67,8 +73,7 @@ class ServeSettings:
     page: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_waiting", "max_body_bytes", "max_header_bytes", "max_headers", "max_n",
-                     "max_json_depth", "max_stop", "default_max_tokens"):  # fmt: skip
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or more")

@@ -1,0 +1,129 @@
+"""One client's connection: uvicorn's, with limits of its own before the application sees anything.
+
+uvicorn keeps a request's head in memory whatever its length (CVE-2025-48956 was this in vLLM), and
+waits for ever for a client that sends half a request, or does not read its answer.
+"""
+
+import asyncio
+import json
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gemmule.serve.api_errors import ApiError
+from gemmule.serve.settings import ServeSettings
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that ends when its client is idle in the middle of something."""
+
+    settings: ServeSettings
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a client, unless there are too many."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._blocked: asyncio.TimerHandle | None = None  # set while the client does not read
+        self._head_bytes: int | None = 0  # of a head that is not complete
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            message = "there are too many connections: try again later"
+            self._end(ApiError(503, message, code="overloaded", retry_after=1))
+            return
+        self._started = self.loop.time()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the timers."""
+        self._stop_waiting()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes a part of a request."""
+        if self.transport.is_closing():
+            return
+        if self._timer is None:  # the next request of a connection
+            self._started = self.loop.time()
+        self._wait()
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes is not None and self._head_bytes > self.settings.max_header_bytes:
+            limit = self.settings.max_header_bytes
+            message = f"address and headers have more than {limit} bytes"
+            self._end(ApiError(431, message, code="headers_too_large"))
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """A head is complete: from here on the application counts."""
+        self._head_bytes = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A request is complete: the client may wait now."""
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is not HTTP, in the form of all other errors."""
+        self._end(ApiError(400, "this is not a valid HTTP request", code="invalid_http"))
+
+    def pause_writing(self) -> None:
+        """The client does not read: it has a while until the connection is closed."""
+        super().pause_writing()
+        self._blocked = self.loop.call_later(self.settings.idle_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self._blocked is not None:
+            self._blocked.cancel()
+            self._blocked = None
+        super().resume_writing()
+
+    def _wait(self) -> None:
+        """Expects more of a request: soon, and all of it within the time of a request."""
+        self._stop_waiting()
+        left = self._started + self.settings.request_timeout - self.loop.time()
+        seconds = max(0.0, min(self.settings.idle_timeout, left))
+        self._timer = self.loop.call_later(seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # it is us who do not read: a request before it still runs
+            self._wait()
+            return
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and self.cycle.response_started:
+            self.transport.abort()
+        elif self._head_bytes == 0:  # nothing has come
+            self.transport.close()
+        else:
+            self._end(ApiError(408, "the request did not arrive in time", code="idle_client"))
+
+    def _end(self, error: ApiError) -> None:
+        """Answers without the application, and closes."""
+        body = json.dumps(error.body()).encode()
+        lines = [
+            b"HTTP/1.1 %d Error" % error.status,
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"connection: close",
+        ]
+        if error.retry_after is not None:
+            lines.append(b"retry-after: %d" % error.retry_after)
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
+
+
+def connection_class(settings: ServeSettings) -> type[Connection]:
+    """The class of connections with these settings, as uvicorn takes it."""
+    return type("Connection", (Connection,), {"settings": settings})
