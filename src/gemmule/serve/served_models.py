@@ -225,7 +225,7 @@ class ServedModels:
         return served
 
     async def _load_in_turn(self, source: ModelSource, wanted: asyncio.Event) -> ServedModel | None:
-        """The model, with one user more, unless nobody wants it any more when it is its turn."""
+        """The model, with one user more, unless it is not wanted any more when it is its turn."""
         self._waiting_for_turn += 1
         try:
             async with self._turn:
@@ -282,7 +282,7 @@ class ServedModels:
         return served
 
     async def _unload(self, served: ServedModel) -> None:
-        """Waits until nobody uses a model, then frees it."""
+        """Waits until a model is not used, then frees it."""
         while served.users:
             self._idle.clear()
             await self._idle.wait()
