@@ -101,7 +101,7 @@ def make_app(
                 AccessLog,
                 observe=models.observation.observe_request,
                 log_prompts=settings.log_prompts,
-            )
+            ),
             Middleware(Limits, settings),
             Middleware(Hosts, settings.host, settings.allowed_hosts),
             Middleware(Origins, settings.allowed_origins),
