@@ -36,6 +36,7 @@ export class MessageView {
   #below = h("div");
   /** @type {{element: HTMLElement} | null} */
   #editor = null;
+  #ongrow = () => {};
   /** @type {ReplayView | null} */
   #replay = null;
   /** @type {HTMLButtonElement | null} */
@@ -91,6 +92,7 @@ export class MessageView {
       "Token probabilities",
       () => {
         answer.toggleTokens();
+        this.#ongrow();
         tokens.setAttribute("aria-pressed", String(answer.showsTokens));
       },
       { "aria-pressed": "false" },
@@ -117,6 +119,7 @@ export class MessageView {
    * @param {() => void} ongrow
    */
   update(versions, ongrow) {
+    this.#ongrow = ongrow;
     const generation = this.#state.generations.get(this.message.id) ?? null;
     this.answer?.follow(generation, ongrow);
     this.#buttons.hidden = generation !== null || this.#editor !== null;

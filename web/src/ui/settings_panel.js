@@ -86,6 +86,7 @@ export class SettingsPanel {
     this.element = h(
       "div",
       { class: "settings" },
+      h("h2", {}, "Settings"),
       field("System prompt", this.#system, "For this conversation, from the next answer on"),
       h(
         "section",

@@ -139,12 +139,10 @@ function bar(choice) {
 /** @param {TokenChoice} choice @param {boolean} same @param {(choice: TokenChoice) => void} onbranch */
 function action(choice, same, onbranch) {
   if (same) return h("span", { class: "hint" }, "in the answer");
-  if (choice.bytes)
-    return h("span", { class: "hint" }, "part of a character: cannot be sent as text");
+  if (choice.bytes) return h("span", { class: "hint" }, "part of a character");
   if (!choice.text) return h("span", { class: "hint" }, "ends the answer");
-  const button = iconButton("branch", "Go on from this one", () => onbranch(choice), {
-    text: true,
-  });
+  const button = iconButton("branch", "Go on", () => onbranch(choice), { text: true });
+  button.append(h("span", { class: "wide-only" }, "from this one"));
   button.setAttribute(
     "aria-label",
     `Go on from this one: ${visible(choice)}, ${percent(choice.logprob)}`,

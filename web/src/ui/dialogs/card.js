@@ -14,7 +14,9 @@ export async function showCard(name) {
   );
   openDialog(name, [body], "wide");
   try {
-    markdownView(body).finish(await fetchCard(name));
+    const text = await fetchCard(name);
+    body.replaceChildren();
+    markdownView(body).finish(text);
   } catch (error) {
     body.textContent = error instanceof Error ? error.message : String(error);
   }
