@@ -26,6 +26,7 @@ export function buildPage(state, root) {
     messageActions(state),
     welcome((text) => composer.fill(text)),
   );
+  transcript.onfocuslost = () => composer.focus();
   const title = h("h1", { class: "title" });
   const main = h("main", { id: "main" });
   const panel = h(
@@ -194,6 +195,7 @@ function messageActions(state) {
         if (!sure) return;
         await chat().remove(message);
         state.emit("path");
+        announce("Deleted");
       }),
     onselect: (message) => {
       chat()

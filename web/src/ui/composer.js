@@ -16,7 +16,7 @@ export class Composer {
   #files = [];
   #timer = 0;
   #clock = 0;
-  #loaded = "";
+  #chat;
   #area = h("textarea", {
     id: "prompt",
     rows: 1,
@@ -38,6 +38,7 @@ export class Composer {
   /** @param {import("../app_state.js").AppState} state */
   constructor(state) {
     this.#state = state;
+    this.#chat = state.chat;
     const attach = iconButton("attach", "Attach text files", () => this.#picker.click());
     this.#picker.addEventListener("change", () => {
       this.addFiles([...(this.#picker.files ?? [])]);
@@ -171,30 +172,27 @@ export class Composer {
 
   /** A conversation that is not in the store shares its draft with all new ones. */
   get #draftKey() {
-    return this.#state.chat.isStored ? this.#state.chat.conversation.id : "";
+    return this.#chat.isStored ? this.#chat.conversation.id : "";
   }
 
   async #load() {
-    const key = this.#draftKey;
-    if (this.#loaded !== key) clearTimeout(this.#timer);
-    this.#loaded = key;
-    const draft = (await this.#state.store.draft(key).catch(() => undefined)) ?? {
-      text: "",
-      files: [],
-    };
-    if (this.#draftKey !== key) return;
-    this.#area.value = draft.text;
-    this.#files = draft.files;
+    if (this.#chat !== this.#state.chat) {
+      this.#saveDraft();
+      this.#chat = this.#state.chat;
+    }
+    const chat = this.#chat;
+    const draft = await this.#state.store.draft(this.#draftKey).catch(() => undefined);
+    if (chat !== this.#chat) return;
+    this.#area.value = draft?.text ?? "";
+    this.#files = draft?.files ?? [];
     this.#drawChips();
     this.#resize();
   }
 
   #saveDraft() {
     clearTimeout(this.#timer);
-    this.#state.store
-      .saveDraft(this.#loaded, { text: this.#area.value, files: this.#files })
-      .catch(() => {});
-    this.#loaded = this.#draftKey;
+    const draft = { text: this.#area.value, files: this.#files };
+    this.#state.store.saveDraft(this.#draftKey, draft).catch(() => {});
   }
 
   #update() {

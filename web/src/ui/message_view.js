@@ -59,7 +59,12 @@ export class MessageView {
     this.#content.append(this.answer?.element ?? userContent(message));
     this.element = h(
       "article",
-      { class: `message ${message.role}`, "aria-labelledby": id, tabindex: "-1" },
+      {
+        class: `message ${message.role}`,
+        "data-id": message.id,
+        "aria-labelledby": id,
+        tabindex: "-1",
+      },
       h("h2", { id, class: user ? "visually-hidden" : "" }, user ? "You" : modelOf(message)),
       this.#content,
       this.#below,
@@ -135,7 +140,9 @@ export class MessageView {
     /** @param {number} to */
     const go = (to) => {
       const [target] = versions[to] ?? [];
-      if (target) this.#actions.onselect(target);
+      if (!target) return;
+      this.#actions.onselect(target);
+      focusSwitcher(target, to > at ? "Next version" : "Previous version");
     };
     const previous = iconButton("previous", "Previous version", () => go(at - 1), {
       disabled: at === 0,
@@ -194,4 +201,18 @@ export class MessageView {
 /** @param {Message} message */
 function modelOf(message) {
   return message.runs?.at(-1)?.model ?? "Answer";
+}
+
+/**
+ * Another version has another switcher: the focus goes to the same button there, or at the end of the
+ * row to the other one.
+ * @param {Message} message @param {string} label
+ */
+function focusSwitcher({ id }, label) {
+  const switcher = document.querySelector(`[data-id="${id}"] .switcher`);
+  /** @type {HTMLButtonElement | null | undefined} */
+  const button =
+    switcher?.querySelector(`[aria-label="${label}"]:enabled`) ??
+    switcher?.querySelector("button:enabled");
+  button?.focus();
 }

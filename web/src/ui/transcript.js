@@ -46,6 +46,7 @@ export class Transcript {
     this.#actions = actions;
     this.#chat = state.chat;
     this.welcome = welcome;
+    this.onfocuslost = () => {};
     this.element = h("div", { class: "transcript" }, this.#scroller, this.#latest);
     this.#scroller.addEventListener("scroll", () => this.#noteEnd(), { passive: true });
     state.on(["chat", "path"], () => this.update());
@@ -84,7 +85,14 @@ export class Transcript {
     articles[to]?.scrollIntoView({ block: "nearest" });
   }
 
+  /** Brings the messages up to date; tells `onfocuslost` if what had the focus is gone. */
   update() {
+    const focused = this.#list.contains(document.activeElement) ? document.activeElement : null;
+    this.#update();
+    if (focused && !(focused.isConnected && focused.checkVisibility())) this.onfocuslost();
+  }
+
+  #update() {
     const { chat } = this.#state;
     if (chat !== this.#chat) {
       this.#chat = chat;
