@@ -165,6 +165,7 @@ export class MessageView {
     const close = () => {
       this.#editor?.element.replaceWith(this.#content);
       this.#editor = null;
+      this.element.classList.remove("editing");
       this.#buttons.hidden = false;
       this.element.focus({ preventScroll: true });
     };
@@ -179,6 +180,7 @@ export class MessageView {
       oncancel: close,
     });
     this.#editor = editor;
+    this.element.classList.add("editing");
     this.#buttons.hidden = true;
     this.#content.replaceWith(editor.element);
     editor.focus();

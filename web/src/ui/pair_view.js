@@ -23,8 +23,10 @@ export class PairView {
     this.views.forEach(({ message }, index) => {
       const used = message === selected;
       const choice = this.#choices[index];
-      choice?.setAttribute("aria-pressed", String(used));
-      if (choice) choice.textContent = used ? "Goes on from this answer" : "Go on from this answer";
+      if (!choice) return;
+      choice.parentElement?.classList.toggle("used", used);
+      choice.setAttribute("aria-pressed", String(used));
+      choice.textContent = used ? "Goes on from this answer" : "Go on from this answer";
     });
   }
 }

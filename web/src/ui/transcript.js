@@ -127,6 +127,8 @@ export class Transcript {
     }
     if (!rows.length) rows.push(this.welcome);
     place(this.#list, rows);
+    // Not by :has() in the style, which would look at all messages with every token.
+    this.#list.classList.toggle("wide", this.#pairs.size > 0);
     this.#draw(path);
     if (this.#atEnd) requestAnimationFrame(() => this.toEnd());
   }
