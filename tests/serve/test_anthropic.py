@@ -8,6 +8,7 @@ from served import NAME
 from starlette.testclient import TestClient
 
 from gemmule.infer.language_model import LanguageModel
+from gemmule.serve.anthropic.messages import VERSIONS
 from gemmule.serve.anthropic.schemas import MessagesRequest
 from gemmule.serve.messages import turns
 
@@ -216,9 +217,10 @@ def test_errors_have_anthropics_form(client: TestClient) -> None:
     assert "there is no model 'other'" in refused(client, 404, model="other")
     answer = client.post("/v1/messages", json=GREEDY, headers={"anthropic-version": "2022-01-01"})
     assert answer.status_code == 400
-    assert "this server has 2023-06-01" in answer.json()["error"]["message"]
-    current = {"anthropic-version": "2023-06-01"}
-    assert client.post("/v1/messages", json=GREEDY, headers=current).status_code == 200
+    assert "this server has 2023-06-01 and " in answer.json()["error"]["message"]
+    for version in VERSIONS:
+        headers = {"anthropic-version": version}
+        assert client.post("/v1/messages", json=GREEDY, headers=headers).status_code == 200
     broken = client.post("/v1/messages", content=b"{")
     assert broken.json()["error"]["type"] == "invalid_request_error"
 

@@ -21,7 +21,8 @@ from gemmule.serve.route import ApiRoute, hold
 from gemmule.serve.sse import EventStream, json_bytes
 from gemmule.serve.state import state_of, use_model
 
-VERSION = "2023-06-01"  # of the API
+# Of the API, the oldest first; what is served here is the same in both.
+VERSIONS = ("2023-06-01", "2026-10-21")
 
 
 async def messages(request: Request) -> Response:
@@ -68,9 +69,10 @@ def _continues(conversation: list[ChatMessage]) -> bool:
 
 
 def _check_version(request: Request) -> None:
-    version = request.headers.get("anthropic-version", VERSION)
-    if version != VERSION:
-        raise ApiError(400, f"anthropic-version is {version!r:.40}; this server has {VERSION}")
+    version = request.headers.get("anthropic-version", VERSIONS[0])
+    if version not in VERSIONS:
+        known = " and ".join(VERSIONS)
+        raise ApiError(400, f"anthropic-version is {version!r:.40}; this server has {known}")
 
 
 def routes() -> list[ApiRoute]:
