@@ -16,6 +16,7 @@ const LOOK_EVERY = 2000;
  * Settings that are not a conversation's.
  * @typedef {object} Preferences
  * @property {boolean} logprobs ask for token probabilities
+ * @property {boolean} markdown draw answers as markdown
  */
 
 export class AppState extends EventTarget {
@@ -26,7 +27,7 @@ export class AppState extends EventTarget {
   /** Answers being made, by the id of their message. @type {Map<string, Generation>} */
   generations = new Map();
   /** @type {Preferences} */
-  preferences = { logprobs: true, ...readPreferences() };
+  preferences = { logprobs: true, markdown: true, ...readPreferences() };
   #channel = new BroadcastChannel("gemmule");
 
   /** @param {import("./chats/store.js").Store} store */
@@ -40,7 +41,8 @@ export class AppState extends EventTarget {
 
   /**
    * Events: "models", "server", "chat" (another conversation), "path" (other messages are shown),
-   * "list" (conversations changed), "running" (an answer started or ended), "settings".
+   * "list" (conversations changed), "running" (an answer started or ended), "settings",
+   * "redraw" (texts are drawn in another way).
    * @param {string} type
    */
   emit(type) {

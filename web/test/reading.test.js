@@ -1,7 +1,7 @@
 // What is read out, searched, measured and dropped.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { liveFigures, sumsByName } from "../src/api/prometheus.js";
+import { liveFigures, samplesOf } from "../src/api/prometheus.js";
 import { Search } from "../src/chats/search.js";
 import { decodeText } from "../src/chats/text_files.js";
 import { SentenceReader } from "../src/generation/sentences.js";
@@ -57,13 +57,15 @@ test("every word has to be found, without case and accents, over all messages", 
 
 test("figures from two readings of /metrics", () => {
   const reading = (/** @type {number} */ tokens) =>
-    sumsByName(
+    samplesOf(
       [
         "# HELP gemmule:num_requests_running Requests.",
         'gemmule:num_requests_running{model_name="a"} 1.0',
         'gemmule:num_requests_running{model_name="b"} 2.0',
         `gemmule:generation_tokens_total{model_name="a"} ${tokens}`,
         "gemmule:prefix_cache_queries_total 200",
+        'gemmule:kv_cache_usage_perc{model_name="a"} 0.25',
+        'gemmule:kv_cache_usage_perc{model_name="b"} 0.5',
         "gemmule:prefix_cache_hits_total 50",
       ].join("\n"),
     );
@@ -71,6 +73,7 @@ test("figures from two readings of /metrics", () => {
   assert.equal(figures.running, 3);
   assert.equal(figures.tokensPerSecond, 25);
   assert.equal(figures.cacheHits, 0.25);
+  assert.equal(figures.cacheUsage, 0.5);
   assert.equal(figures.joules, null);
   assert.equal(
     liveFigures(reading(1), reading(100), 2).tokensPerSecond,

@@ -71,11 +71,11 @@ export function totalEnergy(runs) {
 
 /** @param {import("../types.js").Energy} energy @param {number} runs */
 function boundaryText({ joules, boundary }, runs) {
-  const what = joules === null ? "Why" : "What is counted";
-  const parts = runs > 1 ? ` Sum of the answer's ${runs} parts.` : "";
-  return boundary
-    ? `${what}: ${boundary}${parts}`
-    : `The server does not say what is counted.${parts}`;
+  const lines = [joules === null ? "Why it is not measured:" : "What is counted:"];
+  // The server's text is a list that semicolons divide.
+  lines.push(...(boundary ? boundary.split("; ") : ["The server does not say."]));
+  if (runs > 1) lines.push(`Sum over the ${runs} requests of this answer.`);
+  return lines.join("\n");
 }
 
 /**

@@ -4,6 +4,7 @@ import { markdownView } from "../markdown/view.js";
 import { announce } from "./announcer.js";
 import { answerFigures, endOf, runningFigures } from "./answer_figures.js";
 import { frame, h, iconButton } from "./dom.js";
+import { plainView } from "./plain_view.js";
 import { tokenView } from "./token_view.js";
 
 /** @typedef {import("../types.js").Message} Message */
@@ -18,7 +19,7 @@ import { tokenView } from "./token_view.js";
 export class AnswerView {
   #body = h("div", { class: "markdown" });
   #below = h("div", { class: "below" });
-  #markdown = markdownView(this.#body, { announce });
+  #text;
   #answer;
   #actions;
   #tokens = false;
@@ -27,13 +28,18 @@ export class AnswerView {
   /** @type {import("../generation/generation.js").Generation | null} */
   #generation = null;
 
-  /** @param {Message} answer @param {AnswerActions} actions */
-  constructor(answer, actions) {
+  /**
+   * @param {Message} answer
+   * @param {AnswerActions} actions
+   * @param {boolean} markdown whether its text is drawn as markdown
+   */
+  constructor(answer, actions, markdown) {
+    this.#text = markdown ? markdownView(this.#body, { announce }) : plainView(this.#body);
     this.#answer = answer;
     this.#actions = actions;
     this.element = h("div", { class: "answer" }, this.#body, this.#below);
     // Space for a text that is drawn later, so that the page does not jump.
-    this.#body.textContent = answer.content.slice(0, 400);
+    this.#body.append(h("p", {}, answer.content.slice(0, 400)));
   }
 
   /**
@@ -54,7 +60,7 @@ export class AnswerView {
     }
     this.#drawn = false;
     this.#showText();
-    this.#markdown.update(this.#answer.content);
+    this.#text.update(this.#answer.content);
     const figures = runningFigures(generation);
     this.#below.replaceChildren(figures.element);
     const draw = frame(() => {
@@ -63,7 +69,7 @@ export class AnswerView {
       ongrow();
     });
     generation.onchange = () => {
-      this.#markdown.update(this.#answer.content);
+      this.#text.update(this.#answer.content);
       draw();
     };
     const clock = setInterval(
@@ -76,7 +82,7 @@ export class AnswerView {
   draw() {
     if (this.#drawn || this.#generation) return;
     this.#drawn = true;
-    this.#markdown.finish(this.#answer.content);
+    this.#text.finish(this.#answer.content);
   }
 
   get showsTokens() {

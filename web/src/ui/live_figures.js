@@ -1,7 +1,7 @@
 // What the server does now, out of /metrics; asked for only while it is looked at.
 
 import { fetchMetrics } from "../api/client.js";
-import { liveFigures, sumsByName } from "../api/prometheus.js";
+import { liveFigures, samplesOf } from "../api/prometheus.js";
 import { h } from "./dom.js";
 import { count, short } from "./figures.js";
 
@@ -10,7 +10,7 @@ const EVERY = 2000;
 export class LiveFigures {
   #list = h("dl", { class: "facts" });
   #timer = 0;
-  /** @type {{sums: Map<string, number>, time: number} | null} */
+  /** @type {{samples: import("../api/prometheus.js").Samples, time: number} | null} */
   #before = null;
 
   constructor() {
@@ -31,11 +31,11 @@ export class LiveFigures {
     // Nobody sees it in a closed panel or a hidden tab.
     if (this.element.checkVisibility() && !document.hidden) {
       try {
-        const sums = sumsByName(await fetchMetrics());
+        const samples = samplesOf(await fetchMetrics());
         const time = performance.now();
         const seconds = this.#before ? (time - this.#before.time) / 1000 : 0;
-        this.#show(liveFigures(sums, this.#before?.sums ?? null, seconds));
-        this.#before = { sums, time };
+        this.#show(liveFigures(samples, this.#before?.samples ?? null, seconds));
+        this.#before = { samples, time };
       } catch (error) {
         this.#list.replaceChildren(
           h(
@@ -60,7 +60,7 @@ export class LiveFigures {
       ["Answering", or(figures.running, count)],
       ["Waiting", or(figures.waiting, count)],
       ["Tokens/s", or(figures.tokensPerSecond, short)],
-      ["KV cache in use", or(figures.cacheUsage, share)],
+      ["KV cache in use", share(figures.cacheUsage)],
       ["Prompt tokens from the cache", or(figures.cacheHits, share)],
       ["Power", or(figures.watts, (value) => `${short(value)} W`)],
       ["Energy since the start", or(figures.joules, (value) => `${short(value)} J`)],

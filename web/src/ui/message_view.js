@@ -55,7 +55,7 @@ export class MessageView {
     this.message = message;
     const id = uniqueId();
     const user = message.role === "user";
-    if (!user) this.answer = new AnswerView(message, actions);
+    if (!user) this.answer = new AnswerView(message, actions, state.preferences.markdown);
     this.#content.append(this.answer?.element ?? userContent(message));
     this.element = h(
       "article",

@@ -97,7 +97,14 @@ export class SettingsPanel {
       ),
       h("section", { "aria-label": "Model" }, h("h3", {}, "Model"), this.#model),
       live.element,
-      h("section", { "aria-label": "Page" }, h("h3", {}, "Page"), this.#logprobs(), this.#theme()),
+      h(
+        "section",
+        { "aria-label": "Page" },
+        h("h3", {}, "Page"),
+        this.#check("logprobs", "Ask for token probabilities"),
+        this.#check("markdown", "Show answers as markdown"),
+        this.#theme(),
+      ),
     );
     state.on(["chat", "models", "settings"], () => this.#update());
     this.#update();
@@ -143,11 +150,15 @@ export class SettingsPanel {
     );
   }
 
-  #logprobs() {
+  /** @param {"logprobs" | "markdown"} name @param {string} label */
+  #check(name, label) {
     const box = h("input", { type: "checkbox" });
-    box.checked = this.#state.preferences.logprobs;
-    box.addEventListener("change", () => this.#state.savePreferences({ logprobs: box.checked }));
-    return h("label", { class: "check" }, box, "Ask for token probabilities");
+    box.checked = this.#state.preferences[name];
+    box.addEventListener("change", () => {
+      this.#state.savePreferences({ [name]: box.checked });
+      if (name === "markdown") this.#state.emit("redraw");
+    });
+    return h("label", { class: "check" }, box, label);
   }
 
   #theme() {
@@ -173,7 +184,9 @@ export class SettingsPanel {
     for (const [name, input] of this.#inputs) {
       input.value = sampling[name] === undefined ? "" : String(sampling[name]);
       const value =
-        name === "seed" ? "random" : (defaults[name] ?? (name === "max_tokens" ? "what fits" : ""));
+        name === "seed"
+          ? "random"
+          : (defaults[name] ?? (name === "max_tokens" ? "what fits" : "default"));
       input.placeholder = String(value);
     }
     this.#model.replaceChildren(...this.#state.chosenModels.map((name) => this.#modelFacts(name)));

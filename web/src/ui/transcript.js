@@ -50,7 +50,16 @@ export class Transcript {
     this.element = h("div", { class: "transcript" }, this.#scroller, this.#latest);
     this.#scroller.addEventListener("scroll", () => this.#noteEnd(), { passive: true });
     state.on(["chat", "path"], () => this.update());
+    state.on(["redraw"], () => {
+      this.#forget();
+      this.update();
+    });
     this.update();
+  }
+
+  #forget() {
+    this.#views.clear();
+    this.#pairs.clear();
   }
 
   #noteEnd() {
@@ -96,8 +105,7 @@ export class Transcript {
     const { chat } = this.#state;
     if (chat !== this.#chat) {
       this.#chat = chat;
-      this.#views.clear();
-      this.#pairs.clear();
+      this.#forget();
       this.#atEnd = true;
     }
     const { path, tree } = chat;
