@@ -129,6 +129,15 @@ def test_a_stream_has_the_same_lists(client: TestClient, max_tokens: int) -> Non
             assert [value for part in parts for value in part[name]] == values
 
 
+def test_both_kinds_of_log_probabilities_of_the_prompt(client: TestClient) -> None:
+    for top, wanted in ((1, 4), (4, 1)):
+        (choice,) = ask(client, echo=True, logprobs=top, prompt_logprobs=wanted)["choices"]
+        prompt = len(choice["prompt_logprobs"])
+        assert all(len(place) in (wanted, wanted + 1) for place in choice["prompt_logprobs"][1:])
+        places = choice["logprobs"]["top_logprobs"][1:prompt]
+        assert all(len(place) in (top, top + 1) for place in places)
+
+
 def test_echo_without_log_probabilities(client: TestClient) -> None:
     (choice,) = ask(client, echo=True)["choices"]
     assert choice["text"] == TEXT + ask(client)["choices"][0]["text"]

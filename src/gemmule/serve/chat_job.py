@@ -14,7 +14,8 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.events import Event
 from gemmule.serve.messages import ChatMessage, turns
-from gemmule.serve.prompts import check_room, check_size, off_loop
+from gemmule.serve.off_loop import off_loop
+from gemmule.serve.prompts import check_room, check_size
 from gemmule.serve.sampling_fields import SamplingFields
 from gemmule.serve.settings import ServeSettings
 

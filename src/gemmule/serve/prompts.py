@@ -1,27 +1,13 @@
 """Texts to token ids, without holding up the event loop, and without reading what cannot fit."""
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
+from gemmule.serve.off_loop import off_loop
 
-T = TypeVar("T")
-
-_IN_PLACE = 4096  # characters; so few take less time than waking a thread
-_pool = ThreadPoolExecutor(2, "gemmule-tokenize")
 _longest_tokens: WeakKeyDictionary[Tokenizer, int] = WeakKeyDictionary()
-
-
-async def off_loop(size: int, work: Callable[[], T]) -> T:
-    """Runs work on a text or a body of `size` characters, in a thread if it is long."""
-    if size <= _IN_PLACE:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(_pool, work)
 
 
 async def encode(lm: LanguageModel, text: str, *, bos: bool = True) -> list[int]:

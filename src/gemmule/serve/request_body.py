@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from gemmule.config import nearest
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.prompts import off_loop
+from gemmule.serve.off_loop import off_loop
 
 Model = TypeVar("Model", bound=BaseModel)
 _LONGEST = 1000  # characters of a message

@@ -1,6 +1,5 @@
 """/tokenize, /detokenize and /apply-template, in llama.cpp's form and in vLLM's."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -11,12 +10,11 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.chat_job import chat_prompt
 from gemmule.serve.messages import turns
+from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai.logprobs import token_text
 from gemmule.serve.openai.schemas import Message
-from gemmule.serve.prompts import off_loop
 from gemmule.serve.request_body import ApiModel, read_body
 from gemmule.serve.route import ApiRoute
-from gemmule.serve.sse import json_bytes
 from gemmule.serve.state import use_model
 
 
@@ -86,12 +84,14 @@ async def tokenize(request: Request) -> Response:
         _check_others(body, ("content", "add_special", "with_pieces"))
         text, bos = body.content, bool(body.add_special)
         show = _with_pieces if body.with_pieces else _plain
-        return await _json(len(text), lambda: show(tokenizer, tokenizer.encode(text, bos=bos)))
+        return await json_response(
+            len(text), lambda: show(tokenizer, tokenizer.encode(text, bos=bos))
+        )
     strings = bool(body.return_token_strs)
     if body.prompt is not None:
         _check_others(body, ("prompt", "add_special_tokens", "return_token_strs"))
         text, bos = body.prompt, body.add_special_tokens is not False
-        return await _json(
+        return await json_response(
             len(text),
             lambda: _vllm(tokenizer, tokenizer.encode(text, bos=bos), context, strings),
         )
@@ -103,7 +103,7 @@ async def tokenize(request: Request) -> Response:
         continue_final=bool(body.continue_final_message),
         generation_prompt=body.add_generation_prompt is not False,
     )
-    return await _json(len(ids), lambda: _vllm(tokenizer, ids, context, strings))
+    return await json_response(len(ids), lambda: _vllm(tokenizer, ids, context, strings))
 
 
 async def detokenize(request: Request) -> Response:
@@ -116,7 +116,7 @@ async def detokenize(request: Request) -> Response:
         text = tokenizer.decode(body.tokens)
         return {"content": text, "prompt": text}
 
-    return await _json(len(body.tokens), answer)
+    return await json_response(len(body.tokens), answer)
 
 
 async def apply_template(request: Request) -> Response:
@@ -130,7 +130,7 @@ async def apply_template(request: Request) -> Response:
         continue_final=bool(body.continue_final_message),
         generation_prompt=body.add_generation_prompt is not False,
     )
-    return await _json(len(ids), lambda: {"prompt": tokenizer.decode(ids, control=True)})
+    return await json_response(len(ids), lambda: {"prompt": tokenizer.decode(ids, control=True)})
 
 
 def _check_others(body: TokenizeRequest, names: tuple[str, ...]) -> None:
@@ -160,12 +160,6 @@ def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
 def _vllm(tokenizer: Tokenizer, ids: list[int], context: int, strings: bool) -> dict[str, Any]:
     shown = [token_text(tokenizer, i) for i in ids] if strings else None
     return {"tokens": ids, "count": len(ids), "max_model_len": context, "token_strs": shown}
-
-
-async def _json(size: int, work: Callable[[], dict[str, Any]]) -> Response:
-    """The answer that `work` makes of a text of `size` characters, written where it is made."""
-    content = await off_loop(size, lambda: json_bytes(work()))
-    return Response(content, media_type="application/json")
 
 
 def routes() -> list[ApiRoute]:

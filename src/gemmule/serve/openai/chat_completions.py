@@ -20,13 +20,14 @@ from gemmule.serve.events import (
     timings,
 )
 from gemmule.serve.generation import Generation
+from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai.answers import ChatCompletion, ChatCompletionChunk
-from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, energy_answer
+from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, answer_size, energy_answer
 from gemmule.serve.openai.logprobs import chat_logprobs, prompt_logprobs
 from gemmule.serve.openai.schemas import ChatCompletionRequest
 from gemmule.serve.request_body import read_body
 from gemmule.serve.route import ApiRoute, hold
-from gemmule.serve.sse import EventStream, json_bytes
+from gemmule.serve.sse import EventStream
 from gemmule.serve.state import state_of, use_model
 
 _ROLE = {"role": "assistant", "content": None}
@@ -63,19 +64,30 @@ async def chat_completions(request: Request) -> Response:
     if body.stream:
         return EventStream(generation, ChatStream(body, job, generation, tokenizer, model))
     completions = await generation.result(request.receive)
-    answer = answer_fields("chat.completion", "chatcmpl", model)
-    answer["choices"] = [
-        _choice(index, completion, body, job, tokenizer)
-        for index, completion in enumerate(completions)
-    ]
-    answer["usage"] = generation.usage().openai()
-    answer["timings"], answer["energy"] = timings(completions), energy_answer(generation)
-    if body.return_token_ids:
-        answer["prompt_token_ids"] = [*job.request.prompt]
-    if body.prompt_logprobs is not None:
-        entries = completions[0].prompt_logprobs or ()
-        answer["prompt_logprobs"] = prompt_logprobs(tokenizer, entries)
-    return Response(json_bytes(answer), media_type="application/json")
+
+    def answer() -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if body.return_token_ids:
+            more["prompt_token_ids"] = [*job.request.prompt]
+        if body.prompt_logprobs is not None:
+            entries = completions[0].prompt_logprobs or ()
+            more["prompt_logprobs"] = prompt_logprobs(tokenizer, entries, body.prompt_logprobs)
+        return {
+            **answer_fields("chat.completion", "chatcmpl", model),
+            "choices": [
+                _choice(index, completion, body, job, tokenizer)
+                for index, completion in enumerate(completions)
+            ],
+            "usage": usage.openai(),
+            "timings": timings(completions),
+            "energy": energy,
+            **more,
+        }
+
+    usage, energy = generation.usage(), energy_answer(generation)
+    size = usage.generated * answer_size(body.num_logprobs)
+    size += usage.prompt * answer_size(body.prompt_logprobs)
+    return await json_response(size, answer)
 
 
 def _choice(

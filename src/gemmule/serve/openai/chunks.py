@@ -40,6 +40,15 @@ def energy_answer(generation: Generation) -> dict[str, float | str | None] | Non
     return None if energy is None else energy.answer()
 
 
+def answer_size(num_logprobs: int | None) -> int:
+    """About how many characters an answer has for each token.
+
+    Args:
+        num_logprobs: number of most likely tokens; None: no log-probabilities.
+    """
+    return 4 if num_logprobs is None else 80 * (1 + num_logprobs)
+
+
 class ChunkFrame:
     """Writes chunks with one id and time.
 

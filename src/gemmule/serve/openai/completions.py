@@ -22,15 +22,16 @@ from gemmule.serve.events import (
     timings,
 )
 from gemmule.serve.generation import Generation
+from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai import answers
-from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, energy_answer
+from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, answer_size, energy_answer
 from gemmule.serve.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from gemmule.serve.openai.schemas import CompletionRequest
 from gemmule.serve.prompts import check_room, encode
 from gemmule.serve.request_body import read_body
 from gemmule.serve.route import ApiRoute, hold
 from gemmule.serve.settings import ServeSettings
-from gemmule.serve.sse import EventStream, json_bytes
+from gemmule.serve.sse import EventStream
 from gemmule.serve.state import state_of, use_model
 
 _TEXT_END = b',"logprobs":null,"finish_reason":null}'
@@ -67,15 +68,22 @@ async def completions(request: Request) -> Response:
         return EventStream(generation, writer)
     results = await generation.result(request.receive)
     n = requests[0].params.n
-    answer = answer_fields("text_completion", "cmpl", model)
-    answer["choices"] = [
-        _choice(i, completion, body, prompts[i // n], echo[i // n], tokenizer)
-        for i, completion in enumerate(results)
-    ]
-    answer["usage"] = generation.usage().openai()
-    answer["timings"] = timings(results) if len(prompts) == 1 else None
-    answer["energy"] = energy_answer(generation)
-    return Response(json_bytes(answer), media_type="application/json")
+
+    def answer() -> dict[str, Any]:
+        return {
+            **answer_fields("text_completion", "cmpl", model),
+            "choices": [
+                _choice(i, completion, body, prompts[i // n], echo[i // n], tokenizer)
+                for i, completion in enumerate(results)
+            ],
+            "usage": usage.openai(),
+            "timings": timings(results) if len(prompts) == 1 else None,
+            "energy": energy,
+        }
+
+    usage, energy = generation.usage(), energy_answer(generation)
+    tokens = usage.generated + (usage.prompt * n if body.echo else 0)
+    return await json_response(tokens * answer_size(body.logprobs), answer)
 
 
 async def _encoded(
@@ -93,8 +101,8 @@ def _engine_request(
     params = body.sampling_params(
         settings, max_tokens=body.max_tokens, room=room, logprobs=body.logprobs, least_tokens=0
     )
-    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
-        params = replace(params, prompt_logprobs=body.logprobs)
+    if body.echo and body.logprobs is not None:
+        params = replace(params, prompt_logprobs=max(body.logprobs, body.prompt_logprobs or 0))
     return EngineRequest(ids, params)
 
 
@@ -122,11 +130,11 @@ def _choice(
     }
     scored = completion.prompt_logprobs or ()
     if body.logprobs is not None:
-        lists = CompletionLogprobs(tokenizer)
+        lists = CompletionLogprobs(tokenizer, body.logprobs)
         parts = [lists.first_token(prompt[0]), lists.of(scored)] if body.echo else []
         choice["logprobs"] = joined(*parts, lists.of(completion.logprobs or ()))
     if body.prompt_logprobs is not None:
-        choice["prompt_logprobs"] = prompt_logprobs(tokenizer, scored)
+        choice["prompt_logprobs"] = prompt_logprobs(tokenizer, scored, body.prompt_logprobs)
     if body.return_token_ids:
         choice["prompt_token_ids"] = [*prompt]
         choice["token_ids"] = [*completion.ids]
@@ -154,7 +162,7 @@ class CompletionStream:
         self._echo = [text for text in echo for _ in range(n)]
         self._lists: list[CompletionLogprobs] = []
         if body.logprobs is not None:
-            self._lists = [CompletionLogprobs(tokenizer) for _ in self._prompts]
+            self._lists = [CompletionLogprobs(tokenizer, body.logprobs) for _ in self._prompts]
         self._plain = body.logprobs is None and not body.return_token_ids
 
     def start(self) -> bytes:

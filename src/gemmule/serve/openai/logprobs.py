@@ -43,8 +43,14 @@ def _entry(tokenizer: Tokenizer, token: int, value: float) -> dict[str, Any]:
 class CompletionLogprobs:
     """`logprobs` of completions: parallel lists, for one choice, in one part or several."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, count: int) -> None:
+        """Starts at the beginning of a text.
+
+        Args:
+            tokenizer: tokenizer of the model.
+            count: number of most likely tokens to show; entries may have more.
+        """
+        self._tokenizer, self._count = tokenizer, count
         self._decoder = StreamDecoder(tokenizer)
         self._offset = 0
 
@@ -73,7 +79,7 @@ class CompletionLogprobs:
     def _top(self, entry: TokenLogProb) -> dict[str, float]:
         """By text; of different tokens with equal text the most likely one counts."""
         top: dict[str, float] = {}
-        for token, value in (*entry.top, (entry.id, entry.logprob)):
+        for token, value in (*entry.top[: self._count], (entry.id, entry.logprob)):
             own = entry.logprob if token == entry.id else value
             text = token_text(self._tokenizer, token)
             top[text] = max(own, top.get(text, own))
@@ -86,12 +92,18 @@ def joined(*parts: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def prompt_logprobs(
-    tokenizer: Tokenizer, entries: Iterable[TokenLogProb]
+    tokenizer: Tokenizer, entries: Iterable[TokenLogProb], count: int
 ) -> list[dict[str, Any] | None]:
-    """`prompt_logprobs` in vLLM's form: null, then the tokens at each place by their ids."""
+    """`prompt_logprobs` in vLLM's form: null, then the tokens at each place by their ids.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        entries: log-probabilities of the prompt's tokens but the first.
+        count: number of most likely tokens to show; entries may have more.
+    """
     places: list[dict[str, Any] | None] = [None]
     for entry in entries:
-        values = dict(entry.top) | {entry.id: entry.logprob}
+        values = dict(entry.top[:count]) | {entry.id: entry.logprob}
         places.append(
             {
                 str(token): {"logprob": value, "decoded_token": token_text(tokenizer, token)}
