@@ -218,6 +218,7 @@ def test_cancelling_frees_pages_within_a_step_in_every_state(gate: Gate, state: 
         gate,
         TOKENIZER,
         cache_tokens=160 if state in ("waiting", "preempted") else 4000,
+        max_prompt_delay=None,
         speculation=Speculation(NgramDrafter(), always=True) if state == "speculating" else None,
     )
     other = Request([3] * 60, GREEDY)
@@ -449,7 +450,9 @@ def test_after_step_comes_after_all_callbacks_of_a_step(gate: Gate) -> None:
 
 def test_steps_are_reported_with_the_tokens_of_each_request(gate: Gate) -> None:
     reports: list[StepReport] = []
-    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, after_step=reports.append)
+    engine = AsyncEngine(
+        gate, TOKENIZER, cache_tokens=4000, max_prompt_delay=None, after_step=reports.append
+    )
     began = time.monotonic()
     collect = Collector()
     long = engine.submit(Request([5] * 100, GREEDY), collect("long"))

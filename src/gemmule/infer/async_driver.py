@@ -24,6 +24,7 @@ from gemmule.errors import (
 )
 from gemmule.infer.core.constraint import ConstraintError, TokenConstraint
 from gemmule.infer.core.engine_core import EngineStats
+from gemmule.infer.core.prompt_budget import PromptBudget
 from gemmule.infer.core.request import Request, RequestOutput
 from gemmule.infer.core.request_state import GenerationState, RequestState
 from gemmule.infer.core.speculative import Speculation
@@ -33,6 +34,8 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.runtime.forks import in_child
 
 MAX_WAITING = 256
+MAX_RUNNING = 32
+MAX_PROMPT_DELAY = 0.1  # seconds
 
 OnOutput = Callable[[RequestOutput], None]
 State = TypeVar("State", bound=RequestState)
@@ -58,6 +61,8 @@ class AsyncEngine:
         cache_tokens: int | None = None,
         speculation: Speculation | None = None,
         max_waiting: int = MAX_WAITING,
+        max_running: int = MAX_RUNNING,
+        max_prompt_delay: float | None = MAX_PROMPT_DELAY,
         max_failed_steps: int = MAX_FAILED_STEPS,
         after_step: Callable[[StepReport], None] | None = None,
     ) -> None:
@@ -71,6 +76,12 @@ class AsyncEngine:
             speculation: proposes draft tokens; None: none are proposed.
             max_waiting: number of samples that may wait; preempted ones count, and those that wait
                 for a constraint; running ones do not.
+            max_running: number of samples that run at once. More would make all of them slower
+                without generating more tokens a second.
+            max_prompt_delay: seconds by which prompts may lengthen a step, and so delay each token
+                of the requests that decode meanwhile; None: a step is filled with prompts. Times of
+                earlier steps are used to keep it, and at least 8 tokens of prompts run in a step.
+                It changes no result.
             max_failed_steps: number of failed steps in a row after which the engine gives up.
             after_step: called in the engine's thread after all callbacks of a step, failed or not,
                 and of outputs that came without one: for a consumer that hands on the outputs of a
@@ -80,9 +91,18 @@ class AsyncEngine:
             ConfigError: for an impossible size.
             TokenizerError: if the draft model has another tokenizer.
         """
-        if max_waiting < 1:
-            raise ConfigError(f"max_waiting is {max_waiting}; it must be 1 or more")
-        self._core = make_core(runner, tokenizer, speculation, cache_bytes, cache_tokens)
+        for name, value in (("max_waiting", max_waiting), ("max_running", max_running)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+        self._core = make_core(
+            runner,
+            tokenizer,
+            speculation,
+            cache_bytes,
+            cache_tokens,
+            max_running=max_running,
+            prompt_budget=None if max_prompt_delay is None else PromptBudget(max_prompt_delay),
+        )
         self._loop = StepLoop(self._core, runner, max_failed_steps)
         self._max_waiting, self._after_step = max_waiting, after_step
         self._condition = threading.Condition()

@@ -8,7 +8,12 @@ import torch
 
 from gemmule.checkpoints.load import load_to_run
 from gemmule.errors import ConfigError, MissingTokenizerError, TokenizerError
-from gemmule.infer.async_driver import MAX_WAITING, AsyncEngine
+from gemmule.infer.async_driver import (
+    MAX_PROMPT_DELAY,
+    MAX_RUNNING,
+    MAX_WAITING,
+    AsyncEngine,
+)
 from gemmule.infer.core.constraint import TokenConstraint
 from gemmule.infer.core.request import Completion, Request, RequestOutput, Score, check_text
 from gemmule.infer.core.sampling import SamplingParams, SamplingSettings
@@ -271,12 +276,17 @@ class LanguageModel:
         self,
         *,
         max_waiting: int = MAX_WAITING,
+        max_running: int = MAX_RUNNING,
+        max_prompt_delay: float | None = MAX_PROMPT_DELAY,
         after_step: Callable[[StepReport], None] | None = None,
     ) -> AsyncEngine:
         """Starts an engine with a thread and a pool of its own, for a server.
 
         Args:
             max_waiting: number of requests that may wait.
+            max_running: number of requests that run at once.
+            max_prompt_delay: seconds by which a step may be lengthened by prompts while others
+                decode; None: any.
             after_step: called in the engine's thread after all callbacks of a step.
         """
         runner = make_runner(self.model, self._cache)
@@ -285,6 +295,8 @@ class LanguageModel:
             self._tokenizer,
             speculation=self._speculation(runner),
             max_waiting=max_waiting,
+            max_running=max_running,
+            max_prompt_delay=max_prompt_delay,
             after_step=after_step,
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from gemmule.errors import EngineDeadError, first_line
 from gemmule.infer.core.cache_size import pages_for
 from gemmule.infer.core.engine_core import EngineCore
+from gemmule.infer.core.prompt_budget import PromptBudget
 from gemmule.infer.core.request import RequestOutput
 from gemmule.infer.core.speculative import Speculation
 from gemmule.infer.runners.protocol import Runner
@@ -105,10 +106,15 @@ def make_core(
     speculation: Speculation | None,
     cache_bytes: int | None,
     cache_tokens: int | None,
+    *,
+    max_running: int | None = None,
+    prompt_budget: PromptBudget | None = None,
 ) -> EngineCore:
     """Allocates a pool of pages and makes a core that uses it."""
     set_up_torch()
     pages = pages_for(runner, cache_bytes, cache_tokens)
-    core = EngineCore(runner, pages, tokenizer, speculation)
+    core = EngineCore(
+        runner, pages, tokenizer, speculation, max_running=max_running, prompt_budget=prompt_budget
+    )
     runner.allocate(pages)
     return core

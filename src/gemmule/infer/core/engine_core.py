@@ -14,6 +14,7 @@ from functools import cached_property
 from gemmule.errors import ConfigError, GemmuleError
 from gemmule.infer.core.constraint import TokenConstraint, TokenFilter, VocabularyMasks
 from gemmule.infer.core.pages import PoolStats, max_pages
+from gemmule.infer.core.prompt_budget import PromptBudget
 from gemmule.infer.core.request import (
     Request,
     RequestOutput,
@@ -73,6 +74,9 @@ class EngineCore:
         pages: int,
         tokenizer: Tokenizer | None = None,
         speculation: Speculation | None = None,
+        *,
+        max_running: int | None = None,
+        prompt_budget: PromptBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts without requests.
@@ -82,6 +86,8 @@ class EngineCore:
             pages: size of the pool.
             tokenizer: decodes outputs; None: outputs are ids, and only a limit ends them.
             speculation: proposes draft tokens; None: none are proposed.
+            max_running: maximum number of running requests; None: as many as the pages hold.
+            prompt_budget: bounds what prompts add to steps in which others decode; None: nothing.
             clock: current time in seconds.
 
         Raises:
@@ -94,7 +100,12 @@ class EngineCore:
         self._tokenizer, self._speculation, self._clock = tokenizer, speculation, clock
         self._num_logits = runner.config.vocab_size
         self._vocab_size = self._num_logits if tokenizer is None else tokenizer.vocab_size
-        self._scheduler = Scheduler(pages, self._config.sliding_window, runner.max_step_tokens)
+        self._scheduler = Scheduler(
+            pages, self._config.sliding_window, runner.max_step_tokens, max_running
+        )
+        self._prompt_budget = prompt_budget
+        self._decoded = self._prompt = 0  # tokens of the step that was planned last
+        self._planned = 0.0
         self._states: dict[int, RequestState] = {}  # by the ids of their sequences
         # Of requests with several samples: the ids of those that have not ended.
         self._unfinished: dict[int, list[int]] = {}
@@ -241,14 +252,20 @@ class EngineCore:
 
     def plan(self) -> list[ScheduledChunk]:
         """Returns the chunks of the next step; empty if there is nothing to do."""
+        now = self._planned = self._clock()
         self._propose()
-        chunks = self._scheduler.plan()
+        budget = self._prompt_budget
+        chunks = self._scheduler.plan(None if budget is None else budget.tokens())
         assert chunks or not self._states, "there is work, and none of it can run"
-        now: float | None = None
+        self._decoded = self._prompt = 0
         for chunk in chunks:
             state = self._states[chunk.sequence_id]
+            if state.sequence.num_uncomputed == 1:
+                self._decoded += len(chunk.tokens)
+            else:
+                self._prompt += len(chunk.tokens)
             if state.scheduled is None:
-                state.scheduled = now = self._clock() if now is None else now
+                state.scheduled = now
                 if isinstance(state, GenerationState):
                     self._prompt_tokens += len(state.sequence.tokens)
                     self._cached_tokens += state.sequence.num_cached or 0
@@ -267,6 +284,8 @@ class EngineCore:
     ) -> list[RequestOutput]:
         """Takes the outputs of a planned step; returns what is new of all requests."""
         now = self._clock()
+        if self._prompt_budget is not None:
+            self._prompt_budget.measure(self._decoded, self._prompt, now - self._planned)
         generated = rows = 0
         decode_only = True
         for chunk, chunk_outputs in zip(chunks, outputs, strict=True):

@@ -1,8 +1,8 @@
 """Which tokens of which sequences run in the next step. Free of torch.
 
-Sequences that are decoding come first, then chunks of prompts, so that a long prompt delays the
-others by no more than a step. When pages run out, the youngest sequence is preempted: it frees its
-pages and is computed again later. The tokens it has generated stay.
+Sequences that are decoding come first, then chunks of prompts, which may be kept small meanwhile:
+a long prompt delays the others by little. When pages run out, the youngest sequence is preempted:
+it frees its pages and is computed again later. The tokens it has generated stay.
 """
 
 import bisect
@@ -77,8 +77,19 @@ class Scheduler:
         preemptions: number of preemptions so far.
     """
 
-    def __init__(self, pages: int, window: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, pages: int, window: int, max_step_tokens: int, max_running: int | None = None
+    ) -> None:
+        """Starts without sequences.
+
+        Args:
+            pages: size of the pool.
+            window: positions that local layers attend to.
+            max_step_tokens: maximum number of tokens in a step.
+            max_running: maximum number of running sequences; None: as many as the pages hold.
+        """
         self._window, self._max_step_tokens = window, max_step_tokens
+        self._max_running = max_running
         self.pool = PagePool(pages)
         self.running: list[TokenSequence] = []
         self.waiting: list[TokenSequence] = []
@@ -108,20 +119,21 @@ class Scheduler:
             sequence.draft_tokens = ()
             self.add(sequence)
 
-    def plan(self) -> list[ScheduledChunk]:
-        """Fills the next step: at most `max_step_tokens` tokens, whose pages are allocated."""
+    def plan(self, max_prompt_tokens: int | None = None) -> list[ScheduledChunk]:
+        """Fills the next step: at most `max_step_tokens` tokens, whose pages are allocated.
+
+        Args:
+            max_prompt_tokens: maximum number of tokens of prompts, if another sequence decodes in
+                the step; None: as many as are left.
+        """
         chunks: dict[int, ScheduledChunk] = {}
-        budget = self._max_step_tokens
         before = self.preemptions
-        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):  # stable
-            if self.preemptions > before and sequence not in self.running:  # it was preempted
-                continue
-            budget = self._max_step_tokens - sum(len(c.tokens) for c in chunks.values())
-            if budget < 1:
-                break
-            if self._ensure_page(sequence, chunks):
-                chunks[sequence.sequence_id] = self._chunk(sequence, budget)
-        budget = self._max_step_tokens - sum(len(c.tokens) for c in chunks.values())
+        decoding = [s for s in self.running if s.num_uncomputed == 1]
+        prompts = [s for s in self.running if s.num_uncomputed > 1]
+        budget = self._fill(decoding, chunks, self._max_step_tokens)
+        if chunks and max_prompt_tokens is not None:
+            budget = min(budget, max_prompt_tokens)
+        budget = self._fill(prompts, chunks, budget)
         if self.preemptions == before:
             self._admit(chunks, budget)
         return list(chunks.values())
@@ -130,6 +142,21 @@ class Scheduler:
         """Commits the positions of a sequence below `computed` after they have run."""
         sequence.draft_tokens = ()
         sequence.table.advance(sequence.tokens, computed)
+
+    def _fill(
+        self, sequences: Sequence[TokenSequence], chunks: dict[int, ScheduledChunk], budget: int
+    ) -> int:
+        """Adds chunks of running sequences; returns what is left of the budget."""
+        before = self.preemptions
+        for sequence in sequences:
+            if budget < 1:
+                break
+            if self.preemptions > before and sequence not in self.running:  # it was preempted
+                continue
+            if self._ensure_page(sequence, chunks):
+                chunk = chunks[sequence.sequence_id] = self._chunk(sequence, budget)
+                budget -= len(chunk.tokens)
+        return budget
 
     def _ensure_page(self, sequence: TokenSequence, chunks: dict[int, ScheduledChunk]) -> bool:
         """Preempts until one more token can run; False if the sequence itself was preempted."""
@@ -169,7 +196,7 @@ class Scheduler:
             return
         in_flight = {page_hash for s in self.running for page_hash in _in_flight(s)}
         for sequence in self.waiting[:_LOOK_AHEAD]:
-            if budget < 1:
+            if budget < 1 or len(self.running) == self._max_running:
                 return
             table, limit = sequence.table, sequence.first_output_pos
             cached = table.match_prefix(sequence.tokens, limit)
