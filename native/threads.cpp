@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <new>
 
 namespace gemmule {
@@ -27,11 +28,21 @@ inline void pause() {
 #endif
 }
 
-constexpr int kSpins = 20000;  // tens of microseconds; then the core is offered to other programs
+bool is_awake(uint32_t epoch) { return epoch % 2 == 1; }
+
+// How long a thread spins before it sleeps follows how its waits end. If the others have a core each,
+// spinning is all there is; if another program is busy, waits fail, and spinning takes the core that
+// the others, or a server's thread, are waiting for.
+constexpr int kFewestSpins = 500;   // about ten microseconds
+constexpr int kMostSpins = 20000;   // some hundred microseconds
+
+int after_success(int spins) { return std::min(spins + 64, kMostSpins); }
+int after_failure(int spins) { return std::max(spins / 2, kFewestSpins); }
 
 }  // namespace
 
-Threads::Threads(int count) : forks_(forks.load(std::memory_order_relaxed)), ranges_(count) {}
+Threads::Threads(int count)
+    : forks_(forks.load(std::memory_order_relaxed)), ranges_(count), spins_(kMostSpins) {}
 
 Threads::~Threads() { stop(); }
 
@@ -65,12 +76,14 @@ void Threads::wake() {
   if (workers_.empty()) start();
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    awake_ = true;
+    ++epoch_;
   }
   woken_.notify_all();
 }
 
-void Threads::rest() { awake_ = false; }
+void Threads::rest() {
+  if (is_awake(epoch_)) ++epoch_;
+}
 
 // Works through the thread's own range, then through what is left of the others'.
 void Threads::steal(int thread) {
@@ -98,31 +111,59 @@ void Threads::dispatch(int64_t items, int64_t grain) {
   }
   grain_ = grain;
   busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  round_.fetch_add(1, std::memory_order_release);
-  steal(0);
-  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
-    pause();
-    if (spins > kSpins) std::this_thread::yield();
+  round_.fetch_add(1);  // in one order with asleep_: either a worker sees it, or it is seen asleep
+  if (asleep_.load() != 0) {
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    woken_.notify_all();
   }
+  steal(0);
+  wait_for_workers();
   if (out_of_memory_.exchange(false)) throw std::bad_alloc();
 }
 
+void Threads::wait_for_workers() {
+  for (int spins = 0; spins < spins_; ++spins) {
+    if (busy_.load(std::memory_order_acquire) == 0) {
+      spins_ = after_success(spins_);
+      return;
+    }
+    pause();
+  }
+  spins_ = after_failure(spins_);
+  std::unique_lock<std::mutex> lock(mutex_);
+  caller_asleep_ = true;
+  done_.wait(lock, [&] { return busy_.load() == 0; });
+  caller_asleep_ = false;
+}
+
 void Threads::worker_loop(int thread, uint32_t seen) {
+  int most = kMostSpins;
   for (;;) {
-    int spins = 0;
-    while (round_.load(std::memory_order_acquire) == seen) {
+    for (int spins = 0; round_.load(std::memory_order_acquire) == seen; ++spins) {
       if (stop_) return;
-      if (!awake_) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        woken_.wait(lock, [&] { return stop_ || awake_ || round_ != seen; });
-        continue;
+      const uint32_t epoch = epoch_;
+      if (is_awake(epoch)) {
+        if (spins < most) {
+          pause();
+          continue;
+        }
+        most = after_failure(most);
       }
-      pause();
-      if (++spins > kSpins) std::this_thread::yield();
+      std::unique_lock<std::mutex> lock(mutex_);
+      ++asleep_;
+      woken_.wait(lock, [&] {
+        return stop_ || round_ != seen || (epoch_ != epoch && is_awake(epoch_));
+      });
+      --asleep_;
+      spins = 0;
     }
     ++seen;
+    most = after_success(most);
     steal(thread);
-    busy_.fetch_sub(1, std::memory_order_release);
+    if (busy_.fetch_sub(1) == 1 && caller_asleep_) {
+      { std::lock_guard<std::mutex> lock(mutex_); }
+      done_.notify_one();
+    }
   }
 }
 

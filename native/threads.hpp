@@ -1,4 +1,7 @@
-// A pool of threads that work through numbered items together and spin between calls.
+// A pool of threads that work through numbered items together.
+//
+// A thread that waits spins, for as long as waits last when each has a core of its own. After that
+// another program has taken a core: the thread sleeps, and leaves its own to the one it waits for.
 //
 // They are started by the first call of `wake`. In a fork of the process they do not exist, and the
 // fork may have come in the middle of a call: there the pool must be made again, see `forked`.
@@ -44,7 +47,7 @@ class Threads {
     dispatch(items, grain);
   }
 
-  // Between wake and rest the workers spin while they wait for work. Throws std::system_error if
+  // Between wake and rest the workers spin for a while before they sleep. Throws std::system_error if
   // they cannot be started.
   void wake();
   void rest();
@@ -54,6 +57,7 @@ class Threads {
   void stop();
   void dispatch(int64_t items, int64_t grain);
   void steal(int thread);
+  void wait_for_workers();
   void worker_loop(int thread, uint32_t seen);
 
   // The items that one thread starts with, consecutive so that prefetching helps. A thread that has
@@ -71,9 +75,13 @@ class Threads {
   int64_t grain_ = 1;
   alignas(64) std::atomic<uint32_t> round_{0};
   alignas(64) std::atomic<int> busy_{0};
-  std::atomic<bool> awake_{false}, stop_{false}, out_of_memory_{false};
+  std::atomic<uint32_t> epoch_{0};  // counts calls of wake and rest: odd in between
+  std::atomic<int> asleep_{0};  // workers
+  std::atomic<bool> stop_{false}, out_of_memory_{false};
+  std::atomic<bool> caller_asleep_{false};
+  int spins_;  // how long the caller spins
   std::mutex mutex_;
-  std::condition_variable woken_;
+  std::condition_variable woken_, done_;
 };
 
 }  // namespace gemmule

@@ -203,3 +203,14 @@ def test_drafts_take_what_is_left_of_the_step() -> None:
     assert [chunk.start + request.index for request in chunk.logits] == [*range(3, 12)]
     scheduler.advance(one, chunk.start + 1)
     assert (one.table.computed, one.draft_tokens) == (4, ())
+
+
+def test_a_prompt_that_gave_way_in_a_step_does_not_run_in_it() -> None:
+    scheduler = Scheduler(6, WINDOW, 48)
+    old, young = sequence(0, 31, 100), sequence(1, 60, 100)
+    scheduler.add(old)
+    assert planned(scheduler) == {0: 31}
+    scheduler.add(young)
+    assert planned(scheduler) == {0: 1, 1: 47}  # its pages are the last ones
+    assert planned(scheduler) == {0: 1}
+    assert (scheduler.waiting, scheduler.pool.allocated) == ([young], 4)

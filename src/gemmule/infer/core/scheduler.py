@@ -129,10 +129,10 @@ class Scheduler:
         chunks: dict[int, ScheduledChunk] = {}
         before = self.preemptions
         decoding = [s for s in self.running if s.num_uncomputed == 1]
-        prompts = [s for s in self.running if s.num_uncomputed > 1]
         budget = self._fill(decoding, chunks, self._max_step_tokens)
         if chunks and max_prompt_tokens is not None:
             budget = min(budget, max_prompt_tokens)
+        prompts = [s for s in self.running if s.num_uncomputed > 1]  # without preempted ones
         budget = self._fill(prompts, chunks, budget)
         if self.preemptions == before:
             self._admit(chunks, budget)
