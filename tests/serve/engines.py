@@ -33,7 +33,7 @@ class ModelWithEngine(LanguageModel):
         if self._drafts is not None:
             speculation = Speculation(self._drafts(), always=True)
         return AsyncEngine(
-            runner, self.tokenizer, speculation=speculation, **self._settings, **settings
+            runner, self.tokenizer, speculation=speculation, **{**settings, **self._settings}
         )
 
 

@@ -24,13 +24,15 @@ from gemmule.serve.settings import ServeSettings
 
 COUNT = 33
 SYSTEM = "Say what the old captain of the red ship said to the wind in the harbour, and to the sea."
+# Many prompts at once, so that there are too few pages.
+PREEMPTING = {"cache_tokens": 224, "max_prompt_delay": None}
 # Names of the engine's settings, and whether half of the clients leave.
 VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
     "together": ({}, False),
-    "preempted, with cancellations": ({"cache_tokens": 320}, True),
+    "preempted, with cancellations": (PREEMPTING, True),
     "speculating": ({"drafts": NgramDrafter}, False),
     "speculating in small steps, preempted, with cancellations": (
-        {"drafts": NgramDrafter, "cache_tokens": 320, "max_step_tokens": 24},
+        {"drafts": NgramDrafter, "max_step_tokens": 24, **PREEMPTING},
         True,
     ),
 }

@@ -276,7 +276,12 @@ class ServedModels:
             rate.observe(report)
             dispatcher.after_step(report)
 
-        engine = lm.async_engine(max_waiting=self._settings.max_waiting, after_step=after_step)
+        engine = lm.async_engine(
+            max_waiting=self._settings.max_waiting,
+            max_running=self._settings.max_running,
+            max_prompt_delay=self._settings.max_prompt_delay,
+            after_step=after_step,
+        )
         served = ServedModel(source, lm, engine, dispatcher, rate)
         self._loaded[source.name] = served
         return served

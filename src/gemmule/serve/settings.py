@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gemmule.errors import ConfigError
 
 _COUNTS = (
-    "max_waiting", "max_body_bytes", "max_total_body_bytes", "max_connections", "max_header_bytes",
+    "max_waiting", "max_running", "max_body_bytes", "max_total_body_bytes", "max_connections", "max_header_bytes",
     "max_headers", "max_n", "max_stop", "default_max_tokens",
 )  # fmt: skip
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -24,6 +24,8 @@ class ServeSettings:
         allowed_origins: web pages of other origins that may use the server, such as
             "https://chat.example"; matched exactly.
         max_waiting: number of samples that may wait for each model.
+        max_running: number of samples of each model that run at once.
+        max_prompt_delay: seconds by which prompts may delay a token of another request.
         max_body_bytes: largest body of a request.
         max_total_body_bytes: largest sum of the bodies of all requests at one time.
         max_connections: number of connections; one more is closed at once.
@@ -53,6 +55,8 @@ class ServeSettings:
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_waiting: int = 256
+    max_running: int = 32
+    max_prompt_delay: float = 0.1
     max_body_bytes: int = 8 << 20
     max_total_body_bytes: int = 64 << 20
     max_connections: int = 512
@@ -77,7 +81,8 @@ class ServeSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or more")
-        for name in ("queue_timeout", "idle_timeout", "request_timeout", "keepalive_seconds"):
+        for name in ("max_prompt_delay", "queue_timeout", "idle_timeout", "request_timeout",
+                     "keepalive_seconds"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not self.drain_seconds >= 0:
