@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from gemmule.errors import ConfigError
 
 _COUNTS = (
-    "max_waiting", "max_running", "max_body_bytes", "max_total_body_bytes", "max_connections", "max_header_bytes",
-    "max_headers", "max_n", "max_stop", "default_max_tokens",
+    "max_waiting", "max_running", "max_body_bytes", "max_total_body_bytes", "max_connections",
+    "max_header_bytes", "max_headers", "max_n", "max_stop", "default_max_tokens",
 )  # fmt: skip
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
