@@ -95,6 +95,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, pieces: Tokenizer) -> Itera
     finally:
         process.terminate()
         process.wait(60)
+        drain.join(60)
+        process.stdout.close()
         environments.BUILD.mkdir(parents=True, exist_ok=True)
         text = json.dumps(server.results, indent=2) + "\n"
         (environments.BUILD / "results.json").write_text(text, encoding="utf-8")

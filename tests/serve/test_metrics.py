@@ -18,7 +18,8 @@ from gemmule.infer.step_loop import StepReport
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
 from gemmule.serve.energy import EnergyTotals
-from gemmule.serve.metrics import PREFIX, Histogram, ServerMetrics
+from gemmule.serve.metrics import PREFIX, ServerMetrics
+from gemmule.serve.request_metrics import Histogram
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 NO_ENERGY = EnergyTotals(None, None, None, None)

@@ -16,7 +16,8 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.carbon import EnergyMeter
 from gemmule.serve.access_log import RequestRecord
 from gemmule.serve.energy import EnergyLedger, Meter, RequestEnergy
-from gemmule.serve.metrics import ModelMetrics, ServerMetrics
+from gemmule.serve.metrics import ServerMetrics
+from gemmule.serve.request_metrics import ModelMetrics
 from gemmule.serve.settings import ServeSettings
 
 
