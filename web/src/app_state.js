@@ -22,13 +22,17 @@ const LOOK_EVERY = 2000;
 export class AppState extends EventTarget {
   /** @type {ModelInfo[]} */
   models = [];
-  /** @type {"connecting" | "ready" | "lost"} */
+  /** @type {"connecting" | "ready" | "lost" | "locked"} locked: it wants a key that was not given */
   server = "connecting";
   /** Answers being made, by the id of their message. @type {Map<string, Generation>} */
   generations = new Map();
   /** @type {Preferences} */
   preferences = { logprobs: true, markdown: true, ...readPreferences() };
   #channel = new BroadcastChannel("gemmule");
+  /** Another tab has changed the open conversation. */
+  #stale = false;
+  /** @type {Promise<void> | null} */
+  #connecting = null;
 
   /** @param {import("./chats/store.js").Store} store */
   constructor(store) {
@@ -36,7 +40,14 @@ export class AppState extends EventTarget {
     this.store = store;
     /** The open conversation. @type {Chat} */
     this.chat = this.#fresh(readPreferences().last);
-    this.#channel.onmessage = () => this.emit("list");
+    this.#channel.onmessage = ({ data }) => {
+      this.emit("list");
+      if (data === this.chat.conversation.id) this.#stale = true;
+    };
+    addEventListener("focus", () => this.#refresh());
+    addEventListener("pagehide", () => {
+      for (const generation of this.generations.values()) generation.saveSoFar();
+    });
   }
 
   /**
@@ -67,7 +78,12 @@ export class AppState extends EventTarget {
   }
 
   /** Asks for the models until the server answers. */
-  async connect() {
+  connect() {
+    this.#connecting ??= this.#connect().finally(() => (this.#connecting = null));
+    return this.#connecting;
+  }
+
+  async #connect() {
     for (;;) {
       try {
         this.models = await fetchModels();
@@ -76,10 +92,10 @@ export class AppState extends EventTarget {
         this.emit("server");
         return;
       } catch (error) {
-        this.server = "lost";
+        const locked = error instanceof ApiError && error.status === 401;
+        this.server = locked ? "locked" : "lost";
         this.emit("server");
-        // A key that was not given: the user asks again by sending.
-        if (error instanceof ApiError && error.status === 401) return;
+        if (locked) return; // The user is asked again when they send something.
         await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY));
         if (error instanceof ApiError && error.status === null) await this.#untilHealthy();
       }
@@ -115,15 +131,29 @@ export class AppState extends EventTarget {
     if (this.chat.conversation.id === id) return true;
     // One that is being answered is in memory already, newer than in the store.
     const running = [...this.generations.values()].find(({ chat }) => chat.conversation.id === id);
-    if (running) this.chat = running.chat;
-    else {
-      const conversation = (await this.store.conversations()).find((stored) => stored.id === id);
-      if (!conversation) return false;
-      const messages = await this.store.messages(id);
-      this.chat = this.#watch(new Chat(this.store, conversation, messages, true));
-    }
+    const chat = running?.chat ?? (await this.#read(id));
+    if (!chat) return false;
+    this.chat = chat;
     this.emit("chat");
     return true;
+  }
+
+  /** @param {string} id */
+  async #read(id) {
+    const conversation = (await this.store.conversations()).find((stored) => stored.id === id);
+    if (!conversation) return null;
+    const messages = await this.store.messages(id);
+    return this.#watch(new Chat(this.store, conversation, messages, true));
+  }
+
+  /** Reads the open conversation again if another tab has changed it. */
+  async #refresh() {
+    if (!this.#stale || this.running().length) return;
+    this.#stale = false;
+    const chat = await this.#read(this.chat.conversation.id);
+    if (!chat) return this.startChat();
+    this.chat = chat;
+    this.emit("chat");
   }
 
   /** @param {string} id */
@@ -203,24 +233,32 @@ export class AppState extends EventTarget {
     }
   }
 
-  /** Goes on with an answer from where it ends. @param {Message} answer */
-  async goOn(answer) {
+  /** Goes on with an answer from where it ends. @param {Message} message */
+  async goOn(message) {
+    const answer = this.#freeToChange(message);
     const model = answer.runs?.at(-1)?.model;
-    startRun(
-      answer,
-      this.chat.conversation,
-      model && this.model(model) ? model : (this.chosenModels[0] ?? ""),
-    );
+    const known = model !== undefined && this.model(model);
+    startRun(answer, this.chat.conversation, known ? model : (this.chosenModels[0] ?? ""));
     await this.#run(this.#register(this.chat, answer));
   }
 
-  /** Asks for an answer's last run once more: after an error. @param {Message} answer */
-  async retry(answer) {
+  /** Asks for an answer's last run once more: after an error. @param {Message} message */
+  async retry(message) {
+    const answer = this.#freeToChange(message);
     const run = answer.runs?.at(-1);
     if (!run) return;
     answer.content = answer.content.slice(0, run.start);
-    Object.assign(run, { tokens: [], finish: null, timings: null, energy: null, usage: null });
+    const fresh = { ...run, tokens: [], finish: null, timings: null, energy: null, usage: null };
+    answer.runs = [...(answer.runs ?? []).slice(0, -1), fresh];
     await this.#run(this.#register(this.chat, answer));
+  }
+
+  /** The answer, or a new version of it if messages follow: what they follow must stay. @param {Message} answer */
+  #freeToChange(answer) {
+    const { tree } = this.chat;
+    if (!tree.children(answer.id).length) return answer;
+    const { id: _, created: __, pair: ___, ...fields } = answer;
+    return this.chat.add(fields);
   }
 
   /** @param {Chat} chat @param {Message} answer */

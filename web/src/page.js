@@ -10,7 +10,7 @@ import { acceptFiles } from "./ui/file_drop.js";
 import { logo } from "./ui/logo.js";
 import { ModelPicker } from "./ui/model_picker.js";
 import { SettingsPanel } from "./ui/settings_panel.js";
-import { alt, listen, showHelp } from "./ui/shortcuts.js";
+import { listen, shortcut, showHelp } from "./ui/shortcuts.js";
 import { speakAnswers } from "./ui/speaker.js";
 import { Transcript } from "./ui/transcript.js";
 import { welcome } from "./ui/welcome.js";
@@ -66,27 +66,27 @@ export function buildPage(state, root) {
   drawers.push(sidebar, settings);
 
   const shortcuts = [
-    alt("KeyN", "N", "New conversation", () => {
+    shortcut("KeyN", "N", "New conversation", () => {
       state.startChat();
       composer.focus();
     }),
-    alt("KeyK", "K", "Search conversations", () => {
+    shortcut("KeyK", "K", "Search conversations", () => {
       if (!sidebar.isOpen) sidebar.open();
       list.focusSearch();
     }),
-    alt("KeyM", "M", "To the message box", () => composer.focus()),
-    alt("KeyE", "E", "Edit your last message", () => transcript.last("user")?.edit()),
-    alt("KeyR", "R", "Answer again", () => {
+    shortcut("KeyM", "M", "To the message box", () => composer.focus()),
+    shortcut("KeyE", "E", "Edit your last message", () => transcript.last("user")?.edit()),
+    shortcut("KeyR", "R", "Answer again", () => {
       const answer = transcript.last("assistant");
       if (answer) messageActions(state).onregenerate(answer.message);
     }),
-    alt("KeyC", "C", "Continue the last answer", () => {
+    shortcut("KeyC", "C", "Continue the last answer", () => {
       const answer = transcript.last("assistant");
       if (answer) messageActions(state).oncontinue(answer.message);
     }),
-    alt("ArrowUp", "↑", "To the message before", () => transcript.walk(-1)),
-    alt("ArrowDown", "↓", "To the next message", () => transcript.walk(1)),
-    alt("KeyS", "S", "Settings", () => settings.toggle()),
+    shortcut("ArrowUp", "↑", "To the message before", () => transcript.walk(-1)),
+    shortcut("ArrowDown", "↓", "To the next message", () => transcript.walk(1)),
+    shortcut("KeyS", "S", "Settings", () => settings.toggle()),
     {
       keys: "Escape",
       does: "Stop answering",
@@ -94,7 +94,7 @@ export function buildPage(state, root) {
         event.key === "Escape" && state.running().length > 0,
       run: () => composer.stop(),
     },
-    alt("KeyH", "H", "These shortcuts", () => showHelp(shortcuts)),
+    shortcut("KeyH", "H", "These shortcuts", () => showHelp(shortcuts)),
   ];
   listen(shortcuts);
 

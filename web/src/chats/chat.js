@@ -84,6 +84,11 @@ export class Chat {
     this.onsaved();
   }
 
+  /** Saves an answer that grows: nothing that the list of conversations shows. @param {Message} answer */
+  async saveText(answer) {
+    await this.#store.save(this.conversation, [answer]);
+  }
+
   /** Saves settings of a conversation that is in the store; a new one keeps them until then. */
   async saveSettings() {
     if (!this.#stored) return;

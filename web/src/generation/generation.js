@@ -104,6 +104,11 @@ export class Generation {
     this.onend();
   }
 
+  /** Saves what there is; whether that works is seen at the end. */
+  saveSoFar() {
+    this.chat.saveText(this.answer).catch(() => {});
+  }
+
   /** @param {Run} run @param {import("../types.js").StreamEvent} event */
   #take(run, event) {
     const now = performance.now();
@@ -128,7 +133,7 @@ export class Generation {
     }
     if (now - this.#saved > SAVE_EVERY) {
       this.#saved = now;
-      this.chat.save(this.answer).catch(() => {}); // The last save reports it.
+      this.saveSoFar();
     }
     if (text) this.ontext(text);
     this.onchange();

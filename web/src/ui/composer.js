@@ -95,6 +95,7 @@ export class Composer {
     if (!text && !this.#files.length) return;
     if (this.#state.running().length)
       return notify("The answer before is still being made. Stop it to send another message.");
+    if (this.#state.server === "locked") await this.#state.connect(); // This asks for the key.
     if (!this.#state.models.length)
       return notify("There is no connection to the server yet. Your message is kept.");
     const draft = { text, files: this.#files };
@@ -204,6 +205,7 @@ export class Composer {
     this.#notice.textContent = {
       ready: "",
       connecting: "Connecting",
+      locked: "The server wants an API key. Send your message to give it.",
       lost: "The server does not answer. Trying again; what you write is kept.",
     }[this.#state.server];
     this.#updateGauge();

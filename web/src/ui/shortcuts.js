@@ -11,17 +11,24 @@ import { openDialog } from "./dialogs/ask.js";
  * @property {() => void} run
  */
 
+/** There Option with a letter types a character, so Control and Shift are taken. */
+const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
+
 /**
- * A shortcut with Alt, by the key's place, as Alt changes what many keyboards type.
+ * A shortcut by the key's place, as Alt changes what many keyboards type.
  * @param {string} code @param {string} shown @param {string} does @param {() => void} run
  * @returns {Shortcut}
  */
-export function alt(code, shown, does, run) {
+export function shortcut(code, shown, does, run) {
   return {
-    keys: `Alt+${shown}`,
+    keys: `${MAC ? "Ctrl+Shift" : "Alt"}+${shown}`,
     does,
     matches: (event) =>
-      event.altKey && !event.ctrlKey && !event.metaKey && !event.shiftKey && event.code === code,
+      event.altKey === !MAC &&
+      event.ctrlKey === MAC &&
+      event.shiftKey === MAC &&
+      !event.metaKey &&
+      event.code === code,
     run,
   };
 }
