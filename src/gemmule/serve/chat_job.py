@@ -1,46 +1,18 @@
 """From a conversation and its settings to a request for the engine; for all protocols."""
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
-from gemmule.errors import GemmuleError, TokenizerError
-from gemmule.infer.core.constraint import TokenConstraint
+from gemmule.errors import TokenizerError
 from gemmule.infer.core.request import Request
 from gemmule.infer.language_model import LanguageModel
-from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.events import Event
+from gemmule.serve.grammar.answer_format import StructuredAnswer
 from gemmule.serve.messages import ChatMessage, turns
 from gemmule.serve.off_loop import off_loop
 from gemmule.serve.prompts import check_room, check_size
 from gemmule.serve.sampling_fields import SamplingFields
 from gemmule.serve.settings import ServeSettings
-
-
-class AnswerParser(Protocol):
-    """Reads the events of one sample: what is a tool call becomes `ToolCallDelta`."""
-
-    def feed(self, event: Event) -> Sequence[Event]:
-        """Returns what takes the place of an event."""
-
-
-class AnswerFormat(Protocol):
-    """What an answer must look like: JSON of a schema, a grammar's text, calls of tools.
-
-    Attributes:
-        instructions: what the model is told of it, in the system message.
-    """
-
-    instructions: str
-
-    def compile(self, tokenizer: Tokenizer) -> "Future[TokenConstraint] | None":
-        """Starts to compile the constraint; None: any text will do."""
-
-    def parser(self) -> AnswerParser | None:
-        """Returns a new parser for a sample; None: its text stays as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +21,11 @@ class ChatJob:
 
     Attributes:
         request: for the engine.
-        format: what the answer must look like.
+        format: what the answer must look like; None: any text.
     """
 
     request: Request
-    format: AnswerFormat | None
+    format: StructuredAnswer | None
 
 
 async def prepare_chat(
@@ -67,7 +39,7 @@ async def prepare_chat(
     logprobs: int | None = None,
     continue_final: bool = False,
     generation_prompt: bool = True,
-    answer_format: AnswerFormat | None = None,
+    answer_format: StructuredAnswer | None = None,
 ) -> ChatJob:
     """Encodes a conversation, checks its settings, and compiles what constrains the answer.
 
@@ -81,7 +53,7 @@ async def prepare_chat(
         logprobs: number of most likely tokens to return; None: no log-probabilities.
         continue_final: go on from the last message, which is the assistant's.
         generation_prompt: open the model's turn at the end.
-        answer_format: what the answer must look like.
+        answer_format: what the answer must look like; None: any text.
 
     Raises:
         ApiError: 400 for a conversation or a setting that cannot be used, a prompt that is too
@@ -99,9 +71,8 @@ async def prepare_chat(
     params = fields.sampling_params(
         settings, max_tokens=max_tokens, room=room, logprobs=logprobs, param=max_tokens_param
     )
-    constraint = None if answer_format is None else answer_format.compile(lm.tokenizer)
-    compiled = None if constraint is None else await compiled_constraint(constraint)
-    return ChatJob(request=Request(prompt, params, constraint=compiled), format=answer_format)
+    constraint = None if answer_format is None else await answer_format.constraint()
+    return ChatJob(request=Request(prompt, params, constraint=constraint), format=answer_format)
 
 
 async def chat_prompt(
@@ -150,15 +121,3 @@ async def chat_prompt(
         return await off_loop(size, render)
     except TokenizerError as e:
         raise ApiError(400, str(e), param="messages") from None
-
-
-async def compiled_constraint(constraint: "Future[TokenConstraint]") -> TokenConstraint:
-    """Waits for a constraint.
-
-    Raises:
-        ApiError: 400 if it does not compile.
-    """
-    try:
-        return await asyncio.wrap_future(constraint)
-    except GemmuleError as e:
-        raise ApiError(400, str(e)) from None

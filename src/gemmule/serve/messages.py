@@ -4,10 +4,12 @@ Gemma 2 knows turns of a user and of a model, with a system message before the f
 result is a part of the user's turn, and a call of a tool is text of the model's turn.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from gemmule.errors import ConfigError
+from gemmule.serve.grammar.tool_format import answer_text, result_text
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -50,36 +52,35 @@ def turns(messages: Sequence[ChatMessage], instructions: str = "") -> list[dict[
     Args:
         messages: the conversation.
         instructions: text for the system message, such as the tools that may be called.
+
+    Raises:
+        ConfigError: for the result of a call that no message before it has made.
     """
-    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    names: dict[str, str] = {}
     result: list[dict[str, str]] = []
     previous: Role | None = None
     for message in _with_instructions(messages, instructions):
         if message.role == "tool":
-            name = names.get(message.tool_call_id or "", "")
-            text = f"Result of {name}:\n{message.content}" if name else message.content
+            if message.tool_call_id not in names:
+                raise ConfigError(
+                    f"a tool's message has tool_call_id {message.tool_call_id!r:.80}, but no "
+                    "assistant's message before it has a call with that id"
+                )
+            text = result_text(names[message.tool_call_id], message.content)
             role: Role = "user"
         else:
-            parts = [message.content, *map(call_text, message.tool_calls)]
-            text, role = "\n".join(part for part in parts if part), message.role
+            names |= {call.id: call.name for call in message.tool_calls}
+            calls = [(call.name, call.arguments) for call in message.tool_calls]
+            text, role = answer_text(message.content, calls), message.role
         # All results of a turn's calls, and what the user says to them, are one turn.
         if previous == "tool" and role == "user":
-            result[-1]["content"] += f"\n\n{text}"
+            result[-1]["content"] += f"\n{text}"
         else:
             result.append({"role": role, "content": text})
         previous = message.role
     if len(result) == 1 and result[0]["role"] == "system":  # it opens the user's turn, and is all
         result.append({"role": "user", "content": ""})
     return result
-
-
-def call_text(call: ToolCall) -> str:
-    """A call as the model writes it."""
-    try:
-        arguments = json.loads(call.arguments or "{}")
-    except ValueError:  # a client may send anything back
-        arguments = call.arguments
-    return json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
 
 
 def _with_instructions(messages: Sequence[ChatMessage], instructions: str) -> Iterator[ChatMessage]:

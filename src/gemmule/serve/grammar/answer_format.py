@@ -1,11 +1,12 @@
 """What a request asks of its answer, as one: its grammar, its instructions, and its parser."""
 
+import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 
-from gemmule.errors import ConfigError, MissingExtraError
+from gemmule.errors import ConfigError, GemmuleError, MissingExtraError
 from gemmule.infer.core.constraint import TokenConstraint
+from gemmule.serve.api_errors import ApiError
 from gemmule.serve.events import Event, SampleFinished, TextDelta, ToolCallDelta
 from gemmule.serve.grammar.compiler import GrammarCompiler
 from gemmule.serve.grammar.response_format import (
@@ -26,10 +27,16 @@ class StructuredAnswer:
         instructions: what the model is told, in the system message.
     """
 
-    def __init__(self, spec: GrammarSpec | None, tools: ToolUse | None = None) -> None:
+    def __init__(
+        self,
+        compiler: GrammarCompiler | None,
+        spec: GrammarSpec | None,
+        tools: ToolUse | None = None,
+    ) -> None:
         """Puts the parts together.
 
         Args:
+            compiler: the model's; None: llguidance is not installed.
             spec: what text must match; None: any text will do.
             tools: tools that may be called.
 
@@ -37,7 +44,7 @@ class StructuredAnswer:
             ConfigError: if text must match something else than JSON while tools may be called, or
                 a tool's schema cannot be used.
         """
-        self._tools, self._spec, self.instructions = tools, spec, ""
+        self._compiler, self._tools, self._spec, self.instructions = compiler, tools, spec, ""
         self._anywhere = spec is None  # JSON may hold the marker of calls in its texts
         if tools is not None:
             if spec is not None and spec.kind != "json":
@@ -48,22 +55,22 @@ class StructuredAnswer:
             self.instructions = tools.instructions(json_otherwise=spec is not None)
             self._spec = tools.spec(spec)
 
-    def compile(self, compiler: GrammarCompiler | None) -> "Future[TokenConstraint] | None":
-        """Starts to compile the grammar; None: there is none.
-
-        Args:
-            compiler: the model's; None: llguidance is not installed.
+    async def constraint(self) -> TokenConstraint | None:
+        """The compiled grammar; None: there is none.
 
         Raises:
-            ConfigError: if the grammar is too large.
-            MissingExtraError: without a compiler.
-            QueueFullError: if too many wait to be compiled.
+            ApiError: 400 if it does not compile, 429 if too many wait to be compiled, 501 without a
+                compiler.
         """
         if self._spec is None:
             return None
-        if compiler is None:
-            raise MissingExtraError("llguidance", "serve", "structured output")
-        return compiler.compile(self._spec)
+        if self._compiler is None:
+            missing = MissingExtraError("llguidance", "serve", "structured output")
+            raise ApiError(501, str(missing), code="not_installed")
+        try:
+            return await asyncio.wrap_future(self._compiler.compile(self._spec))
+        except GemmuleError as error:
+            raise ApiError.of(error) from error
 
     def parser(self) -> "ToolCallEvents | None":
         """Returns a new parser for a sample; None: its text stays as it is."""
@@ -104,11 +111,18 @@ class ToolCallEvents:
 
 
 def structured_answer(
+    compiler: GrammarCompiler | None,
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None,
     structured_outputs: StructuredOutputs | None = None,
     tools: ToolUse | None = None,
 ) -> StructuredAnswer | None:
     """What a request asks of its answer; None: any text.
+
+    Args:
+        compiler: the model's; None: llguidance is not installed.
+        response_format: OpenAI's field.
+        structured_outputs: vLLM's field.
+        tools: tools that may be called.
 
     Raises:
         ConfigError: for a schema or a grammar that cannot be used, or fields that exclude each
@@ -121,4 +135,4 @@ def structured_answer(
                 "response_format and structured_outputs both say what the answer must be: give one"
             )
         spec = structured_outputs.spec()
-    return None if spec is None and tools is None else StructuredAnswer(spec, tools)
+    return None if spec is None and tools is None else StructuredAnswer(compiler, spec, tools)

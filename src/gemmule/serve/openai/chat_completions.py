@@ -9,7 +9,7 @@ from starlette.responses import Response
 from gemmule.infer.core.request import Completion
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.chat_job import AnswerParser, ChatJob, prepare_chat
+from gemmule.serve.chat_job import ChatJob, prepare_chat
 from gemmule.serve.events import (
     Event,
     PromptProgress,
@@ -20,6 +20,7 @@ from gemmule.serve.events import (
     timings,
 )
 from gemmule.serve.generation import Generation
+from gemmule.serve.grammar.answer_format import ToolCallEvents
 from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai.answers import ChatCompletion, ChatCompletionChunk
 from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, answer_size, energy_answer
@@ -51,6 +52,7 @@ async def chat_completions(request: Request) -> Response:
         logprobs=body.num_logprobs,
         continue_final=bool(body.continue_final_message),
         generation_prompt=body.add_generation_prompt is not False,
+        answer_format=body.answer_format(served.grammars),
     )
     generation = Generation(
         served,
@@ -156,7 +158,7 @@ class ChatStream:
         fields = answer_fields("chat.completion.chunk", "chatcmpl", model)
         self._frame = ChunkFrame(fields, generation, body, '"delta":{"content":')
         self._body, self._job, self._tokenizer = body, job, tokenizer
-        self._parsers: list[AnswerParser] = []
+        self._parsers: list[ToolCallEvents] = []
         if job.format is not None:
             parsers = [job.format.parser() for _ in range(job.request.params.n)]
             self._parsers = [parser for parser in parsers if parser is not None]

@@ -44,7 +44,12 @@ async def completions(request: Request) -> Response:
     settings = state_of(request).settings
     served = await use_model(request, body.model)
     prompts = [await _encoded(served.lm, body, prompt) for prompt in body.prompt]
-    requests = [_engine_request(served.lm, settings, body, ids) for ids in prompts]
+    answer_format = body.answer_format(served.grammars)
+    constraint = None if answer_format is None else await answer_format.constraint()
+    requests = [
+        replace(_engine_request(served.lm, settings, body, ids), constraint=constraint)
+        for ids in prompts
+    ]
     samples = sum(r.params.n for r in requests)
     if samples > settings.max_waiting:
         raise ApiError(

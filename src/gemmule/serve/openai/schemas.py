@@ -7,6 +7,10 @@ from pydantic_core import PydanticCustomError
 
 from gemmule.infer.core.sampling import MAX_LOGPROBS
 from gemmule.serve.api_errors import ApiError
+from gemmule.serve.grammar.answer_format import StructuredAnswer, structured_answer
+from gemmule.serve.grammar.compiler import GrammarCompiler
+from gemmule.serve.grammar.response_format import ResponseFormat, StructuredOutputs
+from gemmule.serve.grammar.tools import Tool, ToolChoice, chosen_tools
 from gemmule.serve.messages import ChatMessage, ToolCall
 from gemmule.serve.request_body import ApiModel
 from gemmule.serve.sampling_fields import SamplingFields
@@ -138,7 +142,24 @@ class CommonFields(SamplingFields):
     timings_per_token: bool | None = Field(
         None, description="In a stream: the times so far with each part of the text"
     )
+    response_format: ResponseFormat | None = Field(
+        None, description="Text, a JSON object, or JSON of a schema"
+    )
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="A schema, regular expression, grammar, or texts, as vLLM has it"
+    )
     user: str | None = Field(None, description="Accepted and not used")
+
+    def answer_format(self, grammars: GrammarCompiler | None) -> StructuredAnswer | None:
+        """What the answer must match; None: any text.
+
+        Args:
+            grammars: the model's compiler.
+
+        Raises:
+            ApiError: 400 for fields that cannot be used, or not together.
+        """
+        return structured_answer(grammars, self.response_format, self.structured_outputs)
 
     @property
     def include_usage(self) -> bool:
@@ -181,6 +202,9 @@ class ChatCompletionRequest(CommonFields):
     add_generation_prompt: bool | None = Field(
         None, description="Open the model's turn at the end. True"
     )
+    tools: list[Tool] | None = Field(None, description="Functions that may be called")
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(None, description="Whether several may be. True")
     metadata: dict[str, str] | None = Field(None, description="Accepted and not used")
     safety_identifier: str | None = Field(None, description="Accepted and not used")
     prompt_cache_key: str | None = Field(
@@ -201,6 +225,14 @@ class ChatCompletionRequest(CommonFields):
         "prompt_cache_retention": "pages stay cached until their memory is needed",
         "prompt_cache_options": "pages stay cached until their memory is needed",
     }
+
+    def answer_format(self, grammars: GrammarCompiler | None) -> StructuredAnswer | None:
+        """What the answer must match, and the tools that it may call; None: any text.
+
+        The arguments and errors are those of CommonFields.
+        """
+        tools = chosen_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
+        return structured_answer(grammars, self.response_format, self.structured_outputs, tools)
 
     def check(self) -> None:
         """Checks fields that depend on each other.

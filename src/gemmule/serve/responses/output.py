@@ -39,8 +39,10 @@ class OutputItems:
         """Takes an event; yields events of the protocol, without their sequence numbers."""
         match event:
             case TextDelta():
-                if event.text or (self._with_logprobs and event.logprobs):
+                if event.text or (self._message and event.logprobs):
                     yield from self._grow_text(event)
+                elif self._with_logprobs:  # of tokens that complete no text yet
+                    self._logprobs += chat_logprobs(self._tokenizer, event.logprobs)
             case ToolCallDelta():
                 yield from self._grow_call(event)
             case SampleFinished():
