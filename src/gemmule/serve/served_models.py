@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemmule.errors import ConfigError, GemmuleError, first_line
+from gemmule.errors import ConfigError, GemmuleError, MissingExtraError, first_line
 from gemmule.infer.async_driver import AsyncEngine
 from gemmule.infer.core.engine_core import EngineStats
 from gemmule.infer.language_model import LanguageModel
@@ -22,6 +22,7 @@ from gemmule.infer.step_loop import StepReport
 from gemmule.runtime import memory
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.dispatcher import StepDispatcher
+from gemmule.serve.grammar.compiler import GrammarCompiler
 from gemmule.serve.model_source import ModelSource, in_memory
 from gemmule.serve.observation import Observation
 from gemmule.serve.queue_rate import QueueRate
@@ -41,6 +42,7 @@ class ServedModel:
         engine: runs its requests.
         dispatcher: hands their outputs to the event loop.
         rate: how fast they end.
+        grammars: compiles grammars for its answers; None: llguidance is not installed.
         created: when it was loaded, in seconds since 1970.
         users: number of requests that use it.
         last_used: `time.monotonic` of the last request's end.
@@ -51,6 +53,7 @@ class ServedModel:
     engine: AsyncEngine
     dispatcher: StepDispatcher
     rate: QueueRate
+    grammars: GrammarCompiler | None
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
     last_used: float = 0.0
@@ -63,6 +66,12 @@ class ServedModel:
     def retry_after(self) -> int:
         """Seconds after which a request that was refused may find room."""
         return self.rate.retry_after(self.engine.num_waiting)
+
+    def shutdown(self, *, drain: bool = True) -> None:
+        """Ends its threads and processes; `drain` finishes what runs first."""
+        if self.grammars is not None:
+            self.grammars.close()
+        self.engine.shutdown(drain=drain)
 
 
 class ServedModels:
@@ -134,7 +143,7 @@ class ServedModels:
         """Does the same without an event loop; more calls do nothing."""
         loaded, self._loaded = self._loaded, {}
         for served in loaded.values():
-            served.engine.shutdown(drain=False)
+            served.shutdown(drain=False)
 
     def find(self, name: str | None) -> ModelSource:
         """The model of that name; None: the first one.
@@ -261,7 +270,7 @@ class ServedModels:
             in_order = sorted(self._loaded.values(), key=lambda s: (s.users > 0, s.last_used))
             await self._unload(in_order[0])
         try:
-            lm = await asyncio.to_thread(source.load)
+            lm, grammars = await asyncio.to_thread(_load_with_grammars, source)
         except GemmuleError as e:
             if not self._loaded and source is self.sources[0]:
                 raise
@@ -282,7 +291,7 @@ class ServedModels:
             max_prompt_delay=self._settings.max_prompt_delay,
             after_step=after_step,
         )
-        served = ServedModel(source, lm, engine, dispatcher, rate)
+        served = ServedModel(source, lm, engine, dispatcher, rate, grammars)
         self._loaded[source.name] = served
         return served
 
@@ -292,10 +301,19 @@ class ServedModels:
             self._idle.clear()
             await self._idle.wait()
         self._loaded.pop(served.name, None)
-        await asyncio.to_thread(served.engine.shutdown)
+        await asyncio.to_thread(served.shutdown)
         gc.unfreeze()  # see server.py
         gc.collect()
 
     def _fits(self, source: ModelSource) -> bool:
         free = memory.available()
         return source.in_process or free is None or source.size * _ROOM <= free
+
+
+def _load_with_grammars(source: ModelSource) -> tuple[LanguageModel, GrammarCompiler | None]:
+    """A model and the compiler of its grammars, whose vocabulary takes a while to read as well."""
+    lm = source.load()
+    try:
+        return lm, GrammarCompiler(lm.tokenizer)
+    except MissingExtraError:
+        return lm, None
