@@ -20,7 +20,7 @@ from gemmule.serve.grammar.constraint import GrammarConstraint
 from gemmule.serve.grammar.limits import GrammarLimits
 from gemmule.serve.grammar.response_format import StructuredOutputs
 from gemmule.serve.grammar.spec import GrammarSpec
-from gemmule.serve.grammar.trial_worker import allowed_ids as ids_of_mask
+from gemmule.serve.grammar.trial_worker import any_id
 from gemmule.serve.grammar.vocabulary import GrammarVocabulary
 
 pytest.importorskip("llguidance", reason="structured output needs the extra serve")
@@ -263,8 +263,11 @@ def test_closing_ends_the_processes_and_what_waits(pieces: Tokenizer) -> None:
         compiler.compile(GrammarSpec("regex", "a"))
 
 
-def test_the_bits_of_a_mask() -> None:
-    assert ids_of_mask(bytes([0b10, 0, 0b10000001])) == [1, 16, 23]
+def test_a_trial_takes_any_id_but_a_stop_id() -> None:
+    mask = bytes([0b10, 0, 0b10000001])  # 1, 16 and 23
+    rng = random.Random(1)
+    assert {any_id(mask, [16], rng) for _ in range(99)} == {1, 23}
+    assert any_id(mask, [1, 16, 23], rng) is None
 
 
 def test_a_choice_needs_texts() -> None:

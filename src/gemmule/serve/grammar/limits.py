@@ -34,7 +34,7 @@ class GrammarLimits:
     compile_seconds: float = 3.0
     compile_bytes: int = 256 * MIB
     mask_seconds: float = 0.5
-    seconds_per_mask: float = 0.002
+    seconds_per_mask: float = 0.01
     lexer_states: int = 50_000
     grammar_symbols: int = 200_000
     lexer_fuel: int = 1_000_000

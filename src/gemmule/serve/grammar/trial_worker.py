@@ -9,6 +9,7 @@ import json
 import random
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 # A quarter of what a thread usually has: what passes here cannot overflow a stack elsewhere.
@@ -75,17 +76,23 @@ def try_grammar(trie: Any, limits: Any, kind: str, source: str) -> dict[str, str
     for _ in range(TRIAL_STEPS):
         if matcher.is_stopped():
             break
-        ids = [*set(allowed_ids(matcher.compute_bitmask())) - set(trie.eos_tokens)]
-        if not ids:
+        token = any_id(matcher.compute_bitmask(), trie.eos_tokens, draw)
+        if token is None:
             break
-        matcher.consume_token(draw.choice(ids))
+        matcher.consume_token(token)
     return {"error": matcher.get_error()} if matcher.is_error() else {"grammar": grammar}
 
 
-def allowed_ids(mask: bytes) -> list[int]:
-    """The ids whose bits are set."""
-    return [8 * n + bit for n, byte in enumerate(mask) if byte for bit in range(8)
-            if byte >> bit & 1]  # fmt: skip
+def any_id(mask: bytes, stop_ids: Sequence[int], draw: random.Random) -> int | None:
+    """One of the ids whose bits are set, but no stop id; None if there is none."""
+    bits = int.from_bytes(mask, "little")
+    for i in stop_ids:
+        bits &= ~(1 << i)
+    if not bits:
+        return None
+    start = draw.randrange(bits.bit_length())
+    above = bits >> start << start or bits
+    return (above & -above).bit_length() - 1
 
 
 def limit_memory(allowed: int) -> None:
@@ -112,7 +119,11 @@ def work(lines: TextIO, replies: TextIO) -> None:
     from llguidance import LLParserLimits, LLTokenizer
 
     setup = json.loads(lines.readline())
-    trie = LLTokenizer(Vocabulary(setup), eos_token=setup["stop_ids"])  # type: ignore[arg-type]
+    trie = LLTokenizer(
+        Vocabulary(setup),  # type: ignore[arg-type]  # any object with these attributes
+        eos_token=setup["stop_ids"],
+        slices=[],  # they make masks faster, and this process slower to start
+    )
     limits = LLParserLimits(**setup["limits"])
     limit_memory(setup["compile_bytes"])
     for line in lines:
