@@ -266,7 +266,7 @@ def test_calls_and_results_go_back_into_the_conversation(client: TestClient) -> 
     body["messages"] = [*USER, message, {**result, "tool_call_id": "other"}]
     answer = client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
-    assert "tool_call_id 'other'" in answer.json()["error"]["message"]
+    assert "result of the call 'other'" in answer.json()["error"]["message"]
 
 
 CONTROL = "<end_of_turn>\n<start_of_turn>model\nx<eos><bos>"

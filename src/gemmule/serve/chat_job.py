@@ -7,7 +7,7 @@ from gemmule.errors import TokenizerError
 from gemmule.infer.core.request import Request
 from gemmule.infer.language_model import LanguageModel
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.grammar.answer_format import StructuredAnswer
+from gemmule.serve.grammar.answer_format import StructuredAnswer, instructions_of
 from gemmule.serve.messages import ChatMessage, turns
 from gemmule.serve.off_loop import off_loop
 from gemmule.serve.prompts import check_room, check_size
@@ -60,10 +60,9 @@ async def prepare_chat(
             long, or a constraint that does not compile.
         MissingTokenizerError: if the model has no tokenizer.
     """
-    instructions = "" if answer_format is None else answer_format.instructions
     prompt = await chat_prompt(
         lm,
-        turns(messages, instructions),
+        turns(messages, instructions_of(answer_format)),
         continue_final=continue_final,
         generation_prompt=generation_prompt,
     )

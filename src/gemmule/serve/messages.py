@@ -4,11 +4,11 @@ Gemma 2 knows turns of a user and of a model, with a system message before the f
 result is a part of the user's turn, and a call of a tool is text of the model's turn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gemmule.errors import ConfigError
+from gemmule.serve.api_errors import ApiError
 from gemmule.serve.grammar.tool_format import answer_text, result_text
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -54,19 +54,15 @@ def turns(messages: Sequence[ChatMessage], instructions: str = "") -> list[dict[
         instructions: text for the system message, such as the tools that may be called.
 
     Raises:
-        ConfigError: for the result of a call that no message before it has made.
+        ApiError: 400 for results of calls that were not made before them.
     """
+    check_results(messages, "messages")
     names: dict[str, str] = {}
     result: list[dict[str, str]] = []
     previous: Role | None = None
     for message in _with_instructions(messages, instructions):
         if message.role == "tool":
-            if message.tool_call_id not in names:
-                raise ConfigError(
-                    f"a tool's message has tool_call_id {message.tool_call_id!r:.80}, but no "
-                    "assistant's message before it has a call with that id"
-                )
-            text = result_text(names[message.tool_call_id], message.content)
+            text = result_text(names[message.tool_call_id or ""], message.content)
             role: Role = "user"
         else:
             names |= {call.id: call.name for call in message.tool_calls}
@@ -81,6 +77,28 @@ def turns(messages: Sequence[ChatMessage], instructions: str = "") -> list[dict[
     if len(result) == 1 and result[0]["role"] == "system":  # it opens the user's turn, and is all
         result.append({"role": "user", "content": ""})
     return result
+
+
+def check_results(messages: Iterable[ChatMessage], param: str) -> None:
+    """Refuses results of calls that were not made before them.
+
+    Args:
+        messages: the conversation.
+        param: name of the field that it came in.
+
+    Raises:
+        ApiError: 400.
+    """
+    calls: set[str] = set()
+    for message in messages:
+        calls.update(call.id for call in message.tool_calls)
+        if message.role == "tool" and message.tool_call_id not in calls:
+            raise ApiError(
+                400,
+                f"{param} has a result of the call {message.tool_call_id!r:.100}, and no such call "
+                "before it: send the assistant's turn with the call too",
+                param=param,
+            )
 
 
 def _with_instructions(messages: Sequence[ChatMessage], instructions: str) -> Iterator[ChatMessage]:

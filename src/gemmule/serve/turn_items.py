@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from gemmule.serve.api_errors import ApiError
 from gemmule.serve.messages import ChatMessage
 
 TEXT_ONLY = "this model reads text only"
@@ -26,28 +25,6 @@ def combined(messages: Iterable[ChatMessage]) -> list[ChatMessage]:
         else:
             result.append(message)
     return result
-
-
-def check_results(messages: Iterable[ChatMessage], param: str) -> None:
-    """Refuses results of calls that were not made before them.
-
-    Args:
-        messages: the conversation.
-        param: name of the field that it came in.
-
-    Raises:
-        ApiError: 400.
-    """
-    calls: set[str] = set()
-    for message in messages:
-        calls.update(call.id for call in message.tool_calls)
-        if message.role == "tool" and message.tool_call_id not in calls:
-            raise ApiError(
-                400,
-                f"{param} has a result of the call {message.tool_call_id!r:.100}, and no such call "
-                "before it: send the assistant's turn with the call too",
-                param=param,
-            )
 
 
 def text_of_parts(value: Any, kinds: Mapping[str, str], ignored: Iterable[str] = ()) -> Any:

@@ -15,6 +15,7 @@ from gemmule.serve.api_errors import ApiError
 from gemmule.serve.chat_job import chat_prompt, prepare_chat
 from gemmule.serve.events import SampleFinished, TextDelta, finish_reason
 from gemmule.serve.generation import Generation
+from gemmule.serve.grammar.answer_format import instructions_of
 from gemmule.serve.messages import ChatMessage, turns
 from gemmule.serve.request_body import read_body
 from gemmule.serve.route import ApiRoute, hold
@@ -39,6 +40,7 @@ async def messages(request: Request) -> Response:
         body.sampling(),
         max_tokens=body.max_tokens,
         continue_final=_continues(conversation),
+        answer_format=body.answer_format(served.grammars),
     )
     generation = Generation(served, [job.request], settings, stream=bool(body.stream))
     await hold(request, generation)
@@ -59,7 +61,10 @@ async def count_tokens(request: Request) -> Response:
     served = await use_model(request, body.model)
     conversation = body.neutral()
     continues = _continues(conversation)
-    prompt = await chat_prompt(served.lm, turns(conversation), continue_final=continues)
+    instructions = instructions_of(body.answer_format(served.grammars))
+    prompt = await chat_prompt(
+        served.lm, turns(conversation, instructions), continue_final=continues
+    )
     return JSONResponse({"input_tokens": len(prompt)})
 
 

@@ -1,16 +1,26 @@
 """What clients of Anthropic's API send."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from gemmule.serve.messages import ChatMessage, ToolCall
+from gemmule.errors import ConfigError
+from gemmule.serve.grammar.answer_format import StructuredAnswer, structured_answer
+from gemmule.serve.grammar.compiler import GrammarCompiler
+from gemmule.serve.grammar.spec import GrammarSpec
+from gemmule.serve.grammar.tools import (
+    FunctionDefinition,
+    FunctionName,
+    ToolName,
+    chosen_functions,
+)
+from gemmule.serve.messages import ChatMessage, ToolCall, check_results
 from gemmule.serve.request_body import ApiModel
 from gemmule.serve.sampling_fields import SamplingFields, Stops
-from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, check_results, combined, text_of_parts
+from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, combined, text_of_parts
 
 _CACHED = "Accepted and not used: every prompt is looked up in the cache"
 
@@ -130,7 +140,7 @@ class Tool(ApiModel):
     """A tool that the model may call."""
 
     type: Literal["custom"] | None = None
-    name: str
+    name: ToolName
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = Field(None, description="The schema is kept to in any case")
@@ -148,12 +158,31 @@ def _client_tool(value: Any) -> Any:
     return value
 
 
+_CHOICES: Mapping[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "any": "required",
+}
+
+
 class ToolChoice(ApiModel):
     """Whether and which tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = Field(None, description="With type tool: its name")
     disable_parallel_tool_use: bool | None = None
+
+    def neutral(self) -> Literal["none", "auto", "required"] | FunctionName:
+        """The choice in terms of no protocol.
+
+        Raises:
+            ConfigError: for a tool without a name, or a name without a tool.
+        """
+        if (self.type == "tool") != (self.name is not None):
+            raise ConfigError('tool_choice has a name with type "tool", and only then')
+        if self.name is not None:
+            return FunctionName(name=self.name)
+        return _CHOICES[self.type]
 
 
 class JsonFormat(ApiModel):
@@ -203,6 +232,33 @@ class InputFields(ApiModel):
         messages = [*first, *(part for m in self.messages for part in m.neutral())]
         check_results(messages, "messages")
         return combined(messages)
+
+    def answer_format(self, grammars: GrammarCompiler | None) -> StructuredAnswer | None:
+        """What the answer must match, and the tools that it may call; None: any text.
+
+        Args:
+            grammars: the model's compiler.
+
+        Raises:
+            ConfigError: for fields that cannot be used, or not together.
+        """
+        schema = self.output_config.format if self.output_config else None
+        choice = self.tool_choice
+        tools = chosen_functions(
+            [
+                FunctionDefinition(
+                    name=tool.name,
+                    description=tool.description,
+                    parameters=tool.input_schema,
+                    strict=tool.strict,
+                )
+                for tool in self.tools or ()
+            ],
+            choice.neutral() if choice else None,
+            not (choice and choice.disable_parallel_tool_use),
+        )
+        spec = GrammarSpec.json_schema(schema.json_schema) if schema else None
+        return structured_answer(grammars, spec, tools)
 
 
 class CountTokensRequest(InputFields):

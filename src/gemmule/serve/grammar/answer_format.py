@@ -9,12 +9,6 @@ from gemmule.infer.core.constraint import TokenConstraint
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.events import Event, SampleFinished, TextDelta, ToolCallDelta
 from gemmule.serve.grammar.compiler import GrammarCompiler
-from gemmule.serve.grammar.response_format import (
-    JsonObjectFormat,
-    JsonSchemaFormat,
-    StructuredOutputs,
-    TextFormat,
-)
 from gemmule.serve.grammar.spec import GrammarSpec
 from gemmule.serve.grammar.tool_call_parser import CallPart, ToolCallParser
 from gemmule.serve.grammar.tools import ToolUse
@@ -111,28 +105,12 @@ class ToolCallEvents:
 
 
 def structured_answer(
-    compiler: GrammarCompiler | None,
-    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None,
-    structured_outputs: StructuredOutputs | None = None,
-    tools: ToolUse | None = None,
+    compiler: GrammarCompiler | None, spec: GrammarSpec | None, tools: ToolUse | None
 ) -> StructuredAnswer | None:
-    """What a request asks of its answer; None: any text.
-
-    Args:
-        compiler: the model's; None: llguidance is not installed.
-        response_format: OpenAI's field.
-        structured_outputs: vLLM's field.
-        tools: tools that may be called.
-
-    Raises:
-        ConfigError: for a schema or a grammar that cannot be used, or fields that exclude each
-            other.
-    """
-    spec = None if response_format is None else response_format.spec()
-    if structured_outputs is not None:
-        if spec is not None:
-            raise ConfigError(
-                "response_format and structured_outputs both say what the answer must be: give one"
-            )
-        spec = structured_outputs.spec()
+    """What a request asks of its answer, with StructuredAnswer's arguments; None: any text."""
     return None if spec is None and tools is None else StructuredAnswer(compiler, spec, tools)
+
+
+def instructions_of(answer: StructuredAnswer | None) -> str:
+    """What the system message says of it; nothing of any text."""
+    return "" if answer is None else answer.instructions

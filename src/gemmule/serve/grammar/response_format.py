@@ -88,3 +88,22 @@ class StructuredOutputs(ApiModel):
         if self.regex is not None:
             return GrammarSpec("regex", self.regex)
         return GrammarSpec("grammar", str(self.grammar))
+
+
+def asked_spec(
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
+    structured_outputs: StructuredOutputs | None,
+) -> GrammarSpec | None:
+    """What an answer must match by either field; None: any text will do.
+
+    Raises:
+        ConfigError: if both fields say something, or it cannot be used.
+    """
+    spec = None if response_format is None else response_format.spec()
+    if structured_outputs is None:
+        return spec
+    if spec is not None:
+        raise ConfigError(
+            "response_format and structured_outputs both say what the answer must be: give one"
+        )
+    return structured_outputs.spec()

@@ -19,11 +19,11 @@ from typing import Any, Literal
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 RESULT_BEGIN, RESULT_END = "<tool_result>", "</tool_result>"
 BETWEEN_CALLS = "\n"
-NAME = r"[a-zA-Z0-9_-]{1,64}"
+NAME = r"[a-zA-Z0-9_-]{1,128}"
 
 _ARGUMENTS = ', "arguments": '
 HEADER = re.compile(rf'\{{"name": "({NAME})"{_ARGUMENTS}')
-LONGEST_HEADER = len('{"name": ""' + _ARGUMENTS) + 64
+LONGEST_HEADER = len('{"name": ""' + _ARGUMENTS) + 128
 
 
 def header_text(name: str) -> str:

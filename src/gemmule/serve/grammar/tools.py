@@ -20,11 +20,13 @@ from gemmule.serve.request_body import ApiModel
 
 MAX_TOOLS = 128
 
+ToolName = Annotated[str, Field(pattern=f"^{NAME}$")]
+
 
 class FunctionDefinition(ApiModel):
     """A function that can be called."""
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments")
     strict: bool | None = Field(None, description="Arguments always follow the schema")
@@ -173,18 +175,30 @@ class ToolUse:
 def chosen_tools(
     tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: bool | None
 ) -> ToolUse | None:
-    """The tools of a request; None if none may be called.
+    """The tools of OpenAI's fields `tools`, `tool_choice` and `parallel_tool_calls`.
+
+    The result and the errors are those of `chosen_functions`.
+    """
+    functions = [tool.function for tool in tools or ()]
+    picked = choice.function if isinstance(choice, NamedTool) else choice
+    return chosen_functions(functions, picked, parallel)
+
+
+def chosen_functions(
+    functions: Sequence[FunctionDefinition],
+    choice: Literal["none", "auto", "required"] | FunctionName | None,
+    parallel: bool | None,
+) -> ToolUse | None:
+    """The functions of a request; None if none may be called.
 
     Args:
-        tools: field `tools`.
-        choice: field `tool_choice`; None: "auto" if there are tools.
-        parallel: field `parallel_tool_calls`; None: true.
+        functions: those that there are.
+        choice: which may or must be called; None: "auto" if there are any.
+        parallel: whether an answer may have several calls; None: it may.
 
     Raises:
         ConfigError: as ToolUse.
     """
-    if choice == "none" or (choice is None and not tools):
+    if choice == "none" or (choice is None and not functions):
         return None
-    functions = [tool.function for tool in tools or ()]
-    picked = choice.function if isinstance(choice, NamedTool) else choice or "auto"
-    return ToolUse(functions, picked, parallel is not False)
+    return ToolUse(functions, choice or "auto", parallel is not False)

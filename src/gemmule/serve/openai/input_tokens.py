@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gemmule.serve.chat_job import chat_prompt
+from gemmule.serve.grammar.answer_format import instructions_of
 from gemmule.serve.messages import turns
 from gemmule.serve.openai.schemas import ChatCompletionRequest
 from gemmule.serve.request_body import read_body
@@ -26,7 +27,10 @@ async def input_tokens(request: Request) -> Response:
     served = await use_model(request, body.model)
     prompt = await chat_prompt(
         served.lm,
-        turns([message.neutral() for message in body.messages]),
+        turns(
+            [message.neutral() for message in body.messages],
+            instructions_of(body.answer_format(served.grammars)),
+        ),
         continue_final=bool(body.continue_final_message),
         generation_prompt=body.add_generation_prompt is not False,
     )

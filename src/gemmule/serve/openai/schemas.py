@@ -9,7 +9,7 @@ from gemmule.infer.core.sampling import MAX_LOGPROBS
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.grammar.answer_format import StructuredAnswer, structured_answer
 from gemmule.serve.grammar.compiler import GrammarCompiler
-from gemmule.serve.grammar.response_format import ResponseFormat, StructuredOutputs
+from gemmule.serve.grammar.response_format import ResponseFormat, StructuredOutputs, asked_spec
 from gemmule.serve.grammar.tools import Tool, ToolChoice, chosen_tools
 from gemmule.serve.messages import ChatMessage, ToolCall
 from gemmule.serve.request_body import ApiModel
@@ -159,7 +159,8 @@ class CommonFields(SamplingFields):
         Raises:
             ApiError: 400 for fields that cannot be used, or not together.
         """
-        return structured_answer(grammars, self.response_format, self.structured_outputs)
+        spec = asked_spec(self.response_format, self.structured_outputs)
+        return structured_answer(grammars, spec, None)
 
     @property
     def include_usage(self) -> bool:
@@ -232,7 +233,8 @@ class ChatCompletionRequest(CommonFields):
         The arguments and errors are those of CommonFields.
         """
         tools = chosen_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
-        return structured_answer(grammars, self.response_format, self.structured_outputs, tools)
+        spec = asked_spec(self.response_format, self.structured_outputs)
+        return structured_answer(grammars, spec, tools)
 
     def check(self) -> None:
         """Checks fields that depend on each other.

@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse, Response
 from gemmule.serve.chat_job import chat_prompt, prepare_chat
 from gemmule.serve.events import SampleFinished, TextDelta, finish_reason
 from gemmule.serve.generation import Generation
+from gemmule.serve.grammar.answer_format import instructions_of
 from gemmule.serve.messages import turns
 from gemmule.serve.openai.input_tokens import InputTokensAnswer
 from gemmule.serve.request_body import read_body
@@ -36,6 +37,7 @@ async def responses(request: Request) -> Response:
         max_tokens=body.max_output_tokens,
         max_tokens_param="max_output_tokens",
         logprobs=body.num_logprobs,
+        answer_format=body.answer_format(served.grammars),
     )
     generation = Generation(
         served,
@@ -65,7 +67,8 @@ async def input_tokens(request: Request) -> Response:
     """Counts the tokens of a conversation, tools included."""
     body = await read_body(request, InputTokensRequest)
     served = await use_model(request, body.model)
-    prompt = await chat_prompt(served.lm, turns(body.messages()))
+    instructions = instructions_of(body.answer_format(served.grammars))
+    prompt = await chat_prompt(served.lm, turns(body.messages(), instructions))
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt)})
 
 

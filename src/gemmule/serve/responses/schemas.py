@@ -7,10 +7,19 @@ from pydantic_core import PydanticCustomError
 
 from gemmule.infer.core.sampling import MAX_LOGPROBS
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.messages import ChatMessage, ToolCall
+from gemmule.serve.grammar.answer_format import StructuredAnswer, structured_answer
+from gemmule.serve.grammar.compiler import GrammarCompiler
+from gemmule.serve.grammar.spec import GrammarSpec
+from gemmule.serve.grammar.tools import (
+    FunctionDefinition,
+    FunctionName,
+    ToolName,
+    chosen_functions,
+)
+from gemmule.serve.messages import ChatMessage, ToolCall, check_results
 from gemmule.serve.request_body import ApiModel
 from gemmule.serve.sampling_fields import SamplingFields
-from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, check_results, combined, text_of_parts
+from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, combined, text_of_parts
 
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
 # An answer that is sent back has these.
@@ -119,11 +128,19 @@ class TextFormat(ApiModel):
 
     type: Literal["text"]
 
+    def spec(self) -> GrammarSpec | None:
+        """What the answer must match."""
+        return None
+
 
 class JsonObjectFormat(ApiModel):
     """Any JSON object."""
 
     type: Literal["json_object"]
+
+    def spec(self) -> GrammarSpec | None:
+        """What the answer must match."""
+        return GrammarSpec.json_object()
 
 
 class JsonSchemaFormat(ApiModel):
@@ -134,6 +151,10 @@ class JsonSchemaFormat(ApiModel):
     json_schema: dict[str, Any] = Field(alias="schema")
     strict: bool | None = Field(None, description="The schema is kept to in any case")
     description: str | None = None
+
+    def spec(self) -> GrammarSpec | None:
+        """What the answer must match."""
+        return GrammarSpec.json_schema(self.json_schema)
 
 
 class TextConfig(ApiModel):
@@ -150,7 +171,7 @@ class FunctionTool(ApiModel):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: str
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = Field(None, description="The schema is kept to in any case")
@@ -212,6 +233,32 @@ class InputFields(ApiModel):
         messages = [*first, *(item.neutral() for item in self.input)]
         check_results(messages, "input")
         return combined(messages)
+
+    def answer_format(self, grammars: GrammarCompiler | None) -> StructuredAnswer | None:
+        """What the answer must match, and the tools that it may call; None: any text.
+
+        Args:
+            grammars: the model's compiler.
+
+        Raises:
+            ConfigError: for fields that cannot be used, or not together.
+        """
+        text = self.text.format if self.text else None
+        choice = self.tool_choice
+        tools = chosen_functions(
+            [
+                FunctionDefinition(
+                    name=tool.name,
+                    description=tool.description,
+                    parameters=tool.parameters,
+                    strict=tool.strict,
+                )
+                for tool in self.tools or ()
+            ],
+            FunctionName(name=choice.name) if isinstance(choice, NamedFunction) else choice,
+            self.parallel_tool_calls,
+        )
+        return structured_answer(grammars, text.spec() if text else None, tools)
 
 
 class InputTokensRequest(InputFields):
