@@ -38,7 +38,7 @@ class ModelWithEngine(LanguageModel):
 
 
 class ScriptedRunner:
-    """Makes every answer the same: ids that are given, at temperature 0."""
+    """Makes every answer the same: ids that are given, at temperature 0; -1 gives no numbers."""
 
     def __init__(self, lm: LanguageModel, script: Sequence[int], step_seconds: float) -> None:
         self.config, self.device = lm.config, torch.device("cpu")
@@ -64,8 +64,9 @@ class ScriptedRunner:
         for request in chunk.logits:
             position = chunk.start + request.index
             begin = self._begins.setdefault(chunk.sequence_id, position)
-            row = np.zeros(self.config.vocab_size, np.float32)
-            row[self._script[min(position - begin, len(self._script) - 1)]] = 30
+            token = self._script[min(position - begin, len(self._script) - 1)]
+            row = np.full(self.config.vocab_size, np.nan if token < 0 else 0, np.float32)
+            row[token] += 30
             outputs.append(step_output(request, torch.from_numpy(row)))
         return outputs
 

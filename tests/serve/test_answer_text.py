@@ -103,3 +103,18 @@ def test_line_ends_and_quotes_survive_the_stream(answers: Any) -> None:
     """None of them may end an event."""
     hostile = 'a\n\ndata: x\r\n\r\r"\\\u2028\u2029\x00\x85b'
     assert answers([*byte_tokens(hostile), EOS])[0] == hostile
+
+
+def test_an_answer_that_fails_is_500_or_an_event(
+    lm: LanguageModel, make_client: Callable[..., TestClient]
+) -> None:
+    client = make_client({"scripted": ScriptedModel(lm, [*byte_tokens("ab"), -1])})
+    body = {"prompt": "x", "temperature": 0, "max_tokens": 9}
+    answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == 500
+    error = answer.json()["error"]
+    assert error["code"] == "engine_error"
+    text = client.post("/v1/completions", json={**body, "stream": True}).text
+    *parts, last = chunks(text)
+    assert texts(parts) == {0: "ab"}
+    assert last["error"] == error

@@ -96,7 +96,7 @@ class Generation:
         self._inbox: list[RequestOutput] = []
         self._behind = 0
         self._running = False
-        self._failure: ApiError | None = None
+        self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
@@ -165,7 +165,8 @@ class Generation:
 
         Raises:
             ClientGoneError: once the client has left.
-            ApiError: for a time-out, a reader that is too slow, or an engine that failed.
+            ApiError: for a time-out, a reader that is too slow, or an engine that shuts down.
+            GemmuleError: if the engine failed, or could not finish the request.
         """
         self._watcher = asyncio.create_task(self._watch(receive))
         while len(self.completions) < self.num_samples:
@@ -224,7 +225,8 @@ class Generation:
                 self._last_events = self._loop.time()
                 if events:
                     return events
-            elif self._silent:
+                continue
+            if self._silent:
                 self._silent = False
                 return []
             self._waiter = self._loop.create_future()
@@ -261,11 +263,12 @@ class Generation:
         deltas: dict[int, list[TextDelta]] = {}
         for output in outputs:
             completion = output.completion
-            error = output.error or (completion and completion.error)
-            if error:
-                raise ApiError.of(error)
+            error: Exception | None = output.error or (completion and completion.error)
             if completion is not None and completion.finish_reason == "cancelled":
-                raise ApiError(503, "the server is shutting down", code="shutting_down")
+                error = ApiError(503, "the server is shutting down", code="shutting_down")
+            if error:
+                self._fail(error)  # after what came before it
+                break
             sample = self._first_samples[output.request_id] + output.sample
             if output.prompt_progress is not None and self._report_progress:
                 progress = output.prompt_progress
@@ -317,7 +320,7 @@ class Generation:
         message = f"the request has taken {seconds:g} s, as long as this server allows"
         self._fail(ApiError(504, message, code="request_timeout"))
 
-    def _fail(self, error: ApiError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Ends everything with an error, unless there is one already."""
         if self._failure is None:
             self._failure, self._inbox = error, []
