@@ -149,6 +149,13 @@ test("another text replaces the first one", () => {
   assert.equal(element.childNodes.length, 0);
 });
 
+test("what stood in the container before the first drawing goes", () => {
+  const element = document.createElement("div");
+  element.textContent = "soon";
+  markdownView(element).finish("Text");
+  assert.equal(element.innerHTML, '<p dir="auto">Text</p>');
+});
+
 test("code is colored when its last fence has come", () => {
   const { element, update } = view();
   update("```js\nconst a = 1;\n");

@@ -48,6 +48,7 @@ export function markdownView(container, options = {}) {
   function draw(complete) {
     frame = 0;
     if (!text.startsWith(closedText)) reset(); // another text, not a longer one
+    if (counts.drawn === 0) container.replaceChildren(); // what stood there until now
     const tail = text.slice(closedEnd);
     const { blocks, lastStart, closedReferences } = parseBlocks(tail, references, complete);
     blocks.forEach((block, i) => {
