@@ -99,9 +99,9 @@ test("maths in lines and in blocks", () => {
   const math = (/** @type {string} */ text) =>
     [...drawn(text).querySelectorAll(".math")].map((m) => [m.localName, m.className]);
   assert.deepEqual(math("so $x^2$ and \\(y\\)"), [["span", "math"], ["span", "math"]]);
-  assert.deepEqual(math("$$\nx\n+ y\n$$"), [["div", "math display"]]);
-  assert.deepEqual(math("\\[ x \\]"), [["div", "math display"]]);
-  assert.deepEqual(math("a $$x$$ b"), [["span", "math display"]]);
+  assert.deepEqual(math("$$\nx\n+ y\n$$"), [["div", "math display scrolls"]]);
+  assert.deepEqual(math("\\[ x \\]"), [["div", "math display scrolls"]]);
+  assert.deepEqual(math("a $$x$$ b"), [["span", "math display scrolls"]]);
   assert.deepEqual(math("$$\n\nx$$"), []);
   assert.deepEqual(math("```\n$x$\n```\n\n`$y$`"), []);
 });

@@ -39,6 +39,7 @@ class ScriptedServer:
     key: str = ""
     energy: dict[str, Any] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
+    _closing: bool = False
     _gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def release(self) -> None:
@@ -98,7 +99,7 @@ class ScriptedServer:
         count = 0
         for piece in list(self.answer):
             if piece is HOLD:
-                while not self._gate.acquire(blocking=False):
+                while not (self._closing or self._gate.acquire(blocking=False)):
                     yield b": keep-alive\n\n"  # also ends the stream of a client that left
                     await asyncio.sleep(0.01)
             elif isinstance(piece, bytes):
@@ -162,6 +163,7 @@ def running(server: ScriptedServer, port: int = 0) -> Iterator[ScriptedServer]:
         server.url = f"http://127.0.0.1:{address[1]}/"
         yield server
     finally:
+        server._closing = True
         runner.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the scripted server did not stop"

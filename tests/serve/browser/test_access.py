@@ -95,7 +95,7 @@ def test_no_violations(any_chat: Page, scripted: ScriptedServer) -> None:
 def test_no_violations_in_panels_and_dialogs(any_chat: Page, scripted: ScriptedServer) -> None:
     page = any_chat
     ask(page, "A question")
-    page.keyboard.press("Alt+/")
+    page.keyboard.press("Alt+h")
     expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
     assert violations(page) == []
     page.keyboard.press("Escape")
@@ -187,7 +187,7 @@ def test_tokens_by_keyboard(chat: Page, scripted: ScriptedServer) -> None:
 
 def test_a_dialog_keeps_the_focus_and_gives_it_back(chat: Page) -> None:
     box(chat).focus()
-    chat.keyboard.press("Alt+/")
+    chat.keyboard.press("Alt+h")
     dialog = chat.get_by_role("dialog", name="Keyboard shortcuts")
     for _ in range(6):
         chat.keyboard.press("Tab")

@@ -9,6 +9,7 @@ import { safeNodes } from "./sanitize.js";
 
 /** @typedef {import("./blocks.js").Block} Block */
 
+const SHORT_MATH = 30; // letters of TeX that fit on a phone
 const FIRST_HEADING = 3; // the page's own are level 1 and 2
 
 /** One element for a block.
@@ -26,7 +27,12 @@ export function blockElement(block, headings, open, options) {
   const colored = !open || block.closedCode;
   for (const pre of root.querySelectorAll("pre")) pre.replaceWith(codeBlock(pre, colored, options));
   for (const table of root.querySelectorAll("table")) table.replaceWith(scrolling(table));
-  for (const math of root.querySelectorAll(".math")) math.replaceWith(mathElement(math, open));
+  for (const source of root.querySelectorAll(".math")) {
+    const math = mathElement(source, open);
+    source.replaceWith(math);
+    const wide = math.classList.contains("display") || (source.textContent ?? "").length > SHORT_MATH;
+    if (wide) makeScrollable(math, "Formula");
+  }
   for (const link of root.querySelectorAll("a")) finishLink(link);
   let under = headings;
   for (const heading of root.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
@@ -114,10 +120,11 @@ function scrolling(table) {
 }
 
 /** What may be wider than the page scrolls by itself, with the keyboard too.
- * @param {HTMLElement} element @param {string} label
+ * @param {Element} element @param {string} label
  */
 function makeScrollable(element, label) {
-  element.tabIndex = 0;
+  element.setAttribute("tabindex", "0");
+  element.classList.add("scrolls");
   element.setAttribute("role", "group");
   element.setAttribute("aria-label", label);
 }
