@@ -12,7 +12,7 @@ def open_chat(context: BrowserContext, url: str) -> Page:
     """Opens the page and waits until it can be used."""
     page = context.new_page()
     page.goto(url)
-    box(page).wait_for()
+    page.get_by_role("combobox", name="Model").locator("option").first.wait_for(state="attached")
     return page
 
 

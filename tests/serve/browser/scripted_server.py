@@ -100,7 +100,6 @@ class ScriptedServer:
         for piece in list(self.answer):
             if piece is HOLD:
                 while not (self._closing or self._gate.acquire(blocking=False)):
-                    yield b": keep-alive\n\n"  # also ends the stream of a client that left
                     await asyncio.sleep(0.01)
             elif isinstance(piece, bytes):
                 yield piece

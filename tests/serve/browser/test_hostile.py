@@ -137,20 +137,19 @@ def test_a_link_opens_a_page_that_knows_nothing(
     opened.value.close()
 
 
-@pytest.mark.parametrize("name", ["other", "dompurify#2"])
-def test_the_policy_refuses_html_from_any_other_code(chat: Page, name: str) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        'document.createElement("div").innerHTML = "<b>x</b>"',
+        'document.createElement("script").src = "https://evil.example/x.js"',
+        'trustedTypes.createPolicy("other", { createHTML: (html) => html })',
+        'trustedTypes.createPolicy("dompurify", { createHTML: (html) => html })',
+    ],
+)
+def test_the_policy_refuses_html_from_any_other_code(chat: Page, watch: Watch, code: str) -> None:
     """So that a library that begins to write HTML is noticed, not trusted."""
-    assert chat.evaluate(
-        """(name) => {
-          let refused = 0;
-          const attempts = [
-            () => { document.createElement("div").innerHTML = "<b>x</b>"; },
-            () => trustedTypes.createPolicy(name, { createHTML: (html) => html }),
-            () => eval("1"),
-          ];
-          for (const attempt of attempts) try { attempt(); } catch { refused += 1; }
-          globalThis.violations.length = 0;
-          return refused;
-        }""",
-        name,
-    ) == 3  # fmt: skip
+    watch.expected.append("Trusted")
+    ask(chat, "Draw")  # DOMPurify makes its policy when it is first used; there can be only one
+    assert chat.evaluate(f"() => {{ try {{ {code} }} catch {{ return 'refused' }} }}") == "refused"
+    chat.wait_for_function("violations.length === 1")
+    chat.evaluate("violations.length = 0")
