@@ -62,6 +62,6 @@ def scripted() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture
-def chat(open_context: Callable[..., BrowserContext], scripted: ScriptedServer) -> Page:
+def chat(scripted: ScriptedServer, open_context: Callable[..., BrowserContext]) -> Page:
     """The page of the scripted server, with its models loaded."""
     return open_chat(open_context(), scripted.url)

@@ -46,7 +46,7 @@ def elements(page: Page) -> list[str]:
 
 
 def test_a_hostile_answer_is_only_text(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
 ) -> None:
     context = open_context()
     context.add_init_script(DEFINE_DIALOG)
@@ -63,7 +63,7 @@ def test_a_hostile_answer_is_only_text(
 
 
 def test_each_hostile_text_alone(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
 ) -> None:
     context = open_context()
     context.add_init_script(DEFINE_DIALOG)
@@ -75,7 +75,7 @@ def test_each_hostile_text_alone(
 
 
 def test_a_hostile_question_is_only_text(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
 ) -> None:
     context = open_context()
     context.add_init_script(DEFINE_DIALOG)
@@ -91,7 +91,7 @@ def test_a_hostile_question_is_only_text(
 
 
 def test_a_hostile_import_is_only_text(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer, tmp_path: Path
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext], tmp_path: Path
 ) -> None:
     context = open_context()
     context.add_init_script(DEFINE_DIALOG)
@@ -119,7 +119,7 @@ def test_a_hostile_import_is_only_text(
 
 
 def test_a_link_opens_a_page_that_knows_nothing(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer, watch: Watch
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext], watch: Watch
 ) -> None:
     watch.expected.append("ERR_FAILED")
     context = open_context()

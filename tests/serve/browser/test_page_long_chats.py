@@ -88,7 +88,7 @@ def import_long_chat(page: Page, scripted: ScriptedServer, folder: Path) -> None
 
 
 def test_a_token_touches_only_its_answer(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer, tmp_path: Path
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext], tmp_path: Path
 ) -> None:
     page = open_chat(open_context(), scripted.url)
     import_long_chat(page, scripted, tmp_path)
@@ -109,7 +109,7 @@ def test_a_token_touches_only_its_answer(
 
 
 def test_messages_out_of_sight_are_not_laid_out(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer, tmp_path: Path
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext], tmp_path: Path
 ) -> None:
     page = open_chat(open_context(), scripted.url)
     import_long_chat(page, scripted, tmp_path)

@@ -81,8 +81,8 @@ def test_an_edited_question_is_a_branch(chat: Page, scripted: ScriptedServer) ->
     button(questions(chat).first, "Edit and send again").click()
     chat.get_by_role("textbox", name="Your message").fill("Three")
     button(questions(chat).first, "Send").click()
-    expect(text_of(answers(chat))).to_have_text("About three.")
     expect(questions(chat)).to_have_count(1)
+    expect(text_of(answers(chat))).to_have_text("About three.")
     assert scripted.requests[-1]["messages"] == [{"role": "user", "content": "Three"}]
     button(questions(chat).first, "Previous version").click()
     expect(questions(chat)).to_have_count(2)
@@ -127,7 +127,7 @@ def test_a_stream_in_single_bytes(chat: Page, scripted: ScriptedServer) -> None:
 
 
 def test_a_prompt_in_the_address_is_not_sent(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
 ) -> None:
     context = open_context()
     for query in ("?q=Send+this", "?prompt=Send+this", "#q=Send+this"):
@@ -138,7 +138,7 @@ def test_a_prompt_in_the_address_is_not_sent(
 
 
 def test_the_page_asks_for_a_key(
-    open_context: Callable[..., BrowserContext], scripted: ScriptedServer, watch: Watch
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext], watch: Watch
 ) -> None:
     watch.expected.append("401")
     scripted.key = "secret-key"

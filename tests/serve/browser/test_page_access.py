@@ -65,9 +65,10 @@ def sideways(page: Page) -> list[str]:
 
 @pytest.fixture(params=[(s, c) for s in SIZES for c in ("light", "dark")], ids="-".join)
 def any_chat(
-    request: pytest.FixtureRequest, open_context: Callable[..., BrowserContext],
+    request: pytest.FixtureRequest,
     scripted: ScriptedServer,
-) -> Page:  # fmt: skip
+    open_context: Callable[..., BrowserContext],
+) -> Page:
     """The page in each size and color scheme."""
     size, scheme = request.param
     width, height = SIZES[size]
@@ -227,8 +228,9 @@ def test_every_control_has_a_name(chat: Page, scripted: ScriptedServer) -> None:
     assert nameless == []
 
 
-def test_text_at_twice_the_size(open_context: Callable[..., BrowserContext],
-                                scripted: ScriptedServer) -> None:  # fmt: skip
+def test_text_at_twice_the_size(
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
+) -> None:
     """Zoomed to 200%, a window of 1280 pixels has room for 640."""
     page = open_chat(open_context(viewport={"width": 640, "height": 400}), scripted.url)
     scripted.answer = [ANSWER]
@@ -237,8 +239,9 @@ def test_text_at_twice_the_size(open_context: Callable[..., BrowserContext],
     expect(box(page)).to_be_in_viewport()
 
 
-def test_without_color_and_motion(open_context: Callable[..., BrowserContext],
-                                  scripted: ScriptedServer) -> None:  # fmt: skip
+def test_without_color_and_motion(
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
+) -> None:
     context = open_context(forced_colors="active", reduced_motion="reduce")
     page = open_chat(context, scripted.url)
     ask(page, "Contrast")
