@@ -5,6 +5,7 @@ from served import NAME, LiveServer
 from starlette.testclient import TestClient
 
 from gemmule.errors import ConfigError
+from gemmule.serve.sampling_fields import SamplingFields
 from gemmule.serve.settings import ServeSettings
 
 
@@ -15,6 +16,14 @@ def test_health_and_models(client: TestClient) -> None:
         assert [entry["id"] for entry in entries] == [NAME]
         assert entries[0]["meta"]["n_ctx_train"] == 256
         assert client.get(f"{prefix}/models/{NAME}").json() == entries[0]
+
+
+def test_models_say_what_requests_that_set_nothing_get(client: TestClient) -> None:
+    defaults = client.get("/v1/models").json()["data"][0]["gemmule"]["defaults"]
+    assert defaults.pop("max_tokens") is None
+    fields = {"max_tokens": None, "room": 8, "logprobs": None}
+    silent = SamplingFields().sampling_params(ServeSettings(), **fields)
+    assert SamplingFields(**defaults).sampling_params(ServeSettings(), **fields) == silent
 
 
 def test_an_unknown_model_path_or_method_is_an_error_in_openai_s_form(client: TestClient) -> None:

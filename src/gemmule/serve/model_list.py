@@ -20,6 +20,19 @@ class ModelMeta(BaseModel):
     size: int
 
 
+class SamplingDefaults(BaseModel):
+    """Settings of requests that say nothing; max_tokens is None for as many as fit."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    max_tokens: int | None
+
+
 class ModelDetails(BaseModel):
     """What gemmule says of a model besides."""
 
@@ -27,6 +40,7 @@ class ModelDetails(BaseModel):
     context_length: int
     parameters: int
     quantization: str | None
+    defaults: SamplingDefaults
     card: bool
     loaded: bool
 

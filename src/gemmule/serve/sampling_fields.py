@@ -11,6 +11,17 @@ from gemmule.serve.api_errors import ApiError
 from gemmule.serve.request_body import ApiModel
 from gemmule.serve.settings import ServeSettings
 
+# Of requests that say nothing, as OpenAI has them; /v1/models shows them.
+DEFAULTS: dict[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}
+
 
 def _stops(value: Any) -> Any:
     if value is None:
@@ -107,16 +118,11 @@ class SamplingFields(ApiModel):
             raise _wrong("seed", self.seed, f"from 0 to {NUM_SEEDS - settings.max_n - 1}")
         values: dict[str, Any] = {
             "max_new_tokens": max_tokens,
-            "temperature": _or(self.temperature, 1.0),
-            "top_p": _or(self.top_p, 1.0),
+            **{name: _or(getattr(self, name), value) for name, value in DEFAULTS.items()},
             "top_k": None if self.top_k in (None, 0, -1) else self.top_k,
-            "min_p": _or(self.min_p, 0.0),
             "seed": self.seed,
             "stop": self.stop,
             "n": n,
-            "presence_penalty": _or(self.presence_penalty, 0.0),
-            "frequency_penalty": _or(self.frequency_penalty, 0.0),
-            "repetition_penalty": _or(self.repetition_penalty, 1.0),
             "logit_bias": self.logit_bias,
             "min_tokens": _or(self.min_tokens, 0),
             "ignore_eos": bool(self.ignore_eos),

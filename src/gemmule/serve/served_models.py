@@ -26,6 +26,7 @@ from gemmule.serve.grammar.compiler import GrammarCompiler
 from gemmule.serve.model_source import ModelSource, in_memory
 from gemmule.serve.observation import Observation
 from gemmule.serve.queue_rate import QueueRate
+from gemmule.serve.sampling_fields import DEFAULTS
 from gemmule.serve.settings import ServeSettings
 
 _ROOM = 1.5  # memory that a model needs as a multiple of its weights, for its cache and for work
@@ -201,6 +202,7 @@ class ServedModels:
                 "context_length": context,
                 "parameters": config.parameters,
                 "quantization": source.quantization,
+                "defaults": {**DEFAULTS, "max_tokens": self._settings.default_max_tokens},
                 "card": source.card is not None,
                 "loaded": served is not None,
             },
