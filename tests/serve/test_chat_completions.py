@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from engines import ModelWithEngine
 from sse_events import chunks, texts
 from starlette.testclient import TestClient
 
@@ -164,6 +165,19 @@ def test_an_answer_without_a_limit_fills_the_context_and_ends(client: TestClient
     answer = client.post(PATH, json=body).json()
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["total_tokens"] == 256
+
+
+def test_an_answer_without_a_limit_fits_into_a_small_cache(
+    lm: LanguageModel, make_client: Any
+) -> None:
+    """Where the whole context does not fit, what does is the limit."""
+    client = make_client({"m": ModelWithEngine(lm, cache_tokens=64)})
+    answer = client.post(PATH, json={"messages": MESSAGES, "ignore_eos": True}).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == 65  # the last token never runs
+    answer = client.post(PATH, json={"messages": MESSAGES, "max_tokens": 200})
+    assert answer.status_code == 400
+    assert "bytes of cache" in answer.json()["error"]["message"]
 
 
 def test_the_limit_of_answers_without_one_is_a_setting(make_client: Any) -> None:

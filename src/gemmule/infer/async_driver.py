@@ -148,6 +148,10 @@ class AsyncEngine:
         with self._condition:
             return self._num_waiting()
 
+    def fits(self, positions: int) -> bool:
+        """Whether a request of `positions` tokens, output included, fits in the pool."""
+        return self._core.fits(positions)
+
     def stats(self) -> EngineStats:
         """Returns the engine's counters and gauges, between steps or within one."""
         return replace(self._core.stats(), waiting=self.num_waiting)

@@ -12,6 +12,7 @@ from gemmule.serve.messages import ChatMessage, turns
 from gemmule.serve.off_loop import off_loop
 from gemmule.serve.prompts import check_room, check_size
 from gemmule.serve.sampling_fields import SamplingFields
+from gemmule.serve.served_models import ServedModel
 from gemmule.serve.settings import ServeSettings
 
 
@@ -29,7 +30,7 @@ class ChatJob:
 
 
 async def prepare_chat(
-    lm: LanguageModel,
+    served: ServedModel,
     settings: ServeSettings,
     messages: Sequence[ChatMessage],
     fields: SamplingFields,
@@ -44,7 +45,7 @@ async def prepare_chat(
     """Encodes a conversation, checks its settings, and compiles what constrains the answer.
 
     Args:
-        lm: the model.
+        served: the model.
         settings: limits of the server.
         messages: the conversation.
         fields: how to sample.
@@ -61,12 +62,12 @@ async def prepare_chat(
         MissingTokenizerError: if the model has no tokenizer.
     """
     prompt = await chat_prompt(
-        lm,
+        served.lm,
         turns(messages, instructions_of(answer_format)),
         continue_final=continue_final,
         generation_prompt=generation_prompt,
     )
-    room = check_room(lm, len(prompt), param="messages")
+    room = check_room(served, len(prompt), param="messages")
     params = fields.sampling_params(
         settings, max_tokens=max_tokens, room=room, logprobs=logprobs, param=max_tokens_param
     )

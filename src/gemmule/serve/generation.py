@@ -263,9 +263,11 @@ class Generation:
         deltas: dict[int, list[TextDelta]] = {}
         for output in outputs:
             completion = output.completion
-            error: Exception | None = output.error or (completion and completion.error)
-            if completion is not None and completion.finish_reason == "cancelled":
-                error = ApiError(503, "the server is shutting down", code="shutting_down")
+            error: Exception | None = output.error
+            if completion is not None:
+                error = error or completion.error
+                if completion.finish_reason == "cancelled":
+                    error = ApiError(503, "the server is shutting down", code="shutting_down")
             if error:
                 self._fail(error)  # after what came before it
                 break

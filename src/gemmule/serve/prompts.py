@@ -1,11 +1,13 @@
 """Texts to token ids, without holding up the event loop, and without reading what cannot fit."""
 
+from bisect import bisect
 from weakref import WeakKeyDictionary
 
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.off_loop import off_loop
+from gemmule.serve.served_models import ServedModel
 
 _longest_tokens: WeakKeyDictionary[Tokenizer, int] = WeakKeyDictionary()
 
@@ -39,11 +41,11 @@ def check_size(lm: LanguageModel, characters: int, param: str = "prompt") -> Non
         raise _too_long(f"at least {least}", context, param)
 
 
-def check_room(lm: LanguageModel, tokens: int, wanted: int = 1, param: str = "prompt") -> int:
-    """Returns the number of tokens that may follow a prompt.
+def check_room(served: ServedModel, tokens: int, wanted: int = 1, param: str = "prompt") -> int:
+    """Returns the number of tokens that may follow a prompt, in the context and in the cache.
 
     Args:
-        lm: the model.
+        served: the model.
         tokens: length of the prompt.
         wanted: number of tokens that shall follow at least.
         param: name of the field that the prompt is in.
@@ -51,10 +53,12 @@ def check_room(lm: LanguageModel, tokens: int, wanted: int = 1, param: str = "pr
     Raises:
         ApiError: 400 if there is no room for them.
     """
-    context = lm.config.max_position_embeddings
+    context = served.lm.config.max_position_embeddings
     if tokens + wanted > context:
         raise _too_long(str(tokens), context, param)
-    return context - tokens
+    # The last token of an answer never runs. What is too much for the cache is the engine's to say.
+    longest = bisect(range(1, context + 1), False, key=lambda n: not served.engine.fits(n))
+    return max(1, min(context, longest + 1) - tokens)
 
 
 def _too_long(tokens: str, context: int, param: str) -> ApiError:

@@ -34,7 +34,7 @@ async def messages(request: Request) -> Response:
     served = await use_model(request, body.model)
     conversation = body.neutral()
     job = await prepare_chat(
-        served.lm,
+        served,
         settings,
         conversation,
         body.sampling(),

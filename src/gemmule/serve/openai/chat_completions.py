@@ -43,7 +43,7 @@ async def chat_completions(request: Request) -> Response:
     served = await use_model(request, body.model)
     max_tokens, param = body.limit
     job = await prepare_chat(
-        served.lm,
+        served,
         settings,
         [message.neutral() for message in body.messages],
         body,

@@ -30,6 +30,7 @@ from gemmule.serve.openai.schemas import CompletionRequest
 from gemmule.serve.prompts import check_room, encode
 from gemmule.serve.request_body import read_body
 from gemmule.serve.route import ApiRoute, hold
+from gemmule.serve.served_models import ServedModel
 from gemmule.serve.settings import ServeSettings
 from gemmule.serve.sse import EventStream
 from gemmule.serve.state import state_of, use_model
@@ -47,7 +48,7 @@ async def completions(request: Request) -> Response:
     answer_format = body.answer_format(served.grammars)
     constraint = None if answer_format is None else await answer_format.constraint()
     requests = [
-        replace(_engine_request(served.lm, settings, body, ids), constraint=constraint)
+        replace(_engine_request(served, settings, body, ids), constraint=constraint)
         for ids in prompts
     ]
     samples = sum(r.params.n for r in requests)
@@ -100,9 +101,9 @@ async def _encoded(
 
 
 def _engine_request(
-    lm: LanguageModel, settings: ServeSettings, body: CompletionRequest, ids: tuple[int, ...]
+    served: ServedModel, settings: ServeSettings, body: CompletionRequest, ids: tuple[int, ...]
 ) -> EngineRequest:
-    room = check_room(lm, len(ids), wanted=0 if body.max_tokens == 0 else 1)
+    room = check_room(served, len(ids), wanted=0 if body.max_tokens == 0 else 1)
     params = body.sampling_params(
         settings, max_tokens=body.max_tokens, room=room, logprobs=body.logprobs, least_tokens=0
     )

@@ -30,7 +30,7 @@ async def responses(request: Request) -> Response:
     settings = state_of(request).settings
     served = await use_model(request, body.model)
     job = await prepare_chat(
-        served.lm,
+        served,
         settings,
         body.messages(),
         body,
