@@ -32,7 +32,7 @@ async function stream() {
 }
 
 async function callTools() {
-  const request = { ...common, maxOutputTokens: 100, tools, toolChoice: "required" };
+  const request = { ...common, maxOutputTokens: 400, tools, toolChoice: "required" };
   const answer = await generateText(request);
   right(answer.toolCalls[0].input);
   right((await streamText(request).toolCalls)[0].input);
@@ -40,7 +40,7 @@ async function callTools() {
 
 async function structuredOutput() {
   const schema = jsonSchema(SCHEMA);
-  const { object } = await generateObject({ ...common, maxOutputTokens: 100, schema });
+  const { object } = await generateObject({ ...common, maxOutputTokens: 400, schema });
   right(object);
 }
 

@@ -49,7 +49,7 @@ async function stop() {
 }
 
 async function callTools() {
-  const request = { model: MODEL, messages, max_tokens: 100, tools, tool_choice: "required" };
+  const request = { model: MODEL, messages, max_tokens: 400, tools, tool_choice: "required" };
   const answer = await client.chat.completions.create(request);
   right(JSON.parse(answer.choices[0].message.tool_calls[0].function.arguments));
   const final = await client.chat.completions.stream(request).finalChatCompletion();
@@ -58,7 +58,7 @@ async function callTools() {
 
 async function structuredOutput() {
   const format = { type: "json_schema", json_schema: { name: "paint", schema: SCHEMA } };
-  const request = { model: MODEL, messages, max_tokens: 100, response_format: format };
+  const request = { model: MODEL, messages, max_tokens: 400, response_format: format };
   const answer = await client.chat.completions.create(request);
   right(JSON.parse(answer.choices[0].message.content));
 }

@@ -34,8 +34,9 @@ def stream() -> None:
 
 def tools() -> None:
     answer = client.messages.create(
-        model=MODEL, max_tokens=100, messages=MESSAGES, tools=[TOOL], tool_choice={"type": "any"}
-    )
+        model=MODEL, max_tokens=400, messages=MESSAGES, tools=[TOOL],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+    )  # fmt: skip
     assert answer.stop_reason == "tool_use"
     call = next(b for b in answer.content if b.type == "tool_use")
     assert call.name == "paint"
@@ -54,7 +55,7 @@ def tools() -> None:
 
 def tools_stream() -> None:
     with client.messages.stream(
-        model=MODEL, max_tokens=100, messages=MESSAGES, tools=[TOOL],
+        model=MODEL, max_tokens=400, messages=MESSAGES, tools=[TOOL],
         tool_choice={"type": "tool", "name": "paint"},
     ) as events:  # fmt: skip
         final = events.get_final_message()

@@ -4,7 +4,7 @@ from checking import MODEL, SCHEMA, URL, right, run
 from langchain_openai import ChatOpenAI
 
 llm = ChatOpenAI(
-    base_url=f"{URL}/v1", api_key="none", model=MODEL, max_tokens=100, seed=1, temperature=1,
+    base_url=f"{URL}/v1", api_key="none", model=MODEL, max_tokens=400, seed=1, temperature=1,
     stream_usage=True, max_retries=0,
 )  # fmt: skip
 PAINT = {"title": "paint", "description": "Paints.", **SCHEMA}

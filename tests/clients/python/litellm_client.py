@@ -35,13 +35,13 @@ def stream() -> None:
 
 
 def tools() -> None:
-    answer = litellm.completion(**COMMON, max_tokens=100, tools=[TOOL], tool_choice="required")
+    answer = litellm.completion(**COMMON, max_tokens=400, tools=[TOOL], tool_choice="required")
     right(json.loads(answer.choices[0].message.tool_calls[0].function.arguments))
 
 
 def structured_output() -> None:
     answer = litellm.completion(
-        **COMMON, max_tokens=100,
+        **COMMON, max_tokens=400,
         response_format={"type": "json_schema", "json_schema": {"name": "paint", "schema": SCHEMA}},
     )  # fmt: skip
     right(json.loads(answer.choices[0].message.content))

@@ -55,7 +55,7 @@ def stream_helper() -> None:
 
 def structured() -> None:
     answer = client.chat.completions.create(
-        model=MODEL, messages=MESSAGES, max_tokens=100,
+        model=MODEL, messages=MESSAGES, max_tokens=400,
         response_format={
             "type": "json_schema",
             "json_schema": {"name": "paint", "schema": SCHEMA, "strict": True},
@@ -67,8 +67,9 @@ def structured() -> None:
 def tools() -> None:
     for choice in ("required", {"type": "function", "function": {"name": "paint"}}):
         answer = client.chat.completions.create(
-            model=MODEL, messages=MESSAGES, max_tokens=100, tools=[TOOL], tool_choice=choice
-        )
+            model=MODEL, messages=MESSAGES, max_tokens=400, tools=[TOOL], tool_choice=choice,
+            parallel_tool_calls=False,
+        )  # fmt: skip
         assert answer.choices[0].finish_reason == "tool_calls"
         (call,) = answer.choices[0].message.tool_calls[:1]
         assert call.function.name == "paint"
@@ -87,7 +88,7 @@ def tools() -> None:
 def tools_stream() -> None:
     name, arguments = "", ""
     for chunk in client.chat.completions.create(
-        model=MODEL, messages=MESSAGES, max_tokens=100, tools=[TOOL], tool_choice="required",
+        model=MODEL, messages=MESSAGES, max_tokens=400, tools=[TOOL], tool_choice="required",
         stream=True, parallel_tool_calls=False,
     ):  # fmt: skip
         for call in chunk.choices[0].delta.tool_calls or []:
