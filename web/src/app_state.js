@@ -277,7 +277,10 @@ export class AppState extends EventTarget {
       this.generations.delete(answer.id);
       this.emit("path");
       this.emit("running");
-      if (answer.error?.status === null && this.server === "ready") this.connect();
+      const away = answer.error?.status === null;
+      const model = this.model(answer.runs?.at(-1)?.model);
+      // It may be loaded by now, in the place of another.
+      if (this.server === "ready" && (away || model?.gemmule?.loaded === false)) this.connect();
     });
     return generation.ended;
   }

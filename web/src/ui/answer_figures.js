@@ -72,8 +72,8 @@ export function totalEnergy(runs) {
 /** @param {import("../types.js").Energy} energy @param {number} runs */
 function boundaryText({ joules, boundary }, runs) {
   const lines = [joules === null ? "Why it is not measured:" : "What is counted:"];
-  // The server's text is a list that semicolons divide.
-  lines.push(...(boundary ? boundary.split("; ") : ["The server does not say."]));
+  // The server's text is a list that semicolons divide, save for those in parentheses.
+  lines.push(...(boundary ? boundary.split(/; (?![^(]*\))/) : ["The server does not say."]));
   if (runs > 1) lines.push(`Sum over the ${runs} requests of this answer.`);
   return lines.join("\n");
 }
