@@ -111,6 +111,24 @@ def test_structured_outputs(
     assert text.replace("\n", " ").replace("\t", " ") in expected or json.loads(text) == [1]
 
 
+def test_llama_cpps_fields(client: TestClient) -> None:
+    """In the body itself, as llama.cpp's clients send them."""
+    assert choice(client, grammar='root ::= "x"')["message"]["content"] == "x"
+    assert choice(client, json_schema={"const": 12})["message"]["content"] == "12"
+
+
+def test_a_grammar_that_fails_is_the_clients_error(client: TestClient) -> None:
+    """Its masks become too much work after some tokens, which nobody could know before."""
+    hard = {"grammar": 'start: s\ns: s s | s s s | "a" | "b"'}
+    fields = {"structured_outputs": hard, "max_tokens": 300, "ignore_eos": True}
+    answer = chat(client, **fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+    events = chunks(client, **fields)
+    assert events[-1]["error"]["message"]
+    assert choice(client, max_tokens=4)["finish_reason"] == "length"
+
+
 def test_every_sample_matches(client: TestClient) -> None:
     answer = chat(client, n=4, structured_outputs={"regex": "[a-z]{8}"})
     texts = [c["message"]["content"] for c in answer.json()["choices"]]
@@ -138,7 +156,7 @@ def test_every_sample_matches(client: TestClient) -> None:
                 "structured_outputs": {"regex": "a"},
                 "response_format": {"type": "json_object"},
             },
-            "both say",
+            "all say",
         ),
         ({"tools": [WEATHER], "structured_outputs": {"regex": "a"}}, "may call tools"),
         ({"tools": [WEATHER, WEATHER]}, "two tools"),

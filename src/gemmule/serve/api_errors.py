@@ -17,6 +17,7 @@ from gemmule.errors import (
     QueueFullError,
     TokenizerError,
 )
+from gemmule.infer.core.constraint import ConstraintError
 
 ErrorForm = Literal["openai", "anthropic"]
 
@@ -68,7 +69,7 @@ class ApiError(Exception):
         """What a client is told of any error: nothing but its kind if it is not the client's."""
         if isinstance(error, ApiError):
             return error
-        if isinstance(error, ConfigError | TokenizerError):
+        if isinstance(error, ConfigError | TokenizerError | ConstraintError):
             return cls(400, str(error))
         if isinstance(error, QueueFullError):
             return cls(429, str(error), code="queue_full", retry_after=1.0)

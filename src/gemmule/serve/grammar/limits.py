@@ -33,8 +33,8 @@ class GrammarLimits:
     depth: int = 64
     compile_seconds: float = 3.0
     compile_bytes: int = 256 * MIB
-    mask_seconds: float = 0.5
-    seconds_per_mask: float = 0.01
+    mask_seconds: float = 0.3
+    seconds_per_mask: float = 0.005
     lexer_states: int = 50_000
     grammar_symbols: int = 200_000
     lexer_fuel: int = 1_000_000

@@ -93,17 +93,27 @@ class StructuredOutputs(ApiModel):
 def asked_spec(
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
     structured_outputs: StructuredOutputs | None,
+    json_schema: dict[str, Any] | None = None,
+    grammar: str | None = None,
 ) -> GrammarSpec | None:
-    """What an answer must match by either field; None: any text will do.
+    """What an answer must match by one of the fields; None: any text will do.
+
+    Args:
+        response_format: OpenAI's field.
+        structured_outputs: vLLM's field.
+        json_schema: llama.cpp's field.
+        grammar: llama.cpp's field.
 
     Raises:
-        ConfigError: if both fields say something, or it cannot be used.
+        ConfigError: if several fields say something, or it cannot be used.
     """
-    spec = None if response_format is None else response_format.spec()
-    if structured_outputs is None:
-        return spec
-    if spec is not None:
-        raise ConfigError(
-            "response_format and structured_outputs both say what the answer must be: give one"
-        )
-    return structured_outputs.spec()
+    specs = {
+        "response_format": response_format.spec() if response_format else None,
+        "structured_outputs": structured_outputs.spec() if structured_outputs else None,
+        "json_schema": None if json_schema is None else GrammarSpec.json_schema(json_schema),
+        "grammar": None if grammar is None else GrammarSpec("grammar", grammar),
+    }
+    given = [name for name, spec in specs.items() if spec is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} all say what the answer must be: give one")
+    return specs[given[0]] if given else None

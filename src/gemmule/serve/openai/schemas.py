@@ -10,6 +10,7 @@ from gemmule.serve.api_errors import ApiError
 from gemmule.serve.grammar.answer_format import StructuredAnswer, structured_answer
 from gemmule.serve.grammar.compiler import GrammarCompiler
 from gemmule.serve.grammar.response_format import ResponseFormat, StructuredOutputs, asked_spec
+from gemmule.serve.grammar.spec import GrammarSpec
 from gemmule.serve.grammar.tools import Tool, ToolChoice, chosen_tools
 from gemmule.serve.messages import ChatMessage, ToolCall
 from gemmule.serve.request_body import ApiModel
@@ -148,6 +149,8 @@ class CommonFields(SamplingFields):
     structured_outputs: StructuredOutputs | None = Field(
         None, description="A schema, regular expression, grammar, or texts, as vLLM has it"
     )
+    json_schema: dict[str, Any] | None = Field(None, description="A schema, as llama.cpp has it")
+    grammar: str | None = Field(None, description="A grammar, as llama.cpp has it")
     user: str | None = Field(None, description="Accepted and not used")
 
     def answer_format(self, grammars: GrammarCompiler | None) -> StructuredAnswer | None:
@@ -159,8 +162,17 @@ class CommonFields(SamplingFields):
         Raises:
             ApiError: 400 for fields that cannot be used, or not together.
         """
-        spec = asked_spec(self.response_format, self.structured_outputs)
-        return structured_answer(grammars, spec, None)
+        return structured_answer(grammars, self.asked_spec(), None)
+
+    def asked_spec(self) -> GrammarSpec | None:
+        """What text must match; None: any text will do.
+
+        Raises:
+            ConfigError: for fields that cannot be used, or not together.
+        """
+        return asked_spec(
+            self.response_format, self.structured_outputs, self.json_schema, self.grammar
+        )
 
     @property
     def include_usage(self) -> bool:
@@ -233,8 +245,7 @@ class ChatCompletionRequest(CommonFields):
         The arguments and errors are those of CommonFields.
         """
         tools = chosen_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
-        spec = asked_spec(self.response_format, self.structured_outputs)
-        return structured_answer(grammars, spec, tools)
+        return structured_answer(grammars, self.asked_spec(), tools)
 
     def check(self) -> None:
         """Checks fields that depend on each other.
