@@ -49,6 +49,14 @@ new MutationObserver((records) => {
 """
 
 
+# The end of the newest answer is what one sees.
+IN_SIGHT = """() => {
+  const answer = [...document.querySelectorAll(".markdown")].at(-1).getBoundingClientRect();
+  const log = document.querySelector("[role=log]").getBoundingClientRect();
+  return answer.bottom > log.top && answer.bottom <= log.bottom;
+}"""
+
+
 def wait_for_text(page: Page, text: str) -> None:
     """Waits until the newest answer has the text.
 
@@ -100,6 +108,7 @@ def test_a_token_touches_only_its_answer(
     page.evaluate(COUNT_CHANGES)
     scripted.release()
     wait_for_text(page, "word299")
+    page.wait_for_function(IN_SIGHT)
     changes = page.evaluate("changes")
     assert changes["others"] == 0, changes
     # Text is added to the node that is there: one change a frame, and a few for the figures.
@@ -140,5 +149,29 @@ def test_tokens_are_drawn_once_a_frame(chat: Page, scripted: ScriptedServer) -> 
     expect(text_of(answer)).to_contain_text("w999")
     counts = chat.evaluate("counts")
     assert counts["drawings"] <= counts["frames"] + 1, counts
+    scripted.release()
+    wait_for_end(chat)
+
+
+def test_the_view_follows_the_answer_until_one_scrolls_up(
+    chat: Page, scripted: ScriptedServer
+) -> None:
+    scripted.answer = ["Line.\n\n"] * 60
+    ask(chat, "First")
+    log = chat.get_by_role("log")
+    log.evaluate("log => { log.scrollTop = 0 }")
+    scripted.answer = [*["Line.\n\n"] * 60, HOLD, *["More.\n\n"] * 60, HOLD]
+    ask(chat, "Second", complete=False)
+    chat.wait_for_function(IN_SIGHT)  # though one was reading above
+    log.hover()
+    chat.mouse.wheel(0, -1500)
+    chat.wait_for_function(f"() => !({IN_SIGHT})()")
+    before = log.evaluate("log => log.scrollTop")
+    scripted.release()
+    wait_for_text(chat, "More.")
+    chat.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert log.evaluate("log => log.scrollTop") == pytest.approx(before, abs=2)
+    button(chat, "To the latest message").click()
+    chat.wait_for_function(IN_SIGHT)
     scripted.release()
     wait_for_end(chat)

@@ -38,6 +38,9 @@ export class Transcript {
     this.#list,
   );
   #atEnd = true;
+  #top = 0;
+  /** @type {string | undefined} */
+  #lastId;
   #chat;
 
   /** @param {import("../app_state.js").AppState} state @param {import("./message_view.js").Actions} actions @param {HTMLElement} welcome shown while there are no messages */
@@ -49,6 +52,7 @@ export class Transcript {
     this.onfocuslost = () => {};
     this.element = h("div", { class: "transcript" }, this.#scroller, this.#latest);
     this.#scroller.addEventListener("scroll", () => this.#noteEnd(), { passive: true });
+    new ResizeObserver(this.#followEnd).observe(this.#list);
     state.on(["chat", "path"], () => this.update());
     state.on(["redraw"], () => {
       this.#forget();
@@ -64,7 +68,10 @@ export class Transcript {
 
   #noteEnd() {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroller;
-    this.#atEnd = scrollHeight - scrollTop - clientHeight < NEAR;
+    const near = scrollHeight - scrollTop - clientHeight < NEAR;
+    // Messages that come into sight are laid out and get another height: only going up leaves the end.
+    if (near || scrollTop < this.#top) this.#atEnd = near;
+    this.#top = scrollTop;
     this.#latest.hidden = this.#atEnd;
   }
 
@@ -109,6 +116,10 @@ export class Transcript {
       this.#atEnd = true;
     }
     const { path, tree } = chat;
+    // A new answer is shown, wherever one was reading.
+    const lastId = path.at(-1)?.id;
+    if (lastId && lastId !== this.#lastId && this.#state.generations.has(lastId)) this.#atEnd = true;
+    this.#lastId = lastId;
     const shown = new Set();
     /** @type {HTMLElement[]} */
     const rows = [];
