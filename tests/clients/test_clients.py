@@ -74,11 +74,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, pieces: Tokenizer) -> Itera
     folder = tmp_path_factory.mktemp("served") / "model"
     shape = tiny_config(TINY, vocab_size=pieces.vocab_size, max_position_embeddings=1024)
     save_model(random_model(shape), pieces, folder)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gemmule", "serve", f"{MODEL}={folder}", "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "PYTHONPATH": os.fspath(SOURCE), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    with log.open("w", encoding="utf-8") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gemmule", "serve", f"{MODEL}={folder}", "--port", "0"],
+            stdout=subprocess.PIPE, stderr=stderr, text=True,
+            env={**os.environ, "PYTHONPATH": os.fspath(SOURCE), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()
     assert process.stdout is not None
@@ -86,7 +88,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, pieces: Tokenizer) -> Itera
         (m[0] for line in process.stdout if (m := re.search(r"http://[\d.:]+", line))), ""
     )
     watchdog.cancel()
-    assert address, "the server did not start"
+    if not address:
+        process.stdout.close()
+        process.wait(60)
+        pytest.fail(f"the server did not start: {log.read_text(encoding='utf-8')}")
     drain = threading.Thread(target=process.stdout.read, daemon=True)
     drain.start()
     server = Server(address, folder)

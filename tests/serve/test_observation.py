@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -100,6 +101,14 @@ def test_a_cancelled_request_is_counted(live_server: LiveServer) -> None:
         ]:
             assert time.monotonic() < deadline
         assert values["gemmule:num_requests_running"] == 0
+
+
+def test_a_connection_that_is_refused_is_counted(live_server: LiveServer) -> None:
+    with socket.create_connection(("127.0.0.1", live_server.port), timeout=20) as connection:
+        connection.sendall(b"this is not HTTP\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    with live_server.client() as client:
+        assert 'requests_rejected_total{reason="invalid_http"} 1' in client.get("/metrics").text
 
 
 def test_energy_of_answers_and_idle_add_up_to_the_meter(metered: TestClient) -> None:

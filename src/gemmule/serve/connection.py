@@ -10,6 +10,7 @@ import json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gemmule.serve.api_errors import ApiError
+from gemmule.serve.observation import Observation
 from gemmule.serve.settings import ServeSettings
 
 
@@ -17,6 +18,7 @@ class Connection(HttpToolsProtocol):
     """A connection that ends when its client is idle in the middle of something."""
 
     settings: ServeSettings
+    observation: Observation
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a client, unless there are too many."""
@@ -111,6 +113,7 @@ class Connection(HttpToolsProtocol):
 
     def _end(self, error: ApiError) -> None:
         """Answers without the application, and closes."""
+        self.observation.metrics.observe_rejection(error.code or error.type)
         body = json.dumps(error.body()).encode()
         lines = [
             b"HTTP/1.1 %d Error" % error.status,
@@ -124,6 +127,7 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
-def connection_class(settings: ServeSettings) -> type[Connection]:
-    """The class of connections with these settings, as uvicorn takes it."""
-    return type("Connection", (Connection,), {"settings": settings})
+def connection_class(settings: ServeSettings, observation: Observation) -> type[Connection]:
+    """The class of connections of one server, as uvicorn takes it."""
+    fields = {"settings": settings, "observation": observation}
+    return type("Connection", (Connection,), fields)

@@ -83,7 +83,11 @@ class ServerMetrics(Collector):
         """
         self._http[handler, method, f"{status // 100}xx" if status else "none"] += 1
         if rejected is not None:
-            self._rejected[rejected] += 1
+            self.observe_rejection(rejected)
+
+    def observe_rejection(self, reason: str) -> None:
+        """Counts a request that was not taken, also one that never reached the application."""
+        self._rejected[reason] += 1
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics as text, and its media type, as the header Accept asks for."""

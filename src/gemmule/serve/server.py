@@ -116,7 +116,7 @@ def make_server(
     app = make_app(models, settings, wait_for_models=False)
     config = uvicorn.Config(
         app,
-        http=connection_class(settings),
+        http=connection_class(settings, models.observation),
         ws="none",
         lifespan="on",
         log_config=None,
