@@ -80,6 +80,11 @@ def test_accept_encoding(header: str, expected: bool) -> None:
     assert page.accepts_gzip([header]) is expected
 
 
+def test_the_page_is_small() -> None:
+    """docs/serving.md gives the figure."""
+    assert sum(len(file.bodies["gzip"]) for file in page.page_files()) < 200_000
+
+
 def test_every_file_has_the_security_headers(client: TestClient) -> None:
     for file in page.page_files():
         headers = client.get(file.path).headers

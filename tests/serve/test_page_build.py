@@ -69,6 +69,16 @@ def test_the_lock_file_names_no_registry() -> None:
         assert "registry=" not in text
 
 
+def test_the_sanitizer_has_no_known_hole() -> None:
+    """CVE-2026-49978 is about IN_PLACE in DOMPurify before 3.4.7."""
+    lock = json.loads((WEB / "package-lock.json").read_text(encoding="utf-8"))
+    version = lock["packages"]["node_modules/dompurify"]["version"]
+    assert tuple(map(int, version.split("."))) >= (3, 4, 7)
+    sources = "".join(path.read_text(encoding="utf-8") for path in (WEB / "src").rglob("*.js"))
+    assert sources.count("DOMPurify.sanitize(") == 1
+    assert "IN_PLACE" not in sources
+
+
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     html = (PAGE / "index.html").read_text(encoding="utf-8")
     assert "//" not in html.replace("<!doctype html>", "")

@@ -126,6 +126,21 @@ def test_a_stream_in_single_bytes(chat: Page, scripted: ScriptedServer) -> None:
     expect(text_of(ask(chat, "Bytes"))).to_have_text("€ 🙂")
 
 
+def test_a_long_prompt_is_waited_for(chat: Page, scripted: ScriptedServer) -> None:
+    """No time-out of the page's own: hours pass without a byte, and then the answer comes."""
+    chat.clock.install()
+    progress = {"total": 400, "cache": 0, "processed": 100}
+    event = b"data: " + json.dumps({"choices": [], "prompt_progress": progress}).encode() + b"\n\n"
+    scripted.answer = [event, HOLD, "At last."]
+    answer = ask(chat, "A very long text", complete=False)
+    bar = answer.get_by_role("progressbar", name="Prompt read")
+    expect(bar).to_be_visible()
+    chat.clock.fast_forward("05:00:00")
+    expect(bar).to_be_visible()
+    scripted.release()
+    expect(text_of(answer)).to_have_text("At last.")
+
+
 def test_a_prompt_in_the_address_is_not_sent(
     scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
 ) -> None:
