@@ -34,6 +34,7 @@ def refused(client: TestClient, path: str, body: Any, param: str | None, *words:
         ("seed", 1.5), ("n", 0), ("n", 9), ("n", 10**9), ("max_tokens", -1), ("max_tokens", 0),
         ("stop", ["a"] * 5), ("stop", ""), ("stop", [""]), ("stop", [1]), ("stop", {}),
         ("presence_penalty", 3), ("frequency_penalty", -3), ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-300), ("repetition_penalty", 101),
         ("logit_bias", {"x": 1}), ("logit_bias", {"1": "a"}), ("logit_bias", {"1": 101}),
         ("logit_bias", [1]), ("min_tokens", 3), ("min_tokens", -1), ("ignore_eos", 1),
         ("stream_options", []), ("model", 1), ("prompt_logprobs", -1), ("prompt_logprobs", 21),

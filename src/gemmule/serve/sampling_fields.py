@@ -22,6 +22,8 @@ DEFAULTS: dict[str, float] = {
     "repetition_penalty": 1.0,
 }
 
+_MAX_REPETITION = 100.0  # more, or less than its inverse, makes logits overflow
+
 
 def _stops(value: Any) -> Any:
     if value is None:
@@ -71,7 +73,7 @@ class SamplingFields(ApiModel):
     stop: Stops = Field((), description="Texts that end the answer and are not part of it")
     presence_penalty: float | None = Field(None, description="-2 to 2. 0")
     frequency_penalty: float | None = Field(None, description="-2 to 2. 0")
-    repetition_penalty: float | None = Field(None, description="Above 0; of the prompt too. 1")
+    repetition_penalty: float | None = Field(None, description="0.01 to 100; of the prompt too. 1")
     logit_bias: Biases = Field((), description="-100 to 100 by token id")
     min_tokens: int | None = Field(None, description="No end before this many tokens. 0")
     ignore_eos: bool | None = Field(None, description="Whether stop tokens are never sampled")
@@ -116,6 +118,10 @@ class SamplingFields(ApiModel):
             raise _wrong("stop", f"{len(self.stop)} texts", f"at most {settings.max_stop}")
         if self.seed is not None and not 0 <= self.seed < NUM_SEEDS - settings.max_n:
             raise _wrong("seed", self.seed, f"from 0 to {NUM_SEEDS - settings.max_n - 1}")
+        penalty = _or(self.repetition_penalty, 1.0)
+        if not 1 / _MAX_REPETITION <= penalty <= _MAX_REPETITION:
+            allowed = f"from {1 / _MAX_REPETITION:g} to {_MAX_REPETITION:g}"
+            raise _wrong("repetition_penalty", penalty, allowed)
         values: dict[str, Any] = {
             "max_new_tokens": max_tokens,
             **{name: _or(getattr(self, name), value) for name, value in DEFAULTS.items()},
