@@ -41,7 +41,9 @@ export function startRun(answer, conversation, model) {
 
 export class Generation {
   #controller = new AbortController();
-  #saved = 0;
+  /** Runs while the last save is younger than SAVE_EVERY. @type {ReturnType<typeof setTimeout> | null} */
+  #timer = null;
+  #unsaved = false;
 
   /** @param {import("../chats/chat.js").Chat} chat @param {Message} answer whose last run is made */
   constructor(chat, answer) {
@@ -94,6 +96,7 @@ export class Generation {
         answer.error = (error instanceof ApiError ? error : new ApiError(String(error))).toStored();
       }
     }
+    if (this.#timer) clearTimeout(this.#timer);
     await chat.save(answer).catch((error) => {
       answer.error = {
         message: `Not saved in this browser: ${error}`,
@@ -106,7 +109,19 @@ export class Generation {
 
   /** Saves what there is; whether that works is seen at the end. */
   saveSoFar() {
+    this.#unsaved = false;
     this.chat.saveText(this.answer).catch(() => {});
+  }
+
+  /** At once, or when the last save is old enough: also if nothing more comes for a while. */
+  #saveSoon() {
+    this.#unsaved = true;
+    if (this.#timer) return;
+    this.saveSoFar();
+    this.#timer = setTimeout(() => {
+      this.#timer = null;
+      if (this.#unsaved) this.#saveSoon();
+    }, SAVE_EVERY);
   }
 
   /** @param {Run} run @param {import("../types.js").StreamEvent} event */
@@ -131,10 +146,7 @@ export class Generation {
       case "usage":
         run.usage = event.usage;
     }
-    if (now - this.#saved > SAVE_EVERY) {
-      this.#saved = now;
-      this.saveSoFar();
-    }
+    this.#saveSoon();
     if (text) this.ontext(text);
     this.onchange();
   }

@@ -118,7 +118,8 @@ export class Transcript {
     const { path, tree } = chat;
     // A new answer is shown, wherever one was reading.
     const lastId = path.at(-1)?.id;
-    if (lastId && lastId !== this.#lastId && this.#state.generations.has(lastId)) this.#atEnd = true;
+    if (lastId && lastId !== this.#lastId && this.#state.generations.has(lastId))
+      this.#atEnd = true;
     this.#lastId = lastId;
     const shown = new Set();
     /** @type {HTMLElement[]} */
