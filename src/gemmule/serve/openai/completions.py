@@ -43,6 +43,14 @@ async def completions(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     body.check()
     settings = state_of(request).settings
+    samples = len(body.prompt) * (body.n or 1)
+    if samples > settings.max_waiting:
+        raise ApiError(
+            400,
+            f"the request asks for {samples} answers; this server takes at most "
+            f"{settings.max_waiting} at a time: send it in parts",
+            param="prompt",
+        )
     served = await use_model(request, body.model)
     prompts = [await _encoded(served.lm, body, prompt) for prompt in body.prompt]
     answer_format = body.answer_format(served.grammars)
@@ -51,14 +59,6 @@ async def completions(request: Request) -> Response:
         replace(_engine_request(served, settings, body, ids), constraint=constraint)
         for ids in prompts
     ]
-    samples = sum(r.params.n for r in requests)
-    if samples > settings.max_waiting:
-        raise ApiError(
-            400,
-            f"the request asks for {samples} answers; this server takes at most "
-            f"{settings.max_waiting} at a time: send it in parts",
-            param="prompt",
-        )
     generation = Generation(
         served,
         requests,
