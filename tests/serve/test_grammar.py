@@ -225,6 +225,21 @@ def test_a_grammar_is_compiled_once(compiler: GrammarCompiler) -> None:
     assert compiler.compile(spec).result(30) is not first
 
 
+def test_large_grammars_are_not_kept_for_long(pieces: Tokenizer) -> None:
+    compiler = GrammarCompiler(pieces, GrammarLimits(cached_bytes=3000))
+    try:
+        small, large = GrammarSpec("regex", "a+"), GrammarSpec("regex", "b" * 2000)
+        kept = compiler.compile(small).result(30)
+        compiler.compile(large).result(30)
+        assert compiler.compile(small).result(30) is kept
+        compiler.compile(GrammarSpec("regex", "c" * 2000)).result(30)
+        assert compiler.compile(small).result(30) is kept  # the other one made room
+        compiler.compile(GrammarSpec("regex", "d" * 3000)).result(30)
+        assert compiler.compile(small).result(30) is not kept
+    finally:
+        compiler.close()
+
+
 def test_canceling_one_request_leaves_the_others_their_grammar(compiler: GrammarCompiler) -> None:
     spec = GrammarSpec("regex", "shared[0-9]{1,100}")
     first, second = compiler.compile(spec), compiler.compile(spec)

@@ -181,7 +181,7 @@ def test_other_threads_and_grammars_go_on_meanwhile(compiler: GrammarCompiler) -
     finally:
         ended.set()
         clock.join()
-    assert took > 0.5
+    assert took > 0.1
     assert waited < took
     assert sorted(gaps)[-3] < 0.5
 

@@ -77,8 +77,11 @@ class GrammarCompiler:
 
     def _shrink(self) -> None:
         """Forgets the grammars that have not been used for longest."""
-        done = [spec for spec, future in self._compiled.items() if future.done()]
-        for spec in done[: max(0, len(self._compiled) - self.limits.cached)]:
+        size = sum(len(spec.source.encode()) for spec in self._compiled)
+        for spec in [spec for spec, future in self._compiled.items() if future.done()]:
+            if len(self._compiled) <= self.limits.cached and size <= self.limits.cached_bytes:
+                break
+            size -= len(spec.source.encode())
             del self._compiled[spec]
 
     def _compile(self, spec: GrammarSpec) -> GrammarConstraint:

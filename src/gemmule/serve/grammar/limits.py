@@ -25,6 +25,7 @@ class GrammarLimits:
         step_fuel: the same for one mask.
         step_items: Earley items of one mask.
         cached: number of compiled grammars that are kept.
+        cached_bytes: UTF-8 bytes of their sources, all together.
         waiting: number of grammars that may wait to be compiled.
         workers: number of grammars that are compiled at a time.
     """
@@ -32,7 +33,7 @@ class GrammarLimits:
     source_bytes: int = 256 * 1024
     depth: int = 64
     compile_seconds: float = 3.0
-    compile_bytes: int = 256 * MIB
+    compile_bytes: int = 64 * MIB
     mask_seconds: float = 0.3
     seconds_per_mask: float = 0.005
     lexer_states: int = 50_000
@@ -41,6 +42,7 @@ class GrammarLimits:
     step_fuel: int = 200_000
     step_items: int = 20_000
     cached: int = 32
+    cached_bytes: int = MIB
     waiting: int = 64
     workers: int = 2
 
