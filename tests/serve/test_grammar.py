@@ -131,7 +131,8 @@ def test_white_space_in_json_has_an_end(compiled: Compile, pieces: Tokenizer) ->
     constraint = compiled(GrammarSpec.json_object())
     pretty = json.dumps({"a": [1, {"b": None}]}, indent=4)
     assert accepts(constraint, pieces, pretty)
-    assert not accepts(constraint, pieces, "{" + " " * 33 + "}")
+    for space in ("  ", "\n\n", "\n" + " " * 33):
+        assert not accepts(constraint, pieces, "{" + space + "}")
     assert not accepts(constraint, pieces, " {}")
 
 
@@ -283,6 +284,14 @@ def test_a_trial_takes_any_id_but_a_stop_id() -> None:
     rng = random.Random(1)
     assert {any_id(mask, [16], rng) for _ in range(99)} == {1, 23}
     assert any_id(mask, [1, 16, 23], rng) is None
+
+
+def test_a_choice_of_any_characters(compiled: Compile, pieces: Tokenizer) -> None:
+    rng = random.Random(2)
+    characters = [*map(chr, range(0x80)), "é", "\u2028", "\ufeff", "\U0010ffff", "▁", "🎉"]
+    for _ in range(30):
+        text = "".join(rng.choices(characters, k=6))
+        assert accepts(compiled(GrammarSpec.choice([text, "other"])), pieces, text), text
 
 
 def test_a_choice_needs_texts() -> None:

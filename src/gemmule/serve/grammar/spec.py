@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 from gemmule.errors import ConfigError
 from gemmule.serve.grammar.limits import GrammarLimits
 
-# White space between the parts of JSON. It has an end: small models like to write it for ever.
-_OPTIONS = {"whitespace_pattern": "[ \\t\\n\\r]{1,32}"}
+# White space between the parts of JSON: a space, or a line break and an indentation. Small models
+# would write it without end.
+_OPTIONS = {"whitespace_pattern": "( |\\n[ \\t]{0,32})"}
 # Where llguidance reads its options in a schema. A client's could turn the checks off.
 _OPTIONS_KEY = "x-guidance"
 
@@ -108,8 +109,8 @@ _MEANINGS = {
 
 
 def lark_literal(text: str) -> str:
-    r"""A text as Lark's grammar writes it: a JSON string, in which \/ and the like do not occur."""
-    return json.dumps(text, ensure_ascii=False)
+    """A text as Lark's grammar writes it: a JSON string, with DEL escaped as well."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def check_size(spec: GrammarSpec, limits: GrammarLimits) -> None:
