@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from served import NAME, LiveServer, running
 from starlette.testclient import TestClient
 
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.app import make_app
@@ -64,3 +66,11 @@ def start_server(lm: LanguageModel) -> Iterator[Callable[..., LiveServer]]:
 def live_server(start_server: Callable[..., LiveServer]) -> LiveServer:
     """The tiny model on a port, with the settings' defaults."""
     return start_server()
+
+
+@pytest.fixture
+def pieces_folder(lm: LanguageModel, tmp_path: Path) -> Path:
+    """The tiny model in a folder."""
+    folder = tmp_path / "model"
+    save_model(lm.model, lm.tokenizer, folder)
+    return folder

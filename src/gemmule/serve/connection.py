@@ -56,7 +56,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins."""
-        self._head_bytes = 0
+        if self._head_bytes is None:  # after another request
+            self._head_bytes = 1
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:

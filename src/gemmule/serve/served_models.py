@@ -211,7 +211,7 @@ class ServedModels:
     async def _take(self, source: ModelSource) -> ServedModel:
         """The model, with one user more; loads it if it is not there."""
         served = self._loaded.get(source.name)
-        if served is not None and not self._turn.locked():
+        if served is not None and not self._waiting_for_turn:
             served.users += 1
             return served
         if self._waiting_for_turn >= self._settings.max_waiting:
@@ -219,6 +219,7 @@ class ServedModels:
             raise ApiError(429, f"{message}: try again later", code="queue_full", retry_after=10)
         # A task of its own: what has begun to be loaded is there for the next one if this client
         # leaves meanwhile, and two models are never loaded at one time.
+        self._waiting_for_turn += 1
         wanted = asyncio.Event()
         wanted.set()
         task = asyncio.create_task(self._load_in_turn(source, wanted))
@@ -237,7 +238,6 @@ class ServedModels:
 
     async def _load_in_turn(self, source: ModelSource, wanted: asyncio.Event) -> ServedModel | None:
         """The model, with one user more, unless it is not wanted any more when it is its turn."""
-        self._waiting_for_turn += 1
         try:
             async with self._turn:
                 if not wanted.is_set():

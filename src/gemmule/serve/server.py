@@ -52,6 +52,12 @@ class Server(uvicorn.Server):
         with on_stop_signals(self.stop):
             yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the connections and ends the engines, in a hurry too."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to end."""
         state = self.state
