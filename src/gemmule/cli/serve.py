@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gemmule.cli.app import RUN, command
-from gemmule.cli.options import Country, Options, Serving
+from gemmule.cli.options import AsJson, Country, Options, Serving
 from gemmule.errors import MissingExtraError
 
 Names = Annotated[
@@ -75,9 +75,7 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print address and models as JSON once ready.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve models to other programs with OpenAI's API, and a chat page.
 
