@@ -50,7 +50,7 @@ def test_addresses_as_a_client_types_them() -> None:
     assert shown() == "http://127.0.0.1:80"
     assert shown(host="0.0.0.0") == "http://127.0.0.1:80"
     assert shown(host="::") == shown(host="::1") == "http://[::1]:80"
-    assert shown(host="box.lan", tls_cert="c", tls_key="k") == "https://box.lan:80"
+    assert shown(host="box.lan", tls_cert=Path("c"), tls_key=Path("k")) == "https://box.lan:80"
 
 
 def test_a_certificate_that_cannot_be_used_is_one_clear_error(
@@ -58,16 +58,16 @@ def test_a_certificate_that_cannot_be_used_is_one_clear_error(
 ) -> None:
     (tmp_path / "bad.pem").write_text("not PEM")
     for name in ("bad.pem", "missing.pem"):
-        settings = ServeSettings(tls_cert=str(tmp_path / name), tls_key=str(tmp_path / name))
+        settings = ServeSettings(tls_cert=tmp_path / name, tls_key=tmp_path / name)
         with pytest.raises(ConfigError, match=f"{name}.*cannot be used"):
             make_server(ServedModels.of({NAME: lm}, settings), settings)
     with pytest.raises(ConfigError, match="both a certificate and its key"):
-        ServeSettings(tls_cert="cert.pem")
+        ServeSettings(tls_cert=Path("cert.pem"))
 
 
 def test_tls(start_server: Start, certificate: tuple[Path, Path]) -> None:
     cert, key = certificate
-    server = start_server(tls_cert=str(cert), tls_key=str(key))
+    server = start_server(tls_cert=cert, tls_key=key)
     context = ssl.create_default_context(cafile=str(cert))
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection,

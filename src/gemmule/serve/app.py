@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemmule.serve import health, metrics_page, model_list, page, tokenize
+from gemmule.serve import health, metrics_page, model_list, openapi, page, tokenize
 from gemmule.serve.access_log import AccessLog
 from gemmule.serve.anthropic import messages
 from gemmule.serve.api_errors import ApiError
@@ -45,7 +45,7 @@ ROUTES: tuple[Callable[[], list[ApiRoute]], ...] = (
 
 
 def api_routes() -> list[ApiRoute]:
-    """All routes."""
+    """All routes but that of their description."""
     return [route for routes in ROUTES for route in routes()]
 
 
@@ -85,13 +85,15 @@ def make_app(
             await models.stop()
             await models.observation.stop()
 
+    described = api_routes()
+    described.append(openapi.route(described[:], keys=bool(settings.keys)))
     routes = [
         Route(path, Endpoint(route), methods=[route.method])
-        for route in api_routes()
+        for route in described
         for path in route.paths
     ]
     page_routes = page.routes() if settings.page else []
-    open_paths = [path for route in api_routes() if route.open for path in route.paths]
+    open_paths = [path for route in described if route.open for path in route.paths]
     open_paths += [route.path for route in page_routes]
     app = Starlette(
         routes=[*routes, *page_routes],

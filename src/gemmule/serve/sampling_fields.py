@@ -74,7 +74,9 @@ class SamplingFields(ApiModel):
     presence_penalty: float | None = Field(None, description="-2 to 2. 0")
     frequency_penalty: float | None = Field(None, description="-2 to 2. 0")
     repetition_penalty: float | None = Field(None, description="0.01 to 100; of the prompt too. 1")
-    logit_bias: Biases = Field((), description="-100 to 100 by token id")
+    logit_bias: Biases = Field(
+        (), description="-100 to 100 by token id", json_schema_extra={"default": None}
+    )
     min_tokens: int | None = Field(None, description="No end before this many tokens. 0")
     ignore_eos: bool | None = Field(None, description="Whether stop tokens are never sampled")
     prompt_logprobs: int | None = Field(

@@ -6,10 +6,12 @@ loaded are served in order, so that two models in turn cannot starve a third.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -319,3 +321,30 @@ def _load_with_grammars(source: ModelSource) -> tuple[LanguageModel, GrammarComp
         return lm, GrammarCompiler(lm.tokenizer)
     except MissingExtraError:
         return lm, None
+
+
+async def _in_thread(load: Callable[[], LanguageModel]) -> LanguageModel:
+    """Loads a model in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[LanguageModel] = loop.create_future()
+
+    def settle(lm: LanguageModel | None, error: BaseException | None) -> None:
+        if done.done():  # cancelled
+            return
+        if lm is not None:
+            done.set_result(lm)
+        elif error is not None:
+            done.set_exception(error)
+
+    def run() -> None:
+        lm: LanguageModel | None = None
+        error: BaseException | None = None
+        try:
+            lm = load()
+        except BaseException as e:
+            error = e
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(settle, lm, error)
+
+    threading.Thread(target=run, name="gemmule-load", daemon=True).start()
+    return await done

@@ -1,6 +1,7 @@
 """Settings of the server: where it listens, who may use it, and its limits."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gemmule.errors import ConfigError
 
@@ -70,8 +71,8 @@ class ServeSettings:
     request_timeout: float = 3600.0
     drain_seconds: float = 30.0
     keepalive_seconds: float = 10.0
-    tls_cert: str | None = None
-    tls_key: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     country: str | None = None
     log_prompts: bool = False
     page: bool = True
