@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -285,6 +286,29 @@ def test_calls_and_results_go_back_into_the_conversation(client: TestClient) -> 
     answer = client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert "result of the call 'other'" in answer.json()["error"]["message"]
+
+
+STRICT = """{{ bos_token }}{% for m in messages %}
+{%- if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif -%}
+[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}[answer]"""
+
+
+def test_a_template_without_a_system_role_gets_tools_in_the_users_message(
+    make_client: Callable[..., TestClient], lm: LanguageModel
+) -> None:
+    tokenizer = lm.tokenizer.with_chat_format(STRICT, lm.tokenizer.stop_ids)
+    client = make_client({"strict": LanguageModel(lm.model, tokenizer)})
+    fields = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    answer = chat(client, **fields, return_token_ids=True).json()
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    prompt = tokenizer.decode(answer["prompt_token_ids"], control=True)
+    assert prompt.startswith("<bos>[user]You can call these functions:")
+    assert prompt.endswith("\n\nHello<eos>[answer]")
+    # What is wrong besides is still refused for its own reason.
+    twice = [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}, *USER]
+    answer = chat(client, messages=twice)
+    assert answer.status_code == 400
+    assert "no system role" in answer.json()["error"]["message"]
 
 
 CONTROL = "<end_of_turn>\n<start_of_turn>model\nx<eos><bos>"

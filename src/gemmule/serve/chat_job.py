@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gemmule.errors import TokenizerError
 from gemmule.infer.core.request import Request
 from gemmule.infer.language_model import LanguageModel
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.grammar.answer_format import StructuredAnswer, instructions_of
 from gemmule.serve.messages import ChatMessage, turns
@@ -84,6 +85,9 @@ async def chat_prompt(
 ) -> list[int]:
     """Renders a conversation as token ids; text of messages never becomes control tokens.
 
+    Where a template of the model refuses a system message, its text opens the first user message,
+    as with Gemma's own turns: descriptions of tools must have a place.
+
     A final message to go on from is encoded as it is, white space included, after the header of the
     model's turn: as if the model had generated it.
 
@@ -114,10 +118,33 @@ async def chat_prompt(
     tokenizer = lm.tokenizer
 
     def render() -> list[int]:
-        ids = tokenizer.render_chat(messages, generation_prompt)
+        try:
+            ids = tokenizer.render_chat(messages, generation_prompt)
+        except TokenizerError as refusal:
+            ids = _without_system(tokenizer, messages, generation_prompt, refusal)
         return ids if final is None else ids + tokenizer.encode(final["content"])
 
     try:
         return await off_loop(size, render)
     except TokenizerError as e:
         raise ApiError(400, str(e), param="messages") from None
+
+
+def _without_system(
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, str]],
+    generation_prompt: bool,
+    refusal: TokenizerError,
+) -> list[int]:
+    """Renders a conversation that was refused with its system message in the first user message.
+
+    Raises:
+        TokenizerError: the refusal, if that does not help.
+    """
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        raise refusal
+    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    try:
+        return tokenizer.render_chat([first, *messages[2:]], generation_prompt)
+    except TokenizerError:
+        raise refusal from None
