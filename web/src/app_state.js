@@ -22,7 +22,9 @@ const LOOK_EVERY = 2000;
 export class AppState extends EventTarget {
   /** @type {ModelInfo[]} */
   models = [];
-  /** @type {"connecting" | "ready" | "lost" | "locked"} locked: it wants a key that was not given */
+  /**
+   * @type {"connecting" | "ready" | "lost" | "locked"} locked: it wants a key that was not given
+   */
   server = "connecting";
   /** Answers being made, by the id of their message. @type {Map<string, Generation>} */
   generations = new Map();
@@ -65,7 +67,10 @@ export class AppState extends EventTarget {
     for (const type of types) this.addEventListener(type, listener);
   }
 
-  /** Models chosen for the open conversation that the server has; its first if none. @returns {string[]} */
+  /**
+   * Models chosen for the open conversation that the server has; its first if none.
+   * @returns {string[]}
+   */
   get chosenModels() {
     const names = this.models.map(({ id }) => id);
     const chosen = this.chat.conversation.models.filter((name) => names.includes(name));
@@ -184,7 +189,10 @@ export class AppState extends EventTarget {
     return [...this.generations.values()].filter(({ chat }) => chat.conversation.id === id);
   }
 
-  /** Stops a conversation's answers. @returns {Promise<void>[]} settled once they have been saved */
+  /**
+   * Stops a conversation's answers.
+   * @returns {Promise<void>[]} settled once they have been saved
+   */
   stop(id = this.chat.conversation.id) {
     return this.running(id).map((generation) => {
       generation.stop();
@@ -253,7 +261,10 @@ export class AppState extends EventTarget {
     await this.#run(this.#register(this.chat, answer));
   }
 
-  /** The answer, or a new version of it if messages follow: what they follow must stay. @param {Message} answer */
+  /**
+   * The answer, or a new version of it if messages follow: what they follow must stay.
+   * @param {Message} answer
+   */
   #freeToChange(answer) {
     const { tree } = this.chat;
     if (!tree.children(answer.id).length) return answer;

@@ -143,9 +143,15 @@ export function buildPage(state, root) {
   composer.focus();
 }
 
-/** @param {import("./app_state.js").AppState} state @returns {import("./ui/message_view.js").Actions} */
+/**
+ * @param {import("./app_state.js").AppState} state
+ * @returns {import("./ui/message_view.js").Actions}
+ */
 function messageActions(state) {
-  /** One answer at a time in a conversation, as each is part of what follows. @param {() => Promise<void>} act */
+  /**
+   * One answer at a time in a conversation, as each is part of what follows.
+   * @param {() => Promise<void>} act
+   */
   const alone = (act) => {
     if (state.running().length) notify("An answer is being made. Stop it first.");
     else if (!state.models.length) notify("There is no connection to the server.");

@@ -11,6 +11,7 @@ from scripted_server import HOLD, ScriptedServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Locator, Page
+    from watch import Watch
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
 pytestmark = pytest.mark.browser
@@ -148,6 +149,42 @@ def test_progress_of_the_prompt_and_context_are_shown(chat: Page, scripted: Scri
     scripted.release()
     wait_for_end(chat)
     expect(chat.locator(".gauge")).to_contain_text("Context 8 of")
+
+
+def test_a_key_that_was_not_given_is_asked_for_again(
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext], watch: Watch
+) -> None:
+    watch.expected.append("401")
+    scripted.key = "secret-key"
+    page = open_context().new_page()
+    page.goto(scripted.url)
+    button(page.get_by_role("dialog"), "Cancel").click()
+    box(page).fill("Hello?")
+    box(page).press("Enter")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("API key").fill("secret-key")
+    button(dialog, "Use this key").click()
+    expect(text_of(answers(page))).to_have_text("Hello there.")
+
+
+def test_copying_without_the_clipboard_api(
+    scripted: ScriptedServer, open_context: Callable[..., BrowserContext]
+) -> None:
+    context = open_context()
+    # As on a page that came over plain http from another machine.
+    context.add_init_script("delete Navigator.prototype.clipboard")
+    page = open_chat(context, scripted.url)
+    answer = ask(page, "Hello?")
+    page.evaluate(
+        """() => document.addEventListener("copy", () => {
+            const { value, selectionStart, selectionEnd } = document.activeElement;
+            window.copied = value.slice(selectionStart, selectionEnd);
+        })"""
+    )
+    button(answer, "Copy message").click()
+    page.wait_for_function("window.copied")
+    assert page.evaluate("window.copied") == "Hello there."
+    expect(button(answer, "Copy message")).to_be_focused()
 
 
 def test_answers_without_markdown(chat: Page, scripted: ScriptedServer) -> None:

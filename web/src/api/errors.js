@@ -1,6 +1,8 @@
 // Errors of the API, with what a reader can do about them.
 
-/** An answer with an error status, an error event in a stream, or no answer at all (status null). */
+/**
+ * An answer with an error status, an error event in a stream, or no answer at all (status null).
+ */
 export class ApiError extends Error {
   /**
    * @param {string} message

@@ -84,7 +84,10 @@ export class Chat {
     this.onsaved();
   }
 
-  /** Saves an answer that grows: nothing that the list of conversations shows. @param {Message} answer */
+  /**
+   * Saves an answer that grows: nothing that the list of conversations shows.
+   * @param {Message} answer
+   */
   async saveText(answer) {
     await this.#store.save(this.conversation, [answer]);
   }

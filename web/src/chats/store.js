@@ -25,7 +25,11 @@ function done(transaction) {
   });
 }
 
-/** Opens the store, and creates it the first time. @param {IDBFactory} [factory] @returns {Promise<Store>} */
+/**
+ * Opens the store, and creates it the first time.
+ * @param {IDBFactory} [factory]
+ * @returns {Promise<Store>}
+ */
 export async function openStore(factory = indexedDB) {
   const request = factory.open("gemmule", VERSION);
   request.onupgradeneeded = () => {
@@ -110,7 +114,11 @@ export class Store {
     await done(transaction);
   }
 
-  /** What was typed and not sent. The key of a conversation that does not exist yet is "". @param {string} id @returns {Promise<Draft | undefined>} */
+  /**
+   * What was typed and not sent. The key of a conversation that does not exist yet is "".
+   * @param {string} id
+   * @returns {Promise<Draft | undefined>}
+   */
   draft(id) {
     return result(this.#read("drafts").get(id));
   }

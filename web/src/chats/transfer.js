@@ -55,7 +55,12 @@ export function importText(text, newId) {
   );
 }
 
-/** @param {Record<string, unknown>} sent @param {string} at @param {() => string} newId @returns {Chat} */
+/**
+ * @param {Record<string, unknown>} sent
+ * @param {string} at
+ * @param {() => string} newId
+ * @returns {Chat}
+ */
 function readChat(sent, at, newId) {
   const sentMessages = list(sent.messages, `${at}.messages`).map((message, index) =>
     record(message, `${at}.messages[${index}]`),
@@ -94,7 +99,12 @@ function readChat(sent, at, newId) {
   return { conversation, messages };
 }
 
-/** @param {Record<string, unknown>} sent @param {string} at @param {Map<string, string>} ids @returns {Message} */
+/**
+ * @param {Record<string, unknown>} sent
+ * @param {string} at
+ * @param {Map<string, string>} ids
+ * @returns {Message}
+ */
 function readMessage(sent, at, ids) {
   const role = string(sent.role, `${at}.role`);
   if (role !== "user" && role !== "assistant") {
@@ -131,7 +141,12 @@ function readMessage(sent, at, ids) {
   return message;
 }
 
-/** @param {Record<string, unknown>} sent @param {string} at @param {number} length @returns {Run} */
+/**
+ * @param {Record<string, unknown>} sent
+ * @param {string} at
+ * @param {number} length
+ * @returns {Run}
+ */
 function readRun(sent, at, length) {
   return {
     model: string(sent.model, `${at}.model`),

@@ -109,7 +109,10 @@ export function apiMessages(system, path) {
   return messages;
 }
 
-/** A message's text with its files, each under its name in a fence longer than any inside. @param {Message} message */
+/**
+ * A message's text with its files, each under its name in a fence longer than any inside.
+ * @param {Message} message
+ */
 function sentContent(message) {
   if (!message.files?.length) return message.content;
   const files = message.files.map(({ name, text }) => {

@@ -41,11 +41,17 @@ export function startRun(answer, conversation, model) {
 
 export class Generation {
   #controller = new AbortController();
-  /** Runs while the last save is younger than SAVE_EVERY. @type {ReturnType<typeof setTimeout> | null} */
+  /**
+   * Runs while the last save is younger than SAVE_EVERY.
+   * @type {ReturnType<typeof setTimeout> | null}
+   */
   #timer = null;
   #unsaved = false;
 
-  /** @param {import("../chats/chat.js").Chat} chat @param {Message} answer whose last run is made */
+  /**
+   * @param {import("../chats/chat.js").Chat} chat
+   * @param {Message} answer whose last run is made
+   */
   constructor(chat, answer) {
     this.chat = chat;
     this.answer = answer;

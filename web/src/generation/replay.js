@@ -12,7 +12,11 @@ import { apiMessages } from "../chats/tree.js";
  * @property {string} text what came this time
  */
 
-/** How many units two texts have in common at their beginning. @param {string} a @param {string} b */
+/**
+ * How many units two texts have in common at their beginning.
+ * @param {string} a
+ * @param {string} b
+ */
 export function commonPrefix(a, b) {
   const end = Math.min(a.length, b.length);
   let at = 0;
@@ -20,7 +24,10 @@ export function commonPrefix(a, b) {
   return at;
 }
 
-/** Whether the last run of an answer can be asked for again: it came to its end. @param {Message} answer */
+/**
+ * Whether the last run of an answer can be asked for again: it came to its end.
+ * @param {Message} answer
+ */
 export function canReplay(answer) {
   const finish = answer.runs?.at(-1)?.finish;
   return !answer.edited && (finish === "stop" || finish === "length");

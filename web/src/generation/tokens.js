@@ -33,7 +33,11 @@ function choiceOf({ token, logprob, bytes }) {
   return text === null ? { text: "", logprob, bytes: bytes ?? [] } : { text, logprob };
 }
 
-/** What is kept of a token the server sent. @param {import('../types.js').ApiToken} sent @returns {Token} */
+/**
+ * What is kept of a token the server sent.
+ * @param {import('../types.js').ApiToken} sent
+ * @returns {Token}
+ */
 export function tokenOf(sent) {
   return { ...choiceOf(sent), alternatives: (sent.top_logprobs ?? []).map(choiceOf) };
 }
@@ -41,7 +45,10 @@ export function tokenOf(sent) {
 /** @param {TokenChoice} choice @returns {number[] | Uint8Array} */
 const bytesOf = (choice) => choice.bytes ?? encoder.encode(choice.text);
 
-/** How a choice is shown: invisible characters by a sign, lone bytes in hexadecimal. @param {TokenChoice} choice */
+/**
+ * How a choice is shown: invisible characters by a sign, lone bytes in hexadecimal.
+ * @param {TokenChoice} choice
+ */
 export function visible(choice) {
   if (choice.bytes)
     return choice.bytes.map((b) => `<0x${b.toString(16).toUpperCase().padStart(2, "0")}>`).join("");

@@ -54,7 +54,10 @@ function speedText({ timings, usage }) {
   return `${prompt}Read ${plural(read, "token")}${rate}. ${short(seconds)} s in all.`;
 }
 
-/** Sum over an answer's runs; unknown as soon as one is. @param {import("../types.js").Run[]} runs */
+/**
+ * Sum over an answer's runs; unknown as soon as one is.
+ * @param {import("../types.js").Run[]} runs
+ */
 export function totalEnergy(runs) {
   const measured = runs.flatMap(({ energy }) => energy ?? []);
   const last = measured.at(-1);

@@ -23,7 +23,10 @@ export class ConversationList {
   #list = h("ul", { class: "conversations" });
   #picker = h("input", { type: "file", accept: ".json,application/json", hidden: true });
 
-  /** @param {import("../app_state.js").AppState} state @param {() => void} onopen told when the user goes to a conversation */
+  /**
+   * @param {import("../app_state.js").AppState} state
+   * @param {() => void} onopen told when the user goes to a conversation
+   */
   constructor(state, onopen) {
     this.#state = state;
     this.#onopen = onopen;

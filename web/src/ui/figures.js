@@ -5,7 +5,10 @@ const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 /** @param {number} value @returns {string} "1,234" */
 export const count = (value) => whole.format(value);
 
-/** Three digits of what matters, without a trailing zero: 0.0123, 1.23, 12.3, 123. @param {number} value */
+/**
+ * Three digits of what matters, without a trailing zero: 0.0123, 1.23, 12.3, 123.
+ * @param {number} value
+ */
 export function short(value) {
   if (value === 0) return "0";
   if (Math.abs(value) >= 100) return count(value);
@@ -26,7 +29,10 @@ export function parameters(value) {
 /** @param {number} n @param {string} one @param {string} [many] */
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
-/** Joules and grams, in the unit that keeps the figure readable. @param {import("../types.js").Energy} energy */
+/**
+ * Joules and grams, in the unit that keeps the figure readable.
+ * @param {import("../types.js").Energy} energy
+ */
 export function energyText({ joules, gco2e }) {
   if (joules === null) return "energy not measured";
   const carbon =

@@ -63,7 +63,7 @@ export class LiveFigures {
       ["KV cache in use", share(figures.cacheUsage)],
       ["Prompt tokens from the cache", or(figures.cacheHits, share)],
       ["Power", or(figures.watts, (value) => `${short(value)} W`)],
-      ["Energy since the start", or(figures.joules, (value) => `${short(value)} J`)],
+      ["Energy since the start, idle included", or(figures.joules, (value) => `${short(value)} J`)],
       ["Answers since the start", or(figures.answered, count)],
     ];
     this.#list.replaceChildren(

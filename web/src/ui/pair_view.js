@@ -6,7 +6,10 @@ export class PairView {
   /** @type {HTMLButtonElement[]} */
   #choices;
 
-  /** @param {import("./message_view.js").MessageView[]} views @param {(message: import("../types.js").Message) => void} onselect */
+  /**
+   * @param {import("./message_view.js").MessageView[]} views
+   * @param {(message: import("../types.js").Message) => void} onselect
+   */
   constructor(views, onselect) {
     this.views = views;
     this.#choices = views.map(({ message }) =>

@@ -4,6 +4,12 @@ import { SentenceReader } from "../generation/sentences.js";
 import { announce } from "./announcer.js";
 
 /**
+ * What is said at the end, where it is not that the answer is complete.
+ * @type {Record<string, string>}
+ */
+const ENDS = { cancelled: "Stopped.", length: "Stopped at the token limit." };
+
+/**
  * Follows the answers of the open conversation as they start. Of two side by side the first is read;
  * of the other only its end is said.
  * @param {import("../app_state.js").AppState} state
@@ -20,7 +26,10 @@ export function speakAnswers(state) {
   });
 }
 
-/** @param {import("../app_state.js").AppState} state @param {import("../generation/generation.js").Generation} generation */
+/**
+ * @param {import("../app_state.js").AppState} state
+ * @param {import("../generation/generation.js").Generation} generation
+ */
 function speak(state, generation) {
   const { answer, chat } = generation;
   const model = answer.runs?.at(-1)?.model ?? "The model";
@@ -34,7 +43,8 @@ function speak(state, generation) {
     if (state.chat !== chat)
       return announce(`The answer in “${chat.conversation.title}” is complete.`);
     if (aloud) for (const sentence of reader.finish()) announce(sentence);
-    const end = answer.error ? answer.error.message : "Answer complete.";
+    const end =
+      answer.error?.message ?? ENDS[answer.runs?.at(-1)?.finish ?? ""] ?? "Answer complete.";
     announce(aloud ? end : `${model}: ${end}`);
   };
 }

@@ -136,7 +136,11 @@ function bar(choice) {
   return meter;
 }
 
-/** @param {TokenChoice} choice @param {boolean} same @param {(choice: TokenChoice) => void} onbranch */
+/**
+ * @param {TokenChoice} choice
+ * @param {boolean} same
+ * @param {(choice: TokenChoice) => void} onbranch
+ */
 function action(choice, same, onbranch) {
   if (same) return h("span", { class: "hint" }, "in the answer");
   if (choice.bytes) return h("span", { class: "hint" }, "part of a character");

@@ -46,7 +46,11 @@ export function explained(text, explanation) {
   );
 }
 
-/** Above the button, or below where there is more room. @param {HTMLElement} bubble @param {DOMRect} at */
+/**
+ * Above the button, or below where there is more room.
+ * @param {HTMLElement} bubble
+ * @param {DOMRect} at
+ */
 function place(bubble, at) {
   const { clientWidth, clientHeight } = document.documentElement;
   const { width, height } = bubble.getBoundingClientRect();

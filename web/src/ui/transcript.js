@@ -7,7 +7,9 @@ import { PairView } from "./pair_view.js";
 
 /** @typedef {import("../types.js").Message} Message */
 
-/** Messages drawn at once when a conversation is opened; older ones follow while nothing else runs. */
+/**
+ * Messages drawn at once when a conversation is opened; older ones follow while nothing else runs.
+ */
 const FIRST = 12;
 /** Milliseconds of drawing older messages between two frames. */
 const SLICE = 6;
@@ -43,7 +45,11 @@ export class Transcript {
   #lastId;
   #chat;
 
-  /** @param {import("../app_state.js").AppState} state @param {import("./message_view.js").Actions} actions @param {HTMLElement} welcome shown while there are no messages */
+  /**
+   * @param {import("../app_state.js").AppState} state
+   * @param {import("./message_view.js").Actions} actions
+   * @param {HTMLElement} welcome shown while there are no messages
+   */
   constructor(state, actions, welcome) {
     this.#state = state;
     this.#actions = actions;
@@ -170,7 +176,10 @@ export class Transcript {
     return pair;
   }
 
-  /** Draws the newest messages now and older ones in the time that is left. @param {Message[]} path */
+  /**
+   * Draws the newest messages now and older ones in the time that is left.
+   * @param {Message[]} path
+   */
   #draw(path) {
     const answers = path
       .flatMap((message) => this.#state.chat.tree.pairOf(message))
@@ -187,7 +196,11 @@ export class Transcript {
   }
 }
 
-/** Siblings of a message; answers asked for together are one version. @param {import("../chats/tree.js").Tree} tree @param {Message} message */
+/**
+ * Siblings of a message; answers asked for together are one version.
+ * @param {import("../chats/tree.js").Tree} tree
+ * @param {Message} message
+ */
 function versionsOf(tree, message) {
   /** @type {Message[][]} */
   const versions = [];
@@ -199,7 +212,11 @@ function versionsOf(tree, message) {
   return versions;
 }
 
-/** Makes `rows` the children of `list` and leaves alone those that are in their place. @param {HTMLElement} list @param {HTMLElement[]} rows */
+/**
+ * Makes `rows` the children of `list` and leaves alone those that are in their place.
+ * @param {HTMLElement} list
+ * @param {HTMLElement[]} rows
+ */
 function place(list, rows) {
   const wanted = new Set(rows);
   for (const child of [...list.children])
