@@ -1,5 +1,6 @@
 """Tools: how they are written for the model, the grammar of calls, and reading calls back."""
 
+import asyncio
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from grammars import accepts, walk
 from gemmule.errors import ConfigError
 from gemmule.infer.core.constraint import TokenConstraint
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.serve.api_errors import ApiError
+from gemmule.serve.grammar.answer_format import StructuredAnswer
 from gemmule.serve.grammar.compiler import GrammarCompiler
 from gemmule.serve.grammar.spec import GrammarSpec
 from gemmule.serve.grammar.tool_call_parser import CallPart, ToolCallParser
@@ -261,3 +264,10 @@ def test_no_tools_are_used_without_any_or_with_none() -> None:
 def test_impossible_tools_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_without_llguidance_the_server_says_what_is_missing() -> None:
+    answer = StructuredAnswer(None, GrammarSpec.json_object())
+    with pytest.raises(ApiError, match=r"gemmule\[serve\]") as raised:
+        asyncio.run(answer.constraint())
+    assert raised.value.status == 501
