@@ -245,7 +245,7 @@ class Generation:
         """Takes an output, in the loop."""
         self._running = True
         ended = output.completion is not None or output.error is not None
-        if output.prompt_progress is not None:
+        if output.prompt_progress is not None and not output.sample:  # others share its prompt
             self._cached[output.request_id] = output.prompt_progress.cached
         tokens = output.ids or output.prompt_logprobs
         progress = output.prompt_progress is not None and self._report_progress

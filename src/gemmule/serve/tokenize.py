@@ -12,7 +12,7 @@ from gemmule.serve.chat_job import chat_prompt
 from gemmule.serve.messages import turns
 from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai.logprobs import token_text
-from gemmule.serve.openai.schemas import Message
+from gemmule.serve.openai.message_schemas import Message
 from gemmule.serve.request_body import ApiModel, read_body
 from gemmule.serve.route import ApiRoute
 from gemmule.serve.state import use_model

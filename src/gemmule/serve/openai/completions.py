@@ -43,7 +43,7 @@ async def completions(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     body.check()
     settings = state_of(request).settings
-    samples = len(body.prompt) * (body.n or 1)
+    samples = len(body.prompt) * min(body.n or 1, settings.max_n)
     if samples > settings.max_waiting:
         raise ApiError(
             400,
