@@ -53,4 +53,4 @@ fuzz: install
 	$(BIN)/python tests/fuzz/run.py --inputs 100000 $(ARGS)
 
 clean:
-	rm -rf .venv build dist src/gemmule/quant/*.so
+	rm -rf .venv build dist web/node_modules src/gemmule/quant/*.so

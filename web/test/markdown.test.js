@@ -56,6 +56,11 @@ test("an image is a link with its text", () => {
   assert.equal(link?.textContent, "a cat (example.org)");
 });
 
+test("no direction of the text turns the host", () => {
+  const link = drawn("[x \u202e](https://evil.example/)").querySelector("a");
+  assert.equal(link?.querySelector(".link-host")?.getAttribute("dir"), "ltr");
+});
+
 test("file names and abbreviations are not links", () => {
   assert.equal(drawn("main.py, e.g.this, me@example.org").querySelector("a"), null);
   assert.equal(drawn("see https://example.org.").querySelector("a")?.href, "https://example.org/");

@@ -69,6 +69,7 @@ function finishLink(link) {
     const { host, pathname } = new URL(address);
     const where = document.createElement("span");
     where.className = "link-host";
+    where.dir = "ltr"; // also after characters that turn the direction of the link's text
     where.textContent = ` (${host || pathname})`; // mail addresses have no host
     link.append(where);
   }
