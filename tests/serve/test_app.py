@@ -1,11 +1,21 @@
 """The routes that need no generation, in process and over a socket."""
 
+import threading
+import time
+from pathlib import Path
+
 import pytest
 from served import NAME, LiveServer
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from gemmule.errors import ConfigError
+from gemmule.infer.language_model import LanguageModel
+from gemmule.serve.app import make_app
+from gemmule.serve.model_source import ModelSource
 from gemmule.serve.sampling_fields import SamplingFields
+from gemmule.serve.served_models import ServedModels
 from gemmule.serve.settings import ServeSettings
 
 
@@ -47,3 +57,65 @@ def test_other_machines_are_let_in_with_a_key_only() -> None:
         ServeSettings(host="0.0.0.0")
     ServeSettings(host="0.0.0.0", keys=("secret",))
     ServeSettings(host="0.0.0.0", insecure=True)
+
+
+def test_the_application_can_be_mounted_in_another(lm: LanguageModel) -> None:
+    settings = ServeSettings(keys=("secret",))
+    api = make_app(ServedModels.of({NAME: lm}, settings), settings)
+    outer = Starlette(
+        routes=[Mount("/llm", api)], lifespan=lambda app: api.router.lifespan_context(api)
+    )
+    with TestClient(outer, base_url="http://127.0.0.1") as client:
+        assert client.get("/llm/health").status_code == 200
+        assert client.get("/llm/").status_code == 200
+        assert client.get("/llm/v1/models").status_code == 401
+        key = {"x-api-key": "secret"}
+        assert client.get("/llm/v1/models", headers=key).json()["data"][0]["id"] == NAME
+        body = {"prompt": "the ship", "max_tokens": 2}
+        answer = client.post("/llm/v1/completions", json=body, headers=key)
+        assert answer.json()["usage"]["completion_tokens"] == 2
+
+
+def test_models_are_loaded_while_health_says_so(lm: LanguageModel) -> None:
+    go = threading.Event()
+
+    def load() -> LanguageModel:
+        assert go.wait(10)
+        return lm
+
+    settings = ServeSettings()
+    models = ServedModels([ModelSource((NAME,), load, lm.config, 1)], settings)
+    app = make_app(models, settings, wait_for_models=False)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        for method, path in (("GET", "/health"), ("POST", "/v1/completions")):
+            answer = client.request(method, path, json={"prompt": "a"})
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "loading"
+        assert client.get("/v1/models").json()["data"][0]["gemmule"]["loaded"] is False
+        go.set()
+        deadline = time.monotonic() + 10
+        while client.get("/health").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_the_card_of_a_model(lm: LanguageModel, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("# The sea")
+    settings = ServeSettings()
+    sources = [
+        ModelSource(("org/a", "b"), lambda: lm, lm.config, 1, card=card),
+        ModelSource(("c",), lambda: lm, lm.config, 1, card=tmp_path / "gone.md"),
+        ModelSource(("d",), lambda: lm, lm.config, 1),
+    ]
+    app = make_app(ServedModels(sources, settings), settings)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        for name in ("org/a", "b"):
+            answer = client.get(f"/v1/models/{name}/card")
+            assert answer.text == "# The sea"
+            assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+        assert client.get("/v1/models/org/a").json()["id"] == "org/a"
+        for name in ("c", "d", "x"):
+            answer = client.get(f"/v1/models/{name}/card")
+            assert answer.status_code == 404
+            assert str(tmp_path) not in answer.text
