@@ -64,7 +64,7 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
             echo = bool(i % 2 == 0 and i % 4)
             body |= {"prompt": f"{SYSTEM} {text}", "logprobs": rng.choice([0, 2]), "echo": echo}
             made.append(("/v1/completions", body))
-        if i % 8 == 5 and find_spec("llguidance"):
+        if i % 16 == 5 and find_spec("llguidance"):
             body["structured_outputs"] = {"regex": "[a-z]{1,9}( [a-z]{1,9}){2,6}"}
     return made
 
