@@ -26,6 +26,9 @@ export function answerFigures(answer) {
   const runs = answer.runs ?? [];
   const run = runs.at(-1);
   if (!run) return h("p", { class: "figures" }, answer.edited && "Written by you");
+  // The error below says it all.
+  if (run.finish === "error" && answer.content.length === run.start)
+    return h("p", { hidden: true });
   /** @type {(Node | string)[]} */
   const parts = [];
   const made = run.timings?.predicted_n ?? run.usage?.completion_tokens;

@@ -14,10 +14,15 @@ export async function showCard(name) {
   );
   openDialog(name, [body], "wide");
   try {
-    const text = await fetchCard(name);
+    const text = withoutFrontMatter(await fetchCard(name));
     body.replaceChildren();
     markdownView(body).finish(text);
   } catch (error) {
     body.textContent = error instanceof Error ? error.message : String(error);
   }
+}
+
+/** Cards of the Hugging Face hub begin with YAML for programs. @param {string} text */
+function withoutFrontMatter(text) {
+  return text.replace(/^---\r?\n[^]*?\n---\r?\n/, "");
 }
