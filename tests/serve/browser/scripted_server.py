@@ -82,7 +82,8 @@ class ScriptedServer:
         return self._denied(request) or JSONResponse({"object": "list", "data": data})
 
     async def _card(self, request: Request) -> Response:
-        text = f"---\nlicense: other\n---\n# {request.path_params['name']}\n\nA card with **bold** and <b>HTML</b>.\n"
+        title = f"---\nlicense: other\n---\n# {request.path_params['name']}"
+        text = f"{title}\n\nA card with **bold** and <b>HTML</b>.\n"
         return self._denied(request) or PlainTextResponse(text, media_type="text/markdown")
 
     async def _chat(self, request: Request) -> Response:
