@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from fake_runner import FakeRunner, FakeTokenizer, expected
+from fake_runner import WINDOW, FakeRunner, FakeTokenizer, expected
 from test_engine import requests, without_log_probs
 
 from gemmule.errors import ConfigError
 from gemmule.infer.async_driver import AsyncEngine
 from gemmule.infer.core.engine_core import EngineCore
+from gemmule.infer.core.pages import max_pages
 from gemmule.infer.core.prompt_budget import PromptBudget
 from gemmule.infer.core.request import Completion, Request
 from gemmule.infer.core.sampling import SamplingParams
@@ -194,3 +195,24 @@ def test_the_engine_with_a_thread_keeps_a_limit() -> None:
         for _ in range(9):
             engine.submit(request, lambda output: None)
     assert max(running) == 3
+
+
+@pytest.mark.parametrize("positions", [33, 40, 64, 65, 97, 130, 155])
+@pytest.mark.parametrize("step", [1, 7, 32, 48])
+def test_prompts_get_on_where_memory_is_just_enough(positions: int, step: int) -> None:
+    """With local pages that are freed while the prompt goes on, and others that wait for them."""
+    runner = FakeRunner(step, 160)
+    pages = max_pages(positions, WINDOW)
+    core = EngineCore(runner, pages, TOKENIZER, prompt_budget=PromptBudget(0.1))
+    runner.allocate(pages)
+    params = SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True)
+    for seed in range(4):
+        prompt = [3 + (seed + i) % 20 for i in range(positions - 3)]
+        core.add(core.generation(Request(prompt, params)))
+    steps = 0
+    while core.num_requests:
+        chunks = core.plan()
+        core.apply(chunks, runner.step(chunks))
+        steps += 1
+        assert steps < 4 * (positions + 4) * 4, "the same chunk again and again"
+    assert core.stats().pool.allocated == 0
