@@ -179,7 +179,7 @@ class Bench:
         return {"speed_over_in_process": harness.median(ratios), "rounds": len(ratios)}
 
     def prefix(self) -> dict[str, Any]:
-        """Chats that begin alike."""
+        """Chats with one beginning."""
         figures = {}
         with ExitStack() as stack:
             for server in self._both(stack, self.sizes["chats"] + 1, 2048):
@@ -378,7 +378,7 @@ def gaps(results: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value that so many percent do not exceed."""
+    """The value below which `percent` of the values are."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
