@@ -107,7 +107,7 @@ def test_the_code_works_as_printed(
     monkeypatch.setitem(sys.modules, "openai", openai)
     code = "\n".join(python_lines(live_server.url, live_server.models, ServeSettings(), None))
     exec(code, {})
-    assert capsys.readouterr().out.strip()
+    assert capsys.readouterr().out.endswith("\n")  # the text is noise, which may be white space
 
 
 class MiniClient:
