@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install quickstart test clients check bench fuzz format clean
+.PHONY: install quickstart serve test clients check bench fuzz format clean
 
 install: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard native/*)
 
 quickstart: install
 	$(BIN)/gemmule quickstart $(ARGS)
+
+# After the quickstart: its student, with a chat page.
+serve: install
+	$(BIN)/gemmule serve runs/quickstart/student $(ARGS)
 
 test: install
 	$(BIN)/pytest -n auto --dist loadfile $(ARGS)

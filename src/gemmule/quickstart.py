@@ -359,6 +359,7 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
     next_commands(
         shell.command("generate", out / "student", "def "),
         shell.command("chat", out / "student"),
+        shell.command("serve", out / "student"),
         shell.command("card", out, "--licence", "apache-2.0"),
     )
 

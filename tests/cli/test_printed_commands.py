@@ -58,10 +58,11 @@ def test_the_quickstart_s_next_commands(
     pair = {"scratch": figures, "distilled": figures}
     comparison = {"equal_tokens": pair, "equal_compute": pair, "teacher": figures}
     quickstart._conclude(Path(name), comparison, 1.0)
-    generate, chat, card = map(parsed, commands(capsys.readouterr().err))
+    generate, chat, serve, card = map(parsed, commands(capsys.readouterr().err))
     student = Path(name) / "student"
     assert (Path(generate["model"]), generate["prompt"]) == (student, "def ")
     assert Path(chat["model"]) == student
+    assert [Path(model) for model in serve["models"]] == [student]
     assert (card["run"], card["licence"]) == (Path(name), "apache-2.0")
 
 

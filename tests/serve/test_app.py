@@ -53,8 +53,11 @@ def test_a_live_server_answers(live_server: LiveServer) -> None:
 
 
 def test_other_machines_are_let_in_with_a_key_only() -> None:
-    with pytest.raises(ConfigError, match="no API key"):
-        ServeSettings(host="0.0.0.0")
+    for host in ("0.0.0.0", "::", "192.168.1.4", "box.lan", ""):
+        with pytest.raises(ConfigError, match="no API key"):
+            ServeSettings(host=host)
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        ServeSettings(host=host)
     ServeSettings(host="0.0.0.0", keys=("secret",))
     ServeSettings(host="0.0.0.0", insecure=True)
 

@@ -126,6 +126,7 @@ def make_server(
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="error",  # what clients send wrongly is in the access log
         access_log=False,
         server_header=False,
         proxy_headers=False,

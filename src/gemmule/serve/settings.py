@@ -1,5 +1,6 @@
 """Settings of the server: where it listens, who may use it, and its limits."""
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,6 @@ _COUNTS = (
     "max_waiting", "max_running", "max_body_bytes", "max_total_body_bytes", "max_connections",
     "max_header_bytes", "max_headers", "max_n", "max_stop", "default_max_tokens",
 )  # fmt: skip
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,16 @@ class ServeSettings:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("TLS needs both a certificate and its key: give both, or none")
-        if self.host not in LOOPBACK and not (self.keys or self.insecure):
+        if not is_loopback(self.host) and not (self.keys or self.insecure):
             raise ConfigError(
                 f"{self.host} can be reached by other machines, and there is no API key: set one "
                 "with --key-file or GEMMULE_API_KEY, or allow everyone with --insecure"
             )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
