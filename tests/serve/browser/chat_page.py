@@ -12,8 +12,19 @@ def open_chat(context: BrowserContext, url: str) -> Page:
     """Opens the page and waits until it can be used."""
     page = context.new_page()
     page.goto(url)
-    page.get_by_role("combobox", name="Model").locator("option").first.wait_for(state="attached")
+    wait_for_models(page)
     return page
+
+
+def reload(page: Page) -> None:
+    """Reloads the page and waits until it can be used."""
+    page.reload()
+    wait_for_models(page)
+
+
+def wait_for_models(page: Page) -> None:
+    """Waits until the page knows the server's models; before, it sends nothing."""
+    page.get_by_role("combobox", name="Model").locator("option").first.wait_for(state="attached")
 
 
 def box(page: Page) -> Locator:

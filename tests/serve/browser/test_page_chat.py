@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from chat_page import answers, ask, box, button, open_chat, questions, text_of, wait_for_end
+from chat_page import (
+    answers,
+    ask,
+    box,
+    button,
+    open_chat,
+    questions,
+    reload,
+    text_of,
+    wait_for_end,
+    wait_for_models,
+)
 from scripted_server import HOLD, ScriptedServer, chunk, running
 from watch import Watch
 
@@ -43,7 +54,7 @@ def test_stopping_keeps_the_text(chat: Page, scripted: ScriptedServer) -> None:
     button(chat, "Stop answering").click()
     wait_for_end(chat)
     expect(text_of(answer)).to_have_text("Half of it")
-    chat.reload()
+    reload(chat)
     expect(text_of(answers(chat))).to_have_text("Half of it")
     # What was cut off can be gone on with.
     scripted.answer = [" of the whole."]
@@ -56,7 +67,7 @@ def test_stopping_keeps_the_text(chat: Page, scripted: ScriptedServer) -> None:
 def test_a_reload_keeps_the_conversation(chat: Page, scripted: ScriptedServer) -> None:
     ask(chat, "First question")
     ask(chat, "Second question")
-    chat.reload()
+    reload(chat)
     expect(questions(chat)).to_have_count(2)
     expect(text_of(answers(chat)).last).to_have_text("Hello there.")
     ask(chat, "Third question")
@@ -70,7 +81,7 @@ def test_answering_again_keeps_both_versions(chat: Page, scripted: ScriptedServe
     expect(text_of(answers(chat))).to_have_text("Other.")
     button(chat, "Previous version").click()
     expect(text_of(answers(chat))).to_have_text("Hello there.")
-    chat.reload()  # which version is shown is kept as well
+    reload(chat)  # which version is shown is kept as well
     expect(text_of(answers(chat))).to_have_text("Hello there.")
 
 
@@ -165,6 +176,7 @@ def test_the_page_asks_for_a_key(
         dialog.get_by_label("API key").fill(key)
         button(dialog, "Use this key").click()
     expect(dialog).to_have_count(0)
+    wait_for_models(page)
     expect(text_of(ask(page, "With the key"))).to_have_text("Hello there.")
     stored = page.evaluate("JSON.stringify(localStorage) + document.cookie")
     assert "secret-key" not in stored  # sessionStorage forgets it with the tab

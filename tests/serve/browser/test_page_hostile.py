@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
-from chat_page import answers, ask, button, open_chat, questions, text_of
+from chat_page import (
+    answers,
+    ask,
+    button,
+    open_chat,
+    questions,
+    reload,
+    text_of,
+)
 from scripted_server import ScriptedServer
 from watch import Watch
 
@@ -57,7 +65,7 @@ def test_a_hostile_answer_is_only_text(
         scripted.answer = list("\n\n".join(part))
         ask(page, "Attack")
         assert elements(page) == []
-    page.reload()
+    reload(page)
     expect(answers(page)).to_have_count(-(-len(CORPUS) // 12))
     assert elements(page) == []
 
@@ -86,7 +94,7 @@ def test_a_hostile_question_is_only_text(
         assert scripted.requests[-1]["messages"][-1]["content"] == text
     assert elements(page) == []
     # The list of conversations shows the first question as a title.
-    page.reload()
+    reload(page)
     expect(questions(page)).to_have_count(2)
 
 

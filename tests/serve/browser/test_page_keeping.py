@@ -6,7 +6,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from chat_page import answers, ask, box, button, open_chat, questions, text_of, wait_for_end
+from chat_page import (
+    answers,
+    ask,
+    box,
+    button,
+    open_chat,
+    questions,
+    reload,
+    text_of,
+    wait_for_end,
+)
 from scripted_server import HOLD, ScriptedServer
 
 if TYPE_CHECKING:
@@ -57,7 +67,7 @@ def test_conversations_are_searched_renamed_and_deleted(chat: Page) -> None:
     button(chat, "Delete").click()
     expect(titles(chat)).to_have_text(["About résumés"])
     expect(questions(chat)).to_have_count(0)
-    chat.reload()
+    reload(chat)
     expect(titles(chat)).to_have_text(["About résumés"])
 
 
@@ -69,7 +79,7 @@ def test_drafts_belong_to_their_conversation(chat: Page) -> None:
     box(chat).fill("Draft of a new one")
     titles(chat).first.click()
     expect(box(chat)).to_have_value("Draft of the first")
-    chat.reload()
+    reload(chat)
     expect(box(chat)).to_have_value("Draft of the first")
     button(chat, "New conversation").click()
     expect(box(chat)).to_have_value("Draft of a new one")
@@ -116,7 +126,7 @@ def test_a_reload_in_mid_stream_keeps_what_came(chat: Page, scripted: ScriptedSe
     scripted.answer = ["Half of it", HOLD]
     answer = ask(chat, "Count", complete=False)
     expect(text_of(answer)).to_have_text("Half of it")
-    chat.reload()
+    reload(chat)
     expect(text_of(answers(chat))).to_have_text("Half of it")
     expect(answers(chat)).to_contain_text("Interrupted")
     scripted.answer = [" and half"]
