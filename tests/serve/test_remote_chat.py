@@ -1,5 +1,6 @@
 """`gemmule chat --url`: against a server that answers from a script."""
 
+import contextlib
 import io
 import json
 import socket
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from served import LiveServer
 from typer.testing import CliRunner
 
 from gemmule import cli
 from gemmule.errors import ConfigError, UserError
 from gemmule.infer.conversation import TooLongError
+from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.terminal_chat import TerminalChat
 from gemmule.serve.remote_chat import RemoteModel, RemoteSampling, read_key
 
@@ -29,6 +32,7 @@ MODELS = {
 }  # fmt: skip
 Reply = tuple[int, dict[str, str], str]
 HI = [{"role": "user", "content": "hi"}]
+SAIL = [{"role": "user", "content": "sail"}]
 
 
 def chunk(text: str | None, finish: str | None = None) -> str:
@@ -286,3 +290,23 @@ def test_options_that_do_not_fit_together(arguments: list[str], message: str) ->
     code, _, err = run(*arguments)
     assert code == 2
     assert message in err
+
+
+def test_with_gemmules_own_server(
+    start_server: Callable[..., LiveServer], lm: LanguageModel
+) -> None:
+    server = start_server(keys=("secret",))
+    with pytest.raises(ConfigError, match="requires an API key"):
+        RemoteModel(server.url)
+    sampling = RemoteSampling(max_tokens=6, temperature=50.0, top_p=1.0, seed=1)
+    model = RemoteModel(server.url, sampling=sampling, key="secret")
+    with contextlib.closing(model):
+        assert "context 256 tokens" in model.describe()
+        chat, out = talk(model, "sail", "sea " * 60, "sail " * 60, "x" * 5000)
+        messages = chat.conversation.messages
+        answer = lm.chat(SAIL, temperature=50.0, top_p=1.0, seed=1, max_new_tokens=6)
+        assert out.startswith(answer + "\n")
+        assert answer.strip()
+        assert "no longer fit into the context" in out
+        assert "That message was left out" in out
+        assert messages[0]["content"] != "sail"

@@ -3,8 +3,8 @@
 Usage: python tools/peer_suites MODEL [--fetch] [--suite NAME] [--out FILE]
 
 Each test passes, fails, or cannot apply here, for a reason that suites.toml gives. The result is
-bench/results/peer_suites.json; docs/serving.md has its table. --fetch downloads the suites and makes
-an environment for each under build/peer_suites; without it nothing is downloaded.
+bench/results/peer_suites.json, and docs/serving.md has its table. --fetch downloads the suites and
+makes an environment for each under build/peer_suites; without it nothing is downloaded.
 """
 
 import argparse
@@ -103,15 +103,24 @@ def table(report: dict[str, Any]) -> str:
     rows = ["| Suite | Passed | Failed | Not applicable |", "|---|---:|---:|---:|"]
     for suite in report["suites"].values():
         counts = suite["counts"]
-        numbers = [counts.get(k, 0) for k in ("passed", "failed", "not applicable")]
-        rows.append(f"| {suite['title']} ({suite['package']}) | " + " | ".join(map(str, numbers)) + " |")
+        numbers = [str(counts.get(k, 0)) for k in ("passed", "failed", "not applicable")]
+        name = f"{suite['title']} ({suite['package'].replace('==', ' ')})"
+        rows.append(f"| {' | '.join([name, *numbers])} |")
     return "\n".join(rows)
 
 
 @contextmanager
 def served(model: str, names: list[str], key: str | None, scratch: Path) -> Iterator[int]:
     """A server on a port of loopback, which it yields."""
-    command = [sys.executable, "-m", "gemmule", "serve", f"{','.join(names)}={model}", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "gemmule",
+        "serve",
+        f"{','.join(names)}={model}",
+        "--port",
+        "0",
+    ]
     if key is not None:
         (scratch / "key").write_text(key, encoding="utf-8")
         (scratch / "key").chmod(0o600)
@@ -188,7 +197,9 @@ def main() -> int:
             "tests": results,
         }
         unused += unused_rules(results, suite)
-    options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    options.out.write_text(
+        json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(table(report))
     failed = [
         result

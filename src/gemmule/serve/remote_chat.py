@@ -83,7 +83,11 @@ class RemoteModel:
         )
         sampling = sampling or RemoteSampling()
         self._settings = {k: v for k, v in vars(sampling).items() if v is not None}
-        self.name, self._facts = self._choose(name)
+        try:
+            self.name, self._facts = self._choose(name)
+        except BaseException:
+            self.close()
+            raise
 
     def describe(self) -> str:
         """Returns the address, and the size and context if the server tells them."""
