@@ -1,7 +1,7 @@
 // Text files that are dropped on the page or chosen, to be sent with a message.
 
 /** Bytes of the largest file taken: about the context of a model that fits this server. */
-export const LARGEST = 256 * 1024;
+const LARGEST = 256 * 1024;
 
 /**
  * Reads a file as text.

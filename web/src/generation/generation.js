@@ -12,7 +12,7 @@ import { SpeedMeter } from "./speed.js";
 const SAVE_EVERY = 1000;
 
 /** A seed for an answer that nobody gave one, so that it can be replayed. */
-export function randomSeed() {
+function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0] ?? 0;
 }
 

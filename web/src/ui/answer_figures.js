@@ -61,7 +61,7 @@ function speedText({ timings, usage }) {
  * Sum over an answer's runs; unknown as soon as one is.
  * @param {import("../types.js").Run[]} runs
  */
-export function totalEnergy(runs) {
+function totalEnergy(runs) {
   const measured = runs.flatMap(({ energy }) => energy ?? []);
   const last = measured.at(-1);
   if (!last) return null;

@@ -97,13 +97,6 @@ export function iconButton(name, label, onclick, { text = false, ...props } = {}
   );
 }
 
-/** Changes the name of an icon button. @param {HTMLElement} button @param {string} label */
-export function rename(button, label) {
-  if (button.getAttribute("aria-label") === label) return;
-  button.setAttribute("aria-label", label);
-  button.dataset.tip = label;
-}
-
 /**
  * A label with its control, and a hint that a screen reader reads with it.
  * @param {string} label
