@@ -116,6 +116,16 @@ def test_the_server_has_the_page_unless_it_is_left_out(
     assert client.get("/assets/licenses.txt").status_code == status
 
 
+def test_the_page_needs_no_key_and_all_it_asks_for_does(
+    make_client: Callable[..., TestClient],
+) -> None:
+    client = make_client(keys=("secret-key-of-the-test",))
+    for file in page.page_files():
+        assert client.get(file.path).status_code == 200, file.path
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/metrics").status_code == 401
+
+
 def test_only_reading(client: TestClient) -> None:
     head: Any = client.head("/")
     assert (head.status_code, head.content) == (200, b"")
