@@ -19,11 +19,12 @@ from served import NAME, LiveServer
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from gemmule.errors import ConfigError
+from gemmule.errors import CheckpointError, ConfigError
 from gemmule.infer.language_model import LanguageModel
 from gemmule.serve import health
+from gemmule.serve.model_source import ModelSource
 from gemmule.serve.served_models import ServedModels
-from gemmule.serve.server import address, bind, make_server
+from gemmule.serve.server import address, bind, make_server, serve
 from gemmule.serve.settings import ServeSettings
 
 Start = Callable[..., LiveServer]
@@ -277,6 +278,38 @@ def test_streams_that_take_too_long_end_with_an_error(start_server: Start) -> No
     assert lines[-1] == "data: [DONE]"
     if server.server.cut_off:
         assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "shutting_down"
+
+
+def test_stopping_does_not_wait_for_a_model_to_be_loaded(lm: LanguageModel) -> None:
+    go, settings = threading.Event(), ServeSettings(port=0)
+
+    def load() -> LanguageModel:
+        go.wait(30)
+        return lm
+
+    models = ServedModels([ModelSource((NAME,), load, lm.config, 1)], settings)
+    server = make_server(models, settings)
+    thread = threading.Thread(target=server.run, args=([bind(settings)],))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.state.phase == "loading"
+    server.stop()
+    thread.join(15)
+    assert not thread.is_alive()
+    go.set()
+    assert models.loaded == []
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(lm: LanguageModel) -> None:
+    def load() -> LanguageModel:
+        raise CheckpointError("it is damaged")
+
+    settings = ServeSettings(port=0)
+    models = ServedModels([ModelSource((NAME,), load, lm.config, 1)], settings)
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        serve(models, settings, print)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from gemmule.errors import ConfigError, GemmuleError, MissingExtraError, first_line
 from gemmule.infer.async_driver import AsyncEngine
@@ -33,6 +33,7 @@ from gemmule.serve.settings import ServeSettings
 
 _ROOM = 1.5  # memory that a model needs as a multiple of its weights, for its cache and for work
 _log = logging.getLogger(__name__)
+Loaded = TypeVar("Loaded")
 
 
 @dataclass
@@ -274,7 +275,7 @@ class ServedModels:
             in_order = sorted(self._loaded.values(), key=lambda s: (s.users > 0, s.last_used))
             await self._unload(in_order[0])
         try:
-            lm, grammars = await asyncio.to_thread(_load_with_grammars, source)
+            lm, grammars = await _in_thread(lambda: _load_with_grammars(source))
         except GemmuleError as e:
             if not self._loaded and source is self.sources[0]:
                 raise
@@ -323,28 +324,22 @@ def _load_with_grammars(source: ModelSource) -> tuple[LanguageModel, GrammarComp
         return lm, None
 
 
-async def _in_thread(load: Callable[[], LanguageModel]) -> LanguageModel:
-    """Loads a model in a thread that does not keep the process from ending."""
+async def _in_thread(load: Callable[[], Loaded]) -> Loaded:
+    """Loads something in a thread that does not keep the process from ending."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[LanguageModel] = loop.create_future()
+    done: asyncio.Future[Loaded] = loop.create_future()
 
-    def settle(lm: LanguageModel | None, error: BaseException | None) -> None:
-        if done.done():  # cancelled
-            return
-        if lm is not None:
-            done.set_result(lm)
-        elif error is not None:
-            done.set_exception(error)
+    def settle(take: Callable[[Any], None], outcome: Any) -> None:
+        if not done.done():  # it has been cancelled otherwise
+            take(outcome)
 
     def run() -> None:
-        lm: LanguageModel | None = None
-        error: BaseException | None = None
         try:
-            lm = load()
+            outcome: tuple[Callable[[Any], None], Any] = (done.set_result, load())
         except BaseException as e:
-            error = e
+            outcome = (done.set_exception, e)
         with contextlib.suppress(RuntimeError):  # the loop has been closed
-            loop.call_soon_threadsafe(settle, lm, error)
+            loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, name="gemmule-load", daemon=True).start()
     return await done
