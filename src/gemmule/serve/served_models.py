@@ -6,15 +6,13 @@ loaded are served in order, so that two models in turn cannot starve a third.
 """
 
 import asyncio
-import contextlib
 import gc
 import logging
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from gemmule.errors import ConfigError, GemmuleError, MissingExtraError, first_line
 from gemmule.infer.async_driver import AsyncEngine
@@ -23,6 +21,7 @@ from gemmule.infer.language_model import LanguageModel
 from gemmule.infer.step_loop import StepReport
 from gemmule.runtime import memory
 from gemmule.serve.api_errors import ApiError
+from gemmule.serve.daemon_thread import in_daemon_thread
 from gemmule.serve.dispatcher import StepDispatcher
 from gemmule.serve.grammar.compiler import GrammarCompiler
 from gemmule.serve.model_source import ModelSource, in_memory
@@ -33,7 +32,6 @@ from gemmule.serve.settings import ServeSettings
 
 _ROOM = 1.5  # memory that a model needs as a multiple of its weights, for its cache and for work
 _log = logging.getLogger(__name__)
-Loaded = TypeVar("Loaded")
 
 
 @dataclass
@@ -275,7 +273,7 @@ class ServedModels:
             in_order = sorted(self._loaded.values(), key=lambda s: (s.users > 0, s.last_used))
             await self._unload(in_order[0])
         try:
-            lm, grammars = await _in_thread(lambda: _load_with_grammars(source))
+            lm, grammars = await in_daemon_thread(lambda: _load_with_grammars(source))
         except GemmuleError as e:
             if not self._loaded and source is self.sources[0]:
                 raise
@@ -322,24 +320,3 @@ def _load_with_grammars(source: ModelSource) -> tuple[LanguageModel, GrammarComp
         return lm, GrammarCompiler(lm.tokenizer)
     except MissingExtraError:
         return lm, None
-
-
-async def _in_thread(load: Callable[[], Loaded]) -> Loaded:
-    """Loads something in a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Loaded] = loop.create_future()
-
-    def settle(take: Callable[[Any], None], outcome: Any) -> None:
-        if not done.done():  # it has been cancelled otherwise
-            take(outcome)
-
-    def run() -> None:
-        try:
-            outcome: tuple[Callable[[Any], None], Any] = (done.set_result, load())
-        except BaseException as e:
-            outcome = (done.set_exception, e)
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, name="gemmule-load", daemon=True).start()
-    return await done
