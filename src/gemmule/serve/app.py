@@ -119,7 +119,7 @@ def make_app(
 async def _no_such_route(request: Request, error: Exception) -> Response:
     """A path or method that no route has."""
     assert isinstance(error, HTTPException)
-    what = "this path" if error.status_code == 404 else f"{request.method} for this path"
+    what = "such path" if error.status_code == 404 else f"{request.method} for this path"
     return ApiError(
         error.status_code,
         f"there is no {what}; /openapi.json lists what there is",
