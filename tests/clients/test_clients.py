@@ -77,7 +77,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, pieces: Tokenizer) -> Itera
     log = tmp_path_factory.mktemp("log") / "stderr"
     with log.open("w", encoding="utf-8") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gemmule", "serve", f"{MODEL}={folder}", "--port", "0"],
+            [
+                sys.executable, "-m", "gemmule", "serve", f"{MODEL}={folder}", "--port", "0",
+                # Generated requests set no limit, and this model has no end.
+                "--max-tokens", "16",
+            ],
             stdout=subprocess.PIPE, stderr=stderr, text=True,
             env={**os.environ, "PYTHONPATH": os.fspath(SOURCE), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

@@ -117,15 +117,22 @@ def _operation(
     if route.answer is not None:
         content[route.media_type] = {"schema": schemas[route.answer, "serialization"]}
     else:
-        content[route.media_type] = {"schema": {"type": "string"}}
+        kind = "object" if route.media_type == "application/json" else "string"
+        content[route.media_type] = {"schema": {"type": kind}}
     if route.event is not None:
-        # Events are text to OpenAPI 3.1; the schema of their data is named besides.
+        # OpenAPI 3.1 does not know streams; tools take the schema for that of each event.
+        text = {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": schemas[route.event, "serialization"],
+        }
+        data = {"anyOf": [text, {"const": "[DONE]"}]}
         content["text/event-stream"] = {
             "schema": {
-                "type": "string",
-                "description": "Server-sent events, if the request says stream: true.",
-                "contentMediaType": "application/json",
-                "contentSchema": schemas[route.event, "serialization"],
+                "type": "object",
+                "description": "A server-sent event, if the request says stream: true.",
+                "properties": {"event": {"type": "string"}, "data": data},
+                "required": ["data"],
             }
         }
     error = {"application/json": {"schema": schemas[_ERRORS[route.errors], "serialization"]}}

@@ -35,6 +35,6 @@ export async function run(client, checks) {
   }
   const folder = `node_modules/${client}/package.json`;
   const { version } = JSON.parse(readFileSync(folder, "utf8"));
-  console.log(JSON.stringify({ client, version, checks: results }));
+  console.log(JSON.stringify({ client: `${client} (npm)`, version, checks: results }));
   process.exit(Object.values(results).every((result) => result === "passed") ? 0 : 1);
 }
