@@ -303,3 +303,20 @@ def test_a_tokenizer_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "--tokenizer: name a folder" in printed
+
+
+def test_the_server_benchmark_runs(tmp_path: Path) -> None:
+    for module in ("starlette", "uvicorn", "httptools", "prometheus_client", "pydantic"):
+        pytest.importorskip(module, reason="needs the extra serve")
+    report = tmp_path / "serve.json"
+    process = start(
+        "serve.py", "--toy", f"--folder={tmp_path}", "--part=load,determinism", f"--json={report}"
+    )
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    figures = json.loads(report.read_text())["models"]["toy"]
+    for load in figures["load"].values():
+        assert load["gemmule"]["tokens_per_second"] > 0
+        assert 0 <= load["gemmule"]["gap_ms_p50"] <= load["gemmule"]["gap_ms_p99"]
+    answers = figures["determinism"]["gemmule"]
+    assert (answers["different_sets_of_answers"], answers["answers_that_differ"]) == (1, 0)
