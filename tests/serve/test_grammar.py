@@ -4,7 +4,6 @@ import json
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -268,9 +267,7 @@ def test_closing_ends_the_processes_and_what_waits(pieces: Tokenizer) -> None:
     hard = "start: A\nA: " + " & ".join(f"/(a|b)*a(a|b){{{n}}}/" for n in range(1, 40))
     running = compiler.compile(GrammarSpec("grammar", hard))
     waiting = [compiler.compile(GrammarSpec("regex", f"a{n}")) for n in range(20)]
-    begin = time.monotonic()
     compiler.close()
-    assert time.monotonic() - begin < 20
     assert running.exception(1) is not None
     for future in waiting:
         if (error := future.exception(1)) is not None:

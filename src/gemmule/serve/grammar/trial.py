@@ -10,15 +10,19 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from gemmule.errors import ConfigError, GemmuleError
 from gemmule.serve.grammar.limits import GrammarLimits
 from gemmule.serve.grammar.spec import GrammarSpec, short_reason
 from gemmule.serve.grammar.vocabulary import GrammarVocabulary
 
+_NO_MEMORY = -getattr(signal, "SIGABRT", 0)
+_TOO_DEEP = -getattr(signal, "SIGSEGV", 0)
 _WORKER = Path(__file__).with_name("trial_worker.py")
 # Time on the clock for a second of processor time, on a machine that has other things to do.
 _PATIENCE = 10
+_START_SECONDS = 120.0  # the same for the start, which takes a second for a large vocabulary
 
 
 class TrialError(GemmuleError):
@@ -43,22 +47,17 @@ class TrialProcess:
             ConfigError: if it does not compile, or costs too much.
             TrialError: if the process cannot be used.
         """
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._process = self._start()
-        if self._stopping:
-            raise TrialError("no grammar is compiled any more")
-        job = json.dumps({"kind": spec.kind, "source": spec.source})
-        reply = self._ask(self._process, job)
+        used = self._process is not None
+        reply, code = self._try(spec)
+        if code in (_NO_MEMORY, _TOO_DEEP) and used:  # earlier grammars may have left too little
+            reply, code = self._try(spec)
         if reply is None:
-            process = self._process
-            self.close()
-            if process.returncode > 0:
+            if code > 0:
                 raise TrialError("the process that compiles grammars has failed")
-            raise ConfigError(f"the {spec.noun} cannot be used: {self._cause(process.returncode)}")
+            raise ConfigError(f"the {spec.noun} cannot be used: {self._cause(code)}")
         if "error" in reply:
             raise ConfigError(f"the {spec.noun} cannot be used: {short_reason(reply['error'])}")
-        return reply["grammar"]
+        return str(reply["grammar"])
 
     def stop(self) -> None:
         """Ends the process, whatever another thread waits for from it, and starts no other."""
@@ -73,12 +72,26 @@ class TrialProcess:
             process.kill()
             process.communicate()
 
+    def _try(self, spec: GrammarSpec) -> tuple[dict[str, Any] | None, int]:
+        """The reply of the process, or None and its exit status if it ended instead."""
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = self._start()
+        if self._stopping:
+            raise TrialError("no grammar is compiled any more")
+        process = self._process
+        job = json.dumps({"kind": spec.kind, "source": spec.source})
+        reply = _ask(process, job, self._limits.compile_seconds * _PATIENCE)
+        if reply is None:
+            self.close()
+        return reply, process.returncode or 0
+
     def _cause(self, code: int) -> str:
         """What was too much when the process ended."""
         limits = self._limits
-        if code == -getattr(signal, "SIGABRT", 0):
+        if code == _NO_MEMORY:
             return f"it takes more than {limits.compile_bytes >> 20} MiB; make it smaller"
-        if code == -getattr(signal, "SIGSEGV", 0):
+        if code == _TOO_DEEP:
             return "its parts nest too deep, or refer to each other in too long a chain"
         return f"it takes more than {limits.compile_seconds:g} s; make it simpler"
 
@@ -106,29 +119,27 @@ class TrialProcess:
             "compile_bytes": limits.compile_bytes,
             "compile_seconds": limits.compile_seconds,
         }
-        try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(setup) + "\n")
-            process.stdin.flush()
-        except OSError as error:
+        if _ask(process, json.dumps(setup), _START_SECONDS) is None:
             process.kill()
-            raise TrialError("the process that compiles grammars ended at once") from error
+            process.communicate()
+            raise TrialError("the process that compiles grammars does not start")
         return process
 
-    def _ask(self, process: "subprocess.Popen[str]", job: str) -> dict[str, str] | None:
-        """The reply to a job; None if the process has ended instead."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        alarm = threading.Timer(self._limits.compile_seconds * _PATIENCE, process.kill)
-        alarm.daemon = True
-        alarm.start()
-        try:
-            process.stdin.write(job + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-            reply: dict[str, str] | None = json.loads(line) if line.endswith("\n") else None
-            return reply
-        except OSError:
-            return None
-        finally:
-            alarm.cancel()
+
+def _ask(process: "subprocess.Popen[str]", line: str, seconds: float) -> dict[str, Any] | None:
+    """The reply to a line; None if the process has ended instead, or takes too long."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    alarm = threading.Timer(seconds, process.kill)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        reply: dict[str, Any] | None = json.loads(answer) if answer.endswith("\n") else None
+        return reply
+    except OSError:
+        return None
+    finally:
+        alarm.cancel()

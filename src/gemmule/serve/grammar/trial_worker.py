@@ -1,11 +1,12 @@
 """Compiles grammars in a process of its own, to find those that crash or never end.
 
 Run as a script: it imports nothing of gemmule. Lines of JSON come in and go out; the first has the
-vocabulary and the limits, each further one a grammar.
+vocabulary and the limits, each further one a grammar. The first reply says that it is ready.
 """
 
 import contextlib
 import json
+import os
 import random
 import sys
 import threading
@@ -126,13 +127,14 @@ def work(lines: TextIO, replies: TextIO) -> None:
     )
     limits = LLParserLimits(**setup["limits"])
     limit_memory(setup["compile_bytes"])
+    print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in lines:
         job = json.loads(line)
         limit_time(setup["compile_seconds"])
         try:
             reply = try_grammar(trie, limits, job["kind"], job["source"])
         except MemoryError:
-            reply = {"error": "it takes too much memory"}
+            os.abort()  # as llguidance ends it; what it holds would be missing to the next grammar
         limit_time(0)
         print(json.dumps(reply), file=replies, flush=True)
 
@@ -140,9 +142,7 @@ def work(lines: TextIO, replies: TextIO) -> None:
 def main() -> None:
     """Works in a thread whose stack is small."""
     sys.path.append(sys.argv[1])
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        import os
-
+    with contextlib.suppress(AttributeError, OSError):
         os.nice(5)  # the engine's threads come first
     threading.stack_size(STACK_BYTES)
     thread = threading.Thread(target=work, args=(sys.stdin, sys.stdout))
