@@ -49,7 +49,7 @@ class TrialProcess:
         """
         used = self._process is not None
         reply, code = self._try(spec)
-        if code in (_NO_MEMORY, _TOO_DEEP) and used:  # earlier grammars may have left too little
+        if code == _NO_MEMORY and used:  # earlier grammars may have left too little
             reply, code = self._try(spec)
         if reply is None:
             if code > 0:
