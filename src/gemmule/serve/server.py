@@ -43,7 +43,8 @@ class Server(uvicorn.Server):
         if self._drain_until is None:
             self._drain_until = time.monotonic() + self.state.settings.drain_seconds
             self.state.phase = "draining"
-        else:
+        elif not self.force_exit:
+            self.cut_off = self.state.running
             self.should_exit = self.force_exit = True
 
     @contextmanager
