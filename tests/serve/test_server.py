@@ -193,6 +193,22 @@ def test_what_is_not_http_gets_an_error_in_the_usual_form(live_server: LiveServe
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
+def test_an_old_client_gets_a_stream_without_chunks(live_server: LiveServer) -> None:
+    body = json.dumps({"prompt": "a", "max_tokens": 3, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.0\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+    with connect(live_server) as connection:
+        connection.sendall(head % len(body) + body)
+        headers, _, stream = read_all(connection).partition(b"\r\n\r\n")
+    assert headers.startswith(b"HTTP/1.1 200")
+    assert b"transfer-encoding" not in headers
+    assert stream.startswith(b"data: {")
+    assert stream.endswith(b"data: [DONE]\n\n")
+    with connect(live_server) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\nhost: localhost\r\n\r\n")
+        headers, _, answer = read_all(connection).partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(answer) in headers
+
+
 def test_a_client_that_does_not_read_is_cut_off(
     start_server: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +389,7 @@ def test_a_second_signal_stops_at_once(command: Callable[..., subprocess.Popen[s
         for _ in lines:
             pass
         raise httpx.ReadError("the stream ended by itself")
-    process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert errors.splitlines()[-1] == "gemmule: stopped; 1 requests were cut off"
     assert time.monotonic() - stopping < 30

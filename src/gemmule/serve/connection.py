@@ -7,7 +7,8 @@ waits for ever for a client that sends half a request, or does not read its answ
 import asyncio
 import json
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.observation import Observation
@@ -74,6 +75,11 @@ class Connection(HttpToolsProtocol):
         """Answers what is not HTTP, in the form of all other errors."""
         self._end(ApiError(400, "this is not a valid HTTP request", code="invalid_http"))
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        if cycle.scope["http_version"] == "1.0":
+            app = _until_closed(cycle, app)
+        super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+
     def pause_writing(self) -> None:
         """The client does not read: it has a while until the connection is closed."""
         super().pause_writing()
@@ -126,6 +132,30 @@ class Connection(HttpToolsProtocol):
             lines.append(b"retry-after: %d" % error.retry_after)
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         self.transport.close()
+
+
+def _until_closed(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
+    """Ends an answer of unknown length with the connection: HTTP/1.0 knows no chunks.
+
+    uvicorn sends them all the same, and the client would take their lengths for a part of the
+    answer (RFC 9112, section 6.1).
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        length_known = False
+
+        async def send_plain(message: Message) -> None:
+            nonlocal length_known
+            if message["type"] == "http.response.start":
+                length_known = any(name == b"content-length" for name, _ in message["headers"])
+                cycle.chunked_encoding = None if length_known else False
+            elif not length_known:
+                cycle.expected_content_length = len(message["body"])
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return answer
 
 
 def connection_class(settings: ServeSettings, observation: Observation) -> type[Connection]:
