@@ -10,8 +10,10 @@ import pytest
 from served import NAME, LiveServer
 from starlette.testclient import TestClient
 
+from gemmule.errors import ConfigError
 from gemmule.serve.middleware import keys as keys_module
 from gemmule.serve.middleware.hosts import hostname
+from gemmule.serve.settings import ServeSettings
 
 Clients = Callable[..., TestClient]
 CHAT = {"model": NAME, "messages": [{"role": "user", "content": "a ship"}], "max_tokens": 2}
@@ -109,6 +111,31 @@ def test_listed_origins_are_matched_exactly(make_client: Clients) -> None:
         "https://CHAT.example",
     ):
         assert client.get("/health", headers={"origin": origin}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "chat.example",
+        "https://chat.example/",
+        "https://Chat.example",
+        "*",
+        "null",
+        "https://*.example",
+        "",
+    ],
+)
+def test_an_origin_that_can_never_match_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"can never match.*https://chat\.example"):
+        ServeSettings(allowed_origins=(origin,))
+    ServeSettings(allowed_origins=("http://[::1]:8000", "chrome-extension://abc"))
+
+
+@pytest.mark.parametrize("host", ["http://chat.example", "chat.example:80", "a/b", "*.example", ""])
+def test_a_host_that_can_never_match_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"can never match.*chat\.example"):
+        ServeSettings(allowed_hosts=(host,))
+    ServeSettings(allowed_hosts=("*", "chat.example."))
 
 
 def test_preflights_of_listed_origins_need_no_key(make_client: Clients) -> None:

@@ -1,6 +1,7 @@
 """Settings of the server: where it listens, who may use it, and its limits."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,19 @@ class ServeSettings:
             raise ConfigError(f"drain_seconds is {self.drain_seconds}; it must be 0 or more")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535")
+        for origin in self.allowed_origins:
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+", origin):
+                raise ConfigError(
+                    f"allowed origin {origin!r} can never match: give scheme, name and port as "
+                    "browsers send them, in lower case and without a path, as in "
+                    "https://chat.example"
+                )
+        for name in self.allowed_hosts:
+            if not re.fullmatch(r"[^/:@*\s]+|\*", name):
+                raise ConfigError(
+                    f"allowed host {name!r} can never match: give the name alone, without "
+                    "scheme, port or path, as in chat.example"
+                )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("TLS needs both a certificate and its key: give both, or none")
         if not is_loopback(self.host) and not (self.keys or self.insecure):
