@@ -90,6 +90,14 @@ def test_a_stream_has_the_events_in_order_and_the_same_answer(client: TestClient
     assert "timings" not in json.dumps(events)
 
 
+def test_the_first_model_answers_when_none_is_named(client: TestClient) -> None:
+    body = {"messages": SAIL, "max_tokens": 2}
+    answer = client.post("/v1/messages", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == NAME
+    assert client.post("/v1/messages/count_tokens", json={"messages": SAIL}).status_code == 200
+
+
 def test_a_stop_sequence_is_named(client: TestClient) -> None:
     drawn: dict[str, Any] = {"temperature": 50.0, "seed": 1}
     text = ask(client, **drawn)["content"][0]["text"]

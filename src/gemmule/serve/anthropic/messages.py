@@ -44,7 +44,7 @@ async def messages(request: Request) -> Response:
     )
     generation = Generation(served, [job.request], settings, stream=bool(body.stream))
     await hold(request, generation)
-    builder = MessageBuilder(job, served.lm.tokenizer, body.model)
+    builder = MessageBuilder(job, served.lm.tokenizer, body.model or served.name)
     if body.stream:
         return EventStream(generation, MessageStream(builder, generation))
     (completion,) = await generation.result(request.receive)

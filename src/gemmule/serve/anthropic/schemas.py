@@ -208,7 +208,7 @@ class Thinking(ApiModel):
 class InputFields(ApiModel):
     """Fields that the tokens of the input follow from."""
 
-    model: str = Field(description="Name of the model")
+    model: str | None = Field(None, description="Name of the model; default: the first one")
     messages: list[Message] = Field(min_length=1)
     system: Text | None = Field(None, description="Text before the conversation")
     tools: list[Annotated[Tool, BeforeValidator(_client_tool)]] | None = None
