@@ -173,3 +173,8 @@ def test_fields_whose_meaning_is_to_be_ignored(client: TestClient) -> None:
         answer = client.post("/v1/chat/completions", json={**CHAT, name: value})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == name
+
+
+def test_values_are_named_as_json_writes_them(client: TestClient) -> None:
+    answer = client.post("/v1/chat/completions", json={**CHAT, "store": True})
+    assert answer.json()["error"]["message"] == "store is true: it must be false"

@@ -14,6 +14,11 @@ from gemmule.serve.off_loop import off_loop
 
 Model = TypeVar("Model", bound=BaseModel)
 _LONGEST = 1000  # characters of a message
+_JSON_WORDS = {
+    "True": "true",
+    "False": "false",
+    "None": "null",
+}  # pydantic's, as clients write them
 
 
 class ApiModel(BaseModel):
@@ -98,7 +103,8 @@ def _reason(message: str) -> str:
     """Pydantic's message as the end of a sentence."""
     for start in ("Input should be ", "Value should be "):
         if message.startswith(start):
-            return f"it must be {message.removeprefix(start)}"
+            allowed = message.removeprefix(start)
+            return f"it must be {_JSON_WORDS.get(allowed, allowed)}"
     return message[0].lower() + message[1:]
 
 
