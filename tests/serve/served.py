@@ -2,18 +2,20 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2 as httpx
+import pytest
 
 from gemmule.serve.served_models import ServedModels
 from gemmule.serve.server import Server, bind, make_server
 from gemmule.serve.settings import ServeSettings
 
 NAME = "tiny"  # of the model that the fixtures serve
+PATIENCE = 60  # seconds that anything may take on a machine that is busy with something else
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,29 @@ def running(models: ServedModels, settings: ServeSettings) -> Iterator[LiveServe
         server.force_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that happens soon."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@contextmanager
+def held_up(server: LiveServer) -> Iterator[None]:
+    """The engine is in the middle of a step until the block ends."""
+    loop = server.models.loaded[0].engine._loop
+    step, go = loop.step, threading.Event()
+
+    def wait() -> object:
+        assert go.wait(PATIENCE)
+        return step()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "step", wait)
+        try:
+            yield
+        finally:
+            go.set()

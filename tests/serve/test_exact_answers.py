@@ -11,7 +11,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from engines import ModelWithEngine
-from served import NAME, LiveServer
+from served import NAME, LiveServer, held_up, until
 from sse_events import chunks
 from starlette.testclient import TestClient
 
@@ -135,19 +135,25 @@ def test_an_answer_has_the_same_bits_in_any_company(
     rng = random.Random(1)
     asked = requests()
     with server.client(limits=httpx.Limits(max_connections=COUNT + 12)) as client:
+        engine = server.models.loaded[0].engine
         for _ in range(2):  # the second time the prefix cache has all prompts
             order = [*range(COUNT)]
             rng.shuffle(order)
             with ThreadPoolExecutor(COUNT + 12) as pool:
-                gone = [
-                    pool.submit(leave, client, *rng.choice(asked), rng.randrange(8))
-                    for _ in range(12 if leaving else 0)
-                ]
-                results = {i: pool.submit(answer, client, *asked[i]) for i in order}
+                with held_up(server):  # until all are there, however slowly they come
+                    gone = [
+                        pool.submit(leave, client, *rng.choice(asked), rng.randrange(8))
+                        for _ in range(12 if leaving else 0)
+                    ]
+                    results = {i: pool.submit(answer, client, *asked[i]) for i in order}
+                    until(lambda: engine.num_waiting >= COUNT)
                 assert [results[i].result() for i in range(COUNT)] == alone
                 for left in gone:
                     left.result()
-    stats = server.models.loaded[0].engine.stats()
+        # One after the other: full steps have no room for draft tokens.
+        greedy = [i for i in range(COUNT) if not asked[i][1]["temperature"]]
+        assert [answer(client, *asked[i]) for i in greedy] == [alone[i] for i in greedy]
+    stats = engine.stats()
     assert stats.cached_tokens > 0
     assert bool(stats.preemptions) == ("cache_tokens" in settings)
     assert bool(stats.accepted_tokens) == ("drafts" in settings)

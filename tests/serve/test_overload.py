@@ -1,15 +1,12 @@
 """More than the server can do, and what must go on meanwhile."""
 
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx2 as httpx
 import pytest
-from served import NAME, LiveServer
+from served import NAME, LiveServer, held_up, until
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
@@ -21,48 +18,21 @@ Start = Callable[..., LiveServer]
 SHORT = {"model": NAME, "prompt": "the ship", "max_tokens": 3, "seed": 1}
 
 
-@contextmanager
-def held_up(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The engine is in the middle of a step until the block ends."""
-    loop = server.models.loaded[0].engine._loop
-    step, go = loop.step, threading.Event()
-
-    def wait() -> object:
-        assert go.wait(30)
-        return step()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "step", wait)
-        try:
-            yield
-        finally:
-            go.set()
-
-
 def complete(server: LiveServer) -> httpx.Response:
     with server.client() as client:
         return client.post("/v1/completions", json=SHORT)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert condition()
-
-
-def test_a_full_queue_is_429_with_the_time_to_come_back(
-    start_server: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_queue_is_429_with_the_time_to_come_back(start_server: Start) -> None:
     server = start_server(max_waiting=3)
     alone = complete(server).json()["choices"]
     engine = server.models.loaded[0].engine
     with ThreadPoolExecutor(8) as pool:
-        with held_up(server, monkeypatch):
+        with held_up(server):
             answers = []
             for waiting in range(1, 4):
                 answers.append(pool.submit(complete, server))
-                wait_for(lambda waiting=waiting: engine.num_waiting == waiting)  # type: ignore[misc]
+                until(lambda waiting=waiting: engine.num_waiting == waiting)  # type: ignore[misc]
             for _ in range(20):
                 refused = complete(server)
                 assert refused.status_code == 429
@@ -76,20 +46,16 @@ def test_a_full_queue_is_429_with_the_time_to_come_back(
     assert 'gemmule:requests_rejected_total{reason="queue_full"} 20.0' in metrics
 
 
-def test_health_and_models_answer_while_the_engine_is_busy(
-    start_server: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_health_and_models_answer_while_the_engine_is_busy(start_server: Start) -> None:
     """In the middle of a step, and even if the engine's lock is held."""
     server = start_server()
     with ThreadPoolExecutor(1) as pool, server.client() as client:
-        with held_up(server, monkeypatch):
+        with held_up(server):
             running = pool.submit(complete, server)
-            wait_for(lambda: server.models.loaded[0].engine.num_waiting == 1)
+            until(lambda: server.models.loaded[0].engine.num_waiting == 1)
             with server.models.loaded[0].engine._condition:
                 for path in ("/health", "/v1/models", "/openapi.json"):
-                    started = time.monotonic()
                     assert client.get(path).status_code == 200
-                    assert time.monotonic() - started < 5
         assert running.result().status_code == 200
 
 
