@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from served import NAME, LiveServer
+from served import NAME, LiveServer, until
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -133,6 +133,29 @@ def test_an_endless_head_is_refused(start_server: Start) -> None:
         assert client.get("/health").status_code == 200
 
 
+def chunked(body: Iterable[bytes], trailers: bytes = b"") -> bytes:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in body)
+    return head + chunks + b"0\r\n" + trailers
+
+
+@pytest.mark.parametrize("line", [b"A: " + b"b" * 60_000, b"A: b\r\n" * 10_000])
+def test_endless_trailers_are_refused(start_server: Start, line: bytes) -> None:
+    with connect(start_server(max_header_bytes=4000)) as connection:
+        connection.sendall(chunked([b"{"]))
+        with pytest.raises(OSError):
+            for _ in range(200):
+                connection.sendall(line)
+
+
+def test_a_body_may_come_in_single_bytes_with_trailers_after_it(start_server: Start) -> None:
+    body = json.dumps({"prompt": "a", "max_tokens": 1, "user": "u" * 3000}).encode()
+    request = chunked((bytes([byte]) for byte in body), b"A: b\r\nConnection: close\r\n\r\n")
+    with connect(start_server(max_header_bytes=2000)) as connection:
+        connection.sendall(request)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -146,7 +169,7 @@ def test_half_a_request_ends_after_the_idle_time(start_server: Start, part: byte
         connection.sendall(part)
         started = time.monotonic()
         assert read_all(connection).startswith(b"HTTP/1.1 408")
-        assert 0.2 < time.monotonic() - started < 5
+        assert time.monotonic() - started > 0.2  # a client has that time
 
 
 def test_a_connection_without_a_request_ends_after_the_idle_time(start_server: Start) -> None:
@@ -155,15 +178,14 @@ def test_a_connection_without_a_request_ends_after_the_idle_time(start_server: S
 
 
 def test_a_request_that_trickles_in_ends_too(start_server: Start) -> None:
-    server = start_server(idle_timeout=5.0, request_timeout=0.5)
+    server = start_server(request_timeout=0.5)
     with connect(server) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
-        started = time.monotonic()
+        deadline = time.monotonic() + 30  # the idle time of 60 s begins again with each line
         with pytest.raises(OSError):
-            while time.monotonic() - started < 8:
+            while time.monotonic() < deadline:
                 connection.sendall(b"A: b\r\n")
                 time.sleep(0.02)
-        assert time.monotonic() - started < 5
 
 
 def test_too_many_connections_are_turned_away(start_server: Start) -> None:
@@ -180,7 +202,7 @@ def test_too_many_connections_are_turned_away(start_server: Start) -> None:
     finally:
         for connection in held:
             connection.close()
-    time.sleep(0.2)
+    until(lambda: not server.server.server_state.connections)
     with server.client() as client:
         assert client.get("/health").status_code == 200
 
@@ -374,7 +396,6 @@ def test_a_second_signal_stops_at_once(command: Callable[..., subprocess.Popen[s
     assert process.stdout is not None
     url = json.loads(process.stdout.readline())["url"]
     body = {"prompt": "a", "max_tokens": 240, "n": 8, "stream": True, "ignore_eos": True}
-    stopping = time.monotonic()
     with (
         httpx.Client() as client,
         pytest.raises(httpx.HTTPError),
@@ -389,7 +410,6 @@ def test_a_second_signal_stops_at_once(command: Callable[..., subprocess.Popen[s
         for _ in lines:
             pass
         raise httpx.ReadError("the stream ended by itself")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)  # much less than --drain
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "gemmule: stopped; 1 requests were cut off"
-    assert time.monotonic() - stopping < 30

@@ -1,7 +1,8 @@
 """One client's connection: uvicorn's, with limits of its own before the application sees anything.
 
 uvicorn keeps a request's head in memory whatever its length (CVE-2025-48956 was this in vLLM), and
-waits for ever for a client that sends half a request, or does not read its answer.
+the trailers after a chunked body. It waits for ever for a client that sends half a request, or does
+not read its answer.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ class Connection(HttpToolsProtocol):
         """Takes a client, unless there are too many."""
         self._timer: asyncio.TimerHandle | None = None
         self._blocked: asyncio.TimerHandle | None = None  # set while the client does not read
-        self._head_bytes: int | None = 0  # of a head that is not complete
+        self._head_bytes = 0  # since the last complete head, or the last part of a body
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             message = "there are too many connections: try again later"
@@ -47,27 +48,31 @@ class Connection(HttpToolsProtocol):
         if self._timer is None:  # the next request of a connection
             self._started = self.loop.time()
         self._wait()
-        if self._head_bytes is not None:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_bytes is not None and self._head_bytes > self.settings.max_header_bytes:
+        if self._head_bytes > self.settings.max_header_bytes:
             limit = self.settings.max_header_bytes
             message = f"address and headers have more than {limit} bytes"
-            self._end(ApiError(431, message, code="headers_too_large"))
+            self._refuse(ApiError(431, message, code="headers_too_large"))
 
     def on_message_begin(self) -> None:
         """A head begins."""
-        if self._head_bytes is None:  # after another request
-            self._head_bytes = 1
+        self._head_bytes = max(1, self._head_bytes)  # 0: after another request
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """A head is complete: from here on the application counts."""
-        self._head_bytes = None
+        self._head_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body, which the application counts; trailers may follow the last one."""
+        self._head_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is complete: the client may wait now."""
+        self._head_bytes = 0
         self._stop_waiting()
         super().on_message_complete()
 
@@ -111,12 +116,19 @@ class Connection(HttpToolsProtocol):
             self._wait()
             return
         answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and self.cycle.response_started:
-            self.transport.abort()
-        elif self._head_bytes == 0:  # nothing has come
+        if self._head_bytes == 0 and not answering:  # nothing has come, or nothing that matters
             self.transport.close()
         else:
-            self._end(ApiError(408, "the request did not arrive in time", code="idle_client"))
+            error = ApiError(408, "the request did not arrive in time", code="idle_client")
+            self._refuse(error)
+
+    def _refuse(self, error: ApiError) -> None:
+        """Ends the connection because of what the client sent, or did not send."""
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.abort()  # the error would be read as a part of the answer
+        else:
+            self._end(error)
 
     def _end(self, error: ApiError) -> None:
         """Answers without the application, and closes."""
