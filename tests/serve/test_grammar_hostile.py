@@ -18,7 +18,7 @@ from gemmule.serve.grammar.limits import GrammarLimits
 from gemmule.serve.grammar.response_format import StructuredOutputs
 from gemmule.serve.grammar.spec import GrammarSpec
 from gemmule.serve.grammar.tools import FunctionDefinition, ToolUse
-from gemmule.serve.grammar.trial import TrialProcess
+from gemmule.serve.grammar.trial import TrialError, TrialProcess
 
 pytest.importorskip("llguidance", reason="structured output needs the extra serve")
 resource = pytest.importorskip("resource", reason="limits of memory and processor time need POSIX")
@@ -185,6 +185,20 @@ def test_a_refused_grammar_is_not_tried_again(
     monkeypatch.delattr(TrialProcess, "run")
     with pytest.raises(ConfigError):
         compiler.compile(spec).result(60)
+
+
+def test_a_grammar_that_could_not_be_tried_is_tried_again(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise TrialError("no process to compile grammars in")
+
+    spec = GrammarSpec("regex", "tried again")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialProcess, "run", fail)
+        with pytest.raises(TrialError):
+            compiler.compile(spec).result(60)
+    assert compiler.compile(spec).result(60).vocab_size == 512
 
 
 def test_memory_that_earlier_grammars_have_taken_is_not_missing(

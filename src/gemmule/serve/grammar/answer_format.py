@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gemmule.errors import ConfigError, GemmuleError, MissingExtraError
+from gemmule.errors import ConfigError, MissingExtraError
 from gemmule.infer.core.constraint import TokenConstraint
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.events import Event, SampleFinished, TextDelta, ToolCallDelta
@@ -53,18 +53,17 @@ class StructuredAnswer:
         """The compiled grammar; None: there is none.
 
         Raises:
-            ApiError: 400 if it does not compile, 429 if too many wait to be compiled, 501 without a
-                compiler.
+            ConfigError: if it does not compile.
+            QueueFullError: if too many wait to be compiled.
+            GemmuleError: if nothing can be compiled now.
+            ApiError: 501 without a compiler.
         """
         if self._spec is None:
             return None
         if self._compiler is None:
             missing = MissingExtraError("llguidance", "serve", "structured output")
             raise ApiError(501, str(missing), code="not_installed")
-        try:
-            return await asyncio.wrap_future(self._compiler.compile(self._spec))
-        except GemmuleError as error:
-            raise ApiError.of(error) from error
+        return await asyncio.wrap_future(self._compiler.compile(self._spec))
 
     def parser(self) -> "ToolCallEvents | None":
         """Returns a new parser for a sample; None: its text stays as it is."""

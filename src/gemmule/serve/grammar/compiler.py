@@ -53,7 +53,7 @@ class GrammarCompiler:
             if self._closed:
                 raise EngineClosedError("the model is shut down: no grammar is compiled any more")
             future = self._compiled.get(spec)
-            if future is None:
+            if future is None or _can_be_tried_again(future):
                 waiting = sum(not f.done() for f in self._compiled.values())
                 if waiting >= self.limits.waiting:
                     raise QueueFullError(f"{waiting} grammars wait to be compiled: try again later")
@@ -105,6 +105,14 @@ class GrammarCompiler:
                 self._trials.append(self._own.trial)
         trial: TrialProcess = self._own.trial
         return trial
+
+
+def _can_be_tried_again(future: "Future[GrammarConstraint]") -> bool:
+    """Whether it failed for a reason that is not the grammar's."""
+    if not future.done() or future.cancelled():
+        return False
+    error = future.exception()
+    return error is not None and not isinstance(error, ConfigError)
 
 
 def _follower(leader: "Future[GrammarConstraint]") -> "Future[TokenConstraint]":
