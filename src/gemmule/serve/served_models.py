@@ -131,7 +131,11 @@ class ServedModels:
         return list(self._loaded.values())
 
     async def start(self) -> None:
-        """Loads the first model, and with `keep_all` the others that fit."""
+        """Loads the first model, and with `keep_all` the others that fit.
+
+        Raises:
+            GemmuleError: if one cannot be loaded.
+        """
         for i, source in enumerate(self.sources):
             if i == 0 or (self._keep_all and self._fits(source)):
                 async with self._turn:
@@ -246,6 +250,10 @@ class ServedModels:
                 served = await self._load(source)
                 served.users += 1
                 return served
+        except GemmuleError as e:
+            _log.error("the model %s cannot be loaded: %s", source.name, first_line(e))
+            message = f"the model {source.name!r} cannot be loaded: the server's log says why"
+            raise ApiError(503, message, code="model_not_loaded") from e
         finally:
             self._waiting_for_turn -= 1
 
@@ -266,20 +274,17 @@ class ServedModels:
         return [(served.name, served.engine.stats()) for served in self.loaded]
 
     async def _load(self, source: ModelSource) -> ServedModel:
-        """The model, loaded in a thread after others have left; `_turn` is held."""
+        """The model, loaded in a thread after others have left; `_turn` is held.
+
+        Raises:
+            GemmuleError: if it cannot be loaded.
+        """
         if source.name in self._loaded:
             return self._loaded[source.name]
         while self._loaded and not (self._keep_all and self._fits(source)):
             in_order = sorted(self._loaded.values(), key=lambda s: (s.users > 0, s.last_used))
             await self._unload(in_order[0])
-        try:
-            lm, grammars = await in_daemon_thread(lambda: _load_with_grammars(source))
-        except GemmuleError as e:
-            if not self._loaded and source is self.sources[0]:
-                raise
-            _log.error("the model %s cannot be loaded: %s", source.name, first_line(e))
-            message = f"the model {source.name!r} cannot be loaded: the server's log says why"
-            raise ApiError(503, message, code="model_not_loaded") from e
+        lm, grammars = await in_daemon_thread(lambda: _load_with_grammars(source))
         rate = QueueRate()
         observer = self.observation.model(source.name, lm.tokenizer)
         dispatcher = StepDispatcher(asyncio.get_running_loop(), observer)
