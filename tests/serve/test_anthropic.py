@@ -173,6 +173,11 @@ def test_results_of_tools_are_the_users_turn(blocks: list[dict[str, Any]]) -> No
     assert neutral(asked, call, {"role": "user", "content": blocks[::-1]})[2] == third
 
 
+def test_empty_blocks_are_an_empty_turn(client: TestClient) -> None:
+    for content in ([], [{"type": "text", "text": ""}], ""):
+        assert ask(client, messages=[{"role": "user", "content": content}])["content"]
+
+
 def test_a_failed_tool_is_told_apart() -> None:
     call = {"role": "assistant", "content": [CALL]}
     failed = {**RESULT, "is_error": True, "content": [{"type": "text", "text": "no such city"}]}
@@ -232,6 +237,13 @@ def test_errors_have_anthropics_form(client: TestClient) -> None:
         assert client.post("/v1/messages", json=GREEDY, headers=headers).status_code == 200
     broken = client.post("/v1/messages", content=b"{")
     assert broken.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_method_that_is_not_taken_has_anthropics_form(client: TestClient) -> None:
+    answer = client.get("/v1/messages")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["type"] == "error"
+    assert "there is no GET for this path" in answer.json()["error"]["message"]
 
 
 def test_control_tokens_in_blocks_stay_text(lm: LanguageModel) -> None:

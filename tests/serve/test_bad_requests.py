@@ -4,9 +4,15 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
+from gemmule.serve.anthropic.schemas import MessagesRequest
+from gemmule.serve.api_errors import ApiError
 from gemmule.serve.openai.schemas import ChatCompletionRequest, CompletionRequest
+from gemmule.serve.request_body import parse_body
+from gemmule.serve.responses.schemas import ResponsesRequest
+from gemmule.serve.tokenize import DetokenizeRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "the sea"}], "max_tokens": 2}
 TEXT: dict[str, Any] = {"prompt": "the sea", "max_tokens": 2}
@@ -36,9 +42,10 @@ def refused(client: TestClient, path: str, body: Any, param: str | None, *words:
         ("presence_penalty", 3), ("frequency_penalty", -3), ("repetition_penalty", 0),
         ("repetition_penalty", 1e-300), ("repetition_penalty", 101),
         ("logit_bias", {"x": 1}), ("logit_bias", {"1": "a"}), ("logit_bias", {"1": 101}),
-        ("logit_bias", [1]), ("min_tokens", 3), ("min_tokens", -1), ("ignore_eos", 1),
-        ("stream_options", []), ("model", 1), ("prompt_logprobs", -1), ("prompt_logprobs", 21),
-        ("temprature", 1), ("best_off", None), ("guided_json", {}), ("user", 1),
+        ("logit_bias", [1]), ("logit_bias", {"1": 10**400}), ("min_tokens", 3), ("min_tokens", -1),
+        ("ignore_eos", 1), ("stream_options", []), ("model", 1), ("prompt_logprobs", -1),
+        ("prompt_logprobs", 21), ("temprature", 1), ("best_off", None), ("guided_json", {}),
+        ("user", 1),
     ],
 )  # fmt: skip
 def test_values_out_of_range_and_unknown_names(
@@ -114,6 +121,50 @@ def test_prompts_that_are_none(client: TestClient, prompt: Any) -> None:
 def test_token_ids_that_the_model_does_not_have(client: TestClient) -> None:
     for prompt in ([10**9], [-1], [2**70]):
         refused(client, "/v1/completions", {**TEXT, "prompt": prompt}, None, "ids are 0 to")
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (ChatCompletionRequest, {"messages": [1] * 50_000}),
+        (ChatCompletionRequest, {**CHAT, "tools": [1] * 50_000}),
+        (ChatCompletionRequest, {**CHAT, "metadata": {str(i): 1 for i in range(50_000)}}),
+        (ChatCompletionRequest, {**CHAT, **{f"unknown {i}": 1 for i in range(50_000)}}),
+        (CompletionRequest, {**TEXT, "structured_outputs": {"choice": [1] * 50_000}}),
+        (MessagesRequest, {"model": "m", "max_tokens": 1, "messages": [1] * 50_000}),
+        (ResponsesRequest, {"input": [1] * 50_000}),
+        (ResponsesRequest, {"input": "a", "include": [1] * 50_000}),
+        (DetokenizeRequest, {"tokens": ["a"] * 50_000}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value)[:40],
+)
+def test_a_body_full_of_mistakes_costs_little(schema: type[BaseModel], body: Any) -> None:
+    """Each error that is kept takes about a kilobyte; only the first one is told."""
+    content = json.dumps(body)
+    with pytest.raises(ValidationError) as raised:
+        schema.model_validate_json(content)
+    assert raised.value.error_count() < 300
+    with pytest.raises(ApiError) as told:
+        parse_body(content.encode(), schema)
+    assert told.value.status == 400
+    assert len(told.value.message) < 1100
+
+
+def test_a_conversation_of_too_many_messages(client: TestClient) -> None:
+    messages = [{"role": "user", "content": ""}] * 10_001
+    refused(client, "/v1/chat/completions", {**CHAT, "messages": messages}, "messages", "10000")
+
+
+def test_a_limit_without_bounds_is_as_good_as_none(client: TestClient) -> None:
+    answer = client.post("/v1/completions", json={**TEXT, "max_tokens": 10**400})
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["total_tokens"] <= 257
+    (line,) = (
+        line
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith("gemmule:request_params_max_tokens_sum")
+    )
+    assert float(line.split()[-1]) <= 1e6
 
 
 @pytest.mark.parametrize("path", PATHS)

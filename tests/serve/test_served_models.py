@@ -26,13 +26,11 @@ class Loads:
         self.go = threading.Event()
         self.go.set()
         self.fail: set[str] = set()
-        self.daemons: list[bool] = []  # of the threads that loaded them
 
     def source(self, name: str, size: int = 10) -> ModelSource:
         def load() -> LanguageModel:
             assert self.go.wait(10)
             self.order.append(name)
-            self.daemons.append(threading.current_thread().daemon)
             if name in self.fail:
                 raise CheckpointError(f"/secret/path/{name} is damaged")
             return self.lm
@@ -208,16 +206,6 @@ def test_a_model_that_cannot_be_loaded_at_the_start_ends_the_server(loads: Loads
         await models.stop()
 
     asyncio.run(run())
-
-
-def test_loading_does_not_keep_the_process_from_ending(loads: Loads) -> None:
-    async def run() -> None:
-        models = loads.models("a")
-        await models.start()
-        await models.stop()
-
-    asyncio.run(run())
-    assert loads.daemons == [True]
 
 
 def test_names_are_found_or_listed(loads: Loads) -> None:

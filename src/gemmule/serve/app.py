@@ -23,6 +23,7 @@ from gemmule.serve.middleware.hosts import Hosts
 from gemmule.serve.middleware.keys import Keys
 from gemmule.serve.middleware.limits import Limits
 from gemmule.serve.middleware.origins import Origins
+from gemmule.serve.middleware.refusal import error_form
 from gemmule.serve.openai import chat_completions, completions, input_tokens
 from gemmule.serve.responses import responses
 from gemmule.serve.route import ApiRoute
@@ -120,8 +121,9 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     """A path or method that no route has."""
     assert isinstance(error, HTTPException)
     what = "such path" if error.status_code == 404 else f"{request.method} for this path"
-    return ApiError(
+    told = ApiError(
         error.status_code,
         f"there is no {what}; /openapi.json lists what there is",
         headers=error.headers,
-    ).response()
+    )
+    return told.response(error_form(request.scope))

@@ -2,9 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
@@ -12,13 +19,31 @@ from gemmule.config import nearest
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.off_loop import off_loop
 
+T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
+MAX_ITEMS = 10_000  # more than a context has room for
+_MAX_FIELDS = 200
+_MAX_PAIRS = 16  # of metadata, as in OpenAI's API
 _LONGEST = 1000  # characters of a message
 _JSON_WORDS = {
     "True": "true",
     "False": "false",
     "None": "null",
 }  # pydantic's, as clients write them
+
+
+def _check_pairs(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > _MAX_PAIRS:
+        raise PydanticCustomError(
+            "pairs", "it must have at most {most} pairs", {"most": _MAX_PAIRS}
+        )
+    return value
+
+
+# Pydantic keeps an error for each thing that is wrong: all those of a body of 8 MiB would take
+# gigabytes and minutes. Lists end with the first one, and objects are small.
+Items = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Metadata = Annotated[dict[str, str], BeforeValidator(_check_pairs)]
 
 
 class ApiModel(BaseModel):
@@ -37,6 +62,11 @@ class ApiModel(BaseModel):
     def _refuse(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if len(values) > _MAX_FIELDS:
+            message = "there are {count} fields in an object; at most {most} are allowed"
+            raise PydanticCustomError(
+                "fields", message, {"count": len(values), "most": _MAX_FIELDS}
+            )
         for name in cls.refused.keys() & values.keys():
             if values[name] is not None:
                 raise PydanticCustomError(
@@ -76,6 +106,8 @@ def _explained(error: ValidationError, schema: type[BaseModel]) -> tuple[str, st
     match detail["type"]:
         case "json_invalid":
             message = f"the body is not valid JSON: {detail['ctx']['error']}"
+        case "fields":
+            pass
         case "refused":
             message = f"{path}: {message}" if path else message
             field = field or detail["ctx"]["field"]

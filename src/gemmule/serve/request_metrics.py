@@ -84,7 +84,9 @@ class ModelMetrics:
 
     def submitted(self, params: SamplingParams) -> None:
         """Observes what a request asks for; called in the event loop's thread."""
-        self.histograms["request_params_max_tokens"].observe(params.max_new_tokens)
+        # Some clients send huge numbers for "no limit": they would be all that the sum shows.
+        most = min(params.max_new_tokens, TOKENS[-1])
+        self.histograms["request_params_max_tokens"].observe(most)
         self.histograms["request_params_n"].observe(params.n)
 
     def observe_step(self, report: StepReport, outputs: Iterable[RequestOutput]) -> None:

@@ -1,5 +1,6 @@
 """Fields that say how to sample, which the bodies of several routes share."""
 
+import sys
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -45,6 +46,8 @@ def _biases(value: Any) -> Any:
             raise PydanticCustomError("bias", "it must have token ids as its keys")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise PydanticCustomError("bias", "it must have numbers as its values")
+        if abs(bias) > sys.float_info.max:  # an integer, which no float can be
+            raise PydanticCustomError("bias", "it must have numbers from -100 to 100 as its values")
         pairs.append((int(key), float(bias)))
     return tuple(pairs)
 

@@ -13,7 +13,7 @@ from gemmule.serve.messages import turns
 from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai.logprobs import token_text
 from gemmule.serve.openai.message_schemas import Message
-from gemmule.serve.request_body import ApiModel, read_body
+from gemmule.serve.request_body import ApiModel, Items, read_body
 from gemmule.serve.route import ApiRoute
 from gemmule.serve.state import use_model
 
@@ -26,7 +26,7 @@ class TokenizeRequest(ApiModel):
     add_special: bool | None = Field(None, description="With content: put <bos> first. False")
     with_pieces: bool | None = Field(None, description="With content: each token's text too")
     prompt: str | None = Field(None, description="Text, after <bos>")
-    messages: list[Message] | None = None
+    messages: Items[Message] | None = None
     add_special_tokens: bool | None = Field(None, description="With prompt: put <bos> first. True")
     add_generation_prompt: bool | None = Field(None, description="With messages. True")
     continue_final_message: bool | None = Field(None, description="With messages")
@@ -46,7 +46,7 @@ class DetokenizeRequest(ApiModel):
     """Tokens to be decoded."""
 
     model: str | None = None
-    tokens: Annotated[list[int], Field(max_length=1_000_000)]
+    tokens: Annotated[list[int], Field(max_length=1_000_000, fail_fast=True)]
 
 
 class DetokenizeAnswer(BaseModel):
@@ -60,7 +60,7 @@ class TemplateRequest(ApiModel):
     """A conversation to be rendered."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 

@@ -18,7 +18,7 @@ from gemmule.serve.grammar.tools import (
     chosen_functions,
 )
 from gemmule.serve.messages import ChatMessage, ToolCall, check_results
-from gemmule.serve.request_body import ApiModel
+from gemmule.serve.request_body import ApiModel, Items
 from gemmule.serve.sampling_fields import SamplingFields, Stops
 from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, combined, text_of_parts
 
@@ -105,15 +105,16 @@ class UserMessage(ApiModel):
     """What a user says, and results of tools."""
 
     role: Literal["user"]
-    content: Annotated[str | list[UserBlock], _known_blocks("text", "tool_result")]
+    content: Annotated[str | Items[UserBlock], _known_blocks("text", "tool_result")]
 
     def neutral(self) -> Iterator[ChatMessage]:
         """The message in terms of no protocol: results first, then the text."""
         blocks = self.content if isinstance(self.content, list) else []
-        yield from (block.neutral() for block in blocks if isinstance(block, ToolResultBlock))
+        results = [block.neutral() for block in blocks if isinstance(block, ToolResultBlock)]
+        yield from results
         texts = [block.text for block in blocks if isinstance(block, TextBlock)]
         text = self.content if isinstance(self.content, str) else "\n".join(texts)
-        if text or not blocks:
+        if text or not results:
             yield ChatMessage(role="user", content=text)
 
 
@@ -121,7 +122,7 @@ class AssistantMessage(ApiModel):
     """What the model said; the last message may be one, to go on from."""
 
     role: Literal["assistant"]
-    content: Annotated[str | list[AssistantBlock], _known_blocks("text", "tool_use")]
+    content: Annotated[str | Items[AssistantBlock], _known_blocks("text", "tool_use")]
 
     def neutral(self) -> Iterator[ChatMessage]:
         """The message in terms of no protocol."""
@@ -209,9 +210,9 @@ class InputFields(ApiModel):
     """Fields that the tokens of the input follow from."""
 
     model: str | None = Field(None, description="Name of the model; default: the first one")
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     system: Text | None = Field(None, description="Text before the conversation")
-    tools: list[Annotated[Tool, BeforeValidator(_client_tool)]] | None = None
+    tools: Items[Annotated[Tool, BeforeValidator(_client_tool)]] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
     thinking: Thinking | None = None

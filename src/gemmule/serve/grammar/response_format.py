@@ -6,7 +6,7 @@ from pydantic import Field
 
 from gemmule.errors import ConfigError
 from gemmule.serve.grammar.spec import GrammarSpec
-from gemmule.serve.request_body import ApiModel
+from gemmule.serve.request_body import ApiModel, Items
 
 
 class TextFormat(ApiModel):
@@ -65,7 +65,7 @@ class StructuredOutputs(ApiModel):
     )
     regex: str | None = Field(None, description="Regular expression of the whole answer")
     grammar: str | None = Field(None, description="Grammar in Lark's or llama.cpp's syntax")
-    choice: list[str] | None = Field(None, description="The texts that the answer can be")
+    choice: Items[str] | None = Field(None, description="The texts that the answer can be")
 
     def spec(self) -> GrammarSpec:
         """What the answer must match.

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from gemmule.serve.messages import ChatMessage, ToolCall
-from gemmule.serve.request_body import ApiModel
+from gemmule.serve.request_body import ApiModel, Items
 
 
 class TextPart(ApiModel):
@@ -79,7 +79,7 @@ class AssistantMessage(ApiModel):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: Items[MessageToolCall] | None = None
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     refused: ClassVar[dict[str, str]] = {

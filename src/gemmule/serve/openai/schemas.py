@@ -13,7 +13,7 @@ from gemmule.serve.grammar.response_format import ResponseFormat, StructuredOutp
 from gemmule.serve.grammar.spec import GrammarSpec
 from gemmule.serve.grammar.tools import Tool, ToolChoice, chosen_tools
 from gemmule.serve.openai.message_schemas import Message
-from gemmule.serve.request_body import ApiModel
+from gemmule.serve.request_body import ApiModel, Items, Metadata
 from gemmule.serve.sampling_fields import SamplingFields
 
 
@@ -98,7 +98,7 @@ class CommonFields(SamplingFields):
 class ChatCompletionRequest(CommonFields):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, description="Limit of the answer, in tokens")
     max_tokens: int | None = Field(None, description="The same under its old name")
     logprobs: bool | None = None
@@ -109,17 +109,17 @@ class ChatCompletionRequest(CommonFields):
     add_generation_prompt: bool | None = Field(
         None, description="Open the model's turn at the end. True"
     )
-    tools: list[Tool] | None = Field(None, description="Functions that may be called")
+    tools: Items[Tool] | None = Field(None, description="Functions that may be called")
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="Whether several may be. True")
-    metadata: dict[str, str] | None = Field(None, description="Accepted and not used")
+    metadata: Metadata | None = Field(None, description="Accepted and not used")
     safety_identifier: str | None = Field(None, description="Accepted and not used")
     prompt_cache_key: str | None = Field(
         None, description="Accepted and not used: every prompt is looked up in the cache"
     )
     store: Literal[False] | None = Field(None, description="Nothing is stored")
     service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Items[Literal["text"]] | None = None
     reasoning_effort: Literal["none"] | None = None
     refused: ClassVar[dict[str, str]] = {
         "audio": "this model writes text only",

@@ -17,7 +17,7 @@ from gemmule.serve.grammar.tools import (
     chosen_functions,
 )
 from gemmule.serve.messages import ChatMessage, ToolCall, check_results
-from gemmule.serve.request_body import ApiModel
+from gemmule.serve.request_body import ApiModel, Items, Metadata
 from gemmule.serve.sampling_fields import SamplingFields
 from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, combined, text_of_parts
 
@@ -212,10 +212,10 @@ class InputFields(ApiModel):
     """Fields that the tokens of the input follow from."""
 
     model: str | None = Field(None, description="Name of the model; the first one's")
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[Items[Item], Field(min_length=1)]
     instructions: str | None = Field(None, description="Text before the conversation")
     text: TextConfig | None = None
-    tools: list[Annotated[FunctionTool, BeforeValidator(_function_tool)]] | None = None
+    tools: Items[Annotated[FunctionTool, BeforeValidator(_function_tool)]] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = Field(None, description="Whether several calls may be made")
     reasoning: Reasoning | None = None
@@ -281,14 +281,14 @@ class ResponsesRequest(InputFields, SamplingFields):
         None, description="In a stream: events that tell how far the prompt is"
     )
     timings_per_token: bool | None = Field(None, description="In a stream: times with each delta")
-    include: list[str] | None = Field(
+    include: Items[str] | None = Field(
         None, description=f"{LOGPROBS!r}; what others name is never in an answer of this server"
     )
     top_logprobs: int | None = Field(None, description=f"0 to {MAX_LOGPROBS}")
     store: Literal[False] | None = Field(None, description="Nothing is stored")
     background: Literal[False] | None = Field(None, description="An answer is waited for")
     service_tier: Literal["auto", "default"] | None = None
-    metadata: dict[str, str] | None = Field(None, description="Comes back with the answer")
+    metadata: Metadata | None = Field(None, description="Comes back with the answer")
     user: str | None = Field(None, description="Comes back with the answer")
     safety_identifier: str | None = Field(None, description="Comes back with the answer")
     prompt_cache_key: str | None = Field(
