@@ -28,6 +28,7 @@ class Server:
         echo: whether `echo` is supported.
         bos: how many <bos> it puts before a text.
         model: what computes; planted bugs replace it.
+        llama: whether log-probabilities have the form of llama.cpp's server.
         status: answered to everything instead, when set.
         body: sent instead of JSON, when set.
     """
@@ -40,7 +41,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
     def reset(self) -> None:
-        self.echo, self.bos, self.status = True, 1, 0
+        self.echo, self.llama, self.bos, self.status = True, False, 1, 0
         self.body = b""
         self.model: Any = self.lm.model
         self.decoding: Any = None  # a model that computes generated tokens, when set
@@ -79,8 +80,18 @@ class Server:
             best = row.topk(request["logprobs"])
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             tops.append({tokenizer.decode([t], control=True): v for t, v in pairs})
+        if self.llama:
+            content = [
+                entry(token, row) | {"top_logprobs": [entry(t, row) for t in row.topk(5).indices]}
+                for token, row in generated
+            ]
+            return {"index": i, "text": "", "logprobs": {"content": content}}
         given = {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops}
         return {"index": i, "text": "", "logprobs": given}
+
+
+def entry(token: int, log_probs: torch.Tensor) -> dict[str, Any]:
+    return {"id": int(token), "token": "not read", "logprob": float(log_probs[token])}
 
 
 class _Handler(BaseHTTPRequestHandler):

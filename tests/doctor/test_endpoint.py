@@ -59,6 +59,15 @@ def test_a_bug_of_the_served_model(
     assert says in failed[check]
 
 
+def test_log_probabilities_as_llama_cpp_has_them(
+    lm: LanguageModel, folder: str, server: Server
+) -> None:
+    server.llama, server.echo = True, False
+    assert not failures(folder, server)
+    server.model = other(lm, final_logit_softcapping=None)
+    assert list(failures(folder, server)) == ["final soft cap"]
+
+
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize(("count", "says"), [(0, "without <bos>"), (2, "with two <bos>")])
 def test_number_of_bos(folder: str, server: Server, count: int, says: str, echo: bool) -> None:

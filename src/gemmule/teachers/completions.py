@@ -77,7 +77,8 @@ class CompletionServer:
         choices = self._ask("/completions", body).get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ConfigError(f"{self.url}/completions answered without choices")
-        return sorted(choices, key=lambda choice: choice.get("index", 0))
+        choices = sorted(choices, key=lambda choice: choice.get("index", 0))
+        return [_with_openais_logprobs(choice) for choice in choices]
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         for pause in (*self._pauses, None):
@@ -132,6 +133,31 @@ class CompletionServer:
                 f"{f', and check the name of the model, {name!r} ({self._option})' if name else ''}"
             )
         return Refused(f"{url} answered HTTP {code}: {message}")
+
+
+def _with_openais_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice with log-probabilities in the form of OpenAI's completions.
+
+    llama.cpp's server has those of chat completions there, with ids.
+    """
+    logprobs = choice.get("logprobs")
+    entries = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(entries, list):
+        return choice
+
+    def name(entry: dict[str, Any]) -> str:
+        return f"token_id:{entry['id']}" if "id" in entry else str(entry["token"])
+
+    try:
+        tops = [entry.get("top_logprobs") or [] for entry in entries]
+        openais = {
+            "tokens": [name(entry) for entry in entries],
+            "token_logprobs": [entry["logprob"] for entry in entries],
+            "top_logprobs": [{name(entry): entry["logprob"] for entry in top} for top in tops],
+        }
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ConfigError(f"a completion's log-probabilities make no sense ({e!r})") from None
+    return {**choice, "logprobs": openais}
 
 
 class _NotNow(Exception):
