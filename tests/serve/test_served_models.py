@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gemmule.errors import CheckpointError, ConfigError, MissingTokenizerError
+from gemmule.infer.core.request import Completion, RequestOutput, RequestTimes
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.step_loop import StepReport
 from gemmule.runtime import memory
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.model_source import ModelSource, parse_sources
@@ -263,17 +263,19 @@ def test_packed_models_are_smaller(pieces_folder: Path, lm: LanguageModel) -> No
 # Retry-After.
 
 
-def report(*ids: int) -> StepReport:
-    return StepReport(0.0, 0.0, dict.fromkeys(ids, 1))
+def ended(*, ran: bool = True) -> RequestOutput:
+    """The output of a sample that has ended, after it ran or while it waited."""
+    times = RequestTimes(queued=0.0, scheduled=1.0 if ran else None)
+    return RequestOutput(1, "", (), completion=Completion("", (), "stop", times=times))
 
 
 def test_retry_after_follows_the_measured_rate() -> None:
     now = [0.0]
     rate = QueueRate(lambda: now[0])
     assert rate.retry_after(10) == 5  # nothing is known yet
-    for second in range(20):  # one request ends each second
+    for second in range(20):  # one sample ends each second
         now[0] = float(second)
-        rate.observe(report(second, second + 1))
+        rate.observe([RequestOutput(1, "a", (5,)), ended()])
     assert rate.retry_after(10) == pytest.approx(10, abs=1)
     assert rate.retry_after(0) == 1
     assert rate.retry_after(10_000) == 300
@@ -281,11 +283,7 @@ def test_retry_after_follows_the_measured_rate() -> None:
     assert rate.retry_after(10) == 5
 
 
-def test_steps_that_run_nothing_end_nothing() -> None:
-    now = [0.0]
-    rate = QueueRate(lambda: now[0])
-    for _ in range(5):
-        now[0] += 1
-        rate.observe(report(1, 2))
-        rate.observe(report())
+def test_samples_that_never_ran_say_nothing_of_the_rate() -> None:
+    rate = QueueRate(lambda: 0.0)
+    rate.observe([ended(ran=False)] * 5)
     assert rate.retry_after(10) == 5

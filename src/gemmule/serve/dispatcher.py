@@ -8,6 +8,7 @@ from gemmule.infer.async_driver import OnOutput
 from gemmule.infer.core.request import RequestOutput
 from gemmule.infer.step_loop import StepReport
 from gemmule.serve.observation import ModelObserver
+from gemmule.serve.queue_rate import QueueRate
 
 _log = logging.getLogger(__name__)
 Take = Callable[[RequestOutput], None]
@@ -27,14 +28,16 @@ class StepDispatcher:
         self,
         loop: asyncio.AbstractEventLoop,
         observer: ModelObserver | None = None,
+        rate: QueueRate | None = None,
     ) -> None:
         """Starts without outputs.
 
         Args:
             loop: the loop that takes the outputs.
             observer: sees each step and all its outputs before they are handed over.
+            rate: sees the outputs too.
         """
-        self._loop, self.observer = loop, observer
+        self._loop, self.observer, self._rate = loop, observer, rate
         self._all: list[RequestOutput] = []
         self._outputs: list[tuple[Take, RequestOutput]] = []  # used by the engine's thread only
 
@@ -56,6 +59,8 @@ class StepDispatcher:
     def after_step(self, report: StepReport) -> None:
         """Hands over the outputs of a step; called in the engine's thread."""
         everything, self._all = self._all, []
+        if self._rate is not None:
+            self._rate.observe(everything)
         if self.observer is not None:
             try:
                 self.observer.observe_step(report, everything)

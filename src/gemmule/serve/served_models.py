@@ -18,7 +18,6 @@ from gemmule.errors import ConfigError, GemmuleError, MissingExtraError, first_l
 from gemmule.infer.async_driver import AsyncEngine
 from gemmule.infer.core.engine_core import EngineStats
 from gemmule.infer.language_model import LanguageModel
-from gemmule.infer.step_loop import StepReport
 from gemmule.runtime import memory
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.daemon_thread import in_daemon_thread
@@ -287,17 +286,12 @@ class ServedModels:
         lm, grammars = await in_daemon_thread(lambda: _load_with_grammars(source))
         rate = QueueRate()
         observer = self.observation.model(source.name, lm.tokenizer)
-        dispatcher = StepDispatcher(asyncio.get_running_loop(), observer)
-
-        def after_step(report: StepReport) -> None:
-            rate.observe(report)
-            dispatcher.after_step(report)
-
+        dispatcher = StepDispatcher(asyncio.get_running_loop(), observer, rate)
         engine = lm.async_engine(
             max_waiting=self._settings.max_waiting,
             max_running=self._settings.max_running,
             max_prompt_delay=self._settings.max_prompt_delay,
-            after_step=after_step,
+            after_step=dispatcher.after_step,
         )
         served = ServedModel(source, lm, engine, dispatcher, rate, grammars)
         self._loaded[source.name] = served
