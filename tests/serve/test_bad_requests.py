@@ -135,6 +135,7 @@ def test_token_ids_that_the_model_does_not_have(client: TestClient) -> None:
         (ResponsesRequest, {"input": [1] * 50_000}),
         (ResponsesRequest, {"input": "a", "include": [1] * 50_000}),
         (DetokenizeRequest, {"tokens": ["a"] * 50_000}),
+        (CompletionRequest, {**TEXT, "logit_bias": {str(i): 1 for i in range(50_000)}}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value)[:40],
 )

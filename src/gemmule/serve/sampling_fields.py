@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from gemmule.errors import ConfigError
 from gemmule.infer.core.sampling import NUM_SEEDS, SamplingParams
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.request_body import ApiModel
+from gemmule.serve.request_body import MAX_ITEMS, ApiModel
 from gemmule.serve.settings import ServeSettings
 
 # Of requests that say nothing, as OpenAI has them; /v1/models shows them.
@@ -40,6 +40,8 @@ def _biases(value: Any) -> Any:
         return ()
     if not isinstance(value, dict):
         raise PydanticCustomError("bias", "it must be an object of token ids and biases")
+    if len(value) > MAX_ITEMS:
+        raise PydanticCustomError("bias", "it must have at most {most} ids", {"most": MAX_ITEMS})
     pairs = []
     for key, bias in value.items():
         if not (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10):
