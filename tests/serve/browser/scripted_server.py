@@ -83,7 +83,7 @@ class ScriptedServer:
 
     async def _card(self, request: Request) -> Response:
         title = f"---\nlicense: other\n---\n# {request.path_params['name']}"
-        text = f"{title}\n\nA card with **bold** and <b>HTML</b>.\n"
+        text = f"{title}\n\nA card with **bold** and <b>HTML</b>.\n\nSee [Sources](#sources).\n"
         return self._denied(request) or PlainTextResponse(text, media_type="text/markdown")
 
     async def _chat(self, request: Request) -> Response:

@@ -107,6 +107,7 @@ def test_no_violations_in_panels_and_dialogs(any_chat: Page, scripted: ScriptedS
     dialog = page.get_by_role("dialog", name="teacher")
     expect(dialog.locator("strong")).to_have_text("bold")
     expect(dialog).not_to_contain_text("license")  # its YAML is for programs
+    expect(dialog).to_contain_text("See Sources.")  # a link that would lead nowhere
     assert violations(page) == []
     assert sideways(page) == []
     button(dialog, "Close").click()

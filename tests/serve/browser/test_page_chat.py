@@ -47,6 +47,12 @@ def test_an_answer_is_drawn_while_it_comes(chat: Page, scripted: ScriptedServer)
     assert request["stream"] is True
 
 
+def test_paragraphs_stand_apart(chat: Page, scripted: ScriptedServer) -> None:
+    scripted.answer = ["The first.\n\nThe second."]
+    first, second = (p.bounding_box() for p in ask(chat, "Two?").locator(".markdown > p").all())
+    assert second["y"] - first["y"] - first["height"] > 8
+
+
 def test_stopping_keeps_the_text(chat: Page, scripted: ScriptedServer) -> None:
     scripted.answer = ["Half of it", HOLD, " never seen"]
     answer = ask(chat, "Count", complete=False)

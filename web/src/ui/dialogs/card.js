@@ -14,7 +14,7 @@ export async function showCard(name) {
   );
   openDialog(name, [body], "wide");
   try {
-    const text = withoutFrontMatter(await fetchCard(name));
+    const text = withoutPlaces(withoutFrontMatter(await fetchCard(name)));
     body.replaceChildren();
     markdownView(body).finish(text);
   } catch (error) {
@@ -25,4 +25,9 @@ export async function showCard(name) {
 /** Cards of the Hugging Face hub begin with YAML for programs. @param {string} text */
 function withoutFrontMatter(text) {
   return text.replace(/^---\r?\n[^]*?\n---\r?\n/, "");
+}
+
+/** Links to places in the card become their text: the page has no such places. @param {string} text */
+function withoutPlaces(text) {
+  return text.replace(/\[([^[\]]*)\]\(#[^()\s]*\)/g, "$1");
 }
