@@ -121,7 +121,9 @@ ablate size --data ~ --out o | ablate size --data d --out ~
 ablate size --teacher ~ --data d --out o
 plan --teacher ~ --student 1m | plan --teacher 1m --student ~
 plan --teacher 1m --student 1m --data ~ | plan --teacher 1m --student 1m --runs ~
-generate ~ x | generate m x --draft ~ | chat ~ | chat m --draft ~ | bench ~ | doctor ~ | info ~
+serve ~ | serve m=~ | serve m --draft ~ | serve m --key-file ~ | serve m --tls-cert ~ --tls-key k
+serve m --tls-key ~ --tls-cert c
+generate ~ x | generate m x --draft ~ | chat ~ | chat --url http://127.0.0.1:1 --key-file ~ | chat m --draft ~ | bench ~ | doctor ~ | info ~
 convert ~ o --to hf | convert m ~ --to hf | convert m o --to hf --text ~
 convert a o --to hf --base ~
 quantize ~ --to int4 | quantize m --to int4 --out ~ | quantize m --to int4 --calibrate ~

@@ -73,7 +73,12 @@ def different() -> list[Asked]:
 
 
 def read(response: httpx.Response, *, streamed: bool) -> str:
-    return hash_of(joined(chunks(response.text)) if streamed else response.json()["choices"])
+    if not streamed:
+        return hash_of(response.json()["choices"])
+    events = chunks(response.text)
+    errors = [event["error"] for event in events if "error" in event]
+    assert not errors, errors
+    return hash_of(joined(events))
 
 
 class Visitors:

@@ -268,7 +268,11 @@ def test_logprobs_and_ids_come_with_calls(client: TestClient) -> None:
     ids = [i for part in parts for i in part.get("token_ids") or ()]
     assert ids == whole["token_ids"]
     entries = [e for part in parts for e in (part["logprobs"] or {}).get("content") or ()]
-    assert entries == whole["logprobs"]["content"]
+    content = whole["logprobs"]["content"]
+    assert [entry["token"] for entry in entries] == [entry["token"] for entry in content]
+    # The plain runner's last digits depend on what of the prompt was cached.
+    values = [entry["logprob"] for entry in content]
+    assert [entry["logprob"] for entry in entries] == pytest.approx(values, abs=1e-4)
 
 
 def test_calls_and_results_go_back_into_the_conversation(client: TestClient) -> None:
