@@ -123,7 +123,8 @@ plan --teacher ~ --student 1m | plan --teacher 1m --student ~
 plan --teacher 1m --student 1m --data ~ | plan --teacher 1m --student 1m --runs ~
 serve ~ | serve m=~ | serve m --draft ~ | serve m --key-file ~ | serve m --tls-cert ~ --tls-key k
 serve m --tls-key ~ --tls-cert c
-generate ~ x | generate m x --draft ~ | chat ~ | chat --url http://127.0.0.1:1 --key-file ~ | chat m --draft ~ | bench ~ | doctor ~ | info ~
+generate ~ x | generate m x --draft ~ | chat --url http://127.0.0.1:1 --key-file ~ | chat ~
+chat m --draft ~ | bench ~ | doctor ~ | info ~
 convert ~ o --to hf | convert m ~ --to hf | convert m o --to hf --text ~
 convert a o --to hf --base ~
 quantize ~ --to int4 | quantize m --to int4 --out ~ | quantize m --to int4 --calibrate ~
