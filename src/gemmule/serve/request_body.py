@@ -46,6 +46,17 @@ Items = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
 Metadata = Annotated[dict[str, str], BeforeValidator(_check_pairs)]
 
 
+def not_supported(field: str, reason: str) -> PydanticCustomError:
+    """The error for what a protocol has and this server does not.
+
+    Args:
+        field: name of the field, or what else it is.
+        reason: why not.
+    """
+    message = "{field} is not supported: {reason}; leave it out"
+    return PydanticCustomError("refused", message, {"field": field, "reason": reason})
+
+
 class ApiModel(BaseModel):
     """Base of the schemas of requests: unknown fields are refused, and types are not converted.
 
@@ -69,11 +80,7 @@ class ApiModel(BaseModel):
             )
         for name in cls.refused.keys() & values.keys():
             if values[name] is not None:
-                raise PydanticCustomError(
-                    "refused",
-                    "{field} is not supported: {reason}; leave it out",
-                    {"field": name, "reason": cls.refused[name]},
-                )
+                raise not_supported(name, cls.refused[name])
         return {name: value for name, value in values.items() if name not in cls.refused}
 
 

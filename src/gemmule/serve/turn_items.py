@@ -6,6 +6,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from gemmule.serve.messages import ChatMessage
+from gemmule.serve.request_body import not_supported
 
 TEXT_ONLY = "this model reads text only"
 NO_REASONING = "this model has no reasoning of its own"
@@ -46,21 +47,13 @@ def text_of_parts(value: Any, kinds: Mapping[str, str], ignored: Iterable[str] =
         if not isinstance(kind, str):
             raise PydanticCustomError("part", f"it must be text, or a list of {_listed(kinds)}")
         if kind not in kinds:
-            raise PydanticCustomError(
-                "refused",
-                "{field} is not supported: {reason}; leave it out",
-                {"field": f"a part of type {kind!r:.60}", "reason": TEXT_ONLY},
-            )
+            raise not_supported(f"a part of type {kind!r:.60}", TEXT_ONLY)
         text = part.get(kinds[kind])
         if not isinstance(text, str):
             raise PydanticCustomError("part", f"it must have text in its field {kinds[kind]}")
         unknown = [k for k, v in part.items() if k not in {"type", kinds[kind], *ignored} and v]
         if unknown:
-            raise PydanticCustomError(
-                "refused",
-                "{field} is not supported: {reason}; leave it out",
-                {"field": f"{unknown[0]!r:.60} of part {n}", "reason": TEXT_ONLY},
-            )
+            raise not_supported(f"{unknown[0]!r:.60} of part {n}", TEXT_ONLY)
         texts.append(text)
     return "\n".join(texts)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 
 from gemmule.errors import ConfigError
 from gemmule.serve.grammar.answer_format import StructuredAnswer, structured_answer
@@ -18,7 +17,7 @@ from gemmule.serve.grammar.tools import (
     chosen_functions,
 )
 from gemmule.serve.messages import ChatMessage, ToolCall, check_results
-from gemmule.serve.request_body import ApiModel, Items
+from gemmule.serve.request_body import ApiModel, Items, not_supported
 from gemmule.serve.sampling_fields import SamplingFields, Stops
 from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, combined, text_of_parts
 
@@ -87,11 +86,7 @@ def _known_blocks(*kinds: str) -> BeforeValidator:
             kind = block.get("type") if isinstance(block, dict) else None
             if isinstance(kind, str) and kind not in kinds:
                 reason = NO_REASONING if "thinking" in kind else TEXT_ONLY
-                raise PydanticCustomError(
-                    "refused",
-                    "{field} is not supported: {reason}; leave it out",
-                    {"field": f"a block of type {kind!r:.60}", "reason": reason},
-                )
+                raise not_supported(f"a block of type {kind!r:.60}", reason)
         return value
 
     return BeforeValidator(check)
@@ -147,15 +142,20 @@ class Tool(ApiModel):
     strict: bool | None = Field(None, description="The schema is kept to in any case")
     cache_control: CacheControl | None = Field(None, description=_CACHED)
 
+    def neutral(self) -> FunctionDefinition:
+        """The function in terms of no protocol."""
+        return FunctionDefinition(
+            name=self.name,
+            description=self.description,
+            parameters=self.input_schema,
+            strict=self.strict,
+        )
+
 
 def _client_tool(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind != "custom":
-        raise PydanticCustomError(
-            "refused",
-            "{field} is not supported: {reason}; leave it out",
-            {"field": f"a tool of type {kind!r:.60}", "reason": "this server runs no tools itself"},
-        )
+        raise not_supported(f"a tool of type {kind!r:.60}", "this server runs no tools itself")
     return value
 
 
@@ -246,15 +246,7 @@ class InputFields(ApiModel):
         schema = self.output_config.format if self.output_config else None
         choice = self.tool_choice
         tools = chosen_functions(
-            [
-                FunctionDefinition(
-                    name=tool.name,
-                    description=tool.description,
-                    parameters=tool.input_schema,
-                    strict=tool.strict,
-                )
-                for tool in self.tools or ()
-            ],
+            [tool.neutral() for tool in self.tools or ()],
             choice.neutral() if choice else None,
             not (choice and choice.disable_parallel_tool_use),
         )

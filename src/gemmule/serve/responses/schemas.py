@@ -3,21 +3,20 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
 
 from gemmule.infer.core.sampling import MAX_LOGPROBS
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.grammar.answer_format import StructuredAnswer, structured_answer
 from gemmule.serve.grammar.compiler import GrammarCompiler
+from gemmule.serve.grammar.response_format import TextFormat
 from gemmule.serve.grammar.spec import GrammarSpec
 from gemmule.serve.grammar.tools import (
     FunctionDefinition,
     FunctionName,
-    ToolName,
     chosen_functions,
 )
 from gemmule.serve.messages import ChatMessage, ToolCall, check_results
-from gemmule.serve.request_body import ApiModel, Items, Metadata
+from gemmule.serve.request_body import ApiModel, Items, Metadata, not_supported
 from gemmule.serve.sampling_fields import SamplingFields
 from gemmule.serve.turn_items import NO_REASONING, TEXT_ONLY, combined, text_of_parts
 
@@ -102,11 +101,7 @@ def _kind(value: Any) -> Any:
 def _known(value: Any) -> Any:
     kind = _kind(value)
     if isinstance(kind, str) and kind not in ("message", "function_call", "function_call_output"):
-        raise PydanticCustomError(
-            "refused",
-            "{field} is not supported: {reason}; leave it out",
-            {"field": f"an item of type {kind!r:.60}", "reason": _REASONS.get(kind, TEXT_ONLY)},
-        )
+        raise not_supported(f"an item of type {kind!r:.60}", _REASONS.get(kind, TEXT_ONLY))
     return value
 
 
@@ -121,16 +116,6 @@ Item = Annotated[
     ),
     BeforeValidator(_known),
 ]
-
-
-class TextFormat(ApiModel):
-    """Text of any kind."""
-
-    type: Literal["text"]
-
-    def spec(self) -> GrammarSpec | None:
-        """What the answer must match."""
-        return None
 
 
 class JsonObjectFormat(ApiModel):
@@ -167,24 +152,16 @@ class TextConfig(ApiModel):
     verbosity: Literal["medium"] | None = None
 
 
-class FunctionTool(ApiModel):
+class FunctionTool(FunctionDefinition):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: ToolName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="The schema is kept to in any case")
 
 
 def _function_tool(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind != "function":
-        raise PydanticCustomError(
-            "refused",
-            "{field} is not supported: {reason}; leave it out",
-            {"field": f"a tool of type {kind!r:.60}", "reason": "this server has functions only"},
-        )
+        raise not_supported(f"a tool of type {kind!r:.60}", "this server has functions only")
     return value
 
 
@@ -246,15 +223,7 @@ class InputFields(ApiModel):
         text = self.text.format if self.text else None
         choice = self.tool_choice
         tools = chosen_functions(
-            [
-                FunctionDefinition(
-                    name=tool.name,
-                    description=tool.description,
-                    parameters=tool.parameters,
-                    strict=tool.strict,
-                )
-                for tool in self.tools or ()
-            ],
+            self.tools or (),
             FunctionName(name=choice.name) if isinstance(choice, NamedFunction) else choice,
             self.parallel_tool_calls,
         )
