@@ -153,6 +153,18 @@ def test_tokens_are_drawn_once_a_frame(chat: Page, scripted: ScriptedServer) -> 
     wait_for_end(chat)
 
 
+# Turning the wheel scrolls over several frames.
+SETTLED = """log => new Promise((done) => {
+  let last = log.scrollTop, frames = 0
+  const look = () => {
+    frames = log.scrollTop === last ? frames + 1 : 0
+    last = log.scrollTop
+    frames === 20 ? done(last) : requestAnimationFrame(look)
+  }
+  requestAnimationFrame(look)
+})"""
+
+
 def test_the_view_follows_the_answer_until_one_scrolls_up(
     chat: Page, scripted: ScriptedServer
 ) -> None:
@@ -166,7 +178,7 @@ def test_the_view_follows_the_answer_until_one_scrolls_up(
     log.hover()
     chat.mouse.wheel(0, -1500)
     chat.wait_for_function(f"() => !({IN_SIGHT})()")
-    before = log.evaluate("log => log.scrollTop")
+    before = log.evaluate(SETTLED)
     scripted.release()
     wait_for_text(chat, "More.")
     chat.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
