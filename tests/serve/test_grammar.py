@@ -72,6 +72,7 @@ def test_the_bytes_of_every_id_are_the_tokenizers(pieces: Tokenizer) -> None:
     assert GrammarVocabulary(pieces).tokens[pieces.start_of_turn_id] == b""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(REAL is None, reason="GEMMULE_GEMMA_TOKENIZER names no tokenizer")
 def test_the_bytes_of_every_id_of_gemmas_own_tokenizer() -> None:
     check_vocabulary(Tokenizer.load(Path(str(REAL))))
