@@ -218,7 +218,7 @@ def test_resuming_with_other_data_is_refused(
 ) -> None:  # fmt: skip
     data, out = tmp_path / "data", tmp_path / "run"
     data.symlink_to(prepared)
-    monkeypatch.setattr(run, "save_model", lambda *_: 1 / 0)
+    monkeypatch.setattr(run, "_result", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_training(RunConfig.parse(tiny(steps=1, data={"path": str(data)})), out)
     data.unlink()
@@ -238,7 +238,7 @@ def test_resuming_with_another_teacher_is_refused(
     link.symlink_to(teacher)
     config = RunConfig.parse(tiny(steps=1, objective={"teacher": str(link)}))
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(run, "save_model", lambda *_: 1 / 0)
+        patch.setattr(run, "_result", lambda *_: 1 / 0)
         run_training(config, out)
     run_training(RunConfig.parse(tiny(steps=1)), tmp_path / "other")
     link.unlink()

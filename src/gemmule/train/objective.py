@@ -39,6 +39,15 @@ class Objective(Protocol):
         """
         ...
 
+    def begin_step(self, model: Gemma, batches: Sequence[Batch]) -> None:
+        """Called before the forward passes of a step, for what its loss needs of the whole step.
+
+        Args:
+            model: the model.
+            batches: all micro-batches of the step, on the CPU.
+        """
+        return
+
     def denominator(self, batches: Sequence[Batch]) -> float:
         """What the summed loss of a step is divided by, greater than 0: the weight of its labels.
 

@@ -6,12 +6,17 @@ manifest and the result are the same for all kinds.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.data.source import Source
 from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.runs.layout import RunLayout
+from gemmule.runtime.config import RuntimeConfig
 from gemmule.train.config import RunConfig
 from gemmule.train.evaluate import heldout_result, validation_probe
 from gemmule.train.objective import Objective
@@ -34,6 +39,10 @@ class Recipe:
             same when the run is resumed.
         tokens_per_step: tokens of a step, or a good guess where steps differ: for the progress bar,
             and to decide whether compiling pays.
+        begin: called before the first step and whenever the run is resumed, with the run's folder
+            and the resolved runtime. The model is on its device, with the weights that the run
+            starts from. What takes long is kept in the folder and read when the run is resumed.
+        save: writes the trained model to a folder, in one atomic replacement.
     """
 
     model: Gemma
@@ -44,6 +53,8 @@ class Recipe:
     parents: Sequence[Mapping[str, Any]] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     tokens_per_step: int = 0
+    begin: Callable[[RunLayout, RuntimeConfig], None] | None = None
+    save: Callable[[Gemma, Tokenizer, Path], None] = save_model
 
 
 def language_model_recipe(

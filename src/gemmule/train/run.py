@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.runs.carbon import check_country
@@ -71,10 +70,12 @@ def run_training(
         else:
             run.write_manifest(manifest)
         _prepare(config, recipe)
+        if recipe.begin is not None:
+            recipe.begin(layout, config.runtime)
         state = train(run, config, recipe, label or out.resolve().name, probes)
         recipe.model.eval()
         result = _result(config, recipe, state)
-        save_model(recipe.model, tokenizer, layout.model)
+        recipe.save(recipe.model, tokenizer, layout.model)
         result.write(layout.result)
         return result.to_json()
 

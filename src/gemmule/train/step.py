@@ -36,6 +36,8 @@ def accumulate(
     """
     half = runtime.dtype == "bfloat16"
     parts: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), torch.autocast(runtime.device, torch.bfloat16, enabled=half):
+        objective.begin_step(model, batches)
     for batch in batches:
         with torch.autocast(runtime.device, torch.bfloat16, enabled=half):
             loss, sums = objective.loss(model, batch.to(runtime.device))

@@ -1,0 +1,1 @@
+"""Post-training: from a base model to one that answers (docs/post-training.md)."""
