@@ -102,6 +102,7 @@ def test_a_plain_batch_has_other_bits(model: Gemma) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_blocks_are_compiled_once_and_keep_the_guarantee() -> None:
     model = random_model(tiny_config(GROUPED, vocab_size=VOCAB), seed=2)
     plain = log_p(model, packed(LENGTHS))
