@@ -19,7 +19,18 @@ LEVELS = [
     {"data", "checkpoints"},
     {"teachers", "infer"},
     {"train"},
-    {"posttrain", "evals", "serve", "plan", "ablate", "quickstart", "doctor", "quantize", "speed"},
+    {
+        "posttrain",
+        "evals",
+        "serve",
+        "plan",
+        "ablate",
+        "quickstart",
+        "doctor",
+        "quantize",
+        "speed",
+        "trim",
+    },
     {"cli", "__main__"},
 ]
 # Within a level, as the modules' docstrings say; nothing may lead back.

@@ -1,4 +1,4 @@
-"""gemmule info, convert and quantize: checkpoints as files."""
+"""gemmule info, convert, quantize and trim: checkpoints as files."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from gemmule import shell
 from gemmule.cli.app import CHECKPOINTS, RERUN, command, stoppable
-from gemmule.cli.options import AsJson, Model
+from gemmule.cli.options import AsJson, Field, Model, Out
 from gemmule.config import ModelName
 
 
@@ -124,6 +124,50 @@ def quantize(
     with stoppable("nothing was written"), counting("quantizing") as progress:
         report = run(
             model, to, out, head=head, calibrate=calibrate, eval_text=eval_text,
+            progress=progress, stage=stage,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(report))
+    else:
+        key_values(summary(report), title=report["out"])
+        next_commands(shell.command("generate", Path(report["out"]), "The"))
+
+
+@command(CHECKPOINTS)
+def trim(
+    model: Model,
+    out: Out,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="File, folder or glob of text; default: Python's standard library."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Number of tokens to keep; default: all that the text has.")
+    ] = None,
+    coverage: Annotated[
+        float, typer.Option(help="Fraction of the text's tokens whose pieces are kept.")
+    ] = 1.0,
+    field: Field = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trim a model's vocabulary to the tokens that a text uses.
+
+    The trimmed model gives the same logits of the tokens that are left, and the text is segmented
+    as before. What the dropped tokens' probability was is measured on the text: the folder's
+    trim.json has it. A stopped run leaves nothing and starts from the beginning.
+
+    Example: gemmule trim google/gemma-2-2b --text ~/notes --out models/notes-2b
+    """
+    from gemmule.console import console, counting, key_values, next_commands
+    from gemmule.trim import summary
+    from gemmule.trim import trim as run
+
+    def stage(what: str) -> None:
+        console.print(what, style="dim", markup=False)
+
+    with stoppable("nothing was written"), counting("reading") as progress:
+        report = run(
+            model, text, out, field=field, size=size, coverage=coverage,
             progress=progress, stage=stage,
         )  # fmt: skip
     if as_json:
