@@ -24,11 +24,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import harness
 from gemmule.console import key_values, table
 from gemmule.runtime import host
+
+if TYPE_CHECKING:
+    from gemmule.model.tokenizer import Tokenizer
 
 MODES = ("gemmule", "transformers", "read")
 TEXT = Path(tempfile.__file__)  # real text, on every machine
@@ -47,8 +50,16 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def write_model(settings: Mapping[str, Any], folder: Path) -> int:
-    """A random model in HF's layout, made as it is written; returns its weights' bytes."""
+def write_model(
+    settings: Mapping[str, Any], folder: Path, tokenizer: "Tokenizer | None" = None
+) -> int:
+    """A random model in HF's layout, made as it is written; returns its weights' bytes.
+
+    Args:
+        settings: preset, vocab_size and seed.
+        folder: where.
+        tokenizer: the model's; None: a small one.
+    """
     import torch
 
     from gemmule.checkpoints import tensor_layout
@@ -75,7 +86,9 @@ def write_model(settings: Mapping[str, Any], folder: Path) -> int:
         name: Drawn(name, tuple(tensor.shape), torch.bfloat16, "BF16", name)
         for name, tensor in wanted.items()
     }
-    tokenizer = train_tokenizer([TEXT.read_text(), Path(argparse.__file__).read_text()], 1024)
+    if tokenizer is None:
+        texts = [TEXT.read_text(), Path(argparse.__file__).read_text()]
+        tokenizer = train_tokenizer(texts, 1024)
     drawn = Checkpoint(folder, "memory", config, tensors, lambda: tokenizer)
     tensor_layout.write(writer.layouts(drawn), folder)
     writer.write_companions(drawn, folder, None)

@@ -122,6 +122,22 @@ def test_checkpoints_are_read_and_written(tmp_path: Path) -> None:
     assert "GGUF Q8_0" in printed
 
 
+def test_a_trimmed_model_is_compared_with_the_full_one(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    running = start("trim.py", "--toy", "--rounds=2", "--steps=2", f"--json={out}")
+    _, printed = running.communicate(timeout=120)
+    assert running.returncode == 0, printed
+    report = json.loads(out.read_text())
+    assert report["vocabulary"] == {"before": 1100, "after": 800}
+    segmentation = report["segmentation"]
+    assert segmentation["tokens_after"] > segmentation["tokens_before"]  # fewer than the text has
+    assert report["ratios"]["bytes"] < 1
+    for figures in report["modes"].values():
+        assert len(figures["repetitions"]) == 2
+        assert figures["step_seconds"] > 0
+    assert "1,100 tokens trimmed to 800" in printed
+
+
 def test_distillation_losses_agree_and_say_what_they_hold(reports: dict[str, Any]) -> None:
     report = reports["distill_loss.py"]
     assert list(report["modes"]) == LOSS_MODES

@@ -162,8 +162,9 @@ def test_less_than_the_whole_text_may_be_covered(model: Path, text: Path, tmp_pa
 
 
 def test_a_short_text_measures_no_probability(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("return None")
-    report = trim(model, tmp_path / "short.txt", tmp_path / "out")
+    records = tmp_path / "short.jsonl"
+    records.write_text('{"text": ""}\n{"text": "return None"}\n')
+    report = trim(model, records, tmp_path / "out")
     assert report["dropped_probability"] is None
     assert dict(summary(report))["dropped probability"].startswith("not measured")
 

@@ -127,7 +127,7 @@ class _Counts:
         """Counts the tokens of every document."""
         for document in _documents(corpus, progress):
             ids = self._tokenizer.encode(document)
-            self.counts_V += np.bincount(ids, minlength=len(self.counts_V))
+            self.counts_V += np.bincount(np.array(ids, np.int64), minlength=len(self.counts_V))
             for at in range(0, len(ids) - _ROW + 2, _ROW - 1):
                 self._keep([self._tokenizer.bos_id, *ids[at : at + _ROW - 1]])
 
