@@ -14,7 +14,7 @@ from gemmule.runs.layout import RunLayout
 RERUN = "the same command continues from there"  # for stoppable
 
 # Headings of `gemmule --help`, in its order.
-START, DATA, TRAIN = "Start", "Data", "Train and distill"
+START, DATA, TRAIN, POST_TRAIN = "Start", "Data", "Train and distill", "Post-train"
 RUN, CHECKPOINTS, EVALUATE = "Run", "Checkpoints", "Evaluate and report"
 
 app = typer.Typer(

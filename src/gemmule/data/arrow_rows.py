@@ -12,14 +12,14 @@ _ROWS = 256  # in memory at a time
 _FILE_MAGIC, _OLD_FEATHER = b"ARROW1", b"FEA1"
 
 
-def rows(path: Path, kind: str, field: str) -> Iterator[dict[str, Any] | Unusable]:
-    """Streams the rows of one column.
+def rows(path: Path, kind: str, field: str | None) -> Iterator[dict[str, Any] | Unusable]:
+    """Streams the rows of one column, or of all.
 
     Args:
         path: the file.
         kind: PARQUET or ARROW; an Arrow file is one of `pyarrow.ipc` or a stream, as the
             datasets library saves it.
-        field: the column, or the path to a field in one: "column.field".
+        field: the column, or the path to a field in one: "column.field"; None: all columns.
 
     Yields:
         Rows, or `Unusable.NOT_UTF8`. Without the column, one row: the names of the columns.
@@ -52,19 +52,27 @@ def column_of(field: str, names: Iterable[str]) -> str | None:
     return next((head for head in heads if head in names), None)
 
 
-def _parquet(path: Path, field: str) -> Iterator[Any]:
+def _columns(field: str | None, names: list[str]) -> list[str]:
+    """The columns to read."""
+    if field is None:
+        return names
+    column = column_of(field, names)
+    return [] if column is None else [column]
+
+
+def _parquet(path: Path, field: str | None) -> Iterator[Any]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as table:  # type: ignore[no-untyped-call]
         names = table.schema_arrow.names
-        column = column_of(field, names)
-        if column is None:
+        columns = _columns(field, names)
+        if not columns:
             yield dict.fromkeys(names)
         else:
-            yield from table.iter_batches(batch_size=_ROWS, columns=[column])
+            yield from table.iter_batches(batch_size=_ROWS, columns=columns)
 
 
-def _arrow(path: Path, field: str) -> Iterator[Any]:
+def _arrow(path: Path, field: str | None) -> Iterator[Any]:
     from pyarrow import lib
     from pyarrow.ipc import open_file, open_stream
 
@@ -82,15 +90,16 @@ def _arrow(path: Path, field: str) -> Iterator[Any]:
         else:
             stream = open_stream(source)  # type: ignore[no-untyped-call]
             batches, names = iter(stream), stream.schema.names
-        column = column_of(field, names)
-        if column is None:
+        columns = _columns(field, names)
+        if not columns:
             yield dict.fromkeys(names)
             return
         for batch in batches:
-            one = batch.select([column])
-            _check_offsets(one.column(0))
-            for start in range(0, len(one), _ROWS):
-                yield one.slice(start, _ROWS)
+            part = batch.select(columns)
+            for column in part.columns:
+                _check_offsets(column)
+            for start in range(0, len(part), _ROWS):
+                yield part.slice(start, _ROWS)
 
 
 def _check_offsets(column: Any) -> None:
@@ -120,14 +129,17 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | Unusable]:
     if isinstance(batch, dict):
         yield batch
         return
-    (name,) = batch.schema.names
-    column = batch.column(0)
+    columns = [_column(column) for column in batch.columns]
+    for values in zip(*columns, strict=True):
+        broken = any(value is Unusable.NOT_UTF8 for value in values)
+        yield Unusable.NOT_UTF8 if broken else dict(zip(batch.schema.names, values, strict=True))
+
+
+def _column(column: Any) -> list[Any]:
     try:
-        values = column.to_pylist()
+        return list(column.to_pylist())
     except UnicodeDecodeError:
-        values = [_value(scalar) for scalar in column]
-    for value in values:
-        yield value if value is Unusable.NOT_UTF8 else {name: value}
+        return [_value(scalar) for scalar in column]
 
 
 def _value(scalar: Any) -> Any:

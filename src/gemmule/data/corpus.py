@@ -126,7 +126,7 @@ def read_corpus(
             f"{len(SPLITS)} files or about {len(SPLITS) * SECTION_BYTES // 1024} kB"
             + (f" (left out: {left_out})" if left_out else "")
         )
-    assigned = _assign(np.array(scan.positions), validation, heldout)
+    assigned = assign_splits(np.array(scan.positions), validation, heldout)
     split_of = np.full(len(scan.digests), _DROPPED, np.uint8)
     split_of[scan.kept] = assigned
     sizes = np.array(scan.sizes, np.int64)
@@ -198,7 +198,7 @@ def _short(digest: bytes) -> int:
     return int.from_bytes(digest[:8])
 
 
-def _assign(
+def assign_splits(
     positions: npt.NDArray[np.float64], validation: float, heldout: float
 ) -> npt.NDArray[np.uint8]:
     """Assigns split indices: positions [0, heldout) are held out, then come validation and train.

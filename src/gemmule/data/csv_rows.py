@@ -15,7 +15,7 @@ _EXCEL_HINT = re.compile(r'"?sep=([^"\r\n])"?\r?\n')  # a first line that Excel 
 
 
 def rows(
-    blocks: Iterable[str], delimiter: str | None, field: str
+    blocks: Iterable[str], delimiter: str | None, field: str | None
 ) -> Iterator[dict[str, str] | Unusable]:
     """Streams rows as columns by name; the first row names the columns.
 
@@ -23,7 +23,7 @@ def rows(
         blocks: the text, in blocks of any size.
         delimiter: what separates columns; None: the one of comma, semicolon, tab and bar that
             gives the header the field, or else most columns.
-        field: the column that is wanted.
+        field: the column that is wanted; None: all.
 
     Yields:
         Rows, or `Unusable.WRONG_LENGTH`. Without the field, one row: the names of the columns.
@@ -43,7 +43,7 @@ def rows(
         parsed = _closed(_parsed(itertools.chain(_lines([head], text), [_END]), delimiter))
         # Blank lines may come before the header.
         names = [name.strip() for name in next(filter(None, parsed), [])]
-        if field not in names:
+        if field is not None and field not in names:
             if any(names):
                 yield dict.fromkeys(names, "")
             return
@@ -85,7 +85,7 @@ def _closed(parsed: Iterable[list[str]]) -> Iterator[list[str]]:
         yield row
 
 
-def _likely_delimiter(head: str, field: str) -> str:
+def _likely_delimiter(head: str, field: str | None) -> str:
     def rank(delimiter: str) -> tuple[bool, int]:
         names = next(_parsed(io.StringIO(head, newline=""), delimiter), [])
         return field in [name.strip() for name in names], len(names)

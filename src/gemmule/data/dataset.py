@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 OFFSET_TYPE = np.dtype("<i8")
 NAMES = "names"  # in a shard's .json: where each of its documents came from
 MASK_CHECKSUM = "mask_sha256"  # in the entry of a shard that has a loss mask
+WHOLE_DOCUMENTS = "whole_documents"  # in the manifest: whether no document may be cut
 
 
 def token_type(vocab_size: int) -> np.dtype[Any]:

@@ -62,10 +62,7 @@ def read_records(file: CorpusFile, field: str, log: ReadLog) -> Iterator[str]:
         unused.reasons[str(e)] += 1
     except MalformedError as e:
         if used or required:
-            raise DataError(
-                f"{file.path} is not valid {file.kind} ({e}): correct it, or fetch it again if it "
-                "is cut short"
-            ) from None
+            raise DataError(_malformed(file, e)) from None
         log.leave_out(f"not valid {file.kind}", file.key)
         return
     log.records += used
@@ -76,6 +73,41 @@ def read_records(file: CorpusFile, field: str, log: ReadLog) -> Iterator[str]:
         return
     for reason, count in unused.reasons.items():
         log.leave_out(reason, file.key, count)
+
+
+def read_rows(file: CorpusFile, log: ReadLog) -> Iterator[dict[str, Any]]:
+    """Streams whole records, with all their fields.
+
+    Args:
+        file: a file of records.
+        log: receives what is left out.
+
+    Raises:
+        OSError: when the file cannot be read.
+        DataError: when it is damaged.
+        MissingExtraError: when the format needs a package that is not installed.
+    """
+    unused = _Unused(file, None)
+    try:
+        for row in _rows(file, None, log):
+            if isinstance(row, dict):
+                log.records += 1
+                yield row
+            else:
+                unused.count(row, row)
+    except NotTextError as e:
+        unused.reasons[str(e)] += 1
+    except MalformedError as e:
+        raise DataError(_malformed(file, e)) from None
+    for reason, count in unused.reasons.items():
+        log.leave_out(reason, file.key, count)
+
+
+def _malformed(file: CorpusFile, error: MalformedError) -> str:
+    return (
+        f"{file.path} is not valid {file.kind} ({error}): correct it, or fetch it again if it is "
+        "cut short"
+    )
 
 
 def no_field(where: str, field: str, fields: Iterable[str]) -> str:
@@ -90,7 +122,7 @@ def no_field(where: str, field: str, fields: Iterable[str]) -> str:
 class _Unused:
     """Counts the records of a file that give no text, by reason."""
 
-    def __init__(self, file: CorpusFile, field: str) -> None:
+    def __init__(self, file: CorpusFile, field: str | None) -> None:
         self.reasons = Counter[str]()
         self.fields: dict[str, None] = {}  # an ordered set, of records without the field
         self._field = field
@@ -141,7 +173,7 @@ def _decoded(value: Any) -> Any:
         return Unusable.NOT_UTF8
 
 
-def _rows(file: CorpusFile, field: str, log: ReadLog) -> Iterator[Any]:
+def _rows(file: CorpusFile, field: str | None, log: ReadLog) -> Iterator[Any]:
     """Rows as dictionaries; anything else cannot be used."""
     if file.kind in (PARQUET, ARROW):
         return arrow_rows.rows(file.path, file.kind, field)

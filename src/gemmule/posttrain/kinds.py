@@ -1,0 +1,9 @@
+"""Makes the kinds of post-training runs known.
+
+Whatever reads the settings of a run that may be a post-training run imports this module first.
+"""
+
+from gemmule.posttrain.recipes import sft
+from gemmule.train.recipes import register_recipe
+
+register_recipe(sft.SftConfig, sft.build)
