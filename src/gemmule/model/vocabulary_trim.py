@@ -1,11 +1,11 @@
 """Trims a vocabulary to the pieces that a text needs.
 
 BPE merges the best pair of neighbors again and again. If every piece that ever appears while a text
-is encoded is kept, the trimmed vocabulary encodes the text alike: at each step its possible merges
-are some of the full vocabulary's, and the best of those is among them. The pieces that appear are
-the tokens of the text and those that they are merged from; a piece is always merged from the same
-two (merges.py says why). Text with other pieces falls apart into smaller ones, in the end into
-bytes, so every string still round-trips.
+is encoded is kept, the trimmed vocabulary encodes the text the same way: at each step its possible
+merges are some of the full vocabulary's, and the best of those is among them. The pieces that
+appear are the tokens of the text and those that they are merged from; a piece is always merged from
+the same two (merges.py says why). Text with other pieces falls apart into smaller ones, in the end
+into bytes, so every string still round-trips.
 
 Shapes: V tokens of the full vocabulary, K kept ones.
 """
