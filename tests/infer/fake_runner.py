@@ -149,7 +149,9 @@ def expected(request: Request, context: int = 160) -> Completion:
         pairs = zip(rows, request.prompt[1:], strict=False)
         log_probs = tuple(scored(row, token, params.prompt_logprobs) for row, token in pairs)
     ended = reason or str(stream.reason)
-    return Completion(text, tuple(stream.ids), ended, prompt_logprobs=log_probs)
+    return Completion(
+        text, tuple(stream.ids), ended, prompt_logprobs=log_probs, stop_id=stream.stop_id
+    )
 
 
 def scored(logits_V: torch.Tensor, token: int, count: int) -> TokenLogProb:

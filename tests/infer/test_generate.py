@@ -106,7 +106,7 @@ def test_stops_at_either_stop_token(lm: LanguageModel, monkeypatch: pytest.Monke
         ids = iter([*script, stop_id, 300])
         monkeypatch.setattr(request_state, "sample", lambda *_, ids=ids: next(ids))
         (done,) = lm.complete([[2]], GREEDY)
-        assert done == Completion("some text", tuple(script), "stop")
+        assert done == Completion("some text", tuple(script), "stop", stop_id=stop_id)
         assert next(ids) == 300  # nothing was computed after the stop
 
 

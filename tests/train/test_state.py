@@ -62,6 +62,19 @@ def test_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+def test_further_tensors_are_restored_in_place(tmp_path: Path) -> None:
+    pair, states = build(0), SafetensorsStates(tmp_path, 1)
+    anchor = {"anchor.weight": torch.arange(6.0), "anchor.bias": torch.ones(2)}
+    states.save(3, *pair, {}, anchor)
+    own = {"anchor.weight": torch.zeros(6), "anchor.bias": torch.zeros(2)}
+    before = dict(own)
+    states.load(3, *pair, own)
+    assert all(own[name] is before[name] and own[name].equal(anchor[name]) for name in anchor)
+    for wrong in ({}, {**own, "more": torch.ones(1)}, {**own, "anchor.bias": torch.ones(3)}):
+        with pytest.raises(CheckpointError, match="does not fit this run's model"):
+            states.load(3, *pair, wrong)
+
+
 def test_optimizer_states_are_keyed_by_parameter_name(tmp_path: Path) -> None:
     one = build(0)
     work(*one, 2)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gemmule import files
 from gemmule.errors import Interrupted, TrainingError
@@ -97,6 +98,7 @@ def train(
             if not (math.isfinite(agreed.means["loss"]) and math.isfinite(norm)):
                 raise TrainingError(_diverged(states, state.step + 1, agreed.means["loss"], norm))
             _update(optimizers)
+            further = {} if recipe.hook is None else recipe.hook.after_step()
             elapsed = time.perf_counter() - began
             state.step, state.tokens = state.step + 1, state.tokens + agreed.tokens
             state.seconds, state.loader = state.seconds + elapsed, source.state()
@@ -109,7 +111,7 @@ def train(
                     "gradient_norm": norm,
                     "tokens_per_second": agreed.tokens / elapsed,
                 }
-                _log(report, state, {**agreed.means, **rates})
+                _log(report, state, {**agreed.means, **further, **rates})
             due_probes = [p for p in probes if last or state.step % p.every == 0]
             _measure(model, due_probes, report, state)
             # A process alone need not agree with others: it looks at what has come in meanwhile.
@@ -150,7 +152,9 @@ def _resume(
     steps = states.steps()
     if not steps:
         return TrainState()
-    state = TrainState(step=steps[-1], **states.load(steps[-1], recipe.model, optimizers))
+    state = TrainState(
+        step=steps[-1], **states.load(steps[-1], recipe.model, optimizers, _tensors(recipe))
+    )
     recipe.source.load_state(state.loader)
     if world.first:  # a kill may have come before it was written
         _write_carbon(run, state)
@@ -167,9 +171,13 @@ def _save(
 ) -> None:
     values = dataclasses.asdict(state)
     step = values.pop("step")
-    states.save(step, recipe.model, optimizers, values)
+    states.save(step, recipe.model, optimizers, values, _tensors(recipe))
     if world.first:
         _write_carbon(run, state)
+
+
+def _tensors(recipe: Recipe) -> Mapping[str, Tensor]:
+    return {} if recipe.hook is None else recipe.hook.tensors()
 
 
 def _write_carbon(run: RunDir, state: TrainState) -> None:

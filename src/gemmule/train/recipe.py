@@ -7,7 +7,9 @@ manifest and the result are the same for all kinds.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
@@ -21,6 +23,18 @@ from gemmule.train.config import RunConfig
 from gemmule.train.evaluate import heldout_result, validation_probe
 from gemmule.train.objective import Objective
 from gemmule.train.probe import Probe
+
+
+class StepHook(Protocol):
+    """What a kind of run does after each optimizer step, and what it trains besides the model."""
+
+    def after_step(self) -> Mapping[str, float]:
+        """Called once the weights are updated; returns metrics of the step, to be logged."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Tensors that change with the steps, by name; a training state saves and restores them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Recipe:
             and the resolved runtime. The model is on its device, with the weights that the run
             starts from. What takes long is kept in the folder and read when the run is resumed.
         save: writes the trained model to a folder, in one atomic replacement.
+        hook: what happens after each step, such as the update of an anchor; None: nothing.
     """
 
     model: Gemma
@@ -55,6 +70,7 @@ class Recipe:
     tokens_per_step: int = 0
     begin: Callable[[RunLayout, RuntimeConfig], None] | None = None
     save: Callable[[Gemma, Tokenizer, Path], None] = save_model
+    hook: StepHook | None = None
 
 
 def language_model_recipe(

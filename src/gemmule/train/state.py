@@ -25,6 +25,7 @@ from gemmule.errors import CheckpointError
 from gemmule.runtime.world import SOLO, World
 
 FORMAT = 2  # of state.json; the first format had no number
+_FURTHER = "further"  # beginning of the keys of tensors that are neither weights nor optimizer's
 _STEP = re.compile(r"step-(\d+)")
 # What these optimizers keep for each parameter from their first step on.
 _SLOTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
@@ -32,6 +33,7 @@ _SLOTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 Optimizers = Sequence[torch.optim.Optimizer]
+NOTHING: Mapping[str, Tensor] = {}
 
 
 class StateStore(Protocol):
@@ -41,7 +43,12 @@ class StateStore(Protocol):
         """The steps of which a state is kept, in ascending order."""
 
     def save(
-        self, step: int, model: nn.Module, optimizers: Optimizers, values: Mapping[str, Any]
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Optimizers,
+        values: Mapping[str, Any],
+        tensors: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         """Saves a state whole or not at all, then drops the oldest ones beyond the limit.
 
@@ -50,13 +57,20 @@ class StateStore(Protocol):
             model: its parameters are saved.
             optimizers: their states are saved; every parameter belongs to one of them at most.
             values: other values to resume from (counters, the source's position), as JSON.
+            tensors: further tensors that change with the steps, by name.
 
         Raises:
             OutputError: when the disk refuses.
         """
 
-    def load(self, step: int, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-        """Fills `model` and `optimizers` from the state of a step.
+    def load(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Optimizers,
+        tensors: Mapping[str, Tensor] = NOTHING,
+    ) -> dict[str, Any]:
+        """Fills `model`, `optimizers` and further tensors, in place, from the state of a step.
 
         Returns:
             The `values` it was saved with.
@@ -91,30 +105,43 @@ class SafetensorsStates:
         return sorted(int(match[1]) for match in matches if match)
 
     def save(
-        self, step: int, model: nn.Module, optimizers: Optimizers, values: Mapping[str, Any]
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Optimizers,
+        values: Mapping[str, Any],
+        tensors: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         """Saves a state whole or not at all, then drops the oldest ones beyond the limit."""
         if self.world.first:
-            tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+            saved = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+            saved.update((f"{_FURTHER}.{name}", tensor) for name, tensor in tensors.items())
             scalars: dict[str, Any] = {}
             for name, slots in _optimizer_states(model, optimizers):
                 for slot, value in slots.items():
-                    target = tensors if isinstance(value, Tensor) else scalars
+                    target = saved if isinstance(value, Tensor) else scalars
                     target[f"optimizer.{name}.{slot}"] = value
             with files.atomic_dir(self.path(step)) as tmp:
-                _save_tensors(tensors, tmp / "state.safetensors")
+                _save_tensors(saved, tmp / "state.safetensors")
                 state = {"step": step, **values, "format": FORMAT, "scalars": scalars}
                 (tmp / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
             self._drop_old()
         self.world.barrier()
 
-    def load(self, step: int, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-        """Fills `model` and `optimizers` from the state of a step; returns its values."""
+    def load(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Optimizers,
+        tensors: Mapping[str, Tensor] = NOTHING,
+    ) -> dict[str, Any]:
+        """Fills everything from the state of a step, in place; returns its values."""
         folder = self.path(step)
         try:
-            tensors = load_file(folder / "state.safetensors")
+            saved = load_file(folder / "state.safetensors")
             state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            weights, slots = _by_name({**tensors, **state.pop("scalars")})
+            further = {k: saved.pop(k) for k in list(saved) if k.startswith(f"{_FURTHER}.")}
+            weights, slots = _by_name({**saved, **state.pop("scalars")})
             if state.pop("format", 1) == 1:
                 slots = _names_for_numbers(slots, model, optimizers)
             if state.pop("step") != step:
@@ -127,6 +154,7 @@ class SafetensorsStates:
         try:
             model.load_state_dict(weights)
             _fill(model, optimizers, slots)
+            _restore(tensors, further)
         except _BROKEN as e:
             raise CheckpointError(
                 f"the training state {folder} does not fit this run's model: {e}"
@@ -222,6 +250,23 @@ def _fill(model: nn.Module, optimizers: Optimizers, slots: Mapping[str, Mapping[
         optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
     if unused := sorted(set(slots) - used):
         raise ValueError(f"it holds an optimizer state of {unused[0]!r}, which is not trained")
+
+
+@torch.no_grad()
+def _restore(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copies saved tensors into those of this run.
+
+    Raises:
+        ValueError: unless the names and shapes are the same.
+    """
+    names = {f"{_FURTHER}.{name}" for name in tensors}
+    if names != set(saved):
+        raise ValueError(f"it lacks, or has beyond this run's, {sorted(names ^ set(saved))[0]!r}")
+    for name, tensor in tensors.items():
+        value = saved[f"{_FURTHER}.{name}"]
+        if value.shape != tensor.shape:
+            raise ValueError(f"{name} of shape {list(value.shape)} for {list(tensor.shape)}")
+        tensor.copy_(value)
 
 
 def _check(

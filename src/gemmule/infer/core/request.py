@@ -93,6 +93,8 @@ class Completion:
         logprobs: one per token of `ids`, if asked for.
         prompt_logprobs: one per token of the prompt but the first, which nothing predicts, if asked
             for.
+        stop_id: the stop token that ended the text; None: something else did.
+        stop_logprob: log-probability of that token, if `logprobs` were asked for.
         error: why the finish reason is "error": the logits are not finite, the constraint fails or
             allows no token, or the engine failed. Ignored by `==`.
         counts: numbers of tokens; ignored by `==`, since they depend on what was cached.
@@ -104,6 +106,8 @@ class Completion:
     finish_reason: str
     logprobs: tuple[TokenLogProb, ...] | None = None
     prompt_logprobs: tuple[TokenLogProb, ...] | None = None
+    stop_id: int | None = None
+    stop_logprob: TokenLogProb | None = None
     error: GemmuleError | None = field(default=None, compare=False)
     counts: TokenCounts = field(default=TokenCounts(), compare=False)
     times: RequestTimes = field(default=RequestTimes(), compare=False)

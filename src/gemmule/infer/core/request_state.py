@@ -206,12 +206,15 @@ class GenerationState:
             cached=self.sequence.num_cached or 0,
             generated=len(self.sequence.tokens) - self._prompt_length,
         )
+        stop_id, logprobs = self._stream.stop_id, self._log_probs
         return Completion(
             "".join(self._texts),
             ids,
             self._reason,
-            None if params.logprobs is None else tuple(self._log_probs[: len(ids)]),
+            None if params.logprobs is None else tuple(logprobs[: len(ids)]),
             None if params.prompt_logprobs is None else tuple(self._prompt_log_probs),
+            stop_id,
+            None if params.logprobs is None or stop_id is None else logprobs[len(ids)],
             self._failure,
             counts,
             RequestTimes(self._queued, self.scheduled, self._first_token, self._finished),

@@ -165,6 +165,32 @@ class SamplingParams:
                 raise ConfigError(f"unknown setting {name!r}; {nearest(name, allowed)}")
         return cls(**settings)
 
+    @classmethod
+    def on_policy(
+        cls, max_new_tokens: int, *, n: int = 1, seed: int | None = None
+    ) -> "SamplingParams":
+        """Samples from the model's own distribution, with log-probabilities of the tokens.
+
+        The defaults do not: a temperature, top-p and penalties renormalize the distribution, so
+        that the log-probabilities are not those of what was sampled from.
+        """
+        return cls(
+            max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, seed=seed, logprobs=0, n=n
+        )
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether tokens are sampled from the model's own distribution, unchanged."""
+        return (
+            self.temperature == 1
+            and self.top_k is None
+            and self.top_p == 1
+            and self.min_p == 0
+            and not self.changes_logits
+            and not self.min_tokens
+            and not self.ignore_eos
+        )
+
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""

@@ -66,6 +66,7 @@ class TextStream:
     Attributes:
         ids: tokens of the text, without a stop token.
         reason: finish reason ("stop", "length" or "context"); None while generation continues.
+        stop_id: the stop token that ended the text; None: none has.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class TextStream:
         """
         self.ids: list[int] = []
         self.reason: str | None = None
+        self.stop_id: int | None = None
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
         self._matcher = StopMatcher(stops)
         self._stop_ids = frozenset(() if tokenizer is None else tokenizer.stop_ids)
@@ -104,6 +106,7 @@ class TextStream:
         if self.reason is not None:
             return ""
         if token in self._stop_ids:
+            self.stop_id = token
             return self._end("stop", self._matcher.push(self._flushed()))
         self.ids.append(token)
         early = len(self.ids) < self._min_tokens

@@ -1,0 +1,1 @@
+"""Rewards: functions of an answer and its prompt's record. Free of torch."""
