@@ -70,7 +70,7 @@ def assert_nothing_is_left(e: Engine) -> None:
 
 
 def without_log_probs(completion: Completion) -> Completion:
-    return dataclasses.replace(completion, logprobs=None)
+    return dataclasses.replace(completion, logprobs=None, stop_logprob=None)
 
 
 Key = tuple[int, int]  # a request's id and the number of the sample
