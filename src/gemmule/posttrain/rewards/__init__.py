@@ -1,1 +1,1 @@
-"""Rewards: functions of an answer and its prompt's record. Free of torch."""
+"""Rewards: functions of an answer and its prompt's record, users' own included; free of torch."""

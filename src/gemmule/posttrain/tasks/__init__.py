@@ -1,0 +1,1 @@
+"""Problems with answers that a program can check: deterministic, split without overlap."""
