@@ -7,7 +7,7 @@ exception is what a definition does, which is answered by its docstring and cann
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gemmule.posttrain.tasks.definitions import Definition, library_definitions
@@ -64,7 +64,7 @@ class Questions:
     left_out: int
 
 
-def library_questions(seed: int = 0) -> Questions:
+def library_questions(seed: int = 0, definitions: Iterable[Definition] | None = None) -> Questions:
     """Makes a conversation for each different definition of the library.
 
     Whole modules are held out, selected by the hash of their names. A definition whose line also
@@ -72,13 +72,14 @@ def library_questions(seed: int = 0) -> Questions:
 
     Args:
         seed: seed of the choice of questions.
+        definitions: what to ask about; None: the whole library.
 
     Raises:
         DataError: when this Python was installed without its library's source.
     """
     by_split: dict[str, dict[str, Definition]] = {"train": {}, "heldout": {}}
     modules: dict[str, set[str]] = {"train": set(), "heldout": set()}
-    for definition in library_definitions():
+    for definition in definitions or library_definitions():
         split = split_of(definition.module)
         by_split[split].setdefault(definition.line, definition)
         modules[split].add(definition.module)
