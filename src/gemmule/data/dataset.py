@@ -53,10 +53,19 @@ class Split:
         bos_id: id of the token that starts each document.
         pad_id: id that fills incomplete sequences.
         has_mask: whether any shard has a loss mask.
+        whole_documents: whether no document may be cut, see gemmule.data.whole_documents.
     """
 
-    def __init__(self, name: str, folder: Path, entry: dict[str, Any], dtype: np.dtype[Any]):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        entry: dict[str, Any],
+        dtype: np.dtype[Any],
+        whole_documents: bool = False,
+    ) -> None:
         self.name = name
+        self.whole_documents = whole_documents
         self.token_count: int = entry["tokens"]
         self.document_count: int = entry["documents"]
         self.byte_count: int = entry["bytes"]
@@ -259,4 +268,5 @@ class Dataset:
         splits = self.manifest["splits"]
         if name not in splits:
             raise DataError(f"no split {name!r}: a dataset has {', '.join(splits)}")
-        return Split(name, self.path, splits[name], self._dtype)
+        whole = bool(self.manifest.get(WHOLE_DOCUMENTS))
+        return Split(name, self.path, splits[name], self._dtype, whole)

@@ -1,8 +1,11 @@
 """Training and evaluation batches of packed documents, cut from a split's token stream.
 
+Of data whose documents may not be cut, rows hold whole documents (whole_documents.py).
+
 Shape letters: B sequences of a batch, T tokens of a sequence.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gemmule.data import whole_documents
 from gemmule.data.batch import Batch
 from gemmule.data.dataset import Split
 from gemmule.errors import DataError
@@ -23,7 +27,8 @@ class PackedText:
 
     The split's tokens are cut into sequences of seq_len + 1 tokens, each starting with the last
     token of the one before, so that every token is a label once an epoch (except up to seq_len - 1
-    tokens at the end of the split). Each epoch has its own order.
+    tokens at the end of the split). Of data whose documents may not be cut, a sequence is a row of
+    whole documents. Each epoch has its own order.
 
     Args:
         split: tokens to read.
@@ -54,11 +59,7 @@ class PackedText:
         if sequences is not None:
             self._sequences = min(sequences, self._sequences)
         if self._sequences < 1:
-            raise DataError(
-                f"seq_len {seq_len} is longer than the data: {split.name} has "
-                f"{split.token_count} tokens and a sequence needs {seq_len + 1}; use a shorter "
-                "seq_len or more text"
-            )
+            raise DataError(too_few(split, seq_len))
         self._order = self._shuffled()
 
     def next(self) -> Batch:
@@ -101,8 +102,26 @@ class PackedText:
 
 
 def sequence_count(split: Split, seq_len: int) -> int:
-    """Number of whole sequences of seq_len tokens in a split, each with the label of its last."""
+    """Number of whole sequences of seq_len tokens in a split, each with the label of its last.
+
+    Of data whose documents may not be cut, the number of rows that hold them.
+    """
+    if split.whole_documents:
+        return len(whole_documents.pack(split, seq_len).rows)
     return (split.token_count - 1) // seq_len
+
+
+def too_few(split: Split, seq_len: int) -> str:
+    """Why a split gives no sequence of seq_len tokens."""
+    if split.whole_documents:
+        return (
+            f"each of the {split.document_count} documents of {split.name} is longer than seq_len "
+            f"{seq_len}, and none may be cut: use a longer seq_len"
+        )
+    return (
+        f"seq_len {seq_len} is longer than the data: {split.name} has {split.token_count} tokens "
+        f"and a sequence needs {seq_len + 1}; use a shorter seq_len or more text"
+    )
 
 
 def times_read(sequences: int, rows: int, seed: int) -> npt.NDArray[np.int64]:
@@ -132,6 +151,10 @@ def batch_of(split: Split, indices: npt.NDArray[np.int64], seq_len: int) -> Batc
     The last sequence of a split may be shorter than seq_len and is padded. Tokens that the split's
     loss mask excludes are inputs but not labels.
     """
+    extras = {SEQUENCE_INDICES: torch.from_numpy(indices)}
+    if split.whole_documents:
+        batch = whole_documents.batch_of_rows(split, indices, seq_len)
+        return dataclasses.replace(batch, extras=extras)
     rows = np.full((len(indices), seq_len + 1), split.pad_id, np.int64)
     is_label = np.ones(rows.shape, np.bool_)
     lengths = np.empty(len(indices), np.int64)
@@ -156,7 +179,7 @@ def batch_of(split: Split, indices: npt.NDArray[np.int64], seq_len: int) -> Batc
         torch.from_numpy(np.ascontiguousarray(tokens)),
         torch.from_numpy(labels),
         torch.from_numpy(doc_ids),
-        extras={SEQUENCE_INDICES: torch.from_numpy(indices)},
+        extras=extras,
     )
 
 
@@ -174,7 +197,9 @@ def eval_batches(
     Raises:
         DataError: when the split has fewer than two tokens.
     """
-    count = -(-(split.token_count - 1) // seq_len)
+    count = sequence_count(split, seq_len)
+    if not split.whole_documents:
+        count = -(-(split.token_count - 1) // seq_len)
     if count < 1:
         raise DataError(f"{split.name} has {split.token_count} tokens: nothing to predict")
     indices = np.arange(count)

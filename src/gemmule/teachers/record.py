@@ -23,7 +23,7 @@ from gemmule import files
 from gemmule.config import ModelName
 from gemmule.console import ProgressBar, console, duration
 from gemmule.data.dataset import Dataset, Split
-from gemmule.data.packed_text import batch_of, sequence_count
+from gemmule.data.packed_text import batch_of, sequence_count, too_few
 from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, UserError
 from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
@@ -109,10 +109,7 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     if config.tokens is not None:
         sequences = min(sequences, -(-config.tokens // config.seq_len))
     if sequences < 1:
-        raise DataError(
-            f"seq_len {config.seq_len} is longer than the data: {SPLIT} has "
-            f"{split.token_count} tokens; use a shorter one"
-        )
+        raise DataError(too_few(split, config.seq_len))
     teacher = _open_teacher(config, dataset)
     memory.keep_freed_memory()
     there = (out / stores.MANIFEST).is_file()
