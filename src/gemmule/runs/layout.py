@@ -8,7 +8,7 @@ A training run (`gemmule train`, `gemmule distill`):
     tensorboard/    the same as TensorBoard events
     checkpoints/    training states, step-N each
     carbon.json     energy and carbon so far
-    model/          the weights in Hugging Face layout
+    model/          the weights in Hugging Face layout; of a run with [adapter], peft's files
     result.json     final metrics                      written last: the run has finished
     evals/          benchmarks.json, safety.json, memorization.json and what they rest on
     card/           the model card
@@ -76,7 +76,7 @@ class RunLayout:
 
     @property
     def model(self) -> Path:
-        """Folder of the trained model, in Hugging Face layout."""
+        """Folder of the trained model, in Hugging Face layout, or of the adapter."""
         return self.path / "model"
 
     @property

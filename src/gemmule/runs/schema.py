@@ -145,6 +145,7 @@ class Manifest(RunFile):
         parameters: number of parameters.
         non_embedding_parameters: number of parameters without the embedding.
         objective: description of what the run minimizes.
+        adapter: the adapter that was trained in place of the model's weights.
     """
 
     gemmule: str | None = None
@@ -163,6 +164,7 @@ class Manifest(RunFile):
     parameters: int | None = None
     non_embedding_parameters: int | None = None
     objective: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
 
     @property
     def distilled(self) -> bool:

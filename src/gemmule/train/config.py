@@ -17,6 +17,7 @@ from gemmule.errors import ConfigError
 from gemmule.losses.divergences import CROSS_ENTROPY, Divergence, Kind
 from gemmule.model.config import GemmaConfig
 from gemmule.runtime.config import RuntimeConfig
+from gemmule.train.adapters.settings import AdapterSettings
 
 # Where the settings of the flat files of earlier versions are now.
 FLAT_KEYS: Mapping[str, str] = {
@@ -210,8 +211,9 @@ class OptimizerConfig(Config):
 
     Attributes:
         name: "muon" (hidden matrices by Muon, embedding and norms by AdamW) or "adamw".
-        learning_rate: peak for the hidden matrices; Muon's is scaled to AdamW's update size.
-        embedding_learning_rate: peak for the embedding and the norms.
+        learning_rate: peak for the hidden matrices and an adapter's factors; Muon's is scaled to
+            AdamW's update size.
+        embedding_learning_rate: peak for the embedding, the norms and DoRA's magnitudes.
         weight_decay: decoupled weight decay, on hidden matrices only.
         beta1: AdamW's decay rate of the first moment.
         beta2: AdamW's decay rate of the second moment.
@@ -307,6 +309,7 @@ class RunConfig(Config):
         data: training data and batches.
         model: shape and initial weights.
         objective: what the run minimizes; its `kind` is the kind of the run.
+        adapter: adapter that is trained in place of the model's weights; None: they are trained.
         optimizer: optimizer.
         schedule: learning-rate schedule.
         evaluation: evaluation during and after training.
@@ -322,6 +325,7 @@ class RunConfig(Config):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     objective: SerializeAsAny[ObjectiveConfig] = PretrainConfig()
+    adapter: AdapterSettings | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

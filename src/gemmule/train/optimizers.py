@@ -13,7 +13,7 @@ def build_optimizers(
     """One optimizer, or two with "muon".
 
     Every group has its peak learning rate in "peak_lr"; the loop sets "lr" from it at each step.
-    Weight decay applies to the matrices of the hidden layers only.
+    Weight decay applies to the matrices of the hidden layers only. Frozen parameters are left out.
 
     Args:
         model: model whose parameters are trained.
@@ -23,7 +23,8 @@ def build_optimizers(
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, p in model.named_parameters():
-        (hidden if p.ndim == 2 and "embed" not in name else rest).append(p)
+        if p.requires_grad:
+            (hidden if p.ndim == 2 and "embed" not in name else rest).append(p)
     groups = [{"params": rest, "lr": config.embedding_learning_rate, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = []
     if config.name == "muon":

@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.errors import CheckpointError, ConfigError, DataError
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.carbon import check_country
 from gemmule.runs.layout import RESULT, RunLayout
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest, RunResult
 from gemmule.runtime import device, memory, torch_compile
+from gemmule.train.adapters.attach import Adapter, flops_saved_per_token, merge
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.initial_model import run_tokenizer
 from gemmule.train.loop import TrainState, train
@@ -60,8 +63,9 @@ def run_training(
         tokenizer = run_tokenizer(config, dataset)
         probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
         check_country(config.runtime.country)
-        manifest = _manifest(config, recipe, dataset)
         config = _resolved(config, recipe)
+        adapter = _adapter(config, recipe, tokenizer)
+        manifest = _manifest(config, recipe, dataset, adapter)
         if not resume:  # whatever was wrong with the settings has left nothing behind
             stack.enter_context(locked(out))
             run = RunDir.create(out, config)
@@ -75,9 +79,34 @@ def run_training(
         state = train(run, config, recipe, label or out.resolve().name, probes)
         recipe.model.eval()
         result = _result(config, recipe, state)
-        recipe.save(recipe.model, tokenizer, layout.model)
+        _save(recipe, adapter, tokenizer, layout.model)
         result.write(layout.result)
         return result.to_json()
+
+
+def _adapter(config: RunConfig, recipe: Recipe, tokenizer: Tokenizer) -> Adapter | None:
+    """Puts the adapter that the settings ask for on the recipe's model."""
+    if config.adapter is None:
+        return None
+    if config.optimizer.name != "adamw":
+        raise ConfigError(
+            f"optimizer.name = {config.optimizer.name!r}: an adapter is trained with AdamW; set "
+            "optimizer.name = 'adamw' and optimizer.learning_rate, about ten times that of full "
+            "weights"
+        )
+    adapter = Adapter.of_run(config.adapter, config.model.init, tokenizer)
+    adapter.attach(recipe.model, config.seed, half=config.runtime.dtype == "bfloat16")
+    return adapter
+
+
+def _save(recipe: Recipe, adapter: Adapter | None, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the trained model: a language model's adapter alone, anything else merged."""
+    if adapter is not None and recipe.save is save_model:
+        adapter.save(recipe.model, tokenizer, folder)
+        return
+    if adapter is not None:
+        merge(recipe.model)
+    recipe.save(recipe.model, tokenizer, folder)
 
 
 def _make(
@@ -97,10 +126,15 @@ def _make(
 
 def _resolved(config: RunConfig, recipe: Recipe) -> RunConfig:
     """The settings without any "auto"."""
-    flops_per_token = recipe.objective.flops_per_token(recipe.model, config.data.seq_len)
-    flops = flops_per_token * config.steps * recipe.tokens_per_step
+    flops = _flops_per_token(config, recipe) * config.steps * recipe.tokens_per_step
     runtime = device.resolve(config.runtime, flops)
     return config.model_copy(update={"runtime": runtime})
+
+
+def _flops_per_token(config: RunConfig, recipe: Recipe) -> float:
+    """Operations of a training step per token."""
+    full = recipe.objective.flops_per_token(recipe.model, config.data.seq_len)
+    return full - flops_saved_per_token(recipe.model)
 
 
 def _prepare(config: RunConfig, recipe: Recipe) -> None:
@@ -112,7 +146,9 @@ def _prepare(config: RunConfig, recipe: Recipe) -> None:
     recipe.objective.prepare(config.runtime.device, compiled)
 
 
-def _manifest(config: RunConfig, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+def _manifest(
+    config: RunConfig, recipe: Recipe, dataset: Dataset, adapter: Adapter | None
+) -> dict[str, Any]:
     about, shape = dataset.manifest, recipe.model.config
     splits, parents = about["splits"], recipe.parents
     kind = config.objective.kind
@@ -133,6 +169,7 @@ def _manifest(config: RunConfig, recipe: Recipe, dataset: Dataset) -> dict[str, 
         "parameters": shape.parameters,
         "non_embedding_parameters": shape.non_embedding_parameters,
         "objective": recipe.objective.describe(),
+        **({} if adapter is None else {"adapter": adapter.describe(recipe.model)}),
     }
 
 
@@ -164,13 +201,12 @@ def _parents(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _result(config: RunConfig, recipe: Recipe, state: TrainState) -> RunResult:
-    flops_per_token = recipe.objective.flops_per_token(recipe.model, config.data.seq_len)
     carbon = state.carbon or {}
     values = {
         **recipe.result(),
         "parameters": recipe.model.config.parameters,
         "train_tokens": state.tokens,
-        "train_flops": flops_per_token * state.tokens,
+        "train_flops": _flops_per_token(config, recipe) * state.tokens,
         "seconds": round(state.seconds, 3),
         "energy_wh": carbon.get("energy_wh"),
         "gco2e": carbon.get("gco2e"),

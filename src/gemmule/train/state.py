@@ -4,8 +4,8 @@ A `StateStore` keeps the states of one run. `SafetensorsStates` writes each into
 own, step-N: state.safetensors with all tensors, state.json with the rest. Weights and optimizer
 states are keyed by the name of their parameter ("model.norm.weight", "optimizer.norm.weight.step"),
 so that they can be read by any number of ranks and by optimizers that divide the parameters up in
-another way. States of the first format, keyed by the number of optimizer and parameter, are read
-too.
+another way. Frozen parameters are left out: whoever makes the model gives it those. States of the
+first format, keyed by the number of optimizer and parameter, are read too.
 """
 
 import json
@@ -54,7 +54,7 @@ class StateStore(Protocol):
 
         Args:
             step: number of finished steps.
-            model: its parameters are saved.
+            model: its parameters are saved, without frozen ones.
             optimizers: their states are saved; every parameter belongs to one of them at most.
             values: other values to resume from (counters, the source's position), as JSON.
             tensors: further tensors that change with the steps, by name.
@@ -114,7 +114,8 @@ class SafetensorsStates:
     ) -> None:
         """Saves a state whole or not at all, then drops the oldest ones beyond the limit."""
         if self.world.first:
-            saved = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+            weights, frozen = model.state_dict().items(), _frozen(model)
+            saved = {f"model.{name}": tensor for name, tensor in weights if name not in frozen}
             saved.update((f"{_FURTHER}.{name}", tensor) for name, tensor in tensors.items())
             scalars: dict[str, Any] = {}
             for name, slots in _optimizer_states(model, optimizers):
@@ -152,7 +153,7 @@ class SafetensorsStates:
                 "the one before, or start the run again"
             ) from None
         try:
-            model.load_state_dict(weights)
+            _load_weights(model, weights)
             _fill(model, optimizers, slots)
             _restore(tensors, further)
         except _BROKEN as e:
@@ -173,6 +174,22 @@ class SafetensorsStates:
             old = self.path(step)
             with files.writing_to(old):
                 shutil.rmtree(old)
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def _load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Fills the model's trained parameters; its frozen ones stay.
+
+    Raises:
+        RuntimeError: when the weights are not exactly those.
+    """
+    current, frozen = model.state_dict(), _frozen(model)
+    if unused := frozen & weights.keys():
+        raise RuntimeError(f"it holds {min(unused)}, which is not trained")
+    model.load_state_dict({**{name: current[name] for name in frozen}, **weights})
 
 
 def _optimizer_states(

@@ -46,9 +46,13 @@ _NORMS = (
 
 
 def packed_of(module: nn.Module) -> PackedMatrix:
-    """Returns the matrix of a linear layer or an embedding, quantized or not."""
+    """Returns the matrix of a linear layer or an embedding, quantized, adapted or neither."""
     packed = getattr(module, "packed", None)
-    return packed if packed is not None else plain(module.get_parameter("weight").detach())
+    if packed is not None:
+        return packed
+    weight = module.weight  # a module with an adapter merges it here
+    assert isinstance(weight, Tensor)
+    return plain(weight.detach())
 
 
 def matrices_of(layer: nn.Module) -> dict[str, PackedMatrix]:

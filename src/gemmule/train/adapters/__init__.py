@@ -1,0 +1,1 @@
+"""Trains LoRA and DoRA adapters: a few weights next to a model that stays as it is."""
