@@ -127,13 +127,24 @@ def test_a_state_of_the_first_format_is_read(tmp_path: Path) -> None:
 
 
 def test_a_parameter_without_a_gradient_has_no_state(tmp_path: Path) -> None:
-    one = build(0)
-    one[0][1].weight.requires_grad_(False)  # type: ignore[union-attr]
+    one, other = build(0), build(1)
+    for model, _ in (one, other):
+        model[1].weight.requires_grad_(False)
     work(*one, 1)
-    other = build(1)
+    frozen = other[0][1].weight.clone()
     load(save(tmp_path, one), other)
     muon = other[1][0]
     assert len(muon.state_dict()["state"]) == 1
+    assert torch.equal(other[0][1].weight, frozen)  # not the state's business
+    assert torch.equal(other[0][0].weight, one[0][0].weight)
+
+
+def test_a_state_of_a_frozen_parameter_is_refused(tmp_path: Path) -> None:
+    one, other = build(0), build(1)
+    work(*one, 1)
+    other[0][1].weight.requires_grad_(False)
+    with pytest.raises(CheckpointError, match=r"1\.weight, which is not trained"):
+        load(save(tmp_path, one), other)
 
 
 def test_before_the_first_step(tmp_path: Path) -> None:

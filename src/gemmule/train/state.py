@@ -4,7 +4,7 @@ A `StateStore` keeps the states of one run. `SafetensorsStates` writes each into
 own, step-N: state.safetensors with all tensors, state.json with the rest. Weights and optimizer
 states are keyed by the name of their parameter ("model.norm.weight", "optimizer.norm.weight.step"),
 so that they can be read by any number of ranks and by optimizers that divide the parameters up in
-another way. Frozen parameters are left out: whoever makes the model gives it those. States of the
+another way. Frozen parameters are left out: a resumed run gets them with its model. States of the
 first format, keyed by the number of optimizer and parameter, are read too.
 """
 

@@ -104,4 +104,4 @@ class AdaptedEmbedding(nn.Module):
 
     def plain(self) -> nn.Embedding:
         """A plain embedding with the trained rows in their places."""
-        return nn.Embedding(*self.frozen.shape, _weight=self.weight.detach())
+        return nn.Embedding.from_pretrained(self.weight.detach())

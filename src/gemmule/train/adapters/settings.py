@@ -26,7 +26,7 @@ class AdapterSettings(Config):
     kind: Literal["lora", "dora"] = "lora"
     rank: int = Field(default=16, gt=0)
     alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
-    targets: tuple[Target, ...] = TARGETS
+    targets: tuple[Target, ...] = Field(default=TARGETS, min_length=1)
     tokens: tuple[str, ...] = ("<start_of_turn>", "<end_of_turn>")
 
     @pydantic.field_validator("targets", mode="before")
@@ -46,6 +46,4 @@ class AdapterSettings(Config):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {', '.join(values)}")
-        if not (self.targets or self.tokens):
-            raise ValueError("targets and tokens are both empty: there is nothing to train")
         return self
