@@ -1,6 +1,7 @@
 """Runs that train an adapter: what is trained, saved and resumed, and the model it makes."""
 
 import copy
+import dataclasses
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,10 @@ from gemmule.train.adapters.attach import Adapter, flops_saved_per_token, merge
 from gemmule.train.adapters.layers import AdaptedLinear
 from gemmule.train.adapters.settings import TARGETS, AdapterSettings
 from gemmule.train.config import RunConfig, load_run_config
+from gemmule.train.evaluate import evaluate
 from gemmule.train.objectives.next_token import NextToken
 from gemmule.train.optimizers import build_optimizers
+from gemmule.train.recipes import build_recipe
 from gemmule.train.run import run_training
 from models import GROUPED, fan_in, random_model, tiny_config
 
@@ -200,8 +203,6 @@ def test_a_run_saves_the_adapter_and_opens_as_the_merged_model(unbroken: Path, s
 
 def test_the_saved_model_has_the_loss_that_the_run_measured(unbroken: Path) -> None:
     """Merged on disk, and by its own modules when it was evaluated: the same model."""
-    from gemmule.train.evaluate import evaluate
-
     settings, result = (
         load_run_config(unbroken / "config.toml"),
         files.read_json(unbroken / "result.json"),
@@ -245,17 +246,13 @@ def test_it_resumes_bit_for_bit(
 def test_a_recipe_that_saves_by_itself_gets_the_merged_model(
     tiny: Settings, start: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
-    from gemmule.train import run
-
     saved = []
-    build = run.build_recipe
 
     def with_save(*args: Any) -> Any:
-        return dataclasses.replace(build(*args), save=lambda model, *_: saved.append(model))
+        recipe = build_recipe(*args)
+        return dataclasses.replace(recipe, save=lambda model, *_: saved.append(model))
 
-    monkeypatch.setattr(run, "build_recipe", with_save)
+    monkeypatch.setattr("gemmule.train.run.build_recipe", with_save)
     run_training(config(tiny, start, kind=unbroken.name), tmp_path / "run")
     weights, expected = saved[0].state_dict(), load_model(unbroken)[0].state_dict()
     assert weights.keys() == expected.keys()
