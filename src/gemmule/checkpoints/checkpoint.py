@@ -260,3 +260,13 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def stored_fingerprint(checkpoint: Checkpoint) -> str:
+    """`weights_fingerprint` of a checkpoint loaded in fp32, as runs load it; reads it by rows."""
+    digest, dtype = hashlib.sha256(), torch.float32
+    for tensor in sorted(checkpoint.weights(), key=lambda tensor: tensor.name):
+        digest.update(f"{tensor.name} {dtype} {list(tensor.shape)}\n".encode())
+        for rows in tensor.rows_as(dtype):
+            digest.update(tensor_bytes(rows))
+    return digest.hexdigest()

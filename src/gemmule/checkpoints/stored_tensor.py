@@ -127,18 +127,17 @@ class HeldTensor(StoredTensor):
             yield rows.cpu()
 
 
-def side_by_side(a: StoredTensor, b: StoredTensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields equal rows of two tensors of one shape, whose chunks may end at different rows."""
-    chunks_a, chunks_b = a.chunks(), b.chunks()
-    rows_a = rows_b = torch.empty(0)
-    for _ in range(a.shape[0]):
-        rows_a = rows_a if len(rows_a) else next(chunks_a, rows_a)
-        rows_b = rows_b if len(rows_b) else next(chunks_b, rows_b)
-        count = min(len(rows_a), len(rows_b))
+def side_by_side(*tensors: StoredTensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yields equal rows of tensors of one shape, whose chunks may end at different rows."""
+    chunks = [tensor.chunks() for tensor in tensors]
+    rows = [torch.empty(0)] * len(tensors)
+    for _ in range(tensors[0].shape[0]):
+        rows = [r if len(r) else next(c, r) for r, c in zip(rows, chunks, strict=True)]
+        count = min(map(len, rows))
         if count == 0:
             return
-        yield rows_a[:count], rows_b[:count]
-        rows_a, rows_b = rows_a[count:], rows_b[count:]
+        yield tuple(r[:count] for r in rows)
+        rows = [r[count:] for r in rows]
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
