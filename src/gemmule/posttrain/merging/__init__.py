@@ -1,1 +1,1 @@
-"""Merging models: averages, LERP and SLERP of task vectors layer by layer, LITI, and WARP's loop."""
+"""Merging: averages, LERP and SLERP of task vectors layer by layer, LITI, and WARP's loop."""

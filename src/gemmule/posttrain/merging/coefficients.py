@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from gemmule.config import nearest
 from gemmule.errors import ConfigError
 
 Method = Literal["average", "lerp", "slerp"]
@@ -26,6 +27,18 @@ METHODS: tuple[Method, ...] = ("average", "lerp", "slerp")
 Gram = Sequence[Sequence[float]]  # [M, M], inner products of task vectors
 
 _SAME = 1e-6  # radians, below which SLERP is LERP to within rounding
+
+
+def checked_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    for method in METHODS:
+        if method == name:
+            return method
+    raise ConfigError(f"unknown method {name!r}; {nearest(name, list(METHODS))}")
 
 
 def normalized(weights: Sequence[float] | None, count: int) -> list[float]:
