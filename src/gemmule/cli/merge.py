@@ -10,7 +10,7 @@ import typer
 from gemmule import shell
 from gemmule.cli.app import POST_TRAIN, command, stoppable
 from gemmule.cli.options import AsJson, ConfigFile, Out, Overrides, Resume
-from gemmule.config import ModelName
+from gemmule.config import ModelName, expand_model
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @command(POST_TRAIN)
 def merge(
-    models: Annotated[list[ModelName], typer.Argument(help="Runs, HF folders or hub ids.")],
+    models: Annotated[list[str], typer.Argument(help="Runs, HF folders or hub ids.")],
     out: Out,
     method: Annotated[
         str, typer.Option(help="average, lerp (a weighted average) or slerp.")
@@ -49,7 +49,12 @@ def merge(
 
     with stoppable("nothing was written"):
         result = run(
-            models, out, base=base, method=checked_method(method), weights=weights, eta=eta
+            [expand_model(model) for model in models],
+            out,
+            base=base,
+            method=checked_method(method),
+            weights=weights,
+            eta=eta,
         )
     _show(result, out, as_json)
 
