@@ -81,7 +81,7 @@ def warp(
     The config is that of a training run, with a model in model.init. The runs differ in their
     seeds only.
 
-    Example: gemmule warp configs/rl.toml --set model.init=runs/sft --runs 2 --out runs/warp
+    Example: gemmule warp rl.toml --set model.init=runs/sft --runs 2 --out runs/warp
     """
     from gemmule.console import console
 
