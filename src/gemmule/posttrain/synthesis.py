@@ -1,0 +1,375 @@
+"""Answers of a teacher to prompts, as conversations to train on (sequence-level distillation).
+
+Sequence-level distillation (arXiv 1606.07947) is supervised fine-tuning on a teacher's answers, as
+in the Gemma 2 report, section 4. The output is JSON lines in the form {"messages": [...]}, each
+with its provenance. While it is made there is a journal next to it, one line per prompt: what a
+killed process leaves is continued, and ends in the same bytes.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+from pydantic import Field
+
+from gemmule import files
+from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.config import Config, ModelName
+from gemmule.console import ProgressBar
+from gemmule.errors import ConfigError, DataError, Interrupted, OutputError
+from gemmule.infer.core.request import Completion, Request
+from gemmule.infer.core.sampling import SamplingParams
+from gemmule.infer.language_model import LanguageModel, load
+from gemmule.runs.lock import locked_output
+from gemmule.runtime.signals import stop_signals
+
+CHUNK = 128  # prompts that run together and reach the journal together
+FORMAT = 1  # of the journal and the manifest
+
+Messages = Sequence[Mapping[str, str]]
+# From answers and their prompts' records to a reward for each answer.
+Score = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
+
+
+class SynthesisConfig(Config):
+    """How answers are made.
+
+    Attributes:
+        teacher: run, HF-layout folder, file or hub id of the model that answers.
+        samples: answers per prompt.
+        best: keep the answer with the highest reward only, instead of all; needs a reward.
+        max_new_tokens: longest answer, tokens; longer ones are cut and left out.
+        temperature: sampling temperature; 0 always takes the most likely token.
+        top_p: sample from the most likely tokens that sum to this probability.
+        seed: seed of the sampler.
+    """
+
+    teacher: ModelName
+    samples: int = Field(default=1, gt=0)
+    best: bool = False
+    max_new_tokens: int = Field(default=256, gt=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @pydantic.model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples = {self.samples} at temperature 0 would be the same answer each time: "
+                "raise temperature, or leave samples out"
+            )
+        return self
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What decides the answers, besides the teacher and the prompts."""
+        return self.model_dump(mode="json", exclude={"teacher"})
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to answer.
+
+    Attributes:
+        messages: conversation that ends with a user message.
+        record: what a reward needs to know besides, such as the right answer; it goes into the
+            output next to the messages.
+    """
+
+    messages: Messages
+    record: Mapping[str, Any]
+
+
+def synthesize(
+    config: SynthesisConfig, questions: Sequence[Question], out: Path, score: Score | None = None
+) -> dict[str, Any]:
+    """Writes a teacher's answers to `out`, JSON lines; the summary goes to its `.manifest.json`.
+
+    Left out, and counted, are answers that were cut by a limit ("cut"), that are empty ("empty") or
+    equal to another one of the same prompt ("duplicate"), and prompts that leave no room for an
+    answer ("prompt_too_long").
+
+    Args:
+        config: teacher and sampling.
+        questions: the prompts; the answer to each depends on its place, not on the others.
+        out: file to write. If a stopped process left a journal, it is continued; if the file is
+            there and came from the same teacher, prompts and settings, it is left as it is.
+        score: reward of answers, recorded with each; with config.best it chooses among them.
+
+    Returns:
+        The content of the manifest.
+
+    Raises:
+        ConfigError: for `best` without a reward, or without prompts.
+        OutputError: when `out` or its journal holds other answers.
+        CheckpointError: when the teacher cannot be read.
+        Interrupted: when stopped; the same call continues.
+    """
+    if config.best and score is None:
+        raise ConfigError("best keeps the answer with the highest reward: name a reward as well")
+    if not questions:
+        raise ConfigError("there are no prompts to answer")
+    with locked_output(out):
+        model = load(config.teacher)
+        teacher = {"path": config.teacher, "fingerprint": weights_fingerprint(model.model)}
+        about = {
+            "format": FORMAT,
+            "teacher": teacher["fingerprint"],
+            "tokenizer": model.tokenizer.fingerprint,
+            "prompts": _fingerprint(questions),
+            "sampling": config.sampling,
+        }
+        manifest = out.with_suffix(".manifest.json")
+        if out.exists():
+            return _finished(out, manifest, about)
+        journal = Journal(out.with_name(out.name + ".partial"), about)
+        _answer(_Answers(config, model, teacher, score), questions, journal)
+        summary = {
+            **about,
+            "teacher": teacher,
+            "questions": len(questions),
+            **journal.summary(),
+        }
+        files.write_json(manifest, summary)
+        with files.atomic_path(out) as tmp, tmp.open("w", encoding="utf-8") as file:
+            file.writelines(_line(answer) for answer in journal.answers())
+        journal.remove()
+        return summary
+
+
+def _fingerprint(questions: Iterable[Question]) -> str:
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(_line([list(question.messages), question.record]).encode())
+    return digest.hexdigest()
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finished(out: Path, path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a finished file, if it holds what is asked for."""
+    try:
+        manifest = files.read_object(path, OutputError)
+    except FileNotFoundError:
+        manifest = {}
+    teacher = manifest.get("teacher") or {}
+    if {**manifest, "teacher": teacher.get("fingerprint")}.items() >= about.items():
+        return manifest
+    raise OutputError(
+        f"{out} is there already, and not from this teacher, these prompts and settings: choose "
+        "another --out, or delete it"
+    )
+
+
+class Journal:
+    """What is done of a synthesis: a line that says what it depends on, then one per prompt.
+
+    Attributes:
+        path: the file.
+        done: number of prompts that are answered.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Opens a journal, or creates it; a last line that was cut off is removed.
+
+        Args:
+            path: the file.
+            about: what the answers depend on.
+
+        Raises:
+            OutputError: if the answers in it depend on something else.
+            DataError: if it is damaged before its last line.
+        """
+        self.path = path
+        head = json.dumps(about, sort_keys=True)
+        whole, cut = [], b""
+        if path.is_file():
+            *whole, cut = path.read_bytes().split(b"\n")
+        if whole and whole[0] != head.encode():
+            raise OutputError(
+                f"{path} has answers of another teacher, or to other prompts or settings: choose "
+                "another --out, or delete it"
+            )
+        if cut or not whole:
+            whole = whole or [head.encode()]
+            files.write_text(path, b"\n".join(whole).decode() + "\n")
+        self.done = len(whole) - 1
+        self._lines = [_parsed(path, number, line) for number, line in enumerate(whole[1:], 2)]
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Adds the lines of the next prompts; they are on disk when this returns."""
+        with files.writing_to(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(line) for line in lines)
+            file.flush()
+            files.fsync(file.fileno())
+        self._lines += lines
+        self.done += len(lines)
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """The lines of the output."""
+        for line in self._lines:
+            yield from line["answers"]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts: "answers", "tokens", "retokenized", and "left_out" by reason."""
+        left_out: Counter[str] = Counter()
+        for line in self._lines:
+            left_out.update(line["left_out"])
+        provenance = [answer["provenance"] for answer in self.answers()]
+        return {
+            "answers": len(provenance),
+            "tokens": sum(p["tokens"] for p in provenance),
+            "retokenized": sum(line["retokenized"] for line in self._lines),
+            "left_out": dict(sorted(left_out.items())),
+        }
+
+    def remove(self) -> None:
+        """Removes the file, once its content is in the output."""
+        self.path.unlink()
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        return {name: entry[name] for name in ("answers", "left_out", "retokenized")}
+    except (ValueError, LookupError, TypeError):
+        raise DataError(f"{path}:{number}: not a line of a synthesis: delete the file") from None
+
+
+def _answer(answers: "_Answers", questions: Sequence[Question], journal: Journal) -> None:
+    bar = ProgressBar("synthesize", len(questions), "prompts", journal.done)
+    with stop_signals() as stop, bar:
+        while journal.done < len(questions):
+            chunk = range(journal.done, min(journal.done + CHUNK, len(questions)))
+            journal.add(answers.lines(chunk.start, questions[chunk.start : chunk.stop]))
+            bar.update(journal.done)
+            if stop.requested and journal.done < len(questions):
+                raise Interrupted(
+                    f"stopped after {journal.done} of {len(questions)} prompts; the same command "
+                    "continues from there"
+                )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Makes the journal's lines."""
+
+    config: SynthesisConfig
+    model: LanguageModel
+    teacher: Mapping[str, Any]
+    score: Score | None
+
+    def lines(self, first: int, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        """Answers questions that run together, the first of which has the number `first`."""
+        prompts = [self.model.tokenizer.render_chat(q.messages) for q in questions]
+        context = self.model.config.max_position_embeddings
+        fit = [i for i, prompt in enumerate(prompts) if len(prompt) < context]
+        requests = [Request(prompts[i], self._params(first + i)) for i in fit]
+        completions = iter(self.model.engine().complete(requests))
+        empty: dict[str, Any] = {"answers": [], "left_out": {}, "retokenized": 0}
+        lines = [{**empty, "left_out": {"prompt_too_long": 1}} for _ in questions]
+        for i in fit:
+            samples = [next(completions) for _ in range(self.config.samples)]
+            lines[i] = self._line(first + i, questions[i], prompts[i], samples)
+        return lines
+
+    def _params(self, number: int) -> SamplingParams:
+        """Sampling of a prompt; sample j of it has the seed after that of sample j - 1."""
+        key = hashlib.blake2b(f"{self.config.seed} {number}".encode(), digest_size=8).digest()
+        return SamplingParams(
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            seed=int.from_bytes(key, "little") >> 1,
+            n=self.config.samples,
+        )
+
+    def _line(
+        self, number: int, question: Question, prompt: list[int], samples: Sequence[Completion]
+    ) -> dict[str, Any]:
+        left_out: Counter[str] = Counter()
+        kept: dict[str, int] = {}  # texts, each with the number of its sample
+        for place, sample in enumerate(samples):
+            if sample.error is not None:
+                raise sample.error
+            text = sample.text.strip()  # as a conversation renders it
+            if sample.finish_reason != "stop":
+                left_out["cut"] += 1
+            elif not text:
+                left_out["empty"] += 1
+            elif text in kept:
+                left_out["duplicate"] += 1
+            else:
+                kept[text] = place
+        rewards = self._rewards(list(kept), question)
+        if self.config.best and kept:
+            best = max(kept, key=lambda text: rewards[text])  # of equal ones the first
+            left_out["not_best"] += len(kept) - 1
+            kept = {best: kept[best]}
+        return {
+            "answers": [
+                self._entry(number, question, text, place, samples[place], rewards.get(text))
+                for text, place in kept.items()
+            ],
+            "left_out": dict(+left_out),
+            "retokenized": sum(
+                self._changes(question, prompt, text, samples[place].ids)
+                for text, place in kept.items()
+            ),
+        }
+
+    def _rewards(self, texts: Sequence[str], question: Question) -> dict[str, float]:
+        if self.score is None or not texts:
+            return {}
+        return dict(
+            zip(texts, self.score(texts, [question.record] * len(texts)), strict=True)
+        )
+
+    def _entry(
+        self,
+        number: int,
+        question: Question,
+        text: str,
+        place: int,
+        sample: Completion,
+        reward: float | None,
+    ) -> dict[str, Any]:
+        messages = [*map(dict, question.messages), {"role": "assistant", "content": text}]
+        provenance = {
+            "teacher": dict(self.teacher),
+            "sampling": self.config.sampling,
+            "prompt": number,
+            "sample": place,
+            "tokens": len(sample.ids),
+            **({} if reward is None else {"reward": reward}),
+        }
+        return {**question.record, "messages": messages, "provenance": provenance}
+
+    def _changes(
+        self, question: Question, prompt: list[int], text: str, sampled: Sequence[int]
+    ) -> bool:
+        """Whether the text, encoded again, has other ids than the teacher sampled."""
+        messages = [*question.messages, {"role": "assistant", "content": text}]
+        ids = self.model.tokenizer.render_chat(messages, generation_prompt=False)
+        return ids[len(prompt) : len(prompt) + len(sampled)] != list(sampled)
+
+
+def describe(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary as names and values, for the terminal."""
+    left_out = ", ".join(
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in summary["left_out"].items()
+    )
+    return [
+        ("prompts", f"{summary['questions']:,}"),
+        ("answers", f"{summary['answers']:,} of {summary['tokens']:,} tokens"),
+        ("left out", left_out or "none"),
+        ("encoded differently", f"{summary['retokenized']:,}"),
+    ]

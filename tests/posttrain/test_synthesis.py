@@ -1,0 +1,238 @@
+"""Teacher-generated answers: provenance, what is left out, and stops at any point."""
+
+import json
+import signal
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmule.checkpoints.checkpoint import weights_fingerprint
+from gemmule.checkpoints.hf.writer import save_model
+from gemmule.checkpoints.load import load_to_run
+from gemmule.errors import ConfigError, DataError, Interrupted, OutputError
+from gemmule.infer.core.sampling import SamplingParams
+from gemmule.infer.language_model import LanguageModel, load
+from gemmule.model.tokenizer import train_tokenizer
+from gemmule.posttrain import synthesis
+from gemmule.posttrain.synthesis import Question, SynthesisConfig, describe, synthesize
+from stopping_models import stopping_model
+
+COUNT = 12
+
+
+def ask(text: str, **record: Any) -> Question:
+    return Question([{"role": "user", "content": text}], record)
+
+
+QUESTIONS = [ask(f"Question {i}?", answer=str(i)) for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    tokenizer = train_tokenizer([Path(textwrap.__file__).read_text()], 540)
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    save_model(stopping_model(540, 3), tokenizer, folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesis, "CHUNK", 4)
+
+
+def config(teacher: str, **changes: Any) -> SynthesisConfig:
+    return SynthesisConfig.parse({"teacher": teacher, "max_new_tokens": 24, **changes})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_the_teachers_and_say_where_they_come_from(
+    teacher: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    summary = synthesize(config(teacher, seed=5), QUESTIONS, out)
+    answers = lines(out)
+    cut = summary["left_out"]["cut"]
+    assert 0 < cut < COUNT  # both kinds occur
+    assert len(answers) == summary["answers"] == COUNT - sum(summary["left_out"].values())
+    fingerprint = weights_fingerprint(load_to_run(teacher)[0])
+    numbers = [line["provenance"]["prompt"] for line in answers]
+    assert numbers == sorted(set(numbers))
+    for line in answers:
+        provenance = line["provenance"]
+        question = QUESTIONS[provenance["prompt"]]
+        assert line["messages"][:-1] == question.messages
+        assert line["messages"][-1]["role"] == "assistant"
+        assert line["answer"] == question.record["answer"]
+        assert provenance["teacher"] == {"path": teacher, "fingerprint": fingerprint}
+        assert provenance["sampling"]["seed"] == 5
+        assert 0 < provenance["tokens"] <= 24
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["answers.jsonl", "answers.manifest.json"]
+    assert describe(summary)[0] == ("prompts", "12")
+
+
+def test_greedy_answers_are_those_of_the_engine(teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    synthesize(config(teacher, temperature=0.0, max_new_tokens=40), QUESTIONS, out)
+    lm = load(teacher)
+    params = SamplingParams(temperature=0.0, max_new_tokens=40)
+    prompts = [lm.tokenizer.render_chat(q.messages) for q in QUESTIONS]
+    expected = {
+        number: done.text.strip()
+        for number, done in enumerate(lm.complete(prompts, params))
+        if done.finish_reason == "stop" and done.text.strip()
+    }
+    assert {a["provenance"]["prompt"]: a["messages"][-1]["content"] for a in lines(out)} == expected
+
+
+def test_an_answer_does_not_depend_on_the_other_prompts(teacher: str, tmp_path: Path) -> None:
+    whole, few = tmp_path / "whole.jsonl", tmp_path / "few.jsonl"
+    synthesize(config(teacher, seed=5), QUESTIONS, whole)
+    synthesize(config(teacher, seed=5), QUESTIONS[:6], few)
+    assert whole.read_bytes().startswith(few.read_bytes())
+
+
+def test_other_seeds_give_other_answers(teacher: str, tmp_path: Path) -> None:
+    texts = set()
+    for seed in range(3):
+        out = tmp_path / f"{seed}.jsonl"
+        synthesize(config(teacher, seed=seed), QUESTIONS, out)
+        texts.add(tuple(a["messages"][-1]["content"] for a in lines(out)))
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize("stops", [1, 2])
+def test_a_stopped_synthesis_ends_in_the_same_bytes(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: int
+) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
+    settings = config(teacher, samples=3)
+    synthesize(settings, QUESTIONS, whole)
+    plain, chunks = LanguageModel.engine, 0
+
+    def engine(self: LanguageModel) -> Any:
+        nonlocal chunks
+        chunks += 1
+        if chunks == stops:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "engine", engine)
+        with pytest.raises(Interrupted, match=f"stopped after {4 * stops} of 12 prompts"):
+            synthesize(settings, QUESTIONS, out)
+    assert not out.exists()
+    synthesize(settings, QUESTIONS, out)
+    assert out.read_bytes() == whole.read_bytes()
+    manifests = [p.with_suffix(".manifest.json").read_bytes() for p in (out, whole)]
+    assert manifests[0] == manifests[1]
+
+
+@pytest.mark.parametrize("kept", [0, 30, 600, 1500, 2300])
+def test_what_a_killed_process_left_is_continued(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """The journal may end anywhere, in the middle of its first line too."""
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
+    journal = tmp_path / "answers.jsonl.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis.Journal, "remove", lambda self: None)
+        synthesize(config(teacher), QUESTIONS, whole)
+    content = (tmp_path / "whole.jsonl.partial").read_bytes()
+    assert len(content) > 2300
+    journal.write_bytes(content[:kept])
+    synthesize(config(teacher), QUESTIONS, out)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not journal.exists()
+
+
+def test_a_damaged_journal_is_refused(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis.Journal, "remove", lambda self: None)
+        synthesize(config(teacher), QUESTIONS, out)
+    out.unlink()
+    journal = tmp_path / "answers.jsonl.partial"
+    head, first, rest = journal.read_bytes().split(b"\n", 2)
+    journal.write_bytes(b"\n".join((head, first[:-5], rest)))
+    with pytest.raises(DataError, match="answers.jsonl.partial:2: not a line of a synthesis"):
+        synthesize(config(teacher), QUESTIONS, out)
+
+
+def test_a_finished_file_is_left_as_it_is(teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    summary = synthesize(config(teacher), QUESTIONS, out)
+    before = out.stat()
+    assert synthesize(config(teacher), QUESTIONS, out) == summary
+    assert out.stat().st_mtime_ns == before.st_mtime_ns
+    for other, questions in ((config(teacher, seed=1), QUESTIONS), (config(teacher), QUESTIONS[1:])):
+        with pytest.raises(OutputError, match="not from this teacher, these prompts and settings"):
+            synthesize(other, questions, out)
+    out.with_suffix(".manifest.json").unlink()
+    with pytest.raises(OutputError, match="choose another --out, or delete it"):
+        synthesize(config(teacher), QUESTIONS, out)
+
+
+def test_a_journal_of_other_settings_is_refused(teacher: str, tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl.partial").write_text('{"format": 1}\n')
+    with pytest.raises(OutputError, match="answers of another teacher, or to other prompts"):
+        synthesize(config(teacher), QUESTIONS, tmp_path / "answers.jsonl")
+
+
+def test_what_is_left_out_is_counted(teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    questions = [*QUESTIONS, ask("a b c d e f g h " * 20)]
+    summary = synthesize(config(teacher, samples=4), questions, out)
+    left_out = summary["left_out"]
+    assert left_out["prompt_too_long"] == 1
+    assert left_out["cut"] > 0
+    assert summary["answers"] + sum(left_out.values()) == 4 * COUNT + 1
+    by_prompt: dict[int, list[str]] = {}
+    for line in lines(out):
+        by_prompt.setdefault(line["provenance"]["prompt"], []).append(
+            line["messages"][-1]["content"]
+        )
+    assert max(map(len, by_prompt.values())) > 1
+    assert all(len(set(texts)) == len(texts) and all(texts) for texts in by_prompt.values())
+
+
+def test_answers_whose_text_has_other_tokens_are_counted(teacher: str, tmp_path: Path) -> None:
+    """Random ids are rarely those that their text is encoded as: sampled ids cannot be restored."""
+    summary = synthesize(config(teacher), QUESTIONS, tmp_path / "answers.jsonl")
+    assert 0 < summary["retokenized"] <= summary["answers"]
+
+
+def length(answers: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[float]:
+    assert all("answer" in record for record in records)
+    return [float(len(answer)) for answer in answers]
+
+
+def test_the_best_answer_is_kept_with_its_reward(teacher: str, tmp_path: Path) -> None:
+    every, best = tmp_path / "every.jsonl", tmp_path / "best.jsonl"
+    synthesize(config(teacher, samples=4), QUESTIONS, every, length)
+    summary = synthesize(config(teacher, samples=4, best=True), QUESTIONS, best, length)
+    longest: dict[int, dict[str, Any]] = {}
+    for line in lines(every):
+        text, number = line["messages"][-1]["content"], line["provenance"]["prompt"]
+        assert line["provenance"]["reward"] == len(text)
+        if number not in longest or len(text) > len(longest[number]["messages"][-1]["content"]):
+            longest[number] = line
+    assert [a["messages"] for a in lines(best)] == [a["messages"] for a in longest.values()]
+    assert summary["left_out"]["not_best"] == len(lines(every)) - len(lines(best)) > 0
+
+
+def test_settings_are_checked(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="samples = 2 at temperature 0 would be the same answer"):
+        config(teacher, samples=2, temperature=0.0)
+    with pytest.raises(ConfigError, match="name a reward as well"):
+        synthesize(config(teacher, best=True), QUESTIONS, tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match="no prompts to answer"):
+        synthesize(config(teacher), [], tmp_path / "a.jsonl")
+    assert list(tmp_path.iterdir()) == []
