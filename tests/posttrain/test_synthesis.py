@@ -3,7 +3,7 @@
 import json
 import signal
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.model.tokenizer import train_tokenizer
 from gemmule.posttrain import synthesis
-from gemmule.posttrain.synthesis import Question, SynthesisConfig, describe, synthesize
+from gemmule.posttrain.conversations import Message, Prompt
+from gemmule.posttrain.rewards.protocol import Answer
+from gemmule.posttrain.synthesis import SynthesisConfig, describe, synthesize
 from stopping_models import stopping_model
 
 COUNT = 12
 
 
-def ask(text: str, **record: Any) -> Question:
-    return Question([{"role": "user", "content": text}], record)
+def ask(text: str, **record: Any) -> Prompt:
+    return Prompt((Message("user", text),), f"questions#{text}", record)
 
 
 QUESTIONS = [ask(f"Question {i}?", answer=str(i)) for i in range(COUNT)]
@@ -66,7 +68,8 @@ def test_answers_are_the_teachers_and_say_where_they_come_from(
     for line in answers:
         provenance = line["provenance"]
         question = QUESTIONS[provenance["prompt"]]
-        assert line["messages"][:-1] == question.messages
+        assert provenance["key"] == question.key
+        assert line["messages"][:-1] == [m.to_dict() for m in question.messages]
         assert line["messages"][-1]["role"] == "assistant"
         assert line["answer"] == question.record["answer"]
         assert provenance["teacher"] == {"path": teacher, "fingerprint": fingerprint}
@@ -81,7 +84,10 @@ def test_greedy_answers_are_those_of_the_engine(teacher: str, tmp_path: Path) ->
     synthesize(config(teacher, temperature=0.0, max_new_tokens=40), QUESTIONS, out)
     lm = load(teacher)
     params = SamplingParams(temperature=0.0, max_new_tokens=40)
-    prompts = [lm.tokenizer.render_chat(q.messages) for q in QUESTIONS]
+    prompts = [
+        lm.tokenizer.render_chat([m.to_dict() for m in question.messages])
+        for question in QUESTIONS
+    ]
     expected = {
         number: done.text.strip()
         for number, done in enumerate(lm.complete(prompts, params))
@@ -209,15 +215,21 @@ def test_answers_whose_text_has_other_tokens_are_counted(teacher: str, tmp_path:
     assert 0 < summary["retokenized"] <= summary["answers"]
 
 
-def length(answers: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[float]:
-    assert all("answer" in record for record in records)
-    return [float(len(answer)) for answer in answers]
+class Length:
+    name = "length"
+
+    def score(self, answers: Sequence[Answer]) -> list[float]:
+        assert all(a.record["answer"].isdigit() and a.prompt and a.ids for a in answers)
+        return [float(len(a.text)) for a in answers]
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}
 
 
 def test_the_best_answer_is_kept_with_its_reward(teacher: str, tmp_path: Path) -> None:
     every, best = tmp_path / "every.jsonl", tmp_path / "best.jsonl"
-    synthesize(config(teacher, samples=4), QUESTIONS, every, length)
-    summary = synthesize(config(teacher, samples=4, best=True), QUESTIONS, best, length)
+    synthesize(config(teacher, samples=4), QUESTIONS, every, Length())
+    summary = synthesize(config(teacher, samples=4, best=True), QUESTIONS, best, Length())
     longest: dict[int, dict[str, Any]] = {}
     for line in lines(every):
         text, number = line["messages"][-1]["content"], line["provenance"]["prompt"]

@@ -9,8 +9,8 @@ killed process leaves is continued, and ends in the same bytes.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,15 +25,14 @@ from gemmule.errors import ConfigError, DataError, Interrupted, OutputError
 from gemmule.infer.core.request import Completion, Request
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel, load
+from gemmule.posttrain.conversations import Message, Prompt
+from gemmule.posttrain.rendering import render_prompt
+from gemmule.posttrain.rewards.protocol import Answer, Reward
 from gemmule.runs.lock import locked_output
 from gemmule.runtime.signals import stop_signals
 
 CHUNK = 128  # prompts that run together and reach the journal together
 FORMAT = 1  # of the journal and the manifest
-
-Messages = Sequence[Mapping[str, str]]
-# From answers and their prompts' records to a reward for each answer.
-Score = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
 
 
 class SynthesisConfig(Config):
@@ -72,22 +71,8 @@ class SynthesisConfig(Config):
         return self.model_dump(mode="json", exclude={"teacher"})
 
 
-@dataclass(frozen=True)
-class Question:
-    """A prompt to answer.
-
-    Attributes:
-        messages: conversation that ends with a user message.
-        record: what a reward needs to know besides, such as the right answer; it goes into the
-            output next to the messages.
-    """
-
-    messages: Messages
-    record: Mapping[str, Any]
-
-
 def synthesize(
-    config: SynthesisConfig, questions: Sequence[Question], out: Path, score: Score | None = None
+    config: SynthesisConfig, prompts: Sequence[Prompt], out: Path, reward: Reward | None = None
 ) -> dict[str, Any]:
     """Writes a teacher's answers to `out`, JSON lines; the summary goes to its `.manifest.json`.
 
@@ -97,10 +82,10 @@ def synthesize(
 
     Args:
         config: teacher and sampling.
-        questions: the prompts; the answer to each depends on its place, not on the others.
+        prompts: what to answer; the answer to each depends on its place, not on the others.
         out: file to write. If a stopped process left a journal, it is continued; if the file is
             there and came from the same teacher, prompts and settings, it is left as it is.
-        score: reward of answers, recorded with each; with config.best it chooses among them.
+        reward: score of an answer, recorded with it; with config.best it chooses among them.
 
     Returns:
         The content of the manifest.
@@ -111,9 +96,9 @@ def synthesize(
         CheckpointError: when the teacher cannot be read.
         Interrupted: when stopped; the same call continues.
     """
-    if config.best and score is None:
+    if config.best and reward is None:
         raise ConfigError("best keeps the answer with the highest reward: name a reward as well")
-    if not questions:
+    if not prompts:
         raise ConfigError("there are no prompts to answer")
     with locked_output(out):
         model = load(config.teacher)
@@ -122,20 +107,17 @@ def synthesize(
             "format": FORMAT,
             "teacher": teacher["fingerprint"],
             "tokenizer": model.tokenizer.fingerprint,
-            "prompts": _fingerprint(questions),
+            "prompts": _fingerprint(prompts),
             "sampling": config.sampling,
+            "reward": None if reward is None else reward.describe(),
         }
         manifest = out.with_suffix(".manifest.json")
         if out.exists():
             return _finished(out, manifest, about)
         journal = Journal(out.with_name(out.name + ".partial"), about)
-        _answer(_Answers(config, model, teacher, score), questions, journal)
-        summary = {
-            **about,
-            "teacher": teacher,
-            "questions": len(questions),
-            **journal.summary(),
-        }
+        _answer(_Answers(config, model, teacher, reward), prompts, journal)
+        counts = {"num_prompts": len(prompts), **journal.summary()}
+        summary = {**about, "teacher": teacher, **counts}
         files.write_json(manifest, summary)
         with files.atomic_path(out) as tmp, tmp.open("w", encoding="utf-8") as file:
             file.writelines(_line(answer) for answer in journal.answers())
@@ -143,10 +125,11 @@ def synthesize(
         return summary
 
 
-def _fingerprint(questions: Iterable[Question]) -> str:
+def _fingerprint(prompts: Iterable[Prompt]) -> str:
     digest = hashlib.sha256()
-    for question in questions:
-        digest.update(_line([list(question.messages), question.record]).encode())
+    for prompt in prompts:
+        messages = [message.to_dict() for message in prompt.messages]
+        digest.update(_line([messages, prompt.key, dict(prompt.record)]).encode())
     return digest.hexdigest()
 
 
@@ -244,18 +227,28 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise DataError(f"{path}:{number}: not a line of a synthesis: delete the file") from None
 
 
-def _answer(answers: "_Answers", questions: Sequence[Question], journal: Journal) -> None:
-    bar = ProgressBar("synthesize", len(questions), "prompts", journal.done)
+def _answer(answers: "_Answers", prompts: Sequence[Prompt], journal: Journal) -> None:
+    bar = ProgressBar("synthesize", len(prompts), "prompts", journal.done)
     with stop_signals() as stop, bar:
-        while journal.done < len(questions):
-            chunk = range(journal.done, min(journal.done + CHUNK, len(questions)))
-            journal.add(answers.lines(chunk.start, questions[chunk.start : chunk.stop]))
+        while journal.done < len(prompts):
+            chunk = slice(journal.done, journal.done + CHUNK)
+            journal.add(answers.lines(chunk.start, prompts[chunk]))
             bar.update(journal.done)
-            if stop.requested and journal.done < len(questions):
+            if stop.requested and journal.done < len(prompts):
                 raise Interrupted(
-                    f"stopped after {journal.done} of {len(questions)} prompts; the same command "
+                    f"stopped after {journal.done} of {len(prompts)} prompts; the same command "
                     "continues from there"
                 )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """An answer that is not left out: its text, as a conversation renders it, and its origin."""
+
+    text: str
+    number: int
+    completion: Completion
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -265,20 +258,27 @@ class _Answers:
     config: SynthesisConfig
     model: LanguageModel
     teacher: Mapping[str, Any]
-    score: Score | None
+    reward: Reward | None
 
-    def lines(self, first: int, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """Answers questions that run together, the first of which has the number `first`."""
-        prompts = [self.model.tokenizer.render_chat(q.messages) for q in questions]
+    def lines(self, first: int, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """Answers prompts that run together, the first of which has the number `first`."""
+        rendered = [render_prompt(prompt.messages, self.model.tokenizer) for prompt in prompts]
         context = self.model.config.max_position_embeddings
-        fit = [i for i, prompt in enumerate(prompts) if len(prompt) < context]
-        requests = [Request(prompts[i], self._params(first + i)) for i in fit]
+        fit = [len(ids) < context for ids in rendered]
+        requests = [
+            Request(ids, self._params(number))
+            for number, (ids, fits) in enumerate(zip(rendered, fit, strict=True), first)
+            if fits
+        ]
         completions = iter(self.model.engine().complete(requests))
-        empty: dict[str, Any] = {"answers": [], "left_out": {}, "retokenized": 0}
-        lines = [{**empty, "left_out": {"prompt_too_long": 1}} for _ in questions]
-        for i in fit:
-            samples = [next(completions) for _ in range(self.config.samples)]
-            lines[i] = self._line(first + i, questions[i], prompts[i], samples)
+        lines = []
+        for number, (prompt, ids, fits) in enumerate(zip(prompts, rendered, fit, strict=True)):
+            if fits:
+                samples = [next(completions) for _ in range(self.config.samples)]
+                lines.append(self._line(first + number, prompt, ids, samples))
+            else:
+                too_long = {"prompt_too_long": 1}
+                lines.append({"answers": [], "left_out": too_long, "retokenized": 0})
         return lines
 
     def _params(self, number: int) -> SamplingParams:
@@ -293,73 +293,67 @@ class _Answers:
         )
 
     def _line(
-        self, number: int, question: Question, prompt: list[int], samples: Sequence[Completion]
+        self, number: int, prompt: Prompt, ids: Sequence[int], completions: Sequence[Completion]
     ) -> dict[str, Any]:
         left_out: Counter[str] = Counter()
-        kept: dict[str, int] = {}  # texts, each with the number of its sample
-        for place, sample in enumerate(samples):
-            if sample.error is not None:
-                raise sample.error
-            text = sample.text.strip()  # as a conversation renders it
-            if sample.finish_reason != "stop":
+        samples: dict[str, _Sample] = {}
+        for place, completion in enumerate(completions):
+            text = completion.text.strip()
+            if completion.error is not None:
+                raise completion.error
+            if completion.finish_reason != "stop":
                 left_out["cut"] += 1
             elif not text:
                 left_out["empty"] += 1
-            elif text in kept:
+            elif text in samples:
                 left_out["duplicate"] += 1
             else:
-                kept[text] = place
-        rewards = self._rewards(list(kept), question)
+                samples[text] = _Sample(text, place, completion)
+        kept = self._rewarded(prompt, ids, list(samples.values()))
         if self.config.best and kept:
-            best = max(kept, key=lambda text: rewards[text])  # of equal ones the first
             left_out["not_best"] += len(kept) - 1
-            kept = {best: kept[best]}
+            kept = [max(kept, key=lambda sample: sample.reward or 0.0)]  # of equal ones the first
         return {
-            "answers": [
-                self._entry(number, question, text, place, samples[place], rewards.get(text))
-                for text, place in kept.items()
-            ],
+            "answers": [self._entry(number, prompt, sample) for sample in kept],
             "left_out": dict(+left_out),
-            "retokenized": sum(
-                self._changes(question, prompt, text, samples[place].ids)
-                for text, place in kept.items()
-            ),
+            "retokenized": sum(self._changes(prompt, len(ids), sample) for sample in kept),
         }
 
-    def _rewards(self, texts: Sequence[str], question: Question) -> dict[str, float]:
-        if self.score is None or not texts:
-            return {}
-        return dict(
-            zip(texts, self.score(texts, [question.record] * len(texts)), strict=True)
-        )
+    def _rewarded(
+        self, prompt: Prompt, ids: Sequence[int], samples: Sequence[_Sample]
+    ) -> list[_Sample]:
+        if self.reward is None or not samples:
+            return list(samples)
+        answers = [
+            Answer(sample.text, prompt.record, tuple(ids), sample.completion.ids)
+            for sample in samples
+        ]
+        scores = self.reward.score(answers)
+        return [replace(s, reward=score) for s, score in zip(samples, scores, strict=True)]
 
-    def _entry(
-        self,
-        number: int,
-        question: Question,
-        text: str,
-        place: int,
-        sample: Completion,
-        reward: float | None,
-    ) -> dict[str, Any]:
-        messages = [*map(dict, question.messages), {"role": "assistant", "content": text}]
+    def _entry(self, number: int, prompt: Prompt, sample: _Sample) -> dict[str, Any]:
         provenance = {
             "teacher": dict(self.teacher),
             "sampling": self.config.sampling,
             "prompt": number,
-            "sample": place,
-            "tokens": len(sample.ids),
-            **({} if reward is None else {"reward": reward}),
+            "key": prompt.key,
+            "sample": sample.number,
+            "tokens": len(sample.completion.ids),
+            **({} if sample.reward is None else {"reward": sample.reward}),
         }
-        return {**question.record, "messages": messages, "provenance": provenance}
+        messages = [message.to_dict() for message in _answered(prompt, sample)]
+        return {"messages": messages, **prompt.record, "provenance": provenance}
 
-    def _changes(
-        self, question: Question, prompt: list[int], text: str, sampled: Sequence[int]
-    ) -> bool:
+    def _changes(self, prompt: Prompt, start: int, sample: _Sample) -> bool:
         """Whether the text, encoded again, has other ids than the teacher sampled."""
-        messages = [*question.messages, {"role": "assistant", "content": text}]
+        sampled = list(sample.completion.ids)
+        messages = [message.to_dict() for message in _answered(prompt, sample)]
         ids = self.model.tokenizer.render_chat(messages, generation_prompt=False)
-        return ids[len(prompt) : len(prompt) + len(sampled)] != list(sampled)
+        return ids[start : start + len(sampled)] != sampled
+
+
+def _answered(prompt: Prompt, sample: _Sample) -> list[Message]:
+    return [*prompt.messages, Message("assistant", sample.text)]
 
 
 def describe(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -368,7 +362,7 @@ def describe(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{count:,} {reason.replace('_', ' ')}" for reason, count in summary["left_out"].items()
     )
     return [
-        ("prompts", f"{summary['questions']:,}"),
+        ("prompts", f"{summary['num_prompts']:,}"),
         ("answers", f"{summary['answers']:,} of {summary['tokens']:,} tokens"),
         ("left out", left_out or "none"),
         ("encoded differently", f"{summary['retokenized']:,}"),

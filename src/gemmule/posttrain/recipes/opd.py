@@ -1,0 +1,282 @@
+"""On-policy distillation: a student learns its teacher's distribution on the student's answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from gemmule.config import ModelName
+from gemmule.data.batch import Batch
+from gemmule.data.dataset import Dataset
+from gemmule.data.source import Source
+from gemmule.errors import ConfigError, DataError
+from gemmule.infer.core.sampling import SamplingParams
+from gemmule.losses.divergences import Divergence, Kind
+from gemmule.model.gemma import Gemma
+from gemmule.posttrain.answer_rows import rows_of_rollouts
+from gemmule.posttrain.chat_data import ChatData
+from gemmule.posttrain.mixed_source import MixedSource
+from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
+from gemmule.posttrain.rendering import Rendered
+from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
+from gemmule.teachers.open import open_teacher
+from gemmule.train.config import ObjectiveConfig, RunConfig
+from gemmule.train.initial_model import initial_model
+from gemmule.train.objective import label_weight
+from gemmule.train.probe import Probe
+from gemmule.train.recipe import Recipe, start_of
+
+EVALUATION = 2**62  # number of the first position of answers that are not trained on
+
+
+class OpdConfig(ObjectiveConfig):
+    """On-policy distillation (generalized knowledge distillation, arXiv 2306.13649).
+
+    A row of data.batch_size is an answer; data.seq_len bounds prompt and answer together.
+
+    Attributes:
+        teacher: run, HF-layout folder or hub id; it has the tokenizer of the student.
+        loss: divergence of the student's distribution from the teacher's, see
+            gemmule.losses.divergences.
+        beta: weight of the teacher in the mixture of "jsd".
+        skew: weight in the mixture, of the teacher in "skew_kl", of the student in
+            "skew_reverse_kl".
+        temperature: softmax temperature of both distributions in the divergence; answers are
+            sampled at 1.
+        lmbda: fraction of the steps that train on the student's own answers, GKD's lambda; the
+            others train on answers from the data, which are conversations then.
+        samples: answers per prompt.
+        max_new_tokens: longest answer, tokens; longer ones are cut, counted, and trained up to
+            there.
+        max_logp_difference: largest difference between the log-probabilities of sampler and
+            trainer, nats, that does not stop the run.
+    """
+
+    kind: Literal["opd"] = "opd"
+    teacher: ModelName
+    loss: Kind = "reverse_kl"
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    skew: float = Field(default=0.1, gt=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    lmbda: float = Field(default=1.0, ge=0, le=1)
+    samples: int = Field(default=1, gt=0)
+    max_new_tokens: int = Field(default=128, gt=0)
+    max_logp_difference: float = Field(default=0.05, gt=0)
+
+    @property
+    def divergence(self) -> Divergence:
+        """`loss` with its parameter."""
+        return Divergence(self.loss, self.beta, self.skew)
+
+
+def build(config: RunConfig, dataset: Dataset) -> Recipe:
+    """The recipe.
+
+    Raises:
+        UserError: when a setting, the data, the student or the teacher cannot be used.
+    """
+    settings, data = config.objective, config.data
+    assert isinstance(settings, OpdConfig)
+    if config.model.init is None:
+        raise ConfigError(
+            "on-policy distillation starts from a model that answers: set model.init to one, such "
+            "as a run of gemmule sft"
+        )
+    if data.batch_size % settings.samples:
+        raise ConfigError(
+            f"data.batch_size = {data.batch_size} answers are not a multiple of objective.samples "
+            f"= {settings.samples} for each prompt"
+        )
+    chat = ChatData(dataset)
+    prompts = {split: _prompts(chat, config, split) for split in ("train", "validation", "heldout")}
+    student = initial_model(config, dataset)
+    teacher = open_teacher(settings.teacher, dataset, data.seq_len)
+    if teacher.vocab_size != student.config.vocab_size:
+        raise ConfigError(
+            f"the teacher, {settings.teacher}, has {teacher.vocab_size} rows in its vocabulary and "
+            f"the student {student.config.vocab_size}: choose a teacher with as many"
+        )
+    objective = OnPolicyDistillation(
+        teacher, settings.divergence, settings.temperature, settings.max_logp_difference
+    )
+    params = SamplingParams.on_policy(settings.max_new_tokens, n=settings.samples)
+    sampler = RolloutSampler(student, dataset.tokenizer, params, config.seed)
+    answers = _Answers(data.micro_batch)
+    source: Source = Rollouts(
+        prompts["train"],
+        sampler,
+        answers.batches,
+        prompts_per_step=data.batch_size // settings.samples,
+        micro_batches=data.micro_batches,
+        seed=config.seed,
+    )
+    if settings.lmbda < 1:
+        source = MixedSource(
+            source,
+            _conversations(chat, data.seq_len),
+            settings.lmbda,
+            micro_batch=data.micro_batch,
+            micro_batches=data.micro_batches,
+            seed=config.seed,
+        )
+    evaluation = Evaluation(student, objective, sampler, data.micro_batch)
+    tokens = config.evaluation.tokens, config.evaluation.heldout_tokens
+
+    def validation(_: int) -> Mapping[str, float]:
+        return evaluation.measure(prompts["validation"], tokens[0])
+
+    def result() -> Mapping[str, Any]:
+        return {"split": "heldout", **evaluation.measure(prompts["heldout"], tokens[1])}
+
+    return Recipe(
+        student,
+        source,
+        objective,
+        probes=[Probe("validation", config.evaluation.every, validation, label="split")],
+        result=result,
+        parents=[start_of(config.model.init, student), teacher.describe()],
+        inputs={"prompts": {split: len(those) for split, those in prompts.items()}},
+        tokens_per_step=data.tokens_per_step,
+        hook=_Hook(objective, answers),
+    )
+
+
+def _prompts(chat: ChatData, config: RunConfig, split: str) -> list[RolloutPrompt]:
+    """The prompts of a split that leave room for an answer."""
+    settings = config.objective
+    assert isinstance(settings, OpdConfig)
+    if chat.kind == "prompts":
+        prompts = [RolloutPrompt(p.ids, p.record) for p in chat.prompts(split)]
+    else:
+        prompts = [
+            RolloutPrompt(prompt_ids(c.rendered), c.record) for c in chat.conversations(split)
+        ]
+    room = config.data.seq_len - settings.max_new_tokens
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
+    if not fitting:
+        raise DataError(
+            f"none of the {len(prompts)} prompts of the {split} split has at most {room} tokens, "
+            f"data.seq_len = {config.data.seq_len} less objective.max_new_tokens = "
+            f"{settings.max_new_tokens}: raise the one or lower the other"
+        )
+    return fitting
+
+
+def prompt_ids(conversation: Rendered) -> tuple[int, ...]:
+    """The ids of a conversation up to its last answer."""
+    trained = conversation.trained
+    start = len(trained) - trained[::-1].index(True)
+    while start and trained[start - 1]:
+        start -= 1
+    return conversation.ids[:start]
+
+
+def _conversations(chat: ChatData, seq_len: int) -> list[Rendered]:
+    """The conversations of the training split that fit in a row."""
+    if chat.kind != "conversations":
+        raise DataError(
+            f"objective.lmbda below 1 needs answers to learn from, and {chat.dataset.path} holds "
+            f"{chat.kind}: give a folder of conversations, or leave lmbda at 1"
+        )
+    rendered = [c.rendered for c in chat.conversations("train")]
+    return [c for c in rendered if len(c) <= seq_len]
+
+
+class _Answers:
+    """Makes the batches of a step, and remembers what to log about its answers."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self._micro_batch = micro_batch
+        self._statistics: dict[str, float] = {}
+
+    def batches(self, groups: Sequence[Group]) -> list[Batch]:
+        """Batches of `micro_batch` rollouts."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        self._statistics = statistics(rollouts)
+        return in_rows(rollouts, self._micro_batch)
+
+    def after_step(self) -> dict[str, float]:
+        """Metrics of the step's answers; none after a step on data."""
+        statistics, self._statistics = self._statistics, {}
+        return statistics
+
+
+class _Hook:
+    """What is logged of a step besides the loss."""
+
+    def __init__(self, *parts: OnPolicyDistillation | _Answers) -> None:
+        self._parts = parts
+
+    def after_step(self) -> dict[str, float]:
+        """The metrics of all parts."""
+        return {name: value for part in self._parts for name, value in part.after_step().items()}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """None: nothing besides the model is trained."""
+        return {}
+
+
+def statistics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean length of answers, and the fraction that the limit cut, under TRL's names."""
+    return {
+        "completions/mean_length": sum(len(r.answer) for r in rollouts) / len(rollouts),
+        "completions/clipped_ratio": sum(not r.finished for r in rollouts) / len(rollouts),
+    }
+
+
+def in_rows(rollouts: Sequence[Rollout], rows: int) -> list[Batch]:
+    """Batches of `rows` rollouts each."""
+    starts = range(0, len(rollouts), rows)
+    return [rows_of_rollouts(rollouts[start : start + rows]) for start in starts]
+
+
+class Evaluation:
+    """Divergence from the teacher on answers that the student gives to prompts of a split.
+
+    Args:
+        student: model that answers.
+        objective: the divergence.
+        sampler: samples the answers.
+        rows: answers per forward pass.
+    """
+
+    def __init__(
+        self, student: Gemma, objective: OnPolicyDistillation, sampler: RolloutSampler, rows: int
+    ) -> None:
+        self._student, self._objective = student, objective
+        self._sampler, self._rows = sampler, rows
+
+    @torch.no_grad()
+    def measure(self, prompts: Sequence[RolloutPrompt], tokens: int | None) -> dict[str, float]:
+        """Means over the tokens of the answers; the draws are the same each time.
+
+        Args:
+            prompts: prompts of the split.
+            tokens: number of tokens of prompts to use, spread evenly; None: all.
+        """
+        few = spread(prompts, tokens)
+        positions = range(EVALUATION, EVALUATION + len(few))
+        groups = self._sampler.sample(few, positions)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        sums = {"loss": 0.0, "entropy": 0.0}
+        count = 0.0
+        device = self._student.norm.weight.device
+        for batch in in_rows(rollouts, self._rows):
+            count += label_weight(batch)
+            loss, further = self._objective.loss(self._student, batch.to(device))
+            for name, value in {"loss": loss, **further}.items():
+                sums[name] += value.item()
+        self._objective.after_step()
+        means = {name: value / count for name, value in sums.items()}
+        return {**means, **statistics(rollouts)}
+
+
+def spread(prompts: Sequence[RolloutPrompt], tokens: int | None) -> Sequence[RolloutPrompt]:
+    """Prompts of a split, spread evenly, with about `tokens` tokens; None: all."""
+    if tokens is None:
+        return prompts
+    count = len(prompts)
+    mean = sum(len(p.ids) for p in prompts) / count
+    fewer = min(count, max(1, int(tokens / mean)))
+    return [prompts[i * count // fewer] for i in range(fewer)]
