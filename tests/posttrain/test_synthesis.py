@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gemmule.posttrain.conversations import Message, Prompt
+from gemmule.posttrain.rewards.protocol import Answer
+from stopping_models import stopping_model
 
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
@@ -17,10 +20,7 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.model.tokenizer import train_tokenizer
 from gemmule.posttrain import synthesis
-from gemmule.posttrain.conversations import Message, Prompt
-from gemmule.posttrain.rewards.protocol import Answer
 from gemmule.posttrain.synthesis import SynthesisConfig, describe, synthesize
-from stopping_models import stopping_model
 
 COUNT = 12
 
@@ -85,8 +85,7 @@ def test_greedy_answers_are_those_of_the_engine(teacher: str, tmp_path: Path) ->
     lm = load(teacher)
     params = SamplingParams(temperature=0.0, max_new_tokens=40)
     prompts = [
-        lm.tokenizer.render_chat([m.to_dict() for m in question.messages])
-        for question in QUESTIONS
+        lm.tokenizer.render_chat([m.to_dict() for m in question.messages]) for question in QUESTIONS
     ]
     expected = {
         number: done.text.strip()
@@ -178,7 +177,10 @@ def test_a_finished_file_is_left_as_it_is(teacher: str, tmp_path: Path) -> None:
     before = out.stat()
     assert synthesize(config(teacher), QUESTIONS, out) == summary
     assert out.stat().st_mtime_ns == before.st_mtime_ns
-    for other, questions in ((config(teacher, seed=1), QUESTIONS), (config(teacher), QUESTIONS[1:])):
+    for other, questions in (
+        (config(teacher, seed=1), QUESTIONS),
+        (config(teacher), QUESTIONS[1:]),
+    ):
         with pytest.raises(OutputError, match="not from this teacher, these prompts and settings"):
             synthesize(other, questions, out)
     out.with_suffix(".manifest.json").unlink()

@@ -34,9 +34,7 @@ def rows_of_rollouts(rollouts: Sequence[Rollout]) -> Batch:
     """A batch of rollouts; labels are all tokens of an answer, its stop token included."""
     batch = rows_of(
         [
-            Rendered(
-                r.prompt + r.answer, (False,) * len(r.prompt) + (True,) * len(r.answer)
-            )
+            Rendered(r.prompt + r.answer, (False,) * len(r.prompt) + (True,) * len(r.answer))
             for r in rollouts
         ]
     )

@@ -1,9 +1,12 @@
 """On-policy distillation: a student learns its teacher's distribution on the student's answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from gemmule.posttrain.chat_data import ChatData
+from gemmule.posttrain.rendering import Rendered
+from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
 from pydantic import Field
 
 from gemmule.config import ModelName
@@ -15,11 +18,8 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.losses.divergences import Divergence, Kind
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.answer_rows import rows_of_rollouts
-from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
-from gemmule.posttrain.rendering import Rendered
-from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
 from gemmule.teachers.open import open_teacher
 from gemmule.train.config import ObjectiveConfig, RunConfig
 from gemmule.train.initial_model import initial_model
