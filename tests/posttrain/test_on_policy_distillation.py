@@ -112,8 +112,7 @@ def test_answers_from_data_are_trained_as_their_mask_says(pieces: Tokenizer) -> 
 def test_student_and_teacher_read_the_same_ids(
     student: Gemma, teacher: GemmaTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two chat templates, or a prompt that one of them sees longer, would be a bias (tinker-cookbook
-    #796, trl PR 5725)."""
+    """Else the loss is biased (tinker-cookbook#796, trl PR 5725)."""
     seen: list[tuple[Tensor, Tensor]] = []
     plain = Gemma.hidden_states
 
@@ -203,7 +202,7 @@ def test_micro_batches_of_all_sizes_give_one_gradient(
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
-            assert other[name].allclose(gradient, rtol=1e-4, atol=1e-6), name
+            assert (other[name] - gradient).abs().max() < 1e-5 * gradient.abs().max(), name
 
 
 def test_an_equal_teacher_teaches_nothing(student: Gemma) -> None:
@@ -392,12 +391,12 @@ def test_mistakes_are_explained(
     out = tmp_path / "run"
     with pytest.raises(DataError, match="lmbda below 1 needs answers to learn from"):
         run_training(settings(tiny, models, prompts, lmbda=0.5), out)
-    with pytest.raises(DataError, match="none of the .* prompts of the train split has at most 2"):
+    with pytest.raises(DataError, match=r"none of the .* prompts of the train split has at most 2"):
         run_training(settings(tiny, models, prompts, max_new_tokens=46), out)
     with pytest.raises(ConfigError, match=r"batch_size = 8 answers .* objective.samples = 3"):
         run_training(settings(tiny, models, prompts, samples=3), out)
     values = settings(tiny, models, prompts).model_dump(mode="json", exclude_none=True)
-    with pytest.raises(ConfigError, match="starts from a model that answers: set model.init"):
+    with pytest.raises(ConfigError, match=r"starts from a model that answers: set model\.init"):
         run_training(RunConfig.parse({**values, "model": {"preset": "1m"}}), out)
     save_model(stopping_model(VOCABULARY + 8, 4), pieces, tmp_path / "wide")
     wide = {**models, "teacher": str(tmp_path / "wide")}

@@ -167,7 +167,7 @@ def test_a_damaged_journal_is_refused(
     journal = tmp_path / "answers.jsonl.partial"
     head, first, rest = journal.read_bytes().split(b"\n", 2)
     journal.write_bytes(b"\n".join((head, first[:-5], rest)))
-    with pytest.raises(DataError, match="answers.jsonl.partial:2: not a line of a synthesis"):
+    with pytest.raises(DataError, match=r"answers\.jsonl\.partial:2: not a line of a synthesis"):
         synthesize(config(teacher), QUESTIONS, out)
 
 

@@ -13,7 +13,7 @@ from gemmule.losses.labels import IGNORED
 from gemmule.posttrain.rendering import Rendered
 from gemmule.posttrain.rollouts import Rollout
 
-# Extra of a batch of rollouts: log-probability of each label when it was sampled, fp32; elsewhere 0.
+# Extra of a batch of rollouts: log-probability of each label when it was sampled, elsewhere 0.
 SAMPLED_LOGPROBS = "sampled_logprobs_BT"
 
 
