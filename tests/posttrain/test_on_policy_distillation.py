@@ -26,6 +26,7 @@ from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import END_OF_TURN_ID
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS, rows_of, rows_of_rollouts
+from gemmule.posttrain import kinds  # noqa: F401  # registers the kind
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
 from gemmule.posttrain.recipes import opd
@@ -33,11 +34,9 @@ from gemmule.runs.metrics import read_metrics
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.config import RunConfig, load_run_config
-from gemmule.train.recipes import register_recipe
 from gemmule.train.run import run_training
 from gemmule.train.step import accumulate
 
-register_recipe(opd.OpdConfig, opd.build)
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 
@@ -222,9 +221,9 @@ def test_a_sampler_that_differs_stops_the_run(student: Gemma, teacher: GemmaTeac
     sampled = log_p.gather(2, labels[..., None])[..., 0]
     loss = OnPolicyDistillation(teacher, Divergence("reverse_kl"), 1.0, 0.05)
     loss.loss(student, dataclasses.replace(batch, extras={SAMPLED_LOGPROBS: sampled}))
-    metrics = loss.after_step()
+    metrics = loss.check.after_step()
     assert 0 <= metrics["sampling/logp_difference/max"] < 1e-4
-    assert loss.after_step() == {}
+    assert loss.check.after_step() == {}
     place = tuple((batch.labels_BT != IGNORED).nonzero()[5].tolist())
     for wrong in (0.1, torch.nan):
         sampled[place] += wrong
@@ -342,6 +341,8 @@ def test_a_run_comes_nearer_to_its_teacher(
     tiny: Settings, models: dict[str, str], prompts: Path, tmp_path: Path
 ) -> None:
     config = settings(tiny, models, prompts)
+    auto = config.runtime.model_copy(update={"dtype": "auto"})
+    config = config.model_copy(update={"runtime": auto})
     result = run_training(config, tmp_path / "run")
     lines = [m for m in read_metrics(tmp_path / "run") if "learning_rate" in m]
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -356,6 +357,7 @@ def test_a_run_comes_nearer_to_its_teacher(
     assert manifest["kind"] == "opd"
     assert [p["path"] for p in manifest["parents"]] == [models["student"], models["teacher"]]
     assert manifest["objective"]["loss"] == "reverse_kl"
+    assert load_run_config(tmp_path / "run/config.toml").runtime.dtype == "float32"
 
 
 @pytest.mark.parametrize("lmbda", [1.0, 0.5])

@@ -250,3 +250,27 @@ def test_settings_are_checked(teacher: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no prompts to answer"):
         synthesize(config(teacher), [], tmp_path / "a.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_reads_prompts_in_any_form(teacher: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    records = [
+        {"prompt": f"Question {i}?", "answer": str(i)}
+        if i % 2
+        else {"messages": [{"role": "user", "content": f"Question {i}?"}], "answer": str(i)}
+        for i in range(COUNT)
+    ]
+    file.write_text("".join(json.dumps(r) + "\n" for r in [*records, {"title": "none"}]))
+    command = ["synthesize", file, "--teacher", teacher, "--out", out, "--max-new-tokens", 24,
+               "--samples", 2, "--reward", "exact", "--best", "--json"]  # fmt: skip
+    done = CliRunner().invoke(cli.app, [str(word) for word in command])
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary["num_prompts"] == COUNT
+    assert summary["reward"] == {"name": "exact"}
+    assert sum(summary["unreadable"].values()) == 1
+    for line in lines(out):
+        number = line["provenance"]["prompt"]
+        assert line["messages"][0] == {"role": "user", "content": f"Question {number}?"}
+        assert line["answer"] == str(number)
+        assert line["provenance"]["reward"] in {0.0, 1.0}

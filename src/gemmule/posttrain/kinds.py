@@ -3,7 +3,8 @@
 Whatever reads the settings of a run that may be a post-training run imports this module first.
 """
 
-from gemmule.posttrain.recipes import sft
+from gemmule.posttrain.recipes import opd, sft
 from gemmule.train.recipes import register_recipe
 
 register_recipe(sft.SftConfig, sft.build)
+register_recipe(opd.OpdConfig, opd.build)

@@ -7,7 +7,7 @@ manifest and the result are the same for all kinds.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -53,6 +53,7 @@ class Recipe:
             same when the run is resumed.
         tokens_per_step: tokens of a step, or a good guess where steps differ: for the progress bar,
             and to decide whether compiling pays.
+        auto_dtype: what runtime.dtype = "auto" stands for; "auto": the fastest on this machine.
         begin: called before the first step and whenever the run is resumed, with the run's folder
             and the resolved runtime. The model is on its device, with the weights that the run
             starts from. What takes long is kept in the folder and read when the run is resumed.
@@ -68,6 +69,7 @@ class Recipe:
     parents: Sequence[Mapping[str, Any]] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     tokens_per_step: int = 0
+    auto_dtype: Literal["auto", "float32"] = "auto"
     begin: Callable[[RunLayout, RuntimeConfig], None] | None = None
     save: Callable[[Gemma, Tokenizer, Path], None] = save_model
     hook: StepHook | None = None

@@ -127,7 +127,10 @@ def _make(
 def _resolved(config: RunConfig, recipe: Recipe) -> RunConfig:
     """The settings without any "auto"."""
     flops = _flops_per_token(config, recipe) * config.steps * recipe.tokens_per_step
-    runtime = device.resolve(config.runtime, flops)
+    wanted = config.runtime
+    if wanted.dtype == "auto":
+        wanted = wanted.model_copy(update={"dtype": recipe.auto_dtype})
+    runtime = device.resolve(wanted, flops)
     return config.model_copy(update={"runtime": runtime})
 
 

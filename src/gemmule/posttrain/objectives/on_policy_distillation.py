@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from gemmule.data.batch import Batch
-from gemmule.errors import TrainingError
 from gemmule.losses.divergences import DistillationLoss, Divergence
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS
+from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.train.objectives.taught import TaughtObjective
 
@@ -31,8 +31,7 @@ class OnPolicyDistillation(TaughtObjective):
     and neither prompts nor padding have any.
 
     Where a batch says with which log-probabilities its labels were sampled, they are compared with
-    those of the model that is trained: the two differ by rounding alone, unless one of them loses a
-    soft cap or a mask, or uses other weights.
+    those of the model that is trained (sampler_check.py).
 
     Args:
         teacher: model whose distribution the student learns.
@@ -40,6 +39,9 @@ class OnPolicyDistillation(TaughtObjective):
         temperature: softmax temperature of both distributions.
         max_logp_difference: largest difference between sampler and trainer, nats, that does not
             stop the run.
+
+    Attributes:
+        check: the comparison of sampler and trainer.
     """
 
     def __init__(
@@ -47,11 +49,10 @@ class OnPolicyDistillation(TaughtObjective):
         teacher: LocalTeacher,
         divergence: Divergence,
         temperature: float = 1.0,
-        max_logp_difference: float = 0.05,
+        max_logp_difference: float = BOUND,
     ) -> None:
         self.teacher, self.divergence, self.temperature = teacher, divergence, temperature
-        self.max_logp_difference = max_logp_difference
-        self._differences: list[float] = []  # the largest one of each micro-batch of a step
+        self.check = SamplerCheck(max_logp_difference)
 
     def loss(self, model: Gemma, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Summed loss, T^2 times the divergence.
@@ -70,8 +71,9 @@ class OnPolicyDistillation(TaughtObjective):
         x_BTD = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
         x_AD = x_BTD.flatten(0, 1)[index_A]
         if SAMPLED_LOGPROBS in batch.extras:
-            sampled_A = batch.extras[SAMPLED_LOGPROBS].flatten()[index_A]
-            self._compare(model, x_AD, labels_A, sampled_A)
+            with torch.no_grad():
+                log_p_A = model.head.log_likelihoods(x_AD, labels_A, compiled=self.compiled)
+            self.check.compare(log_p_A, batch.extras[SAMPLED_LOGPROBS].flatten()[index_A])
         loss, nll = model.head.distillation(
             x_AD,
             self.teacher.head,
@@ -81,23 +83,6 @@ class OnPolicyDistillation(TaughtObjective):
             compiled=self.compiled,
         )
         return loss, {"entropy": nll}
-
-    @torch.no_grad()
-    def _compare(self, model: Gemma, x_AD: Tensor, labels_A: Tensor, sampled_A: Tensor) -> None:
-        log_p_A = model.head.log_likelihoods(x_AD, labels_A, compiled=self.compiled)
-        difference = float((log_p_A - sampled_A).abs().max())
-        if not difference <= self.max_logp_difference:
-            raise TrainingError(
-                f"sampler and trainer disagree: the log-probability of a sampled token differs by "
-                f"{difference:.3g} nats (at most {self.max_logp_difference} is rounding): train in "
-                "float32 (runtime.dtype), or raise objective.max_logp_difference"
-            )
-        self._differences.append(difference)
-
-    def after_step(self) -> dict[str, float]:
-        """The largest difference between sampler and trainer in the step that has ended."""
-        differences, self._differences = self._differences, []
-        return {"sampling/logp_difference/max": max(differences)} if differences else {}
 
     def flops_per_token(self, model: Gemma, seq_len: int) -> float:
         """A training step of the student and a forward pass of the teacher, without sampling."""

@@ -7,6 +7,7 @@ import torch
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.rendering import Rendered
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
+from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from pydantic import Field
 
 from gemmule.config import ModelName
@@ -62,7 +63,7 @@ class OpdConfig(ObjectiveConfig):
     lmbda: float = Field(default=1.0, ge=0, le=1)
     samples: int = Field(default=1, gt=0)
     max_new_tokens: int = Field(default=128, gt=0)
-    max_logp_difference: float = Field(default=0.05, gt=0)
+    max_logp_difference: float = Field(default=BOUND, gt=0, allow_inf_nan=False)
 
     @property
     def divergence(self) -> Divergence:
@@ -138,7 +139,8 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
         parents=[start_of(config.model.init, student), teacher.describe()],
         inputs={"prompts": {split: len(those) for split, those in prompts.items()}},
         tokens_per_step=data.tokens_per_step,
-        hook=_Hook(objective, answers),
+        auto_dtype="float32",  # bfloat16 is one more difference between sampler and trainer
+        hook=_Hook(objective.check, answers),
     )
 
 
@@ -205,7 +207,7 @@ class _Answers:
 class _Hook:
     """What is logged of a step besides the loss."""
 
-    def __init__(self, *parts: OnPolicyDistillation | _Answers) -> None:
+    def __init__(self, *parts: SamplerCheck | _Answers) -> None:
         self._parts = parts
 
     def after_step(self) -> dict[str, float]:
@@ -267,7 +269,7 @@ class Evaluation:
             loss, further = self._objective.loss(self._student, batch.to(device))
             for name, value in {"loss": loss, **further}.items():
                 sums[name] += value.item()
-        self._objective.after_step()
+        self._objective.check.after_step()  # not those of a step
         means = {name: value / count for name, value in sums.items()}
         return {**means, **statistics(rollouts)}
 
