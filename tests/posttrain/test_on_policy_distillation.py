@@ -9,10 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from gemmule.posttrain.chat_data import write_conversations, write_prompts
-from gemmule.posttrain.conversations import Conversation, Message, Prompt
-from gemmule.posttrain.rendering import render_conversation, render_prompt
-from gemmule.posttrain.rollouts import Rollout
 from stopping_models import stopping_model
 from torch import Tensor
 
@@ -25,11 +21,15 @@ from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import END_OF_TURN_ID
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS, rows_of, rows_of_rollouts
 from gemmule.posttrain import kinds  # noqa: F401  # registers the kind
+from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS, rows_of, rows_of_rollouts
+from gemmule.posttrain.chat_data import write_conversations, write_prompts
+from gemmule.posttrain.conversations import Conversation, Message, Prompt
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
 from gemmule.posttrain.recipes import opd
+from gemmule.posttrain.rendering import render_conversation, render_prompt
+from gemmule.posttrain.rollouts import Rollout
 from gemmule.runs.metrics import read_metrics
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.teachers.gemma import GemmaTeacher
@@ -201,7 +201,7 @@ def test_micro_batches_of_all_sizes_give_one_gradient(
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
-            assert (other[name] - gradient).abs().max() < 1e-5 * gradient.abs().max(), name
+            assert (other[name] - gradient).abs().max() < 1e-4 * gradient.abs().max(), name
 
 
 def test_an_equal_teacher_teaches_nothing(student: Gemma) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gemmule.posttrain.conversations import Message, Prompt
-from gemmule.posttrain.rewards.protocol import Answer
 from stopping_models import stopping_model
+from typer.testing import CliRunner
 
+from gemmule import cli
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.checkpoints.load import load_to_run
@@ -20,6 +20,8 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.model.tokenizer import train_tokenizer
 from gemmule.posttrain import synthesis
+from gemmule.posttrain.conversations import Message, Prompt
+from gemmule.posttrain.rewards.protocol import Answer
 from gemmule.posttrain.synthesis import SynthesisConfig, describe, synthesize
 
 COUNT = 12
@@ -142,31 +144,31 @@ def test_a_stopped_synthesis_ends_in_the_same_bytes(
 def test_what_a_killed_process_left_is_continued(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
 ) -> None:
-    """The journal may end anywhere, in the middle of its first line too."""
+    """The file may end anywhere, in the middle of its first line too."""
     whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
-    journal = tmp_path / "answers.jsonl.partial"
+    partial = tmp_path / "answers.jsonl.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(synthesis.Journal, "remove", lambda self: None)
+        patch.setattr(synthesis.PartialAnswers, "remove", lambda self: None)
         synthesize(config(teacher), QUESTIONS, whole)
     content = (tmp_path / "whole.jsonl.partial").read_bytes()
     assert len(content) > 2300
-    journal.write_bytes(content[:kept])
+    partial.write_bytes(content[:kept])
     synthesize(config(teacher), QUESTIONS, out)
     assert out.read_bytes() == whole.read_bytes()
-    assert not journal.exists()
+    assert not partial.exists()
 
 
-def test_a_damaged_journal_is_refused(
+def test_a_damaged_partial_file_is_refused(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "answers.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(synthesis.Journal, "remove", lambda self: None)
+        patch.setattr(synthesis.PartialAnswers, "remove", lambda self: None)
         synthesize(config(teacher), QUESTIONS, out)
     out.unlink()
-    journal = tmp_path / "answers.jsonl.partial"
-    head, first, rest = journal.read_bytes().split(b"\n", 2)
-    journal.write_bytes(b"\n".join((head, first[:-5], rest)))
+    partial = tmp_path / "answers.jsonl.partial"
+    head, first, rest = partial.read_bytes().split(b"\n", 2)
+    partial.write_bytes(b"\n".join((head, first[:-5], rest)))
     with pytest.raises(DataError, match=r"answers\.jsonl\.partial:2: not a line of a synthesis"):
         synthesize(config(teacher), QUESTIONS, out)
 
@@ -188,7 +190,7 @@ def test_a_finished_file_is_left_as_it_is(teacher: str, tmp_path: Path) -> None:
         synthesize(config(teacher), QUESTIONS, out)
 
 
-def test_a_journal_of_other_settings_is_refused(teacher: str, tmp_path: Path) -> None:
+def test_a_partial_file_of_other_settings_is_refused(teacher: str, tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl.partial").write_text('{"format": 1}\n')
     with pytest.raises(OutputError, match="answers of another teacher, or to other prompts"):
         synthesize(config(teacher), QUESTIONS, tmp_path / "answers.jsonl")

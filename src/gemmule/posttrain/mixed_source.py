@@ -72,8 +72,12 @@ class MixedSource:
             DataError: when it cannot be a position of this source.
         """
         batches, rollouts = state.get("batches"), state.get("rollouts")
-        whole = isinstance(batches, int) and batches >= 0 and not batches % self._micro_batches
-        if not whole or not isinstance(rollouts, Mapping):
+        if (
+            not isinstance(batches, int)
+            or batches < 0
+            or batches % self._micro_batches
+            or not isinstance(rollouts, Mapping)
+        ):
             raise DataError(
                 f"{dict(state)} is not a position between two steps of {self._micro_batches} "
                 "batches: resume with the run's own settings"

@@ -2,14 +2,13 @@
 
 Sequence-level distillation (arXiv 1606.07947) is supervised fine-tuning on a teacher's answers, as
 in the Gemma 2 report, section 4. The output is JSON lines in the form {"messages": [...]}, each
-with its provenance. While it is made there is a journal next to it, one line per prompt: what a
-killed process leaves is continued, and ends in the same bytes.
+with its provenance. While it is made, a file next to it holds what is done (partial_answers.py):
+what a killed process leaves is continued, and ends in the same bytes.
 """
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,18 +20,19 @@ from gemmule import files
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.config import Config, ModelName
 from gemmule.console import ProgressBar
-from gemmule.errors import ConfigError, DataError, Interrupted, OutputError
+from gemmule.errors import ConfigError, Interrupted, OutputError
 from gemmule.infer.core.request import Completion, Request
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.posttrain.conversations import Message, Prompt
+from gemmule.posttrain.partial_answers import PartialAnswers, json_line
 from gemmule.posttrain.rendering import render_prompt
 from gemmule.posttrain.rewards.protocol import Answer, Reward
 from gemmule.runs.lock import locked_output
 from gemmule.runtime.signals import stop_signals
 
-CHUNK = 128  # prompts that run together and reach the journal together
-FORMAT = 1  # of the journal and the manifest
+CHUNK = 128  # prompts that run together and reach the disk together
+FORMAT = 1  # of the partial file and the manifest
 
 
 class SynthesisConfig(Config):
@@ -83,8 +83,8 @@ def synthesize(
     Args:
         config: teacher and sampling.
         prompts: what to answer; the answer to each depends on its place, not on the others.
-        out: file to write. If a stopped process left a journal, it is continued; if the file is
-            there and came from the same teacher, prompts and settings, it is left as it is.
+        out: file to write. What a stopped process left is continued; if the file is there and came
+            from the same teacher, prompts and settings, it is left as it is.
         reward: score of an answer, recorded with it; with config.best it chooses among them.
 
     Returns:
@@ -92,7 +92,7 @@ def synthesize(
 
     Raises:
         ConfigError: for `best` without a reward, or without prompts.
-        OutputError: when `out` or its journal holds other answers.
+        OutputError: when `out` or its partial file holds other answers.
         CheckpointError: when the teacher cannot be read.
         Interrupted: when stopped; the same call continues.
     """
@@ -112,16 +112,19 @@ def synthesize(
             "reward": None if reward is None else reward.describe(),
         }
         manifest = out.with_suffix(".manifest.json")
+        unfinished = out.with_name(out.name + ".partial")
         if out.exists():
-            return _finished(out, manifest, about)
-        journal = Journal(out.with_name(out.name + ".partial"), about)
-        _answer(_Answers(config, model, teacher, reward), prompts, journal)
-        counts = {"num_prompts": len(prompts), **journal.summary()}
+            finished = _finished(out, manifest, about)
+            unfinished.unlink(missing_ok=True)  # a kill may have come before it was removed
+            return finished
+        partial = PartialAnswers(unfinished, about)
+        _answer(_Answers(config, model, teacher, reward), prompts, partial)
+        counts = {"num_prompts": len(prompts), **partial.summary()}
         summary = {**about, "teacher": teacher, **counts}
         files.write_json(manifest, summary)
         with files.atomic_path(out) as tmp, tmp.open("w", encoding="utf-8") as file:
-            file.writelines(_line(answer) for answer in journal.answers())
-        journal.remove()
+            file.writelines(json_line(answer) for answer in partial.answers())
+        partial.remove()
         return summary
 
 
@@ -129,12 +132,8 @@ def _fingerprint(prompts: Iterable[Prompt]) -> str:
     digest = hashlib.sha256()
     for prompt in prompts:
         messages = [message.to_dict() for message in prompt.messages]
-        digest.update(_line([messages, prompt.key, dict(prompt.record)]).encode())
+        digest.update(json_line([messages, prompt.key, dict(prompt.record)]).encode())
     return digest.hexdigest()
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finished(out: Path, path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,91 +151,16 @@ def _finished(out: Path, path: Path, about: Mapping[str, Any]) -> dict[str, Any]
     )
 
 
-class Journal:
-    """What is done of a synthesis: a line that says what it depends on, then one per prompt.
-
-    Attributes:
-        path: the file.
-        done: number of prompts that are answered.
-    """
-
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Opens a journal, or creates it; a last line that was cut off is removed.
-
-        Args:
-            path: the file.
-            about: what the answers depend on.
-
-        Raises:
-            OutputError: if the answers in it depend on something else.
-            DataError: if it is damaged before its last line.
-        """
-        self.path = path
-        head = json.dumps(about, sort_keys=True)
-        whole, cut = [], b""
-        if path.is_file():
-            *whole, cut = path.read_bytes().split(b"\n")
-        if whole and whole[0] != head.encode():
-            raise OutputError(
-                f"{path} has answers of another teacher, or to other prompts or settings: choose "
-                "another --out, or delete it"
-            )
-        if cut or not whole:
-            whole = whole or [head.encode()]
-            files.write_text(path, b"\n".join(whole).decode() + "\n")
-        self.done = len(whole) - 1
-        self._lines = [_parsed(path, number, line) for number, line in enumerate(whole[1:], 2)]
-
-    def add(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Adds the lines of the next prompts; they are on disk when this returns."""
-        with files.writing_to(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(line) for line in lines)
-            file.flush()
-            files.fsync(file.fileno())
-        self._lines += lines
-        self.done += len(lines)
-
-    def answers(self) -> Iterator[dict[str, Any]]:
-        """The lines of the output."""
-        for line in self._lines:
-            yield from line["answers"]
-
-    def summary(self) -> dict[str, Any]:
-        """Counts: "answers", "tokens", "retokenized", and "left_out" by reason."""
-        left_out: Counter[str] = Counter()
-        for line in self._lines:
-            left_out.update(line["left_out"])
-        provenance = [answer["provenance"] for answer in self.answers()]
-        return {
-            "answers": len(provenance),
-            "tokens": sum(p["tokens"] for p in provenance),
-            "retokenized": sum(line["retokenized"] for line in self._lines),
-            "left_out": dict(sorted(left_out.items())),
-        }
-
-    def remove(self) -> None:
-        """Removes the file, once its content is in the output."""
-        self.path.unlink()
-
-
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-        return {name: entry[name] for name in ("answers", "left_out", "retokenized")}
-    except (ValueError, LookupError, TypeError):
-        raise DataError(f"{path}:{number}: not a line of a synthesis: delete the file") from None
-
-
-def _answer(answers: "_Answers", prompts: Sequence[Prompt], journal: Journal) -> None:
-    bar = ProgressBar("synthesize", len(prompts), "prompts", journal.done)
+def _answer(answers: "_Answers", prompts: Sequence[Prompt], partial: PartialAnswers) -> None:
+    bar = ProgressBar("synthesize", len(prompts), "prompts", partial.done)
     with stop_signals() as stop, bar:
-        while journal.done < len(prompts):
-            chunk = slice(journal.done, journal.done + CHUNK)
-            journal.add(answers.lines(chunk.start, prompts[chunk]))
-            bar.update(journal.done)
-            if stop.requested and journal.done < len(prompts):
+        while partial.done < len(prompts):
+            chunk = slice(partial.done, partial.done + CHUNK)
+            partial.add(answers.lines(chunk.start, prompts[chunk]))
+            bar.update(partial.done)
+            if stop.requested and partial.done < len(prompts):
                 raise Interrupted(
-                    f"stopped after {journal.done} of {len(prompts)} prompts; the same command "
+                    f"stopped after {partial.done} of {len(prompts)} prompts; the same command "
                     "continues from there"
                 )
 
@@ -253,7 +177,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Makes the journal's lines."""
+    """Makes the lines of the partial file."""
 
     config: SynthesisConfig
     model: LanguageModel

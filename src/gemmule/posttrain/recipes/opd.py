@@ -4,10 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from gemmule.posttrain.chat_data import ChatData
-from gemmule.posttrain.rendering import Rendered
-from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
-from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from pydantic import Field
 
 from gemmule.config import ModelName
@@ -19,8 +15,12 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.losses.divergences import Divergence, Kind
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.answer_rows import rows_of_rollouts
+from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
+from gemmule.posttrain.rendering import Rendered
+from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
+from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.teachers.open import open_teacher
 from gemmule.train.config import ObjectiveConfig, RunConfig
 from gemmule.train.initial_model import initial_model
