@@ -28,6 +28,7 @@ from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+SCORE = "score.weight"  # the head of a reward model
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Checkpoint:
         notes: remarks for the user about how the checkpoint was read.
         quantized: formats, bits per weight and measured loss of a model packed by gemmule.
         adapter: method, ranks, base, size and modules of an adapter that is merged into its base.
+        score: head of a reward model, [1, D]; None for a language model.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Checkpoint:
     stack: ExitStack = field(default_factory=ExitStack)
     quantized: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] | None = None
+    score: StoredTensor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -233,9 +236,10 @@ def _thread_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def of_model(model: Gemma, tokenizer: Tokenizer) -> Checkpoint:
-    """Wraps a model in memory as a checkpoint."""
+    """Wraps a model in memory as a checkpoint; a reward model has a parameter named SCORE."""
     held = {name: HeldTensor(name, tensor) for name, tensor in model.state_dict().items()}
-    return Checkpoint(Path(), "memory", model.config, held, lambda: tokenizer)
+    score = held.pop(SCORE, None)
+    return Checkpoint(Path(), "memory", model.config, held, lambda: tokenizer, score=score)
 
 
 def parse_device(device: torch.device | str) -> torch.device:

@@ -8,7 +8,7 @@ from gemmule.checkpoints.checkpoint import Checkpoint, parse_device
 from gemmule.checkpoints.hf.reader import open_hf
 from gemmule.checkpoints.locate import Located, locate
 from gemmule.checkpoints.packed.reader import is_quantized, load_quantized, open_quantized
-from gemmule.errors import ConfigError, MissingTokenizerError
+from gemmule.errors import CheckpointError, ConfigError, MissingTokenizerError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runtime.threads import set_up_torch
@@ -30,6 +30,22 @@ def open_checkpoint(path: str | Path, base: str | None = None) -> Checkpoint:
     if base is not None and located.format != "adapter":
         raise ConfigError(f"{path} is a whole model, not an adapter: leave out its base")
     return _open_any(located, base)
+
+
+def open_reward_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens the reward model that `path` names: a run, folder or hub id; its `score` is the head.
+
+    Raises:
+        CheckpointError: when there is no readable reward model.
+    """
+    located = locate(path, gemma_only=True)
+    if located.format != "hf":
+        raise CheckpointError(
+            f"{path} is not a reward model: expected a run of gemmule reward, or a folder in "
+            "Hugging Face's layout"
+        )
+    set_up_torch()
+    return open_hf(located.path, score=True)
 
 
 def _open_any(located: Located, base: str | None = None) -> Checkpoint:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gemmule.checkpoints.checkpoint import SCORE
 from gemmule.train.config import OptimizerConfig
 from gemmule.train.muon import Muon
 
@@ -24,7 +25,8 @@ def build_optimizers(
     rest: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            (hidden if p.ndim == 2 and "embed" not in name else rest).append(p)
+            is_hidden = p.ndim == 2 and "embed" not in name and name != SCORE
+            (hidden if is_hidden else rest).append(p)
     groups = [{"params": rest, "lr": config.embedding_learning_rate, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = []
     if config.name == "muon":

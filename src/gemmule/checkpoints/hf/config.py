@@ -20,6 +20,13 @@ from gemmule.model.tokenizer_files import DEFAULT_STOP_IDS
 PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
 ACTIVATION = "gelu_pytorch_tanh"
 
+# What config.json says of a reward model: a sequence classifier with one label.
+REWARD_MODEL: Mapping[str, Any] = {
+    "architectures": ["Gemma2ForSequenceClassification"],
+    "id2label": {"0": "REWARD"},
+    "label2id": {"REWARD": 0},
+    "num_labels": 1,
+}
 # Defaults of transformers' Gemma2Config for fields that config.json leaves out.
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 256000,
@@ -163,6 +170,23 @@ def _refuse_unsupported(values: Mapping[str, Any], rope: Mapping[str, Any], sour
                 f"{source}: {name} is {brief(value)}, which is not supported; only "
                 f"{'models without it' if allowed is None else repr(allowed)} can be loaded"
             )
+
+
+def without_score(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The content of a reward model's config.json as that of a language model.
+
+    Raises:
+        CheckpointError: when it is not that of a sequence classifier with one label.
+    """
+    classes, labels = values.get("architectures"), values.get("id2label")
+    count = len(labels) if isinstance(labels, Mapping) else values.get("num_labels")
+    if classes != ["Gemma2ForSequenceClassification"] or count != 1:
+        raise CheckpointError(
+            f"{source} is not that of a reward model, a Gemma2ForSequenceClassification with one "
+            f"label: it has architectures {brief(classes)} and {count or 'no'} labels; gemmule "
+            "reward trains one"
+        )
+    return {name: value for name, value in values.items() if name not in REWARD_MODEL}
 
 
 def _refuse_classifier(values: Mapping[str, Any], source: str) -> None:

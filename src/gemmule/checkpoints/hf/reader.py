@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gemmule.checkpoints import other_quantizations
-from gemmule.checkpoints.checkpoint import Checkpoint
+from gemmule.checkpoints.checkpoint import SCORE, Checkpoint
 from gemmule.checkpoints.hf import fp8
-from gemmule.checkpoints.hf.config import from_hf, read_object
+from gemmule.checkpoints.hf.config import from_hf, read_object, without_score
 from gemmule.checkpoints.mapped_file import MappedFile
 from gemmule.checkpoints.parameter_names import Names, parameter_names
 from gemmule.checkpoints.safetensors_file import SafetensorsEntry, read_header
@@ -29,18 +29,24 @@ from gemmule.errors import CheckpointError
 from gemmule.model.config import GemmaConfig
 
 
-def open_hf(path: Path) -> Checkpoint:
+def open_hf(path: Path, *, score: bool = False) -> Checkpoint:
     """Opens a folder with safetensors, or one safetensors file.
 
     The config comes from the folder's config.json, or else from the published size with these
     shapes.
+
+    Args:
+        path: folder or file.
+        score: open a reward model; else a language model.
 
     Raises:
         CheckpointError: for files that are missing, broken or of another architecture.
     """
     folder = path.parent if path.is_file() else path
     file = folder / "config.json"
-    values = read_object(file) if file.is_file() else None
+    values = read_object(file) if file.is_file() or score else None
+    if score:
+        values = without_score(values or {}, str(file))
     config = None if values is None else _config(values, file)
     with ExitStack() as stack:
         weights = find_weights(path) if path.exists() else None
@@ -48,6 +54,7 @@ def open_hf(path: Path) -> Checkpoint:
             also = "" if config else "no config.json and "
             raise CheckpointError(f"{also}no weights in {folder}: expected {SINGLE} or {INDEX}")
         stored = _entries(weights, folder, stack)
+        head = _score(stored, path) if score else None
         names = _names(stored, str(path))
         if config is None:
             config = _config_of_shapes(names, stored, path)
@@ -65,7 +72,18 @@ def open_hf(path: Path) -> Checkpoint:
             weights.paths,
             (*names.notes, *_notes(weights, stored, folder)),
             stack.pop_all(),
+            score=head,
         )
+
+
+def _score(stored: dict[str, SafetensorsEntry], path: Path) -> StoredTensor:
+    """The head of a reward model, which is taken out of the other weights."""
+    if SCORE not in stored:
+        raise CheckpointError(f"{path}: the weights lack {SCORE}, the head of a reward model")
+    head = stored.pop(SCORE).tensor(SCORE)
+    if len(head.shape) != 2 or head.shape[0] != 1:
+        raise CheckpointError(f"{path}: {SCORE} has shape {list(head.shape)}, not one row")
+    return head
 
 
 def _config(values: dict[str, Any], file: Path) -> GemmaConfig:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from gemmule import files
-from gemmule.checkpoints.checkpoint import Checkpoint, known, of_model
-from gemmule.checkpoints.hf.config import generation_config, to_hf
+from gemmule.checkpoints.checkpoint import SCORE, Checkpoint, known, of_model
+from gemmule.checkpoints.hf.config import REWARD_MODEL, generation_config, to_hf
 from gemmule.checkpoints.safetensors_file import PREFIX
 from gemmule.checkpoints.stored_tensor import FLOATS, StoredTensor, dtype_name, tensor_bytes
 from gemmule.checkpoints.tensor_layout import Bytes, FileLayout, Place, write
@@ -47,7 +47,10 @@ def write_companions(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | 
     """Writes everything but the weights: the configs and the tokenizer's files, if it has one."""
     stored = dtype or checkpoint.tensors["embed_tokens.weight"].dtype
     tokenizer = known(checkpoint.tokenizer_if_any)
-    write_configs(to_hf(checkpoint.config, dtype_name(stored), tokenizer), tokenizer, folder)
+    config = to_hf(checkpoint.config, dtype_name(stored), tokenizer)
+    if checkpoint.score is not None:
+        config |= REWARD_MODEL
+    write_configs(config, tokenizer, folder)
 
 
 def write_configs(config: Mapping[str, Any], tokenizer: Tokenizer | None, folder: Path) -> None:
@@ -71,7 +74,8 @@ def layouts(
     """
     shards: list[list[StoredTensor]] = [[]]
     size = total = 0
-    for tensor in checkpoint.weights():
+    score = [] if checkpoint.score is None else [checkpoint.score]
+    for tensor in (*checkpoint.weights(), *score):
         nbytes = tensor.numel * (dtype or tensor.dtype).itemsize
         if shards[-1] and size + nbytes > shard_bytes:
             shards.append([])
@@ -81,13 +85,18 @@ def layouts(
     if len(shards) == 1:
         return [_layout(shards[0], SINGLE, dtype)]
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    where = {PREFIX + t.name: n for n, shard in zip(names, shards, strict=True) for t in shard}
+    where = {_file_name(t): n for n, shard in zip(names, shards, strict=True) for t in shard}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     text = (json.dumps(index, indent=2) + "\n").encode()
     return [
         *(_layout(shard, name, dtype) for name, shard in zip(names, shards, strict=True)),
         FileLayout(INDEX, len(text), [(0, text)], []),
     ]
+
+
+def _file_name(tensor: StoredTensor) -> str:
+    """Its name in the file; the head of a reward model is not part of the inner model."""
+    return tensor.name if tensor.name == SCORE else PREFIX + tensor.name
 
 
 def _layout(tensors: Iterable[StoredTensor], name: str, dtype: torch.dtype | None) -> FileLayout:
@@ -97,7 +106,7 @@ def _layout(tensors: Iterable[StoredTensor], name: str, dtype: torch.dtype | Non
         name,
         [
             Entry(
-                PREFIX + tensor.name,
+                _file_name(tensor),
                 _CODES[dtype or tensor.dtype],
                 tensor.shape,
                 tensor.numel * (dtype or tensor.dtype).itemsize,

@@ -1,0 +1,1 @@
+"""Reward models: a Gemma body whose last hidden state is read as a score (Bradley-Terry)."""
