@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from gemmule.checkpoints.checkpoint import Undrawn
 from gemmule.checkpoints.load import open_reward_checkpoint
 from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
@@ -28,7 +29,8 @@ class RewardModel(Gemma):
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__(config)
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
-        nn.init.zeros_(self.score.weight)
+        if not self.score.weight.is_meta:  # where writing zeros imports half of torch
+            nn.init.zeros_(self.score.weight)
 
     @classmethod
     def on(cls, body: Gemma, score_1D: Tensor | None = None) -> Self:
@@ -38,7 +40,7 @@ class RewardModel(Gemma):
             body: the model; its parameters are shared.
             score_1D: weight of the head; None: zeros.
         """
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             model = cls(body.config)
         model.embed_tokens, model.layers, model.norm = body.embed_tokens, body.layers, body.norm
         like = body.norm.weight
