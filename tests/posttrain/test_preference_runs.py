@@ -55,7 +55,7 @@ def settings(inputs: Mapping[str, Path], folder: str = "pairs", **changes: Any) 
         "runtime": {"compile": False, "dtype": "float32", "threads": 1},
     }
     for name, value in changes.items():
-        merged = isinstance(value, dict) and isinstance(values[name], dict)
+        merged = isinstance(value, dict) and name in values
         values[name] = {**values[name], **value} if merged else value
     return RunConfig.parse(values)
 
@@ -89,6 +89,19 @@ def test_the_first_step_knows_that_nothing_has_changed(
     assert [first[name] for name in names] == [0, 0, 0]
     assert first["logps/chosen"] != first["logps/rejected"]
     assert first["lengths/chosen"] != first["lengths/rejected"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_the_first_step_of_an_adapter(
+    inputs: Mapping[str, Path], tmp_path: Path, kind: str
+) -> None:
+    config = settings(
+        inputs, adapter={"kind": kind, "rank": 4}, optimizer={"name": "adamw"}, steps=2
+    )
+    run_training(config, tmp_path / "run")
+    first, second = lines(tmp_path / "run")
+    assert first["loss"] == math.log(2)
+    assert second["loss"] != first["loss"]
 
 
 @pytest.mark.parametrize("method", METHODS)

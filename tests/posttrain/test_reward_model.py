@@ -208,6 +208,18 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     assert (out / name).read_bytes() == (run / name).read_bytes()
 
 
+def test_an_adapter_is_merged_so_that_the_head_is_kept(
+    inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    values = settings(inputs).model_dump(exclude_none=True)
+    values["optimizer"] = {"name": "adamw", "learning_rate": 0.01}
+    config = RunConfig.parse({**values, "adapter": {"rank": 4}})
+    result = run_training(config, tmp_path / "run")
+    assert result["accuracy"]["low"] > 0.5
+    model, _ = load_reward_model(tmp_path / "run")
+    assert model.score.weight.norm() > 0
+
+
 def heldout(inputs: Mapping[str, Path]) -> list[Rendered]:
     pairs = ChatData.open(inputs["pairs"]).pairs("heldout")
     return [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]

@@ -2,13 +2,17 @@
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.answer_scores import AnswerScores, score_split, validation_scores
 from gemmule.posttrain.answer_source import AnswerSource
 from gemmule.posttrain.answer_table import AnswerTable
@@ -77,7 +81,13 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
         result=result,
         parents=[parent],
         tokens_per_step=round(tokens * config.data.batch_size),
+        save=_save,
     )
+
+
+def _save(model: Gemma, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes body and head; an adapter, which would leave out the head, is merged before."""
+    save_model(model, tokenizer, folder)
 
 
 def _evaluate(
