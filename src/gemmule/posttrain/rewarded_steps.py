@@ -15,7 +15,7 @@ from gemmule.losses.labels import IGNORED
 from gemmule.posttrain import advantages
 from gemmule.posttrain.anchor import Anchor
 from gemmule.posttrain.answer_rows import rows_of_rollouts
-from gemmule.posttrain.objectives.policy_gradient import Normalization
+from gemmule.posttrain.objectives.policy_gradient import FROM_ANCHOR, Normalization
 from gemmule.posttrain.rewards.protocol import Reward
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutSampler
 
@@ -99,9 +99,7 @@ class GroupSteps:
             rewards the deviation is rounding, or the distances' own.
     """
 
-    def __init__(
-        self, rewarding: Rewarding, estimator: Estimator, baseline: Estimator
-    ) -> None:
+    def __init__(self, rewarding: Rewarding, estimator: Estimator, baseline: Estimator) -> None:
         self._rewarding, self._estimator, self._baseline = rewarding, estimator, baseline
         self.metrics: Mapping[str, float] = {}
 
@@ -134,7 +132,6 @@ class JBondSteps:
             of the regularization beyond the returns' own (the paper's gamma).
         anchor_sampler: samples two answers of the anchor.
         backward_weight: the paper's beta.
-        next_positions: positions of the step's prompts.
     """
 
     def __init__(
@@ -169,7 +166,13 @@ class JBondSteps:
             "reward/best_of_two": anchor_P2.amax(-1).mean().item(),
         }
         weights_B = torch.stack((backward_P, forward_P), dim=-1).flatten()
-        return how.weighted(batches, rollouts, weights_B)
+        return [_marked(b) for b in how.weighted(batches, rollouts, weights_B)]
+
+
+def _marked(batch: Batch) -> Batch:
+    """A batch that starts with the policy's answer and has the anchor's in every second row."""
+    from_anchor_B = torch.arange(len(batch.tokens_BT)) % 2 == 1
+    return dataclasses.replace(batch, extras={**batch.extras, FROM_ANCHOR: from_anchor_B})
 
 
 def _over_others(values_P: Tensor) -> Tensor:
@@ -182,9 +185,7 @@ def reward_metrics(rewards_PG: Tensor) -> dict[str, float]:
     metrics = {"reward": rewards_PG.mean().item()}
     if rewards_PG.shape[-1] > 1:
         metrics["reward_std"] = rewards_PG.std(-1).mean().item()
-        metrics["frac_reward_zero_std"] = (
-            advantages.all_equal(rewards_PG).double().mean().item()
-        )
+        metrics["frac_reward_zero_std"] = advantages.all_equal(rewards_PG).double().mean().item()
     return metrics
 
 

@@ -89,10 +89,12 @@ class Group:
     Attributes:
         prompt: the prompt.
         rollouts: its answers.
+        position: number of the prompt in the run's order.
     """
 
     prompt: RolloutPrompt
     rollouts: tuple[Rollout, ...]
+    position: int
 
     def answers(self) -> list[Answer]:
         """The answers as a reward reads them."""
@@ -154,14 +156,13 @@ class RolloutSampler:
             Request(prompt.ids, self._request_params(position))
             for prompt, position in zip(prompts, positions, strict=True)
         ]
-        completions = iter(self._current_engine().complete(requests))
-        return [
-            Group(
-                prompt,
-                tuple(Rollout.of(prompt.ids, next(completions)) for _ in range(self.samples)),
-            )
-            for prompt in prompts
-        ]
+        completions = self._current_engine().complete(requests)
+        groups = []
+        for number, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
+            own = completions[number * self.samples : (number + 1) * self.samples]
+            rollouts = tuple(Rollout.of(prompt.ids, completion) for completion in own)
+            groups.append(Group(prompt, rollouts, position))
+        return groups
 
     def _request_params(self, position: int) -> SamplingParams:
         key = struct.pack("<QQQ", self._seed, self._stream, position)

@@ -22,6 +22,8 @@ from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS
 from gemmule.posttrain.sampler_check import SamplerCheck
 from gemmule.train.objective import Objective
 
+# Extra of a batch: whether a row's answer is the anchor's rather than the policy's, bool [B].
+FROM_ANCHOR = "from_anchor_B"
 LossType = Literal["rloo", "grpo", "dr_grpo", "dapo"]
 
 
@@ -57,38 +59,28 @@ class Normalization:
         return 1 / length if self.loss_type == "grpo" else 1.0
 
 
-@dataclass(frozen=True)
-class ExactKL:
-    """A penalty on the divergence from an anchor, summed over the vocabulary at each token.
-
-    Its variance is lower than that of the sampled tokens' log ratios in the reward. It leaves out
-    that a token also decides which tokens follow.
-
-    Attributes:
-        anchor: model to stay close to.
-        beta: weight of the divergence.
-    """
-
-    anchor: Anchor
-    beta: float
-
-
 class PolicyGradient(Objective):
     """Sum of -weight x log p over the tokens of answers; the weights come with the batch.
 
     Args:
         normalization: denominator.
         check: compares the model's log-probabilities with the sampler's.
-        exact_kl: a penalty besides; None: none.
+        anchor: model that the policy is kept close to; None: there is none.
+        exact_beta: weight of a penalty on the divergence from the anchor, summed over the
+            vocabulary at each token; 0: there is none. Its variance is lower than that of the
+            sampled tokens' log ratios in the reward. Its gradient leaves out that a token also
+            decides which tokens follow.
     """
 
     def __init__(
         self,
         normalization: Normalization,
         check: SamplerCheck,
-        exact_kl: ExactKL | None = None,
+        anchor: Anchor | None = None,
+        exact_beta: float = 0.0,
     ) -> None:
-        self.normalization, self.check, self.exact_kl = normalization, check, exact_kl
+        self.normalization, self.check = normalization, check
+        self.anchor, self.exact_beta = anchor, exact_beta
 
     def loss(self, model: Gemma, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Summed loss; with an exact penalty also "exact_kl", its sum without beta.
@@ -103,13 +95,19 @@ class PolicyGradient(Objective):
         x_BTD = model.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
         x_AD = x_BTD.flatten(0, 1)[index_A]
         log_p_A = model.head.log_likelihoods(x_AD, labels_A, compiled=self.compiled)
-        sampled_A = batch.extras[SAMPLED_LOGPROBS].flatten()[index_A]
-        self.check.compare(log_p_A, sampled_A)
+        self._check(batch, log_p_A, index_A)
         loss = -(log_p_A * batch.weights_BT.flatten()[index_A]).sum()
-        if self.exact_kl is None:
+        if self.anchor is None or not self.exact_beta:
             return loss, {}
-        kl = self._exact_kl(self.exact_kl.anchor, model, batch, x_AD, index_A)
-        return loss + self.exact_kl.beta * kl, {"exact_kl": kl}
+        kl = self._exact_kl(self.anchor, model, batch, x_AD, index_A)
+        return loss + self.exact_beta * kl, {"exact_kl": kl.detach()}
+
+    def _check(self, batch: Batch, log_p_A: Tensor, index_A: Tensor) -> None:
+        sampled_A = batch.extras[SAMPLED_LOGPROBS].flatten()[index_A]
+        if FROM_ANCHOR in batch.extras:
+            own_A = ~batch.extras[FROM_ANCHOR][index_A // batch.labels_BT.shape[1]]
+            log_p_A, sampled_A = log_p_A[own_A], sampled_A[own_A]
+        self.check.compare(log_p_A, sampled_A)
 
     def _exact_kl(
         self, anchor: Anchor, model: Gemma, batch: Batch, x_AD: Tensor, index_A: Tensor
@@ -139,9 +137,10 @@ class PolicyGradient(Objective):
     def prepare(self, device: str, compiled: bool) -> None:
         """Moves the anchor to the device of the model."""
         super().prepare(device, compiled)
-        if self.exact_kl is not None:
-            self.exact_kl.anchor.model.to(device)
+        if self.anchor is not None:
+            self.anchor.model.to(device)
 
     def describe(self) -> dict[str, Any]:
-        """The denominator."""
-        return {"name": "policy gradient", "loss_type": self.normalization.loss_type}
+        """The denominator, and the exact penalty if there is one."""
+        values = {"name": "policy gradient", "loss_type": self.normalization.loss_type}
+        return {**values, **({"exact_beta": self.exact_beta} if self.exact_beta else {})}

@@ -1,0 +1,253 @@
+"""Reinforcement learning from rewards: RLOO, GRPO and J-BOND, one optimizer step per rollouts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import pydantic
+from pydantic import Field
+from torch import Tensor
+
+from gemmule.data.dataset import Dataset
+from gemmule.errors import ConfigError, DataError
+from gemmule.infer.core.sampling import SamplingParams
+from gemmule.model.gemma import Gemma
+from gemmule.posttrain import advantages
+from gemmule.posttrain.anchor import Anchor
+from gemmule.posttrain.chat_data import ChatData
+from gemmule.posttrain.objectives.policy_gradient import LossType, Normalization, PolicyGradient
+from gemmule.posttrain.reward_evaluation import RewardEvaluation
+from gemmule.posttrain.rewarded_steps import GroupSteps, JBondSteps, Rewarding
+from gemmule.posttrain.rewards.by_name import open_rewards
+from gemmule.posttrain.rollouts import RolloutPrompt, Rollouts, RolloutSampler
+from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
+from gemmule.train.config import ObjectiveConfig, RunConfig
+from gemmule.train.initial_model import initial_model
+from gemmule.train.probe import Probe
+from gemmule.train.recipe import Recipe, start_of
+
+Method = Literal["rloo", "grpo", "jbond"]
+_BETA: Mapping[Method, float] = {"rloo": 0.05, "grpo": 0.0, "jbond": 0.0}
+_ANCHOR_RATE: Mapping[Method, float] = {"rloo": 0.0, "grpo": 0.0, "jbond": 0.02}
+_LOSS_TYPE: Mapping[Method, LossType] = {"rloo": "rloo", "grpo": "dr_grpo", "jbond": "rloo"}
+_JBOND_ROWS = 2  # the policy's answer, and the better of the anchor's
+# Settings that only some methods have.
+_OWN: Mapping[str, tuple[Method, ...]] = {
+    "loss_type": ("grpo",),
+    "scale_rewards": ("grpo",),
+    "samples": ("rloo", "grpo"),
+    "backward_weight": ("jbond",),
+}
+
+
+class RlConfig(ObjectiveConfig):
+    """Reinforcement learning on answers that the model samples.
+
+    A row of data.batch_size is an answer; data.seq_len bounds prompt and answer together.
+
+    Attributes:
+        method: "rloo", "grpo" (without the standard deviation and with a constant length, as Dr.
+            GRPO, unless scale_rewards and loss_type say otherwise) or "jbond".
+        rewards: weight of each reward by name; see gemmule.posttrain.rewards.by_name.
+        samples: answers per prompt. J-BOND has one, and two of its anchor.
+        max_new_tokens: longest answer, tokens.
+        cut_reward: reward of an answer that this limit cuts, whatever it says.
+        beta: weight of the divergence from the anchor; None: 0.05 in "rloo", otherwise 0.
+        kl: "reward" takes the log ratio of an answer off its reward; "exact" adds the divergence
+            at each token, summed over the vocabulary, to the loss.
+        anchor_rate: fraction of the model in the anchor's moving average, each step; 0: the anchor
+            stays the model that the run starts from. None: 0.02 in "jbond", otherwise 0.
+        loss_type: denominator in "grpo": "dr_grpo", "grpo" or "dapo", see
+            gemmule.posttrain.objectives.policy_gradient.
+        scale_rewards: whether "grpo" divides by the standard deviation of a group.
+        backward_weight: in "jbond" the weight of the policy's own answer against that of the better
+            of the anchor's two, the paper's beta.
+        max_logp_difference: largest difference between the log-probabilities of sampler and
+            trainer, nats, that does not stop the run.
+    """
+
+    kind: Literal["rl"] = "rl"
+    method: Method = "rloo"
+    rewards: dict[str, float] = Field(min_length=1)
+    samples: int = Field(default=8, gt=1)
+    max_new_tokens: int = Field(default=128, gt=0)
+    cut_reward: float = Field(default=0.0, allow_inf_nan=False)
+    beta: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    kl: Literal["reward", "exact"] = "reward"
+    anchor_rate: float | None = Field(default=None, ge=0, lt=1)
+    loss_type: LossType | None = None
+    scale_rewards: bool = False
+    backward_weight: float = Field(default=0.5, ge=0, le=1)
+    max_logp_difference: float = Field(default=BOUND, gt=0, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="after")
+    def _only_settings_of_the_method(self) -> Self:
+        for name, methods in _OWN.items():
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and self.method not in methods:
+                raise ValueError(
+                    f"{name} is a setting of {' and '.join(methods)}, and the method is "
+                    f"{self.method}: leave it out"
+                )
+        if self.method == "jbond" and self.kl == "exact":
+            raise ValueError('kl = "exact" is for rloo and grpo: J-BOND\'s returns have the ratio')
+        return self
+
+    @property
+    def divergence_weight(self) -> float:
+        """`beta`, or the method's own."""
+        return _BETA[self.method] if self.beta is None else self.beta
+
+    @property
+    def update_rate(self) -> float:
+        """`anchor_rate`, or the method's own."""
+        return _ANCHOR_RATE[self.method] if self.anchor_rate is None else self.anchor_rate
+
+    @property
+    def answers_per_prompt(self) -> int:
+        """Rows of a batch for each prompt."""
+        return _JBOND_ROWS if self.method == "jbond" else self.samples
+
+
+@dataclass(frozen=True)
+class _Hook:
+    """What happens after each step: the anchor moves, and the step's metrics are logged."""
+
+    model: Gemma
+    anchor: Anchor | None
+    steps: GroupSteps | JBondSteps
+    check: SamplerCheck
+
+    def after_step(self) -> dict[str, float]:
+        if self.anchor is not None:
+            self.anchor.update(self.model)
+        return {**self.steps.metrics, **self.check.after_step()}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {} if self.anchor is None else self.anchor.tensors()
+
+
+def build(config: RunConfig, dataset: Dataset) -> Recipe:
+    """The recipe.
+
+    Raises:
+        UserError: when a setting, the data, a reward or the model to start from cannot be used.
+    """
+    settings, data = config.objective, config.data
+    assert isinstance(settings, RlConfig)
+    if config.model.init is None:
+        raise ConfigError(
+            "reinforcement learning starts from a model that answers: set model.init to one, such "
+            "as a run of gemmule sft"
+        )
+    if config.runtime.dtype == "bfloat16":
+        raise ConfigError(
+            'runtime.dtype = "bfloat16": answers are sampled with the weights in float32, and the '
+            'trainer must have the same probabilities: set runtime.dtype = "float32"'
+        )
+    if config.adapter is not None and settings.update_rate:
+        raise ConfigError(
+            f"objective.anchor_rate = {settings.update_rate}: a moving anchor needs full weights; "
+            "set it to 0, or train without an adapter"
+        )
+    _check_rows(config, settings)
+    prompts = {
+        split: _prompts(ChatData(dataset), config, split)
+        for split in ("train", "validation", "heldout")
+    }
+    reward = open_rewards(settings.rewards)
+    model, tokenizer = initial_model(config, dataset), dataset.tokenizer
+    beta, jbond = settings.divergence_weight, settings.method == "jbond"
+    anchor = Anchor(model, settings.update_rate) if beta or jbond else None
+    loss_type = settings.loss_type or _LOSS_TYPE[settings.method]
+    normalization = Normalization(loss_type, settings.max_new_tokens, _JBOND_ROWS if jbond else 1)
+    exact = settings.kl == "exact"
+    rewarding = Rewarding(
+        reward,
+        settings.cut_reward,
+        None if exact else anchor,
+        beta,
+        normalization,
+        data.micro_batch,
+    )
+
+    def sampler(of: Gemma, samples: int, stream: int) -> RolloutSampler:
+        params = SamplingParams.on_policy(settings.max_new_tokens, n=samples)
+        return RolloutSampler(of, tokenizer, params, config.seed, stream)
+
+    steps: GroupSteps | JBondSteps
+    if jbond:
+        assert anchor is not None
+        steps = JBondSteps(rewarding, sampler(anchor.model, 2, 1), settings.backward_weight)
+    elif settings.method == "rloo":
+        steps = GroupSteps(rewarding, advantages.leave_one_out, advantages.leave_one_out)
+    else:
+        scaled = advantages.standardized if settings.scale_rewards else advantages.centered
+        steps = GroupSteps(rewarding, scaled, advantages.centered)
+    check = SamplerCheck(settings.max_logp_difference)
+    per_prompt = settings.answers_per_prompt
+    source = Rollouts(
+        prompts["train"],
+        sampler(model, 1 if jbond else settings.samples, 0),
+        steps.build,
+        prompts_per_step=data.batch_size // per_prompt,
+        micro_batches=data.micro_batches,
+        seed=config.seed,
+    )
+    evaluation = RewardEvaluation(sampler(model, 1, 2), rewarding)
+    wanted = config.evaluation
+    return Recipe(
+        model,
+        source,
+        PolicyGradient(normalization, check, anchor, beta if exact else 0.0),
+        probes=[
+            Probe(
+                "validation",
+                wanted.every,
+                lambda _: evaluation.measure(prompts["validation"], wanted.tokens),
+                label="split",
+            )
+        ],
+        result=lambda: {
+            "split": "heldout",
+            **evaluation.measure(prompts["heldout"], wanted.heldout_tokens),
+        },
+        parents=[start_of(config.model.init, model)],
+        inputs={
+            "rewards": reward.describe(),
+            "prompts": {split: len(part) for split, part in prompts.items()},
+        },
+        tokens_per_step=data.tokens_per_step,
+        auto_dtype="float32",
+        hook=_Hook(model, anchor, steps, check),
+    )
+
+
+def _check_rows(config: RunConfig, settings: RlConfig) -> None:
+    data, per_prompt = config.data, settings.answers_per_prompt
+    if data.batch_size % per_prompt:
+        raise ConfigError(
+            f"data.batch_size = {data.batch_size} answers are not a multiple of the {per_prompt} "
+            "answers to each prompt"
+        )
+    if settings.method == "jbond" and data.micro_batch % _JBOND_ROWS:
+        raise ConfigError(
+            f"data.micro_batch_size = {data.micro_batch} must be even: J-BOND trains on two "
+            "answers to each prompt"
+        )
+
+
+def _prompts(chat: ChatData, config: RunConfig, split: str) -> list[RolloutPrompt]:
+    """The prompts of a split that leave room for an answer."""
+    settings = config.objective
+    assert isinstance(settings, RlConfig)
+    prompts = [RolloutPrompt(prompt.ids, prompt.record) for prompt in chat.prompts(split)]
+    room = config.data.seq_len - settings.max_new_tokens
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
+    if not fitting:
+        raise DataError(
+            f"none of the {len(prompts)} prompts of the {split} split has at most {room} tokens, "
+            f"data.seq_len = {config.data.seq_len} less objective.max_new_tokens = "
+            f"{settings.max_new_tokens}: raise the one or lower the other"
+        )
+    return fitting

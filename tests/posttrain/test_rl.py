@@ -1,0 +1,265 @@
+"""Runs of kind "rl": reward rises, runs resume bit for bit, settings are checked."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import gemmule.posttrain.kinds  # noqa: F401
+from conftest import WORDS
+from gemmule import files
+from gemmule.errors import ConfigError, DataError, TrainingError
+from gemmule.model.gemma import Gemma
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.posttrain.chat_data import ChatOptions, write_conversations, write_prompts
+from gemmule.posttrain.conversations import Conversation, Message, Prompt
+from gemmule.runs.metrics import read_metrics
+from gemmule.train.config import RunConfig
+from gemmule.train.run import run_training
+from models import TINY
+
+Settings = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("no_meter")
+REWARD = """
+def shares_s(answer, record):
+    return answer.count("s") / max(len(answer), 1)
+
+def infinite(answer, record):
+    return float("inf")
+"""
+METHODS: Mapping[str, dict[str, Any]] = {
+    "rloo": {"method": "rloo", "samples": 4, "beta": 0.01, "anchor_rate": 0.1},
+    "grpo": {"method": "grpo", "samples": 4, "scale_rewards": True, "loss_type": "dapo"},
+    "jbond": {"method": "jbond", "anchor_rate": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def base(pieces: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers with a few words and then ends its answer."""
+    folder, pick = tmp_path_factory.mktemp("base"), random.Random(1)
+    conversations = [
+        Conversation(
+            (
+                Message("user", f"say {word} {i}"),
+                Message("assistant", " ".join(pick.choices(WORDS, k=pick.randint(1, 3)))),
+            )
+        )
+        for i in range(40)
+        for word in ("the sea", "a ship", "captain")
+    ]
+    data = write_conversations(conversations, pieces, folder / "sft").dataset
+    config = {
+        "steps": 40,
+        "data": {"path": str(data.path), "seq_len": 48, "batch_size": 16},
+        "model": dict(TINY),
+        "objective": {"kind": "sft"},
+        "optimizer": {"name": "adamw"},
+        "runtime": {"compile": False, "threads": 1, "dtype": "float32"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
+        run_training(RunConfig.parse(config), folder / "run")
+    (folder / "rewards.py").write_text(REWARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(base: Path, pieces: Tokenizer) -> Settings:
+    prompts = [
+        Prompt((Message("user", f"say {word} {i}"),), record={"answer": word})
+        for i, word in enumerate(["the sea", "a ship", "captain"] * 8)
+    ]
+    options = ChatOptions(validation=0.2, heldout=0.2)
+    data = write_prompts(prompts, pieces, base / "data", options).dataset
+
+    def values(method: str = "rloo", **changes: Any) -> dict[str, Any]:
+        groups: dict[str, Any] = {
+            "steps": 6,
+            "log_every": 1,
+            "data": {
+                "path": str(data.path), "seq_len": 48, "batch_size": 8, "micro_batch_size": 4,
+            },
+            "model": {"init": str(base / "run")},
+            "objective": {
+                "kind": "rl",
+                "rewards": {f"{base / 'rewards.py'}:shares_s": 1.0},
+                "max_new_tokens": 12,
+                **METHODS[method],
+            },
+            "optimizer": {"name": "adamw", "learning_rate": 0.01, "embedding_learning_rate": 0.01},
+            "evaluation": {"every": 5},
+            "checkpoint": {"every": 2},
+            "runtime": {"compile": False, "threads": 1},
+        }  # fmt: skip
+        for name, value in changes.items():
+            merged = isinstance(value, dict)
+            groups[name] = {**groups.get(name, {}), **value} if merged else value
+        return groups
+
+    return values
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A finished run of each method."""
+    runs: dict[str, Path] = {}
+
+    def run(method: str) -> Path:
+        if method not in runs:
+            runs[method] = tmp_path_factory.mktemp("runs") / method
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("gemmule.runs.carbon.start_tracker", lambda *_: 1 / 0)
+                run_training(RunConfig.parse(settings(method)), runs[method])
+        return runs[method]
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_logs_what_its_rollouts_were(unbroken: Callable[[str], Path], method: str) -> None:
+    run = unbroken(method)
+    lines = [m for m in read_metrics(run) if "loss" in m]
+    assert [m["step"] for m in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        assert 0 <= line["reward"] <= 1
+        assert 1 <= line["completions/mean_length"] <= 12
+        assert 0 <= line["completions/clipped_ratio"] <= 1
+        assert 0 < line["sampling/logp_difference/max"] < 1e-3
+        assert ("kl" in line) == (method != "grpo")
+        assert ("frac_reward_zero_std" in line) == (method != "jbond")
+    validation = [m for m in read_metrics(run) if m.get("split") == "validation"]
+    assert [m["step"] for m in validation] == [5, 6]
+    result = files.read_json(run / "result.json")
+    assert result["split"] == "heldout"
+    assert 0 <= result["reward"] <= 1
+    manifest = files.read_json(run / "manifest.json")
+    assert manifest["kind"] == "rl"
+    assert manifest["rewards"]["name"].endswith("rewards.py:shares_s")
+
+
+KILLED = """
+import json, os, signal, sys
+import gemmule.posttrain.kinds
+from gemmule.train.config import RunConfig
+from gemmule.train.run import run_training
+from gemmule.posttrain.objectives import policy_gradient
+loss, calls = policy_gradient.PolicyGradient.loss, [0]
+def killing(self, model, batch):
+    calls[0] += 1
+    if calls[0] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(self, model, batch)
+policy_gradient.PolicyGradient.loss = killing
+run_training(RunConfig.parse(json.loads(sys.argv[1])), __import__("pathlib").Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_ends_in_the_same_bytes(
+    settings: Settings, unbroken: Callable[[str], Path], tmp_path: Path, method: str
+) -> None:
+    """Killed in the second micro-batch of step 4; the state of step 2 is the last one."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, json.dumps(settings(method)), str(out), "8"]
+    killed = subprocess.run(command, env=dict(os.environ), timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    state = load_file(out / "checkpoints/step-2/state.safetensors")
+    moving = any(key.startswith("further.anchor.") for key in state)
+    assert moving == (method != "grpo")
+    run_training(RunConfig.parse(settings(method)), out, resume=True)
+    assert weights(out) == weights(unbroken(method))
+    timed = {"seconds", "tokens_per_second", "wall"}
+    ours, theirs = (
+        [{k: v for k, v in m.items() if k not in timed} for m in read_metrics(run)]
+        for run in (out, unbroken(method))
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reward_rises(settings: Settings, tmp_path: Path, method: str) -> None:
+    config = settings(
+        method,
+        steps=30,
+        data={"batch_size": 32, "micro_batch_size": 32},
+        optimizer={"name": "adamw", "learning_rate": 0.005, "embedding_learning_rate": 0.005},
+        evaluation={"every": 30},
+        checkpoint={"every": 100},
+    )
+    run_training(RunConfig.parse(config), tmp_path / "run")
+    rewards = [m["reward"] for m in read_metrics(tmp_path / "run") if "loss" in m]
+    assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
+
+
+def test_a_trainer_with_another_distribution_stops_the_run(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost soft cap of the head, as an example."""
+    plain = Gemma.head.fget  # type: ignore[attr-defined]
+
+    def without_cap(self: Gemma) -> Any:
+        import dataclasses
+
+        return dataclasses.replace(plain(self), cap=1.0)
+
+    monkeypatch.setattr(Gemma, "head", property(without_cap))
+    monkeypatch.setattr("gemmule.infer.runners.torch_runner.TorchRunner.step", None)
+    with pytest.raises(TrainingError, match="sampler and trainer disagree"):
+        run_training(RunConfig.parse(settings()), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"samples": 3}}, "8 answers are not a multiple of the 3 answers"),
+        ({"model": {"init": None}}, "starts from a model that answers"),
+        ({"runtime": {"dtype": "bfloat16"}}, "must have the same probabilities"),
+        ({"objective": {"rewards": {"nothing": 1.0}}}, "there is no reward 'nothing'"),
+        ({"data": {"seq_len": 16}}, "prompts of the train split has at most 4 tokens"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_run_is_refused(
+    settings: Settings, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        run_training(RunConfig.parse(settings(**changes)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"method": "rloo", "scale_rewards": True}, "scale_rewards is a setting of grpo"),
+        ({"method": "jbond", "samples": 4}, "samples is a setting of rloo and grpo"),
+        ({"method": "grpo", "backward_weight": 0.3}, "backward_weight is a setting of jbond"),
+        ({"method": "jbond", "kl": "exact"}, "is for rloo and grpo"),
+        ({"rewards": {}}, "rewards"),
+    ],
+    ids=str,
+)
+def test_settings_are_checked(settings: Settings, objective: dict[str, Any], message: str) -> None:
+    values = {"kind": "rl", "rewards": {"number": 1.0}, **objective}
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.parse({**settings(), "objective": values})
+
+
+def test_an_infinite_reward_is_an_error(settings: Settings, base: Path, tmp_path: Path) -> None:
+    values = settings()
+    values["objective"]["rewards"] = {f"{base / 'rewards.py'}:infinite": 1.0}
+    with pytest.raises((DataError, ConfigError), match="inf"):
+        run_training(RunConfig.parse(values), tmp_path / "run")
