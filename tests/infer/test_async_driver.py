@@ -154,25 +154,64 @@ def test_an_idle_engine_sleeps() -> None:
 
 def test_the_queue_is_bounded(gate: Gate) -> None:
     collect = Collector()
-    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, max_waiting=2)
+    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, max_waiting=2, max_running=1)
     engine.submit(Request([5], LONG), collect("running"))
     gate.enter()
     ids = [engine.submit(Request([6], LONG), collect(name)) for name in ("first", "second")]
-    with pytest.raises(QueueFullError, match="2 requests are waiting, of at most 2"):
+    with pytest.raises(QueueFullError, match="2 requests are waiting, and at most 2 may wait"):
         engine.submit(Request([7], LONG), collect("refused"))
     assert engine.num_waiting == engine.stats().waiting == 2
     engine.cancel(ids[0])  # makes room at once, though a step is running
     engine.submit(Request([7], LONG), collect("third"))
     gate.open.release()
     assert collect.completion("first").finish_reason == "cancelled"
-    gate.enter()  # both that waited run now
-    engine.submit(Request([8], LONG), collect("fourth"))
-    assert engine.num_waiting == 1
+    gate.enter()
+    assert engine.num_waiting == 2
     gate.open.release(1000)
     engine.shutdown(drain=False)
     assert "refused" not in collect.outputs
-    with pytest.raises(ConfigError, match="max_waiting is 0"):
-        AsyncEngine(FakeRunner(), TOKENIZER, cache_tokens=320, max_waiting=0)
+    with pytest.raises(ConfigError, match="max_waiting is -1; it must be 0 or more"):
+        AsyncEngine(FakeRunner(), TOKENIZER, cache_tokens=320, max_waiting=-1)
+
+
+def test_what_can_start_at_the_next_step_does_not_wait(gate: Gate) -> None:
+    """Requests that come during a step, while fewer run than may, are taken without a queue."""
+    collect = Collector()
+    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, max_waiting=0, max_running=3)
+    engine.submit(Request([5], LONG), collect("first"))
+    gate.enter()
+    for name in ("second", "third"):
+        engine.submit(Request([6], LONG), collect(name))
+    with pytest.raises(QueueFullError, match="2 requests are waiting, and at most 0 may wait"):
+        engine.submit(Request([7], LONG), collect("fourth"))
+    with pytest.raises(ConfigError, match="n is 4; at most 3 samples"):
+        engine.submit(Request([7], replace(LONG, n=4)), collect("fourth"))
+    gate.open.release()
+    gate.enter()
+    assert engine.stats().running == 3
+    with pytest.raises(QueueFullError, match="0 requests are waiting"):
+        engine.submit(Request([7], LONG), collect("fourth"))
+    gate.open.release(1000)
+    engine.shutdown(drain=False)
+
+
+def test_without_free_pages_nothing_can_start_at_the_next_step(gate: Gate) -> None:
+    collect = Collector()
+    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=160, max_waiting=1, max_running=30)
+    first = engine.submit(Request([5] * 140, replace(LONG, max_new_tokens=5)), collect("first"))
+    second = engine.submit(Request([6] * 140, replace(LONG, max_new_tokens=5)), collect("second"))
+    gate.let(4)
+    gate.enter()
+    assert (engine.stats().running, engine.stats().waiting) == (1, 1)
+    with pytest.raises(QueueFullError, match="1 requests are waiting, and at most 1 may wait"):
+        engine.submit(Request([7], LONG), collect("third"))
+    for request in (first, second):
+        engine.cancel(request)
+    gate.open.release(1000)
+    eventually(lambda: engine.stats().running + engine.num_waiting == 0)
+    # There is room again, though no step has been planned since.
+    engine.submit(Request([7], replace(LONG, n=2)), collect("two"))
+    engine.shutdown(drain=False)
 
 
 # In each state a request is cancelled, by the length of its prompt.
@@ -255,11 +294,11 @@ def test_a_request_waits_for_its_constraint_without_holding_up_others(gate: Gate
     collect, constraint = Collector(), Future[TokenConstraint]()
     params = SamplingParams(temperature=0.8, seed=3, max_new_tokens=20, n=2)
     request = Request([5, 6], params, constraint=PlainConstraint(WORDS, 2, 9))
-    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, max_waiting=3)
+    engine = AsyncEngine(gate, TOKENIZER, cache_tokens=4000, max_waiting=2, max_running=1)
     engine.submit(replace(request, constraint=constraint), collect("pending"))
-    with pytest.raises(QueueFullError, match="2 requests are waiting, of at most 3"):
+    with pytest.raises(QueueFullError, match="2 requests are waiting, and at most 2 may wait"):
         engine.submit(request, collect("refused"))  # its two samples count
-    with pytest.raises(ConfigError, match="n is 4; at most 3 samples may wait"):
+    with pytest.raises(ConfigError, match="n is 4; at most 3 samples are taken"):
         engine.submit(replace(request, params=replace(params, n=4)), collect("refused"))
     other = Request([7, 8], SamplingParams(temperature=0.0, max_new_tokens=4))
     engine.submit(other, collect("other"))

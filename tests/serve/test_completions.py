@@ -171,7 +171,7 @@ def test_penalties_bias_and_ends_reach_the_engine(client: TestClient, lm: Langua
 
 
 def test_more_prompts_than_may_wait_are_refused(make_client: Callable[..., TestClient]) -> None:
-    client = make_client(max_waiting=4)
+    client = make_client(max_waiting=3, max_running=1)
     answer = client.post(PATH, json={**ASK, "prompt": [TEXT] * 3, "n": 2})
     assert answer.status_code == 400
     assert "at most 4" in answer.json()["error"]["message"]

@@ -233,7 +233,7 @@ def test_a_silent_stream_gives_empty_batches(lm: LanguageModel) -> None:
 
 def test_requests_are_refused_before_anything_is_sent(lm: LanguageModel) -> None:
     async def test() -> None:
-        async with serving(lm, max_waiting=3) as served:
+        async with serving(lm, max_waiting=3, max_running=1) as served:
             requests = [Request(prompt(lm), LONG)] * 60
             with pytest.raises(QueueFullError):
                 async with Generation(served, requests, SETTINGS, stream=True):

@@ -24,7 +24,7 @@ def complete(server: LiveServer) -> httpx.Response:
 
 
 def test_a_full_queue_is_429_with_the_time_to_come_back(start_server: Start) -> None:
-    server = start_server(max_waiting=3)
+    server = start_server(max_waiting=2, max_running=1)
     alone = complete(server).json()["choices"]
     engine = server.models.loaded[0].engine
     with ThreadPoolExecutor(8) as pool:

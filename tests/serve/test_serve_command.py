@@ -157,7 +157,7 @@ def test_mistakes_are_one_clear_line(
     assert str(tmp_path / "none") in refused(capsys, str(tmp_path / "none"))
     assert "two models are named 'model'" in refused(capsys, model, model)
     assert "port is 70000" in refused(capsys, model, "--port", "70000")
-    assert "max_waiting is 0" in refused(capsys, model, "--max-queue", "0")
+    assert "max_waiting is -1" in refused(capsys, model, "--max-queue", "-1")
     assert "both a certificate and its key" in refused(capsys, model, "--tls-cert", "x.pem")
     assert "give PATH or NAME=PATH" in refused(capsys, f"={model}")
 

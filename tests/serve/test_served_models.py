@@ -147,7 +147,7 @@ def test_a_client_that_leaves_gives_its_turn_back(loads: Loads) -> None:
 
 def test_waiting_for_a_model_is_bounded_in_number_and_time(loads: Loads) -> None:
     async def run() -> None:
-        models = loads.models("ab", max_waiting=2, queue_timeout=0.2)
+        models = loads.models("ab", max_waiting=1, max_running=1, queue_timeout=0.2)
         await models.start()
         statuses = []
 

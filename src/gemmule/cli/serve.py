@@ -47,7 +47,10 @@ class Access(Options):
 class Limits(Options):
     """How much the server takes on."""
 
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 256
+    max_queue: Annotated[
+        int, typer.Option(help="Requests that may wait for others to end; more get 429.")
+    ] = 256
+    max_running: Annotated[int, typer.Option(help="Requests that run at once.")] = 32
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of answers without max_tokens; default: the context.")
     ] = None
@@ -107,6 +110,7 @@ def serve(
         tls_cert=access.tls_cert,
         tls_key=access.tls_key,
         max_waiting=limits.max_queue,
+        max_running=limits.max_running,
         default_max_tokens=limits.max_tokens,
         queue_timeout=limits.queue_timeout,
         idle_timeout=limits.idle_timeout,

@@ -74,8 +74,9 @@ class AsyncEngine:
             cache_bytes: maximum memory for keys and values; None: as `pages_for` chooses.
             cache_tokens: the same in tokens, instead.
             speculation: proposes draft tokens; None: none are proposed.
-            max_waiting: number of samples that may wait; preempted ones count, and those that wait
-                for a constraint; running ones do not.
+            max_waiting: number of samples that may wait, besides those that can start in the next
+                step; preempted ones count, and those that wait for a constraint. With 0 a sample is
+                only taken if it can start at once.
             max_running: number of samples that run at once. More would make all of them slower
                 without generating more tokens a second.
             max_prompt_delay: seconds by which prompts may lengthen a step, and so delay each token
@@ -91,9 +92,10 @@ class AsyncEngine:
             ConfigError: for an impossible size.
             TokenizerError: if the draft model has another tokenizer.
         """
-        for name, value in (("max_waiting", max_waiting), ("max_running", max_running)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+        limits = ("max_waiting", max_waiting, 0), ("max_running", max_running, 1)
+        for name, value, least in limits:
+            if value < least:
+                raise ConfigError(f"{name} is {value}; it must be {least} or more")
         self._core = make_core(
             runner,
             tokenizer,
@@ -104,7 +106,8 @@ class AsyncEngine:
             prompt_budget=None if max_prompt_delay is None else PromptBudget(max_prompt_delay),
         )
         self._loop = StepLoop(self._core, runner, max_failed_steps)
-        self._max_waiting, self._after_step = max_waiting, after_step
+        self._max_waiting, self._max_running = max_waiting, max_running
+        self._after_step = after_step
         self._condition = threading.Condition()
         # All below is guarded by the condition's lock.
         self._arrived: dict[int, Sequence[RequestState]] = {}  # the samples of each request
@@ -144,7 +147,7 @@ class AsyncEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Number of samples that wait, of at most `max_waiting`."""
+        """Number of samples that wait, with those that can start in the next step."""
         with self._condition:
             return self._num_waiting()
 
@@ -170,7 +173,7 @@ class AsyncEngine:
             The request's id, which may be cancelled, and which its outputs carry.
 
         Raises:
-            ConfigError: if the request can never run, or has more samples than may wait.
+            ConfigError: if the request can never run, or has more samples than are ever taken.
             QueueFullError: if more than `max_waiting` samples would wait.
             EngineClosedError: after `shutdown`.
             EngineDeadError: if the engine has given up.
@@ -292,16 +295,17 @@ class AsyncEngine:
                 raise EngineDeadError(str(self._loop.dead)) from self._loop.dead.__cause__
             if self._closing or self._stopped:
                 raise EngineClosedError("the engine is shutting down: it takes no new requests")
-            if len(states) > self._max_waiting:
+            most = self._max_running + self._max_waiting
+            if len(states) > most:
                 raise ConfigError(
-                    f"n is {len(states)}; at most {self._max_waiting} samples may wait: ask for "
+                    f"n is {len(states)}; at most {most} samples are taken at a time: ask for "
                     "fewer, or make the engine with a larger max_waiting"
                 )
             waiting = self._num_waiting()
-            if waiting + len(states) > self._max_waiting:
+            if waiting + len(states) > self._core.free_places + self._max_waiting:
                 raise QueueFullError(
-                    f"{waiting} requests are waiting, of at most {self._max_waiting}: try again "
-                    "later"
+                    f"{waiting} requests are waiting, and at most {self._max_waiting} may wait for "
+                    "others to end: try again later"
                 )
             request_id = states[0].request_id
             line[request_id] = states

@@ -283,7 +283,7 @@ class LanguageModel:
         """Starts an engine with a thread and a pool of its own, for a server.
 
         Args:
-            max_waiting: number of requests that may wait.
+            max_waiting: number of requests that may wait, besides those that can start at once.
             max_running: number of requests that run at once.
             max_prompt_delay: seconds by which a step may be lengthened by prompts while others
                 decode; None: any.

@@ -218,7 +218,7 @@ class ServedModels:
         if served is not None and not self._waiting_for_turn:
             served.users += 1
             return served
-        if self._waiting_for_turn >= self._settings.max_waiting:
+        if self._waiting_for_turn >= self._settings.max_samples:
             message = f"{self._waiting_for_turn} requests wait for models to be loaded"
             raise ApiError(429, f"{message}: try again later", code="queue_full", retry_after=10)
         # A task of its own: what has begun to be loaded is there for the next one if this client

@@ -25,7 +25,8 @@ class ServeSettings:
         allowed_hosts: further names in the Host header that are this server; "*" allows all.
         allowed_origins: web pages of other origins that may use the server, such as
             "https://chat.example"; matched exactly.
-        max_waiting: number of samples that may wait for each model.
+        max_waiting: number of samples that may wait for each model, besides those that can start at
+            once. 0: what cannot start is refused.
         max_running: number of samples of each model that run at once.
         max_prompt_delay: seconds by which prompts may delay a token of another request.
         max_body_bytes: largest body of a request.
@@ -80,9 +81,9 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+            value, least = getattr(self, name), int(name != "max_waiting")
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; it must be {least} or more")
         for name in ("max_prompt_delay", "queue_timeout", "idle_timeout", "request_timeout",
                      "keepalive_seconds"):  # fmt: skip
             if not getattr(self, name) > 0:
@@ -111,6 +112,11 @@ class ServeSettings:
                 f"{self.host} can be reached by other machines, and there is no API key: set one "
                 "with --key-file or GEMMULE_API_KEY, or allow everyone with --insecure"
             )
+
+    @property
+    def max_samples(self) -> int:
+        """Number of samples of each model that are taken at a time: running and waiting ones."""
+        return self.max_running + self.max_waiting
 
 
 def is_loopback(host: str) -> bool:

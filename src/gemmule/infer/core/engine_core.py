@@ -123,6 +123,11 @@ class EngineCore:
         """Number of requests that wait to run."""
         return len(self._scheduler.waiting)
 
+    @property
+    def free_places(self) -> int:
+        """Number of requests that may start in the next step, if they are short."""
+        return self._scheduler.free_places
+
     def stats(self) -> EngineStats:
         """Returns the current counters and gauges."""
         scheduler, speculation = self._scheduler, self._speculation

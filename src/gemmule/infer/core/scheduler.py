@@ -6,6 +6,7 @@ it frees its pages and is computed again later. The tokens it has generated stay
 """
 
 import bisect
+import sys
 from collections.abc import Callable, Sequence
 
 from gemmule.infer.core.pages import PagePool, PageTable, max_pages
@@ -75,6 +76,8 @@ class Scheduler:
         running: running sequences, in order of arrival.
         waiting: new and preempted sequences, in order of arrival.
         preemptions: number of preemptions so far.
+        held_up: whether the last plan left a sequence waiting: for a place, for pages, or because
+            other prompts fill the steps.
     """
 
     def __init__(
@@ -89,15 +92,23 @@ class Scheduler:
             max_running: maximum number of running sequences; None: as many as the pages hold.
         """
         self._window, self._max_step_tokens = window, max_step_tokens
-        self._max_running = max_running
+        self._max_running = sys.maxsize if max_running is None else max_running
         self.pool = PagePool(pages)
         self.running: list[TokenSequence] = []
         self.waiting: list[TokenSequence] = []
         self.preemptions = 0
+        self.held_up = False
 
     def can_ever_run(self, positions: int) -> bool:
         """Whether a sequence of `positions` fits if nothing else runs."""
         return max_pages(positions, self._window) <= self.pool.size
+
+    @property
+    def free_places(self) -> int:
+        """Number of sequences that may start in the next step, if they are short."""
+        if self.held_up and self.waiting:
+            return 0
+        return self._max_running - len(self.running)
 
     def add(self, sequence: TokenSequence) -> None:
         """Adds a waiting sequence; it must fit if nothing else runs."""
@@ -136,6 +147,7 @@ class Scheduler:
         budget = self._fill(prompts, chunks, budget)
         if self.preemptions == before:
             self._admit(chunks, budget)
+        self.held_up = bool(self.waiting)
         return list(chunks.values())
 
     def advance(self, sequence: TokenSequence, computed: int) -> None:

@@ -44,11 +44,11 @@ async def completions(request: Request) -> Response:
     body.check()
     settings = state_of(request).settings
     samples = len(body.prompt) * min(body.n or 1, settings.max_n)
-    if samples > settings.max_waiting:
+    if samples > settings.max_samples:
         raise ApiError(
             400,
             f"the request asks for {samples} answers; this server takes at most "
-            f"{settings.max_waiting} at a time: send it in parts",
+            f"{settings.max_samples} at a time: send it in parts",
             param="prompt",
         )
     served = await use_model(request, body.model)
