@@ -1,9 +1,11 @@
 """Grammars as constraints: vocabulary, masks, forks, drafts, the cache of what is compiled."""
 
+import itertools
 import json
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -203,6 +205,21 @@ def test_a_token_that_the_mask_forbids_is_an_error(compiled: Compile, pieces: To
         constraint.accept(pieces.encode("b")[0])
     with pytest.raises(ConstraintError):
         allowed(constraint)
+
+
+def test_one_slow_mask_does_not_end_the_request(
+    compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the thread's own time has more in it than the mask."""
+    seconds = iter([0.0, 60.0])  # of one mask, and none of all others
+    monkeypatch.setattr(time, "thread_time", lambda: next(seconds, 60.0))
+    constraint = compiled(GrammarSpec("regex", "a{100}")).fork()
+    for _ in range(20):
+        assert allowed(constraint)
+    monkeypatch.setattr(time, "thread_time", itertools.count(60.0).__next__)
+    with pytest.raises(ConstraintError, match="too slow"):
+        for _ in range(5):
+            allowed(constraint)
 
 
 def test_masks_that_take_too_long_end_the_request(compiled: Compile, pieces: Tokenizer) -> None:

@@ -58,6 +58,18 @@ def test_a_host_header_is_needed_once(live_server: LiveServer) -> None:
             assert connection.recv(65536).startswith(b"HTTP/1.1 400")
 
 
+def test_http_1_0_needs_no_host(live_server: LiveServer) -> None:
+    """That version does not know the header (RFC 1945), and no browser speaks it."""
+    for hosts, status in (
+        (b"", 200),
+        (b"Host: localhost\r\n", 200),
+        (b"Host: evil.example\r\n", 421),
+    ):
+        with socket.create_connection(("127.0.0.1", live_server.port), timeout=30) as connection:
+            connection.sendall(b"GET /health HTTP/1.0\r\n" + hosts + b"\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
+
+
 def test_hostnames_are_read_without_their_port() -> None:
     assert [hostname(h) for h in ("a:1", "[::1]:1", "[::1]", "A.", "")] == [
         "a",

@@ -91,6 +91,8 @@ def test_a_dead_engine_shows_in_health(client: TestClient) -> None:
         {"n": 10**9},
         {"stop": ["a", "b", "c", "d", "e"]},
         {"max_tokens": -1},
+        {"max_tokens": 10**30},
+        {"max_tokens": 1e30},
         {"seed": -1},
         {"seed": 2**80},
     ],

@@ -211,7 +211,16 @@ def test_without_a_meter_there_is_a_reason() -> None:
 
 
 def test_before_the_start_there_is_a_reason() -> None:
-    assert "not started" in EnergyLedger(FakeMeter()).take("m", 1).boundary
+    meter = FakeMeter()
+    ledger = EnergyLedger(meter)
+    assert "not started" in ledger.take("m", 1).boundary
+
+    def start() -> None:  # which takes a while
+        assert "being started" in ledger.take("m", 2).boundary
+
+    meter.start = start  # type: ignore[method-assign]
+    ledger.start()
+    assert "started" not in ledger.take("m", 3).boundary
 
 
 def test_a_meter_that_fails_later_ends_the_figures() -> None:

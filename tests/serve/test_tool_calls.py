@@ -1,6 +1,5 @@
 """Tools: how they are written for the model, the grammar of calls, and reading calls back."""
 
-import asyncio
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -269,5 +268,5 @@ def test_impossible_tools_are_refused(make: Callable[[], object], message: str) 
 def test_without_llguidance_the_server_says_what_is_missing() -> None:
     answer = StructuredAnswer(None, GrammarSpec.json_object())
     with pytest.raises(ApiError, match=r"gemmule\[serve\]") as raised:
-        asyncio.run(answer.constraint())
+        answer.constraint()
     assert raised.value.status == 501

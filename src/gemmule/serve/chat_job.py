@@ -43,7 +43,7 @@ async def prepare_chat(
     generation_prompt: bool = True,
     answer_format: StructuredAnswer | None = None,
 ) -> ChatJob:
-    """Encodes a conversation, checks its settings, and compiles what constrains the answer.
+    """Encodes a conversation, checks its settings, and starts to compile its grammar.
 
     Args:
         served: the model.
@@ -58,8 +58,9 @@ async def prepare_chat(
         answer_format: what the answer must look like; None: any text.
 
     Raises:
-        ApiError: 400 for a conversation or a setting that cannot be used, a prompt that is too
-            long, or a constraint that does not compile.
+        ApiError: 400 for a conversation or a setting that cannot be used, or a prompt that is too
+            long.
+        GemmuleError: if the grammar is too large, or too many wait to be compiled.
         MissingTokenizerError: if the model has no tokenizer.
     """
     prompt = await chat_prompt(
@@ -72,7 +73,7 @@ async def prepare_chat(
     params = fields.sampling_params(
         settings, max_tokens=max_tokens, room=room, logprobs=logprobs, param=max_tokens_param
     )
-    constraint = None if answer_format is None else await answer_format.constraint()
+    constraint = None if answer_format is None else answer_format.constraint()
     return ChatJob(request=Request(prompt, params, constraint=constraint), format=answer_format)
 
 

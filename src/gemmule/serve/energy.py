@@ -138,6 +138,7 @@ class EnergyLedger:
 
     def start(self) -> None:
         """Starts the meter, which takes a second or two; requests may run meanwhile."""
+        self._boundary = "not measured: the meter was being started when this request ended"
         self._meter.start()
         with self._lock:
             energy = self._meter.reading()

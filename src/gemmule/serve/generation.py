@@ -13,7 +13,7 @@ from typing import Protocol, Self
 from starlette.types import Receive
 
 from gemmule.infer.async_driver import AsyncEngine
-from gemmule.infer.core.request import Completion, Request, RequestOutput
+from gemmule.infer.core.request import Completion, Request, RequestOutput, RequestTimes
 from gemmule.serve.access_log import RequestRecord, current_record
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.dispatcher import StepDispatcher
@@ -60,6 +60,8 @@ class Generation:
     Attributes:
         num_samples: number of samples of all requests.
         completions: results of the samples that have ended, by their numbers.
+        first_tokens: when samples were scheduled and had their first tokens, by their numbers; only
+            if text is wanted as it comes.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Generation:
         self.num_samples = sum(request.params.n for request in requests)
         self._num_ids = [0] * self.num_samples
         self.completions: dict[int, Completion] = {}
+        self.first_tokens: dict[int, RequestTimes] = {}
         self._energy: RequestEnergy | None = None
         self._inbox: list[RequestOutput] = []
         self._behind = 0
@@ -272,6 +275,8 @@ class Generation:
                 self._fail(error)  # after what came before it
                 break
             sample = self._first_samples[output.request_id] + output.sample
+            if output.times is not None:
+                self.first_tokens[sample] = output.times
             if output.prompt_progress is not None and self._report_progress:
                 progress = output.prompt_progress
                 seconds = self._loop.time() - self._submitted

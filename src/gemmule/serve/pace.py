@@ -12,13 +12,13 @@ class Pace:
     def __init__(self, generation: Generation) -> None:
         """Starts the clock."""
         self._generation = generation
-        self._started = time.monotonic()
-        self._first: float | None = None
+        self._began = time.monotonic()
 
-    def timings(self) -> dict[str, float]:
-        """The times when a part of the answer has come; the first call is the first part's."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now
-        usage = self._generation.usage()
-        return timings_so_far(usage, self._first - self._started, now - self._first)
+    def timings(self, sample: int) -> dict[str, float]:
+        """The times when a part of a sample has come, by the clock that its completion goes by."""
+        now, usage = time.monotonic(), self._generation.usage()
+        times = self._generation.first_tokens.get(sample)
+        if times is None or times.scheduled is None or times.first_token is None:
+            return timings_so_far(usage, now - self._began, 0.0)  # a part of the prompt
+        prompt_seconds = times.first_token - times.scheduled
+        return timings_so_far(usage, prompt_seconds, now - times.first_token)

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, float] = {
     "repetition_penalty": 1.0,
 }
 
+_MOST_TOKENS = 2**63 - 1  # some clients send the largest integer they know for "no limit"
 _MAX_REPETITION = 100.0  # more, or less than its inverse, makes logits overflow
 
 
@@ -118,6 +119,8 @@ class SamplingFields(ApiModel):
                 raise _wrong("min_tokens", self.min_tokens, f"at most {max_tokens}")
         elif max_tokens < least_tokens:
             raise _wrong(param, max_tokens, f"{least_tokens} or more")
+        elif max_tokens > _MOST_TOKENS:
+            raise _wrong(param, max_tokens, f"at most {_MOST_TOKENS}")
         n = 1 if self.n is None else self.n
         if not 1 <= n <= settings.max_n:
             raise _wrong("n", n, f"from 1 to {settings.max_n}")
@@ -155,4 +158,4 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def _wrong(name: str, value: object, allowed: str) -> ApiError:
-    return ApiError(400, f"{name} is {value}; it must be {allowed}", param=name)
+    return ApiError(400, f"{name} is {value!s:.40}; it must be {allowed}", param=name)

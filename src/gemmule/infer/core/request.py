@@ -157,6 +157,7 @@ class RequestOutput:
         error: why the engine ended the request, if the engine failed.
         unfinished: number of other samples of the request that have not ended.
         prompt_progress: how far the prompt is after this step, until it has run, if asked for.
+        times: when the sample was queued, scheduled and given its first token, with that token.
     """
 
     request_id: int
@@ -170,6 +171,7 @@ class RequestOutput:
     sample: int = 0
     unfinished: int = 0
     prompt_progress: PromptProgress | None = None
+    times: RequestTimes | None = field(default=None, compare=False)
 
     @property
     def finished(self) -> bool:

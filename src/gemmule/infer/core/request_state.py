@@ -177,14 +177,16 @@ class GenerationState:
         except (NotFinite, ConstraintError) as error:
             self._failure = error
         sequence.first_output_pos = len(sequence.tokens) - 1
+        times = None
         if self._first_token is None and sampled:
             self._first_token = now
+            times = self._times()
         self._texts.append(text)
         self._log_probs += log_probs
         if self._failure or stream.reason:
             self._end("error" if self._failure else str(stream.reason), now)
         output_so_far = self._output(
-            text, tuple(sampled), tuple(log_probs), of_prompt, progress
+            text, tuple(sampled), tuple(log_probs), of_prompt, progress, times
         )  # fmt: skip
         return first + max(1, len(sampled)), output_so_far
 
@@ -217,7 +219,7 @@ class GenerationState:
             None if params.logprobs is None or stop_id is None else logprobs[len(ids)],
             self._failure,
             counts,
-            RequestTimes(self._queued, self.scheduled, self._first_token, self._finished),
+            self._times(),
         )
 
     def _logits_request(self, index: int, position: int) -> LogitsRequest:
@@ -255,6 +257,7 @@ class GenerationState:
         logprobs: tuple[TokenLogProb, ...] = (),
         prompt_logprobs: tuple[TokenLogProb, ...] = (),
         prompt_progress: PromptProgress | None = None,
+        times: RequestTimes | None = None,
     ) -> RequestOutput:
         return RequestOutput(
             self.request_id,
@@ -266,7 +269,11 @@ class GenerationState:
             error=self.error,
             sample=self.sample,
             prompt_progress=prompt_progress,
+            times=times,
         )
+
+    def _times(self) -> RequestTimes:
+        return RequestTimes(self._queued, self.scheduled, self._first_token, self._finished)
 
     def _progress(self, computed: int) -> PromptProgress | None:
         """How far the prompt is if `computed` positions have run; None once it has an output."""

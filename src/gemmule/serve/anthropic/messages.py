@@ -14,12 +14,12 @@ from gemmule.serve.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gemmule.serve.api_errors import ApiError
 from gemmule.serve.chat_job import chat_prompt, prepare_chat
 from gemmule.serve.events import SampleFinished, TextDelta, finish_reason
-from gemmule.serve.generation import Generation
 from gemmule.serve.grammar.answer_format import instructions_of
 from gemmule.serve.messages import ChatMessage, turns
 from gemmule.serve.request_body import read_body
-from gemmule.serve.route import ApiRoute, hold
+from gemmule.serve.route import ApiRoute
 from gemmule.serve.sse import EventStream, json_bytes
+from gemmule.serve.starting import start
 from gemmule.serve.state import state_of, use_model
 
 # Of the API, the oldest first; what is served here is the same in both.
@@ -42,8 +42,7 @@ async def messages(request: Request) -> Response:
         continue_final=_continues(conversation),
         answer_format=body.answer_format(served.grammars),
     )
-    generation = Generation(served, [job.request], settings, stream=bool(body.stream))
-    await hold(request, generation)
+    generation = await start(request, served, [job.request], stream=body.stream)
     builder = MessageBuilder(job, served.lm.tokenizer, body.model or served.name)
     if body.stream:
         return EventStream(generation, MessageStream(builder, generation))

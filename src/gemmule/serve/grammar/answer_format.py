@@ -1,7 +1,7 @@
 """What a request asks of its answer, as one: its grammar, its instructions, and its parser."""
 
-import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 from gemmule.errors import ConfigError, MissingExtraError
@@ -49,13 +49,13 @@ class StructuredAnswer:
             self.instructions = tools.instructions(json_otherwise=spec is not None)
             self._spec = tools.spec(spec)
 
-    async def constraint(self) -> TokenConstraint | None:
-        """The compiled grammar; None: there is none.
+    def constraint(self) -> "Future[TokenConstraint] | None":
+        """Starts to compile the grammar; None: there is none.
 
         Raises:
-            ConfigError: if it does not compile.
+            ConfigError: if it is too large.
             QueueFullError: if too many wait to be compiled.
-            GemmuleError: if nothing can be compiled now.
+            EngineClosedError: if the model is being shut down.
             ApiError: 501 without a compiler.
         """
         if self._spec is None:
@@ -63,7 +63,7 @@ class StructuredAnswer:
         if self._compiler is None:
             missing = MissingExtraError("llguidance", "serve", "structured output")
             raise ApiError(501, str(missing), code="not_installed")
-        return await asyncio.wrap_future(self._compiler.compile(self._spec))
+        return self._compiler.compile(self._spec)
 
     def parser(self) -> "ToolCallEvents | None":
         """Returns a new parser for a sample; None: its text stays as it is."""

@@ -17,7 +17,7 @@ class GrammarLimits:
         compile_seconds: processor time for compiling it and for its first tokens.
         compile_bytes: memory for the same.
         mask_seconds: processor time for the masks of one answer; besides, each may take
-            `seconds_per_mask`.
+            `seconds_per_mask`. A single one never uses it up.
         seconds_per_mask: processor time for each mask, on average.
         lexer_states: states of its lexer.
         grammar_symbols: symbols of its rules.

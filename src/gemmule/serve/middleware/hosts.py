@@ -2,7 +2,8 @@
 
 By DNS rebinding a page of evil.example lets that name point to 127.0.0.1 and then is of the same
 origin as this server, as CVE-2024-28224 did with ollama. Numbers cannot be rebound: an address in
-the header is let through.
+the header is let through. So is a request of HTTP/1.0 without the header, which that version does
+not know (RFC 1945): no browser sends one.
 """
 
 import ipaddress
@@ -37,6 +38,9 @@ class Hosts:
             await self._app(scope, receive, send)
             return
         values = [value for name, value in scope["headers"] if name == b"host"]
+        if not values and scope["http_version"] == "1.0":
+            await self._app(scope, receive, send)
+            return
         if len(values) != 1:
             error = ApiError(400, "the request needs one Host header", code="host_missing")
             await refuse(error, scope, receive, send)

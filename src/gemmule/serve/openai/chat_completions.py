@@ -8,11 +8,9 @@ from starlette.responses import Response
 
 from gemmule.infer.core.request import Completion
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.serve.api_errors import ApiError
 from gemmule.serve.chat_job import ChatJob, prepare_chat
 from gemmule.serve.events import (
     Event,
-    PromptProgress,
     SampleFinished,
     TextDelta,
     ToolCallDelta,
@@ -23,16 +21,16 @@ from gemmule.serve.generation import Generation
 from gemmule.serve.grammar.answer_format import ToolCallEvents
 from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai.answers import ChatCompletion, ChatCompletionChunk
-from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, answer_size, energy_answer
+from gemmule.serve.openai.chunks import ChunkStream, answer_fields, answer_size, energy_answer
 from gemmule.serve.openai.logprobs import chat_logprobs, prompt_logprobs
 from gemmule.serve.openai.schemas import ChatCompletionRequest
 from gemmule.serve.request_body import read_body
-from gemmule.serve.route import ApiRoute, hold
+from gemmule.serve.route import ApiRoute
 from gemmule.serve.sse import EventStream
+from gemmule.serve.starting import start
 from gemmule.serve.state import state_of, use_model
 
 _ROLE = {"role": "assistant", "content": None}
-_TEXT_END = b'},"logprobs":null,"finish_reason":null}'
 
 
 async def chat_completions(request: Request) -> Response:
@@ -54,14 +52,9 @@ async def chat_completions(request: Request) -> Response:
         generation_prompt=body.add_generation_prompt is not False,
         answer_format=body.answer_format(served.grammars),
     )
-    generation = Generation(
-        served,
-        [job.request],
-        settings,
-        stream=bool(body.stream),
-        report_progress=bool(body.return_progress),
+    generation = await start(
+        request, served, [job.request], stream=body.stream, report_progress=body.return_progress
     )
-    await hold(request, generation)
     model, tokenizer = body.model or served.name, served.lm.tokenizer
     if body.stream:
         return EventStream(generation, ChatStream(body, job, generation, tokenizer, model))
@@ -143,7 +136,7 @@ def parsed(job: ChatJob, completion: Completion) -> tuple[str | None, list[dict[
     return text or (None if calls else ""), [*calls.values()], reason
 
 
-class ChatStream:
+class ChatStream(ChunkStream):
     """Writes a chat's stream."""
 
     def __init__(
@@ -155,22 +148,27 @@ class ChatStream:
         model: str,
     ) -> None:
         """Prepares one stream, with one id and time."""
-        fields = answer_fields("chat.completion.chunk", "chatcmpl", model)
-        self._frame = ChunkFrame(fields, generation, body, '"delta":{"content":')
-        self._body, self._job, self._tokenizer = body, job, tokenizer
+        super().__init__(
+            answer_fields("chat.completion.chunk", "chatcmpl", model),
+            generation,
+            body,
+            '"delta":{"content":',
+            '},"logprobs":null,"finish_reason":null}',
+            plain=not (body.logprobs or body.return_token_ids),
+        )
+        self._asked, self._job, self._tokenizer = body, job, tokenizer
         self._parsers: list[ToolCallEvents] = []
         if job.format is not None:
             parsers = [job.format.parser() for _ in range(job.request.params.n)]
             self._parsers = [parser for parser in parsers if parser is not None]
-        self._plain = not (body.logprobs or body.return_token_ids)
 
     def start(self) -> bytes:
         """The role of each choice."""
         more: dict[str, Any] = {}
-        if self._body.return_token_ids:
+        if self._asked.return_token_ids:
             more["prompt_token_ids"] = [*self._job.request.prompt]
         return b"".join(
-            self._frame.chunk([_delta(sample, _ROLE)], **more)
+            self.chunk([_delta(sample, _ROLE)], **more)
             for sample in range(self._job.request.params.n)
         )
 
@@ -178,44 +176,37 @@ class ChatStream:
         """Chunks of a batch."""
         if self._parsers:
             events = [new for event in events for new in self._parsers[event.sample].feed(event)]
-        return b"".join(map(self._event, events))
+        return super().write(events)
 
-    def end(self) -> bytes:
-        """The usage, if asked for, and the end."""
-        return self._frame.end(timings=timings(self._frame.generation.completions.values()))
+    def event(self, event: Event) -> bytes:
+        """The chunk of one event."""
+        if not isinstance(event, ToolCallDelta):
+            return super().event(event)
+        call: dict[str, Any] = {"index": event.index}
+        function = {"arguments": event.arguments}
+        if event.id is not None:
+            call |= {"id": event.id, "type": "function"}
+            function = {"name": event.name or "", **function}
+        call["function"] = function
+        return self.chunk([_delta(event.sample, {"tool_calls": [call]})])
 
-    def fail(self, error: ApiError) -> bytes:
-        """An error and the end."""
-        return self._frame.fail(error)
+    def end(self, **more: Any) -> bytes:
+        """The usage, if asked for, with the times, and the end."""
+        return super().end(timings=timings(self.generation.completions.values()), **more)
 
-    def _event(self, event: Event) -> bytes:
-        match event:
-            case TextDelta():
-                return self._text(event)
-            case ToolCallDelta():
-                call: dict[str, Any] = {"index": event.index}
-                function = {"arguments": event.arguments}
-                if event.id is not None:
-                    call |= {"id": event.id, "type": "function"}
-                    function = {"name": event.name or "", **function}
-                call["function"] = function
-                return self._frame.chunk([_delta(event.sample, {"tool_calls": [call]})])
-            case PromptProgress():
-                return self._frame.progress(_delta(event.sample, {}), event)
-            case SampleFinished():
-                choice = _delta(event.sample, {}, event.finish_reason)
-                return self._frame.finished(choice, event.completion)
+    def choice(
+        self, sample: int, text: str | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        """A choice with a part of its text."""
+        return _delta(sample, {} if text is None else {"content": text}, reason)
 
-    def _text(self, event: TextDelta) -> bytes:
-        if self._plain:
-            return self._frame.text(event.sample, event.text, _TEXT_END) if event.text else b""
-        choice = _delta(event.sample, {"content": event.text})
-        if self._body.logprobs:
+    def add_tokens(self, choice: dict[str, Any], event: TextDelta) -> None:
+        """Adds log-probabilities and ids."""
+        if self._asked.logprobs:
             entries = chat_logprobs(self._tokenizer, event.logprobs)
             choice["logprobs"] = {"content": entries, "refusal": None}
-        if self._body.return_token_ids:
+        if self._asked.return_token_ids:
             choice["token_ids"] = [*event.ids]
-        return self._frame.tokens(choice)
 
 
 def _delta(sample: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:

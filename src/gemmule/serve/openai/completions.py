@@ -12,30 +12,21 @@ from gemmule.infer.core.request import Request as EngineRequest
 from gemmule.infer.language_model import LanguageModel
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.serve.api_errors import ApiError
-from gemmule.serve.events import (
-    Event,
-    PromptProgress,
-    SampleFinished,
-    TextDelta,
-    ToolCallDelta,
-    finish_reason,
-    timings,
-)
+from gemmule.serve.events import TextDelta, finish_reason, timings
 from gemmule.serve.generation import Generation
 from gemmule.serve.off_loop import json_response
 from gemmule.serve.openai import answers
-from gemmule.serve.openai.chunks import ChunkFrame, answer_fields, answer_size, energy_answer
+from gemmule.serve.openai.chunks import ChunkStream, answer_fields, answer_size, energy_answer
 from gemmule.serve.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from gemmule.serve.openai.schemas import CompletionRequest
 from gemmule.serve.prompts import check_room, encode
 from gemmule.serve.request_body import read_body
-from gemmule.serve.route import ApiRoute, hold
+from gemmule.serve.route import ApiRoute
 from gemmule.serve.served_models import ServedModel
 from gemmule.serve.settings import ServeSettings
 from gemmule.serve.sse import EventStream
+from gemmule.serve.starting import start
 from gemmule.serve.state import state_of, use_model
-
-_TEXT_END = b',"logprobs":null,"finish_reason":null}'
 
 
 async def completions(request: Request) -> Response:
@@ -54,19 +45,14 @@ async def completions(request: Request) -> Response:
     served = await use_model(request, body.model)
     prompts = [await _encoded(served.lm, body, prompt) for prompt in body.prompt]
     answer_format = body.answer_format(served.grammars)
-    constraint = None if answer_format is None else await answer_format.constraint()
+    constraint = None if answer_format is None else answer_format.constraint()
     requests = [
         replace(_engine_request(served, settings, body, ids), constraint=constraint)
         for ids in prompts
     ]
-    generation = Generation(
-        served,
-        requests,
-        settings,
-        stream=bool(body.stream),
-        report_progress=bool(body.return_progress),
+    generation = await start(
+        request, served, requests, stream=body.stream, report_progress=body.return_progress
     )
-    await hold(request, generation)
     model, tokenizer = body.model or served.name, served.lm.tokenizer
     echo = [_echo(tokenizer, body, i, ids) for i, ids in enumerate(prompts)]
     if body.stream:
@@ -147,7 +133,7 @@ def _choice(
     return choice
 
 
-class CompletionStream:
+class CompletionStream(ChunkStream):
     """Writes the stream of completions."""
 
     def __init__(
@@ -160,70 +146,48 @@ class CompletionStream:
         model: str,
     ) -> None:
         """Prepares one stream, with one id and time."""
-        fields = answer_fields("text_completion", "cmpl", model)
-        self._frame = ChunkFrame(fields, generation, body, '"text":')
-        self._body, self._tokenizer = body, tokenizer
+        super().__init__(
+            answer_fields("text_completion", "cmpl", model),
+            generation,
+            body,
+            '"text":',
+            ',"logprobs":null,"finish_reason":null}',
+            plain=body.logprobs is None and not body.return_token_ids,
+        )
+        self._asked = body
         n = requests[0].params.n
         self._prompts = [request.prompt for request in requests for _ in range(n)]
         self._echo = [text for text in echo for _ in range(n)]
         self._lists: list[CompletionLogprobs] = []
         if body.logprobs is not None:
             self._lists = [CompletionLogprobs(tokenizer, body.logprobs) for _ in self._prompts]
-        self._plain = body.logprobs is None and not body.return_token_ids
 
     def start(self) -> bytes:
         """The prompts, if they are echoed or their ids are asked for."""
-        body = self._body
+        body = self._asked
         if not (body.echo or body.return_token_ids):
             return b""
         chunks = []
         for sample, prompt in enumerate(self._prompts):
-            choice = _part(sample, self._echo[sample])
+            choice = self.choice(sample, self._echo[sample])
             if self._lists and body.echo:
                 choice["logprobs"] = self._lists[sample].first_token(prompt[0])
             if body.return_token_ids:
                 choice["prompt_token_ids"] = [*prompt]
-            chunks.append(self._frame.chunk([choice]))
+            chunks.append(self.chunk([choice]))
         return b"".join(chunks)
 
-    def write(self, events: Sequence[Event]) -> bytes:
-        """Chunks of a batch."""
-        return b"".join(map(self._event, events))
+    def choice(self, sample: int, text: str = "", reason: str | None = None) -> dict[str, Any]:
+        """A choice with a part of its text."""
+        return {"index": sample, "text": text, "logprobs": None, "finish_reason": reason}
 
-    def end(self) -> bytes:
-        """The usage, if asked for, and the end."""
-        return self._frame.end()
-
-    def fail(self, error: ApiError) -> bytes:
-        """An error and the end."""
-        return self._frame.fail(error)
-
-    def _event(self, event: Event) -> bytes:
-        match event:
-            case TextDelta():
-                return self._text(event)
-            case PromptProgress():
-                return self._frame.progress(_part(event.sample, ""), event)
-            case SampleFinished():
-                choice = _part(event.sample, "", event.finish_reason)
-                return self._frame.finished(choice, event.completion)
-            case ToolCallDelta():
-                raise AssertionError("completions have no tools")
-
-    def _text(self, event: TextDelta) -> bytes:
-        if self._plain:
-            return self._frame.text(event.sample, event.text, _TEXT_END) if event.text else b""
-        choice = _part(event.sample, event.text)
+    def add_tokens(self, choice: dict[str, Any], event: TextDelta) -> None:
+        """Adds log-probabilities and ids."""
         if self._lists:
             entries = (*event.prompt_logprobs, *event.logprobs)
             choice["logprobs"] = self._lists[event.sample].of(entries)
-        if self._body.return_token_ids:
+        if self._asked.return_token_ids:
             choice["token_ids"] = [*event.ids]
-        return self._frame.tokens(choice)
-
-
-def _part(sample: int, text: str, reason: str | None = None) -> dict[str, Any]:
-    return {"index": sample, "text": text, "logprobs": None, "finish_reason": reason}
 
 
 def routes() -> list[ApiRoute]:

@@ -146,7 +146,7 @@ class ResponseStream:
                 data.append(self._progress(event))
             for fields in self._builder.feed([event]):
                 if self._pace is not None and fields["type"] == "response.output_text.delta":
-                    fields["timings"] = self._pace.timings()
+                    fields["timings"] = self._pace.timings(0)
                 data.append(self._event(**fields))
         return b"".join(data)
 

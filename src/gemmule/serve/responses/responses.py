@@ -5,7 +5,6 @@ from starlette.responses import JSONResponse, Response
 
 from gemmule.serve.chat_job import chat_prompt, prepare_chat
 from gemmule.serve.events import SampleFinished, TextDelta, finish_reason
-from gemmule.serve.generation import Generation
 from gemmule.serve.grammar.answer_format import instructions_of
 from gemmule.serve.messages import turns
 from gemmule.serve.openai.input_tokens import InputTokensAnswer
@@ -18,8 +17,9 @@ from gemmule.serve.responses.answer import (
     figures,
 )
 from gemmule.serve.responses.schemas import InputTokensRequest, ResponsesRequest
-from gemmule.serve.route import ApiRoute, hold
+from gemmule.serve.route import ApiRoute
 from gemmule.serve.sse import EventStream, json_bytes
+from gemmule.serve.starting import start
 from gemmule.serve.state import state_of, use_model
 
 
@@ -39,14 +39,9 @@ async def responses(request: Request) -> Response:
         logprobs=body.num_logprobs,
         answer_format=body.answer_format(served.grammars),
     )
-    generation = Generation(
-        served,
-        [job.request],
-        settings,
-        stream=bool(body.stream),
-        report_progress=bool(body.return_progress),
+    generation = await start(
+        request, served, [job.request], stream=body.stream, report_progress=body.return_progress
     )
-    await hold(request, generation)
     builder = ResponseBuilder(body, job, served.lm.tokenizer, body.model or served.name)
     if body.stream:
         timed = bool(body.timings_per_token)
