@@ -227,7 +227,7 @@ class Bench:
     def overload(self) -> dict[str, Any]:
         """Twice the requests that can be served."""
         sizes, figures = self.sizes, dict[str, Any]()
-        # Who waits for others to end has waited before the first token: here, nobody may.
+        # Who waits for others to end has waited before the first token: here, none may.
         limits = {"max_running": 8, "max_waiting": 0}
 
         def some(count: int) -> list[dict[str, Any]]:
