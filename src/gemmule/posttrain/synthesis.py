@@ -27,6 +27,7 @@ from gemmule.infer.language_model import LanguageModel, load
 from gemmule.posttrain.conversations import Message, Prompt
 from gemmule.posttrain.partial_answers import PartialAnswers, json_line
 from gemmule.posttrain.rendering import render_prompt
+from gemmule.posttrain.rewards.by_name import check_tokenizer
 from gemmule.posttrain.rewards.protocol import Answer, Reward
 from gemmule.runs.lock import locked_output
 from gemmule.runtime.signals import stop_signals
@@ -94,6 +95,7 @@ def synthesize(
         ConfigError: for `best` without a reward, or without prompts.
         OutputError: when `out` or its partial file holds other answers.
         CheckpointError: when the teacher cannot be read.
+        TokenizerError: for a reward model with another tokenizer than the teacher's.
         Interrupted: when stopped; the same call continues.
     """
     if config.best and reward is None:
@@ -102,6 +104,8 @@ def synthesize(
         raise ConfigError("there are no prompts to answer")
     with locked_output(out):
         model = load(config.teacher)
+        if reward is not None:
+            check_tokenizer(reward, model.tokenizer)
         teacher = {"path": config.teacher, "fingerprint": weights_fingerprint(model.model)}
         about = {
             "format": FORMAT,

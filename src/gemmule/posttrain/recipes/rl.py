@@ -18,7 +18,7 @@ from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.objectives.policy_gradient import LossType, Normalization, PolicyGradient
 from gemmule.posttrain.reward_evaluation import RewardEvaluation
 from gemmule.posttrain.rewarded_steps import GroupSteps, JBondSteps, Rewarding
-from gemmule.posttrain.rewards.by_name import open_rewards
+from gemmule.posttrain.rewards.by_name import check_tokenizer, open_rewards
 from gemmule.posttrain.rollouts import RolloutPrompt, Rollouts, RolloutSampler
 from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.train.config import ObjectiveConfig, RunConfig
@@ -156,6 +156,7 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
         for split in ("train", "validation", "heldout")
     }
     reward = open_rewards(settings.rewards)
+    check_tokenizer(reward, dataset.tokenizer)
     model, tokenizer = initial_model(config, dataset), dataset.tokenizer
     beta, jbond = settings.divergence_weight, settings.method == "jbond"
     anchor = Anchor(model, settings.update_rate) if beta or jbond else None

@@ -1,10 +1,13 @@
-"""Rewards by name: verifiers, a verifier for each prompt, code in the sandbox, users' functions."""
+"""Rewards by name: verifiers, code in the sandbox, users' functions, reward models."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gemmule.config import nearest
 from gemmule.errors import ConfigError, DataError
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.posttrain.reward_model.reward import LearnedReward
 from gemmule.posttrain.rewards import code, expressions, formats, numbers, strings
 from gemmule.posttrain.rewards.protocol import Answer, Reward
 from gemmule.posttrain.rewards.record import expected
@@ -105,12 +108,14 @@ def open_reward(name: str, *, accept_weaker_sandbox: bool = False) -> Reward:
 
     Args:
         name: one of `VERIFIERS`; "verifier" for the one that each prompt's record names; "code"; or
-            a user's function as module:function or path/to/file.py:function.
+            a user's function as module:function or path/to/file.py:function; or a reward model, as
+            the path of a run of `gemmule reward` or a hub id.
         accept_weaker_sandbox: for "code", accept a sandbox that protects less than namespaces do.
 
     Raises:
         ConfigError: if there is no such reward or function.
-        UserError: for "code", if programs cannot be isolated on this machine.
+        UserError: for "code", if programs cannot be isolated on this machine; for a path, if there
+            is no readable reward model.
     """
     if name in VERIFIERS:
         return FunctionReward(name, VERIFIERS[name])
@@ -120,10 +125,12 @@ def open_reward(name: str, *, accept_weaker_sandbox: bool = False) -> Reward:
         return CodeReward(Sandbox.open(accept_weaker=accept_weaker_sandbox))
     if ":" in name:
         return FunctionReward(name, UserFunction(name))
+    if "/" in name or Path(name).exists():
+        return LearnedReward.open(name)
     known = [*VERIFIERS, PER_PROMPT, CODE]
     raise ConfigError(
         f"there is no reward {name!r}; {nearest(name, known)}. A function of your own is named as "
-        "module:function or path/to/file.py:function"
+        "module:function or path/to/file.py:function, a reward model by its path"
     )
 
 
@@ -143,6 +150,21 @@ def open_rewards(weights: Mapping[str, float], *, accept_weaker_sandbox: bool = 
     if list(weights.values()) == [1]:
         return parts[0]
     return WeightedSum(parts, list(weights.values()))
+
+
+def check_tokenizer(reward: Reward, tokenizer: Tokenizer) -> None:
+    """Checks that a reward can read the ids of a model's answers.
+
+    Args:
+        reward: a reward, or a sum of them.
+        tokenizer: tokenizer of the model that answers.
+
+    Raises:
+        TokenizerError: for a reward model with another tokenizer.
+    """
+    for part in reward.parts if isinstance(reward, WeightedSum) else [reward]:
+        if isinstance(part, LearnedReward):
+            part.check_tokenizer(tokenizer)
 
 
 def by_record(answer: str, record: Mapping[str, Any]) -> float:
