@@ -10,7 +10,7 @@ A training run (`gemmule train`, `gemmule distill`):
     carbon.json     energy and carbon so far
     model/          the weights in Hugging Face layout; of a run with [adapter], peft's files
     result.json     final metrics                      written last: the run has finished
-    evals/          benchmarks.json, safety.json, memorization.json and what they rest on
+    evals/          benchmarks.json, safety.json, memorization.json, gates.json, and samples
     card/           the model card
     .lock           held by the process that writes the folder (lock.py)
 
@@ -31,6 +31,7 @@ EVALS = "evals"
 BENCHMARKS = "benchmarks.json"
 SAFETY = "safety.json"
 MEMORIZATION = "memorization.json"
+GATES = "gates.json"
 QUICKSTART_RUNS = ("teacher", "scratch", "student", "scratch_equal_compute")
 
 
@@ -103,6 +104,11 @@ class RunLayout:
     def memorization(self) -> Path:
         """Result of `gemmule memorization`."""
         return self.evals / MEMORIZATION
+
+    @property
+    def gates(self) -> Path:
+        """Verdict of `gemmule gate`."""
+        return self.evals / GATES
 
     @property
     def card(self) -> Path:

@@ -3,6 +3,7 @@
 gemmule eval           benchmarks.json     Benchmarks
 gemmule safety         safety.json         Safety
 gemmule memorization   memorization.json   Memorization
+gemmule gate           gates.json          Gates
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from gemmule.runs.schema import Group, Number, RunFile
+from gemmule.runs.schema import Group, Number, Parent, RunFile
 
 
 def _has_missing(entry: Any) -> str:
@@ -343,3 +344,59 @@ class Memorization(RunFile):
     seconds: Number | None = None
     notes: list[str] | None = None
     against: Against | None = None
+
+
+# --- gates.json ---
+
+
+class PromotionCheck(Group):
+    """A rule of a promotion gate, and what came of it.
+
+    Attributes:
+        name: name of the rule.
+        rule: the rule, in words.
+        passed: whether it holds.
+        outcome: the measured value, in words.
+        estimate: the measured value with its interval.
+        candidate: mean of the candidate.
+        parent: mean of the parent.
+    """
+
+    name: str
+    rule: str
+    passed: bool
+    outcome: str
+    estimate: Interval | None = None
+    candidate: Number | None = None
+    parent: Number | None = None
+
+
+class Gates(RunFile):
+    """gates.json: whether a model may replace its parent.
+
+    Attributes:
+        passed: whether all rules hold.
+        candidate: the model.
+        parent: the model that it was made from.
+        checks: the rules.
+        not_checked: names of rules that could not be applied, because nothing was given.
+        reward: what answers were scored by.
+        prompts: what both models answered.
+        base_text: text that both were evaluated on.
+        settings: how it was measured.
+        seconds: time that it took.
+    """
+
+    advice: ClassVar[str] = "measure again with gemmule gate"
+
+    kind: Literal["gates"]
+    passed: bool
+    candidate: Parent
+    parent: Parent
+    checks: list[PromotionCheck]
+    not_checked: list[str] = Field(default_factory=list)
+    reward: dict[str, Any] | None = None
+    prompts: dict[str, Any] | None = None
+    base_text: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    seconds: Number | None = None
