@@ -172,7 +172,13 @@ def _prompts(data: ChatData, model: Gemma, config: GateConfig) -> list[RolloutPr
 def _base_losses(model: Gemma, base: Dataset, config: GateConfig) -> list[float]:
     length = min(config.seq_len, model.config.max_position_embeddings)
     split = base.split("heldout")
-    return measure.window_losses(model, split, seq_len=length, max_tokens=config.base_tokens)
+    losses = measure.window_losses(model, split, seq_len=length, max_tokens=config.base_tokens)
+    if len(losses) < MINIMUM:
+        raise DataError(
+            f"the held-out text of {base.path} has {len(losses)} windows of {length} tokens, and a "
+            f"gate needs {MINIMUM}: give more text, or lower seq_len"
+        )
+    return losses
 
 
 def _model(path: str | Path, model: Gemma) -> dict[str, Any]:
