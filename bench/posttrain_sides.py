@@ -179,9 +179,7 @@ def _rendered(example: Example) -> list[Any]:
     from gemmule.posttrain.rendering import Rendered
 
     prompt, answers = example
-    return [
-        Rendered((*prompt, *a), (False,) * len(prompt) + (True,) * len(a)) for a in answers
-    ]
+    return [Rendered((*prompt, *a), (False,) * len(prompt) + (True,) * len(a)) for a in answers]
 
 
 def _packed_rows(settings: Mapping[str, Any]) -> Callable[[list[Example]], Any]:
@@ -278,9 +276,7 @@ def _rloo(settings: Mapping[str, Any], model: Any) -> tuple[Any, Callable[[list[
         groups = []
         for position, (prompt, answers) in enumerate(batch):
             scores = rewards((prompt, answers))
-            record = {
-                "rewards": {tuple(a): s for a, s in zip(answers, scores, strict=True)}
-            }
+            record = {"rewards": {tuple(a): s for a, s in zip(answers, scores, strict=True)}}
             rollouts = tuple(sampled(prompt, answer) for answer in answers)
             groups.append(Group(RolloutPrompt(tuple(prompt), record), rollouts, position))
         return list(steps.build(groups))

@@ -238,7 +238,8 @@ def test_recipes_load(path: Path) -> None:
     distills = path.name.startswith("distill")
     teacher = ["objective.teacher=x"] if distills else []
     config = load_run_config(path, ["data.path=x", *teacher])
-    assert config.objective.kind == ("distill" if distills else "pretrain")
+    kinds = {"distill": "distill", "sft": "sft"}
+    assert config.objective.kind == kinds.get(path.stem.split("-")[0], "pretrain")
     shape = preset(config.model.preset, vocab_size=4096)
     assert config.data.seq_len <= shape.max_position_embeddings
     assert config.model.preset in path.stem

@@ -7,6 +7,8 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.anchor import Anchor
 from gemmule.posttrain.answer_rows import rows_of_rollouts
 from gemmule.posttrain.rollouts import Rollout
+from gemmule.train.adapters.attach import Adapter, merge
+from gemmule.train.adapters.settings import AdapterSettings
 from models import TINY, random_model, tiny_config
 
 CONFIG = tiny_config(TINY, vocab_size=520)
@@ -37,6 +39,24 @@ def test_a_small_rate_keeps_most_of_the_anchor() -> None:
     before = anchor.model.norm.weight.clone()
     anchor.update(model)
     assert torch.allclose(anchor.model.norm.weight, 0.95 * before)
+
+
+def test_it_follows_a_model_with_an_adapter() -> None:
+    """The anchor was copied before the adapter was put on, and moves to the merged weights."""
+    model = random_model(CONFIG, 1)
+    anchor = Anchor(model, 0.25)
+    before = {name: p.clone() for name, p in anchor.model.named_parameters()}
+    Adapter(AdapterSettings(kind="dora", rank=2), "base", (106, 107)).attach(model, 0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1)
+    anchor.update(model)
+    merge(model)
+    for name, p in anchor.model.named_parameters():
+        expected = 0.75 * before[name] + 0.25 * model.get_parameter(name)
+        assert torch.allclose(p, expected, atol=1e-6), name
+        assert torch.equal(p, before[name]) == ("norm" in name)
 
 
 def test_a_fixed_anchor_stays_and_is_not_saved() -> None:

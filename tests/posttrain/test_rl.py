@@ -1,5 +1,6 @@
 """Runs of kind "rl": reward rises, runs resume bit for bit, settings are checked."""
 
+import itertools
 import json
 import os
 import random
@@ -16,11 +17,12 @@ from safetensors.torch import load_file
 import gemmule.posttrain.kinds  # noqa: F401
 from conftest import WORDS
 from gemmule import files
-from gemmule.errors import ConfigError, DataError, TrainingError
+from gemmule.errors import ConfigError, DataError, Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.chat_data import ChatOptions, write_conversations, write_prompts
 from gemmule.posttrain.conversations import Conversation, Message, Prompt
+from gemmule.posttrain.objectives.policy_gradient import PolicyGradient
 from gemmule.runs.metrics import read_metrics
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
@@ -188,6 +190,32 @@ def test_a_killed_run_ends_in_the_same_bytes(
         for run in (out, unbroken(method))
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize("method", ["rloo", "jbond"])
+def test_an_adapter_is_sampled_merged_and_resumed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    config = RunConfig.parse(settings(method, adapter={"rank": 4}))
+    run_training(config, tmp_path / "run")
+    lines = [m for m in read_metrics(tmp_path / "run") if "loss" in m]
+    assert all(0 < m["sampling/logp_difference/max"] < 1e-3 for m in lines)
+    assert "further.anchor.layers.0.mlp.up_proj.weight" in load_file(
+        tmp_path / "run/checkpoints/step-6/state.safetensors"
+    )
+    loss, calls = PolicyGradient.loss, itertools.count(1)
+
+    def stopping(self: Any, *args: Any) -> Any:
+        if next(calls) == 6:  # in step 3
+            signal.raise_signal(signal.SIGTERM)
+        return loss(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 3 of 6"):
+        patch.setattr(PolicyGradient, "loss", stopping)
+        run_training(config, tmp_path / "stopped")
+    run_training(config, tmp_path / "stopped", resume=True)
+    name = "model/adapter_model.safetensors"
+    assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 @pytest.mark.parametrize("method", METHODS)

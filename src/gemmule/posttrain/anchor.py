@@ -12,6 +12,7 @@ from torch import Tensor
 from gemmule.data.batch import Batch
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
+from gemmule.train.adapters.attach import merged_weights
 
 
 class Anchor:
@@ -35,10 +36,10 @@ class Anchor:
 
     @torch.no_grad()
     def update(self, model: Gemma) -> None:
-        """Moves the weights after a step of `model`."""
+        """Moves the weights after a step of `model`; those of an adapter are merged first."""
         if self.rate:
-            for own, other in zip(self.model.parameters(), model.parameters(), strict=True):
-                own.lerp_(other, self.rate)
+            for name, weight in merged_weights(model):
+                self.model.get_parameter(name).lerp_(weight, self.rate)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights by name, for training states; none of a fixed anchor."""

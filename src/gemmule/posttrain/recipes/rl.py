@@ -145,11 +145,6 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
             'runtime.dtype = "bfloat16": answers are sampled with the weights in float32, and the '
             'trainer must have the same probabilities: set runtime.dtype = "float32"'
         )
-    if config.adapter is not None and settings.update_rate:
-        raise ConfigError(
-            f"objective.anchor_rate = {settings.update_rate}: a moving anchor needs full weights; "
-            "set it to 0, or train without an adapter"
-        )
     _check_rows(config, settings)
     prompts = {
         split: _prompts(ChatData(dataset), config, split)

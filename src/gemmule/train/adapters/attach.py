@@ -119,6 +119,15 @@ def merge(model: Gemma) -> None:
             model.set_submodule(name, module.plain())
 
 
+def merged_weights(model: Gemma) -> Iterator[tuple[str, Tensor]]:
+    """The weights under the names of a model without adapters, merged one at a time."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear | AdaptedEmbedding):
+            yield f"{name}.weight", module.weight
+        else:
+            yield from module.named_parameters(prefix=name, recurse=False)
+
+
 def flops_saved_per_token(model: Gemma) -> float:
     """Operations that a training step saves per token: frozen matrices get no gradient.
 
