@@ -1,4 +1,4 @@
-"""SFT and DPO beside TRL: tokens per second, peak memory, and equality of losses and gradients.
+"""SFT and DPO alongside TRL: tokens per second, peak memory, and equality of losses and gradients.
 
 Both sides start from the same weights, get the same conversations as ids, and step with fused AdamW
 behind a clipped gradient, in fp32. gemmule packs conversations into rows and computes the
