@@ -16,7 +16,7 @@ import typer
 from gemmule.cli import quickstart, data, tokenizer, train, teachers  # noqa: F401  # isort: skip
 from gemmule.cli import synthesize, gate, merge  # noqa: F401  # isort: skip
 from gemmule.cli import plan, ablate, infer, serve, bench, doctor  # noqa: F401  # isort: skip
-from gemmule.cli import checkpoints, eval, report  # noqa: F401  # isort: skip
+from gemmule.cli import tasks, checkpoints, eval, report  # noqa: F401  # isort: skip
 from gemmule.cli.app import app
 from gemmule.cli.unexpected import TRACEBACK, explain
 from gemmule.errors import ConfigError, GemmuleError, Interrupted

@@ -14,7 +14,8 @@ A training run (`gemmule train`, `gemmule distill`):
     card/           the model card
     .lock           held by the process that writes the folder (lock.py)
 
-A quickstart holds four such runs, its data and tokenizer, and a comparison.
+A quickstart holds four such runs, its data and tokenizer, and a comparison. `gemmule quickstart
+--chat` adds the folder chat/ with three more.
 """
 
 from dataclasses import dataclass
@@ -174,6 +175,62 @@ class QuickstartLayout:
     def run(self, name: str) -> RunLayout:
         """One of its runs, named as in QUICKSTART_RUNS."""
         return RunLayout(self.path / name)
+
+
+@dataclass(frozen=True)
+class ChatLayout:
+    """Paths in the folder chat/ of a quickstart.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, quickstart: Path) -> "ChatLayout":
+        """The one in the folder of a quickstart."""
+        return cls(quickstart / "chat")
+
+    @property
+    def config(self) -> Path:
+        """config.toml, the settings given."""
+        return self.path / CONFIG
+
+    @property
+    def plan(self) -> Path:
+        """plan.json, steps."""
+        return self.path / "plan.json"
+
+    @property
+    def questions(self) -> Path:
+        """Folder of the questions, train.jsonl and heldout.jsonl."""
+        return self.path / "questions"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the tokenized training conversations."""
+        return self.path / "data"
+
+    @property
+    def teacher(self) -> RunLayout:
+        """The teacher, fine-tuned."""
+        return RunLayout(self.path / "teacher")
+
+    @property
+    def student_sft(self) -> RunLayout:
+        """The student, fine-tuned."""
+        return RunLayout(self.path / "student_sft")
+
+    @property
+    def student(self) -> RunLayout:
+        """The fine-tuned student after on-policy distillation from the fine-tuned teacher."""
+        return RunLayout(self.path / "student")
+
+    @property
+    def answers(self) -> Path:
+        """answers.json, scores and conversations; written last: everything is finished."""
+        return self.path / "answers.json"
 
 
 def runs_in(folder: Path) -> list[RunLayout]:
