@@ -2,14 +2,19 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from gemmule.cli import main
+from gemmule.data.read_log import ReadLog
 from gemmule.errors import ConfigError
+from gemmule.posttrain.readers import read_conversations, read_prompts
 from gemmule.posttrain.rewards.by_name import by_record
 from gemmule.posttrain.rewards.expressions import parse
 from gemmule.posttrain.tasks import definitions, library_questions
 from gemmule.posttrain.tasks.arithmetic import arithmetic
+from gemmule.posttrain.tasks.by_name import TASKS, task_problems
 from gemmule.posttrain.tasks.countdown import countdown
 from gemmule.posttrain.tasks.library_questions import FAMILIES, Questions, split_of
 from gemmule.posttrain.tasks.problem import Draw, Problem, problems
@@ -170,3 +175,46 @@ def test_the_seed_chooses_the_questions() -> None:
     assert first.train != other.train
     assert first.modules["train"] + first.modules["heldout"] == 40
     assert first.left_out == 0
+
+
+def succeed(*words: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    assert stopped.value.code == 0
+
+
+def test_tasks_are_written_as_files_that_can_be_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    succeed("tasks", "countdown", "--out", str(tmp_path), "--count", "30", "--heldout", "10")
+    assert "30 problems" in capsys.readouterr().out
+    rows = list(read_prompts([tmp_path / "train.jsonl"], ReadLog()))
+    assert len(rows) == 30
+    expected = task_problems("countdown", "train", 30)
+    assert [r.messages[-1].content for r in rows] == [p.prompt for p in expected]
+    assert [dict(r.record) for r in rows] == [dict(p.record) for p in expected]
+    conversations = list(read_conversations([tmp_path / "heldout.jsonl"], ReadLog()))
+    assert [c.messages[-1].content for c in conversations] == [
+        p.answer for p in task_problems("countdown", "heldout", 10)
+    ]
+    capsys.readouterr()
+    succeed("tasks")
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["countdwn", "--out", "x"], "there is no task 'countdwn'; did you mean 'countdown'"),
+        (["countdown"], "Name a folder: gemmule tasks countdown --out runs/countdown"),
+        (["strings", "--out", "x", "--count", "0"], "0 problems: at least 1"),
+    ],
+)
+def test_a_task_that_does_not_exist_is_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["tasks", *words])
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
