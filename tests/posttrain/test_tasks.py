@@ -199,7 +199,7 @@ def test_tasks_are_written_as_files_that_can_be_read_back(
     ]
     capsys.readouterr()
     succeed("tasks")
-    listed = capsys.readouterr().out
+    listed = "".join(capsys.readouterr())
     assert all(name in listed for name in TASKS)
 
 
