@@ -76,6 +76,7 @@ def base(
             shape = {**TINY, "hidden_size": width, "max_position_embeddings": 1024}
             run_training(RunConfig.parse(tiny(steps=2, model=shape)), out / name)
     pieces.save(out / "tokenizer")
+    shutil.copytree(tiny()["data"]["path"], out / "data")
     files.write_json(out / "plan.json", {"speed": 1.0})
     files.write_json(out / "comparison.json", {})
     return out
@@ -93,12 +94,14 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 def test_leaves_every_file(finished: Path) -> None:
     chat = finished / "chat"
-    expected = {"config.toml", "plan.json", "questions", "data", "answers.json", *RUNS}
+    expected = {
+        "config.toml", "plan.json", "questions", "data", "prompts", "answers.json", *RUNS
+    }  # fmt: skip
     assert {p.name for p in chat.iterdir()} == expected
     for name in RUNS:
         assert (chat / name / "model" / "model.safetensors").is_file()
     assert {"README.md", "index.html"} <= {p.name for p in (chat / "student" / "card").iterdir()}
-    untouched = {"teacher", "student", "tokenizer", "plan.json", "comparison.json", "chat"}
+    untouched = {"teacher", "student", "tokenizer", "data", "plan.json", "comparison.json", "chat"}
     assert {p.name for p in finished.iterdir()} == untouched
 
 
@@ -128,7 +131,10 @@ def test_answers_are_scored_on_held_out_modules(finished: Path) -> None:
         assert 0 <= scores["exact"]["low"] <= scores["exact"]["high"] <= 1
         assert sum(f["n"] for f in scores["families"].values()) == answers["questions"]
     assert answers["chosen"] == "student_sft"  # models this small have gained nothing
-    assert "does not replace" in answers["why"]
+    gates = files.read_json(finished / "chat" / "student" / "evals" / "gates.json")
+    assert gates["passed"] is False
+    names = {check["name"] for check in gates["checks"]}
+    assert {"reward", "base loss", "KL", "length", "stop rate"} <= names
     roles = [m["role"] for m in answers["conversations"][0]]
     assert roles == ["user", "assistant"] * 4
     trained = (finished / "chat" / "questions" / "train.jsonl").read_text()
@@ -166,6 +172,7 @@ MOMENTS = [
     pytest.param(run, "save_model", 1, id="teacher's last step done"),
     pytest.param(loop, "clip_gradients", 5, id="student at step 2"),
     pytest.param(loop, "clip_gradients", 8, id="distillation at step 2"),
+    pytest.param(chat_quickstart, "gate", 1, id="gate"),
     pytest.param(chat_quickstart, "_answers", 1, id="answers"),
     pytest.param(chat_quickstart, "write_card", 1, id="card"),
 ]

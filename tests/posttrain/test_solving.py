@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
-
 from gemmule.infer.core.request import Completion, TokenCounts
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.posttrain.answer_report import answer_report
@@ -53,25 +51,14 @@ def test_answers_are_scored_and_cut_ones_are_not_rewarded() -> None:
     assert (lm.params.top_p, lm.params.temperature, lm.params.seed) == (1.0, 1.0, 7)
 
 
-@pytest.mark.parametrize(
-    ("parent", "candidate", "chosen", "why"),
-    [
-        ("b", "a", "new", "new replaces old: its gain is above zero"),
-        ("a", "a", "old", "new does not replace old: the interval of its gain includes zero"),
-        ("a", "b", "old", "new does not replace old: it gives fewer right answers"),
-    ],
-)
-def test_a_candidate_replaces_its_parent_only_if_it_gains(
-    parent: str, candidate: str, chosen: str, why: str
-) -> None:
-    models: Any = {"teacher": Parrot("a"), "old": Parrot(parent), "new": Parrot(candidate)}
+def test_models_are_compared_question_by_question() -> None:
+    models: Any = {"teacher": Parrot("a"), "old": Parrot("b"), "new": Parrot("a")}
     heldout = [problem("a", family) for family in ("name", "count") for _ in range(20)]
-    report = answer_report(models, heldout, max_new_tokens=8)
-    assert (report["chosen"], report["why"]) == (chosen, why)
-    assert report["models"]["teacher"]["exact"]["value"] == 1
+    report = answer_report(models, heldout, "new", max_new_tokens=8)
+    assert report["gain"]["value"] == 1
+    assert report["gain"]["low"] > 0.8
+    assert report["models"]["old"]["exact"]["value"] == 0
     assert report["models"]["teacher"]["families"]["count"]["n"] == 20
     assert report["models"]["new"]["ended"]["value"] == 1
     assert {"question", "right", "teacher", "old", "new"} == set(report["examples"][0])
-    assert report["conversations"][0][1] == {
-        "role": "assistant", "content": candidate if chosen == "new" else parent
-    }  # fmt: skip
+    assert report["conversations"][0][1] == {"role": "assistant", "content": "a"}

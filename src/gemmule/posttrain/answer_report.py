@@ -30,44 +30,38 @@ _EXAMPLES = 12
 
 
 def answer_report(
-    models: Mapping[str, LanguageModel], heldout: Sequence[Problem], *, max_new_tokens: int
+    models: Mapping[str, LanguageModel],
+    heldout: Sequence[Problem],
+    chosen: str,
+    *,
+    max_new_tokens: int,
 ) -> dict[str, Any]:
-    """Scores models on held-out questions, and has the last two of them compared.
+    """Scores models on held-out questions, and talks with one of them.
 
     Args:
-        models: models by name; the last is the candidate, the one before it its parent.
+        models: models by name; the last one came from the one before it.
         heldout: questions with verifiers.
+        chosen: name of the model to talk with.
         max_new_tokens: longest answer; a longer one is cut and counts as wrong.
 
     Returns:
         The content of answers.json: "questions" (their number), "models" (for each: "exact", the
         fraction of right answers, "ended", the fraction that ended by themselves, and "families"),
-        "gain" of the candidate over its parent, paired by question, "chosen" (the model to use),
-        "why", "examples", and "conversations" with the chosen one.
+        "gain" of the last model over the one before it, paired by question, "chosen", "examples",
+        and "conversations" with the chosen one.
     """
     reward = open_reward("verifier")
     solved = {
         name: solve(lm, heldout, reward, max_new_tokens=max_new_tokens)
         for name, lm in models.items()
     }
-    *_, parent, candidate = models
-    gain = paired_proportions(
-        [bool(s.correct) for s in solved[candidate]], [bool(s.correct) for s in solved[parent]]
-    )
-    chosen = candidate if gain.low > 0 else parent
-    why = (
-        f"{candidate} replaces {parent}: its gain is above zero"
-        if chosen == candidate
-        else f"{candidate} does not replace {parent}: the interval of its gain includes zero"
-        if gain.high >= 0
-        else f"{candidate} does not replace {parent}: it gives fewer right answers"
-    )
+    *_, before, last = solved.values()
+    gain = paired_proportions([bool(s.correct) for s in last], [bool(s.correct) for s in before])
     return {
         "questions": len(heldout),
         "models": {name: _scores(rows) for name, rows in solved.items()},
         "gain": gain.json(),
         "chosen": chosen,
-        "why": why,
         "examples": _examples(solved),
         "conversations": [_conversation(models[chosen], script) for script in SCRIPTS],
     }

@@ -1,14 +1,15 @@
 """`gemmule quickstart --chat`: from a finished quickstart to a student that answers in turns.
 
 Stages, each left as it is once finished, so that --resume continues with the first unfinished one:
-questions/ and data/, teacher/ and student_sft/ (supervised fine-tuning), student/ (on-policy
-distillation from the fine-tuned teacher), answers.json with scores and conversations, and the card
-of student/. All in the folder chat/ of the quickstart.
+questions/, data/ and prompts/, teacher/ and student_sft/ (supervised fine-tuning), student/
+(on-policy distillation from the fine-tuned teacher), the gate between these two students,
+answers.json with scores and conversations, and the card. All in the folder chat/ of the quickstart.
 
 The questions can be answered by reading the line of code in them. Whole modules are held out, and
 all scores are on those.
 """
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pydantic import Field
 from gemmule import files, shell
 from gemmule.config import Config
 from gemmule.console import console, duration, next_commands, table
+from gemmule.data.dataset import Dataset
 from gemmule.data.stdlib import LICENCE, NAME
 from gemmule.errors import ConfigError, OutputError
 from gemmule.infer.language_model import load
@@ -28,7 +30,14 @@ from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain import kinds  # noqa: F401 (makes the kinds of runs known)
 from gemmule.posttrain.answer_report import answer_report
-from gemmule.posttrain.chat_data import ChatOptions, prepare_conversations
+from gemmule.posttrain.chat_data import (
+    ChatData,
+    ChatOptions,
+    prepare_conversations,
+    prepare_prompts,
+)
+from gemmule.posttrain.gates.gate import GateConfig, gate
+from gemmule.posttrain.rewards.by_name import open_reward
 from gemmule.posttrain.tasks.by_name import write_problems
 from gemmule.posttrain.tasks.library_questions import library_questions
 from gemmule.report.card import write_card
@@ -37,6 +46,7 @@ from gemmule.runs.layout import ChatLayout, QuickstartLayout, RunLayout
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest
+from gemmule.runs.schema_evals import Gates
 from gemmule.runtime import torch_compile
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
@@ -45,6 +55,7 @@ SEQ_LEN = 256
 BATCH_SIZE = 8
 ANSWERS_PER_STEP = 32
 MAX_NEW_TOKENS = 64
+GATE_PROMPTS = 1000  # at most; more than are held out
 # Per ten minutes on the reference machine, with a 3m teacher and a 1m student.
 TEACHER_STEPS, STUDENT_STEPS, DISTILLATION_STEPS = 520, 600, 160
 LEARNING_RATE = 0.006  # half of pretraining's, which this goes on from
@@ -126,20 +137,22 @@ def _run_stages(
 ) -> dict[str, Any]:
     console.rule(f"gemmule quickstart --chat, about {config.minutes:g} minutes", align="left")
     plan = _plan(config, layout, quickstart)
-    with _stage("1/6 questions"):
+    with _stage("1/7 questions"):
         _questions(config, layout, Tokenizer.load(quickstart.tokenizer))
     fine_tuned = {
-        "teacher": ("2/6", layout.teacher, plan.teacher_steps),
-        "student": ("3/6", layout.student_sft, plan.student_steps),
+        "teacher": ("2/7", layout.teacher, plan.teacher_steps),
+        "student": ("3/7", layout.student_sft, plan.student_steps),
     }
     for name, (number, run, steps) in fine_tuned.items():
         settings = _fine_tuning(config, layout, quickstart.run(name).path, steps)
         _train(settings, run, f"{number} {name}, fine-tuned")
     settings = _distillation(config, layout, plan.distillation_steps)
-    _train(settings, layout.student, "4/6 student, distilled")
-    with _stage("5/6 answers"):
-        answers = _answers(config, layout)
-    with _stage("6/6 card"):
+    _train(settings, layout.student, "4/7 student, distilled")
+    with _stage("5/7 gate"):
+        gates = _gate(config, layout, quickstart)
+    with _stage("6/7 answers"):
+        answers = _answers(config, layout, "student" if gates.passed else "student_sft")
+    with _stage("7/7 card"):
         write_card(layout.student.path)
     files.write_json(layout.answers, answers)
     return answers
@@ -195,6 +208,8 @@ def _questions(config: ChatConfig, layout: ChatLayout, tokenizer: Tokenizer) -> 
         name=f"questions on {NAME}", licence=LICENCE, split_by="module", max_tokens=SEQ_LEN
     )
     prepare_conversations([train], tokenizer, layout.data, options)
+    heldout = dataclasses.replace(options, validation=0.02, heldout=0.96)
+    prepare_prompts([layout.questions / "heldout.jsonl"], tokenizer, layout.prompts, heldout)
 
 
 def _settings(config: ChatConfig, layout: ChatLayout, steps: int) -> dict[str, Any]:
@@ -261,7 +276,26 @@ def _train(settings: RunConfig, run: RunLayout, label: str) -> None:
     )
 
 
-def _answers(config: ChatConfig, layout: ChatLayout) -> dict[str, Any]:
+def _gate(config: ChatConfig, layout: ChatLayout, quickstart: QuickstartLayout) -> Gates:
+    """Whether distillation on its own answers has made the student better, and harmed nothing."""
+    if layout.student.gates.is_file():
+        return Gates.read(layout.student.gates)
+    gates = gate(
+        layout.student.path,
+        layout.student_sft.path,
+        ChatData.open(layout.prompts),
+        config=GateConfig(
+            prompts=GATE_PROMPTS, samples=1, max_new_tokens=MAX_NEW_TOKENS, seed=config.seed
+        ),
+        reward=open_reward("verifier"),
+        base=Dataset.open(quickstart.data),
+    )
+    layout.student.evals.mkdir(exist_ok=True)
+    gates.write(layout.student.gates)
+    return gates
+
+
+def _answers(config: ChatConfig, layout: ChatLayout, chosen: str) -> dict[str, Any]:
     heldout = library_questions(config.seed).heldout
     runs = {
         "teacher": layout.teacher,
@@ -269,7 +303,7 @@ def _answers(config: ChatConfig, layout: ChatLayout) -> dict[str, Any]:
         "student": layout.student,
     }
     models = {name: load(run.path) for name, run in runs.items()}
-    return answer_report(models, heldout, max_new_tokens=MAX_NEW_TOKENS)
+    return answer_report(models, heldout, chosen, max_new_tokens=MAX_NEW_TOKENS)
 
 
 def _conclude(layout: ChatLayout, answers: dict[str, Any], seconds: float) -> None:
@@ -292,8 +326,13 @@ def _conclude(layout: ChatLayout, answers: dict[str, Any], seconds: float) -> No
         f"({gain['low']:+.1%} to {gain['high']:+.1%})",
         markup=False,
     )
+    gates = Gates.read(layout.student.gates)
+    for check in gates.checks:
+        outcome = "passed" if check.passed else "failed"
+        console.print(f"gate: {check.name} {check.outcome}: {outcome}", markup=False)
+    verdict = "replaces" if gates.passed else "does not replace"
+    console.print(f"the distilled student {verdict} the fine-tuned one", markup=False)
     chosen = layout.path / answers["chosen"]
-    console.print(answers["why"], markup=False)
     console.print(
         f"done in {duration(seconds)}; the page: {layout.student.card / 'index.html'}",
         markup=False,

@@ -213,6 +213,11 @@ class ChatLayout:
         return self.path / "data"
 
     @property
+    def prompts(self) -> Path:
+        """Folder of the tokenized held-out questions, without answers."""
+        return self.path / "prompts"
+
+    @property
     def teacher(self) -> RunLayout:
         """The teacher, fine-tuned."""
         return RunLayout(self.path / "teacher")
