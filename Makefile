@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install quickstart serve test clients check bench fuzz format clean
+.PHONY: install quickstart chat serve test clients check bench fuzz format clean
 
 install: $(STAMP)
 
@@ -18,6 +18,11 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard native/*)
 
 quickstart: install
 	$(BIN)/gemmule quickstart $(ARGS)
+
+# After the quickstart, which it runs first if there is none: a student that answers in turns.
+chat: install
+	@test -f runs/quickstart/comparison.json || $(BIN)/gemmule quickstart
+	$(BIN)/gemmule quickstart --chat $(ARGS)
 
 # After the quickstart: its student, with a chat page.
 serve: install
