@@ -36,7 +36,7 @@ class Reader_{n}(Base_{n}):
 
 def few_questions(seed: int = 0) -> Questions:
     rows = (
-        row for n in range(60) for row in definitions.definitions(f"m{n}.py", SOURCE.format(n=n))
+        row for n in range(130) for row in definitions.definitions(f"m{n}.py", SOURCE.format(n=n))
     )
     return library_questions(seed, rows)
 
@@ -46,6 +46,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(chat_quickstart, "BATCH_SIZE", 2)
     patch.setattr(chat_quickstart, "ANSWERS_PER_STEP", 4)
     patch.setattr(chat_quickstart, "MAX_NEW_TOKENS", 8)
+    patch.setattr(chat_quickstart, "GATE_WINDOW", 8)
     patch.setattr(chat_quickstart, "library_questions", few_questions)
     patch.setattr(device, "fastest_dtype", lambda device: "float32")
     patch.setattr(torch_compile, "can_compile", lambda: False)
@@ -100,7 +101,9 @@ def test_leaves_every_file(finished: Path) -> None:
     assert {p.name for p in chat.iterdir()} == expected
     for name in RUNS:
         assert (chat / name / "model" / "model.safetensors").is_file()
-    assert {"README.md", "index.html"} <= {p.name for p in (chat / "student" / "card").iterdir()}
+    assert {"README.md", "index.html"} <= {
+        p.name for p in (chat / "student_sft" / "card").iterdir()
+    }
     untouched = {"teacher", "student", "tokenizer", "data", "plan.json", "comparison.json", "chat"}
     assert {p.name for p in finished.iterdir()} == untouched
 

@@ -56,6 +56,7 @@ BATCH_SIZE = 8
 ANSWERS_PER_STEP = 32
 MAX_NEW_TOKENS = 64
 GATE_PROMPTS = 1000  # at most; more than are held out
+GATE_WINDOW = 64  # tokens: a small corpus has enough of them
 # Per ten minutes on the reference machine, with a 3m teacher and a 1m student.
 TEACHER_STEPS, STUDENT_STEPS, DISTILLATION_STEPS = 520, 600, 160
 LEARNING_RATE = 0.006  # half of pretraining's, which this goes on from
@@ -123,7 +124,7 @@ def run_chat(config: ChatConfig, quickstart: Path, *, resume: bool = False) -> d
 def _check(config: ChatConfig, layout: ChatLayout, quickstart: Path) -> None:
     if layout.answers.is_file():
         raise OutputError(
-            f"{layout.path} is finished, see {layout.student.card / 'index.html'}: delete that "
+            f"{layout.path} is finished, see {layout.student_sft.card / 'index.html'}: delete that "
             "folder to make it again"
         )
     if layout.config.is_file():
@@ -153,7 +154,7 @@ def _run_stages(
     with _stage("6/7 answers"):
         answers = _answers(config, layout, "student" if gates.passed else "student_sft")
     with _stage("7/7 card"):
-        write_card(layout.student.path)
+        write_card(layout.student_sft.path)
     files.write_json(layout.answers, answers)
     return answers
 
@@ -285,7 +286,11 @@ def _gate(config: ChatConfig, layout: ChatLayout, quickstart: QuickstartLayout) 
         layout.student_sft.path,
         ChatData.open(layout.prompts),
         config=GateConfig(
-            prompts=GATE_PROMPTS, samples=1, max_new_tokens=MAX_NEW_TOKENS, seed=config.seed
+            prompts=GATE_PROMPTS,
+            samples=1,
+            max_new_tokens=MAX_NEW_TOKENS,
+            seq_len=GATE_WINDOW,
+            seed=config.seed,
         ),
         reward=open_reward("verifier"),
         base=Dataset.open(quickstart.data),
@@ -334,7 +339,7 @@ def _conclude(layout: ChatLayout, answers: dict[str, Any], seconds: float) -> No
     console.print(f"the distilled student {verdict} the fine-tuned one", markup=False)
     chosen = layout.path / answers["chosen"]
     console.print(
-        f"done in {duration(seconds)}; the page: {layout.student.card / 'index.html'}",
+        f"done in {duration(seconds)}; the page: {layout.student_sft.card / 'index.html'}",
         markup=False,
         soft_wrap=True,
     )
