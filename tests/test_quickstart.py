@@ -151,10 +151,10 @@ MOMENTS = [
     pytest.param(quickstart, "train_tokenizer", 1, id="tokenizer"),
     pytest.param(quickstart, "prepare", 1, id="data"),
     pytest.param(RunDir, "write_manifest", 1, id="teacher claimed but not begun"),
-    pytest.param(run, "save_model", 1, id="teacher's last step done"),
+    pytest.param(run, "_save", 1, id="teacher's last step done"),
     pytest.param(loop, "clip_gradients", 15, id="scratch at step 3"),
     pytest.param(RunDir, "write_manifest", 3, id="student claimed but not begun"),
-    pytest.param(run, "save_model", 4, id="equal compute's last step done"),
+    pytest.param(run, "_save", 4, id="equal compute's last step done"),
     pytest.param(quickstart, "_samples", 1, id="samples"),
     pytest.param(quickstart, "write_card", 1, id="card"),
 ]

@@ -172,7 +172,7 @@ def after(count: int, plain: Callable[..., Any]) -> Callable[..., Any]:
 MOMENTS = [
     pytest.param(chat_quickstart, "write_problems", 2, id="questions"),
     pytest.param(chat_quickstart, "prepare_conversations", 1, id="data"),
-    pytest.param(run, "save_model", 1, id="teacher's last step done"),
+    pytest.param(run, "_save", 1, id="teacher's last step done"),
     pytest.param(loop, "clip_gradients", 5, id="student at step 2"),
     pytest.param(loop, "clip_gradients", 8, id="distillation at step 2"),
     pytest.param(chat_quickstart, "gate", 1, id="gate"),
