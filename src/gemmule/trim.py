@@ -83,18 +83,15 @@ def trim(
     with locked_output(out), open_checkpoint(model) as source:
         if source.quantized:
             raise ConfigError(f"{model} is quantized: trim the model that it was made from")
-        corpus = find_source(text, field)
-        stage(f"counting the tokens of {corpus.name}")
-        counted = _Counts(source.tokenizer)
-        counted.read(corpus, progress)
-        trimmed = trim_tokenizer(source.tokenizer, counted.counts_V, size=size, coverage=coverage)
-        stage("comparing the segmentation")
-        segmentation = _compare(corpus, source.tokenizer, trimmed, progress)
+        trimmed, segmentation, counted = _trimmed(
+            source.tokenizer, text, field=field, size=size, coverage=coverage,
+            progress=progress, stage=stage,
+        )  # fmt: skip
         result = trimmed_checkpoint(source, trimmed)
         report: dict[str, Any] = {
             **provenance(source, model, tokenizer=source.tokenizer.fingerprint),
             "out": str(out),
-            "text": corpus.name,
+            "text": counted.text,
             "vocabulary": {"before": source.config.vocab_size, "after": len(trimmed.kept_K)},
             "parameters": {
                 "before": source.config.parameters,
@@ -113,11 +110,52 @@ def trim(
     return report
 
 
+def trim_tokenizer_for(
+    tokenizer: Tokenizer,
+    text: Path | None,
+    *,
+    field: str | None = None,
+    size: int | None = None,
+    coverage: float = 1.0,
+    progress: Progress = lambda *_: None,
+    stage: Stage = lambda _: None,
+) -> tuple[Trimmed, dict[str, int]]:
+    """Trims a tokenizer alone; arguments and errors as of `trim`.
+
+    Returns:
+        The trimmed vocabulary, and how the text is segmented before and after: documents,
+        equal_documents, tokens_before, tokens_after.
+    """
+    trimmed, segmentation, _ = _trimmed(
+        tokenizer, text, field=field, size=size, coverage=coverage, progress=progress, stage=stage
+    )
+    return trimmed, segmentation
+
+
+def _trimmed(
+    tokenizer: Tokenizer,
+    text: Path | None,
+    *,
+    field: str | None,
+    size: int | None,
+    coverage: float,
+    progress: Progress,
+    stage: Stage,
+) -> tuple[Trimmed, dict[str, int], "_Counts"]:
+    corpus = find_source(text, field)
+    stage(f"counting the tokens of {corpus.name}")
+    counted = _Counts(tokenizer, corpus.name)
+    counted.read(corpus, progress)
+    trimmed = trim_tokenizer(tokenizer, counted.counts_V, size=size, coverage=coverage)
+    stage("comparing the segmentation")
+    return trimmed, _compare(corpus, tokenizer, trimmed, progress), counted
+
+
 class _Counts:
     """How often a text has each token, and rows of it that are spread evenly, by chance."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
+        self._tokenizer, self.text = tokenizer, text
         self.counts_V = np.zeros(tokenizer.vocab_size, np.int64)
         self._rows: list[list[int]] = []
         self._seen = 0
@@ -210,12 +248,18 @@ def _mass(predictor: Predictor, dropped_V: Tensor) -> Iterator[Tensor]:
         yield (p_CV * dropped_V).sum(-1)
 
 
+def compared(segmentation: dict[str, int]) -> str:
+    """How a text is segmented by the trimmed tokenizer, in words."""
+    if segmentation["equal_documents"] == segmentation["documents"]:
+        return "equal on the whole text"
+    growth = segmentation["tokens_after"] / max(1, segmentation["tokens_before"]) - 1
+    return f"{growth:+.2%} tokens"
+
+
 def summary(report: dict[str, Any]) -> list[list[str]]:
     """The result of `trim` as names and values."""
     vocabulary, parameters = report["vocabulary"], report["parameters"]
-    segmentation, dropped = report["segmentation"], report["dropped_probability"]
-    same = segmentation["equal_documents"] == segmentation["documents"]
-    growth = segmentation["tokens_after"] / max(1, segmentation["tokens_before"]) - 1
+    dropped = report["dropped_probability"]
     lost = "not measured: the text is too short"
     if dropped:
         lost = (
@@ -229,7 +273,7 @@ def summary(report: dict[str, Any]) -> list[list[str]]:
             f"{parameters['after'] / 1e6:,.1f}M, before {parameters['before'] / 1e6:,.1f}M",
         ],
         ["coverage", f"{report['coverage']:.4%} of the text's tokens"],
-        ["segmentation", "equal on the whole text" if same else f"{growth:+.2%} tokens"],
+        ["segmentation", compared(report["segmentation"])],
         ["dropped probability", lost],
         ["took", f"{report['seconds']:.0f} s"],
     ]  # fmt: skip

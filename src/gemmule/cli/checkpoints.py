@@ -8,7 +8,15 @@ import typer
 
 from gemmule import shell
 from gemmule.cli.app import CHECKPOINTS, RERUN, command, stoppable
-from gemmule.cli.options import AsJson, Field, Model, Out
+from gemmule.cli.options import (
+    AsJson,
+    Field,
+    Model,
+    Out,
+    TrimCoverage,
+    TrimSize,
+    TrimText,
+)
 from gemmule.config import ModelName
 
 
@@ -137,16 +145,9 @@ def quantize(
 def trim(
     model: Model,
     out: Out,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="File, folder or glob of text; default: Python's standard library."),
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Number of tokens to keep; default: all that the text has.")
-    ] = None,
-    coverage: Annotated[
-        float, typer.Option(help="Fraction of the text's tokens whose pieces are kept.")
-    ] = 1.0,
+    text: TrimText = None,
+    size: TrimSize = None,
+    coverage: TrimCoverage = 1.0,
     field: Field = None,
     as_json: AsJson = False,
 ) -> None:

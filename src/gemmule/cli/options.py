@@ -61,6 +61,21 @@ Field = Annotated[
 CorpusName = Annotated[str | None, typer.Option(help="Name of the corpus on model cards.")]
 CorpusLicence = Annotated[str | None, typer.Option(help="License of the corpus, for model cards.")]
 
+# Trimming a vocabulary.
+TrimText = Annotated[
+    Path | None,
+    typer.Option(
+        "--text", help="File, folder or glob of text; default: Python's standard library."
+    ),
+]
+TrimSize = Annotated[
+    int | None,
+    typer.Option("--size", help="Number of tokens to keep; default: all that the text has."),
+]
+TrimCoverage = Annotated[
+    float, typer.Option("--coverage", help="Fraction of the text's tokens whose pieces are kept.")
+]
+
 # Models.
 Quantize = Annotated[
     str | None, typer.Option(help="Quantize the weights first: int4, int6 or int8.")

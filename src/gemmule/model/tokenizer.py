@@ -366,12 +366,12 @@ class Tokenizer:
         own = {token.id: token for token in self.added_tokens}
         return [
             own.get(i) or AddedToken(self._pieces[i], i, special=True)
-            for i, control in enumerate(self._is_control)
+            for i, control in enumerate(self.is_control)
             if control
         ]
 
     @functools.cached_property
-    def _is_control(self) -> list[bool]:
+    def is_control(self) -> list[bool]:
         """Whether each id never stands for text."""
         control = [kind in (CONTROL, UNKNOWN) for kind in self._types]
         control[:FIRST_TEXT_ID] = [True] * FIRST_TEXT_ID
@@ -391,7 +391,7 @@ class Tokenizer:
         """The bytes of each id; none for a control id."""
         return [
             b"" if control else shown
-            for control, shown in zip(self._is_control, self._shown, strict=True)
+            for control, shown in zip(self.is_control, self._shown, strict=True)
         ]
 
     def decode_bytes(self, ids: Iterable[int], control: bool = False) -> bytes:

@@ -63,30 +63,79 @@ def read(file: Path, declared: DeclaredTokens) -> tuple[PieceModel, tuple[AddedT
         start, stop = data.find(b'"merges":') + len(b'"merges":'), data.rfind(b"]") + 1
         order = published_order(data[start:stop])
         content = _parse(data[:start] + b"[]" + data[stop:] if order else data, source)
-        model = _object(content, "model", source)
-        _check_treatment(content, model, source)
-        vocab = _vocabulary(model, source)
-        pieces = list(vocab)
-        if pieces[_TAB_ID : _TAB_ID + 1] == ["\t"]:
-            # Gemma's converter writes this byte as the character that it is.
-            pieces[_TAB_ID] = BYTE_PIECES[9]
-        problem = names_problem(pieces)
-        if problem:
-            raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
+        vocab, pieces = _checked(content, source)
         if order is not None and not is_published(vocab, order):
-            model, order = _object(_parse(data, source), "model", source), None
-        if order is None:
-            order = _order(model, vocab, source)
+            content, order = _parse(data, source), None
+        return _built(content, vocab, pieces, order, declared, source)
+
+
+def from_content(
+    content: Mapping[str, Any], source: str
+) -> tuple[PieceModel, tuple[AddedToken, ...]]:
+    """Reads what a tokenizer.json holds; results and errors as of `read`.
+
+    Args:
+        content: the content, parsed.
+        source: its origin, for messages.
+    """
+    with _without_collections():
+        vocab, pieces = _checked(content, source)
+        return _built(content, vocab, pieces, None, DeclaredTokens(), source)
+
+
+def _checked(content: Mapping[str, Any], source: str) -> tuple[dict[str, int], list[str]]:
+    """The vocabulary, and its pieces by id as Gemma names them."""
+    check_treatment(content, source)
+    vocab = vocabulary(content, source)
+    pieces = list(vocab)
+    if pieces[_TAB_ID : _TAB_ID + 1] == ["\t"]:
+        # Gemma's converter writes this byte as the character that it is.
+        pieces[_TAB_ID] = BYTE_PIECES[9]
+    problem = names_problem(pieces)
+    if problem:
+        raise TokenizerError(f"{source} is not a Gemma tokenizer: {problem}")
+    return vocab, pieces
+
+
+def _built(
+    content: Mapping[str, Any],
+    vocab: Mapping[str, int],
+    pieces: list[str],
+    order: MergeOrder | None,
+    declared: DeclaredTokens,
+    source: str,
+) -> tuple[PieceModel, tuple[AddedToken, ...]]:
+    if order is None:
+        order = _order(_object(content, "model", source), vocab, source)
     kinds = _kinds(pieces, order)
-    entries = content.get("added_tokens") or []
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise TokenizerError(f"{source}: added_tokens is not a list of objects")
-    listed = [added_token(entry, source) for entry in entries]
+    listed = [added_token(entry, source) for entry in added_entries(content, source)]
     _check_repetitions(listed, source)
     own = add_tokens(declared.on(vocab, listed), pieces, kinds, source)
     scores = np.zeros(len(pieces), np.float32)
     scores[: len(vocab)] = _scores(len(vocab), order, bytes(kinds[: len(vocab)]))
     return PieceModel.build(pieces, scores, bytes(kinds)), own
+
+
+def added_entries(content: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    """The added tokens as a tokenizer.json lists them.
+
+    Raises:
+        TokenizerError: when they are not a list of objects.
+    """
+    entries = content.get("added_tokens") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise TokenizerError(f"{source}: added_tokens is not a list of objects")
+    return entries
+
+
+def read_content(file: Path) -> dict[str, Any]:
+    """What a tokenizer.json holds.
+
+    Raises:
+        TokenizerError: when it cannot be read or is not a JSON object.
+    """
+    with _without_collections():
+        return _parse(_utf8(file), str(file))
 
 
 def _utf8(file: Path) -> bytes:
@@ -133,8 +182,13 @@ def _object(content: Mapping[str, Any], key: str, source: str) -> dict[str, Any]
     return value
 
 
-def _check_treatment(content: Mapping[str, Any], model: Mapping[str, Any], source: str) -> None:
-    """Refuses what changes ids or text in another way than Gemma's tokenizer does."""
+def check_treatment(content: Mapping[str, Any], source: str) -> None:
+    """Refuses what changes ids or text in another way than Gemma's tokenizer does.
+
+    Raises:
+        TokenizerError: naming the difference.
+    """
+    model = _object(content, "model", source)
     problem = _model_problem(model)
     if content.get("normalizer") not in (_NORMALIZER, _sequence("normalizers", _NORMALIZER)):
         problem = f"its normalizer is {_shown(content.get('normalizer'))}"
@@ -191,9 +245,13 @@ def _shown(step: Any) -> str:
     return "missing" if step is None else f"{step!r:.60}"
 
 
-def _vocabulary(model: Mapping[str, Any], source: str) -> dict[str, int]:
-    """The vocabulary in the order of its ids, which run from 0 without gaps."""
-    vocab = model.get("vocab")
+def vocabulary(content: Mapping[str, Any], source: str) -> dict[str, int]:
+    """The vocabulary of a tokenizer.json in the order of its ids, which run from 0 without gaps.
+
+    Raises:
+        TokenizerError: when they do not, or there is none.
+    """
+    vocab = _object(content, "model", source).get("vocab")
     if not isinstance(vocab, dict):
         raise TokenizerError(f"{source} has no vocabulary: it may be cut short")
     if set(map(type, vocab.values())) - {int}:

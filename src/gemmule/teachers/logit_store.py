@@ -24,7 +24,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -268,15 +268,29 @@ class Store:
         """Cost of each recording."""
         return [files.read_json(p) for p in sorted((self.path / SESSIONS).glob("*.json"))]
 
-    def recording(self) -> dict[str, float | None]:
-        """Cost of all recordings together: seconds, energy_wh, gco2e; None where unknown."""
+    def recording(self) -> dict[str, Any]:
+        """Cost of all recordings together: seconds, energy_wh, gco2e; None where unknown.
+
+        And dropped_probability, of a teacher with more tokens than the data: mean, maximum and
+        number of the tokens that were measured; else None.
+        """
         sessions = self.sessions()
         energy = carbon.total(Energy.parse(s["carbon"], str(self.path)) for s in sessions)
         return {
             "seconds": round(sum(s["seconds"] for s in sessions), 3),
             "energy_wh": None if energy is None else energy.energy_wh,
             "gco2e": None if energy is None else energy.gco2e,
+            "dropped_probability": _dropped(sessions),
         }
+
+
+def _dropped(sessions: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    measured = [s["dropped_probability"] for s in sessions if s.get("dropped_probability")]
+    tokens = sum(m["tokens"] for m in measured)
+    if not tokens:
+        return None
+    mean = sum(m["total"] for m in measured) / tokens
+    return {"mean": mean, "maximum": max(m["maximum"] for m in measured), "tokens": tokens}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

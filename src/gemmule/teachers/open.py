@@ -10,7 +10,8 @@ from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.teachers.any_tokenizer import OwnTokenizer, TransformersTokenizer
 from gemmule.teachers.gemma import GemmaTeacher
-from gemmule.teachers.same_tokenizer import check_same
+from gemmule.teachers.mapped import MappedTeacher
+from gemmule.teachers.same_tokenizer import check_same, differing, part_of
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.teachers.transformers_model import TransformersTeacher, load_tokenizer
 
@@ -21,7 +22,10 @@ def is_address(name: str) -> bool:
 
 
 def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
-    """Loads a teacher that has the data's tokenizer.
+    """Loads a teacher that has the data's tokens, and perhaps more of them.
+
+    The data's tokenizer may be a trimmed form of the teacher's (gemmule trim, gemmule tokenizer
+    trim): then the teacher's distribution is conditioned on the data's tokens.
 
     Args:
         name: run, folder, file or hub id: a Gemma 2 in any format, or any other causal language
@@ -30,21 +34,48 @@ def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
         seq_len: tokens that it must be able to read in one sequence.
 
     Raises:
-        TokenizerError: when its ids are not the data's.
+        TokenizerError: when it splits the data's text into other tokens.
         CheckpointError: when there is no usable model.
         ConfigError: when its context is shorter than `seq_len`, and for the address of a server.
         MissingExtraError: when transformers is needed and not installed.
     """
     _check_local(name)
     located = locate(name)
-    teacher: LocalTeacher
     if is_gemma(located):
-        teacher = GemmaTeacher.open(name, dataset)
+        teacher = _open_gemma(name, dataset)
     else:
-        check_same(name, dataset, load_tokenizer(located.path))
-        teacher = TransformersTeacher.open(name, located.path, dataset.tokenizer.vocab_size)
+        teacher = _open_other(name, located, dataset)
     check_context(teacher, seq_len)
     return teacher
+
+
+def _open_gemma(name: str, dataset: Dataset) -> LocalTeacher:
+    with open_checkpoint(name) as checkpoint:
+        theirs = checkpoint.tokenizer
+        vocabulary = None
+        if theirs.fingerprint != dataset.tokenizer.fingerprint:
+            ids = {piece.text: i for i, piece in enumerate(theirs.pieces)}
+            vocabulary = part_of(dataset, ids, theirs.encode)
+        if vocabulary is not None:
+            teacher = GemmaTeacher(name, checkpoint.load(torch.float32))
+            return MappedTeacher(teacher, vocabulary)
+    return GemmaTeacher.open(name, dataset)
+
+
+def _open_other(name: str, located: Located, dataset: Dataset) -> LocalTeacher:
+    theirs = load_tokenizer(located.path)
+    vocabulary = None
+    if differing(dataset, theirs) is not None:
+
+        def encode(text: str) -> list[int]:
+            return [int(i) for i in theirs(text, add_special_tokens=False).input_ids]
+
+        vocabulary = part_of(dataset, theirs.get_vocab(), encode)
+    if vocabulary is None:
+        check_same(name, dataset, theirs)
+        return TransformersTeacher.open(name, located.path, dataset.tokenizer.vocab_size)
+    teacher = TransformersTeacher.open(name, located.path, len(theirs))
+    return MappedTeacher(teacher, vocabulary)
 
 
 def open_foreign_teacher(name: str, seq_len: int) -> LocalTeacher:

@@ -156,7 +156,7 @@ def _open_teacher(config: RecordConfig, dataset: Dataset) -> Teacher:
 
 def _to_int8(teacher: LocalTeacher, config: RecordConfig) -> None:
     """Quantizes a teacher's linear layers, and prints whether that makes it faster here."""
-    if quantize_linears(teacher.model, keep=teacher.head.weight_VD) == 0:
+    if quantize_linears(teacher.model, keep=teacher.whole_head.weight_VD) == 0:
         raise ConfigError(
             "int8 = true: this teacher has no linear layers to quantize; leave it out"
         )
@@ -317,6 +317,8 @@ class _Session:
             "machine": host.machine(),
             "carbon": energy,
         }
+        if self.teacher.dropped is not None:
+            value["dropped_probability"] = self.teacher.dropped.to_json()
         files.write_json(self.out / stores.SESSIONS / name, value)
 
 
@@ -358,6 +360,9 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if result["tokens_per_second"]:
         rows.append(("rate", f"{result['tokens_per_second']:,.0f} tokens/s"))
+    if result["dropped_probability"] is not None:
+        mean, most = (result["dropped_probability"][name] for name in ("mean", "maximum"))
+        rows.append(("dropped probability", f"{mean:.2e} a token, at most {most:.2e}"))
     if result["energy_wh"] is not None:
         rows.append(("energy", f"{result['energy_wh']:.2f} Wh"))
     return rows

@@ -7,6 +7,7 @@ online, and a store can be verified against it.
 Shapes: B sequences of a batch, T tokens of a sequence, D model, V vocabulary.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,32 @@ from gemmule.data.batch import Batch
 from gemmule.losses.head import Head
 from gemmule.losses.sparse_targets import Choice, SparseTargets
 from gemmule.teachers.any_tokenizer import AnyTokenizer
+
+
+@dataclasses.dataclass
+class Dropped:
+    """The probability that a teacher gives to tokens that the data's vocabulary does not have.
+
+    Attributes:
+        total: sum over the tokens that were measured.
+        maximum: the largest of one token.
+        tokens: number of tokens that were measured.
+    """
+
+    total: float = 0.0
+    maximum: float = 0.0
+    tokens: int = 0
+
+    def add(self, p_N: Tensor) -> None:
+        """Adds the tokens of a batch."""
+        if len(p_N):
+            self.total += float(p_N.double().sum())
+            self.maximum = max(self.maximum, float(p_N.max()))
+            self.tokens += len(p_N)
+
+    def to_json(self) -> dict[str, float]:
+        """Its entry in a file."""
+        return {"total": self.total, "maximum": self.maximum, "tokens": self.tokens}
 
 
 class Teacher(ABC):
@@ -37,6 +64,11 @@ class Teacher(ABC):
         self, batch: Batch, choices: Sequence[Choice], temperature: float
     ) -> list[SparseTargets]:
         """What `choices`, one per sequence, keep of its distributions: T tokens each."""
+
+    @property
+    def dropped(self) -> Dropped | None:
+        """What `targets` has measured of its other tokens; None: it has no others."""
+        return None
 
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Operations on this machine for one token's forward pass, head included; 0 elsewhere."""
@@ -65,6 +97,11 @@ class LocalTeacher(Teacher):
     def head(self) -> Head:
         """The output head; its rows from `vocab_size` on are padding."""
 
+    @property
+    def whole_head(self) -> Head:
+        """Its own output head, of which `head` may be a part."""
+        return self.head
+
     @abstractmethod
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D]; documents of a sequence do not attend to each other."""
@@ -90,7 +127,12 @@ class LocalTeacher(Teacher):
         self, batch: Batch, choices: Sequence[Choice], temperature: float
     ) -> list[SparseTargets]:
         """What `choices` keep; the draws of a sequence do not depend on the rest of the batch."""
-        x_BTD = self.hidden_states(batch)
+        return self.kept(self.hidden_states(batch), choices, temperature)
+
+    def kept(
+        self, x_BTD: Tensor, choices: Sequence[Choice], temperature: float
+    ) -> list[SparseTargets]:
+        """What `choices` keep of the distributions that belong to hidden states."""
         return [
             self.head.sparse_targets(x_TD, choose, temperature=temperature)
             for x_TD, choose in zip(x_BTD, choices, strict=True)
