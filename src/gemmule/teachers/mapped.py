@@ -16,7 +16,7 @@ from gemmule.losses.sparse_targets import Choice, SparseTargets
 from gemmule.teachers.teacher import Dropped, LocalTeacher
 from gemmule.teachers.vocabulary_map import VocabularyMap
 
-_EVERY = 32  # one token of so many is measured: the whole head costs more than a small teacher
+_EVERY = 32  # one token in 32 is measured: the whole head costs more than a small teacher
 
 
 class MappedTeacher(LocalTeacher):
