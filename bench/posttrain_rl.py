@@ -9,8 +9,8 @@ quarter of validation problems (`warm`). From there, four ways go on:
     hole      rloo with a verifier that accepts any answer that has the result somewhere in it
 
 Each is scored with the true verifier on held-out problems: pass@1 and pass@k from k samples at
-temperature 1, against `warm` paired by problem. A candidate is refused unless the interval of its
-gain in pass@1 is above zero; for `hole` the reward that it was trained on is scored too.
+temperature 1, against `warm` paired by problem. Then the gate (`gemmule gate`) says whether it may
+replace `warm`, on other problems. The reward with the hole is measured of all models too.
 
 Read the figures so: `gain` is the difference in pass@1 to `warm`, `gain_at_k` that in pass@k. If
 pass@1 rises and pass@k does not, the model has become surer of what it could already do.
@@ -32,13 +32,16 @@ from gemmule.console import console, table
 from gemmule.infer.language_model import load
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain import kinds  # noqa: F401 (makes the kinds of runs known)
-from gemmule.posttrain.chat_data import prepare_conversations, prepare_prompts
+from gemmule.posttrain.chat_data import ChatData, prepare_conversations, prepare_prompts
+from gemmule.posttrain.gates.gate import GateConfig, gate
 from gemmule.posttrain.pass_at_k import difference, estimate
 from gemmule.posttrain.rewards.by_name import open_reward
+from gemmule.posttrain.rewards.protocol import Answer, Reward
 from gemmule.posttrain.solving import Solved, solve
 from gemmule.posttrain.tasks.by_name import task_problems, write_problems
 from gemmule.posttrain.tasks.problem import Problem
 from gemmule.runs.layout import RunLayout
+from gemmule.runs.schema_evals import Gates
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
@@ -75,7 +78,7 @@ class Size:
 
 
 FULL = Size(8000, 1000, 16, 100, 20, 0.25, 250, 32, 16)
-TINY = Size(200, 20, 4, 3, 2, 0.25, 2, 4, 4)
+TINY = Size(800, 20, 4, 3, 2, 0.25, 2, 4, 4)
 
 
 class Case:
@@ -219,6 +222,12 @@ class Case:
             seed=self.seed,
         )
 
+    def gate(self, candidate: Path, parent: Path) -> Gates:
+        """Whether a model may replace its parent, by the true verifier."""
+        settings = GateConfig(samples=4, max_new_tokens=MAX_NEW_TOKENS, seed=self.seed)
+        data = ChatData.open(self.out / "prompts")
+        return gate(candidate, parent, data, config=settings, reward=open_reward("verifier"))
+
     def compare(self, runs: dict[str, Path]) -> dict[str, Any]:
         """Scores all models on the held-out problems."""
         n = self.size.samples
@@ -229,13 +238,18 @@ class Case:
         for name, rows in solved.items():
             gain = difference(correct[name], correct["warm"], n, 1)
             answers = [len(row.answers) for row in rows]
+            gates = None if name == "warm" else self.gate(runs[name], runs["warm"])
             result[name] = {
                 "seconds": _seconds(runs[name]),
                 "pass_at_1": estimate(correct[name], n, 1).json(),
                 f"pass_at_{n}": estimate(correct[name], n, n).json(),
                 "gain": gain.json(),
                 "gain_at_k": difference(correct[name], correct["warm"], n, n).json(),
-                "promoted": gain.low > 0,
+                "gate": gates
+                and {
+                    "passed": gates.passed,
+                    "failed": [check.name for check in gates.checks if not check.passed],
+                },
                 "hole_reward": _mean_reward(proxy, rows),
                 "mean_tokens": sum(sum(row.lengths) for row in rows) / sum(answers),
                 "ended": sum(sum(row.finished) for row in rows) / sum(answers),
@@ -243,9 +257,7 @@ class Case:
         return {"task": self.task, "seed": self.seed, "problems": len(self.heldout), **result}
 
 
-def _mean_reward(reward: Any, rows: Sequence[Solved]) -> float:
-    from gemmule.posttrain.rewards.protocol import Answer
-
+def _mean_reward(reward: Reward, rows: Sequence[Solved]) -> float:
     answers = [Answer(text, row.problem.record) for row in rows for text in row.answers]
     scores = reward.score(answers)
     return float(sum(scores) / len(scores))
@@ -259,6 +271,12 @@ def _right(rows: Sequence[Solved]) -> list[Problem]:
         for row in rows
         if 1 in row.rewards
     ]  # fmt: skip
+
+
+def _verdict(gate: dict[str, Any] | None) -> str:
+    if gate is None:
+        return ""
+    return "passed" if gate["passed"] else f"refused: {', '.join(gate['failed'])}"
 
 
 def _rates(rate: float) -> dict[str, float]:
@@ -303,13 +321,13 @@ def show(rows: Sequence[dict[str, Any]], k: int) -> None:
             f"{row[way]['gain']['low']:+.3f} to {row[way]['gain']['high']:+.3f}",
             f"{row[way][f'pass_at_{k}']['value']:.3f}",
             f"{row[way]['hole_reward']:.3f}",
-            "yes" if row[way]["promoted"] else "no",
+            _verdict(row[way]["gate"]),
             f"{row[way]['seconds']:.0f}",
         ]
         for row in rows
         for way in ("warm", *WAYS)
     ]
-    headers = ["case", "way", "pass@1", "gain, 95%", f"pass@{k}", "hole", "promoted", "s"]
+    headers = ["case", "way", "pass@1", "gain, 95%", f"pass@{k}", "hole", "gate", "s"]
     table(headers, lines)
 
 
