@@ -16,8 +16,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_card(run: Path, licence: str | None = None) -> Path:
     """Writes `card/README.md` and `card/index.html` into a run or quickstart directory.
 
-    Reads only the run's files; the same files give the same card, byte for byte. An existing
-    card is replaced.
+    Reads only the run's files, and those of the runs that it started from, where they are still
+    there; the same files give the same card, byte for byte. An existing card is replaced.
 
     Args:
         run: a run directory (manifest.json, result.json, metrics.jsonl …) or a quickstart
@@ -36,7 +36,7 @@ def write_card(run: Path, licence: str | None = None) -> Path:
     import jinja2
 
     source = run_files.load(run)
-    content = page.build(source, clean(run.resolve().name), clean(page.shown_path(run)))
+    content = page.build(source, clean(run.resolve().name), clean(page.shown_path(run)), run)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -90,6 +90,7 @@ def _front_matter(content: Page, licence: str | None) -> str:
             ("perplexity", "held-out perplexity"),
             ("bits_per_byte", "held-out bits per byte"),
         )
+        if model.has_loss
     ]
     tags = ["gemma2", "small-language-model"] + ["distillation"] * content.distilled
     languages = model.manifest.get("data.language")

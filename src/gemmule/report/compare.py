@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from gemmule.report import values
+from gemmule.report.lineage import title_of
 from gemmule.report.parts import Group, Rung
-from gemmule.report.run_files import Document, Quickstart, Run
+from gemmule.report.run_files import Document, Quickstart, Run, is_number
 from gemmule.report.values import Provenance, Sentence, Value, sentence
 
 COLUMNS = (
@@ -18,6 +19,28 @@ COLUMNS = (
     ("energy_wh", "energy", values.watt_hours),
     ("gco2e", "carbon", values.grams),
 )
+
+
+_RUN = {
+    "split",
+    "parameters",
+    "train_tokens",
+    "train_flops",
+    "seconds",
+    "energy_wh",
+    "gco2e",
+    "seed",
+}
+_MOST_METRICS = 4
+
+
+def columns_of(run: Run) -> Sequence[tuple[str, str, values.Format]]:
+    """COLUMNS; of a run that is not evaluated by its loss, with its own metrics in place of it."""
+    if run.has_loss:
+        return COLUMNS
+    own = [key for key, value in run.result.content.items() if key not in _RUN and is_number(value)]
+    metrics = [(key, key.replace("_", " "), values.significant) for key in own[:_MOST_METRICS]]
+    return (*metrics, *COLUMNS[3:])
 
 
 def row_of(document: Document, prefix: str, name: str, provenance: Provenance) -> list[Value]:
@@ -101,10 +124,14 @@ def alone(
     source: Run, provenance: Provenance
 ) -> tuple[Sentence, list[Sentence], list[Group], list[Rung]]:
     """The same for a single run, which is not compared with anything."""
+    if not source.has_loss:
+        return _other(source, provenance)
     row = row_of(source.result, "", "this model", provenance)
     name = provenance.take(source.manifest, "data.name", "training data", str)
     headline = sentence("Held-out loss {} nats/token after {} tokens", row[0], row[4])
-    lead = [sentence("A {}-parameter Gemma 2 model trained on {}.", row[3], name)]
+    done = title_of(source) if is_post_trained(source) else ""
+    trained = f"after {done[0].lower() + done[1:]} on" if done else "trained on"
+    lead = [sentence(f"A {{}}-parameter Gemma 2 model {trained} {{}}.", row[3], name)]
     if source.distilled:
         title = "teacher: parameters"
         size = provenance.take(source.manifest, "parent.parameters", title, values.count)
@@ -113,6 +140,29 @@ def alone(
     lead.append(
         sentence("Perplexity {} and {} bits per byte on text held out of training.", row[1], row[2])
     )
+    return headline, lead, [Group("Held out", [("This model", row)], [], None)], []
+
+
+def is_post_trained(run: Run) -> bool:
+    """Whether a run is of a kind that starts from a model."""
+    return run.manifest.get("kind") not in ("train", "distill")
+
+
+def _other(
+    source: Run, provenance: Provenance
+) -> tuple[Sentence, list[Sentence], list[Group], list[Rung]]:
+    """The same for a run that is not evaluated by its loss on text."""
+    title = title_of(source)
+    columns = columns_of(source)
+    row = [
+        provenance.take(source.result, key, f"this model: {label}", form)
+        for key, label, form in columns
+    ]
+    by_key = {key: value for (key, _, _), value in zip(columns, row, strict=True)}
+    headline = sentence("{}: {} parameters", [title], by_key["parameters"])
+    if columns[0] not in COLUMNS:
+        headline = sentence(f"{title}: {columns[0][1]} {{}} on held-out data", row[0])
+    lead = [sentence("A {}-parameter Gemma 2 model.", by_key["parameters"])]
     return headline, lead, [Group("Held out", [("This model", row)], [], None)], []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from gemmule.report import (
     benchmarks,
     compare,
+    lineage,
     memorization,
     plots,
     safety,
@@ -19,16 +20,24 @@ from gemmule.report.run_files import Quickstart, Run
 from gemmule.report.values import Provenance
 from gemmule.shell import quoted
 
+_COSTS = (
+    ("parameters", ("Parameters", "embedding counted once")),
+    ("train_tokens", ("Training tokens", "seen in training")),
+    ("seconds", ("Training time", "wall clock")),
+)
 
-def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
+
+def build(source: Run | Quickstart, name: str, shown_path: str, root: Path) -> Page:
     """Builds the content of the page.
 
     Args:
         source: the run or quickstart, as read by `run_files.load`.
         name: the run's name, for titles.
         shown_path: the run's path as the reader would type it.
+        root: the folder that was read.
 
     Raises:
+        CheckpointError: when a file of a run that this one started from is broken.
         MissingExtraError: when matplotlib is not installed.
     """
     provenance = Provenance()
@@ -50,6 +59,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
     scores = benchmarks.section(model.benchmarks, provenance)
     measured = safety.section(model.safety, provenance)
     remembered = memorization.section(model.memorization, provenance)
+    came_from = lineage.stages(root, model, provenance)
     samples = _samples(source)
     prompt = samples[0][0] if samples else "The"
     limitations = sections.limitations(model, provenance)
@@ -59,7 +69,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
         lead=lead,
         tiles=tiles,
         rungs=rungs,
-        columns=[title for _, title, _ in compare.COLUMNS],
+        columns=[title for _, title, _ in compare.columns_of(model)],
         groups=groups,
         lines=lines,
         pictures=_pictures(lines),
@@ -78,18 +88,17 @@ def build(source: Run | Quickstart, name: str, shown_path: str) -> Page:
         benchmarks=scores,
         safety=measured,
         memorization=remembered,
+        lineage=came_from,
     )
 
 
 def _tiles(model: Run, provenance: Provenance) -> list[Tile]:
     what = "this model" if not model.folder else "distilled"
-    row = dict(
-        zip(
-            (c[0] for c in compare.COLUMNS),
-            compare.row_of(model.result, "", what, provenance),
-            strict=True,
-        )
-    )
+    columns = compare.columns_of(model)
+    row = {
+        key: provenance.take(model.result, key, f"{what}: {title}", form)
+        for key, title, form in columns
+    }
     watt = provenance.take(
         model.carbon, "energy_wh", "energy of this model's training", values.watt_hours
     )
@@ -97,13 +106,18 @@ def _tiles(model: Run, provenance: Provenance) -> list[Tile]:
     cpu = model.carbon.get("how.cpu") if model.carbon else None
     country = model.carbon.get("country") if model.carbon else None
     known = str(cpu).split(" (")[0].split(":")[0] if cpu and watt.known else ""
+    if model.has_loss:
+        first = [
+            Tile("Held-out loss", row["nats_per_token"], "nats per token"),
+            Tile("Perplexity", row["perplexity"], "held out"),
+            Tile("Bits per byte", row["bits_per_byte"], "held out"),
+        ]
+    else:
+        own = [(column[0], column[1]) for column in columns if column not in compare.COLUMNS]
+        first = [Tile(title[0].upper() + title[1:], row[key], "held out") for key, title in own]
     return [
-        Tile("Held-out loss", row["nats_per_token"], "nats per token"),
-        Tile("Perplexity", row["perplexity"], "held out"),
-        Tile("Bits per byte", row["bits_per_byte"], "held out"),
-        Tile("Parameters", row["parameters"], "embedding counted once"),
-        Tile("Training tokens", row["train_tokens"], "seen in training"),
-        Tile("Training time", row["seconds"], "wall clock"),
+        *first,
+        *(Tile(title, row[key], note) for key, (title, note) in _COSTS),
         Tile("Energy", watt, known),
         Tile("Carbon", gram, f"grid of {country}" if country else "world-average grid")
         if gram.known

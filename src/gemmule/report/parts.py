@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gemmule.report.benchmarks import Benchmarks
+from gemmule.report.lineage import Stage
 from gemmule.report.memorization import Memorization
 from gemmule.report.plots import Line, Plot
 from gemmule.report.run_files import Run
@@ -77,3 +78,4 @@ class Page:
     benchmarks: Benchmarks | None = None
     safety: Safety | None = None
     memorization: Memorization | None = None
+    lineage: Sequence[Stage] = ()

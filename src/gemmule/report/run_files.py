@@ -15,8 +15,8 @@ from gemmule.errors import CheckpointError
 from gemmule.runs import metrics, schema
 from gemmule.runs.carbon import Energy
 from gemmule.runs.layout import QuickstartLayout, RunLayout
-from gemmule.runs.schema import Comparison, Manifest, MetricsLine, Result, RunFile
-from gemmule.runs.schema_evals import Benchmarks, Memorization, Safety
+from gemmule.runs.schema import Comparison, Manifest, MetricsLine, Result, RunFile, RunResult
+from gemmule.runs.schema_evals import Benchmarks, Gates, Memorization, Safety
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Run:
         benchmarks: evals/benchmarks.json, None when it was not measured.
         safety: evals/safety.json, None when it was not measured.
         memorization: evals/memorization.json, None when it was not measured.
+        gates: evals/gates.json, None without gates.
     """
 
     folder: str
@@ -79,6 +80,12 @@ class Run:
     benchmarks: Document | None = None
     safety: Document | None = None
     memorization: Document | None = None
+    gates: Document | None = None
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the loss on held-out text is among its results, as of a language model."""
+        return self.result.get("nats_per_token") is not None
 
     @property
     def distilled(self) -> bool:
@@ -151,11 +158,14 @@ def load_run(root: Path, folder: str) -> Run:
         raise CheckpointError(
             f"no {run.result.name} in {run.path}: the run has not finished; resume it first"
         )
-    evaluations, training = _losses(run.metrics)
+    result = _result(root, run)
+    # The loss of other kinds is another quantity, and is not drawn.
+    has_loss = result.get("nats_per_token") is not None
+    evaluations, training = _losses(run.metrics) if has_loss else ([], [])
     return Run(
         folder=folder,
         manifest=manifest,
-        result=_document(root, run.result, Result),
+        result=result,
         carbon=_optional(root, run.carbon, Energy),
         config=_config(root, run.config),
         evaluations=evaluations,
@@ -163,6 +173,7 @@ def load_run(root: Path, folder: str) -> Run:
         benchmarks=_optional(root, run.benchmarks, Benchmarks),
         safety=_optional(root, run.safety, Safety),
         memorization=_optional(root, run.memorization, Memorization),
+        gates=_optional(root, run.gates, Gates),
     )
 
 
@@ -195,6 +206,15 @@ def is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value)
+
+
+def _result(root: Path, run: RunLayout) -> Document:
+    """result.json, of a language model or of a kind with other metrics."""
+    other = run.manifest.is_file() and Manifest.read(run.manifest).kind not in ("train", "distill")
+    found = _document(root, run.result, RunResult) if other else None
+    if found is not None and found.get("nats_per_token") is None:
+        return found
+    return _document(root, run.result, Result)
 
 
 def _document(root: Path, path: Path, kind: type[RunFile]) -> Document:

@@ -81,6 +81,20 @@ class Provenance:
         result = sum(p.value for p in parts) if all(p.known for p in parts) else None
         return self._computed(result, label, form, " + ".join(f"{p.file}: {p.key}" for p in parts))
 
+    def derived(
+        self, document: Document, rule: str, result: Any, label: str, form: Format
+    ) -> Value:
+        """A value that was computed from several entries of one file.
+
+        Args:
+            document: the file.
+            rule: how it was computed, in words with keys.
+            result: the value.
+            label: what it is, for the table of sources.
+            form: how it is written.
+        """
+        return self._computed(result, label, form, f"{document.file}: {rule}")
+
     def _computed(self, result: Any, label: str, form: Format, rule: str) -> Value:
         text = UNKNOWN if result is None else form(result)
         return self._values.setdefault(("", rule), Value(label, result, text, "computed", rule))
