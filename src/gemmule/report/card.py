@@ -105,7 +105,7 @@ def _front_matter(content: Page, licence: str | None) -> str:
         tags=tags,
         datasets=[_slug(data)],
         base_model=_slug(re.split(r"[/\\]", str(teacher))[-1]) if teacher else None,
-        eval_results=results,
+        eval_results=results or None,
     )
     return card.to_yaml(line_break="\n") + "\n"
 

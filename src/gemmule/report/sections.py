@@ -140,10 +140,16 @@ def limitations(model: Run, provenance: Provenance) -> list[Sentence]:
     seed = provenance.take(model.manifest, "seed", "seed", values.exact)
     tokens = provenance.take(model.result, "train_tokens", "training tokens", values.count)
     known = str(model.carbon.get("how.cpu") if model.carbon else "")
+    tuned = model.manifest.get("kind") not in ("train", "distill")
+    first = (
+        "A small model. Its last stage of training had {} tokens of {}. Its answers are not "
+        if tuned
+        else "A small model trained on {} tokens of {}: it continues text in that style. Its "
+        "statements are not "
+    )
     lines = [
         sentence(
-            "A small model trained on {} tokens of {}: it continues text in that style. Its "
-            "statements are not reliable, and it is not meant for advice or decisions.",
+            first + "reliable, and it is not meant for advice or decisions.",
             tokens,
             name,
         ),
