@@ -80,13 +80,13 @@ def stages(root: Path, model: Run, provenance: Provenance) -> list[Stage]:
     chain: list[tuple[str, Run | None]] = [(folder.resolve().name, model)]
     seen, start = {folder.resolve()}, start_of(folder)
     while start is not None and len(chain) < _MOST:
-        found = _run_at(start, folder)
-        if found is None or found.resolve() in seen:
+        earlier = _run_at(start, folder)
+        if earlier is None or earlier.resolve() in seen:
             chain.append((without_folders(start), None))
             break
-        seen.add(found.resolve())
-        chain.append((found.resolve().name, _read(found, root)))
-        folder, start = found, start_of(found)
+        seen.add(earlier.resolve())
+        chain.append((earlier.resolve().name, _read(earlier, root)))
+        folder, start = earlier, start_of(earlier)
     if len(chain) == 1 and model.gates is None:
         return []
     return [_stage(name, run, root, provenance) for name, run in reversed(chain)]
@@ -151,7 +151,7 @@ def _data(run: Run, title: str, provenance: Provenance) -> Sentence:
 
 
 def _cost(run: Run, title: str, provenance: Provenance) -> Sentence:
-    parts = []
+    parts: list[Sentence] = []
     for document, key, what, form in (
         (run.result, "train_tokens", "tokens", values.count),
         (run.result, "seconds", "time", values.duration),
@@ -208,14 +208,14 @@ def _merged(run: Run, root: Path, provenance: Provenance) -> list[Sentence]:
         if parent.get("role") == "base" or not parent.get("path"):
             continue
         path = str(parent["path"])
-        found = _run_at(path, own)
-        if found is None:
+        place = _run_at(path, own)
+        if place is None:
             notes.append(sentence(f"Model: {without_folders(path)}, not here."))
             continue
-        model = _read(found, root)
+        model = _read(place, root)
         title = title_of(model)
         cost = _cost(model, f"{title}, {model.folder}", provenance)
-        notes.append(sentence(f"Model: {found.resolve().name} ({title}): {{}}.", cost or ["…"]))
+        notes.append(sentence(f"Model: {place.resolve().name} ({title}): {{}}.", cost or ["…"]))
     layers = run.result.get("layers")
     angles = [
         angle

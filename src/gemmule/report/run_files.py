@@ -211,9 +211,9 @@ def is_number(value: object) -> bool:
 def _result(root: Path, run: RunLayout) -> Document:
     """result.json, of a language model or of a kind with other metrics."""
     other = run.manifest.is_file() and Manifest.read(run.manifest).kind not in ("train", "distill")
-    found = _document(root, run.result, RunResult) if other else None
-    if found is not None and found.get("nats_per_token") is None:
-        return found
+    result = _document(root, run.result, RunResult) if other else None
+    if result is not None and result.get("nats_per_token") is None:
+        return result
     return _document(root, run.result, Result)
 
 
