@@ -71,7 +71,7 @@ def stages(root: Path, model: Run, provenance: Provenance) -> list[Stage]:
     Args:
         root: the folder the card is for.
         model: the run whose lineage it is.
-        provenance: of the card.
+        provenance: values of the card, to which those of the lineage are added.
 
     Raises:
         CheckpointError: when a file of an earlier run is broken.
