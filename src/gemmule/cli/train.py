@@ -1,8 +1,9 @@
 """gemmule train and distill."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +35,7 @@ def train(
 
     Example: gemmule train configs/train-1m.toml --set data.path=runs/data --out runs/mine
     """
-    _train(_settings(config, overrides or [], out, resume), out, resume, as_json)
+    train_model(run_settings(config, overrides or [], out, resume), out, resume, as_json)
 
 
 @command(TRAIN)
@@ -58,21 +59,25 @@ def distill(
     Example: gemmule distill configs/distill-1m.toml --teacher runs/big --set data.path=runs/data
     --out runs/small
     """
-    given = {"teacher": teacher, "targets": targets}
-    # Unescaped: JSON's escape of an emoji is two halves, which TOML refuses.
-    chosen = [
-        f"objective.{name}={json.dumps(decoded(str(path)), ensure_ascii=False)}"
-        for name, path in given.items()
-        if path
-    ]
+    given = {"objective.teacher": teacher, "objective.targets": targets}
+    chosen = [override(name, path) for name, path in given.items() if path]
     chosen += ["objective.cross_tokenizer=true"] if cross_tokenizer else []
     if not resume:
         chosen.append('objective.kind="distill"')
-    _train(_settings(config, [*(overrides or []), *chosen], out, resume), out, resume, as_json)
+    train_model(
+        run_settings(config, [*(overrides or []), *chosen], out, resume), out, resume, as_json
+    )
 
 
-def _settings(config: Path | None, overrides: list[str], out: Path, resume: bool) -> "RunConfig":
+def override(key: str, value: object) -> str:
+    """A setting to override with text, such as a path."""
+    # Unescaped: JSON's escape of an emoji is two halves, which TOML refuses.
+    return f"{key}={json.dumps(decoded(str(value)), ensure_ascii=False)}"
+
+
+def run_settings(config: Path | None, overrides: list[str], out: Path, resume: bool) -> "RunConfig":
     """The settings of a new run, or those that a stopped run saved, whatever its kind."""
+    import gemmule.posttrain.kinds  # noqa: F401 (a stopped run may be of any kind)
     from gemmule.runs.run_dir import RunDir
     from gemmule.train.config import load_run_config
 
@@ -83,7 +88,25 @@ def _settings(config: Path | None, overrides: list[str], out: Path, resume: bool
     return load_run_config(RunDir.open(out).layout.config)
 
 
-def _train(settings: "RunConfig", out: Path, resume: bool, as_json: bool) -> None:
+def train_model(
+    settings: "RunConfig",
+    out: Path,
+    resume: bool,
+    as_json: bool,
+    *,
+    further: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
+    chats: bool = False,
+) -> None:
+    """Trains, and says what came out.
+
+    Args:
+        settings: settings of the run.
+        out: its folder.
+        resume: whether to continue the run there.
+        as_json: whether to print the result as JSON.
+        further: further lines to print of the result.
+        chats: whether the model answers in turns.
+    """
     from gemmule.console import console, next_commands
 
     how = "the same command with --resume continues from the last saved step"
@@ -95,5 +118,7 @@ def _train(settings: "RunConfig", out: Path, resume: bool, as_json: bool) -> Non
     if as_json:
         print(json.dumps(result))
     else:
-        console.print(describe(result))
-        next_commands(shell.command("generate", out, "The"), shell.command("card", out))
+        for line in [describe(result), *further(result)]:
+            console.print(line)
+        talk = ["chat", out] if chats else ["generate", out, "The"]
+        next_commands(shell.command(*talk), shell.command("card", out))

@@ -72,10 +72,22 @@ _DEFAULT = ChatOptions()
 
 @dataclasses.dataclass(frozen=True)
 class ConversationTokens:
-    """A conversation as tokens, with the fields of its record that are not messages."""
+    """A conversation as tokens.
+
+    Attributes:
+        rendered: ids and mask.
+        prompt_tokens: number of ids before the last answer.
+        record: fields of its record that are not messages.
+    """
 
     rendered: Rendered
+    prompt_tokens: int
     record: Mapping[str, Any]
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What comes before the last answer, with the model's turn opened."""
+        return self.rendered.ids[: self.prompt_tokens]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +185,8 @@ def write_conversations(
     """
 
     def render(item: Conversation) -> tuple[list[Rendered], dict[str, Any]]:
-        return [render_conversation(item.messages, tokenizer)], {}
+        prompt = render_prompt(item.messages[:-1], tokenizer)
+        return [render_conversation(item.messages, tokenizer)], {"prompt_tokens": len(prompt)}
 
     return _write("conversations", items, render, tokenizer, out, options, log)
 
@@ -258,7 +271,7 @@ class ChatData:
         self.check("conversations")
         lines = read_lines(self.dataset, split)
         return [
-            ConversationTokens(document, line["record"])
+            ConversationTokens(document, line["prompt_tokens"], line["record"])
             for document, line in zip(self._documents(split), lines, strict=True)
         ]
 

@@ -2,6 +2,7 @@
 
 A training run (`gemmule train`, `gemmule distill`):
 
+    data/           of a post-training run that was given files: what they hold, as tokens
     config.toml     resolved settings                  written first
     manifest.json   data, model, parents, versions     written before the first step
     metrics.jsonl   losses and other metrics by step   grows line by line
@@ -45,6 +46,11 @@ class RunLayout:
     """
 
     path: Path
+
+    @property
+    def data(self) -> Path:
+        """Data made for this run; most runs read a folder elsewhere."""
+        return self.path / "data"
 
     @property
     def config(self) -> Path:

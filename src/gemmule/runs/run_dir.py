@@ -4,7 +4,7 @@ Every file of a run is written whole or not at all, but for metrics.jsonl, which
 """
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -30,13 +30,18 @@ class RunDir:
         self.path, self.layout = path, RunLayout(path)
 
     @classmethod
-    def create(cls, path: Path, config: Config) -> Self:
+    def create(cls, path: Path, config: Config, *, besides: Sequence[Path] = ()) -> Self:
         """Claims `path` for a new run and saves its config there.
+
+        Args:
+            path: the folder.
+            config: settings of the run.
+            besides: what may be in the folder already: data that was made for this run.
 
         Raises:
             OutputError: when the folder is not empty or cannot be written.
         """
-        claim(path, "add --resume to continue the run there, or ")
+        claim(path, "add --resume to continue the run there, or ", besides)
         config.save(RunLayout(path).config)
         return cls(path)
 
@@ -62,7 +67,7 @@ class RunDir:
         Manifest.parse({**about, **manifest}, MANIFEST).write(self.layout.manifest)
 
 
-def claim(path: Path, otherwise: str = "") -> None:
+def claim(path: Path, otherwise: str = "", besides: Sequence[Path] = ()) -> None:
     """Makes the folder `path`, which must not hold anything yet.
 
     What a killed process left there is removed; a lock file does not count.
@@ -70,17 +75,22 @@ def claim(path: Path, otherwise: str = "") -> None:
     Args:
         path: the folder.
         otherwise: what else a user can do when it is in use, as in "add --resume, or ".
+        besides: entries of the folder that may be there.
 
     Raises:
         OutputError: when it holds something, or cannot be made.
     """
     with files.writing_to(path):
-        if path.is_dir() and not is_free(path):
+        if path.is_dir() and not is_free(path, besides):
             raise OutputError(f"{path} is already in use: {otherwise}choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(path)
 
 
-def is_free(path: Path) -> bool:
-    """Whether a folder holds nothing but a lock file and what a killed process left."""
-    return all(files.is_leftover(entry) or is_lock(entry) for entry in path.iterdir())
+def is_free(path: Path, besides: Sequence[Path] = ()) -> bool:
+    """Whether a folder holds nothing but a lock file, what a killed process left, and `besides`."""
+    allowed = {other.absolute() for other in besides}
+    return all(
+        files.is_leftover(entry) or is_lock(entry) or entry.absolute() in allowed
+        for entry in path.iterdir()
+    )

@@ -68,7 +68,7 @@ def run_training(
         manifest = _manifest(config, recipe, dataset, adapter)
         if not resume:  # whatever was wrong with the settings has left nothing behind
             stack.enter_context(locked(out))
-            run = RunDir.create(out, config)
+            run = RunDir.create(out, config, besides=[config.data.path])
         if layout.started:
             _check_inputs(Manifest.read(layout.manifest).to_json(), manifest, out)
         else:

@@ -68,7 +68,7 @@ def _across_tokenizers(
 def _from_store(
     config: RunConfig, settings: DistillConfig, path: Path, dataset: Dataset, student: Gemma
 ) -> Recipe:
-    store = _open_store(config, path, student, dataset)
+    store = open_store(config, path, student, dataset)
     source = packed_text(config, dataset, store.sequences)
     objective = StoredDistillation(store, settings.temperature, settings.alpha, settings.divergence)
     return language_model_recipe(
@@ -82,7 +82,13 @@ def _from_store(
     )
 
 
-def _open_store(config: RunConfig, path: Path, student: Gemma, dataset: Dataset) -> Store:
+def open_store(config: RunConfig, path: Path, student: Gemma, dataset: Dataset) -> Store:
+    """Opens the logit store that a student learns from.
+
+    Raises:
+        DataError: when it is incomplete, or was recorded on other data.
+        ConfigError: when its sequences or its vocabulary do not fit.
+    """
     store = Store.open(path)
     corpus, tokenizer = store.manifest["corpus"], store.manifest["tokenizer"]
     data = config.data
