@@ -120,5 +120,5 @@ def train_model(
     else:
         for line in [describe(result), *further(result)]:
             console.print(line)
-        talk = ["chat", out] if chats else ["generate", out, "The"]
-        next_commands(shell.command(*talk), shell.command("card", out))
+        talk = shell.command("chat", out) if chats else shell.command("generate", out, "The")
+        next_commands(talk, shell.command("card", out))

@@ -111,4 +111,4 @@ def batch_of_rows(split: Split, indices: npt.NDArray[np.int64], seq_len: int) ->
             labels[row, here] = np.where(is_label[1:], ids[1:], IGNORED)
             doc_ids[row, here] = number
             end = here.stop
-    return Batch(*map(torch.from_numpy, (tokens, labels, doc_ids)))
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(doc_ids))

@@ -330,7 +330,9 @@ def _write(
         if reason is None:
             documents, line = render(item)
             longest = max(map(len, documents))
-            if options.max_tokens is not None and longest > options.max_tokens:
+            if kind != "prompts" and not all(d.trained_tokens for d in documents):
+                reason = "no answer to learn"
+            elif options.max_tokens is not None and longest > options.max_tokens:
                 reason = f"longer than {options.max_tokens} tokens"
         if reason is not None:
             log.leave_out(reason, key)
