@@ -59,7 +59,8 @@ def test_the_reports_tables_4_and_5(pieces: Tokenizer) -> None:
         pieces,
     )
     assert pieces.decode(rendered.ids, control=True) == (
-        "<bos><start_of_turn>user\nthe sea<end_of_turn>\n<start_of_turn>model\na ship<end_of_turn>\n"
+        "<bos><start_of_turn>user\nthe sea<end_of_turn>\n"
+        "<start_of_turn>model\na ship<end_of_turn>\n"
         "<start_of_turn>user\nold<end_of_turn>\n<start_of_turn>model\nred sail<end_of_turn><eos>"
     )
     shown = [i for i, flag in zip(rendered.ids, rendered.trained, strict=True) if flag]
