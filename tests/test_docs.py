@@ -17,12 +17,14 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 import gemmule
+import gemmule.posttrain.kinds
 from gemmule.cli import app, main
 from gemmule.config import Config
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.model.config import PRESETS, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.posttrain.recipes.sft import SftConfig
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.train.adapters.settings import AdapterSettings
 from gemmule.train.config import (
@@ -236,11 +238,10 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_recipes_load(path: Path) -> None:
-    distills = path.name.startswith("distill")
-    teacher = ["objective.teacher=x"] if distills else []
+    name = path.stem.partition("-")[0]
+    teacher = ["objective.teacher=x"] if name == "distill" else []
     config = load_run_config(path, ["data.path=x", *teacher])
-    kinds = {"distill": "distill", "sft": "sft"}
-    assert config.objective.kind == kinds.get(path.stem.split("-")[0], "pretrain")
+    assert config.objective.kind == {"train": "pretrain"}.get(name, name)
     shape = preset(config.model.preset, vocab_size=4096)
     assert config.data.seq_len <= shape.max_position_embeddings
     assert config.model.preset in path.stem
@@ -255,9 +256,9 @@ def test_distilled_and_scratch_recipes_differ_in_the_objective_alone() -> None:
     assert scratch.objective != distilled.objective
 
 
-def table(title: str) -> dict[str, list[str]]:
-    """The first table after the heading or line `title` in the guide, by first column."""
-    match = re.search(r"^\|.*?(?=\n\n|\Z)", GUIDE[GUIDE.index(title) :], re.MULTILINE | re.DOTALL)
+def table(title: str, page: str = GUIDE) -> dict[str, list[str]]:
+    """The first table after the heading or line `title` in a page, by first column."""
+    match = re.search(r"^\|.*?(?=\n\n|\Z)", page[page.index(title) :], re.MULTILINE | re.DOTALL)
     assert match is not None
     rows = [row.strip("|").split("|") for row in match[0].splitlines()[2:]]
     return {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows}
@@ -297,6 +298,13 @@ def test_every_setting_is_in_the_guide(title: str, kind: type[Config], elsewhere
         for name, field in fields.items()
     }
     assert {name: cells[0] for name, cells in table(title).items()} == defaults
+
+
+def test_the_settings_of_fine_tuning_are_on_their_page() -> None:
+    page = (ROOT / "docs/post-training.md").read_text(encoding="utf-8")
+    defaults = {name: written(f.default) for name, f in SftConfig.model_fields.items()}
+    shown = {k: cells[0] for k, cells in table("of kind `sft`", page).items()}
+    assert shown == defaults
 
 
 def test_sampling_settings_are_in_the_guide() -> None:

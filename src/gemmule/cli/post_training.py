@@ -43,6 +43,12 @@ class StartAndData(Options):
         str | None,
         typer.Option(help="Field of the records that keeps them on one side of the split."),
     ] = None
+    no_personal_data: Annotated[
+        bool | None,
+        typer.Option(
+            "--no-personal-data", help="Leave out what holds numbers, keys or addresses of people."
+        ),
+    ] = None
 
 
 def new_run(
@@ -90,12 +96,18 @@ def make_data(settings: "RunConfig", given: StartAndData, prepare: "Prepare") ->
     from gemmule.console import console
     from gemmule.data.read_log import dropped_lines
     from gemmule.posttrain.chat_data import ChatOptions
+    from gemmule.posttrain.filters import Filters
 
     assert given.files is not None and settings.model.init is not None
     with open_checkpoint(settings.model.init) as checkpoint:
         tokenizer = checkpoint.tokenizer
     # The last token of a conversation is only a label.
-    options = ChatOptions(max_tokens=settings.data.seq_len + 1, split_by=given.split_by)
+    severities = frozenset({"high", "medium"} if given.no_personal_data else ())
+    options = ChatOptions(
+        max_tokens=settings.data.seq_len + 1,
+        split_by=given.split_by,
+        filters=Filters(personal_data=severities),
+    )
     data = prepare(given.files, tokenizer, settings.data.path, options)
     counts = ", ".join(
         f"{data.count(split):,} {split}" for split in data.dataset.manifest["splits"]
