@@ -216,7 +216,7 @@ def test_a_run_says_what_it_did(unbroken: Path, chats: ChatData) -> None:
     heldout = chats.dataset.manifest["chat"]["trained_tokens"]["heldout"]
     assert result["heldout_tokens"] == heldout
     assert 0 <= result["stop_rate"]["low"] <= result["stop_rate"]["value"] <= 1
-    assert result["stop_rate"]["n"] == 5
+    assert result["stop_rate"]["n"] == min(5, chats.count("heldout"))
 
 
 def test_a_killed_run_ends_in_the_same_bytes(
