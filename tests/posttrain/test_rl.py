@@ -276,7 +276,7 @@ def test_what_cannot_be_run_is_refused(
         ({"method": "jbond", "samples": 4}, "samples is a setting of rloo and grpo"),
         ({"method": "grpo", "backward_weight": 0.3}, "backward_weight is a setting of jbond"),
         ({"method": "jbond", "kl": "exact"}, "is for rloo and grpo"),
-        ({"rewards": {}}, "rewards"),
+        ({"rewards": {}}, "there is no reward: set rewards"),
     ],
     ids=str,
 )

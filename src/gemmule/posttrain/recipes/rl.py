@@ -68,7 +68,7 @@ class RlConfig(ObjectiveConfig):
 
     kind: Literal["rl"] = "rl"
     method: Method = "rloo"
-    rewards: dict[str, float] = Field(min_length=1)
+    rewards: dict[str, float] = Field(default_factory=dict)
     samples: int = Field(default=8, gt=1)
     max_new_tokens: int = Field(default=128, gt=0)
     cut_reward: float = Field(default=0.0, allow_inf_nan=False)
@@ -79,6 +79,12 @@ class RlConfig(ObjectiveConfig):
     scale_rewards: bool = False
     backward_weight: float = Field(default=0.5, ge=0, le=1)
     max_logp_difference: float = Field(default=BOUND, gt=0, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_reward(self) -> Self:
+        if not self.rewards:
+            raise ValueError("there is no reward: set rewards, such as {number = 1.0}")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _only_settings_of_the_method(self) -> Self:

@@ -1,0 +1,132 @@
+"""gemmule align."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gemmule.cli.app import POST_TRAIN, command
+from gemmule.cli.options import AsJson, ConfigFile, Out, Overrides, Resume
+from gemmule.cli.post_training import StartAndData, new_run
+from gemmule.cli.train import override, run_settings, train_model
+from gemmule.config import ModelName, nearest
+from gemmule.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gemmule.cli.post_training import Prepare
+
+# The kind of run that each method is a setting of; "opd" is a kind of its own.
+_KINDS: Mapping[str, str] = {
+    "opd": "opd",
+    **dict.fromkeys(("rloo", "grpo", "jbond"), "rl"),
+    **dict.fromkeys(("dpo", "ipo", "simpo", "kto"), "preference"),
+}
+
+
+@command(POST_TRAIN)
+def align(
+    out: Out,
+    start: StartAndData,
+    config: ConfigFile = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(_KINDS)}.")] = None,
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            metavar="NAME[=WEIGHT]",
+            help="Reward of rloo, grpo, jbond: number, code, module:function, …; repeatable.",
+        ),
+    ] = None,
+    reward_model: Annotated[
+        ModelName | None, typer.Option(help="Reward of rloo, grpo, jbond: run of gemmule reward.")
+    ] = None,
+    teacher: Annotated[ModelName | None, typer.Option(help="Teacher of opd.")] = None,
+    labeled: Annotated[
+        bool, typer.Option("--labeled", help="kto: files hold single answers with a label.")
+    ] = False,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Improve a model that answers: on-policy distillation, rewards, or preferences.
+
+    Files hold prompts for opd, rloo, grpo and jbond, and pairs for dpo, ipo, simpo and kto.
+
+    Example: gemmule align configs/rloo-1m.toml --method rloo --model runs/sft --file sums.jsonl
+    --reward number --out runs/rloo
+    """
+    chosen = list(overrides or [])
+    if resume:
+        if start.given() or method or rewards or reward_model or teacher or labeled:
+            raise ConfigError("--resume continues with the run's saved settings: give only --out")
+        settings = run_settings(config, chosen, out, resume)
+    else:
+        kind = _kind(method)
+        chosen += _of_method(str(method), kind, rewards or [], reward_model, teacher)
+        prepare = _prepare(str(method), labeled, chosen)
+        settings = new_run(kind, config, chosen, start, out, prepare)
+    train_model(settings, out, resume, as_json, chats=True)
+
+
+def _kind(method: str | None) -> str:
+    if method is None:
+        raise ConfigError(f"which method? Name it with --method: {', '.join(_KINDS)}")
+    if method not in _KINDS:
+        raise ConfigError(f"there is no method {method!r}; {nearest(method, list(_KINDS))}")
+    return _KINDS[method]
+
+
+def _of_method(
+    method: str,
+    kind: str,
+    rewards: Sequence[str],
+    reward_model: ModelName | None,
+    teacher: ModelName | None,
+) -> list[str]:
+    """Settings that options stand for.
+
+    Raises:
+        ConfigError: for an option of another method, or a reward that cannot be read.
+    """
+    if kind != "rl" and (rewards or reward_model):
+        raise ConfigError(f"--reward and --reward-model are for rloo, grpo and jbond, not {method}")
+    if kind != "opd" and teacher:
+        raise ConfigError(f"--teacher is for opd, not {method}")
+    chosen = [] if kind == "opd" else [override("objective.method", method)]
+    if rewards:
+        pairs = ", ".join(f"{_quoted(name)} = {weight}" for name, weight in map(_reward, rewards))
+        chosen.append(f"objective.rewards={{{pairs}}}")
+    if reward_model:
+        chosen.append(override("objective.reward_model", reward_model))
+    if teacher:
+        chosen.append(override("objective.teacher", teacher))
+    return chosen
+
+
+def _reward(text: str) -> tuple[str, float]:
+    """Name and weight of "NAME" or "NAME=WEIGHT"."""
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise ConfigError(
+            f"--reward {text}: the weight {weight!r} is not a number; NAME=0.5, for example"
+        ) from None
+
+
+def _quoted(name: str) -> str:
+    return override("", name).removeprefix("=")
+
+
+def _prepare(method: str, labeled: bool, chosen: Sequence[str]) -> "Prepare":
+    """What makes the data of a method from files."""
+    from gemmule.posttrain.chat_data import prepare_conversations, prepare_pairs, prepare_prompts
+
+    if labeled and method != "kto":
+        raise ConfigError(f"--labeled is for kto, not {method}")
+    if _KINDS[method] == "preference":
+        return prepare_conversations if labeled else prepare_pairs
+    mixed = any(setting.startswith("objective.lmbda=") for setting in chosen)
+    return prepare_conversations if mixed else prepare_prompts
