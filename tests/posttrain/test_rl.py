@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import gemmule.posttrain.kinds  # noqa: F401
 from conftest import WORDS
@@ -23,8 +25,9 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.chat_data import ChatOptions, write_conversations, write_prompts
 from gemmule.posttrain.conversations import Conversation, Message, Prompt
 from gemmule.posttrain.objectives.policy_gradient import PolicyGradient
+from gemmule.posttrain.recipes.rl import RlConfig
 from gemmule.runs.metrics import read_metrics
-from gemmule.train.config import RunConfig
+from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.run import run_training
 from models import TINY
 
@@ -156,7 +159,6 @@ KILLED = """
 import json, os, signal, sys
 import gemmule.posttrain.kinds
 from gemmule.train.config import RunConfig
-from gemmule.train.run import run_training
 from gemmule.posttrain.objectives import policy_gradient
 loss, calls = policy_gradient.PolicyGradient.loss, [0]
 def killing(self, model, batch):
@@ -291,3 +293,72 @@ def test_an_infinite_reward_is_an_error(settings: Settings, base: Path, tmp_path
     values["objective"]["rewards"] = {f"{base / 'rewards.py'}:infinite": 1.0}
     with pytest.raises((DataError, ConfigError), match="inf"):
         run_training(RunConfig.parse(values), tmp_path / "run")
+
+
+def align(*arguments: object) -> str:
+    """What `gemmule align` prints."""
+    done = CliRunner().invoke(cli.app, ["align", *map(str, arguments)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"messages": [{"role": "user", "content": f"say captain {i}"}]} for i in range(40)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_align_makes_the_data_and_trains(base: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = ("steps=1", "data.seq_len=48", "data.batch_size=8", "objective.max_new_tokens=12")
+    chosen = [word for change in changes for word in ("--set", change)]
+    reward = f"{base / 'rewards.py'}:shares_s=0.5"
+    printed = align(
+        "--method", "grpo", "--model", base / "run", "--file", prompts, "--reward", reward,
+        "--set", "objective.samples=4", *chosen, "--out", out,
+    )  # fmt: skip
+    assert "reward 0." in printed
+    saved = load_run_config(out / "config.toml").objective
+    assert isinstance(saved, RlConfig)
+    assert saved.method == "grpo"
+    assert saved.rewards == {reward.removesuffix("=0.5"): 0.5}
+    assert (out / "data/manifest.json").is_file()
+    assert "reward 0." in align("--resume", "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "which method\\?"),
+        (["--method", "rlo"], "there is no method 'rlo'; did you mean 'rloo'"),
+        (["--method", "dpo", "--reward", "number"], "are for rloo, grpo and jbond, not dpo"),
+        (["--method", "rloo", "--teacher", "x"], "--teacher is for opd, not rloo"),
+        (["--method", "dpo", "--labeled"], "--labeled is for kto, not dpo"),
+        (["--method", "rloo", "--reward", "number=much"], "'much' is not a number"),
+        (["--method", "rloo"], "there is no reward"),
+        (["--resume", "--method", "rloo"], "give only --out"),
+    ],
+    ids=str,
+)
+def test_align_refuses_options_of_other_methods(
+    base: Path, prompts: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    given = [] if "--resume" in options else ["--model", base / "run", "--file", prompts]
+    with pytest.raises(ConfigError, match=message):
+        align(*options, *given, "--set", "steps=1", "--out", tmp_path / "run")
+
+
+def test_every_setting_is_documented() -> None:
+    guide = (Path(__file__).parents[2] / "docs/post-training.md").read_text(encoding="utf-8")
+    section = guide[guide.index("of kind `rl`;") :]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", section[: section.index("What to look at")], re.M)
+    fields = RlConfig.model_fields
+    defaults = {
+        name: "none" if field.default_factory or field.default is None else str(field.default)
+        for name, field in fields.items()
+    }
+    assert dict(rows) == defaults

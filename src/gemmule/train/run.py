@@ -219,7 +219,11 @@ def _result(config: RunConfig, recipe: Recipe, state: TrainState) -> RunResult:
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """One line on a finished run."""
+    """One line on a finished run: its loss on text, or the metrics of its kind."""
+    if "nats_per_token" not in result:
+        metrics = {k: v for k, v in result.items() if k not in RunResult.model_fields}
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+        return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     return (
         f"{result['nats_per_token']:.4f} nats/token, perplexity {result['perplexity']:.2f}, "
         f"{result['bits_per_byte']:.4f} bits/byte on {result['heldout_tokens']:,} held-out tokens"
