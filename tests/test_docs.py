@@ -241,7 +241,8 @@ def test_recipes_load(path: Path) -> None:
     name = path.stem.partition("-")[0]
     teacher = ["objective.teacher=x"] if name == "distill" else []
     config = load_run_config(path, ["data.path=x", *teacher])
-    assert config.objective.kind == {"train": "pretrain"}.get(name, name)
+    kinds = {"train": "pretrain", "rloo": "rl"}
+    assert config.objective.kind == kinds.get(name, name)
     shape = preset(config.model.preset, vocab_size=4096)
     assert config.data.seq_len <= shape.max_position_embeddings
     assert config.model.preset in path.stem

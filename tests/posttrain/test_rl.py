@@ -318,16 +318,17 @@ def test_align_makes_the_data_and_trains(base: Path, prompts: Path, tmp_path: Pa
     chosen = [word for change in changes for word in ("--set", change)]
     reward = f"{base / 'rewards.py'}:shares_s=0.5"
     printed = align(
+        "--json",
         "--method", "grpo", "--model", base / "run", "--file", prompts, "--reward", reward,
         "--set", "objective.samples=4", *chosen, "--out", out,
     )  # fmt: skip
-    assert "reward 0." in printed
+    assert 0 <= json.loads(printed)["reward"] <= 0.5
     saved = load_run_config(out / "config.toml").objective
     assert isinstance(saved, RlConfig)
     assert saved.method == "grpo"
     assert saved.rewards == {reward.removesuffix("=0.5"): 0.5}
     assert (out / "data/manifest.json").is_file()
-    assert "reward 0." in align("--resume", "--out", out)
+    assert align("--resume", "--json", "--out", out) == printed
 
 
 @pytest.mark.parametrize(
@@ -335,7 +336,7 @@ def test_align_makes_the_data_and_trains(base: Path, prompts: Path, tmp_path: Pa
     [
         ([], "which method\\?"),
         (["--method", "rlo"], "there is no method 'rlo'; did you mean 'rloo'"),
-        (["--method", "dpo", "--reward", "number"], "are for rloo, grpo and jbond, not dpo"),
+        (["--method", "dpo", "--reward", "number"], "is for rloo, grpo and jbond, not dpo"),
         (["--method", "rloo", "--teacher", "x"], "--teacher is for opd, not rloo"),
         (["--method", "dpo", "--labeled"], "--labeled is for kto, not dpo"),
         (["--method", "rloo", "--reward", "number=much"], "'much' is not a number"),

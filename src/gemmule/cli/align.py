@@ -34,11 +34,9 @@ def align(
         typer.Option(
             "--reward",
             metavar="NAME[=WEIGHT]",
-            help="Reward of rloo, grpo, jbond: number, code, module:function, …; repeatable.",
+            help="Reward of rloo, grpo, jbond: number, code, module:function, a reward model's "
+            "path, …; repeatable.",
         ),
-    ] = None,
-    reward_model: Annotated[
-        ModelName | None, typer.Option(help="Reward of rloo, grpo, jbond: run of gemmule reward.")
     ] = None,
     teacher: Annotated[ModelName | None, typer.Option(help="Teacher of opd.")] = None,
     labeled: Annotated[
@@ -57,12 +55,12 @@ def align(
     """
     chosen = list(overrides or [])
     if resume:
-        if start.given() or method or rewards or reward_model or teacher or labeled:
+        if start.given() or method or rewards or teacher or labeled:
             raise ConfigError("--resume continues with the run's saved settings: give only --out")
         settings = run_settings(config, chosen, out, resume)
     else:
         kind = _kind(method)
-        chosen += _of_method(str(method), kind, rewards or [], reward_model, teacher)
+        chosen += _of_method(str(method), kind, rewards or [], teacher)
         prepare = _prepare(str(method), labeled, chosen)
         settings = new_run(kind, config, chosen, start, out, prepare)
     train_model(settings, out, resume, as_json, chats=True)
@@ -80,7 +78,6 @@ def _of_method(
     method: str,
     kind: str,
     rewards: Sequence[str],
-    reward_model: ModelName | None,
     teacher: ModelName | None,
 ) -> list[str]:
     """Settings that options stand for.
@@ -88,16 +85,14 @@ def _of_method(
     Raises:
         ConfigError: for an option of another method, or a reward that cannot be read.
     """
-    if kind != "rl" and (rewards or reward_model):
-        raise ConfigError(f"--reward and --reward-model are for rloo, grpo and jbond, not {method}")
+    if kind != "rl" and rewards:
+        raise ConfigError(f"--reward is for rloo, grpo and jbond, not {method}")
     if kind != "opd" and teacher:
         raise ConfigError(f"--teacher is for opd, not {method}")
     chosen = [] if kind == "opd" else [override("objective.method", method)]
     if rewards:
         pairs = ", ".join(f"{_quoted(name)} = {weight}" for name, weight in map(_reward, rewards))
         chosen.append(f"objective.rewards={{{pairs}}}")
-    if reward_model:
-        chosen.append(override("objective.reward_model", reward_model))
     if teacher:
         chosen.append(override("objective.teacher", teacher))
     return chosen
