@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import gemmule.posttrain.kinds  # noqa: F401
 from conftest import WORDS
 from gemmule import files
+from gemmule.cli.app import app
 from gemmule.errors import ConfigError, DataError, Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -297,7 +298,7 @@ def test_an_infinite_reward_is_an_error(settings: Settings, base: Path, tmp_path
 
 def align(*arguments: object) -> str:
     """What `gemmule align` prints."""
-    done = CliRunner().invoke(cli.app, ["align", *map(str, arguments)])
+    done = CliRunner().invoke(app, ["align", *map(str, arguments)])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from gemmule.data.batch import Batch
@@ -128,7 +129,8 @@ class PolicyGradient(Objective):
         """Weight of each token of a row by the normalization [B, T]."""
         lengths_B = (batch.labels_BT != IGNORED).sum(-1).tolist()
         weights = [self.normalization.token_weight(length) for length in lengths_B]
-        return batch.weights_BT.new_tensor(weights)[:, None].expand(batch.labels_BT.shape)
+        weights_B = torch.tensor(weights, device=batch.labels_BT.device)
+        return weights_B[:, None].expand(batch.labels_BT.shape)
 
     def denominator(self, batches: Sequence[Batch]) -> float:
         """That of the normalization."""
