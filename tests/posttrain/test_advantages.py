@@ -61,3 +61,24 @@ def test_jbond_punishes_answers_that_lose_to_both_of_the_anchors() -> None:
     ratio = torch.tensor([0.5, 0.0, -1.0, 2.0], dtype=torch.float64)
     returns = jbond_returns(own, theirs, ratio)
     assert returns.tolist() == pytest.approx([-math.log(16) - 0.5, 0.0, 1.0, -2.0])
+
+
+def test_the_log_ratio_in_the_reward_has_the_gradient_of_the_divergence() -> None:
+    """Over all pairs of answers, of five; as a loss the log ratio would have none at all."""
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.0, 1.5], dtype=torch.float64, requires_grad=True)
+    anchor = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64).log()
+    rewards, beta = torch.tensor([1.0, 0.0, 0.5, 2.0, -1.0], dtype=torch.float64), 0.4
+    log_p = logits.log_softmax(-1)
+    objective = (log_p.exp() * (rewards - beta * (log_p - anchor))).sum()
+    (exact,) = torch.autograd.grad(objective, logits, retain_graph=True)
+    penalized = (rewards - beta * (log_p - anchor)).detach()
+    estimate = torch.zeros(())
+    for pair in torch.cartesian_prod(torch.arange(5), torch.arange(5)):
+        chance = log_p[pair].sum().exp().detach()
+        advantages = leave_one_out(penalized[pair][None])[0]
+        estimate = estimate + chance * (advantages * log_p[pair]).sum() / 2
+    (ours,) = torch.autograd.grad(estimate, logits, retain_graph=True)
+    assert torch.allclose(ours, exact)
+    as_loss = (log_p.exp().detach() * (log_p - anchor)).sum()
+    (nothing,) = torch.autograd.grad(as_loss, logits)
+    assert nothing.abs().max() < 1e-12
