@@ -22,7 +22,8 @@ from gemmule.train.config import RunConfig
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
-VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["data"], ["train"],
+VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["tokenizer", "trim"],
+         ["data"], ["train"],
          ["distill"], ["sft"], ["align"], ["synthesize"], ["merge"], ["warp"], ["gate"], ["tasks"],
          ["trim"],
          ["generate"], ["chat"], ["serve"], ["doctor"], ["info"],
