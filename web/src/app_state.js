@@ -3,6 +3,7 @@
 import { fetchModels, isHealthy } from "./api/client.js";
 import { ApiError } from "./api/errors.js";
 import { Chat, newConversation, newId } from "./chats/chat.js";
+import { isFull } from "./generation/context.js";
 import { Generation, startRun } from "./generation/generation.js";
 
 /** @typedef {import("./types.js").Message} Message */
@@ -80,6 +81,12 @@ export class AppState extends EventTarget {
   /** @param {string | undefined} name @returns {ModelInfo | undefined} */
   model(name) {
     return this.models.find(({ id }) => id === name);
+  }
+
+  /** Whether an answer fills its model's context, so that nothing can follow. @param {Message} answer */
+  isFull({ runs }) {
+    const run = runs?.at(-1);
+    return isFull(run, this.model(run?.model)?.gemmule?.context_length);
   }
 
   /** Asks for the models until the server answers. */
@@ -256,7 +263,8 @@ export class AppState extends EventTarget {
     const run = answer.runs?.at(-1);
     if (!run) return;
     answer.content = answer.content.slice(0, run.start);
-    const fresh = { ...run, tokens: [], finish: null, timings: null, energy: null, usage: null };
+    const { taken: _, ...asked } = run;
+    const fresh = { ...asked, tokens: [], finish: null, timings: null, energy: null, usage: null };
     answer.runs = [...(answer.runs ?? []).slice(0, -1), fresh];
     await this.#run(this.#register(this.chat, answer));
   }

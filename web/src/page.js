@@ -184,7 +184,10 @@ function messageActions(state) {
         await chat().save(edited);
         state.emit("path");
       }),
-    oncontinue: (message) => alone(() => state.goOn(message)),
+    oncontinue: (message) => {
+      if (state.isFull(message)) notify("The context is full: this model can write no more here.");
+      else alone(() => state.goOn(message));
+    },
     onretry: (message) => alone(() => state.retry(message)),
     onbranch: (message, piece, choice) =>
       alone(async () => {

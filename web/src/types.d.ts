@@ -119,6 +119,8 @@ export interface Run {
   timings: Timings | null;
   energy: Energy | null;
   usage: Usage | null;
+  /** Tokens of the context that were taken when it broke off: then there is no usage. */
+  taken?: number;
 }
 
 export interface TextFile {

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 import { Chat, newConversation, newId } from "../src/chats/chat.js";
+import { isFull, taken } from "../src/generation/context.js";
 import { Generation, startRun } from "../src/generation/generation.js";
 import { canReplay, commonPrefix, replay } from "../src/generation/replay.js";
 
@@ -170,4 +171,20 @@ test("messages of one millisecond keep their order; a removed one is not selecte
   await chat.remove(second);
   assert.equal(chat.path.at(-1), answer);
   assert.notEqual(newId(), newId());
+});
+
+test("an answer that breaks off keeps how much of the context it took", async () => {
+  serve([{ choices: [], prompt_progress: { total: 30, cache: 0, processed: 30 } }, text("a")], "");
+  const { chat, answer } = conversation();
+  await new Generation(chat, answer).run(false);
+  assert.equal(answer.runs?.[0]?.finish, "error");
+  assert.equal(taken(/** @type {any} */ (answer.runs?.[0])), 31);
+});
+
+test("a context is full once an answer has reached its end", () => {
+  const run = { usage: { prompt_tokens: 200, completion_tokens: 56 } };
+  assert.equal(isFull(/** @type {any} */ (run), 256), true);
+  assert.equal(isFull(/** @type {any} */ (run), 257), false);
+  assert.equal(isFull(/** @type {any} */ (run), undefined), false);
+  assert.equal(isFull(undefined, 256), false);
 });

@@ -30,6 +30,7 @@ class ScriptedServer:
         failure: status and message of the next answers instead, or None.
         key: API key that requests need; empty: none.
         energy: value of `energy` in the last chunk.
+        finish: finish reason of the next answers.
         requests: bodies of all chat requests.
     """
 
@@ -38,6 +39,7 @@ class ScriptedServer:
     failure: tuple[int, str] | None = None
     key: str = ""
     energy: dict[str, Any] | None = None
+    finish: str = "stop"
     requests: list[dict[str, Any]] = field(default_factory=list)
     _closing: bool = False
     _gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -109,7 +111,7 @@ class ScriptedServer:
                 count += 1
                 yield _chunk({"content": piece}, logprobs=_logprobs(piece, body))
         more = {"timings": {"predicted_per_second": 12.5, "predicted_n": count}}
-        yield _chunk({}, finish="stop", energy=self.energy, **more)
+        yield _chunk({}, finish=self.finish, energy=self.energy, **more)
         usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
         yield _event({"choices": [], "usage": usage})
         yield b"data: [DONE]\n\n"

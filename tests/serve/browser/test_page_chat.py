@@ -70,6 +70,30 @@ def test_stopping_keeps_the_text(chat: Page, scripted: ScriptedServer) -> None:
     assert scripted.requests[-1]["messages"][-1] == {"role": "assistant", "content": "Half of it"}
 
 
+def test_the_context_is_told_after_an_answer_that_broke_off(
+    chat: Page, scripted: ScriptedServer, watch: Watch
+) -> None:
+    watch.expected.append("429")
+    ask(chat, "First question")
+    expect(chat.locator(".gauge")).to_contain_text("Context 9 of")
+    scripted.failure = (429, "the queue is full")
+    ask(chat, "Second question")
+    expect(chat.get_by_role("group", name="Error")).to_be_visible()
+    expect(chat.locator(".gauge")).to_contain_text("Context 9 of")
+
+
+def test_a_full_context_offers_no_continuation(chat: Page, scripted: ScriptedServer) -> None:
+    scripted.answer = ["a "] * 505
+    scripted.finish = "length"
+    ask(chat, "A question")
+    expect(chat.locator(".gauge")).to_contain_text("Context 512 of 512")
+    expect(answers(chat)).to_contain_text("The context is full.")
+    expect(button(answers(chat), "Continue the answer")).to_have_count(1)
+    button(answers(chat), "Continue the answer").click()
+    expect(chat.locator(".toast")).to_contain_text("this model can write no more here")
+    assert len(scripted.requests) == 1
+
+
 def test_a_reload_keeps_the_conversation(chat: Page, scripted: ScriptedServer) -> None:
     ask(chat, "First question")
     ask(chat, "Second question")

@@ -171,6 +171,7 @@ function readRun(sent, at, length) {
     timings: numbers(sent.timings, `${at}.timings`),
     energy: readEnergy(sent.energy, `${at}.energy`),
     usage: readUsage(sent.usage, `${at}.usage`),
+    ...(sent.taken !== undefined && { taken: number(sent.taken, `${at}.taken`) }),
   };
 }
 

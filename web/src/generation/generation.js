@@ -68,6 +68,11 @@ export class Generation {
     this.onend = () => {};
   }
 
+  /** Tokens of the context that the answer takes so far. */
+  get taken() {
+    return (this.progress?.total ?? 0) + this.meter.count;
+  }
+
   /** Stops: the server frees the request when the connection ends. The text so far is kept. */
   stop() {
     this.#controller.abort();
@@ -102,6 +107,7 @@ export class Generation {
         answer.error = (error instanceof ApiError ? error : new ApiError(String(error))).toStored();
       }
     }
+    if (!run.usage && this.progress) run.taken = this.taken;
     if (this.#timer) clearTimeout(this.#timer);
     await chat.save(answer).catch((error) => {
       answer.error = {

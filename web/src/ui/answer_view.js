@@ -22,6 +22,7 @@ export class AnswerView {
   #text;
   #answer;
   #actions;
+  #isFull;
   #tokens = false;
   #drawn = false;
   #followed = false;
@@ -32,11 +33,13 @@ export class AnswerView {
    * @param {Message} answer
    * @param {AnswerActions} actions
    * @param {boolean} markdown whether its text is drawn as markdown
+   * @param {() => boolean} isFull whether nothing can follow, as the context is full
    */
-  constructor(answer, actions, markdown) {
+  constructor(answer, actions, markdown, isFull) {
     this.#text = markdown ? markdownView(this.#body, { announce }) : plainView(this.#body);
     this.#answer = answer;
     this.#actions = actions;
+    this.#isFull = isFull;
     this.element = h("div", { class: "answer" }, this.#body, this.#below);
     // Space for a text that is drawn later, so that the page does not jump.
     this.#body.append(h("p", {}, answer.content.slice(0, 400)));
@@ -122,6 +125,7 @@ export class AnswerView {
       ];
     }
     if (end === null || end === "stop") return [];
+    if (this.#isFull()) return [h("p", { class: "figures" }, "The context is full.")];
     const again = iconButton(
       "play",
       "Continue the answer",

@@ -1,6 +1,7 @@
 // Where a message is written: text, files, send and stop, and how full the context is.
 
 import { readTextFile } from "../chats/text_files.js";
+import { taken } from "../generation/context.js";
 import { notify } from "./announcer.js";
 import { frame, h, iconButton } from "./dom.js";
 import { count, plural } from "./figures.js";
@@ -214,13 +215,14 @@ export class Composer {
   }
 
   #updateGauge() {
-    const run = this.#state.chat.path.findLast(({ role }) => role === "assistant")?.runs?.at(-1);
-    const size = this.#state.model(run?.model ?? this.#state.chosenModels[0])?.gemmule
+    const runs = this.#state.chat.path.flatMap(({ runs }) => runs?.at(-1) ?? []);
+    const size = this.#state.model(runs.at(-1)?.model ?? this.#state.chosenModels[0])?.gemmule
       ?.context_length;
     this.#gauge.hidden = !size;
     this.#gaugeText.textContent = "";
     if (!size) return;
-    const used = run ? usedContext(run, this.#state.running()) : 0;
+    // An answer that failed at once says nothing: what is known of the one before it holds.
+    const used = runs.map((run) => takenBy(run, this.#state.running())).findLast(Boolean) ?? 0;
     this.#gauge.max = size;
     this.#gauge.high = size * 0.8;
     this.#gauge.optimum = 0;
@@ -234,8 +236,7 @@ export class Composer {
  * @param {import("../types.js").Run} run
  * @param {import("../generation/generation.js").Generation[]} running
  */
-function usedContext(run, running) {
-  if (run.usage) return run.usage.prompt_tokens + run.usage.completion_tokens;
+function takenBy(run, running) {
   const generation = running.find(({ answer }) => answer.runs?.includes(run));
-  return generation ? (generation.progress?.total ?? 0) + generation.meter.count : 0;
+  return generation?.taken ?? taken(run);
 }

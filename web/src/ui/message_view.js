@@ -41,6 +41,8 @@ export class MessageView {
   #replay = null;
   /** @type {HTMLButtonElement | null} */
   #replayButton = null;
+  /** @type {HTMLButtonElement | null} */
+  #continueButton = null;
   /** @type {AnswerView | null} */
   answer = null;
 
@@ -55,7 +57,10 @@ export class MessageView {
     this.message = message;
     const id = uniqueId();
     const user = message.role === "user";
-    if (!user) this.answer = new AnswerView(message, actions, state.preferences.markdown);
+    if (!user) {
+      const { markdown } = state.preferences;
+      this.answer = new AnswerView(message, actions, markdown, () => state.isFull(message));
+    }
     this.#content.append(this.answer?.element ?? userContent(message));
     this.element = h(
       "article",
@@ -105,12 +110,13 @@ export class MessageView {
     this.#replayButton = iconButton("replay", "Replay with the same seed", () =>
       this.#startReplay(),
     );
+    this.#continueButton = iconButton("play", "Continue the answer", () => oncontinue(message));
     return [
       copy,
       iconButton("regenerate", message.pair ? "Ask both again" : "Answer again", () =>
         onregenerate(message),
       ),
-      iconButton("play", "Continue the answer", () => oncontinue(message)),
+      this.#continueButton,
       edit,
       tokens,
       this.#replayButton,
@@ -129,6 +135,7 @@ export class MessageView {
     this.answer?.follow(generation, ongrow);
     this.#buttons.hidden = generation !== null || this.#editor !== null;
     this.#replayButton?.classList.toggle("unavailable", !canReplay(this.message));
+    this.#continueButton?.classList.toggle("unavailable", this.#state.isFull(this.message));
     this.#updateSwitcher(versions);
   }
 
