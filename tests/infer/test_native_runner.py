@@ -17,6 +17,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer.core.constraint import mask_of
 from gemmule.infer.driver import Engine
 from gemmule.infer.language_model import LanguageModel
+from gemmule.infer.runners import native_runner
 from gemmule.infer.runners.choose import make_runner
 from gemmule.infer.runners.native_runner import NativeRunner
 from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk, StepOutput
@@ -158,6 +159,31 @@ def test_bfloat16_weights() -> None:
     expected = model.float()(torch.tensor([ids]))[0]
     outputs = stacked(run(NativeRunner(model.bfloat16(), cache="float32"), ids, [T]))
     assert (outputs - expected).norm() < 2e-3 * expected.norm()
+
+
+@torch.inference_mode()
+def test_a_small_step_runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait for each other at each product would cost more than they save."""
+    model, ids, library = strong_model({}), tokens(), native.loaded()
+    one, two, used = native.threads(1), native.threads(2), list[Any]()
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def gm_run(self, handle: Any, *rest: Any) -> Any:
+            used.append(handle)
+            return library.gm_run(handle, *rest)
+
+    monkeypatch.setattr(native, "threads", lambda count=None: {None: two, 1: one, 2: two}[count])
+    monkeypatch.setattr(native, "loaded", Watched)
+    cuts = [T - 2, 1, 1]
+    expected = stacked(run(NativeRunner(model, threads=2), ids, cuts))
+    assert used == [two.handle] * 3
+    assert model.config.parameters < native_runner._SMALL_STEP < T * model.config.parameters
+    used.clear()
+    assert torch.equal(stacked(run(NativeRunner(model), ids, cuts)), expected)
+    assert used == [two.handle, one.handle, one.handle]
 
 
 @torch.inference_mode()

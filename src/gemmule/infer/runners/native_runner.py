@@ -33,6 +33,10 @@ from gemmule.quant.native import CLayer, CMatrix, CModel, CStep
 from gemmule.quant.packed import PackedMatrix, plain
 
 CACHES = {"float16": 0, "int8": 1, "float32": 2}
+# Multiplications in a step up to which one thread runs it: less than a millisecond. Each step has
+# dozens of places where threads wait for each other, and where another program, or a server's
+# thread, has a core, each may cost more than the second thread saves.
+_SMALL_STEP = 2**24
 _STEP_TOKENS = 512  # enough for the arithmetic, not the memory, to be what limits a long prompt
 _PROJECTIONS = (
     ("q", "self_attn.q_proj"), ("k", "self_attn.k_proj"), ("v", "self_attn.v_proj"),
@@ -79,7 +83,7 @@ class NativeRunner:
         model: a module on the CPU that is supported; its weights are not copied.
         cache: format of keys and values: "float32", "float16", or "int8" with one scale per head
             and position. None: "float32" if the weights are, else "float16".
-        threads: number of threads; None: as many as torch uses.
+        threads: number of threads; None: as many as torch uses, and one for steps that are small.
 
     Attributes:
         config: shape of the model.
@@ -104,6 +108,8 @@ class NativeRunner:
         self.device = torch.device("cpu")
         self.max_step_tokens = _STEP_TOKENS
         self._threads = native.threads(threads)
+        self._parameters = self.config.parameters
+        self._one_thread = native.threads(1) if threads is None else self._threads
         self._module, self._cache = model, CACHES[cache]
         self._referenced: list[object] = []  # what the pointers in the struct below point to
         self._model = self._c_model()
@@ -225,8 +231,10 @@ class NativeRunner:
             logits=logits_RV.data_ptr(),
             **{name: values.buffer_info()[0] for name, values in arrays.items()},
         )
-        done = native.loaded().gm_run(self._threads.handle, self._model, step)
-        self._threads.check(done, f"a step of {first[-1]} tokens")
+        small = first[-1] * self._parameters <= _SMALL_STEP
+        threads = self._one_thread if small else self._threads
+        done = native.loaded().gm_run(threads.handle, self._model, step)
+        threads.check(done, f"a step of {first[-1]} tokens")
         for i in masked:  # a mask may allow fewer than asked for
             top[i] = int((ids_OK[i, : top[i]] >= 0).sum())
         return _Results(top, rows, ids_OK, logits_OK, target_O, log_z_O, logits_RV)
