@@ -124,7 +124,7 @@ def run_chat(config: ChatConfig, quickstart: Path, *, resume: bool = False) -> d
 def _check(config: ChatConfig, layout: ChatLayout, quickstart: Path) -> None:
     if layout.answers.is_file():
         raise OutputError(
-            f"{layout.path} is finished, see {layout.student_sft.card / 'index.html'}: delete that "
+            f"{layout.path} is finished, see {layout.student.card / 'index.html'}: delete that "
             "folder to make it again"
         )
     if layout.config.is_file():
@@ -154,7 +154,7 @@ def _run_stages(
     with _stage("6/7 answers"):
         answers = _answers(config, layout, "student" if gates.passed else "student_sft")
     with _stage("7/7 card"):
-        write_card(layout.student_sft.path)
+        write_card(layout.student.path)
     files.write_json(layout.answers, answers)
     return answers
 
@@ -339,7 +339,7 @@ def _conclude(layout: ChatLayout, answers: dict[str, Any], seconds: float) -> No
     console.print(f"the distilled student {verdict} the fine-tuned one", markup=False)
     chosen = layout.path / answers["chosen"]
     console.print(
-        f"done in {duration(seconds)}; the page: {layout.student_sft.card / 'index.html'}",
+        f"done in {duration(seconds)}; the page: {layout.student.card / 'index.html'}",
         markup=False,
         soft_wrap=True,
     )
