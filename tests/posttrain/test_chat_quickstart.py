@@ -101,9 +101,7 @@ def test_leaves_every_file(finished: Path) -> None:
     assert {p.name for p in chat.iterdir()} == expected
     for name in RUNS:
         assert (chat / name / "model" / "model.safetensors").is_file()
-    assert {"README.md", "index.html"} <= {
-        p.name for p in (chat / "student_sft" / "card").iterdir()
-    }
+    assert {"README.md", "index.html"} <= {p.name for p in (chat / "student" / "card").iterdir()}
     untouched = {"teacher", "student", "tokenizer", "data", "plan.json", "comparison.json", "chat"}
     assert {p.name for p in finished.iterdir()} == untouched
 
