@@ -138,6 +138,24 @@ def test_a_trimmed_model_is_compared_with_the_full_one(tmp_path: Path) -> None:
     assert "1,100 tokens trimmed to 800" in printed
 
 
+@pytest.mark.slow
+def test_ways_to_learn_from_a_teacher_are_compared(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    running = start("posttrain_distill.py", "--toy", "--rounds=2", f"--json={out}")
+    _, printed = running.communicate(timeout=900)
+    assert running.returncode == 0, printed
+    report = json.loads(out.read_text())
+    arms = {"start", "opd", "sft", "seqkd", "logits", "jsd", "mixed"}
+    longer = {f"{name}, equal seconds" for name in ("sft", "seqkd", "logits")}
+    assert report["arms"].keys() == arms | longer
+    assert report["against_seqkd"].keys() == (arms | longer) - {"seqkd"}
+    for figures in report["seeds"]:
+        assert figures["sft"]["tokens"] == pytest.approx(figures["opd"]["tokens"], rel=0.5)
+        assert all(len(figures[arm]["greedy"]) == 8 for arm in arms)
+        assert all(figures[arm]["own_answers"]["loss"] >= 0 for arm in arms)
+    assert "exact match on 8 questions, 2 seeds" in printed
+
+
 def test_distillation_losses_agree_and_say_what_they_hold(reports: dict[str, Any]) -> None:
     report = reports["distill_loss.py"]
     assert list(report["modes"]) == LOSS_MODES

@@ -360,6 +360,21 @@ def test_a_run_comes_nearer_to_its_teacher(
     assert load_run_config(tmp_path / "run/config.toml").runtime.dtype == "float32"
 
 
+def test_an_adapter_is_sampled_from_as_it_is_trained(
+    tiny: Settings, models: dict[str, str], prompts: Path, tmp_path: Path
+) -> None:
+    """At this learning rate the weights without the adapter differ by far more than rounding."""
+    values = settings(tiny, models, prompts).model_dump(mode="json", exclude_none=True)
+    values |= {
+        "optimizer": {"name": "adamw", "learning_rate": 0.02},
+        "adapter": {"rank": 2, "alpha": 4.0},
+    }
+    run_training(RunConfig.parse(values), tmp_path / "run")
+    lines = [m for m in read_metrics(tmp_path / "run") if "learning_rate" in m]
+    assert len({m["loss"] for m in lines}) == len(lines) == 6
+    assert all(0 <= m["sampling/logp_difference/max"] < 1e-3 for m in lines)
+
+
 @pytest.mark.parametrize("lmbda", [1.0, 0.5])
 def test_a_stopped_run_ends_in_the_same_bytes(
     tiny: Settings,
