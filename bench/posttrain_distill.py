@@ -5,7 +5,7 @@ whose answers can be checked. The student then goes on in six ways: supervised f
 answers (sft) or on the teacher's (seqkd), the teacher's distribution on the teacher's answers
 (logits), and on-policy distillation by reverse KL (opd), by JSD (jsd) and by reverse KL mixed with
 steps on the teacher's answers (mixed). All read equally many tokens, padding included; the first
-three also run for as long as opd takes. The test asks about modules that nobody was trained on.
+three also run for as long as opd takes. The test asks about held-out modules.
 """
 
 import argparse
