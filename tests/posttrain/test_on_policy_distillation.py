@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from stopping_models import stopping_model
 from torch import Tensor
+from typer.testing import CliRunner
 
-from gemmule import files
+from gemmule import cli, files
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.batch import Batch
 from gemmule.errors import ConfigError, DataError, Interrupted, TrainingError
@@ -420,3 +422,23 @@ def test_mistakes_are_explained(
     with pytest.raises(ConfigError, match="has 520 rows in its vocabulary and the student 512"):
         run_training(settings(tiny, wide, prompts), out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("lmbda", [1.0, 0.5])
+def test_the_command_makes_the_data_and_trains(
+    models: dict[str, str], tmp_path: Path, lmbda: float
+) -> None:
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "run"
+    lines = [{"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a in WORDS for b in WORDS]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changes = ["steps=1", "data.seq_len=48", "data.batch_size=4", "objective.max_new_tokens=12",
+               f"objective.lmbda={lmbda}"]  # fmt: skip
+    chosen = [word for change in changes for word in ("--set", change)]
+    command = ["align", "--method", "opd", "--model", models["student"], "--file", str(file),
+               "--teacher", models["teacher"], "--out", str(out), "--json", *chosen]  # fmt: skip
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["loss"] > 0
+    saved = load_run_config(out / "config.toml").objective
+    assert isinstance(saved, opd.OpdConfig)
+    assert (saved.teacher, saved.lmbda) == (models["teacher"], lmbda)

@@ -19,6 +19,8 @@ from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
 from gemmule.posttrain.rendering import Rendered
+from gemmule.posttrain.reward_evaluation import spread
+from gemmule.posttrain.rewarded_steps import answer_metrics
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
 from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.teachers.open import open_teacher
@@ -190,18 +192,18 @@ class _Answers:
 
     def __init__(self, micro_batch: int) -> None:
         self._micro_batch = micro_batch
-        self._statistics: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
 
     def batches(self, groups: Sequence[Group]) -> list[Batch]:
         """Batches of `micro_batch` rollouts."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        self._statistics = statistics(rollouts)
+        self._metrics = answer_metrics(rollouts)
         return in_rows(rollouts, self._micro_batch)
 
     def after_step(self) -> dict[str, float]:
         """Metrics of the step's answers; none after a step on data."""
-        statistics, self._statistics = self._statistics, {}
-        return statistics
+        metrics, self._metrics = self._metrics, {}
+        return metrics
 
 
 class _Hook:
@@ -217,14 +219,6 @@ class _Hook:
     def tensors(self) -> dict[str, torch.Tensor]:
         """None: nothing besides the model is trained."""
         return {}
-
-
-def statistics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean length of answers, and the fraction that the limit cut, under TRL's names."""
-    return {
-        "completions/mean_length": sum(len(r.answer) for r in rollouts) / len(rollouts),
-        "completions/clipped_ratio": sum(not r.finished for r in rollouts) / len(rollouts),
-    }
 
 
 def in_rows(rollouts: Sequence[Rollout], rows: int) -> list[Batch]:
@@ -271,14 +265,4 @@ class Evaluation:
                 sums[name] += value.item()
         self._objective.check.after_step()  # not those of a step
         means = {name: value / count for name, value in sums.items()}
-        return {**means, **statistics(rollouts)}
-
-
-def spread(prompts: Sequence[RolloutPrompt], tokens: int | None) -> Sequence[RolloutPrompt]:
-    """Prompts of a split, spread evenly, with about `tokens` tokens; None: all."""
-    if tokens is None:
-        return prompts
-    count = len(prompts)
-    mean = sum(len(p.ids) for p in prompts) / count
-    fewer = min(count, max(1, int(tokens / mean)))
-    return [prompts[i * count // fewer] for i in range(fewer)]
+        return {**means, **answer_metrics(rollouts)}
