@@ -109,7 +109,7 @@ def open_training_data(model: str | Path, data: Path | None = None) -> TrainingD
         note = "what the model was trained on is not recorded: the data folder was named by hand"
         return TrainingData(Dataset.open(data), None, (note,))
     config = _config(run, manifest)
-    dataset = _find(run, config, data, manifest)
+    dataset = _find(run, data, manifest)
     if config is None:
         note = "how often the run read each part of its data is not known: settings of another kind"
         return TrainingData(dataset, None, (note,))
@@ -151,9 +151,17 @@ def _config(run: RunLayout, manifest: Manifest) -> RunConfig | None:
         return None
 
 
-def _find(
-    run: RunLayout, config: RunConfig | None, data: Path | None, manifest: Manifest
-) -> Dataset:
+def _named(run: RunLayout) -> list[Path]:
+    """The data folder in the settings of a run of any kind, if they can be read."""
+    try:
+        data = files.read_toml(run.config)["data"]
+        # Earlier versions had the folder itself there.
+        return [files.expand(data["path"] if isinstance(data, dict) else data)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _find(run: RunLayout, data: Path | None, manifest: Manifest) -> Dataset:
     """The dataset of the run, in the folder given or where it should be."""
     name, expected = manifest.data.name, str(manifest.data.fingerprint)
     if data is not None:
@@ -164,7 +172,7 @@ def _find(
                 f"fingerprint {dataset.fingerprint[:12]}, and not {name}, {expected[:12]}"
             )
         return dataset
-    named = [] if config is None else [config.data.path]
+    named = _named(run)
     other = None
     for place in (*named, run.path.parent / "data"):
         if (place / MANIFEST).is_file():
