@@ -73,7 +73,7 @@ class AnswerTable:
 
     def _check_lengths(self, dataset: Dataset, seq_len: int) -> None:
         lengths = [len(answer) for part in self.answers.values() for answer in part]
-        longer = [length for length in lengths if length > seq_len + 1]  # the last is no input
+        longer = [length for length in lengths if length > seq_len + 1]
         if longer:
             raise DataError(
                 f"{len(longer)} of the {len(lengths)} answers in {dataset.path} are longer with "

@@ -23,7 +23,6 @@ from gemmule.train.probe import MakeProbe, Probe
 from gemmule.train.recipe import Recipe
 from gemmule.train.recipes import build_recipe
 
-
 def run_training(
     config: RunConfig,
     out: Path,
@@ -221,10 +220,16 @@ def _result(config: RunConfig, recipe: Recipe, state: TrainState) -> RunResult:
 def describe(result: Mapping[str, Any]) -> str:
     """One line on a finished run: its loss on text, or the metrics of its kind."""
     if "nats_per_token" not in result:
-        metrics = {k: v for k, v in result.items() if k not in RunResult.model_fields}
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-        return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        metrics = {k: _shown(v) for k, v in result.items() if k not in RunResult.model_fields}
+        return ", ".join(f"{name} {value}" for name, value in metrics.items() if value)
     return (
         f"{result['nats_per_token']:.4f} nats/token, perplexity {result['perplexity']:.2f}, "
         f"{result['bits_per_byte']:.4f} bits/byte on {result['heldout_tokens']:,} held-out tokens"
     )
+
+
+def _shown(value: Any) -> str:
+    """A number, or an estimate with its interval; empty for anything else."""
+    if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
+        return f"{value['value']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
