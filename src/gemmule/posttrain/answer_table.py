@@ -73,6 +73,7 @@ class AnswerTable:
 
     def _check_lengths(self, dataset: Dataset, seq_len: int) -> None:
         lengths = [len(answer) for part in self.answers.values() for answer in part]
+        # The last token is only a label, for the limit at which the data leave conversations out.
         longer = [length for length in lengths if length > seq_len + 1]
         if longer:
             raise DataError(
