@@ -53,7 +53,13 @@ def test_from_files_to_a_reward(files: Path, tmp_path: Path, capsys: Capture) ->
     out = tmp_path / "run"
     assert run(*arguments(files, out)) == 0
     shown = capsys.readouterr().err
-    for text in ("pairs:", "reward model", "the shorter answer", "points away", "gemmule align"):
+    for text in (
+        "pairs:",
+        "reward model",
+        "the shorter answer",
+        "words of a refusal",
+        "gemmule align",
+    ):
         assert text in shown
     assert open_reward(str(out)).score([]) == []
 

@@ -11,7 +11,7 @@ from gemmule.cli.post_training import StartAndData, new_run
 from gemmule.cli.train import run_settings
 from gemmule.errors import ConfigError
 
-_RULES = {"shorter": "the shorter answer", "refusal": "the one with a refusal's words"}
+_RULES = {"shorter": "the shorter answer", "refusal": "words of a refusal"}
 
 
 @command(POST_TRAIN)
@@ -30,7 +30,7 @@ def reward(
     Example: gemmule reward configs/reward-1m.toml --model runs/sft --file pairs.jsonl --out
     runs/reward
     """
-    from gemmule.console import key_values, next_commands
+    from gemmule.console import next_commands, table
     from gemmule.posttrain.chat_data import prepare_pairs
     from gemmule.train.run import run_training
 
@@ -48,23 +48,24 @@ def reward(
     if as_json:
         print(json.dumps(result))
     else:
-        key_values(list(_rows(result)), title=f"{out}: held-out pairs decided as people did")
+        headers = ["decided by", "right, %", "lead of the model"]
+        table(headers, list(_rows(result)), title=f"{out}: held-out pairs")
         use = ["--method", "rloo", "--reward", out, "--model", "MODEL", "--file", "PROMPTS"]
         next_commands(shell.command("align", *use, "--out", "OUT"))
 
 
-def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """The model, and each rule with the model's lead over it."""
-    yield "reward model", _percent(result["accuracy"])
+    yield "reward model", _percent(result["accuracy"]), ""
     for name, values in result["rules"].items():
-        lead = values["difference"]
-        yield (
-            _RULES[name],
-            f"{_percent(values['accuracy'])}; the model is {100 * lead['value']:+.1f} points away "
-            f"[{100 * lead['low']:+.1f}, {100 * lead['high']:+.1f}]",
-        )
+        yield _RULES[name], _percent(values["accuracy"]), _points(values["difference"])
+
+
+def _points(estimate: Mapping[str, float]) -> str:
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _percent(estimate: Mapping[str, float]) -> str:
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
-    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
