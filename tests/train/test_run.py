@@ -348,3 +348,13 @@ def test_compiled_runs_resume_bit_for_bit(
     torch.compiler.reset()
     run_training(config, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "unbroken")
+
+
+def test_any_result_is_described() -> None:
+    """Also that of a run without a language-model loss."""
+    accuracy = {"value": 0.625, "low": 0.5, "high": 0.75, "n": 9}
+    result = {"split": "heldout", "accuracy": accuracy, "margin": 1.5, "rules": {}, "seed": 3}
+    assert run.describe(result) == "accuracy 0.625 [0.5, 0.75], margin 1.5"
+    metrics = {"nats_per_token": 1.0, "perplexity": 2.72, "bits_per_byte": 0.5}
+    described = run.describe({**metrics, "heldout_tokens": 1000})
+    assert described.startswith("1.0000 nats/token, perplexity 2.72")
