@@ -23,8 +23,8 @@ from gemmule.train.config import RunConfig
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["tokenizer", "trim"],
-         ["data"], ["train"],
-         ["distill"], ["sft"], ["align"], ["synthesize"], ["merge"], ["warp"], ["gate"], ["tasks"],
+         ["data"], ["train"], ["distill"], ["reward"],
+         ["sft"], ["align"], ["synthesize"], ["merge"], ["warp"], ["gate"], ["tasks"],
          ["trim"],
          ["generate"], ["chat"], ["serve"], ["doctor"], ["info"],
          ["convert"], ["quantize"], ["bench"], ["record"], ["verify"], ["ablate"], ["plan"],

@@ -50,8 +50,10 @@ def reward(
     else:
         headers = ["decided by", "right, %", "lead of the model"]
         table(headers, list(_rows(result)), title=f"{out}: held-out pairs")
-        use = ["--method", "rloo", "--reward", out, "--model", "MODEL", "--file", "PROMPTS"]
-        next_commands(shell.command("align", *use, "--out", "OUT"))
+        next_commands(
+            shell.command("align", "--method", "rloo", "--reward", out, "--model", "MODEL",
+                          "--file", "PROMPTS", "--out", "OUT")
+        )  # fmt: skip
 
 
 def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -23,6 +23,7 @@ from gemmule.train.probe import MakeProbe, Probe
 from gemmule.train.recipe import Recipe
 from gemmule.train.recipes import build_recipe
 
+
 def run_training(
     config: RunConfig,
     out: Path,
