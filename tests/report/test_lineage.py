@@ -81,6 +81,7 @@ def line(tmp_path: Path) -> list[Path]:
         ],
         "objective": {"name": "merge", "method": "slerp", "weights": [0.5, 0.5], "eta": 1.0},
     }
+    del about["seed"]
     dump(merged / "manifest.json", about)
     angles = [[0.0, 88.5], [88.5, 0.0]], [[0.0, None], [None, 0.0]], [[0.0, 41.25], [41.25, 0.0]]
     layers = {
@@ -103,8 +104,10 @@ def test_each_stage_has_its_data_cost_and_gates(line: list[Path]) -> None:
     assert "Cost: 500 k tokens, 1 min 35 s, 12.3 Wh" in page
     assert "Model: rl-1 (RLOO): 500 k tokens, 1 min 35 s, 1.00 Wh" in page
     assert "Angles between task vectors, by layer: 41.2° to 88.5°" in page
-    assert "Promoted over …/sft, on 200 held-out prompts. Not checked: safety." in page
+    assert "Promoted on 200 held-out prompts: it may replace …/sft. Not checked: safety." in page
     assert "passed reward: gains more than 0 (whole interval); gains 0.210" in page
+    assert "seed" not in page[page.index("Limitations") : page.index("Energy and carbon")]
+    assert "Cost: 1.5 s" in page
     assert str(line[0].parent) not in (line[-1] / "card/index.html").read_text()
     text = (line[-1] / "card/README.md").read_text()
     assert "## Lineage" in text
@@ -125,7 +128,7 @@ def test_the_card_of_a_run_with_other_metrics(line: list[Path]) -> None:
 def test_a_refused_run_says_so(line: list[Path]) -> None:
     give_gates(line[2], line[1], passed=False)
     page = read(write_card(line[2])).text
-    assert "Refused; it does not replace …/sft" in page
+    assert "Refused on 200 held-out prompts: it does not replace …/sft." in page
     assert "failed reward" in page
 
 

@@ -158,7 +158,7 @@ def _cost(run: Run, title: str, provenance: Provenance) -> Sentence:
         (run.result, "energy_wh", "energy", values.watt_hours),
         (run.result, "gco2e", "carbon", values.grams),
     ):
-        if is_number(document.get(key)):
+        if is_number(document.get(key)) and (document.get(key) or key != "train_tokens"):
             value = provenance.take(document, key, f"{title}: {what}", form)
             parts.append(sentence("{} tokens", value) if what == "tokens" else [value])
     joined: Sentence = []
@@ -174,14 +174,15 @@ def _gates(
     if gates is None:
         return [], []
     parent = without_folders(str(gates.get("parent.path")))
-    decision = "Promoted over" if gates.get("passed") else "Refused; it does not replace"
-    verdict = sentence(f"{decision} {parent}.")
+    decision = "Promoted" if gates.get("passed") else "Refused"
+    then = f"it {'may' if gates.get('passed') else 'does not'} replace {parent}."
+    verdict = sentence(f"{decision}: {then}")
     count = gates.get("prompts.count")
     if count is not None:
         value = provenance.take(
             gates, "prompts.count", f"{title}: prompts of its gates", values.exact
         )
-        verdict = sentence(f"{decision} {parent}, on {{}} held-out prompts.", value)
+        verdict = sentence(f"{decision} on {{}} held-out prompts: {then}", value)
     missing = gates.get("not_checked") or []
     if missing:
         verdict += [f" Not checked: {', '.join(map(str, missing))}."]

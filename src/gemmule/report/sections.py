@@ -142,7 +142,7 @@ def limitations(model: Run, provenance: Provenance) -> list[Sentence]:
     known = str(model.carbon.get("how.cpu") if model.carbon else "")
     tuned = model.manifest.get("kind") not in ("train", "distill")
     first = (
-        "A small model. Its last stage of training had {} tokens of {}. Its answers are not "
+        "A small model, tuned in several stages; the last had {} tokens of {}. Its answers are not "
         if tuned
         else "A small model trained on {} tokens of {}: it continues text in that style. Its "
         "statements are not "
@@ -153,16 +153,22 @@ def limitations(model: Run, provenance: Provenance) -> list[Sentence]:
             tokens,
             name,
         ),
-        sentence(
-            "The held-out text comes from the same source as the training text. Performance on "
-            "other text was not measured."
-        ),
-        sentence(
-            "One run, seed {}. Another seed gives other numbers. The spread over seeds was not "
-            "measured here, and differences smaller than it may be due to chance.",
-            seed,
-        ),
     ]
+    if model.has_loss:
+        lines.append(
+            sentence(
+                "The held-out text comes from the same source as the training text. Performance on "
+                "other text was not measured."
+            )
+        )
+    if seed.known:
+        lines.append(
+            sentence(
+                "One run, seed {}. Another seed gives other numbers. The spread over seeds was not "
+                "measured here, and differences smaller than it may be due to chance.",
+                seed,
+            )
+        )
     missing = [
         what
         for what, document in (
