@@ -146,9 +146,10 @@ def classifier_message(source: str, labels: Iterable[int], what: str) -> str:
     kind, name = "Sequence", "sequence classifier or reward model"
     if "TokenClassification" in what:
         kind, name = "Token", "token classifier"
+    reward = "; with one label it is a reward for gemmule align" if kind == "Sequence" else ""
     return (
-        f"{source} is a Gemma 2 {name} ({count}{what}): its head cannot be run here; transformers "
-        f"can (AutoModelFor{kind}Classification)"
+        f"{source} is a Gemma 2 {name} ({count}{what}), which does not write text: transformers "
+        f"can run it (AutoModelFor{kind}Classification){reward}"
     )
 
 
