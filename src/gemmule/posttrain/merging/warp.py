@@ -7,9 +7,10 @@
         start = (1 - eta) start + eta merged
     the result is the last iteration's merge
 
-The runs are of any kind; WARP's own are `rl` with method "rloo" or "reinforce" and an EMA anchor,
-of which each run keeps its own. Models on the way from the first start to the result, WARP's front
-of reward against KL, are made with `gemmule merge OUT --base START --method lerp --eta ETA`.
+The runs are of any kind; WARP's own are `rl` with `method = "rloo"` and an EMA anchor
+(`anchor_rate = 0.01`), of which each run keeps its own. Models on the way from the first start to
+the result, WARP's front of reward against KL, are made with
+`gemmule merge OUT --base START --method lerp --eta ETA`.
 
 The folder:
 
