@@ -156,6 +156,30 @@ def test_ways_to_learn_from_a_teacher_are_compared(tmp_path: Path) -> None:
     assert "exact match on 8 questions, 2 seeds" in printed
 
 
+@pytest.mark.slow
+def test_post_training_takes_the_steps_that_trl_takes(tmp_path: Path) -> None:
+    """SFT, DPO and RLOO: losses and gradients of the first steps."""
+    pytest.importorskip("trl", reason="trl is in the extra dev")
+    out, modes = tmp_path / "report.json", ["gemmule-sft", "trl-sft", "gemmule-dpo", "trl-dpo"]
+    running = start(
+        "posttrain.py", "--toy", "--rounds=2", "--steps=1", f"--modes={','.join(modes)}",
+        f"--json={out}",
+    )  # fmt: skip
+    _, printed = running.communicate(timeout=600)
+    assert running.returncode == 0, printed
+    report = json.loads(out.read_text())
+    assert report["equality"]["agrees"] is True
+    for method in ("sft", "dpo", "rloo"):
+        losses = report["equality"][method]["losses"]
+        assert losses["gemmule"] == pytest.approx(losses["trl"], rel=1e-5)
+        assert len(set(losses["gemmule"])) == 3  # each step has another batch and other weights
+    part = report["vocabularies"]["512"]
+    assert sorted(part["modes"]) == sorted(modes)
+    assert part["ratios"].keys() == {
+        f"{kind}_vs_trl-{method}" for kind in ("speed", "memory") for method in ("sft", "dpo")
+    }
+
+
 def test_distillation_losses_agree_and_say_what_they_hold(reports: dict[str, Any]) -> None:
     report = reports["distill_loss.py"]
     assert list(report["modes"]) == LOSS_MODES
