@@ -63,7 +63,7 @@ FULL = {
     "prompt_tokens": [20, 120],
     "answer_tokens": [40, 360],
     "seq_len": 512,
-    "batches": 3,
+    "batches": 2,
 }
 
 

@@ -144,11 +144,9 @@ def build_gemmule(settings: Mapping[str, Any]) -> Side:
     """What a run of gemmule does in a step."""
     import torch
 
-    from gemmule.posttrain.objectives.policy_gradient import PolicyGradient
-    from gemmule.posttrain.objectives.preference import PairPreference
+    from gemmule.posttrain.objectives.answer_tokens import AnswerTokens
     from gemmule.runtime import memory, torch_compile
     from gemmule.runtime.config import RuntimeConfig
-    from gemmule.train.objectives.next_token import NextToken
     from gemmule.train.step import accumulate
 
     imports_mb = harness.peak_mb()
@@ -159,12 +157,11 @@ def build_gemmule(settings: Mapping[str, Any]) -> Side:
         torch_compile.compile_blocks(model.layers)
     objective: Any
     if settings["method"] == "sft":
-        objective, prepare = NextToken(), _packed_rows(settings)
+        objective, prepare = AnswerTokens(), _packed_rows(settings)
     elif settings["method"] == "dpo":
         objective, prepare = _dpo(settings, model)
     else:
         objective, prepare = _rloo(settings, model)
-    assert isinstance(objective, NextToken | PairPreference | PolicyGradient)
     objective.prepare("cpu", compiled)
     runtime = RuntimeConfig(device="cpu", dtype="float32", threads=settings["threads"])
 
