@@ -158,9 +158,11 @@ def test_a_run_logs_what_its_rollouts_were(unbroken: Callable[[str], Path], meth
 
 KILLED = """
 import json, os, signal, sys
+from pathlib import Path
 import gemmule.posttrain.kinds
-from gemmule.train.config import RunConfig
 from gemmule.posttrain.objectives import policy_gradient
+from gemmule.train.config import RunConfig
+from gemmule.train.run import run_training
 loss, calls = policy_gradient.PolicyGradient.loss, [0]
 def killing(self, model, batch):
     calls[0] += 1
@@ -168,7 +170,7 @@ def killing(self, model, batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(self, model, batch)
 policy_gradient.PolicyGradient.loss = killing
-run_training(RunConfig.parse(json.loads(sys.argv[1])), __import__("pathlib").Path(sys.argv[2]))
+run_training(RunConfig.parse(json.loads(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
