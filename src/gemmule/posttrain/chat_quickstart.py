@@ -327,7 +327,7 @@ def _conclude(layout: ChatLayout, answers: dict[str, Any], seconds: float) -> No
     table(headers, rows)
     gain = answers["gain"]
     console.print(
-        f"distillation changed {gain['value']:+.1%} of the answers for the better "
+        f"right answers gained by distillation: {gain['value']:+.1%} "
         f"({gain['low']:+.1%} to {gain['high']:+.1%})",
         markup=False,
     )
