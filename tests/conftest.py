@@ -17,9 +17,8 @@ from gemmule.quant import native
 from gemmule.runtime import host, torch_compile
 from models import TINY
 from parity_figures import Figures
+from words import WORDS
 
-TEXT = "the a sea ship captain said never wind old and of to under red sail harbour"
-WORDS = TEXT.split()
 FIGURES = pytest.StashKey[Figures]()
 
 

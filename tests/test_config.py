@@ -224,6 +224,7 @@ def test_the_config_of_an_earlier_run_is_read_as_what_it_means(tmp_path: Path) -
         "checkpoint": {"every": 100, "minutes": 1.0, "keep": 1},
         "runtime": {"device": "cpu", "dtype": "float32", "compile": True, "threads": 2,
                     "country": "FRA"},
+        "adapter": None,
     }  # fmt: skip
     assert load_run_config(path, ["data.path=elsewhere"]).data.path == Path("elsewhere")
     config.save(path)

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 import gemmule
 import gemmule.posttrain.kinds
-from conftest import WORDS
 from gemmule.cli.app import app
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.chat_data import write_conversations
@@ -17,6 +16,7 @@ from gemmule.posttrain.conversations import Conversation, Message
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 from models import TINY
+from words import WORDS
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
-from gemmule.data.corpus import SPLITS, _assign, read_corpus
+from gemmule.data.corpus import SPLITS, assign_splits, read_corpus
 from gemmule.data.sources import find_source
 from gemmule.errors import DataError
 
@@ -58,7 +58,7 @@ def test_fractions_are_about_as_asked(tmp_path):
     st.floats(0.001, 0.4),
 )
 def test_no_split_is_empty_from_three_documents_on(positions, share):
-    split = _assign(positions, share, share)
+    split = assign_splits(positions, share, share)
     assert set(split) == {0, 1, 2}
 
 

@@ -166,7 +166,7 @@ def rollout(prompt: tuple[int, ...], ids: tuple[int, ...], *, text: str = "") ->
 def test_the_divergence_is_exact_over_the_vocabulary() -> None:
     ours, theirs = (stopping_model(VOCABULARY, seed) for seed in (3, 4))
     prompt = RolloutPrompt((2, 300, 301), {})
-    group = Group(prompt, (rollout(prompt.ids, (5, 9, 107)), rollout(prompt.ids, (200, 107))))
+    group = Group(prompt, (rollout(prompt.ids, (5, 9, 107)), rollout(prompt.ids, (200, 107))), 0)
     expected = 0.0
     for r in group.rollouts:
         tokens = torch.tensor([r.prompt + r.answer])
@@ -199,7 +199,7 @@ def test_a_verifier_with_a_hole_is_refused_by_the_reward_that_has_none() -> None
 
     def measured(texts: list[str], reward: Any) -> Answers:
         groups = [
-            Group(p, (rollout(p.ids, (9,) * len(text), text=text),))
+            Group(p, (rollout(p.ids, (9,) * len(text), text=text),), 0)
             for p, text in zip(prompts, texts, strict=True)
         ]
         return measure.describe_answers(groups, reward, 0.0)
@@ -216,7 +216,7 @@ def test_a_verifier_with_a_hole_is_refused_by_the_reward_that_has_none() -> None
 def test_an_answer_that_was_cut_is_not_rewarded() -> None:
     prompt = RolloutPrompt((2, 3), {"answer": "7"})
     cut = dataclasses.replace(rollout(prompt.ids, (9,), text="7"), finished=False)
-    group = Group(prompt, (rollout(prompt.ids, (9,), text="7"), cut))
+    group = Group(prompt, (rollout(prompt.ids, (9,), text="7"), cut), 0)
     assert measure.describe_answers([group], open_reward("exact"), -1.0).rewards == [[1.0, -1.0]]
 
 

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import gemmule.posttrain.kinds  # noqa: F401
-from conftest import WORDS
 from gemmule import files
 from gemmule.cli.app import app
 from gemmule.errors import ConfigError, DataError, Interrupted, TrainingError
@@ -31,6 +30,7 @@ from gemmule.runs.metrics import read_metrics
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.run import run_training
 from models import TINY
+from words import WORDS
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")

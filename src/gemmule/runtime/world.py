@@ -220,7 +220,7 @@ class _Group(World):
                 # A collective of somewhere else, broken off because its partner has failed.
                 lost = self._failure_of_another(wait=0.0)
         finally:
-            if error is not None and lost is None:
+            if error is not None and lost is None and self._failure is None:
                 self._tell(error)
             self._leaving.set()
             dist.destroy_process_group()  # closes the connections, which wakes the others
@@ -244,7 +244,7 @@ class _Group(World):
             raise failure from None
 
     def _tell(self, error: BaseException) -> None:
-        """Leaves the reason for the others, unless another rank has failed before."""
+        """Leaves the reason for the others, unless another rank has left one."""
         reason = f"{type(error).__name__}: {first_line(error)}" if str(error) else repr(error)
         where = f"{socket.gethostname()}, process {os.getpid()}"
         value = json.dumps({"rank": self.rank, "where": where, "reason": reason})
