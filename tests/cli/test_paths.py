@@ -138,8 +138,9 @@ tokenizer trim ~ --out o | tokenizer trim t --out ~ | tokenizer trim t --text ~ 
 sft ~ --out o | sft --out ~ | sft --model ~ --out o | sft --file ~ --out o | sft --data ~ --out o
 sft --targets ~ --out o | reward ~ --out o | reward --out ~ | reward --model ~ --out o
 reward --file ~ --out o | reward --data ~ --out o | align ~ --out o | align --out ~
-align --model ~ --out o | align --file ~ --out o | align --data ~ --out o | align --teacher ~ --out o
-synthesize ~ --teacher m --out o | synthesize p --teacher ~ --out o | synthesize p --teacher m --out ~
+align --model ~ --out o | align --file ~ --out o | align --data ~ --out o
+align --teacher ~ --out o | synthesize ~ --teacher m --out o
+synthesize p --teacher ~ --out o | synthesize p --teacher m --out ~
 merge ~ m --out o | merge m m --out ~ | merge m m --base ~ --out o | warp ~ --out o | warp --out ~
 gate ~ | gate m --parent ~ | gate m --data ~ | gate m --base-data ~ | gate m --config ~
 gate m --out ~ | tasks arithmetic --out ~
