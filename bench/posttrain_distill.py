@@ -26,7 +26,6 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import load
 from gemmule.losses.divergences import Divergence
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
-from gemmule.posttrain import kinds  # noqa: F401  # registers sft and opd
 from gemmule.posttrain.chat_data import ChatData, ChatOptions, write_conversations
 from gemmule.posttrain.conversations import Conversation, Prompt, messages_of
 from gemmule.posttrain.filters import Filters

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-import gemmule.posttrain.kinds  # noqa: F401
 from gemmule import files, stats
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.data.read_log import ReadLog

@@ -31,7 +31,6 @@ from gemmule import files
 from gemmule.console import console, table
 from gemmule.infer.language_model import load
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain import kinds  # noqa: F401 (makes the kinds of runs known)
 from gemmule.posttrain.chat_data import ChatData, prepare_conversations, prepare_prompts
 from gemmule.posttrain.gates.gate import GateConfig, gate
 from gemmule.posttrain.pass_at_k import difference, estimate

@@ -10,7 +10,6 @@ import torch
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.errors import CheckpointError, ConfigError, TokenizerError
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain import kinds
 from gemmule.posttrain.answer_source import packed
 from gemmule.posttrain.chat_data import ChatData, write_prompts
 from gemmule.posttrain.conversations import Message, Prompt
@@ -23,8 +22,6 @@ from gemmule.posttrain.segments import Segments
 from gemmule.train.config import RunConfig
 from judged_answers import CONTEXT, OPTIONS, pair_folder, parent, sentence
 from models import TINY, random_model, tiny_config
-
-assert kinds
 
 
 def saved(folder: Path, tokenizer: Tokenizer) -> RewardModel:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from gemmule import files
 from gemmule.errors import CheckpointError, ConfigError, DataError, Interrupted
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain import kinds, reference
+from gemmule.posttrain import reference
 from gemmule.posttrain.objectives import preference
 from gemmule.runs.metrics import read_metrics
 from gemmule.train.config import RunConfig, load_run_config
@@ -23,7 +23,6 @@ from judged_answers import CONTEXT, labeled_folder, pair_folder, parent
 pytestmark = pytest.mark.usefixtures("no_meter")
 Settings = Callable[..., dict[str, Any]]
 METHODS = ("dpo", "ipo", "simpo", "kto")
-assert kinds
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from gemmule.checkpoints.hf.writer import save_model
 from gemmule.checkpoints.load import load_model
 from gemmule.errors import CheckpointError, ConfigError, Interrupted
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain import kinds
 from gemmule.posttrain.answer_source import AnswerSource, packed
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.rendering import Rendered
@@ -32,7 +31,6 @@ from judged_answers import CONTEXT, pair_folder, parent
 from models import GROUPED, random_model, tiny_config
 
 pytestmark = pytest.mark.usefixtures("no_meter")
-assert kinds
 VOCAB = 300
 CONFIG = tiny_config(GROUPED, vocab_size=VOCAB)
 RUNTIME = RuntimeConfig(device="cpu", dtype="float32", compile=False, threads=1)

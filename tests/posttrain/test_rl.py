@@ -16,7 +16,6 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import gemmule.posttrain.kinds  # noqa: F401
 from gemmule import files
 from gemmule.cli.app import app
 from gemmule.errors import ConfigError, DataError, Interrupted, TrainingError
@@ -159,7 +158,6 @@ def test_a_run_logs_what_its_rollouts_were(unbroken: Callable[[str], Path], meth
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-import gemmule.posttrain.kinds
 from gemmule.posttrain.objectives import policy_gradient
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training

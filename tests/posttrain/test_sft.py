@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import gemmule.posttrain.kinds  # noqa: F401
 from gemmule import files
 from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset, Split

@@ -11,7 +11,6 @@ from gemmule import files
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.evals.training_data import open_training_data
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain import kinds  # noqa: F401  # registers the kind
 from gemmule.posttrain.chat_data import write_conversations
 from gemmule.posttrain.conversations import Conversation, Message
 from gemmule.train.config import RunConfig

@@ -107,7 +107,6 @@ def _settings(
     out: Path,
     resume: bool,
 ) -> "tuple[RunConfig, WarpConfig]":
-    from gemmule.posttrain import kinds  # noqa: F401  (registers them)
     from gemmule.posttrain.merging.warp import WarpConfig, read_settings
     from gemmule.train.config import load_run_config
 

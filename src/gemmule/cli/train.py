@@ -77,7 +77,6 @@ def override(key: str, value: object) -> str:
 
 def run_settings(config: Path | None, overrides: list[str], out: Path, resume: bool) -> "RunConfig":
     """The settings of a new run, or those that a stopped run saved, whatever its kind."""
-    import gemmule.posttrain.kinds  # noqa: F401 (a stopped run may be of any kind)
     from gemmule.runs.run_dir import RunDir
     from gemmule.train.config import load_run_config
 

@@ -28,7 +28,6 @@ from gemmule.errors import ConfigError, OutputError
 from gemmule.infer.language_model import load
 from gemmule.model.config import GemmaConfig, preset
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain import kinds  # noqa: F401 (makes the kinds of runs known)
 from gemmule.posttrain.answer_report import answer_report
 from gemmule.posttrain.chat_data import (
     ChatData,

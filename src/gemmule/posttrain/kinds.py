@@ -1,7 +1,4 @@
-"""Makes the kinds of post-training runs known.
-
-Whatever reads the settings of a run that may be a post-training run imports this module first.
-"""
+"""Registers the kinds of post-training runs; imported by gemmule.train.config when one is named."""
 
 from gemmule.posttrain.recipes import opd, preference, reward, rl, sft
 from gemmule.train.recipes import register_recipe

@@ -2,9 +2,12 @@
 
 `objective.kind` decides what a run does. Each kind has its own settings in the group `objective`, a
 subclass of `ObjectiveConfig`; the groups together are a discriminated union that stays open:
-`register_objective` adds a kind, and no module of this package needs to know it.
+`register_objective` adds a kind, and no module of this package needs to know it. Of gemmule's own
+kinds that packages above this one register, FURTHER_KINDS has the module: it is imported when
+settings name a kind or a setting that is not known yet.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -350,6 +353,7 @@ class RunConfig(Config):
         return grouped(values) if values.keys() >= _SAVED_FLAT else values
 
 
+FURTHER_KINDS = "gemmule.posttrain.kinds"  # module that registers kinds when it is imported
 _OBJECTIVES: dict[str, type[ObjectiveConfig]] = {}
 
 
@@ -415,10 +419,12 @@ def _of_kind(objective: Any, source: str) -> type[Any]:
             f"{source}: objective = {objective!r}: a group of settings; did you mean "
             "'objective.kind'?"
         )
+    kind = objective.get("kind")
+    if kind not in _OBJECTIVES or not objective.keys() <= _OBJECTIVES[kind].model_fields.keys():
+        importlib.import_module(FURTHER_KINDS)
     kinds = list(_OBJECTIVES)
-    if "kind" not in objective:
+    if kind is None:
         raise ConfigError(f"{source}: 'objective.kind' is required: one of {', '.join(kinds)}")
-    kind = objective["kind"]
     if kind not in _OBJECTIVES:
         raise ConfigError(
             f"{source}: objective.kind = {kind!r}: unknown kind; {nearest(str(kind), kinds)}"
