@@ -23,7 +23,6 @@ from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import END_OF_TURN_ID
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain import kinds  # noqa: F401  # registers the kind
 from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS, rows_of, rows_of_rollouts
 from gemmule.posttrain.chat_data import write_conversations, write_prompts
 from gemmule.posttrain.conversations import Conversation, Message, Prompt
@@ -424,18 +423,23 @@ def test_mistakes_are_explained(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("in_file", [False, True])
 @pytest.mark.parametrize("lmbda", [1.0, 0.5])
 def test_the_command_makes_the_data_and_trains(
-    models: dict[str, str], tmp_path: Path, lmbda: float
+    models: dict[str, str], tmp_path: Path, lmbda: float, in_file: bool
 ) -> None:
     file, out = tmp_path / "prompts.jsonl", tmp_path / "run"
     lines = [{"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a in WORDS for b in WORDS]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    changes = ["steps=1", "data.seq_len=48", "data.batch_size=4", "objective.max_new_tokens=12",
-               f"objective.lmbda={lmbda}"]  # fmt: skip
+    changes = ["steps=1", "data.seq_len=48", "data.batch_size=4", "objective.max_new_tokens=12"]
+    if not in_file:
+        changes.append(f"objective.lmbda={lmbda}")
+    config = tmp_path / "opd.toml"
+    config.write_text(f"[objective]\nlmbda = {lmbda}\n" if in_file else "")
     chosen = [word for change in changes for word in ("--set", change)]
-    command = ["align", "--method", "opd", "--model", models["student"], "--file", str(file),
-               "--teacher", models["teacher"], "--out", str(out), "--json", *chosen]  # fmt: skip
+    command = ["align", str(config), "--method", "opd", "--model", models["student"],
+               "--file", str(file), "--teacher", models["teacher"], "--out", str(out), "--json",
+               *chosen]  # fmt: skip
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["loss"] > 0

@@ -341,6 +341,8 @@ def test_align_makes_the_data_and_trains(base: Path, prompts: Path, tmp_path: Pa
         (["--method", "rloo", "--teacher", "x"], "--teacher is for opd, not rloo"),
         (["--method", "dpo", "--labeled"], "--labeled is for kto, not dpo"),
         (["--method", "rloo", "--reward", "number=much"], "'much' is not a number"),
+        (["--method", "rloo", "--reward", "number=nan"], "'nan' is not a number"),
+        (["--method", "rloo", "--reward", "exact", "--reward", "exact=2"], "exact is named twice"),
         (["--method", "rloo"], "there is no reward"),
         (["--resume", "--method", "rloo"], "give only --out"),
     ],

@@ -113,3 +113,13 @@ def test_what_cannot_be_used_is_named(
     assert code == 2, told
     assert message in told
     assert not (tmp_path / "run/manifest.json").exists()
+
+
+def test_epochs_are_checked_before_the_data_is_made(
+    base: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    given = ["--model", base, "--file", chats, "--epochs", 0, "--out", out]
+    code, _, told = run(capsys, tmp_path / "sft.toml", *given)
+    assert code == 2 and "epochs is 0" in told
+    assert not out.exists()

@@ -1,5 +1,6 @@
 """gemmule align."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,13 +8,14 @@ import typer
 
 from gemmule.cli.app import POST_TRAIN, command
 from gemmule.cli.options import AsJson, ConfigFile, Out, Overrides, Resume
-from gemmule.cli.post_training import StartAndData, new_run
+from gemmule.cli.post_training import StartAndData, new_run, reward_weights
 from gemmule.cli.train import override, run_settings, train_model
 from gemmule.config import ModelName, nearest
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
     from gemmule.cli.post_training import Prepare
+    from gemmule.train.config import RunConfig
 
 # The kind of run that each method is a setting of; "opd" is a kind of its own.
 _KINDS: Mapping[str, str] = {
@@ -61,8 +63,10 @@ def align(
     else:
         kind = _kind(method)
         chosen += _of_method(str(method), kind, rewards or [], teacher)
-        prepare = _prepare(str(method), labeled, chosen)
-        settings = new_run(kind, config, chosen, start, out, prepare)
+        if labeled and method != "kto":
+            raise ConfigError(f"--labeled is for kto, not {method}")
+        preparer = functools.partial(_prepare, labeled)
+        settings = new_run(kind, config, chosen, start, out, preparer)
     train_model(settings, out, resume, as_json, chats=True)
 
 
@@ -91,37 +95,25 @@ def _of_method(
         raise ConfigError(f"--teacher is for opd, not {method}")
     chosen = [] if kind == "opd" else [override("objective.method", method)]
     if rewards:
-        pairs = ", ".join(f"{_quoted(name)} = {weight}" for name, weight in map(_reward, rewards))
+        weights = reward_weights(rewards).items()
+        pairs = ", ".join(f"{_quoted(name)} = {weight}" for name, weight in weights)
         chosen.append(f"objective.rewards={{{pairs}}}")
     if teacher:
         chosen.append(override("objective.teacher", teacher))
     return chosen
 
 
-def _reward(text: str) -> tuple[str, float]:
-    """Name and weight of "NAME" or "NAME=WEIGHT"."""
-    name, equals, weight = text.rpartition("=")
-    if not equals:
-        return text, 1.0
-    try:
-        return name, float(weight)
-    except ValueError:
-        raise ConfigError(
-            f"--reward {text}: the weight {weight!r} is not a number; NAME=0.5, for example"
-        ) from None
-
-
 def _quoted(name: str) -> str:
     return override("", name).removeprefix("=")
 
 
-def _prepare(method: str, labeled: bool, chosen: Sequence[str]) -> "Prepare":
-    """What makes the data of a method from files."""
+def _prepare(labeled: bool, settings: "RunConfig") -> "Prepare":
+    """What makes the data of a run from files."""
     from gemmule.posttrain.chat_data import prepare_conversations, prepare_pairs, prepare_prompts
+    from gemmule.posttrain.recipes.opd import OpdConfig
 
-    if labeled and method != "kto":
-        raise ConfigError(f"--labeled is for kto, not {method}")
-    if _KINDS[method] == "preference":
+    objective = settings.objective
+    if objective.kind == "preference":
         return prepare_conversations if labeled else prepare_pairs
-    mixed = any(setting.startswith("objective.lmbda=") for setting in chosen)
+    mixed = isinstance(objective, OpdConfig) and objective.lmbda < 1
     return prepare_conversations if mixed else prepare_prompts

@@ -1,7 +1,7 @@
 """gemmule gate."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +10,7 @@ import typer
 from gemmule import files
 from gemmule.cli.app import POST_TRAIN, command, stoppable
 from gemmule.cli.options import AsJson, Model, Overrides
+from gemmule.cli.post_training import reward_weights
 from gemmule.config import ModelName
 from gemmule.errors import ConfigError
 
@@ -67,7 +68,7 @@ def gate(
     before = parent or start_of(Path(candidate))
     if before is None:
         raise ConfigError(f"{candidate} does not say what it was made from: give --parent")
-    scored = open_rewards(_weights(reward)) if reward else None
+    scored = open_rewards(reward_weights(reward)) if reward else None
     more = [] if safety_margin is None else _safety(candidate, before, safety_margin)
     path = out or _default_file(candidate)
     with stoppable("nothing was written"):
@@ -96,20 +97,6 @@ def gate(
         raise typer.Exit(EXIT_CODE)
 
 
-def _weights(rewards: Sequence[str]) -> dict[str, float]:
-    """Weights by name, from NAME and NAME=WEIGHT."""
-    weights: dict[str, float] = {}
-    for reward in rewards:
-        name, sign, weight = reward.partition("=")
-        try:
-            weights[name] = float(weight) if sign else 1.0
-        except ValueError:
-            raise ConfigError(
-                f"--reward {reward}: {weight!r} is not a number; write NAME or NAME=WEIGHT"
-            ) from None
-    return weights
-
-
 def _default_file(candidate: str) -> Path:
     from gemmule.runs.layout import RunLayout
 
@@ -123,7 +110,6 @@ def _chat_data(candidate: str, data: Path | None) -> "ChatData":
     from gemmule.posttrain.chat_data import ChatData
 
     if data is None:
-        from gemmule.posttrain import kinds  # noqa: F401  (registers them)
         from gemmule.runs.layout import RunLayout
         from gemmule.train.config import load_run_config
 

@@ -1,6 +1,7 @@
 """What the commands of post-training do in the same way: settings, and data made from files."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,7 +58,7 @@ def new_run(
     overrides: Sequence[str],
     given: StartAndData,
     out: Path,
-    prepare: "Prepare",
+    preparer: "Callable[[RunConfig], Prepare]",
 ) -> "RunConfig":
     """The settings of a new run, whose data is made first if files are given.
 
@@ -67,7 +68,7 @@ def new_run(
         overrides: further settings.
         given: model and data.
         out: folder of the run; the data goes to OUT/data.
-        prepare: makes the data of files.
+        preparer: function from the settings to what makes the data of files.
 
     Raises:
         UserError: when a setting, a file or the model cannot be used.
@@ -86,7 +87,7 @@ def new_run(
         raise ConfigError("post-training starts from a model: name it with --model")
     if given.files:
         with stoppable(AGAIN):
-            make_data(settings, given, prepare)
+            make_data(settings, given, preparer(settings))
     return settings
 
 
@@ -115,3 +116,27 @@ def make_data(settings: "RunConfig", given: StartAndData, prepare: "Prepare") ->
     console.print(f"{data.kind}: {counts}")
     for line in dropped_lines(data.dataset.manifest):
         console.print(line)
+
+
+def reward_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Weights of rewards by name, from "NAME" or "NAME=WEIGHT".
+
+    Raises:
+        ConfigError: for a weight that is not a finite number, or a reward that is named twice.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, equals, weight = text.rpartition("=")
+        name = name if equals else text
+        try:
+            value = float(weight) if equals else 1.0
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"--reward {text}: the weight {weight!r} is not a number; NAME=0.5, for example"
+            )
+        if name in weights:
+            raise ConfigError(f"--reward {text}: {name} is named twice; give it one weight")
+        weights[name] = value
+    return weights

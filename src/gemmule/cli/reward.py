@@ -40,7 +40,7 @@ def reward(
             raise ConfigError("--resume continues with the run's saved settings: give only --out")
         settings = run_settings(config, chosen, out, resume)
     else:
-        settings = new_run("reward", config, chosen, start, out, prepare_pairs)
+        settings = new_run("reward", config, chosen, start, out, lambda _: prepare_pairs)
     with stoppable(
         "the same command with --resume continues from the last saved step", "reward", out
     ):

@@ -34,19 +34,20 @@ def sft(
     --out runs/sft
     """
     from gemmule.posttrain.chat_data import prepare_conversations
-    from gemmule.posttrain.recipes.sft import describe_stops, with_epochs
+    from gemmule.posttrain.recipes.sft import check_epochs, describe_stops, with_epochs
 
     chosen = list(overrides or [])
     if resume:
-        if start.given() or targets or epochs:
+        if start.given() or targets or epochs is not None:
             raise ConfigError("--resume continues with the run's saved settings: give only --out")
         settings = run_settings(config, chosen, out, resume)
     else:
         if targets is not None:
             chosen.append(override("objective.targets", targets))
         if epochs is not None:
+            check_epochs(epochs)
             chosen.append("steps=1")  # until the data is there to be counted
-        settings = new_run("sft", config, chosen, start, out, prepare_conversations)
+        settings = new_run("sft", config, chosen, start, out, lambda _: prepare_conversations)
         if epochs is not None:
             settings = with_epochs(settings, epochs)
     train_model(settings, out, resume, as_json, further=describe_stops, chats=True)

@@ -133,12 +133,17 @@ def with_epochs(config: RunConfig, epochs: float) -> RunConfig:
         ConfigError: unless `epochs` is above 0.
         DataError: when the data cannot be used.
     """
-    if not 0 < epochs < math.inf:
-        raise ConfigError(f"epochs is {epochs}; it must be above 0")
+    check_epochs(epochs)
     split = Dataset.open(config.data.path).split("train")
     rows = sequence_count(split, config.data.seq_len)
     steps = max(1, math.ceil(epochs * rows / config.data.batch_size))
     return config.model_copy(update={"steps": steps})
+
+
+def check_epochs(epochs: float) -> None:
+    """Raises ConfigError unless `epochs` is a number above 0."""
+    if not 0 < epochs < math.inf:
+        raise ConfigError(f"epochs is {epochs}; it must be above 0")
 
 
 def check_chat_format(config: RunConfig, dataset: Dataset) -> None:
