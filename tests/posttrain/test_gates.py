@@ -23,11 +23,9 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.chat_data import (
     ChatData,
     ChatOptions,
-    write_conversations,
-    write_pairs,
     write_prompts,
 )
-from gemmule.posttrain.conversations import Conversation, Message, PreferencePair, Prompt
+from gemmule.posttrain.conversations import Message, Prompt
 from gemmule.posttrain.gates import measure, rules
 from gemmule.posttrain.gates.gate import GateConfig, describe, gate
 from gemmule.posttrain.gates.rules import Answers, Check
@@ -218,23 +216,6 @@ def test_an_answer_that_was_cut_is_not_rewarded() -> None:
     cut = dataclasses.replace(rollout(prompt.ids, (9,), text="7"), finished=False)
     group = Group(prompt, (rollout(prompt.ids, (9,), text="7"), cut), 0)
     assert measure.describe_answers([group], open_reward("exact"), -1.0).rewards == [[1.0, -1.0]]
-
-
-def test_prompts_of_every_kind_of_data(pieces: Tokenizer, tmp_path: Path) -> None:
-    said = [f"wind {n}" for n in range(6)]
-    answer = (Message("assistant", "red sail"),)
-    items: list[ChatData] = [
-        write_prompts([Prompt(user(s)) for s in said], pieces, tmp_path / "a"),
-        write_conversations([Conversation(user(s) + answer) for s in said], pieces, tmp_path / "b"),
-        write_pairs(
-            [PreferencePair(user(s), answer, (Message("assistant", "no"),)) for s in said],
-            pieces,
-            tmp_path / "c",
-        ),
-    ]
-    first, *others = [[p.ids for p in measure.prompts_of(d, "train")] for d in items]
-    assert first
-    assert others == [first, first]
 
 
 def test_a_whole_gate(models: list[Path], data: ChatData, prepared: Path) -> None:

@@ -279,6 +279,8 @@ def test_what_cannot_be_run_is_refused(
         ({"method": "jbond", "samples": 4}, "samples is a setting of rloo and grpo"),
         ({"method": "grpo", "backward_weight": 0.3}, "backward_weight is a setting of jbond"),
         ({"method": "jbond", "kl": "exact"}, "is for rloo and grpo"),
+        ({"method": "grpo", "kl": "exact"}, "kl is about .* beta is 0: set beta"),
+        ({"beta": 0.0, "anchor_rate": 0.1}, "anchor_rate is about the divergence"),
         ({"rewards": {}}, "there is no reward: set rewards"),
     ],
     ids=str,

@@ -19,6 +19,7 @@ from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.gates import measure, rules
 from gemmule.posttrain.gates.rules import Check, GateLimits
 from gemmule.posttrain.rewards.protocol import Reward
+from gemmule.posttrain.rollout_prompts import prompts_of
 from gemmule.posttrain.rollouts import RolloutPrompt
 from gemmule.runs.schema_evals import Gates
 
@@ -158,7 +159,7 @@ def _check_tokenizers(
 def _prompts(data: ChatData, model: Gemma, config: GateConfig) -> list[RolloutPrompt]:
     """Held-out prompts that leave room for an answer."""
     room = model.config.max_position_embeddings - config.max_new_tokens
-    prompts = [p for p in measure.prompts_of(data, "heldout") if len(p.ids) <= room]
+    prompts = [p for p in prompts_of(data, "heldout") if len(p.ids) <= room]
     if len(prompts) < MINIMUM:
         raise ConfigError(
             f"{data.dataset.path} has {len(prompts)} held-out prompts that leave room for "

@@ -12,28 +12,11 @@ from gemmule.losses.divergences import DistillationLoss, Divergence
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.gates.rules import Answers
 from gemmule.posttrain.rewards.protocol import Reward
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, RolloutSampler
 
 _REVERSE_KL = DistillationLoss(Divergence("reverse_kl"))
-
-
-def prompts_of(data: ChatData, split: str) -> list[RolloutPrompt]:
-    """The prompts of a split: of conversations and pairs what comes before the first answer."""
-    if data.kind == "prompts":
-        return [RolloutPrompt(prompt.ids, prompt.record) for prompt in data.prompts(split)]
-    if data.kind == "pairs":
-        return [
-            RolloutPrompt(pair.chosen.ids[: pair.prompt_tokens], pair.record)
-            for pair in data.pairs(split)
-        ]
-    return [
-        RolloutPrompt(rendered.ids[: rendered.trained.index(True)], item.record)
-        for item in data.conversations(split)
-        if any((rendered := item.rendered).trained)
-    ]
 
 
 def sample(

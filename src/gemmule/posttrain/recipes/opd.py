@@ -15,12 +15,14 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.losses.divergences import Divergence, Kind
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.answer_rows import rows_of_rollouts
+from gemmule.posttrain.answer_table import SPLITS
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
 from gemmule.posttrain.rendering import Rendered
 from gemmule.posttrain.reward_evaluation import spread
 from gemmule.posttrain.rewarded_steps import answer_metrics
+from gemmule.posttrain.rollout_prompts import fitting_prompts
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
 from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.teachers.open import open_teacher
@@ -92,7 +94,12 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
             f"= {settings.samples} for each prompt"
         )
     chat = ChatData(dataset)
-    prompts = {split: _prompts(chat, config, split) for split in ("train", "validation", "heldout")}
+    prompts = {
+        split: fitting_prompts(
+            chat, split, seq_len=data.seq_len, max_new_tokens=settings.max_new_tokens
+        )
+        for split in SPLITS
+    }
     student = initial_model(config, dataset)
     teacher = open_teacher(settings.teacher, dataset, data.seq_len)
     if teacher.vocab_size != student.config.vocab_size:
@@ -146,36 +153,6 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     )
 
 
-def _prompts(chat: ChatData, config: RunConfig, split: str) -> list[RolloutPrompt]:
-    """The prompts of a split that leave room for an answer."""
-    settings = config.objective
-    assert isinstance(settings, OpdConfig)
-    if chat.kind == "prompts":
-        prompts = [RolloutPrompt(p.ids, p.record) for p in chat.prompts(split)]
-    else:
-        prompts = [
-            RolloutPrompt(prompt_ids(c.rendered), c.record) for c in chat.conversations(split)
-        ]
-    room = config.data.seq_len - settings.max_new_tokens
-    fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
-    if not fitting:
-        raise DataError(
-            f"none of the {len(prompts)} prompts of the {split} split has at most {room} tokens, "
-            f"data.seq_len = {config.data.seq_len} less objective.max_new_tokens = "
-            f"{settings.max_new_tokens}: raise the one or lower the other"
-        )
-    return fitting
-
-
-def prompt_ids(conversation: Rendered) -> tuple[int, ...]:
-    """The ids of a conversation up to its last answer."""
-    trained = conversation.trained
-    start = len(trained) - trained[::-1].index(True)
-    while start and trained[start - 1]:
-        start -= 1
-    return conversation.ids[:start]
-
-
 def _conversations(chat: ChatData, seq_len: int) -> list[Rendered]:
     """The conversations of the training split that fit in a row."""
     if chat.kind != "conversations":
@@ -184,7 +161,8 @@ def _conversations(chat: ChatData, seq_len: int) -> list[Rendered]:
             f"{chat.kind}: give a folder of conversations, or leave lmbda at 1"
         )
     rendered = [c.rendered for c in chat.conversations("train")]
-    return [c for c in rendered if len(c) <= seq_len]
+    # The last token is only a label.
+    return [c for c in rendered if len(c) <= seq_len + 1]
 
 
 class _Answers:

@@ -9,17 +9,19 @@ from pydantic import Field
 from torch import Tensor
 
 from gemmule.data.dataset import Dataset
-from gemmule.errors import ConfigError, DataError
+from gemmule.errors import ConfigError
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain import advantages
 from gemmule.posttrain.anchor import Anchor
+from gemmule.posttrain.answer_table import SPLITS
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.objectives.policy_gradient import LossType, Normalization, PolicyGradient
 from gemmule.posttrain.reward_evaluation import RewardEvaluation
 from gemmule.posttrain.rewarded_steps import GroupSteps, JBondSteps, Rewarding
 from gemmule.posttrain.rewards.by_name import check_tokenizer, open_rewards
-from gemmule.posttrain.rollouts import RolloutPrompt, Rollouts, RolloutSampler
+from gemmule.posttrain.rollout_prompts import fitting_prompts
+from gemmule.posttrain.rollouts import Rollouts, RolloutSampler
 from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.train.config import ObjectiveConfig, RunConfig
 from gemmule.train.initial_model import initial_model
@@ -97,6 +99,13 @@ class RlConfig(ObjectiveConfig):
                 )
         if self.method == "jbond" and self.kl == "exact":
             raise ValueError('kl = "exact" is for rloo and grpo: J-BOND\'s returns have the ratio')
+        unused = {"kl": self.kl == "exact", "anchor_rate": self.anchor_rate is not None}
+        has_anchor = self.method == "jbond" or self.divergence_weight
+        for name in [name for name, given in unused.items() if given and not has_anchor]:
+            raise ValueError(
+                f"{name} is about the divergence from the anchor, whose weight beta is 0: set "
+                f"beta, or leave {name} out"
+            )
         return self
 
     @property
@@ -152,9 +161,12 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
             'trainer must have the same probabilities: set runtime.dtype = "float32"'
         )
     _check_rows(config, settings)
+    chat = ChatData(dataset)
     prompts = {
-        split: _prompts(ChatData(dataset), config, split)
-        for split in ("train", "validation", "heldout")
+        split: fitting_prompts(
+            chat, split, seq_len=data.seq_len, max_new_tokens=settings.max_new_tokens
+        )
+        for split in SPLITS
     }
     reward = open_rewards(settings.rewards)
     check_tokenizer(reward, dataset.tokenizer)
@@ -237,19 +249,3 @@ def _check_rows(config: RunConfig, settings: RlConfig) -> None:
             f"data.micro_batch_size = {data.micro_batch} must be even: J-BOND trains on two "
             "answers to each prompt"
         )
-
-
-def _prompts(chat: ChatData, config: RunConfig, split: str) -> list[RolloutPrompt]:
-    """The prompts of a split that leave room for an answer."""
-    settings = config.objective
-    assert isinstance(settings, RlConfig)
-    prompts = [RolloutPrompt(prompt.ids, prompt.record) for prompt in chat.prompts(split)]
-    room = config.data.seq_len - settings.max_new_tokens
-    fitting = [prompt for prompt in prompts if len(prompt.ids) <= room]
-    if not fitting:
-        raise DataError(
-            f"none of the {len(prompts)} prompts of the {split} split has at most {room} tokens, "
-            f"data.seq_len = {config.data.seq_len} less objective.max_new_tokens = "
-            f"{settings.max_new_tokens}: raise the one or lower the other"
-        )
-    return fitting
