@@ -69,13 +69,19 @@ class AnswerScores:
         }
 
     def result(self) -> dict[str, Any]:
-        """Entries of result.json; of pairs, the accuracy has its Wilson interval."""
+        """Entries of result.json; of pairs, the accuracy has its Wilson interval.
+
+        Without pairs, and with good answers only or bad ones only, there is nothing to compare.
+        """
+        count = {"heldout_answers": len(self.scores_S)}
+        if not self.paired and (self.desirable_S.all() or not self.desirable_S.any()):
+            return count
         accuracy: Any = {"value": self.accuracy}
         if self.paired:
             accuracy = stats.proportion(sum(self.right), len(self.right)).json()
         metrics = self.metrics()
         return {
-            "heldout_answers": len(self.scores_S),
+            **count,
             "accuracy": accuracy,
             "margin": metrics["rewards/margins"],
             **({"log_loss": metrics["log_loss"]} if self.paired else {}),
