@@ -1,5 +1,7 @@
 """Chat data folders: what is written is what is read back, and the split."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,18 @@ def test_damaged_records_are_an_error(pieces: Tokenizer, tmp_path: Path) -> None
     (tmp_path / "data/records/train.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match="does not match: make the folder again"):
         data.conversations("train")
+
+
+def test_records_without_a_field_are_an_error(pieces: Tokenizer, tmp_path: Path) -> None:
+    write_conversations([conversation(n) for n in range(20)], pieces, tmp_path / "data")
+    records, manifest = (tmp_path / f"data/{n}" for n in ("records/train.jsonl", "manifest.json"))
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    records.write_text("".join(json.dumps({"record": x["record"]}) + "\n" for x in lines))
+    about = json.loads(manifest.read_text())
+    about["chat"]["records_sha256"]["train"] = hashlib.sha256(records.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"records without 'prompt_tokens'.* make the folder again"):
+        ChatData.open(tmp_path / "data").conversations("train")
 
 
 def test_another_kind_is_refused(pieces: Tokenizer, tmp_path: Path) -> None:

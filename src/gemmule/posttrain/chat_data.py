@@ -269,7 +269,7 @@ class ChatData:
     def conversations(self, split: str) -> list[ConversationTokens]:
         """The conversations of a split, in order."""
         self.check("conversations")
-        lines = read_lines(self.dataset, split)
+        lines = read_lines(self.dataset, split, ("prompt_tokens", "record"))
         return [
             ConversationTokens(document, line["prompt_tokens"], line["record"])
             for document, line in zip(self._documents(split), lines, strict=True)
@@ -278,7 +278,8 @@ class ChatData:
     def pairs(self, split: str) -> list[PairTokens]:
         """The preference pairs of a split, in order."""
         self.check("pairs")
-        documents, lines = self._documents(split), read_lines(self.dataset, split)
+        fields = ("prompt_tokens", "margin", "record")
+        documents, lines = self._documents(split), read_lines(self.dataset, split, fields)
         return [
             PairTokens(chosen, rejected, line["prompt_tokens"], line["margin"], line["record"])
             for chosen, rejected, line in zip(documents[::2], documents[1::2], lines, strict=True)
@@ -287,7 +288,7 @@ class ChatData:
     def prompts(self, split: str) -> list[PromptTokens]:
         """The prompts of a split, in order."""
         self.check("prompts")
-        lines = read_lines(self.dataset, split)
+        lines = read_lines(self.dataset, split, ("messages", "record"))
         return [
             PromptTokens(document.ids, messages_of(line["messages"]), line["record"])
             for document, line in zip(self._documents(split), lines, strict=True)

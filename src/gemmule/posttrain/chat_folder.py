@@ -224,11 +224,11 @@ def _same(
     return dataset
 
 
-def read_lines(dataset: Dataset, split: str) -> list[dict[str, Any]]:
-    """The records of a split.
+def read_lines(dataset: Dataset, split: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of a split, each of which has these fields.
 
     Raises:
-        DataError: when they are missing or damaged.
+        DataError: when they are missing, damaged, or lack a field.
     """
     path = dataset.path / records_file(split)
     expected = dataset.manifest[CHAT]["records_sha256"][split]
@@ -238,4 +238,11 @@ def read_lines(dataset: Dataset, split: str) -> list[dict[str, Any]]:
         raise DataError(f"cannot read {path} ({e.strerror}): make the folder again") from None
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(f"the checksum of {path} does not match: make the folder again")
-    return [json.loads(line) for line in data.splitlines()]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in data.splitlines()]
+    for field in fields:
+        if not all(field in line for line in lines):
+            raise DataError(
+                f"{path} has records without {field!r}, as earlier versions wrote them: make the "
+                "folder again"
+            )
+    return lines
