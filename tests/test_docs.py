@@ -113,7 +113,7 @@ def test_documented_commands_parse(words: list[str]) -> None:
 
 def names_a_config(words: list[str]) -> bool:
     """Whether a training command's settings are all at hand: a run's own config.toml is not."""
-    if words[0] not in ("train", "distill") or "--resume" in words:
+    if words[0] not in ("train", "distill", "warp") or "--resume" in words:
         return False
     return not words[1].endswith(".toml") or words[1].startswith("configs/")
 
@@ -239,7 +239,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_recipes_load(path: Path) -> None:
     name = path.stem.partition("-")[0]
-    teacher = ["objective.teacher=x"] if name == "distill" else []
+    teacher = ["objective.teacher=x"] if name in ("distill", "opd") else []
     config = load_run_config(path, ["data.path=x", *teacher])
     kinds = {"train": "pretrain", "rloo": "rl", "dpo": "preference"}
     assert config.objective.kind == kinds.get(name, name)

@@ -81,7 +81,8 @@ def warp(
     The config is that of a training run, with a model in model.init. The runs differ in their
     seeds only.
 
-    Example: gemmule warp rl.toml --set model.init=runs/sft --runs 2 --out runs/warp
+    Example: gemmule warp configs/rloo-1m.toml --set model.init=runs/sft --set
+    data.path=runs/rloo/data --runs 2 --out runs/warp
     """
     from gemmule.console import console
 

@@ -58,7 +58,8 @@ class RlConfig(ObjectiveConfig):
         kl: "reward" takes the log ratio of an answer off its reward; "exact" adds the divergence
             at each token, summed over the vocabulary, to the loss.
         anchor_rate: fraction of the model in the anchor's moving average, each step; 0: the anchor
-            stays the model that the run starts from. None: 0.02 in "jbond", otherwise 0.
+            stays the model that the run starts from. None: 0.02 in "jbond", otherwise 0. Without
+            beta there is an anchor in "jbond" only.
         loss_type: denominator in "grpo": "dr_grpo", "grpo" or "dapo", see
             gemmule.posttrain.objectives.policy_gradient.
         scale_rewards: whether "grpo" divides by the standard deviation of a group.
