@@ -10,7 +10,8 @@ import pytest
 from gemmule import files
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.load import load_model
-from gemmule.errors import CheckpointError, ConfigError, Interrupted
+from gemmule.config import Config
+from gemmule.errors import CheckpointError, ConfigError, Interrupted, OutputError
 from gemmule.posttrain.merging import warp as module
 from gemmule.posttrain.merging.merge import merge
 from gemmule.posttrain.merging.warp import WarpConfig, read_settings, warp
@@ -119,6 +120,23 @@ def test_a_loop_killed_in_a_merge(
         warp(config, LOOP, out, resume=True)
     assert not trained  # nothing is done twice
     assert weights(out) == weights(whole)
+
+
+def test_a_loop_killed_before_it_has_its_settings(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise Interrupted("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Config, "save", killed)
+        warp(config, LOOP, tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(module, "run_training", killed)
+        warp(config, LOOP, tmp_path / "out")
+    assert read_settings(tmp_path / "out")[1] == LOOP
+    with pytest.raises(OutputError, match="add --resume to continue the loop there"):
+        warp(config, LOOP, tmp_path / "out")
 
 
 def test_what_cannot_be_started_or_resumed(tiny: Settings, start: Path, tmp_path: Path) -> None:

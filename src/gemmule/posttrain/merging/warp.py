@@ -33,7 +33,7 @@ from gemmule.posttrain.merging.coefficients import Method
 from gemmule.posttrain.merging.merge import merge, merge_into
 from gemmule.runs.layout import RunLayout
 from gemmule.runs.lock import locked
-from gemmule.runs.run_dir import RunDir
+from gemmule.runs.run_dir import RunDir, claim
 from gemmule.runs.schema import RunResult
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.probe import MakeProbe
@@ -97,8 +97,11 @@ def warp(
         )
     with locked(out):
         if not resume:
-            RunDir.create(out, config)
+            own = [out / SETTINGS]
+            claim(out, "add --resume to continue the loop there, or ", own)
+            # Before config.toml, which is what makes a folder one that can be continued.
             files.write_json(out / SETTINGS, settings.model_dump(mode="json"))
+            RunDir.create(out, config, besides=own)
         if layout.finished:
             return RunResult.read(layout.result).to_json()
         start = str(config.model.init)
