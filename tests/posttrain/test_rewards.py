@@ -213,6 +213,20 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_rewards_17"
 
 
+def test_a_users_file_may_have_dataclasses(tmp_path: Path) -> None:
+    (tmp_path / "classy.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Limit:\n"
+        "    longest: int\n"
+        "def short(answer, record):\n"
+        "    return float(len(answer) <= Limit(3).longest)\n"
+    )
+    reward = open_reward(f"{tmp_path / 'classy.py'}:short")
+    assert reward.score([Answer("abc", {}), Answer("abcd", {})]) == [1.0, 0.0]
+
+
 def test_a_users_function_is_called_by_its_name(user: str, tmp_path: Path) -> None:
     by_module = open_reward(f"{user}:shorter")
     by_file = open_reward(f"{tmp_path / user}.py:shorter")

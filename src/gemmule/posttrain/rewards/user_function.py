@@ -104,8 +104,9 @@ def _import(module_name: str, name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"gemmule_reward_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # the suffix is .py
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # a dataclass in the file looks for its module there
     spec.loader.exec_module(module)
     return module
