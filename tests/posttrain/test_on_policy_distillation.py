@@ -23,7 +23,12 @@ from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import END_OF_TURN_ID
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS, rows_of, rows_of_rollouts
+from gemmule.posttrain.answer_rows import (
+    SAMPLED_LOGPROBS,
+    batches_of_rollouts,
+    rows_of,
+    rows_of_rollouts,
+)
 from gemmule.posttrain.chat_data import write_conversations, write_prompts
 from gemmule.posttrain.conversations import Conversation, Message, Prompt
 from gemmule.posttrain.mixed_source import MixedSource
@@ -190,7 +195,7 @@ def test_micro_batches_of_all_sizes_give_one_gradient(
     gradients, losses = [], []
     for rows in (1, 2, 4, 8):
         student.zero_grad()
-        loss, batches = objective(teacher), opd.in_rows(ROLLOUTS, rows)
+        loss, batches = objective(teacher), batches_of_rollouts(ROLLOUTS, rows)
         denominator = loss.denominator(batches)
         assert denominator == sum(len(r.answer) for r in ROLLOUTS)
         runtime = RuntimeConfig(device="cpu", dtype="float32", compile=False)

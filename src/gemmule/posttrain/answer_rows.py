@@ -43,6 +43,12 @@ def rows_of_rollouts(rollouts: Sequence[Rollout]) -> Batch:
     return Batch(batch.tokens_BT, batch.labels_BT, batch.doc_ids_BT, extras=extras)
 
 
+def batches_of_rollouts(rollouts: Sequence[Rollout], rows: int) -> list[Batch]:
+    """Batches of `rows` rollouts each, in order."""
+    starts = range(0, len(rollouts), rows)
+    return [rows_of_rollouts(rollouts[start : start + rows]) for start in starts]
+
+
 def _padded(tokens: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> Batch:
     real = [torch.ones_like(row) for row in tokens]
     return Batch(

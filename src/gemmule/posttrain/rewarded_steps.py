@@ -14,7 +14,7 @@ from gemmule.errors import DataError
 from gemmule.losses.labels import IGNORED
 from gemmule.posttrain import advantages
 from gemmule.posttrain.anchor import Anchor
-from gemmule.posttrain.answer_rows import rows_of_rollouts
+from gemmule.posttrain.answer_rows import batches_of_rollouts
 from gemmule.posttrain.objectives.policy_gradient import FROM_ANCHOR, Normalization
 from gemmule.posttrain.rewards.protocol import Reward
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutSampler
@@ -62,11 +62,6 @@ class Rewarding:
             )
         return rewards_PG
 
-    def batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
-        """The step's micro-batches, without weights."""
-        starts = range(0, len(rollouts), self.micro_batch)
-        return [rows_of_rollouts(rollouts[i : i + self.micro_batch]) for i in starts]
-
     def log_ratios(self, batches: Sequence[Batch], rollouts: Sequence[Rollout]) -> Tensor | None:
         """Log-probability of each answer under the policy minus under the anchor, fp64 [B]."""
         if self.anchor is None:
@@ -107,7 +102,7 @@ class GroupSteps:
         """The step's micro-batches."""
         how = self._rewarding
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        rewards_PG, batches = how.rewards(groups), how.batches(rollouts)
+        rewards_PG, batches = how.rewards(groups), batches_of_rollouts(rollouts, how.micro_batch)
         advantages_PG = self._estimator(rewards_PG)
         ratios_B = how.log_ratios(batches, rollouts)
         if ratios_B is not None and how.beta:
@@ -150,7 +145,7 @@ class JBondSteps:
         own = [group.rollouts[0] for group in groups]
         best = [group.rollouts[i] for group, i in zip(theirs, best_P, strict=True)]
         rollouts = [r for pair in zip(own, best, strict=True) for r in pair]
-        batches = how.batches(rollouts)
+        batches = batches_of_rollouts(rollouts, how.micro_batch)
         ratios_B = how.log_ratios(batches, rollouts)
         assert ratios_B is not None
         ratios_P = ratios_B[::2]

@@ -14,7 +14,7 @@ from gemmule.errors import ConfigError, DataError
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.losses.divergences import Divergence, Kind
 from gemmule.model.gemma import Gemma
-from gemmule.posttrain.answer_rows import rows_of_rollouts
+from gemmule.posttrain.answer_rows import batches_of_rollouts
 from gemmule.posttrain.answer_table import SPLITS
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.mixed_source import MixedSource
@@ -23,7 +23,7 @@ from gemmule.posttrain.rendering import Rendered
 from gemmule.posttrain.reward_evaluation import spread
 from gemmule.posttrain.rewarded_steps import answer_metrics
 from gemmule.posttrain.rollout_prompts import fitting_prompts
-from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, Rollouts, RolloutSampler
+from gemmule.posttrain.rollouts import Group, RolloutPrompt, Rollouts, RolloutSampler
 from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.teachers.open import open_teacher
 from gemmule.train.config import ObjectiveConfig, RunConfig
@@ -176,7 +176,7 @@ class _Answers:
         """Batches of `micro_batch` rollouts."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         self._metrics = answer_metrics(rollouts)
-        return in_rows(rollouts, self._micro_batch)
+        return batches_of_rollouts(rollouts, self._micro_batch)
 
     def after_step(self) -> dict[str, float]:
         """Metrics of the step's answers; none after a step on data."""
@@ -197,12 +197,6 @@ class _Hook:
     def tensors(self) -> dict[str, torch.Tensor]:
         """None: nothing besides the model is trained."""
         return {}
-
-
-def in_rows(rollouts: Sequence[Rollout], rows: int) -> list[Batch]:
-    """Batches of `rows` rollouts each."""
-    starts = range(0, len(rollouts), rows)
-    return [rows_of_rollouts(rollouts[start : start + rows]) for start in starts]
 
 
 class Evaluation:
@@ -236,7 +230,7 @@ class Evaluation:
         sums = {"loss": 0.0, "entropy": 0.0}
         count = 0.0
         device = self._student.norm.weight.device
-        for batch in in_rows(rollouts, self._rows):
+        for batch in batches_of_rollouts(rollouts, self._rows):
             count += label_weight(batch)
             loss, further = self._objective.loss(self._student, batch.to(device))
             for name, value in {"loss": loss, **further}.items():
