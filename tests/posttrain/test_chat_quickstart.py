@@ -169,13 +169,13 @@ def after(count: int, plain: Callable[..., Any]) -> Callable[..., Any]:
 
 MOMENTS = [
     pytest.param(chat_quickstart, "write_problems", 2, id="questions"),
-    pytest.param(chat_quickstart, "prepare_conversations", 1, id="data"),
+    pytest.param(chat_quickstart, "prepare_conversations", 1, id="data", marks=pytest.mark.slow),
     pytest.param(run, "_save", 1, id="teacher's last step done"),
-    pytest.param(loop, "clip_gradients", 5, id="student at step 2"),
+    pytest.param(loop, "clip_gradients", 5, id="student at step 2", marks=pytest.mark.slow),
     pytest.param(loop, "clip_gradients", 8, id="distillation at step 2"),
-    pytest.param(chat_quickstart, "gate", 1, id="gate"),
+    pytest.param(chat_quickstart, "gate", 1, id="gate", marks=pytest.mark.slow),
     pytest.param(chat_quickstart, "_answers", 1, id="answers"),
-    pytest.param(chat_quickstart, "write_card", 1, id="card"),
+    pytest.param(chat_quickstart, "write_card", 1, id="card", marks=pytest.mark.slow),
 ]
 
 
