@@ -251,7 +251,10 @@ def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
         while screen.count(text) < count:
             assert time.monotonic() < end, screen
             if select.select([parent], [], [], 0.2)[0]:
-                screen += os.read(parent, 4096)
+                try:
+                    screen += os.read(parent, 4096)
+                except OSError:  # the program has ended
+                    pytest.fail(screen.decode(errors="replace"))
 
     try:
         wait_for(b"you>")
