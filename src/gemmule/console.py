@@ -143,6 +143,11 @@ def staged() -> Iterator[Progress]:
         yield progress
 
 
+def stage(what: str) -> None:
+    """Prints the name of a stage of the work."""
+    console.print(what, style="dim", markup=False)
+
+
 def next_commands(*commands: str) -> None:
     """Prints what a user may want to run next, each command on a line of its own, never wrapped."""
     console.print("next:", *(f"  {line}" for line in commands), sep="\n", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -122,23 +122,16 @@ def quantize(
 
     Example: gemmule quantize runs/quickstart/student --to int4 --out exports/student-int4
     """
-    from gemmule.console import console, counting, key_values, next_commands
+    from gemmule.console import counting, stage
     from gemmule.quantize import quantize as run
     from gemmule.quantize import summary
-
-    def stage(what: str) -> None:
-        console.print(what, style="dim", markup=False)
 
     with stoppable("nothing was written"), counting("quantizing") as progress:
         report = run(
             model, to, out, head=head, calibrate=calibrate, eval_text=eval_text,
             progress=progress, stage=stage,
         )  # fmt: skip
-    if as_json:
-        print(json.dumps(report))
-    else:
-        key_values(summary(report), title=report["out"])
-        next_commands(shell.command("generate", Path(report["out"]), "The"))
+    _show(report, summary(report), as_json)
 
 
 @command(CHECKPOINTS)
@@ -159,20 +152,24 @@ def trim(
 
     Example: gemmule trim google/gemma-2-2b --text ~/notes --out models/notes-2b
     """
-    from gemmule.console import console, counting, key_values, next_commands
+    from gemmule.console import counting, stage
     from gemmule.trim import summary
     from gemmule.trim import trim as run
-
-    def stage(what: str) -> None:
-        console.print(what, style="dim", markup=False)
 
     with stoppable("nothing was written"), counting("reading") as progress:
         report = run(
             model, text, out, field=field, size=size, coverage=coverage,
             progress=progress, stage=stage,
         )  # fmt: skip
+    _show(report, summary(report), as_json)
+
+
+def _show(report: dict[str, Any], rows: list[list[str]], as_json: bool) -> None:
+    """Prints the report on a model that was made from another."""
+    from gemmule.console import key_values, next_commands
+
     if as_json:
         print(json.dumps(report))
     else:
-        key_values(summary(report), title=report["out"])
+        key_values(rows, title=report["out"])
         next_commands(shell.command("generate", Path(report["out"]), "The"))

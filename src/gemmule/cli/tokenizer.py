@@ -59,14 +59,11 @@ def tokenizer_trim(
 
     Example: gemmule tokenizer trim models/gemma-3-270m --text ~/notes --out runs/tokenizer
     """
-    from gemmule.console import console, counting, key_values
+    from gemmule.console import counting, key_values, stage
     from gemmule.model.foreign_layout import load_in_gemma_layout
     from gemmule.runs.lock import locked
     from gemmule.runs.run_dir import claim
     from gemmule.trim import compared, trim_tokenizer_for
-
-    def stage(what: str) -> None:
-        console.print(what, style="dim", markup=False)
 
     with locked(out):
         claim(out)

@@ -11,7 +11,7 @@ from gemmule.errors import ConfigError
 from gemmule.teachers.any_tokenizer import OwnTokenizer, TransformersTokenizer
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.mapped import MappedTeacher
-from gemmule.teachers.same_tokenizer import check_same, differing, part_of
+from gemmule.teachers.same_tokenizer import differing, other_tokenizer, part_of
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.teachers.transformers_model import TransformersTeacher, load_tokenizer
 
@@ -52,28 +52,28 @@ def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
 def _open_gemma(name: str, dataset: Dataset) -> LocalTeacher:
     with open_checkpoint(name) as checkpoint:
         theirs = checkpoint.tokenizer
-        vocabulary = None
-        if theirs.fingerprint != dataset.tokenizer.fingerprint:
-            ids = {piece.text: i for i, piece in enumerate(theirs.pieces)}
-            vocabulary = part_of(dataset, ids, theirs.encode)
+        if theirs.fingerprint == dataset.tokenizer.fingerprint:
+            return GemmaTeacher(name, checkpoint.load(torch.float32))
+        ids = {piece.text: i for i, piece in enumerate(theirs.pieces)}
+        vocabulary = part_of(dataset, ids, theirs.encode)
         if vocabulary is not None:
             teacher = GemmaTeacher(name, checkpoint.load(torch.float32))
             return MappedTeacher(teacher, vocabulary)
-    return GemmaTeacher.open(name, dataset)
+    return GemmaTeacher.open(name, dataset)  # says how the tokenizers differ
 
 
 def _open_other(name: str, located: Located, dataset: Dataset) -> LocalTeacher:
     theirs = load_tokenizer(located.path)
-    vocabulary = None
-    if differing(dataset, theirs) is not None:
-
-        def encode(text: str) -> list[int]:
-            return [int(i) for i in theirs(text, add_special_tokens=False).input_ids]
-
-        vocabulary = part_of(dataset, theirs.get_vocab(), encode)
-    if vocabulary is None:
-        check_same(name, dataset, theirs)
+    difference = differing(dataset, theirs)
+    if difference is None:
         return TransformersTeacher.open(name, located.path, dataset.tokenizer.vocab_size)
+
+    def encode(text: str) -> list[int]:
+        return [int(i) for i in theirs(text, add_special_tokens=False).input_ids]
+
+    vocabulary = part_of(dataset, theirs.get_vocab(), encode)
+    if vocabulary is None:
+        raise other_tokenizer(name, dataset, difference)
     teacher = TransformersTeacher.open(name, located.path, len(theirs))
     return MappedTeacher(teacher, vocabulary)
 

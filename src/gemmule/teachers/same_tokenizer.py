@@ -93,18 +93,12 @@ def differing(dataset: Dataset, theirs: Any) -> str | None:
     return None
 
 
-def check_same(name: str, dataset: Dataset, theirs: Any) -> None:
-    """Refuses a teacher whose ids stand for other tokens than the data's.
-
-    Raises:
-        TokenizerError: with the first difference.
-    """
-    difference = differing(dataset, theirs)
-    if difference:
-        raise TokenizerError(
-            f"the teacher, {name}, has another tokenizer than the data in {dataset.path}: "
-            f"{difference}. {OTHERWISE}"
-        )
+def other_tokenizer(name: str, dataset: Dataset, difference: str) -> TokenizerError:
+    """The error for a teacher whose ids stand for other tokens than the data's."""
+    return TokenizerError(
+        f"the teacher, {name}, has another tokenizer than the data in {dataset.path}: "
+        f"{difference}. {OTHERWISE}"
+    )
 
 
 OTHERWISE = (
