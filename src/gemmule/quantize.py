@@ -26,11 +26,11 @@ from gemmule.config import nearest
 from gemmule.console import Progress
 from gemmule.data.dataset import MANIFEST, Dataset, Split
 from gemmule.data.sources import whole_text
-from gemmule.errors import ConfigError, DataError, GemmuleError, OutputError
+from gemmule.errors import ConfigError, DataError, GemmuleError
 from gemmule.quant.layout import PACKED
 from gemmule.runs.layout import RunLayout
 from gemmule.runs.lock import locked_output
-from gemmule.runs.run_dir import is_free
+from gemmule.runs.run_dir import free_folder
 from gemmule.train.config import load_run_config
 
 HEADS = (*PACKED, "bf16")
@@ -128,10 +128,7 @@ def _free_folder(model: str | Path, to: str, head: str | None, out: Path | None)
     for value, allowed in ((to, PACKED), (head or HEADS[0], HEADS)):
         if value not in allowed:
             raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
-    out = files.expand(out or _default_folder(model, to)).resolve()
-    if out.exists() and (not out.is_dir() or not is_free(out)):
-        raise OutputError(f"{out} is already in use: choose another folder with --out")
-    return out
+    return free_folder(out or _default_folder(model, to))
 
 
 def _default_folder(model: str | Path, to: str) -> Path:

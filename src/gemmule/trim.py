@@ -28,12 +28,12 @@ from gemmule.checkpoints.trimmed import trimmed_checkpoint
 from gemmule.console import Progress
 from gemmule.data.read_log import ReadLog
 from gemmule.data.sources import Source, find_source
-from gemmule.errors import ConfigError, OutputError, TokenizerError
+from gemmule.errors import ConfigError, TokenizerError
 from gemmule.losses.chunked_head import row_chunks
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.model.vocabulary_trim import Trimmed, trim_tokenizer
 from gemmule.runs.lock import locked_output
-from gemmule.runs.run_dir import is_free
+from gemmule.runs.run_dir import free_folder
 
 REPORT = "trim.json"
 _ROW = 256  # tokens of a row of the sample
@@ -76,9 +76,7 @@ def trim(
         DataError: when the text cannot be read.
         OutputError: when `out` is in use or cannot be written.
     """
-    out = files.expand(out).resolve()
-    if out.exists() and (not out.is_dir() or not is_free(out)):
-        raise OutputError(f"{out} is already in use: choose another folder with --out")
+    out = free_folder(out)
     began = time.monotonic()
     with locked_output(out), open_checkpoint(model) as source:
         if source.quantized:

@@ -94,3 +94,15 @@ def is_free(path: Path, besides: Sequence[Path] = ()) -> bool:
         files.is_leftover(entry) or is_lock(entry) or entry.absolute() in allowed
         for entry in path.iterdir()
     )
+
+
+def free_folder(path: Path) -> Path:
+    """The path of a folder that can be made: it is not there, or nothing is in it.
+
+    Raises:
+        OutputError: when it is in use.
+    """
+    path = files.expand(path).resolve()
+    if path.exists() and (not path.is_dir() or not is_free(path)):
+        raise OutputError(f"{path} is already in use: choose another folder with --out")
+    return path

@@ -14,13 +14,13 @@ from gemmule.checkpoints.checkpoint import Checkpoint, stored_fingerprint
 from gemmule.checkpoints.hf.writer import layouts, write_companions
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.tensor_layout import write
-from gemmule.errors import CheckpointError, ConfigError, OutputError
+from gemmule.errors import CheckpointError, ConfigError
 from gemmule.posttrain.merging import coefficients as mixing
 from gemmule.posttrain.merging.coefficients import Method, checked_method
 from gemmule.posttrain.merging.task_vectors import grams, layer_of, merged_tensors
 from gemmule.runs.layout import RESULT, RunLayout
 from gemmule.runs.lock import locked_output
-from gemmule.runs.run_dir import RunDir, is_free
+from gemmule.runs.run_dir import RunDir, free_folder
 from gemmule.runs.schema import Manifest, RunResult
 
 
@@ -52,9 +52,7 @@ def merge(
         OutputError: when `out` is in use or cannot be written.
     """
     shares = _checked(models, base, method, weights, eta)
-    out = files.expand(out)
-    if out.exists() and (not out.is_dir() or not is_free(out)):
-        raise OutputError(f"{out} is already in use: choose another folder with --out")
+    out = free_folder(out)
     with locked_output(out), files.atomic_dir(out) as partial:
         return _write(models, partial, base, method, shares, eta)
 
