@@ -20,6 +20,7 @@ pass@1 rises and pass@k does not, the model has become surer of what it could al
 
 import argparse
 import json
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -37,10 +38,12 @@ from gemmule.posttrain.pass_at_k import difference, estimate
 from gemmule.posttrain.rewards.by_name import open_reward
 from gemmule.posttrain.rewards.protocol import Answer, Reward
 from gemmule.posttrain.solving import Solved, solve
+from gemmule.posttrain.tasks.arithmetic import problem
 from gemmule.posttrain.tasks.by_name import task_problems, write_problems
 from gemmule.posttrain.tasks.problem import Problem
 from gemmule.runs.layout import RunLayout
 from gemmule.runs.schema_evals import Gates
+from gemmule.runtime import host
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
@@ -76,18 +79,30 @@ class Size:
     group: int
 
 
-FULL = Size(8000, 1000, 16, 100, 20, 0.25, 250, 32, 16)
+FULL = Size(8000, 1000, 16, 100, 20, 0.25, 150, 16, 16)
 TINY = Size(800, 20, 4, 3, 2, 0.25, 2, 4, 4)
 
 
 class Case:
     """One task and seed, in a folder of its own; what is finished there is not run again."""
 
-    def __init__(self, task: str, seed: int, base: Path, out: Path, size: Size) -> None:
+    def __init__(
+        self,
+        task: str,
+        seed: int,
+        base: Path,
+        out: Path,
+        size: Size,
+        threads: int,
+        facts: Sequence[Problem],
+    ) -> None:
         self.task, self.seed, self.base, self.size = task, seed, base, size
+        self.threads = threads
         self.out = out / f"{task}-{seed}"
         self.train = task_problems(task, "train", size.train, seed)
         self.heldout = task_problems(task, "heldout", size.heldout, seed)
+        trained = {problem.prompt for problem in self.train}
+        self.facts = [fact for fact in facts if fact.prompt not in trained]
         path = self.out / "train.jsonl"
         write_problems(path, self.train)
         tokenizer = Tokenizer.load(base / "model")
@@ -171,7 +186,7 @@ class Case:
                 "seed": self.seed,
                 "schedule": {"name": "wsd", "warmup": 0.05, "decay": 0.0},
                 "evaluation": {"every": steps, "tokens": 2048, "heldout_tokens": 2048},
-                "runtime": {"dtype": "float32", "compile": False},
+                "runtime": {"dtype": "float32", "compile": False, "threads": self.threads},
             }
         )
         run_training(config, out, resume=layout.started, label=f"{self.out.name} {out.name}")
@@ -253,7 +268,40 @@ class Case:
                 "mean_tokens": sum(sum(row.lengths) for row in rows) / sum(answers),
                 "ended": sum(sum(row.finished) for row in rows) / sum(answers),
             }
+        if self.facts:
+            self.compare_facts(runs, result)
         return {"task": self.task, "seed": self.seed, "problems": len(self.heldout), **result}
+
+    def compare_facts(self, runs: dict[str, Path], result: dict[str, Any]) -> None:
+        """Scores all models on sums that occur in GSM8K, one answer each."""
+        solved = {name: self.solve(path, self.facts, 1) for name, path in runs.items()}
+        correct = {name: [row.correct for row in rows] for name, rows in solved.items()}
+        for name in runs:
+            result[name]["gsm8k_facts"] = {
+                "facts": len(self.facts),
+                "pass_at_1": estimate(correct[name], 1, 1).json(),
+                "gain": difference(correct[name], correct["warm"], 1, 1).json(),
+            }
+
+
+def gsm8k_facts(path: Path) -> list[Problem]:
+    """The sums, differences and products of GSM8K's calculator annotations, <<48/2=24>>.
+
+    Only those that `arithmetic` might draw: operands of at most 3 digits, a second factor of one,
+    and no negative difference. Each is there once.
+
+    Args:
+        path: train.jsonl of GSM8K.
+    """
+    found: dict[str, Problem] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        for left, sign, right in re.findall(r"<<(\d{1,3})([-+*])(\d{1,3})=", line):
+            a, b = int(left), int(right)
+            if (sign == "-" and a < b) or (sign == "*" and b > 9):
+                continue
+            fact = problem(a, sign, b, "")
+            found.setdefault(fact.prompt, fact)
+    return list(found.values())
 
 
 def _mean_reward(reward: Reward, rows: Sequence[Solved]) -> float:
@@ -293,16 +341,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/posttrain-rl"))
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "countdown"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=host.usable_cores())
+    parser.add_argument(
+        "--gsm8k", type=Path, metavar="FILE", help="its train.jsonl: also test on its own sums"
+    )
     parser.add_argument("--tiny", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     size = TINY if arguments.tiny else FULL
+    facts = [] if arguments.gsm8k is None else gsm8k_facts(arguments.gsm8k)
     rows = [
-        Case(task, seed, arguments.base, arguments.out, size).run()
-        for task in arguments.tasks
+        Case(
+            task,
+            seed,
+            arguments.base,
+            arguments.out,
+            size,
+            arguments.threads,
+            facts if task == "arithmetic" else [],
+        ).run()
         for seed in arguments.seeds
+        for task in arguments.tasks
     ]
-    report = {"benchmark": "posttrain_rl", "size": asdict(size), "cases": rows}
+    report = {
+        "benchmark": "posttrain_rl",
+        "size": asdict(size),
+        "threads": arguments.threads,
+        "cases": rows,
+    }
     show(rows, size.samples)
     if arguments.json:
         files.write_json(arguments.json, report)

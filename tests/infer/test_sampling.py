@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gemmule.errors import ConfigError, GemmuleError
 from gemmule.infer.core.constraint import mask_of
-from gemmule.infer.core.sampler import Sampler, _random_times, penalize
+from gemmule.infer.core.sampler import Sampler, _earliest, _random_numbers, _steps, penalize
 from gemmule.infer.core.sampling import SamplingParams, top_logits
 from gemmule.infer.runners.protocol import LogitsRequest
 from gemmule.infer.runners.torch_runner import step_output
@@ -216,7 +216,8 @@ def test_the_top_k_alone_give_the_same_draws(
 
 
 def test_random_times_are_exponential_and_independent() -> None:
-    times = np.stack([_random_times(bytes([n, 0]), np.arange(2000)) for n in range(200)])
+    numbers = np.stack([_random_numbers(bytes([n, 0]), _steps(2000)) for n in range(200)])
+    times = -np.log(numbers)
     assert abs(times.mean() - 1) < 0.01
     assert abs(times.var() - 1) < 0.03
     for share in (0.01, 0.1, 0.5, 0.9, 0.99):
@@ -224,6 +225,19 @@ def test_random_times_are_exponential_and_independent() -> None:
     # Neither between neighbouring ids nor between successive draws is there a relation.
     for a, b in ((times[:, 1:], times[:, :-1]), (times[1:], times[:-1])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 3.0, 30.0, 300.0])
+def test_the_earliest_is_found_among_all(spread: float) -> None:
+    rng = np.random.default_rng(0)
+    for n in range(200):
+        logits = torch.from_numpy(spread * rng.standard_normal(1 + n * 7)).float()
+        weights = logits.softmax(-1).numpy()  # many are 0 at a large spread
+        weights[rng.random(len(weights)) < 0.2] = 0.0
+        weights[rng.integers(len(weights))] = 0.5
+        numbers = rng.choice([2.0**-54, 0.25, 1 - 2.0**-53, *rng.random(40)], len(weights))
+        with np.errstate(divide="ignore"):
+            assert _earliest(weights, numbers) == int((-np.log(numbers) / weights).argmin())
 
 
 def test_a_draw_does_not_depend_on_what_cannot_be_drawn() -> None:

@@ -4,6 +4,7 @@ Shapes: V vocabulary, K candidates, S allowed ids.
 """
 
 import copy
+import functools
 import hashlib
 import math
 import secrets
@@ -137,21 +138,45 @@ class Sampler:
         return self._race(weights, ids_S if places is None else ids_S[places])
 
     def _race(self, weights: Tensor, ids: Tensor | None) -> int:
-        if not 0 < float(weights.sum()) < math.inf:
+        weights_K = weights.numpy()
+        if not 0 < weights_K.max() < math.inf:
             raise NotFinite
-        kept = weights.nonzero()[:, 0]
-        ids = kept if ids is None else ids[kept]
         seed = struct.pack("<QQ", self._seed, self._draws)
         self._draws += 1
-        times = _random_times(seed, ids.numpy()) / weights[kept].numpy()
-        return int(ids[int(times.argmin())])
+        steps = _steps(len(weights_K)) if ids is None else _step(ids)
+        place = _earliest(weights_K, _random_numbers(seed, steps))
+        return place if ids is None else int(ids[place])
 
 
-def _random_times(seed: bytes, ids: np.ndarray) -> np.ndarray:
-    """Returns exponential random numbers, fp64, one per id, from SplitMix64 at the id's place."""
+def _earliest(weights_K: np.ndarray, numbers_K: np.ndarray) -> int:
+    """Returns where -log(number) / weight is smallest, with few logarithms."""
+    likeliest = int(weights_K.argmax())
+    time = -np.log(numbers_K[likeliest]) / weights_K[likeliest]
+    # As 1 - u <= -log u, an earlier time needs 1 - u < time * weight: few have it.
+    left = np.flatnonzero(1.0 - numbers_K <= time * (1 + 1e-9) * weights_K)
+    left = left[weights_K[left] > 0]
+    return int(left[(-np.log(numbers_K[left]) / weights_K[left]).argmin()])
+
+
+def _step(ids: Tensor) -> np.ndarray:
+    """Returns how far into the sequence of SplitMix64 each id is."""
+    return ids.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+
+@functools.lru_cache(maxsize=4)
+def _steps(count: int) -> np.ndarray:
+    """Returns the same of the first `count` ids."""
+    return _step(torch.arange(count))
+
+
+def _random_numbers(seed: bytes, steps: np.ndarray) -> np.ndarray:
+    """Returns uniform random numbers up to 1, fp64, from SplitMix64 at the places of ids."""
     start = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "little")
-    x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = steps + np.uint64(start)
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
-    return -np.log(((x >> np.uint64(11)) + 0.5) * 2.0**-53)
+    x >>= np.uint64(11)
+    return (x + 0.5) * 2.0**-53
