@@ -139,7 +139,7 @@ class Sampler:
 
     def _race(self, weights: Tensor, ids: Tensor | None) -> int:
         weights_K = weights.numpy()
-        if not 0 < weights_K.max() < math.inf:
+        if not 0 < weights_K.max(initial=0.0) < math.inf:  # NaN is caught, too
             raise NotFinite
         seed = struct.pack("<QQ", self._seed, self._draws)
         self._draws += 1
