@@ -68,7 +68,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     return {
         **(toy if args.toy else full), "toy": args.toy, "seeds": args.rounds,
-        "seq_len": 256, "learning_rate": 0.003, "threads": host.usable_cores(),
+        "seq_len": 256, "learning_rate": 0.003, "threads": args.threads,
         "arms": list(args.modes),
     }  # fmt: skip
 
@@ -329,6 +329,7 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="number of seeds")
+    parser.add_argument("--threads", type=int, default=host.usable_cores())
     parser.add_argument("--toy", action="store_true", help="tiny shapes: does it work at all?")
     parser.add_argument(
         "--quickstart", type=Path, default=Path("runs/quickstart"), help="finished quickstart"
