@@ -3,7 +3,9 @@
 Times are never judged here: other work on the machine decides them.
 """
 
+import itertools
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +156,77 @@ def test_ways_to_learn_from_a_teacher_are_compared(tmp_path: Path) -> None:
         assert all(len(figures[arm]["greedy"]) == 8 for arm in arms)
         assert all(figures[arm]["own_answers"]["loss"] >= 0 for arm in arms)
     assert "exact match on 8 questions, 2 seeds" in printed
+
+
+@pytest.mark.slow
+def test_over_optimization_and_warp_s_front_are_measured(tmp_path: Path) -> None:
+    """The toy case end to end; what is finished is not done again."""
+    out, plots = tmp_path / "report.json", tmp_path / "plots"
+    command = (
+        "posttrain_warp.py", "--toy", "--seeds", "0", "1", f"--out={tmp_path / 'models'}",
+        f"--plots={plots}", f"--json={out}",
+    )  # fmt: skip
+    _, printed = (running := start(*command)).communicate(timeout=900)
+    assert running.returncode == 0, printed
+    report = json.loads(out.read_text())
+    first = report["seeds"][0]
+    assert first["start"]["kl"] == 0
+    policies = {"dpo 0.1", "rloo 0.1", "rloo 0.1, 48 pairs", "jbond", "ema, longer"}
+    assert first["policies"].keys() == policies
+    assert [place["at"] for place in first["policies"]["ema, longer"]] == [2, 4]
+    merges = {"ema run 1", "ema run 2", "slerp", "lerp"}
+    assert first["warp"].keys() == merges | {f"{name}, second" for name in merges}
+    half, whole = first["warp"]["slerp"]
+    assert 0 < half["kl"] < whole["kl"]
+    assert all(0 < angle < 180 for layers in first["angles"] for angle in layers.values())
+    assert "slerp over lerp" in printed
+    assert {path.name for path in plots.iterdir()} == {"over-optimization.svg", "warp-front.svg"}
+    _, printed = (running := start(*command)).communicate(timeout=60)
+    assert running.returncode == 0
+    assert "steps" not in printed
+    assert json.loads(out.read_text())["summary"] == report["summary"]
+
+
+def test_best_of_n_is_the_mean_over_all_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from posttrain_warp_measure import best_of
+
+    proxies, golds = [0.3, -1.0, 2.0, 0.7, 0.1], [1.0, 5.0, 2.0, 4.0, 3.0]
+    for n in range(1, 6):
+        subsets = list(itertools.combinations(range(5), n))
+        best = [golds[max(subset, key=proxies.__getitem__)] for subset in subsets]
+        assert best_of(n, [proxies], [golds]) == pytest.approx(sum(best) / len(best))
+
+
+def test_the_known_reward_of_word_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from word_lines import BEST, gold, word_line
+
+    record = {"words": ["module", "option"], "ending": "ing"}
+    assert gold("module local option string", record) == BEST
+    assert gold("module local string option", record) == pytest.approx(2)
+    assert gold("module option string", record) == pytest.approx(3 - 0.3)
+    assert gold("module module module option string", record) == pytest.approx(3 - 0.6)
+    assert gold("", record) == pytest.approx(-1.2)
+    lines = [word_line(random.Random(seed)) for seed in range(300)]
+    mean = sum(gold(line.answer, line.record) for line in lines) / len(lines)
+    assert 0.5 < mean < 1.5  # there is room in both directions
+
+
+def test_places_are_compared_with_a_curve_at_the_same_distance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from posttrain_warp_summary import above, compared
+
+    def way(*places: tuple[float, float]) -> list[dict[str, float]]:
+        return [{"distance": x, "gold": y} for x, y in places]
+
+    seed = {"a": way((1.0, 1.5), (3.0, 1.0), (9.0, 7.0)), "b": way((2.0, 2.0), (4.0, 1.0))}
+    assert above("a", ["b"])(seed) == pytest.approx([0.5, -0.5])  # 9 is beyond the curve's end
+    result = compared([[1.0, 2.0, 3.0], [4.0, 1.0]])
+    assert (result["above"], result["places"], result["p"]) == (5, 5, 0.0625)
+    assert result["by_seed"] == [2.0, 2.5]
 
 
 @pytest.mark.slow

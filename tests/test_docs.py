@@ -241,7 +241,7 @@ def test_recipes_load(path: Path) -> None:
     name = path.stem.partition("-")[0]
     teacher = ["objective.teacher=x"] if name in ("distill", "opd") else []
     config = load_run_config(path, ["data.path=x", *teacher])
-    kinds = {"train": "pretrain", "rloo": "rl", "dpo": "preference"}
+    kinds = {"train": "pretrain", "rloo": "rl", "warp": "rl", "dpo": "preference"}
     assert config.objective.kind == kinds.get(name, name)
     shape = preset(config.model.preset, vocab_size=4096)
     assert config.data.seq_len <= shape.max_position_embeddings
