@@ -88,7 +88,7 @@ class Case:
             runs = [folder / f"run-{m + 1}" for m in range(self.size.runs)]
             for m, run in enumerate(runs):
                 name = f"ema run {m + 1}{later}"
-                fronts[name] = self.trajectory(name, run, self.size.proxy)
+                fronts[name] = self.trajectory(name, run, self.size.proxy, last=bool(later))
             lerp = models.merged(f"lerp{later}", runs, base, "lerp")
             fronts[f"slerp{later}"] = self.front(f"slerp{later}", merged)
             fronts[f"lerp{later}"] = self.front(f"lerp{later}", lerp)
@@ -105,13 +105,13 @@ class Case:
         ]
         return self.places(name, [*way, (1, merged)])
 
-    def trajectory(self, name: str, run: Path, pairs: int) -> Places:
-        """The models of a run's training states."""
+    def trajectory(self, name: str, run: Path, pairs: int, *, last: bool = False) -> Places:
+        """The models of a run's training states, or the last one alone."""
         return self.models.runs.kept(
             name,
             lambda: [
                 {"at": step, **self._figures(loaded(run, state), name, pairs)}
-                for step, state in states_of(run)
+                for step, state in states_of(run)[-1 if last else 0 :]
             ],
         )
 

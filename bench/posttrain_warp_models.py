@@ -42,7 +42,8 @@ class Size:
         pairs: numbers of preference pairs to train a proxy on.
         noise: probability that a pair is labeled the wrong way round.
         proxy: number of pairs of the proxy that policies are trained on.
-        epochs: passes of a proxy, and of DPO, through its pairs.
+        epochs: passes of each proxy through its pairs, more through few.
+        dpo_epochs: the same of DPO, on the pairs of `proxy`.
         pool: prompts and answers to each, for best of n.
         test: prompts and answers to each, for a policy.
         best_of: values of n.
@@ -64,34 +65,35 @@ class Size:
 
     prompts: int = 6000
     sft_steps: int = 250
-    pairs: tuple[int, ...] = (250, 1000, 4000)
+    pairs: tuple[int, ...] = (150, 600, 2400)
+    epochs: tuple[float, ...] = (4, 2, 1)
+    dpo_epochs: float = 1.0
     noise: float = 0.2
-    proxy: int = 1000
-    epochs: float = 2.0
-    pool: tuple[int, int] = (48, 128)
-    test: tuple[int, int] = (96, 4)
-    best_of: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    proxy: int = 600
+    pool: tuple[int, int] = (32, 64)
+    test: tuple[int, int] = (64, 3)
+    best_of: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     dpo_betas: tuple[float, ...] = (0.03, 0.1, 0.3)
     rloo_betas: tuple[float, ...] = (0.05, 0.2, 0.5)
-    further: tuple[int, ...] = (250, 4000)
+    further: tuple[int, ...] = (150,)
     ema_beta: float = 0.2
-    anchor_rate: float = 0.03
-    steps: int = 100
-    asked: int = 8
+    anchor_rate: float = 0.1
+    steps: int = 30
+    asked: int = 4
     group: int = 8
-    rate: float = 0.0005
-    dpo_rate: float = 0.0005
-    places: int = 4
+    rate: float = 0.001
+    dpo_rate: float = 0.001
+    places: int = 3
     runs: int = 2
-    etas: tuple[float, ...] = (0.25, 0.5, 0.75)
+    etas: tuple[float, ...] = (0.5,)
     cut: float = -3.0
 
 
 FULL = Size()
 TOY = Size(
-    prompts=120, sft_steps=2, pairs=(24, 48), proxy=24, pool=(2, 8), test=(3, 2), best_of=(1, 4),
-    dpo_betas=(0.1,), rloo_betas=(0.1,), further=(48,), ema_beta=0.1, steps=2, asked=2, group=3,
-    places=2, etas=(0.5,),
+    prompts=120, sft_steps=2, pairs=(24, 48), epochs=(2, 1), proxy=24, pool=(2, 8), test=(3, 2),
+    best_of=(1, 4), dpo_betas=(0.1,), rloo_betas=(0.1,), further=(48,), ema_beta=0.1, steps=2,
+    asked=2, group=3, places=2, etas=(0.5,),
 )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ class Models:
     def __init__(self, seed: int, base: Path | None, out: Path, size: Size, threads: int) -> None:
         self.seed, self.base, self.size = seed, base, size
         self.runs = Runs(seed, out, threads, size.places)
+        self._shared = Runs(0, out.parent, threads, size.places)
         self._train_split = problems(word_line, "word lines", "train", size.prompts, seed)
         count = max(size.pool[0], size.test[0])
         self.heldout = problems(word_line, "word lines", "heldout", count, seed)
@@ -120,14 +123,15 @@ class Models:
         """The student's tokenizer, or one of the game's words."""
         if self.base is not None:
             return load(self.base).tokenizer
-        return train_tokenizer([f"{p.prompt}\n{p.answer}" for p in self._train_split], 600)
+        told = problems(word_line, "word lines", "train", self.size.prompts, 0)
+        return train_tokenizer([f"{p.prompt}\n{p.answer}" for p in told], 600)
 
     # Data and models to start with -----------------------------------------------------------
 
     @cached_property
     def start(self) -> Path:
-        """A model of mediocre lines."""
-        return self.runs.trained("start", self._fine_tuning)
+        """A model of mediocre lines, the same for all seeds."""
+        return self._shared.trained("start", self._fine_tuning)
 
     def _fine_tuning(self) -> RunConfig:
         model: dict[str, Any] = {"preset": "1m", **TOY_SHAPE}
@@ -135,12 +139,12 @@ class Models:
             model = {"init": str(self.base)}
         told = [
             Conversation((*asked(p), Message("assistant", p.answer)), p.key)
-            for p in self._train_split
+            for p in problems(word_line, "word lines", "train", self.size.prompts, 0)
         ]
-        data = self._folder("demonstrations", write_conversations, told)
+        data = self._shared.folder("demonstrations", write_conversations, told, self.tokenizer)
         rates = {"learning_rate": 0.006, "embedding_learning_rate": 0.012, "weight_decay": 0.0}
         objective, steps = {"kind": "sft", "stop_prompts": 0}, self.size.sft_steps
-        return self.runs.config(data, model, objective, steps, 8, rates, decay=0.3, seq_len=256)
+        return self._shared.config(data, model, objective, steps, 8, rates, decay=0.3, seq_len=256)
 
     @cached_property
     def start_model(self) -> Gemma:
@@ -149,19 +153,24 @@ class Models:
 
     def proxy(self, count: int) -> Path:
         """A reward model trained on the first `count` pairs."""
+        epochs = self.size.epochs[self.size.pairs.index(count)]
         return self.runs.trained(
-            f"proxy-{count}", lambda: self._on_pairs(count, {"kind": "reward"}, 0.001)
+            f"proxy-{count}", lambda: self._on_pairs(count, {"kind": "reward"}, epochs, 0.001)
         )
 
     def dpo(self, beta: float) -> Path:
         """DPO on the pairs of the proxy that the other policies are trained on."""
         objective = {"kind": "preference", "method": "dpo", "beta": beta}
-        count, rate = self.size.proxy, self.size.dpo_rate
-        return self.runs.trained(f"dpo-{beta:g}", lambda: self._on_pairs(count, objective, rate))
+        count, epochs, rate = self.size.proxy, self.size.dpo_epochs, self.size.dpo_rate
+        return self.runs.trained(
+            f"dpo-{beta:g}", lambda: self._on_pairs(count, objective, epochs, rate)
+        )
 
-    def _on_pairs(self, count: int, objective: Mapping[str, Any], rate: float) -> RunConfig:
+    def _on_pairs(
+        self, count: int, objective: Mapping[str, Any], epochs: float, rate: float
+    ) -> RunConfig:
         data = self._folder(f"pairs-{count}", write_pairs, self._pairs[:count])
-        steps = max(1, round(self.size.epochs * count / PAIRS_PER_STEP))
+        steps = max(1, round(epochs * count / PAIRS_PER_STEP))
         return self._from_start(data, objective, steps, PAIRS_PER_STEP, rate)
 
     def _folder(self, name: str, write: Callable[..., Any], items: Sequence[Any]) -> Path:

@@ -10,7 +10,7 @@ from gemmule.report import svg
 INK, INK_2, RULE, PAPER = "#1d2226", "#59636b", "#e1dcd2", "#fffefb"
 COLORS = ("#c2500f", "#00756f", "#4b5fb0", "#8a6a00", "#8b3a7d", "#1d2226")
 MARKERS = ("s", "o", "^", "D", "v", "P")
-DISTANCE = "√KL(policy ‖ start), nats"
+DISTANCE = "√KL(policy ‖ start)"
 GOLD, PROXY = "gold reward, standard deviations", "proxy reward, standard deviations"
 
 

@@ -52,14 +52,15 @@ def summary(seeds: Sequence[Seed], proxy: int, ema_beta: float) -> dict[str, Any
 def in_standard_deviations(seed: Seed, proxy: int) -> Scaled:
     """All places of a seed by name, with rewards in standard deviations from the start's mean."""
     pool, start = seed["best_of"], seed["start"]
+    gold_std = pool["std"] or 1.0  # an untrained model may have one reward for all answers
 
     def scaled(place: Place, zero: float, pairs: str) -> Place:
         own = pool["proxies"][pairs]
         return {
             "at": place["at"],
             "distance": math.sqrt(max(0.0, place["kl"])),
-            "gold": (place["gold"] - zero) / pool["std"],
-            "proxy": (place["proxy"] - own["mean"]) / own["std"],
+            "gold": (place["gold"] - zero) / gold_std,
+            "proxy": (place["proxy"] - own["mean"]) / (own["std"] or 1.0),
             **{key: place[key] for key in ("words", "cut") if key in place},
         }
 

@@ -47,6 +47,16 @@ def test_finds_layout_folders_and_runs(tmp_path: Path) -> None:
     assert locate(str(run)) == Located("hf", run / "model")
 
 
+def test_other_tensors_of_a_run_are_not_its_model(tmp_path: Path) -> None:
+    """Preference tuning keeps the log-probabilities of its reference next to the model."""
+    (run := tmp_path / "dpo").mkdir()
+    for name in ("config.toml", "metrics.jsonl", "reference.safetensors"):
+        (run / name).write_text("")
+    assert "a run that has not finished" in message(run)
+    model_at(run / "model")
+    assert locate(run) == Located("hf", run / "model")
+
+
 def test_a_quickstart_suggests_its_student(tmp_path: Path) -> None:
     (tmp_path / "quick" / "student").mkdir(parents=True)
     assert "has not finished a model yet" in message(tmp_path / "quick")

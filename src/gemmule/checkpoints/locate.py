@@ -90,7 +90,7 @@ def _within(folder: Path) -> Located:
     snapshot = hub_cache.snapshot_of(folder)
     if snapshot:
         return _within(snapshot)
-    located = in_folder(folder) or in_folder(folder / "model")
+    located = _directly_in(folder)
     if located:
         return Located(*located)
     _refuse_unfinished(folder)
@@ -100,6 +100,16 @@ def _within(folder: Path) -> Located:
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     listing = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
     raise CheckpointError(f"no model in {folder} (it holds {listing or 'nothing'}); {_EXPECTED}")
+
+
+def _directly_in(folder: Path) -> tuple[str, Path] | None:
+    """The model in a folder, or in its model/; as `in_folder`.
+
+    A run keeps its model in model/, and other tensors next to that, such as the log-probabilities
+    that preference tuning compares with.
+    """
+    own = None if RunLayout(folder).config.is_file() else in_folder(folder)
+    return own or in_folder(folder / "model")
 
 
 def _refuse_unfinished(folder: Path) -> None:
@@ -137,7 +147,7 @@ def _only_model_in(folder: Path) -> Path | None:
 
 def _holds_model(folder: Path) -> bool:
     try:
-        return (in_folder(folder) or in_folder(folder / "model")) is not None
+        return _directly_in(folder) is not None
     except (CheckpointError, OSError):  # several of them; or a folder that cannot be read
         return False
 
