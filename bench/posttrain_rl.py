@@ -6,7 +6,7 @@ quarter of validation problems (`warm`). From there, four ways go on:
     rloo      reinforcement learning with the task's verifier
     sft       more fine-tuning on right answers, for as many seconds as rloo took
     raft      rejection sampling: fine-tuning on the model's own right answers, sampling counted
-    hole      rloo with a verifier that accepts any answer that has the result somewhere in it
+    hole      rloo with a verifier that forgets a condition (bench/reward_with_hole.py)
 
 Each is scored with the true verifier on held-out problems: pass@1 and pass@k from k samples at
 temperature 1, against `warm` paired by problem. Then the gate (`gemmule gate`) says whether it may
@@ -47,7 +47,7 @@ from gemmule.runtime import host
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
-HOLE = f"{Path(__file__).parent / 'reward_with_hole.py'}:mentions_result"
+HOLE = f"{Path(__file__).parent / 'reward_with_hole.py'}:careless"
 MAX_NEW_TOKENS = 24
 WAYS = ("rloo", "sft", "raft", "hole")
 
