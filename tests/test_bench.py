@@ -230,6 +230,49 @@ def test_places_are_compared_with_a_curve_at_the_same_distance(
 
 
 @pytest.mark.slow
+def test_students_of_a_pretrained_teacher_are_compared(tmp_path: Path) -> None:
+    """From a text and a teacher with more tokens to the report; a second call only reports."""
+    pytest.importorskip("transformers", reason="transformers is in the extra teachers")
+    out, plot = tmp_path / "report.json", tmp_path / "plot.svg"
+    command = [
+        "real_teacher.py", "--toy", "--seeds=2", "--threads=1",
+        "--arms", "scratch-1", "scratch-2", "stored-2", "alpha-0.5", "adapted-4", "online-2",
+        f"--out={tmp_path / 'runs'}",
+        f"--json={out}", f"--plot={plot}",
+    ]  # fmt: skip
+    running = start(*command)
+    _, printed = running.communicate(timeout=900)
+    assert running.returncode == 0, printed
+    report = json.loads(out.read_text())
+    vocabulary = report["text"]["vocabulary"]
+    assert vocabulary["after"] < vocabulary["before"]
+    assert vocabulary["equal_documents"] == vocabulary["documents"]
+    assert report["teachers"].keys() == {"plain", "adapted"}
+    for teacher in report["teachers"].values():
+        assert teacher["recording"]["tokens"] == report["settings"]["tokens"]
+        assert teacher["recording"]["dropped_probability"]["mean"] > 0
+    for name, arm in report["arms"].items():
+        assert arm["seeds"] == [0, 1], name
+        assert (arm["teacher_flops"] > 0) is (arm["source"] == "stored")
+    for run in report["runs"]:
+        assert [point["epoch"] for point in run["points"]] == [*range(1, run["epochs"] + 1)]
+    compared = report["comparisons"]["stored-2"]
+    last = {
+        name: [r["points"][-1]["heldout"] for r in report["runs"] if r["arm"] == name]
+        for name in ("scratch-2", "stored-2")
+    }
+    differences = [a - b for a, b in zip(last["scratch-2"], last["stored-2"], strict=True)]
+    assert list(compared["equal_tokens"]["by_seed"].values()) == pytest.approx(differences)
+    assert compared["best_epoch"]["half_width"] >= 0
+    assert plot.read_text().startswith("<?xml")
+    assert "recording shared" in plot.read_text()
+    again = start(*command[:-2], "--report", f"--json={tmp_path / 'again.json'}")
+    _, printed = again.communicate(timeout=120)
+    assert again.returncode == 0, printed
+    assert json.loads((tmp_path / "again.json").read_text())["arms"] == report["arms"]
+
+
+@pytest.mark.slow
 def test_post_training_takes_the_steps_that_trl_takes(tmp_path: Path) -> None:
     """SFT, DPO and RLOO: losses and gradients of the first steps."""
     pytest.importorskip("trl", reason="trl is in the extra dev")
