@@ -35,7 +35,7 @@ from gemmule.train.probe import Probe
 from gemmule.train.run import run_training
 from real_teacher_materials import Materials, toy_materials
 
-BATCH, SEQ_LEN = 8, 256
+BATCH, SEQ_LEN = 4, 256  # little text: small batches, for more steps
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "draws": 20 if args.toy else 200,
         "learning_rate": 0.012, "embedding_learning_rate": 0.024, "weight_decay": 0.1,
         "validation_tokens": 512 if args.toy else 15_360,
-        "heldout_tokens": 512 if args.toy else 40_960,
-        "adapt_steps": 2 if args.toy else 56, "adapt_learning_rate": 5e-5,
-        "compile": not args.toy, "dtype": "float32", "threads": args.threads,
+        "heldout_tokens": 512 if args.toy else 20_480,
+        "adapt_steps": 2 if args.toy else 112, "adapt_learning_rate": 5e-5,
+        "compile": False, "dtype": "float32", "threads": args.threads,
     }  # fmt: skip
 
 
@@ -114,7 +114,6 @@ class Experiment:
                 objective["teacher"] = str(self.materials.teachers[arm.teacher])
             else:
                 objective["targets"] = str(self.materials.record(arm.teacher))
-            self.materials.judge(arm.teacher)
         rates = ("learning_rate", "embedding_learning_rate", "weight_decay")
         values = {
             "steps": self.steps * arm.epochs,
@@ -128,7 +127,7 @@ class Experiment:
             "optimizer": {k: settings[k] for k in rates},
             "evaluation": {
                 "every": self.steps, "tokens": settings["validation_tokens"],
-                "heldout_tokens": settings["heldout_tokens"],
+                "heldout_tokens": settings["seq_len"],  # the probe has measured all that count
             },
             "checkpoint": {"keep": 1, "minutes": 2.0},
             "runtime": {k: settings[k] for k in ("compile", "dtype", "threads")},
@@ -148,7 +147,7 @@ class Experiment:
             split = dataset.split("heldout")
             values = evaluate(
                 model, split, dataset.tokenizer, seq_len=config.data.seq_len,
-                max_tokens=config.evaluation.heldout_tokens, compiled=bool(config.runtime.compile),
+                max_tokens=self.settings["heldout_tokens"],
             )  # fmt: skip
             return {k: values[k] for k in ("nats_per_token", "bits_per_byte")}
 
@@ -190,12 +189,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs what is missing, and reports what there is."""
     settings = settings_of(args)
     out = args.out / "toy" if args.toy else args.out
-    teacher, text = args.teacher, args.text
+    path, text = args.teacher, args.text
     if args.toy:
-        teacher, text = toy_materials(out)
-    if teacher is None or text is None:
+        path, text = toy_materials(out)
+    if path is None or text is None:
         raise ConfigError("--teacher and --text are needed: a folder of a model, and a text")
-    materials = Materials(settings, teacher, text, out)
+    materials = Materials(settings, path, text, out)
     experiment = Experiment(settings, materials, out)
     if not args.report:
         materials.record("plain")
@@ -204,7 +203,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 for name in stage:
                     if name in args.arms:
                         experiment.train(name, seed)
-    report = results.summarize(list(experiment.finished(args.seeds)), materials.figures())
+    runs = list(experiment.finished(args.seeds))
+    for which in sorted({run["teacher"] for run in runs if run["source"] != "text"}):
+        materials.judge(which)
+    report = results.summarize(runs, materials.figures())
     return {"settings": settings, "text": materials.about(), **report}
 
 

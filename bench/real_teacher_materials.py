@@ -5,10 +5,13 @@ adapted, to be trained on the text for some minutes. Finished parts stay in the 
 """
 
 import argparse
+import inspect
 import math
+import pydoc
 import shutil
 import tempfile
 import time
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,20 +103,19 @@ class Materials:
             return out
         if which == "adapted":
             self._adapt()
-        names = ("dtype", "threads")
+        runtime = {name: self.settings[name] for name in ("dtype", "threads")}
         config = RecordConfig.parse(
             {
                 "teacher": str(self.teachers[which]), "data": str(self.dataset.path),
                 "targets": {"draws": self.settings["draws"]}, "tokens": self.settings["tokens"],
-                "seq_len": self.settings["seq_len"], "batch_size": self.settings["batch_size"],
-                "compile": False, **{name: self.settings[name] for name in names},
+                "seq_len": self.settings["seq_len"], "compile": False, **runtime,
             }
         )  # fmt: skip
         record(config, out)
         return out
 
     def judge(self, which: str) -> None:
-        """A teacher's own loss on validation and held-out text, with the students' context."""
+        """A teacher's own loss on held-out text, with the students' context."""
         file = self.out / f"teacher-{which}.json"
         if file.is_file():
             return
@@ -121,7 +123,7 @@ class Materials:
         teacher = self._open(which)
         values = {
             "flops_per_token": teacher.forward_flops_per_token(self.settings["seq_len"]),
-            **{split: self._loss(teacher, split) for split in ("validation", "heldout")},
+            "heldout": self._loss(teacher, "heldout"),
         }
         files.write_json(file, values)
 
@@ -218,10 +220,10 @@ def toy_materials(folder: Path) -> tuple[Path, Path]:
     """A random Gemma 3 with more tokens than the text has, and that text."""
     transformers = import_transformers("the toy teacher")
     teacher, text = folder / "teacher", folder / "text.txt"
-    source = Path(tempfile.__file__).read_text(encoding="utf-8")
-    other = Path(argparse.__file__).read_text(encoding="utf-8")
-    tokenizer = train_tokenizer([source, other], 1000)
-    files.write_text(text, source)
+    read = [Path(module.__file__).read_text("utf-8") for module in (typing, inspect, pydoc)]
+    files.write_text(text, "\n".join(read))
+    other = [Path(module.__file__).read_text("utf-8") for module in (argparse, tempfile)]
+    tokenizer = train_tokenizer(other, 1000)
     tokenizer.save(teacher)
     torch.manual_seed(0)
     config = transformers.Gemma3TextConfig(
