@@ -13,6 +13,7 @@ from gemmule.data import ngrams
 from gemmule.data.dataset import Dataset
 from gemmule.data.ngrams import N, NgramIndex, Overlap, training_text, words
 from gemmule.data.prepare import prepare
+from gemmule.data.word_hashes import WordHashes
 from gemmule.model.tokenizer import Tokenizer
 
 SAILING = "the a sea ship captain said never wind old and of to under red sail harbour"
@@ -69,7 +70,7 @@ def expected(corpus: Dataset, texts: list[str]) -> dict[int, int]:
 @pytest.fixture(params=[2**18, 37], ids=["at once", "in pieces"])
 def pieces_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "_TOKENS_AT_ONCE", request.param)
-    monkeypatch.setattr(ngrams, "_BYTES_AT_ONCE", 8 * request.param)
+    monkeypatch.setattr(ngrams, "BYTES_AT_ONCE", 8 * request.param)
 
 
 @pytest.mark.usefixtures("pieces_of")
@@ -116,12 +117,12 @@ def test_counts_are_those_of_sets(corpus: Dataset) -> None:
 def test_equal_hashes_are_not_enough(corpus: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    plain = ngrams._Text.grams
+    plain = WordHashes.grams
 
-    def coarse(text: ngrams._Text) -> Any:
-        return plain(text) & np.uint64(0x8000000000000007)
+    def coarse(text: WordHashes, n: int) -> Any:
+        return plain(text, n) & np.uint64(0x8000000000000007)
 
-    monkeypatch.setattr(ngrams._Text, "grams", coarse)
+    monkeypatch.setattr(WordHashes, "grams", coarse)
     texts = [PLANTED, "nothing of this was in the text that the model has read before it was asked"]
     assert overlaps(corpus, {"t": texts})["t"].contaminated == [0]
 

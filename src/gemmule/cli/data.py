@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,14 @@ def data(
     field: Field = None,
     name: CorpusName = None,
     licence: CorpusLicence = None,
+    near_duplicates: Annotated[
+        Literal["group", "drop", "ignore"],
+        typer.Option(
+            help="What becomes of documents that are nearly the same: group keeps them in one "
+            "split, drop keeps one of them, ignore lets a near copy of what is trained on be "
+            "held out."
+        ),
+    ] = "group",
     as_json: AsJson = False,
 ) -> None:
     """Tokenize text and split it into train, validation and held-out documents.
@@ -34,7 +42,7 @@ def data(
     with stoppable(RERUN), counting("tokenizing") as progress:
         dataset = prepare(
             source, Tokenizer.load(tokenizer), out, field=field, name=name, licence=licence,
-            progress=progress,
+            near_duplicates=near_duplicates, progress=progress,
         )  # fmt: skip
     splits = dataset.manifest["splits"]
     counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}

@@ -1,17 +1,20 @@
 """The first pass over a corpus: drops duplicates and assigns documents to splits.
 
-Only hashes are kept in memory (about 100 bytes per document), never the text.
+Only hashes are kept in memory (about 300 bytes per document), never the text.
 """
 
 import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gemmule.console import Progress
+from gemmule.data.minhash import BandKeys
+from gemmule.data.near_duplicates import clusters
 from gemmule.data.read_log import ReadLog
 from gemmule.data.records import no_field
 from gemmule.data.sections import SECTION_BYTES
@@ -19,8 +22,12 @@ from gemmule.data.sources import Document, Source
 from gemmule.errors import DataError
 
 SPLITS = ("train", "validation", "heldout")
+# What becomes of near-duplicates: all stay, on one side of the split; one of them stays; or nobody
+# looks for them, and a near copy of what is trained on may be held out.
+NearDuplicates = Literal["group", "drop", "ignore"]
 
 _SURROGATE = "holds a lone surrogate"
+_NEAR_DUPLICATE = "near-duplicate"
 _FEW = 20  # fewer documents than this do not split well
 _DROPPED = 255
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what decoding makes of bytes that are not UTF-8
@@ -38,6 +45,8 @@ class Corpus:
         byte_counts: UTF-8 bytes of the kept documents, by split.
         documents: kept documents, by split.
         log: what was left out or decoded, in the search and in the first pass.
+        near_duplicates: kept documents that are near-duplicates of another kept one, before any
+            of them was dropped; None: nobody looked.
         fingerprint: SHA-256 over every kept document's key, content and split.
     """
 
@@ -48,6 +57,7 @@ class Corpus:
     byte_counts: dict[str, int]
     documents: dict[str, int]
     log: ReadLog
+    near_duplicates: int | None
     fingerprint: str
 
     @property
@@ -57,7 +67,15 @@ class Corpus:
             f"fewer than {_FEW} documents: each was cut into sections of about "
             f"{SECTION_BYTES // 1024} kB, and the sections were split as documents"
         )
-        return [*([cut] if self.in_sections else []), *self.log.notes]
+        near = (
+            f"{self.near_duplicates:,} documents are near-duplicates of others: of each group "
+            + ("one was kept" if _NEAR_DUPLICATE in self.log.left_out else "all are in one split")
+        )
+        return [
+            *([cut] if self.in_sections else []),
+            *([near] if self.near_duplicates else []),
+            *self.log.notes,
+        ]
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Streams every kept document as (split, text), like `kept`."""
@@ -87,17 +105,21 @@ def read_corpus(
     source: Source,
     validation: float = 0.05,
     heldout: float = 0.05,
+    near_duplicates: NearDuplicates = "group",
     progress: Progress | None = None,
 ) -> Corpus:
     """Reads the source once: drops exact duplicates and assigns each document to a split.
 
     A hash of the content (of the module's name in the embedded corpus) selects the split, so that a
-    document stays in its split when others are added, renamed or reordered.
+    document stays in its split when others are added, renamed or reordered. Of near-duplicates (see
+    minhash.py) the one whose content has the smallest hash decides for all.
 
     Args:
         source: from `find_source`.
         validation: fraction of documents for tuning.
         heldout: fraction of documents for the final evaluation.
+        near_duplicates: "group" keeps them in one split, "drop" keeps that one alone, "ignore"
+            does not look for them.
         progress: called with (documents read so far, 0, "documents"); the total is unknown.
 
     Raises:
@@ -108,15 +130,16 @@ def read_corpus(
             f"validation {validation} and heldout {heldout} are fractions of the documents: both "
             "must be above 0 and their sum below 1"
         )
-    scan = _Scan(source, in_sections=False, progress=progress)
+    scan = _Scan(source, False, near_duplicates, progress)
     if len(scan.kept) < _FEW:
-        scan = _Scan(source, in_sections=True, progress=progress)
+        scan = _Scan(source, True, near_duplicates, progress)
     log = ReadLog()
     log.update(source.log)
     log.update(scan.log)
     left_out = log.summary()
     if log.fields and not log.records and (source.field_given or not scan.kept):
         raise DataError(no_field(source.location, source.field, log.fields))
+    found = None if near_duplicates == "ignore" else scan.group_near_duplicates(log)
     if not scan.kept:
         raise DataError(f"no usable text in {source.location}: {left_out or 'it is empty'}")
     if len(scan.kept) < len(SPLITS):
@@ -141,6 +164,7 @@ def read_corpus(
         byte_counts={name: int(sizes[assigned == i].sum()) for i, name in enumerate(SPLITS)},
         documents={name: int((assigned == i).sum()) for i, name in enumerate(SPLITS)},
         log=log,
+        near_duplicates=found,
         fingerprint=digest.hexdigest(),
     )
 
@@ -148,7 +172,13 @@ def read_corpus(
 class _Scan:
     """One pass over a source's documents."""
 
-    def __init__(self, source: Source, in_sections: bool, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        in_sections: bool,
+        near_duplicates: NearDuplicates,
+        progress: Progress | None,
+    ) -> None:
         self.in_sections = in_sections
         self.log = ReadLog()
         self.digests: list[int] = []  # of every document streamed
@@ -158,6 +188,9 @@ class _Scan:
         self.contents: list[bytes] = []
         self.sizes: list[int] = []
         self.positions: list[float] = []
+        self._near_duplicates = near_duplicates
+        self._band_keys = BandKeys()
+        self._names: list[str] = []  # of the kept documents, where some may be dropped
         seen: set[bytes] = set()
         for n, document in enumerate(source.documents(self.log, in_sections)):
             content = _digest(document.text)
@@ -175,6 +208,38 @@ class _Scan:
             self.contents.append(content)
             self.sizes.append(len(document.text.encode()))
             self.positions.append(_short(split_hash) / 2**64)
+            if near_duplicates != "ignore":
+                self._band_keys.add(document.text)
+            if near_duplicates == "drop":
+                self._names.append(document.key)
+
+    def group_near_duplicates(self, log: ReadLog) -> int:
+        """Gives near-duplicates one position, or drops all but one of them into the log.
+
+        Returns:
+            How many documents are near-duplicates of another one.
+        """
+        drop = self._near_duplicates == "drop"
+        groups = _several(clusters(self._band_keys.keys()))
+        stays = np.ones(len(self.kept), bool)
+        for group in groups:
+            first = min(group, key=self.contents.__getitem__)
+            for n in group:
+                self.positions[n] = self.positions[first]
+                stays[n] = n == first or not drop
+        for n in np.flatnonzero(~stays).tolist():
+            log.leave_out(_NEAR_DUPLICATE, self._names[n])
+        for values in (self.kept, self.keys, self.contents, self.sizes, self.positions):
+            values[:] = [value for value, stay in zip(values, stays, strict=True) if stay]
+        return sum(map(len, groups))
+
+
+def _several(cluster_of: npt.NDArray[np.int64]) -> list[list[int]]:
+    """The clusters of more than one document."""
+    order = np.argsort(cluster_of, kind="stable")
+    starts = np.flatnonzero(np.diff(cluster_of[order], prepend=-1))
+    groups = np.split(order, starts[1:]) if len(order) else []
+    return [group.tolist() for group in groups if len(group) > 1]
 
 
 def _why_unusable(text: str, seen: bool) -> str | None:

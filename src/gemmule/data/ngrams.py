@@ -3,10 +3,8 @@
 A word is a run of letters and digits in lower case; everything else separates words. A text of
 fewer than 13 words cannot be judged and is counted separately.
 
-The texts' 13-grams become a sorted array of 64-bit hashes, and the training text is read once. The
-hash of a word is a difference of running sums over its bytes, and that of a gram a difference of
-running sums over its words' hashes, so all hashes of a chunk of text are computed at once. Grams
-whose hashes agree are compared word by word.
+The texts' 13-grams become a sorted array of 64-bit hashes, and the training text is read once, in
+chunks. Grams whose hashes agree are compared word by word.
 """
 
 import dataclasses
@@ -17,19 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule.data.dataset import Split
+from gemmule.data.word_hashes import (
+    BREAK,
+    BYTES_AT_ONCE,
+    JoinedTexts,
+    WordHashes,
+    encoded,
+    normalize,
+)  # fmt: skip
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.stats import proportion
 
 N = 13
 RULE = f"{N} words in a row, in lower case, letters and digits alone"
 
-Hashes = npt.NDArray[np.uint64]
-
 _TOKENS_AT_ONCE = 2**18  # about a megabyte of text
-_BYTES_AT_ONCE = 2**21
-# Odd numbers, whose powers have inverses modulo 2^64.
-_BYTE_BASE, _WORD_BASE = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
-_BREAK = b"\x01"  # a word that no text has: no 13-gram spans two documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Overlap:
 
 def words(text: str) -> list[str]:
     """The words that 13-grams are made of."""
-    return normalize(_encoded(text)).decode().split()
+    return normalize(encoded(text)).decode().split()
 
 
 class NgramIndex:
@@ -78,22 +78,15 @@ class NgramIndex:
     def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
         self._tasks = {name: len(documents) for name, documents in texts.items()}
         normalized = [
-            normalize(_encoded(text)) for documents in texts.values() for text in documents
+            normalize(encoded(text)) for documents in texts.values() for text in documents
         ]
         self._short = np.zeros(len(normalized), bool)
         parts = []
         for first, group in _groups(normalized):
-            text = _Text((b" " + _BREAK + b" ").join(group))
-            breaks = np.cumsum([0, *(len(document) + 3 for document in group)])
-            document_of_word = np.searchsorted(breaks, text.starts, side="right") - 1
-            counts = np.bincount(document_of_word, minlength=len(group))
-            counts[:-1] -= 1  # the break counts as a word of the document before it
-            self._short[first : first + len(group)] = counts < N
-            hashes = text.grams()
-            whole = document_of_word[N - 1 :] == document_of_word[: len(hashes)]
-            whole &= text.is_break[N - 1 :] == 0 if len(hashes) else True
-            places = np.flatnonzero(whole)
-            parts.append((hashes[places], first + document_of_word[places], places, text))
+            text = JoinedTexts(group)
+            self._short[first : first + len(group)] = text.word_counts < N
+            hashes, documents, places = text.whole_grams(N)
+            parts.append((hashes, first + documents, places, text))
         self._texts = [part[3] for part in parts]
         self._hashes = np.concatenate([np.empty(0, np.uint64), *(p[0] for p in parts)])
         self._documents = np.concatenate([np.empty(0, np.int64), *(p[1] for p in parts)])
@@ -119,8 +112,8 @@ class NgramIndex:
         Args:
             chunk: normalized text, as `training_text` yields it.
         """
-        text = _Text(chunk)
-        grams = text.grams()
+        text = WordHashes(chunk)
+        grams = text.grams(N)
         # One byte is looked up for each gram, and this leaves almost none.
         candidates = np.flatnonzero(self._maybe[grams >> self._shift])
         first = np.searchsorted(self._hashes, grams[candidates])
@@ -129,13 +122,13 @@ class NgramIndex:
         for gram, entry in zip(candidates[known].tolist(), first[known].tolist(), strict=True):
             self._compare(text, gram, entry)
 
-    def _compare(self, text: "_Text", gram: int, entry: int) -> None:
+    def _compare(self, text: WordHashes, gram: int, entry: int) -> None:
         theirs: list[bytes] | None = None
         wanted = self._hashes[entry]
         while entry < len(self._hashes) and self._hashes[entry] == wanted:
             if not self._matched[entry]:
-                theirs = theirs or text.words(gram)
-                ours = self._texts[self._owners[entry]].words(int(self._places[entry]))
+                theirs = theirs or text.words(gram, N)
+                ours = self._texts[self._owners[entry]].words(int(self._places[entry]), N)
                 self._matched[entry] = ours == theirs
             entry += 1
 
@@ -156,102 +149,14 @@ class NgramIndex:
         return overlaps
 
 
-class _Text:
-    """A normalized text: words of letters and digits between spaces.
-
-    Attributes:
-        starts: position of the first byte of each word.
-        ends: position after the last byte of each word.
-        is_break: whether the word stands for the end of a document.
-    """
-
-    def __init__(self, normalized: bytes) -> None:
-        self._normalized = normalized
-        self._bytes = np.frombuffer(b" " + normalized + b" ", np.uint8)
-        word = self._bytes != 32
-        self.starts = np.flatnonzero(word[1:] & ~word[:-1])
-        self.ends = np.flatnonzero(word[:-1] & ~word[1:])
-        self.is_break = self._bytes[self.starts + 1] == _BREAK[0]
-
-    def grams(self) -> Hashes:
-        """The hash of the 13 words that begin with each word."""
-        count = len(self.starts)
-        if count < N:
-            return np.empty(0, np.uint64)
-        sums = _running(self._bytes[1:-1].astype(np.uint64), _BYTE_BASE)
-        back = _powers(_BYTE_BASE, len(sums), True)[self.starts]
-        own = (sums[self.ends] - sums[self.starts]) * back
-        sums = _running(_mixed(own), _WORD_BASE)
-        last = count - N + 1
-        return _mixed((sums[N:] - sums[:last]) * _powers(_WORD_BASE, last, True)[:last])
-
-    def words(self, first: int) -> list[bytes]:
-        """The 13 words from word number `first` on."""
-        return self._normalized[self.starts[first] : self.ends[first + N - 1]].split()
-
-
-def _running(values: Hashes, base: int) -> Hashes:
-    """Prefix sums of value i times the i-th power of the base; one more than there are values."""
-    sums = np.zeros(len(values) + 1, np.uint64)
-    np.cumsum(values * _powers(base, len(values), False)[: len(values)], out=sums[1:])
-    return sums
-
-
-_POWERS: dict[tuple[int, bool], Hashes] = {}
-
-
-def _powers(base: int, count: int, inverse: bool) -> Hashes:
-    """The first powers of the base, or of its inverse, modulo 2^64; at least `count`."""
-    powers = _POWERS.get((base, inverse))
-    if powers is None or len(powers) < count:
-        powers = np.full(
-            max(count, _BYTES_AT_ONCE), pow(base, -1, 2**64) if inverse else base, np.uint64
-        )
-        powers[0] = 1
-        np.cumprod(powers, out=powers)
-        _POWERS[base, inverse] = powers
-    return powers
-
-
-def _mixed(values: Hashes) -> Hashes:
-    """Spreads every bit of a sum over all bits (the last steps of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-# ASCII: letters in lower case and digits stay, the rest becomes a space. Other bytes stay.
-_TABLE = bytes(
-    b if b > 127 or b == _BREAK[0] else ord(chr(b).lower()) if chr(b).isalnum() else 32
-    for b in range(256)
-)
-
-
-def _encoded(text: str) -> bytes:
-    """UTF-8 of a text without the byte that stands for the end of a document."""
-    return text.replace(_BREAK.decode(), " ").encode(errors="replace")
-
-
-def normalize(text: bytes) -> bytes:
-    """A text in lower case, with a space for everything but letters and digits."""
-    if text.isascii():
-        return text.translate(_TABLE)
-    lowered = text.decode(errors="replace").lower()
-    normalized = lowered.encode().translate(_TABLE)
-    for character in set(lowered):  # a few dozen
-        if not character.isascii() and not character.isalnum():
-            normalized = normalized.replace(character.encode(), b" ")
-    return normalized
-
-
 def _groups(texts: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """Consecutive texts of about _BYTES_AT_ONCE bytes, with the number of the first."""
+    """Consecutive texts of about BYTES_AT_ONCE bytes, with the number of the first."""
     group: list[bytes] = []
     first = size = 0
     for i, text in enumerate(texts):
         group.append(text)
         size += len(text) + 3
-        if size >= _BYTES_AT_ONCE:
+        if size >= BYTES_AT_ONCE:
             yield first, group
             group, first, size = [], i + 1, 0
     if group:
@@ -286,10 +191,8 @@ def training_text(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, i
 
 def bulk_decoder(tokenizer: Tokenizer) -> Callable[[npt.NDArray[np.int64]], bytes]:
     """A function that decodes many ids at once; each <bos> becomes a break between documents."""
-    tokens = [
-        tokenizer.decode_bytes([i]).replace(_BREAK, b" ") for i in range(tokenizer.vocab_size)
-    ]
-    tokens[tokenizer.bos_id] = b" " + _BREAK + b" "
+    tokens = [tokenizer.decode_bytes([i]).replace(BREAK, b" ") for i in range(tokenizer.vocab_size)]
+    tokens[tokenizer.bos_id] = b" " + BREAK + b" "
     table = np.frombuffer(b"".join(tokens), np.uint8)
     sizes = np.array([len(token) for token in tokens])
     places = np.cumsum(sizes) - sizes

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.console import Progress
-from gemmule.data.corpus import SPLITS, Corpus, read_corpus
+from gemmule.data.corpus import SPLITS, Corpus, NearDuplicates, read_corpus
 from gemmule.data.dataset import FORMAT, MANIFEST, MASK_CHECKSUM, Dataset
 from gemmule.data.read_log import ReadLog
 from gemmule.data.shards import ShardJob, make_shard
@@ -34,6 +34,7 @@ def prepare(
     licence: str | None = None,
     validation: float = 0.05,
     heldout: float = 0.05,
+    near_duplicates: NearDuplicates = "group",
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -51,6 +52,8 @@ def prepare(
         licence: license of the corpus, for the model card.
         validation: fraction of documents for tuning.
         heldout: fraction of documents for the final evaluation.
+        near_duplicates: "group" keeps documents that are nearly the same in one split, "drop" keeps
+            one of them, "ignore" does not look for them.
         workers: number of threads (SentencePiece releases the GIL); by default one per core.
         progress: called as progress(done, total, unit): unit "documents" with total 0 while the
             source is read for the first time, then unit "bytes" of tokenized text.
@@ -64,7 +67,11 @@ def prepare(
     if workers is not None and workers < 1:
         raise DataError(f"workers {workers} is too few: use at least 1")
     corpus = read_corpus(
-        find_source(source, field, name, licence), validation, heldout, progress=progress
+        find_source(source, field, name, licence),
+        validation,
+        heldout,
+        near_duplicates,
+        progress=progress,
     )
     plan: dict[str, Any] = {
         "format": FORMAT,
@@ -105,7 +112,8 @@ def sample_texts(
 ) -> Iterator[str]:
     """Streams training documents to train a tokenizer on, spread evenly over the corpus.
 
-    Validation and held-out documents are never among them: pass the same fractions as to `prepare`.
+    Validation and held-out documents are never among them, nor near-duplicates of these: pass the
+    same fractions as to `prepare`.
 
     Args:
         source: as for `prepare`.
@@ -250,6 +258,7 @@ def _manifest(
         "in_sections": corpus.in_sections,
         "vocab_size": tokenizer.vocab_size,
         "splits": splits,
+        "near_duplicates": corpus.near_duplicates,
         "dropped": dict(corpus.log.left_out),
         "dropped_examples": corpus.log.examples,
         "notes": corpus.notes,
