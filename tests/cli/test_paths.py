@@ -121,6 +121,7 @@ ablate size --data ~ --out o | ablate size --data d --out ~
 ablate size --teacher ~ --data d --out o
 plan --teacher ~ --student 1m | plan --teacher 1m --student ~
 plan --teacher 1m --student 1m --data ~ | plan --teacher 1m --student 1m --runs ~
+plan --cluster h100x8 --student ~ | plan --cluster h100x8 --student 2b --teacher ~
 serve ~ | serve m=~ | serve m --draft ~ | serve m --key-file ~ | serve m --tls-cert ~ --tls-key k
 serve m --tls-key ~ --tls-cert c
 generate ~ x | generate m x --draft ~ | chat --url http://127.0.0.1:1 --key-file ~ | chat ~

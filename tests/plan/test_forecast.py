@@ -277,3 +277,40 @@ def test_every_preset_can_be_named() -> None:
         shape: GemmaConfig = find("teacher", name, 512).config
         assert shape.vocab_size == 512
     assert find("teacher", "2b", None).config.vocab_size == 256000
+
+
+def test_a_budget_is_spent_and_not_exceeded(plan: Plan) -> None:
+    forecast = plan(teacher="30m", students=4, max_wh=200.0)
+    rows = forecast["budget"]["rows"]
+    ways = {(row["student"], row["way"]) for row in rows}
+    assert {("1m", "scratch"), ("1m", "online"), ("1m", "stored"), ("10m", "scratch")} <= ways
+    assert ("100m", "scratch") not in ways  # larger than the teacher
+    tokens = {(row["student"], row["way"]): row["tokens"] for row in rows}
+    run = plan(teacher="30m", tokens=tokens["1m", "scratch"])["routes"]["scratch"]
+    more = plan(teacher="30m", tokens=tokens["1m", "scratch"] + 2048)["routes"]["scratch"]
+    assert run["energy_wh"] <= 200.0 < more["energy_wh"]
+    assert tokens["1m", "scratch"] > tokens["1m", "online"]
+    assert tokens["1m", "scratch"] > tokens["3m", "scratch"] > tokens["10m", "scratch"]
+    assert sum(row["best"] for row in rows) == pytest.approx(1.0, abs=0.01)
+    medians = [row["loss"]["median"] for row in rows]
+    assert medians == sorted(medians)
+    by_carbon = plan(teacher="30m", students=4, max_gco2e=100.0)["budget"]["rows"]
+    assert {(r["student"], r["way"]): r["tokens"] for r in by_carbon} == tokens  # 500 g per kWh
+
+
+def test_a_budget_that_buys_nothing_is_one_clear_error(plan: Plan) -> None:
+    with pytest.raises(ConfigError, match="spent before the first step"):
+        plan(max_wh=0.1)
+
+
+def test_a_budget_needs_a_meter(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STEP, "watts", None)
+    with pytest.raises(ConfigError, match="a budget needs the power of this machine"):
+        plan(max_wh=10.0)
+
+
+def test_a_budget_is_printed(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    show(plan(max_wh=50.0))
+    printed = capsys.readouterr().err
+    assert "for 50 Wh" in printed
+    assert "P(best)" in printed

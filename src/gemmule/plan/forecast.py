@@ -6,12 +6,15 @@ from typing import Any
 
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
+from gemmule.model.config import GemmaConfig
+from gemmule.plan.budget import Budget, spend
 from gemmule.plan.calibrate import Calibration, CalibrationRequest, calibrate
 from gemmule.plan.calibration_worker import storage_specs
 from gemmule.plan.law import Law
 from gemmule.plan.measured_runs import read_runs
 from gemmule.plan.memory import (
     HEAP_GROWTH,
+    MARGIN,
     StepShape,
     counted_bytes,
     largest_rows,
@@ -62,8 +65,10 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
     calibration = calibrate(wanted, device.matmul_gflops(), request.calibration_seconds, say)
     clock = Clock(calibration, config, corpus, student_flops, teacher_flops)
     routes = _routes(clock, tokens, request.students)
-    law = Law(request, teacher, student, calibration.teacher, dataset, runs).predict(routes)
+    predictions = Law(request, teacher, student, calibration.teacher, dataset, runs)
+    law = predictions.predict(routes)
     notes += _warnings(corpus, tokens)
+    budget = Budget(request.max_wh, request.max_gco2e)
     return {
         "teacher": _about(teacher),
         "student": _about(student),
@@ -84,8 +89,24 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
         "routes": {route.name: route.to_json() for route in routes},
         "energy_how": (calibration.scratch or {}).get("how", {}),
         "scaling": law,
+        "budget": spend(budget, clock, predictions, student, _fits(calibration, config))
+        if budget else None,
         "notes": [*calibration.notes, *notes],
     }  # fmt: skip
+
+
+def _fits(calibration: Calibration, config: RunConfig) -> Callable[[GemmaConfig], bool]:
+    """Whether one sequence of a model of some shape fits in this machine's memory."""
+    limit = memory.usable()
+
+    def fits(shape: GemmaConfig) -> bool:
+        step = StepShape(
+            shape, 1, config.data.seq_len, calibration.compiled[False], calibration.half
+        )
+        peak = HEAP_GROWTH * calibration.start["peak_bytes"] + counted_bytes(step)
+        return limit is None or peak <= (1 - MARGIN) * limit
+
+    return fits
 
 
 def _about(model: Planned) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from gemmule.data.dataset import Dataset
+from gemmule.model.config import GemmaConfig
 from gemmule.plan import scaling
 from gemmule.plan.calibrate import Measurement
 from gemmule.plan.measured_runs import MeasuredRun, held_out_loss
@@ -70,6 +71,12 @@ class Law:
             **compared,
             "verdict": self._verdict(compared["equal_compute_online"]),
         }  # fmt: skip
+
+    def losses_of(self, config: GemmaConfig, tokens: float, *, distilled: bool) -> Floats:
+        """Losses of a run, one per sample of the law, without a run's own deviation."""
+        teacher = self.teacher_loss if distilled else None
+        point = LawPoint(config.non_embedding_parameters, tokens, teacher)
+        return np.minimum(scaling.loss(self.draws, point), np.log(self.vocab_size))
 
     def _teacher_loss(
         self, measured: Measurement | None, dataset: Dataset | None

@@ -1,5 +1,6 @@
 """Time, energy and compute of each way to train the student, from the calibration."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,27 @@ class Clock:
     def step_flops(self) -> float:
         """FLOPs per token of training from scratch."""
         return 3 * self.student_flops
+
+    def resized(self, student_flops: float) -> "Clock":
+        """The clock of another student: its steps take as long as their FLOPs say."""
+        other = copy.copy(self)
+        factor = student_flops / self.student_flops
+        other.student_flops = student_flops
+        other.scratch = {
+            **self.scratch,
+            "step_seconds": factor * self.scratch["step_seconds"],
+            "evaluation_seconds_per_token": factor * self.scratch["evaluation_seconds_per_token"],
+        }
+        if factor == 1:
+            return other
+        # What online distillation adds to a step is the teacher's part.
+        teacher = max(0.0, self.distill["step_seconds"] - self.scratch["step_seconds"])
+        other.distill = {
+            **self.distill,
+            "step_seconds": other.scratch["step_seconds"] + teacher,
+            "evaluation_seconds_per_token": other.scratch["evaluation_seconds_per_token"],
+        }
+        return other
 
     def train(self, name: str, tokens: float, *, online: bool = False, factor: float = 1) -> Route:
         """A training run: start, compilation, steps, evaluations, saving, final evaluation."""

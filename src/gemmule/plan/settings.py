@@ -33,6 +33,7 @@ class PlanRequest(Config):
         runs: folders of finished runs, to which the scaling law is fitted.
         settings: settings of the run, as in `gemmule train --set`: "data.batch_size=16".
         calibration_seconds: maximum duration of the measurements.
+        max_wh, max_gco2e: budget of energy or carbon, for which the best loss is looked for.
     """
 
     teacher: ModelName
@@ -46,6 +47,8 @@ class PlanRequest(Config):
     runs: tuple[Path, ...] = ()
     settings: tuple[str, ...] = ()
     calibration_seconds: float = Field(default=SECONDS, gt=0, le=3600, allow_inf_nan=False)
+    max_wh: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_gco2e: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @pydantic.model_validator(mode="after")
     def _one_length_one_vocabulary(self) -> Self:

@@ -65,6 +65,8 @@ def show(plan: Mapping[str, Any]) -> None:
             for name, label in COMPARISONS.items() if name in law
         ],
     )  # fmt: skip
+    if plan["budget"] is not None:
+        show_budget(plan["budget"])
     teacher = law["teacher_loss"]
     known = [
         ["verdict", law["verdict"]],
@@ -79,6 +81,26 @@ def show(plan: Mapping[str, Any]) -> None:
         "equal compute includes the teacher's forward passes; all students share a record",
         style="dim",
     )
+
+
+def show_budget(budget: Mapping[str, Any], rows: int = 8) -> None:
+    """Prints what a budget buys, the lowest expected loss first."""
+    limits = [
+        f"{value:,.6g} {unit}"
+        for unit, value in (("Wh", budget["wh"]), ("gCO2e", budget["gco2e"]))
+        if value
+    ]
+    table(
+        [f"for {' and '.join(limits)}", "tokens", "passes", "time", "nats/token, 90%", "P(best)"],
+        [
+            [f"{row['student']}, {ROUTES[row['way']]}", f"{row['tokens'] / 1e6:,.2f}M",
+             "?" if row["passes"] is None else f"{row['passes']:,.1f}", _time(row["seconds"]),
+             _interval(row["loss"]), f"{row['best']:.2f}"]
+            for row in budget["rows"][:rows]
+        ],
+    )  # fmt: skip
+    for note in budget["notes"]:
+        console.print(f"left out: {note}", style="dim")
 
 
 def _model(about: Mapping[str, Any]) -> str:
