@@ -35,7 +35,8 @@ _PRIORS: dict[str, tuple[float, float]] = {
     "link": (0.7, 0.2),  # fraction of a link's bandwidth
     "leak": (0.15, 0.5),  # fraction of hidden communication that slows computing all the same
     "async": (0.4, 0.4),  # exposed fraction of asynchronous tensor-parallel communication
-    "ring": (0.5, 0.5),  # exposed fraction of context-parallel communication
+    "context": (0.5, 0.5),  # exposed fraction of context-parallel communication
+    "ring": (0.7, 0.4),  # slowdown of attention in a ring whose ranks wait for the last
     "straggle": (0.008, 0.5),  # slowdown per doubling of the servers
 }
 FAMILY_WIDTH, STACK_WIDTH = 0.15, 0.12
@@ -107,14 +108,14 @@ class _Batch:
         small = 1 / (1 + c["small"] * w["narrowness"])
         products = c["products"] * own * small
         compute = w["matrix"] / products + w["matrix8"] / (products * c["float8"])
-        compute = compute + w["attention"] / (c["attention"] * own)
+        compute = compute + w["attention"] / (c["attention"] * own) * (1 + c["ring"] * w["ring"])
         traffic = w["elementwise"] / c["traffic"] * np.where(self.eager, c["eager"], 1.0)
         busy = compute + traffic
         gather = w["gather"] / c["link"]
         hidden = np.minimum(gather, busy)
         exposed = gather - hidden + c["leak"] * hidden
         exposed = exposed + w["tensor"] / c["link"] * np.where(self.asynchronous, c["async"], 1.0)
-        exposed = exposed + c["ring"] * w["context"] / c["link"]
+        exposed = exposed + c["context"] * w["context"] / c["link"]
         idle = (busy + exposed) * (
             (1 + w["bubble"]) * (1 + c["straggle"] * w["doublings"]) - 1
         )  # fmt: skip

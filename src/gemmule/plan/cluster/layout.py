@@ -30,6 +30,8 @@ class Layout:
         float8_gather: whether float8 weights are gathered in that type.
         keep_gathered: whether gathered weights stay for the backward pass (ZeRO-2).
         async_tensor: whether tensor-parallel communication overlaps with matrix products.
+        ring: whether context parallelism passes keys and values around in a ring, rather than
+            gathering them.
         microbatches: pieces that a pipeline cuts `micro_batch` into.
         virtual: interleaved stages per pipeline rank.
         logit_bytes: bytes per logit at the peak of the loss; 0 for a chunked head.
@@ -48,6 +50,7 @@ class Layout:
     float8_gather: bool = False
     keep_gathered: bool = False
     async_tensor: bool = False
+    ring: bool = False
     microbatches: int = 1
     virtual: int = 1
     logit_bytes: float = 0.0

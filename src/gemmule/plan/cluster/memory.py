@@ -83,6 +83,9 @@ def count_memory(
     gathered = whole_block * (2 * 2.0 + 2.0) + whole_root * (2.0 + 2.0)
     if layout.keep_gathered or layout.pipeline > 1:
         gathered += blocks * whole_block * 2.0
+    if layout.pipeline > 1 and layout.shards > 1:
+        # Gradients of all microbatches are added up in fp32 before they are reduced.
+        gathered += 4.0 * (blocks * whole_block + whole_root)
     if layout.shards == 1:
         gathered = 2.0 * (blocks * whole_block + whole_root)
     tokens = layout.micro_batch * seq_len / layout.context
@@ -100,6 +103,8 @@ def count_memory(
         "full": 2.0 * shape.width,
     }[layout.recompute]
     working = 0.0 if layout.recompute == "none" else everything * cut * now
+    if layout.tensor > 1:  # inputs of attention and ffn, whole, and their gradients
+        working += 4 * 2.0 * shape.width * tokens * now
     if layout.logit_bytes:
         logits = layout.logit_bytes * shape.vocab * cut * now
     else:  # a chunk of logits at a time, and the gradient of the head's input

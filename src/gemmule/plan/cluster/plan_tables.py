@@ -120,8 +120,8 @@ def _show_sources(plan: Mapping[str, Any]) -> None:
             ["speed, checked", f"{checked['runs']} published runs, each left out of its fit: "
              f"median error {checked['median']:.0%}, worst {checked['worst']:.0%}"],
             ["useful FLOP/s", f"{plan['mfu']:.0%} of the peak, without recomputation"],
-            ["goodput", f"{good['fraction']:.1%}: {good['interruptions_per_day']:,.2f} interruptions "
-             f"a day, a checkpoint of {good['checkpoint_seconds']:,.0f} s every "
+            ["goodput", f"{good['fraction']:.1%}: {good['interruptions_per_day']:,.2f} "
+             f"interruptions a day, a checkpoint of {good['checkpoint_seconds']:,.0f} s every "
              f"{good['minutes_between_checkpoints']:,.0f} min"],
             ["power", f"{plan['energy']['watts_per_device']:g} W per device and "
              f"{plan['energy']['host_watts']:g} W of its host, PUE {plan['energy']['pue']:g}"],

@@ -32,6 +32,7 @@ class StepWork:
         tensor, context: communication of tensor and context parallelism.
         optimizer: memory traffic of the optimizer.
         bubble: idle fraction of a pipeline over its busy time.
+        ring: fraction of the keys that come from other ranks in ring attention.
         doublings: doublings of the number of servers (groups of eight devices), for stragglers.
         narrowness: sum of 1/m + 1/n + 1/k of the products' sizes: small products reach less.
     """
@@ -46,6 +47,7 @@ class StepWork:
     context: float
     optimizer: float
     bubble: float
+    ring: float
     doublings: float
     narrowness: float
 
@@ -78,6 +80,7 @@ def step_work(shape: Shape, cluster: Cluster, layout: Layout, seq_len: int) -> S
         context=_context_seconds(shape, cluster, layout, seq_len),
         optimizer=_OPTIMIZER_BYTES * _local(shape, layout) / device.bandwidth,
         bubble=(layout.pipeline - 1) / (max(1, layout.microbatches) * layout.virtual),
+        ring=1 - 1 / layout.context if layout.ring else 0.0,
         doublings=math.log2(max(1.0, cluster.count / 8)),
         narrowness=1 / shape.width + layout.tensor / shape.ffn + 1 / per_product,
     )
