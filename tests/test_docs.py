@@ -373,7 +373,7 @@ def test_the_source_tree_in_the_readme_exists() -> None:
 def test_options_named_in_prose_exist(page: Path) -> None:
     known = {option for verb in verbs() for option in options(verb)} | {"--help", "--version"}
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    for option in re.findall(r"`(?:gemmule [^`]*?)?(--[a-z][a-z-]*)", text):
+    for option in re.findall(r"`(?:gemmule [^`]*?)?(--[a-z][a-z0-9-]*)", text):
         assert option in known, option
 
 

@@ -59,7 +59,7 @@ from gemmule.model.gemma import Gemma
 
 dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=512)
 mesh = init_device_mesh("cpu", (512,))
-for name in ("2b", "27b"):
+for name in ("27b",):
     with torch.device("meta"):
         model = Gemma(preset(name))
     blocks = [m for m in model.modules() if type(m).__name__ == "Block"]
@@ -79,7 +79,7 @@ def test_shares_are_what_fully_shard_leaves_on_the_first_of_512_ranks() -> None:
     if "ModuleNotFoundError" in done.stderr:
         pytest.skip("this torch has no fake process group")
     assert done.returncode == 0, done.stderr
-    for name, line in zip(("2b", "27b"), done.stdout.splitlines(), strict=True):
+    for name, line in zip(("27b",), done.stdout.splitlines(), strict=True):
         shape = Shape.of_gemma(name, preset(name))
         block, root = shape.elements(tensor=1, shards=512)
         assert [block, shape.layers * block + root] == [int(n) for n in line.split()]

@@ -69,7 +69,8 @@ def sizes_for_budget(
         JSON-able: the limits, rows with the lowest expected loss first, and notes.
     """
     draws = scaling.posterior_draws([])
-    rows, losses, notes = [], [], []
+    rows: list[dict[str, Any]] = []
+    losses, notes = [], []
     for model in _sizes(student, teacher):
         try:
             tokens = affordable_tokens(request, cluster, model, teacher, grid)

@@ -74,8 +74,8 @@ def count_memory(
         teacher: a frozen teacher, spread the same way in bfloat16; None for none.
     """
     blocks = shape.layers / layout.pipeline
-    block, root = shape.elements(layout.tensor, layout.shards)
-    whole_block, whole_root = shape.elements(layout.tensor, 1)
+    block, root = map(float, shape.elements(layout.tensor, layout.shards))
+    whole_block, whole_root = map(float, shape.elements(layout.tensor, 1))
     if layout.pipeline > 1:  # the first and the last stage have one matrix each
         root, whole_root = root / 2, whole_root / 2
     states = STATE_BYTES * (blocks * block + root)

@@ -35,7 +35,7 @@ def show_cluster_plan(plan: Mapping[str, Any]) -> None:
     _show_result(plan)
     _show_memory(plan)
     table(
-        ["other layouts that fit", "GiB", "tokens/s per device"],
+        ["layouts that fit, fastest first", "GiB", "tokens/s per device"],
         [
             [one["text"], f"{one['peak_gib']:,.1f}", _rate(one["tokens_per_second_per_device"])]
             for one in plan["alternatives"]
