@@ -5,6 +5,7 @@ vocabulary, so that few answers are enough.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,16 +48,19 @@ def divergence(model: Gemma, start: Gemma, rollouts: Sequence[Rollout]) -> float
 def policy_figures(
     model: Gemma, start: Gemma, groups: Sequence[Group], proxy: Reward, gold: Gold, cut: float
 ) -> dict[str, float]:
-    """Mean figures of a policy's answers."""
+    """Figures of a policy's answers: means, and standard deviations of the rewards."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     answers = [answer for group in groups for answer in group.answers()]
-    count = len(answers)
+    golds = [gold(answer.text, answer.record) for answer in answers]
+    proxies = proxy_rewards(proxy, answers, cut)
     return {
         "kl": divergence(model, start, rollouts),
-        "gold": sum(gold(a.text, a.record) for a in answers) / count,
-        "proxy": sum(proxy_rewards(proxy, answers, cut)) / count,
-        "words": sum(len(a.text.split()) for a in answers) / count,
-        "cut": sum(not a.finished for a in answers) / count,
+        "gold": statistics.mean(golds),
+        "gold_std": statistics.stdev(golds),
+        "proxy": statistics.mean(proxies),
+        "proxy_std": statistics.stdev(proxies),
+        "words": statistics.mean(len(answer.text.split()) for answer in answers),
+        "cut": statistics.mean(not answer.finished for answer in answers),
     }
 
 

@@ -1,7 +1,7 @@
 """The models of bench/posttrain_warp.py: their data, their training runs, their merges."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +49,6 @@ class Size:
         best_of: values of n.
         dpo_betas: values of beta in DPO.
         rloo_betas: values of beta in RLOO with a fixed anchor.
-        further: numbers of pairs of further proxies for RLOO, with the first beta.
         ema_beta: beta of the runs with a moving anchor, one of `rloo_betas`.
         anchor_rate: how far that anchor moves at each step.
         steps: steps of a run of reinforcement learning.
@@ -75,7 +74,6 @@ class Size:
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     dpo_betas: tuple[float, ...] = (0.03, 0.1, 0.3)
     rloo_betas: tuple[float, ...] = (0.05, 0.2, 0.5)
-    further: tuple[int, ...] = (150,)
     ema_beta: float = 0.2
     anchor_rate: float = 0.1
     steps: int = 30
@@ -92,7 +90,7 @@ class Size:
 FULL = Size()
 TOY = Size(
     prompts=120, sft_steps=2, pairs=(24, 48), epochs=(2, 1), proxy=24, pool=(2, 8), test=(3, 2),
-    best_of=(1, 4), dpo_betas=(0.1,), rloo_betas=(0.1,), further=(48,), ema_beta=0.1, steps=2,
+    best_of=(1, 4), dpo_betas=(0.1,), rloo_betas=(0.1,), ema_beta=0.1, steps=2,
     asked=2, group=3, places=2, etas=(0.5,),
 )  # fmt: skip
 
@@ -108,12 +106,21 @@ class Models:
         out: the folder.
         size: how much of everything.
         threads: CPU threads.
+        finished: whether only what is finished may be used; see `Runs`.
     """
 
-    def __init__(self, seed: int, base: Path | None, out: Path, size: Size, threads: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        base: Path | None,
+        out: Path,
+        size: Size,
+        threads: int,
+        finished: bool = False,
+    ) -> None:
         self.seed, self.base, self.size = seed, base, size
-        self.runs = Runs(seed, out, threads, size.places)
-        self._shared = Runs(0, out.parent, threads, size.places)
+        self.runs = Runs(seed, out, threads, size.places, finished)
+        self._shared = Runs(0, out.parent, threads, size.places, finished)
         self._train_split = problems(word_line, "word lines", "train", size.prompts, seed)
         count = max(size.pool[0], size.test[0])
         self.heldout = problems(word_line, "word lines", "heldout", count, seed)
@@ -203,35 +210,29 @@ class Models:
 
     # Reinforcement learning ------------------------------------------------------------------
 
-    def policies(self) -> Iterator[tuple[str, Path, int]]:
-        """Runs of reinforcement learning: name, folder, and the number of pairs of the proxy."""
-        size = self.size
-        for beta in size.rloo_betas:
-            yield self._policy(f"rloo {beta:g}", _rloo(beta, 0.0))
-        for count in size.further:
-            first = size.rloo_betas[0]
-            yield self._policy(f"rloo {first:g}, {count} pairs", _rloo(first, 0.0), count)
-        yield self._policy("jbond", {"method": "jbond"})
-        moving = _rloo(size.ema_beta, size.anchor_rate)
-        yield self._policy("ema, longer", moving, longer=size.runs)
+    def rloo(self, beta: float) -> Path:
+        """RLOO with an anchor fixed at the start."""
+        return self.runs.trained(f"rloo {beta:g}", lambda: self._rl(_rloo(beta, 0.0)))
 
-    def _policy(
-        self, name: str, objective: Mapping[str, Any], pairs: int | None = None, longer: int = 1
-    ) -> tuple[str, Path, int]:
-        count = pairs or self.size.proxy
-        run = self.runs.trained(name, lambda: self._rl(objective, count, longer))
-        return name, run, count
+    def jbond(self) -> Path:
+        """J-BOND."""
+        return self.runs.trained("jbond", lambda: self._rl({"method": "jbond"}))
 
-    def _rl(self, objective: Mapping[str, Any], pairs: int, longer: int = 1) -> RunConfig:
+    def longer(self) -> Path:
+        """RLOO with a moving anchor, for as many steps as all runs of an iteration of WARP."""
+        moving, times = _rloo(self.size.ema_beta, self.size.anchor_rate), self.size.runs
+        return self.runs.trained("ema, longer", lambda: self._rl(moving, times))
+
+    def _rl(self, objective: Mapping[str, Any], times: int = 1) -> RunConfig:
         size = self.size
         rows, own = size.asked * size.group, {"samples": size.group}
         if objective["method"] == "jbond":  # three answers to a prompt; two of them are trained on
             rows, own = 2 * max(1, rows // 3), {}
         settings = {
-            "kind": "rl", **objective, **own, "rewards": {str(self.proxy(pairs)): 1.0},
+            "kind": "rl", **objective, **own, "rewards": {str(self.proxy(size.proxy)): 1.0},
             "max_new_tokens": ANSWER_TOKENS, "cut_reward": size.cut,
         }  # fmt: skip
-        steps = size.steps * longer
+        steps = size.steps * times
         every = max(1, steps // size.places)
         return self._from_start(self._prompts, settings, steps, rows, size.rate, every)
 
@@ -256,11 +257,12 @@ class Models:
         """Two iterations of WARP; the folder of the loop."""
         out = self.runs.out / "warp"
         if not RunLayout(out).finished:
+            self.runs.begin("warp")
             begun = RunLayout(out).config.is_file()
             if out.exists() and not begun:
                 shutil.rmtree(out)
             moving = _rloo(self.size.ema_beta, self.size.anchor_rate)
-            config = self._rl(moving, self.size.proxy)
+            config = self._rl(moving)
             loop = WarpConfig(runs=self.size.runs, iterations=2)
             warp(config, loop, out, resume=begun, stage=self.runs.say)
         return out
@@ -271,6 +273,7 @@ class Models:
         """A merge; see `gemmule.posttrain.merging.merge.merge`."""
         out = self.runs.out / "merges" / slug(name)
         if not RunLayout(out).finished:
+            self.runs.begin(name)
             merge(models, out, base=base, method=method, eta=eta)
         return out
 

@@ -39,9 +39,9 @@ def _over_optimization(report: Mapping[str, Any]) -> str:
             for i, name in enumerate(best):
                 _line(axes[0][column], report, [name], key, i, name)
             _line(axes[1][column], report, [f"best of n, {proxy} pairs"], key, 5, "best of n")
-            _line(axes[1][column], report, dpo, key, 0, "DPO, three beta")
+            _line(axes[1][column], report, dpo, key, 0, "DPO, each beta")
             for i, name in enumerate(policies, 1):
-                _line(axes[1][column], report, [name], key, i, _title(name), dashed="pairs" in name)
+                _line(axes[1][column], report, [name], key, i, _title(name))
             for row in (0, 1):
                 _finish(axes[row][column], label)
         axes[0][0].legend(frameon=False)
@@ -68,7 +68,7 @@ def _front(report: Mapping[str, Any]) -> str:
             _line(left, report, [name], "gold", i, title, dashed=name == "ema, longer")
         _finish(left, GOLD)
         left.legend(frameon=False, fontsize=9)
-        for i, layers in enumerate(report["summary"]["angles"]):
+        for i, layers in enumerate(report["summary"]["angles"].values()):
             named = {name: figure for name, figure in layers.items() if figure["mean"] is not None}
             right.errorbar(
                 [figure["mean"] for figure in named.values()],
@@ -100,8 +100,11 @@ def _line(
     """One way from the start through its places: means over seeds, and single seeds faintly."""
     result = report["summary"]
     color, marker = COLORS[style % len(COLORS)], MARKERS[style % len(MARKERS)]
+    names = [name for name in names if name in result["places"]]
+    if not names:
+        return
     for seed in result["by_seed"]:
-        places = [place for name in names for place in seed[name]]
+        places = [place for name in names for place in seed.get(name, ())]
         axes.plot([p["distance"] for p in places], [p[key] for p in places], color=color,
                   marker=marker, linestyle="", alpha=0.3, markersize=3.5)  # fmt: skip
     means = [place for name in names for place in result["places"][name]]

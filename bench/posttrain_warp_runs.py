@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import harness
 from gemmule import files
+from gemmule.errors import GemmuleError
 from gemmule.infer.language_model import load
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -17,6 +18,11 @@ from gemmule.posttrain.filters import Filters
 from gemmule.runs.layout import RunLayout
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
+
+
+class UnfinishedError(GemmuleError):
+    """Something is not there, and nothing may be trained or measured."""
+
 
 SEQ_LEN = 128  # a bound, which no answer comes near
 
@@ -29,10 +35,23 @@ class Runs:
         out: the folder.
         threads: CPU threads.
         states: training states that a run keeps besides the last one.
+        finished: whether only what is finished may be used.
     """
 
-    def __init__(self, seed: int, out: Path, threads: int, states: int) -> None:
+    def __init__(
+        self, seed: int, out: Path, threads: int, states: int, finished: bool = False
+    ) -> None:
         self.seed, self.out, self.threads, self._states = seed, out, threads, states
+        self._finished = finished
+
+    def begin(self, name: str) -> None:
+        """To be called before something is made.
+
+        Raises:
+            UnfinishedError: when only what is finished may be used.
+        """
+        if self._finished:
+            raise UnfinishedError(f"{name} of seed {self.seed} is not finished")
 
     def say(self, line: str) -> None:
         """A line to the terminal."""
@@ -42,6 +61,7 @@ class Runs:
         """What a file has, or what is made and then kept there, as JSON."""
         path = self.out / "measured" / f"{slug(name)}.json"
         if not path.is_file():
+            self.begin(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, make())
         return files.read_json(path)
@@ -101,6 +121,7 @@ class Runs:
         run = self.out / slug(name)
         layout = RunLayout(run)
         if not layout.finished:
+            self.begin(name)
             if run.exists() and not layout.started:
                 shutil.rmtree(run)
             config = make()

@@ -4,10 +4,11 @@ Rewards are in standard deviations over the start's answers, counted from the st
 is one measured model: square root of its KL to the start, gold reward, proxy reward.
 """
 
+import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemmule import stats
@@ -19,74 +20,83 @@ Scaled = Mapping[str, Sequence[Place]]
 Differences = Callable[[Scaled], list[float]]
 
 
-def summary(seeds: Sequence[Seed], proxy: int, ema_beta: float) -> dict[str, Any]:
-    """Means over seeds, and comparisons.
+def summary(seeds: Sequence[Seed], ema_beta: float) -> dict[str, Any]:
+    """Means over seeds, and comparisons; what a seed does not have yet is left out.
 
     Args:
-        seeds: figures of each seed, as the benchmark keeps them.
-        proxy: number of pairs of the proxy that policies are trained on.
+        seeds: figures of each seed, as the benchmark makes them.
         ema_beta: beta of the runs with a moving anchor.
     """
-    scaled = [in_standard_deviations(seed, proxy) for seed in seeds]
+    scaled = [in_standard_deviations(seed) for seed in seeds]
+    names = list(dict.fromkeys(name for seed in scaled for name in seed))
+    proxies = [seed["best of n"]["proxies"] for seed in seeds if "best of n" in seed]
+    angles = [{n: v for n, v in seed.items() if n.startswith("angles")} for seed in seeds]
     return {
         "agreement": {
-            pairs: _student([seed["best_of"]["proxies"][pairs]["agreement"] for seed in seeds])
-            for pairs in seeds[0]["best_of"]["proxies"]
+            pairs: _student([own[pairs]["agreement"] for own in proxies])
+            for pairs in (proxies[0] if proxies else ())
         },
-        "places": {
-            name: [_means([seed[name][i] for seed in scaled]) for i in range(len(places))]
-            for name, places in scaled[0].items()
-        },
+        "places": {name: _means([seed[name] for seed in scaled if name in seed]) for name in names},
         "by_seed": scaled,
-        "angles": [
-            {layer: _student([seed["angles"][i][layer] for seed in seeds]) for layer in angles}
-            for i, angles in enumerate(seeds[0]["angles"])
-        ],
+        "angles": {
+            name: {
+                layer: _student([own[name][layer] for own in angles if name in own])
+                for layer in layers
+            }
+            for one in angles
+            for name, layers in one.items()
+        },
         "comparisons": {
-            name: compared([differences(seed) for seed in scaled])
-            for name, differences in _comparisons(list(scaled[0]), ema_beta).items()
+            name: compared(by_seed)
+            for name, differences in _comparisons(names, ema_beta).items()
+            if (by_seed := list(_of_each(differences, scaled)))
         },
     }
 
 
-def in_standard_deviations(seed: Seed, proxy: int) -> Scaled:
-    """All places of a seed by name, with rewards in standard deviations from the start's mean."""
-    pool, start = seed["best_of"], seed["start"]
-    gold_std = pool["std"] or 1.0  # an untrained model may have one reward for all answers
+def _of_each(differences: Differences, seeds: Sequence[Scaled]) -> Iterator[list[float]]:
+    """The differences of each seed that has what is compared."""
+    for seed in seeds:
+        with contextlib.suppress(KeyError):
+            yield differences(seed)
 
-    def scaled(place: Place, zero: float, pairs: str) -> Place:
-        own = pool["proxies"][pairs]
+
+def in_standard_deviations(seed: Seed) -> Scaled:
+    """All places of a seed by name, with rewards in standard deviations from the start's mean."""
+
+    def scaled(place: Place, zero: Place) -> Place:
+        # An untrained model may have one reward for all answers.
+        gold_std, proxy_std = zero["gold_std"] or 1.0, zero["proxy_std"] or 1.0
         return {
             "at": place["at"],
             "distance": math.sqrt(max(0.0, place["kl"])),
-            "gold": (place["gold"] - zero) / gold_std,
-            "proxy": (place["proxy"] - own["mean"]) / (own["std"] or 1.0),
+            "gold": (place["gold"] - zero["gold"]) / gold_std,
+            "proxy": (place["proxy"] - zero["proxy"]) / proxy_std,
             **{key: place[key] for key in ("words", "cut") if key in place},
         }
 
-    result: dict[str, list[Place]] = {
-        f"best of n, {pairs} pairs": [scaled(p, pool["mean"], pairs) for p in own["places"]]
-        for pairs, own in pool["proxies"].items()
-    }
-    for name, places in {**seed["policies"], **seed["warp"]}.items():
-        pairs = name.split()[-2] if name.endswith(" pairs") else str(proxy)
-        result[name] = [scaled(place, start["gold"], pairs) for place in places]
+    result: dict[str, list[Place]] = {}
+    for pairs, own in seed.get("best of n", {}).get("proxies", {}).items():
+        result[f"best of n, {pairs} pairs"] = [scaled(place, own) for place in own["places"]]
+    for name, places in seed.items():
+        if isinstance(places, list):
+            result[name] = [scaled(place, seed["start"][0]) for place in places]
     return result
 
 
 def _comparisons(names: Sequence[str], ema_beta: float) -> dict[str, Differences]:
     """Differences in gold reward, by what is compared; each seed gives one or several."""
-    few, *_, many = [name for name in names if name.startswith("best of n")]
+    best = [name for name in names if name.startswith("best of n")]
     runs = [name for name in names if name.startswith("ema run") and "second" not in name]
     fixed = f"rloo {ema_beta:g}"
     return {
-        f"largest n: {many} over {few}": _last(many, few),
+        **{f"largest n: {name} over {best[0]}": _last(name, best[0]) for name in best[1:]},
         **{
             f"best place over the last one: {name}": functools.partial(_regret, name)
             for name in names
             if name.startswith(("best of n", "rloo", "jbond"))
         },
-        f"same KL: moving anchor over fixed ({fixed})": above(runs[0], [fixed]),
+        f"same KL: moving anchor over fixed ({fixed})": above("ema run 1", [fixed]),
         "slerp over lerp": _last("slerp", "lerp"),
         "slerp over lerp, second": _last("slerp, second", "lerp, second"),
         "slerp over its runs": _last("slerp", *runs),
@@ -153,8 +163,12 @@ def compared(by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _means(places: Sequence[Place]) -> dict[str, Any]:
-    return {key: _student([place[key] for place in places]) for key in places[0]}
+def _means(ways: Sequence[Sequence[Place]]) -> list[dict[str, Any]]:
+    """The means over seeds of each place of a way."""
+    return [
+        {key: _student([place[key] for place in places]) for key in places[0]}
+        for places in zip(*ways, strict=True)
+    ]
 
 
 def _student(values: Sequence[float | None]) -> dict[str, Any]:

@@ -163,28 +163,32 @@ def test_over_optimization_and_warp_s_front_are_measured(tmp_path: Path) -> None
     """The toy case end to end; what is finished is not done again."""
     out, plots = tmp_path / "report.json", tmp_path / "plots"
     command = (
-        "posttrain_warp.py", "--toy", "--seeds", "0", "1", f"--out={tmp_path / 'models'}",
-        f"--plots={plots}", f"--json={out}",
+        "posttrain_warp.py", "--toy", f"--out={tmp_path / 'models'}", f"--plots={plots}",
+        f"--json={out}",
     )  # fmt: skip
-    _, printed = (running := start(*command)).communicate(timeout=900)
+    _, printed = (running := start(*command, "--seeds", "0")).communicate(timeout=900)
     assert running.returncode == 0, printed
     report = json.loads(out.read_text())
-    first = report["seeds"][0]
-    assert first["start"]["kl"] == 0
-    policies = {"dpo 0.1", "rloo 0.1", "rloo 0.1, 48 pairs", "jbond", "ema, longer"}
-    assert first["policies"].keys() == policies
-    assert [place["at"] for place in first["policies"]["ema, longer"]] == [2, 4]
-    merges = {"ema run 1", "ema run 2", "slerp", "lerp"}
-    assert first["warp"].keys() == merges | {f"{name}, second" for name in merges}
-    half, whole = first["warp"]["slerp"]
+    (first,) = report["seeds"]
+    assert first["start"][0]["kl"] == 0
+    ways = {"rloo 0.1", "ema, longer", "jbond", "dpo 0.1"}
+    merged = {"ema run 1", "ema run 2", "slerp", "lerp"}
+    merged |= {f"{name}, second" for name in merged}
+    best = {"best of n, 24 pairs", "best of n, 48 pairs"}
+    assert report["summary"]["places"].keys() == {"start"} | ways | merged | best
+    assert [place["at"] for place in first["ema, longer"]] == [2, 4]
+    half, whole = first["slerp"]
     assert 0 < half["kl"] < whole["kl"]
-    assert all(0 < angle < 180 for layers in first["angles"] for angle in layers.values())
+    assert all(0 < angle < 180 for angle in first["angles"].values())
     assert "slerp over lerp" in printed
     assert {path.name for path in plots.iterdir()} == {"over-optimization.svg", "warp-front.svg"}
-    _, printed = (running := start(*command)).communicate(timeout=60)
-    assert running.returncode == 0
-    assert "steps" not in printed
-    assert json.loads(out.read_text())["summary"] == report["summary"]
+    # A seed of which nothing is there changes nothing, and nothing is trained.
+    again = start(*command, "--seeds", "0", "1", "--finished")
+    _, printed = again.communicate(timeout=60)
+    assert again.returncode == 0, printed
+    assert " steps" not in printed
+    assert json.loads(out.read_text())["seeds"] == [first, {"seed": 1}]
+    assert json.loads(out.read_text())["summary"]["places"] == report["summary"]["places"]
 
 
 def test_best_of_n_is_the_mean_over_all_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
