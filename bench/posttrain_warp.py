@@ -5,14 +5,15 @@ is the start of all seeds. For each seed, pairs of its own answers, compared by 
 with noise, are preference data; reward models, the proxies, are trained on fewer and on more of
 these. Then, in parts:
 
-    rloo         RLOO on a proxy, with an anchor fixed at the start and several beta
-    warp         RLOO with an anchor that is a moving average, in runs with different seeds; their
-                 merges by SLERP and LERP, and models on the way there from the start (LITI); the
-                 same once more ("second") from eta = 0.3 of the way to the merge by SLERP
-    longer       one such run with as many steps as all runs of an iteration
-    best-of-n    the best of n of the start's answers, by each proxy
-    jbond        J-BOND on a proxy
-    dpo          DPO on the pairs, with several beta
+    rloo B               RLOO on a proxy, with an anchor fixed at the start and beta B
+    warp                 RLOO with an anchor that is a moving average, in runs with different seeds;
+                         their merges by SLERP and LERP, and models on the way there from the start
+                         (LITI); the same once more ("second") from eta = 0.3 of the way to the
+                         merge by SLERP
+    longer               one such run with as many steps as all runs of an iteration
+    best of n, N pairs   of the start's answers, by the proxy that was trained on N pairs
+    jbond                J-BOND on a proxy
+    dpo B                DPO on the pairs, with beta B
 
     python bench/posttrain_warp.py --quickstart runs/quickstart --out runs/posttrain-warp \
         --json bench/results/posttrain_warp.json --plots docs
@@ -23,20 +24,23 @@ again, so a stopped benchmark continues; --finished reports what there is.
 
 import argparse
 import contextlib
+import functools
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import harness
 import posttrain_warp_measure as measures
 from gemmule import files
+from gemmule.config import nearest
 from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.reward_model.reward import LearnedReward
+from gemmule.posttrain.rewards.protocol import Answer
 from gemmule.runs.layout import RunLayout
 from gemmule.runtime import host
 from posttrain_warp_models import FULL, TOY, Models, Size
@@ -64,23 +68,23 @@ class Case:
         self.models, self.size = models, models.size
         self.parts: Mapping[str, Callable[[], Figures]] = {
             "start": self.start,
-            "rloo": self.rloo,
+            **{f"rloo {b:g}": functools.partial(self.rloo, b) for b in self.size.rloo_betas},
             "warp": self.warp,
             "longer": self.longer,
-            "best-of-n": self.best_of_n,
+            **{f"best of n, {n} pairs": functools.partial(self.best_of_n, n)
+               for n in self.size.pairs},
             "jbond": self.jbond,
-            "dpo": self.dpo,
-        }
+            **{f"dpo {b:g}": functools.partial(self.dpo, b) for b in self.size.dpo_betas},
+        }  # fmt: skip
 
     def start(self) -> Figures:
         """The start, whose spread of rewards is the unit of all others."""
         yield "start", self._places("start", [(0, self.models.start)])
 
-    def rloo(self) -> Figures:
+    def rloo(self, beta: float) -> Figures:
         """RLOO with a fixed anchor."""
-        for beta in self.size.rloo_betas:
-            name = f"rloo {beta:g}"
-            yield name, self._trajectory(name, self.models.rloo(beta))
+        name = f"rloo {beta:g}"
+        yield name, self._trajectory(name, self.models.rloo(beta))
 
     def longer(self) -> Figures:
         """A long run with a moving anchor."""
@@ -90,18 +94,16 @@ class Case:
         """J-BOND."""
         yield "jbond", self._trajectory("jbond", self.models.jbond())
 
-    def dpo(self) -> Figures:
-        """DPO: the last model of each run."""
-        for beta in self.size.dpo_betas:
-            name = f"dpo {beta:g}"
-            yield name, self._places(name, [(1, self.models.dpo(beta))])
+    def dpo(self, beta: float) -> Figures:
+        """DPO: the last model of the run."""
+        name = f"dpo {beta:g}"
+        yield name, self._places(name, [(1, self.models.dpo(beta))])
 
     def warp(self) -> Figures:
         """Runs, merges and fronts of both iterations, and the angles between the runs."""
-        models, out = self.models, self.models.warp()
-        base = models.start
+        models, base = self.models, self.models.start
         for number, later in ((1, ""), (2, ", second")):
-            folder = out / f"iteration-{number}"
+            folder = models.warp(number)
             merged = folder / "merge"
             runs = [folder / f"run-{m + 1}" for m in range(self.size.runs)]
             for m, run in enumerate(runs):
@@ -113,9 +115,10 @@ class Case:
             yield f"angles{later}", _angles(merged)
             base = folder / "next"
 
-    def best_of_n(self) -> Figures:
-        """Best of n, by each proxy."""
-        yield "best of n", self.models.runs.kept("pool", self._pool)
+    def best_of_n(self, pairs: int) -> Figures:
+        """Best of n by a proxy, and how often that orders two answers as the known reward does."""
+        name = f"best of n, {pairs} pairs"
+        yield name, self.models.runs.kept(name, lambda: self._best_of_n(pairs))
 
     def _front(self, name: str, merged: Path) -> list[Any]:
         """Models on the way from the start to a merge (LITI), and the merge."""
@@ -151,37 +154,33 @@ class Case:
         figures = measures.policy_figures(model, models.start_model, groups, proxy, gold, cut)
         return {key: harness.rounded(value) for key, value in figures.items()}
 
-    def _pool(self) -> dict[str, Any]:
-        """Best of n of the start's answers, for each proxy, and how proxies agree with gold.
-
-        Means and standard deviations are over the start's answers, the unit in which rewards are
-        compared.
-        """
+    @cached_property
+    def _pool(self) -> Sequence[Answer]:
+        """Answers of the start to held-out prompts, prompt by prompt."""
         models, (count, n) = self.models, self.size.pool
         groups = models.sampled(models.start_model, models.heldout[:count], n, models.seed)
-        answers = [answer for group in groups for answer in group.answers()]
-        golds = [gold(answer.text, answer.record) for answer in answers]
-        gold_PN = _rows(golds, n)
-        result: dict[str, Any] = {"proxies": {}}
-        for pairs in self.size.pairs:
-            proxy = LearnedReward.open(str(models.proxy(pairs)))
-            scores = measures.proxy_rewards(proxy, answers, self.size.cut)
-            proxy_PN = _rows(scores, n)
-            result["proxies"][str(pairs)] = {
-                **_mean_and_std("gold", golds),
-                **_mean_and_std("proxy", scores),
-                "agreement": measures.agreement(proxy_PN, gold_PN),
-                "places": [
-                    {
-                        "at": k,
-                        "kl": measures.best_of_kl(k),
-                        "gold": measures.best_of(k, proxy_PN, gold_PN),
-                        "proxy": measures.best_of(k, proxy_PN, proxy_PN),
-                    }
-                    for k in self.size.best_of
-                ],
-            }
-        return result
+        return [answer for group in groups for answer in group.answers()]
+
+    def _best_of_n(self, pairs: int) -> dict[str, Any]:
+        proxy = LearnedReward.open(str(self.models.proxy(pairs)))
+        self.models.runs.say(f"best of n, {pairs} pairs")
+        golds = [gold(answer.text, answer.record) for answer in self._pool]
+        scores = measures.proxy_rewards(proxy, self._pool, self.size.cut)
+        gold_PN, proxy_PN = (_rows(values, self.size.pool[1]) for values in (golds, scores))
+        return {
+            **measures.mean_and_std("gold", golds),
+            **measures.mean_and_std("proxy", scores),
+            "agreement": measures.agreement(proxy_PN, gold_PN),
+            "places": [
+                {
+                    "at": n,
+                    "kl": measures.best_of_kl(n),
+                    "gold": measures.best_of(n, proxy_PN, gold_PN),
+                    "proxy": measures.best_of(n, proxy_PN, proxy_PN),
+                }
+                for n in self.size.best_of
+            ],
+        }
 
 
 def _angles(merged: Path) -> dict[str, float | None]:
@@ -194,10 +193,6 @@ def _rows(values: Sequence[float], n: int) -> list[Sequence[float]]:
     return [values[i : i + n] for i in range(0, len(values), n)]
 
 
-def _mean_and_std(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The whole report."""
     size = TOY if args.toy else FULL
@@ -208,7 +203,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for seed in args.seeds
     ]
     seeds: list[dict[str, Any]] = [{"seed": seed} for seed in args.seeds]
-    for part in cases[0].parts:
+    for part in _parts(cases[0], args.parts):
         for case, figures in zip(cases, seeds, strict=True):
             with (
                 contextlib.suppress(UnfinishedError) if args.finished else contextlib.nullcontext()
@@ -222,6 +217,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.plots is not None:
         draw_plots(report, args.plots)
     return report
+
+
+def _parts(case: Case, given: Sequence[str] | None) -> Sequence[str]:
+    """The start, and the parts that are asked for or all."""
+    for part in given or ():
+        if part not in case.parts:
+            raise ConfigError(f"there is no part {part!r}; {nearest(part, list(case.parts))}")
+    return list(dict.fromkeys(["start", *(given or case.parts)]))
 
 
 def _check_same(out: Path, size: Size) -> None:
@@ -244,6 +247,9 @@ def main() -> int:
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the two plots there")
     parser.add_argument("--out", type=Path, default=Path("runs/posttrain-warp"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--parts", nargs="+", metavar="PART", help='parts to do, in this order, such as "rloo 0.2"'
+    )
     parser.add_argument("--threads", type=int, default=host.usable_cores())
     parser.add_argument(
         "--finished", action="store_true", help="train and measure nothing, report what there is"

@@ -55,13 +55,16 @@ def policy_figures(
     proxies = proxy_rewards(proxy, answers, cut)
     return {
         "kl": divergence(model, start, rollouts),
-        "gold": statistics.mean(golds),
-        "gold_std": statistics.stdev(golds),
-        "proxy": statistics.mean(proxies),
-        "proxy_std": statistics.stdev(proxies),
+        **mean_and_std("gold", golds),
+        **mean_and_std("proxy", proxies),
         "words": statistics.mean(len(answer.text.split()) for answer in answers),
         "cut": statistics.mean(not answer.finished for answer in answers),
     }
+
+
+def mean_and_std(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean as `name`, and the standard deviation as `name`_std."""
+    return {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
 
 
 def best_of(n: int, proxy_PN: Rows, value_PN: Rows) -> float:

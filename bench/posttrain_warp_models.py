@@ -253,19 +253,19 @@ class Models:
         rows = [Prompt(asked(p), p.key, p.record) for p in self._train_split]
         return self._folder("prompts", write_prompts, rows)
 
-    def warp(self) -> Path:
-        """Two iterations of WARP; the folder of the loop."""
+    def warp(self, iteration: int) -> Path:
+        """The folder of an iteration of WARP, 1 or 2; the loop runs until it has both."""
         out = self.runs.out / "warp"
-        if not RunLayout(out).finished:
+        folder = out / f"iteration-{iteration}"
+        if not RunLayout(folder / "merge").finished:
             self.runs.begin("warp")
             begun = RunLayout(out).config.is_file()
             if out.exists() and not begun:
                 shutil.rmtree(out)
-            moving = _rloo(self.size.ema_beta, self.size.anchor_rate)
-            config = self._rl(moving)
+            config = self._rl(_rloo(self.size.ema_beta, self.size.anchor_rate))
             loop = WarpConfig(runs=self.size.runs, iterations=2)
             warp(config, loop, out, resume=begun, stage=self.runs.say)
-        return out
+        return folder
 
     def merged(
         self, name: str, models: Sequence[Path], base: Path, method: Method, eta: float = 1.0

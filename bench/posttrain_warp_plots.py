@@ -81,7 +81,8 @@ def _front(report: Mapping[str, Any]) -> str:
         right.invert_yaxis()
         right.axvline(90, color=INK_2, linewidth=1)
         right.set_xlabel("angle between the runs, degrees", labelpad=6)
-        right.legend(frameon=False, fontsize=9)
+        if report["summary"]["angles"]:
+            right.legend(frameon=False, fontsize=9)
         right.set_facecolor(PAPER)
         svg.bare_axes(right, RULE)
         return svg.text_of(canvas)

@@ -29,12 +29,12 @@ def summary(seeds: Sequence[Seed], ema_beta: float) -> dict[str, Any]:
     """
     scaled = [in_standard_deviations(seed) for seed in seeds]
     names = list(dict.fromkeys(name for seed in scaled for name in seed))
-    proxies = [seed["best of n"]["proxies"] for seed in seeds if "best of n" in seed]
     angles = [{n: v for n, v in seed.items() if n.startswith("angles")} for seed in seeds]
     return {
         "agreement": {
-            pairs: _student([own[pairs]["agreement"] for own in proxies])
-            for pairs in (proxies[0] if proxies else ())
+            name: _student([seed[name]["agreement"] for seed in seeds if name in seed])
+            for name in names
+            if name.startswith("best of n")
         },
         "places": {name: _means([seed[name] for seed in scaled if name in seed]) for name in names},
         "by_seed": scaled,
@@ -76,11 +76,11 @@ def in_standard_deviations(seed: Seed) -> Scaled:
         }
 
     result: dict[str, list[Place]] = {}
-    for pairs, own in seed.get("best of n", {}).get("proxies", {}).items():
-        result[f"best of n, {pairs} pairs"] = [scaled(place, own) for place in own["places"]]
-    for name, places in seed.items():
-        if isinstance(places, list):
-            result[name] = [scaled(place, seed["start"][0]) for place in places]
+    for name, figures in seed.items():
+        if name.startswith("best of n"):  # on other prompts than the policies
+            result[name] = [scaled(place, figures) for place in figures["places"]]
+        elif isinstance(figures, list):
+            result[name] = [scaled(place, seed["start"][0]) for place in figures]
     return result
 
 
