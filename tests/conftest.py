@@ -128,7 +128,7 @@ def tiny(prepared: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without codecarbon, whose start takes a second."""
+    """Runs without a meter."""
 
     def start(*_: object) -> None:
         raise RuntimeError("left out by the test")

@@ -128,10 +128,10 @@ def _free_folder(model: str | Path, to: str, head: str | None, out: Path | None)
     for value, allowed in ((to, PACKED), (head or HEADS[0], HEADS)):
         if value not in allowed:
             raise ConfigError(f"unknown format {value!r}; {nearest(value, list(allowed))}")
-    return free_folder(out or _default_folder(model, to))
+    return free_folder(out or default_folder(model, to))
 
 
-def _default_folder(model: str | Path, to: str) -> Path:
+def default_folder(model: str | Path, to: str) -> Path:
     """The default folder: NAME-int4 next to the model, or here for a model from the hub."""
     path = files.expand(str(model).removeprefix("hf://"))
     name = f"{path.stem if path.is_file() else path.resolve().name}-{to}"

@@ -21,7 +21,7 @@ from pydantic import Field
 from gemmule import files, shell
 from gemmule.config import Config
 from gemmule.console import console, counting, duration, next_commands, table
-from gemmule.data.dataset import Dataset
+from gemmule.data.dataset import MANIFEST, Dataset
 from gemmule.data.prepare import prepare, sample_texts
 from gemmule.data.read_log import dropped_lines
 from gemmule.data.sources import DEFAULT_FIELD
@@ -38,6 +38,7 @@ from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.report.card import write_card
 from gemmule.runs.carbon import check_country
 from gemmule.runs.layout import COMPARISON, QuickstartLayout, RunLayout
+from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Comparison
@@ -209,13 +210,22 @@ def _stage(name: str) -> Iterator[None]:
 def _prepare(config: QuickstartConfig, out: Path) -> Dataset:
     folder = QuickstartLayout(out).tokenizer
     if not (folder / "tokenizer_config.json").is_file():
-        texts = sample_texts(config.data, field=config.field)
-        tokenizer = train_tokenizer(texts, config.vocab_size)
-        with files.atomic_dir(folder) as tmp:
-            tokenizer.save(tmp)
-    with counting("tokenizing") as progress:
+        with ledger.activity("tokenizer", folder):
+            texts = sample_texts(config.data, field=config.field)
+            tokenizer = train_tokenizer(texts, config.vocab_size)
+            with files.atomic_dir(folder) as tmp:
+                tokenizer.save(tmp)
+            ledger.note(product=tokenizer.fingerprint)
+    target = QuickstartLayout(out).data
+    there = (target / MANIFEST).is_file()
+    with (
+        counting("tokenizing") as progress,
+        ledger.activity("data", target, sources=[folder]),
+    ):
+        if there:  # it is read, and compared with the text
+            ledger.drop()
         dataset = prepare(
-            config.data, Tokenizer.load(folder), QuickstartLayout(out).data, field=config.field,
+            config.data, Tokenizer.load(folder), target, field=config.field,
             name=config.name, licence=config.licence, progress=progress,
         )  # fmt: skip
     splits = dataset.manifest["splits"]

@@ -28,7 +28,8 @@ VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["tokenizer"
          ["trim"],
          ["generate"], ["chat"], ["serve"], ["doctor"], ["info"],
          ["convert"], ["quantize"], ["bench"], ["record"], ["verify"], ["ablate"], ["plan"],
-         ["eval"], ["safety"], ["card"], ["memorization"], ["canaries"]]  # fmt: skip
+         ["eval"], ["safety"], ["card"], ["ledger"], ["when"],
+         ["memorization"], ["canaries"]]  # fmt: skip
 
 
 def gemmule(*arguments: object, code: int = 0, stdin: str | None = None) -> str:

@@ -145,6 +145,7 @@ synthesize p --teacher ~ --out o | synthesize p --teacher m --out ~
 merge ~ m --out o | merge m m --out ~ | merge m m --base ~ --out o | warp ~ --out o | warp --out ~
 gate ~ | gate m --parent ~ | gate m --data ~ | gate m --base-data ~ | gate m --config ~
 gate m --out ~ | tasks arithmetic --out ~
+ledger ~ | ledger r --runs ~ | ledger r --plot ~ | when ~ --hours 1
 """
 
 

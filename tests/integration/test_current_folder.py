@@ -17,7 +17,7 @@ from gemmule.checkpoints.load import open_checkpoint
 from gemmule.errors import OutputError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quantize import quantize
-from gemmule.runs import carbon
+from gemmule.runs.power.machine import user_settings
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 from models import TINY, random_model, tiny_config
@@ -94,7 +94,7 @@ def test_settings_of_the_meter(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("CODECARBON_PUE", "1.5")
     monkeypatch.chdir(hostile)
-    assert carbon._user_settings() == {"pue": "1.5", "force_ram_power": "7"}
+    assert user_settings() == {"pue": "1.5", "force_ram_power": "7"}
 
 
 def test_plots(hostile: Path) -> None:

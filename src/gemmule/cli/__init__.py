@@ -17,7 +17,7 @@ from gemmule.cli import quickstart, data, tokenizer, train, teachers  # noqa: F4
 from gemmule.cli import sft, reward, align, synthesize  # noqa: F401  # isort: skip
 from gemmule.cli import gate, merge  # noqa: F401  # isort: skip
 from gemmule.cli import plan, ablate, infer, serve, bench, doctor  # noqa: F401  # isort: skip
-from gemmule.cli import tasks, checkpoints, eval, report  # noqa: F401  # isort: skip
+from gemmule.cli import tasks, checkpoints, eval, ledger, report  # noqa: F401  # isort: skip
 from gemmule.cli.app import app
 from gemmule.cli.unexpected import TRACEBACK, explain
 from gemmule.errors import ConfigError, GemmuleError, Interrupted

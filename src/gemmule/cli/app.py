@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from gemmule import shell
+from gemmule.cli.metering import metered
 from gemmule.cli.options import expand
 from gemmule.errors import Interrupted
 from gemmule.runs.layout import RunLayout
@@ -38,7 +39,7 @@ def command(
     """
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
-        to.command(name, rich_help_panel=heading)(expand(function))
+        to.command(name, rich_help_panel=heading)(expand(metered(function)))
         return function
 
     return add

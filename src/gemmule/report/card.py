@@ -107,6 +107,8 @@ def _front_matter(content: Page, licence: str | None) -> str:
         base_model=_slug(re.split(r"[/\\]", str(teacher))[-1]) if teacher else None,
         eval_results=results or None,
     )
+    if content.emissions is not None:
+        card["co2_eq_emissions"] = content.emissions
     return card.to_yaml(line_break="\n") + "\n"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from gemmule.report import (
     benchmarks,
     compare,
+    ledger,
     lineage,
     memorization,
     plots,
@@ -56,6 +57,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str, root: Path) -> P
     data = sections.data(source, model, provenance)
     procedure = sections.procedure(model, provenance)
     energy = sections.energy(source, model, provenance)
+    costs = ledger.section(root, provenance)
     scores = benchmarks.section(model.benchmarks, provenance)
     measured = safety.section(model.safety, provenance)
     remembered = memorization.section(model.memorization, provenance)
@@ -89,6 +91,8 @@ def build(source: Run | Quickstart, name: str, shown_path: str, root: Path) -> P
         safety=measured,
         memorization=remembered,
         lineage=came_from,
+        cost=None if costs is None else costs[0],
+        emissions=None if costs is None else ledger.emissions(costs[1]),
     )
 
 

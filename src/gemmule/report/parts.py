@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from gemmule.report.benchmarks import Benchmarks
+from gemmule.report.ledger import CostTable
 from gemmule.report.lineage import Stage
 from gemmule.report.memorization import Memorization
 from gemmule.report.plots import Line, Plot
@@ -79,3 +81,5 @@ class Page:
     safety: Safety | None = None
     memorization: Memorization | None = None
     lineage: Sequence[Stage] = ()
+    cost: CostTable | None = None
+    emissions: dict[str, Any] | None = None

@@ -9,6 +9,7 @@ A training run (`gemmule train`, `gemmule distill`):
     tensorboard/    the same as TensorBoard events
     checkpoints/    training states, step-N each
     carbon.json     energy and carbon so far
+    ledger.jsonl    what each activity on the way here cost, a line each (runs/ledger)
     model/          the weights in Hugging Face layout; of a run with [adapter], peft's files
     result.json     final metrics                      written last: the run has finished
     evals/          benchmarks.json, safety.json, memorization.json, gates.json, and samples
@@ -26,6 +27,7 @@ CONFIG = "config.toml"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 CARBON = "carbon.json"
+LEDGER = "ledger.jsonl"
 RESULT = "result.json"
 COMPARISON = "comparison.json"
 SAMPLES = "samples.json"

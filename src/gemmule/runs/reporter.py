@@ -17,6 +17,7 @@ from gemmule.console import ProgressBar, console
 from gemmule.runs import metrics
 from gemmule.runs.event_file import EventFile
 from gemmule.runs.layout import RunLayout
+from gemmule.runs.ledger.activity import pulse
 from gemmule.runtime.world import SOLO, World
 
 
@@ -76,6 +77,7 @@ class Reporter:
 
     def progress(self, done: float, note: str = "") -> None:
         """Moves the progress bar to `done`, with a short note such as the loss."""
+        pulse()
         if self._bar is not None:
             self._bar.update(done, note)
 

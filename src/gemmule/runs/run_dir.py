@@ -12,7 +12,7 @@ from typing import Any, Self
 from gemmule import files
 from gemmule.config import Config
 from gemmule.errors import OutputError
-from gemmule.runs.layout import MANIFEST, RunLayout
+from gemmule.runs.layout import LEDGER, MANIFEST, RunLayout
 from gemmule.runs.lock import is_lock
 from gemmule.runs.schema import Manifest
 from gemmule.runtime import host
@@ -88,10 +88,13 @@ def claim(path: Path, otherwise: str = "", besides: Sequence[Path] = ()) -> None
 
 
 def is_free(path: Path, besides: Sequence[Path] = ()) -> bool:
-    """Whether a folder holds nothing but a lock file, what a killed process left, and `besides`."""
+    """Whether a folder holds nothing but its ledger, a lock, what was left half, and `besides`."""
     allowed = {other.absolute() for other in besides}
     return all(
-        files.is_leftover(entry) or is_lock(entry) or entry.absolute() in allowed
+        files.is_leftover(entry)
+        or is_lock(entry)
+        or entry.name == LEDGER
+        or entry.absolute() in allowed
         for entry in path.iterdir()
     )
 

@@ -64,6 +64,19 @@ def cpu_quota() -> float | None:
     return min((quota / period for quota, period in quotas if quota and period), default=None)
 
 
+def cpu_seconds() -> float | None:
+    """Processor time that the process's group has used, of all threads; None if it is not told."""
+    for folder in _groups("")[:1]:
+        microseconds = _statistics(folder / "cpu.stat").get("usage_usec")
+        if microseconds is not None:
+            return microseconds / 1e6
+    for folder in _groups("cpuacct")[:1]:
+        nanoseconds = _number(folder / "cpuacct.usage")
+        if nanoseconds is not None:
+            return nanoseconds / 1e9
+    return None
+
+
 def _groups(controller: str) -> list[Path]:
     """Folders of the process's group and of those above it; version 2 is the controller ""."""
     path = _path(controller)

@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
     """Description of the machine: processor, usable cores, memory (GiB), system."""
     total = memory.machine()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": usable_cores(),
         "memory_gib": None if total is None else round(total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -44,7 +44,8 @@ def usable_cores() -> int:
     return cores if quota is None else min(cores, math.ceil(quota))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

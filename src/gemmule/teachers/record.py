@@ -28,6 +28,7 @@ from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, Use
 from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
 from gemmule.runs.carbon import EnergyMeter, check_country
+from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.lock import locked
 from gemmule.runtime import device, host, memory
 from gemmule.runtime.config import RuntimeConfig
@@ -139,6 +140,7 @@ def _record(config: RecordConfig, out: Path, teacher: Teacher, split: Split) -> 
     session = _Session(config, out, store, teacher, split)
     session.run()
     done = Store.open(out)
+    ledger.note(product=done.identity)
     if not done.gaps() and config.part == "1/1":
         files.remove_leftovers(out / stores.SHARDS)
     return summary(done, session)
@@ -283,6 +285,7 @@ class _Session:
                     f"{e} What is recorded is kept: the same command continues from there."
                 ) from None
             self.seconds += time.perf_counter() - began
+            ledger.pulse()
             bar.update(self.tokens + len(done) * self.store.seq_len)
             overdue = time.monotonic() - written > self.config.shard_minutes * 60
             if overdue or stop.requested or first + len(done) == end:
@@ -306,6 +309,8 @@ class _Session:
         """Writes a shard, then the cost of the session up to now into a file of its own."""
         stores.write_shard(self.out, self.store.identity, first, sequences)
         self.tokens += len(sequences) * self.store.seq_len
+        per_token = self.teacher.forward_flops_per_token(self.store.seq_len)
+        ledger.note(tokens_in=self.tokens, flop_per_token=per_token)
         name = f"{self.began:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
         energy = self.meter.reading().to_json()
         value = {

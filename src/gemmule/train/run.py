@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemmule.checkpoints.checkpoint import stored_fingerprint, weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.data.dataset import Dataset
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.carbon import check_country
 from gemmule.runs.layout import RESULT, RunLayout
+from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest, RunResult
@@ -51,10 +54,12 @@ def run_training(
     """
     layout = RunLayout(out)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ledger.activity(_kind(config), out))
         if resume:
             run = RunDir.open(out)
             stack.enter_context(locked(out))
             if layout.finished:
+                ledger.drop()
                 return RunResult.read(layout.result).to_json()
             config = load_run_config(layout.config)
         memory.keep_freed_memory()
@@ -74,12 +79,14 @@ def run_training(
         else:
             run.write_manifest(manifest)
         _prepare(config, recipe)
+        ledger.note(country=config.runtime.country, flop_per_token=_flops_per_token(config, recipe))
         if recipe.begin is not None:
             recipe.begin(layout, config.runtime)
         state = train(run, config, recipe, label or out.resolve().name, probes)
         recipe.model.eval()
         result = _result(config, recipe, state)
         _save(recipe, adapter, tokenizer, layout.model)
+        ledger.note(product=_fingerprint(recipe, layout.model))
         result.write(layout.result)
         return result.to_json()
 
@@ -149,14 +156,31 @@ def _prepare(config: RunConfig, recipe: Recipe) -> None:
     recipe.objective.prepare(config.runtime.device, compiled)
 
 
+def _kind(config: RunConfig) -> str:
+    """What a run does; manifests said "train" from the start."""
+    kind = config.objective.kind
+    return {"pretrain": "train"}.get(kind, kind)
+
+
+def _fingerprint(recipe: Recipe, folder: Path) -> str:
+    """Fingerprint of the saved model, the one that runs which learn from it have in their manifest.
+
+    An adapter's is that of the merged weights; a reward model, which no run starts from, has that
+    of its own.
+    """
+    if recipe.save is not save_model:
+        return weights_fingerprint(recipe.model)
+    with open_checkpoint(folder) as checkpoint:
+        return stored_fingerprint(checkpoint)
+
+
 def _manifest(
     config: RunConfig, recipe: Recipe, dataset: Dataset, adapter: Adapter | None
 ) -> dict[str, Any]:
     about, shape = dataset.manifest, recipe.model.config
     splits, parents = about["splits"], recipe.parents
-    kind = config.objective.kind
     return {
-        "kind": {"pretrain": "train"}.get(kind, kind),  # manifests said "train" from the start
+        "kind": _kind(config),
         "seed": config.seed,
         "data": {
             **{k: about[k] for k in ("name", "licence", "language") if k in about},

@@ -1,0 +1,1 @@
+"""From energy to emissions: the grid's carbon intensity, embodied carbon, water."""
