@@ -48,7 +48,7 @@ def weights(run_folder: Path) -> bytes:
 def test_writes_every_file(teacher: Path, pieces: Tokenizer) -> None:
     expected = {
         "config.toml", "manifest.json", "metrics.jsonl", "carbon.json", "result.json",
-        "checkpoints", "model", "tensorboard",
+        "checkpoints", "model", "tensorboard", "ledger.jsonl",
     }  # fmt: skip
     assert {p.name for p in teacher.iterdir()} == expected
     result = files.read_json(teacher / "result.json")
