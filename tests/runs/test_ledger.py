@@ -17,6 +17,7 @@ from gemmule.runs import carbon
 from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.ledger import heartbeat
 from gemmule.runs.ledger.activity import activity, note
+from gemmule.runs.ledger.compose import Share
 from gemmule.runs.ledger.file import append, ledger_of, own_lines, read_ledger, run_of
 from gemmule.runs.ledger.line import Line, Source, energy_interval
 
@@ -270,10 +271,10 @@ def test_shares_of_an_activity_go_to_several_folders(machine: FakeMachine, tmp_p
     first, second = made(tmp_path / "first"), made(tmp_path / "second")
     with activity("serve", None):
         machine.cpu += 100
-        note(shares={first: 0.25, second: 0.75}, tokens_out=40)
+        note(shares={first: Share(0.25), second: Share(0.75, tokens_out=7)}, tokens_out=40)
     (a,), (b,) = read_ledger(first), read_ledger(second)
     assert (a.total_joules, b.total_joules) == (25, 75)
-    assert (a.tokens_out, b.tokens_out) == (10, 30)
+    assert (a.tokens_out, b.tokens_out) == (10, 7)
     assert a.id != b.id
 
 
@@ -315,7 +316,7 @@ def test_a_read_only_folder_costs_only_the_line(
         raise PermissionError(13, "Permission denied")
 
     with activity("chat", None):
-        note(shares={run: 1.0})
+        note(shares={run: Share(1.0)})
         monkeypatch.setattr(os, "open", refused)
     monkeypatch.undo()
     assert read_ledger(run) == []

@@ -47,7 +47,7 @@ def runs(tmp_path: Path) -> Path:
             tmp_path / name,
             line(name, 3 * wh, kind="distill", product=name, sources=learned, tokens_in=tokens,
                  parameters=2_000_000, flop=1e15),
-            line(f"{name}-serve", 2 * wh, kind="serve", tokens_out=4000, idle_joules=wh),
+            line(f"{name}-serve", 2 * wh, kind="serve", tokens_out=4000, request_joules=0.25 * wh),
         )  # fmt: skip
     put(tmp_path / "attempt", line("a", 8 * wh, outcome="failed"))
     return tmp_path
@@ -106,6 +106,10 @@ def test_what_is_not_part_of_the_model_is_shown_apart(runs: Path) -> None:
     assert table["teacher"][1] == "train, 1 of 3 failed or stopped"
     assert table["teacher"][2] == "25%"
     assert table["made"][4].startswith("8.25 [")
+    requests, idle = (float(table[f"  {name}"][4].split()[0]) for name in
+                      ("requests", "idle, and starting"))  # fmt: skip
+    assert (requests, idle) == (0.25, 1.75)
+    assert as_json(small)["using"]["requests_wh"] == 0.25
 
 
 def test_a_ledger_that_travels_alone_has_the_whole_lineage(runs: Path, tmp_path: Path) -> None:

@@ -117,17 +117,18 @@ def _using(command: Callable[..., None], kind: str) -> Callable[..., None]:
             command(**values)
             return
         from gemmule.runs.ledger import activity as ledger
+        from gemmule.runs.ledger.compose import Share
 
-        ended: typer.Exit | None = None
+        ended: BaseException | None = None
         with ledger.activity(kind, None):
             ledger.note(
-                shares={path: 1 / len(places) for path in places},
+                shares={path: Share(1 / len(places)) for path in places},
                 sources=[_source("model", path) for path in places],
                 country=_country(values),
             )
             try:
                 command(**values)
-            except typer.Exit as e:  # its verdict on the model is no failure
+            except (typer.Exit, Interrupted) as e:  # a verdict on the model; the end of a server
                 ended = e
         if ended is not None:
             raise ended

@@ -14,6 +14,7 @@ A request that ends shortly after a reading is not worth another: it is charged 
 last interval, and the next interval has that much less to divide.
 """
 
+import dataclasses
 import threading
 import time
 from collections import OrderedDict
@@ -106,6 +107,21 @@ class EnergyTotals:
     gco2e: float | None
 
 
+@dataclass
+class ModelEnergy:
+    """What one model used.
+
+    Attributes:
+        joules: energy of its requests, those that run included.
+        tokens_in: tokens that were run over in steps: of prompts, of outputs, and draft tokens.
+        tokens_out: tokens of outputs that ended.
+    """
+
+    joules: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
 class EnergyLedger:
     """Divides the energy of one meter among the requests of all engines of a process.
 
@@ -135,6 +151,7 @@ class EnergyLedger:
         self._seconds: dict[Key, float] = {}
         self._joules: dict[Key, float] = {}  # of requests that run, up to the last reading
         self._ended: OrderedDict[Key, float] = OrderedDict()  # waits to be taken
+        self._models: dict[str, ModelEnergy] = {}
 
     def start(self) -> None:
         """Starts the meter, which takes a second or two; requests may run meanwhile."""
@@ -174,6 +191,11 @@ class EnergyLedger:
         """Takes in a step of a model's engine, and which requests ended with it."""
         with self._lock:
             tokens = sum(report.tokens.values())
+            about = self._models.setdefault(model, ModelEnergy())
+            about.tokens_in += tokens
+            about.tokens_out += sum(
+                len(output.completion.ids) for output in outputs if output.completion is not None
+            )
             if self._measures and tokens:
                 self._busy += report.seconds
                 share = report.seconds / tokens
@@ -202,6 +224,11 @@ class EnergyLedger:
                 self._settle(self._clock())
             return self._totals()
 
+    def by_model(self) -> dict[str, ModelEnergy]:
+        """Returns what each model used, up to the last reading."""
+        with self._lock:
+            return {name: dataclasses.replace(about) for name, about in self._models.items()}
+
     def _settle(self, now: float) -> None:
         """Reads the meter and divides what it has counted since the last reading."""
         elapsed = now - self._read_at
@@ -226,6 +253,7 @@ class EnergyLedger:
         for key, seconds in self._seconds.items():
             joules = seconds * per_second
             self._joules[key] = self._joules.get(key, 0.0) + joules
+            self._models[key[0]].joules += joules
             self._seconds[key] = 0.0
             charged += joules
         self._requests += charged
@@ -237,6 +265,7 @@ class EnergyLedger:
         advance = self._seconds.pop(key, 0.0) * self._watts
         self._advance += advance
         self._requests += advance
+        self._models.setdefault(key[0], ModelEnergy()).joules += advance
         self._ended[key] = self._joules.pop(key, 0.0) + advance
         if len(self._ended) > MAX_UNTAKEN:
             self._ended.popitem(last=False)

@@ -17,6 +17,7 @@ from gemmule.serve.connection import connection_class
 from gemmule.serve.served_models import ServedModels
 from gemmule.serve.settings import ServeSettings
 from gemmule.serve.state import ServeState
+from gemmule.serve.use import note_use
 
 KEEP_ALIVE_SECONDS = 75  # of a connection without a request; longer than usual proxies keep theirs
 LAST_SECONDS = 5  # for answers that were cut off to be sent
@@ -162,6 +163,7 @@ def serve(models: ServedModels, settings: ServeSettings, announce: Callable[[str
     finally:
         sock.close()
         models.abandon()
+        note_use(models)
     if server.state.failure is not None:
         raise server.state.failure
     left = server.cut_off or server.state.running

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ class Activity:
         self._past_seconds = 0.0
         self._final: tuple[dict[str, float], float] | None = None
         self._pulses: list[float] = []
+        self._beats: set[tuple[Path, str]] = set()  # heartbeats that are there
         self._waits = False  # its line is kept next to a folder that is not there
         if outer is not None:
             outer._inner = self
@@ -149,9 +151,11 @@ class Activity:
         )
 
     def beat(self) -> None:
-        """Writes its heartbeat."""
-        if self.place is not None and not self.dropped:
-            heartbeat.write(self.place, self.line("killed"))
+        """Writes its heartbeat, or one for each of its parts."""
+        line = self.line("killed")
+        for place, part in [] if self.dropped else self._parts(line):
+            if heartbeat.write(place, part):
+                self._beats.add((place, part.id))
 
     def close(self, outcome: Outcome) -> None:
         """Ends it, and appends its line to the ledgers that it belongs to.
@@ -167,8 +171,8 @@ class Activity:
             if not self.dropped:
                 self._write(self.line(outcome))
         finally:
-            if self.place is not None and not self._waits:
-                heartbeat.remove(self.place, self._id)
+            for place, identifier in set() if self._waits else self._beats:
+                heartbeat.remove(place, identifier)
 
     def _ended(self, inner: "Activity") -> None:
         """Leaves the energy of an activity inside this one to that one's line."""
@@ -180,11 +184,21 @@ class Activity:
                 for name, value in joules.items():
                     self._past[name] = self._past.get(name, 0.0) + value
 
+    def _parts(self, line: Line) -> list[tuple[Path, Line]]:
+        """The lines for the folders that it belongs to: its own, or those that share it."""
+        if self.notes.shares:
+            return [
+                (place, share_of(line, place.name, share, f"{line.id}-{_digest(place)}"))
+                for place, share in self.notes.shares.items()
+            ]
+        return [] if self.place is None else [(self.place, line)]
+
     def _write(self, line: Line) -> None:
-        for number, (place, share) in enumerate(self.notes.shares.items()):
-            with contextlib.suppress(UserError):  # a model in a folder that cannot be written to
-                append(place, [share_of(line, place.name, share, f"{line.id}-{number}")])
         if self.place is None or self.notes.shares:
+            for place, part in self._parts(line):
+                with contextlib.suppress(UserError):  # where a model's folder is read-only
+                    heartbeat.collect(place)
+                    append(place, [part])
             return
         if heartbeat.holds_something(self.place):
             heartbeat.collect(self.place)
@@ -305,6 +319,10 @@ def _beats(
             with contextlib.suppress(UserError):
                 own.beat()
             last = time.monotonic()
+
+
+def _digest(place: Path) -> str:
+    return f"{zlib.crc32(os.fsencode(place)):08x}"
 
 
 def _outcome(error: BaseException) -> Outcome:

@@ -42,9 +42,8 @@ class Notes:
         flop: floating-point operations.
         flop_per_token: operations per token of `tokens_in`, where `flop` is not known.
         parameters: parameters of the model that was made.
-        idle_joules: of a server: energy of the time without requests.
         sources: further sources.
-        shares: parts that belong to the ledgers of other folders, which sum to one.
+        shares: parts that belong to the ledgers of other folders.
     """
 
     kind: str | None = None
@@ -55,9 +54,25 @@ class Notes:
     flop: float | None = None
     flop_per_token: float | None = None
     parameters: int | None = None
-    idle_joules: float | None = None
     sources: Sequence[Source] = ()
-    shares: Mapping[Path, float] = dataclasses.field(default_factory=dict)
+    shares: Mapping[Path, "Share"] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of an activity that belongs to one of several models.
+
+    Attributes:
+        fraction: the part of its energy and time.
+        tokens_in: tokens that were read with the model; None: the fraction of all.
+        tokens_out: tokens that were generated with it; None: the fraction of all.
+        request_joules: energy of its requests; None: it was not a server.
+    """
+
+    fraction: float
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    request_joules: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,20 +165,20 @@ def compose(
         tokens_out=_first(notes.tokens_out, facts.tokens_out) if first else None,
         flop=flop if first else None,
         parameters=_first(notes.parameters, facts.parameters),
-        idle_joules=notes.idle_joules,
         boundary=carbon.scope(pue),
     )
 
 
-def share_of(line: Line, name: str, share: float, identifier: str) -> Line:
+def share_of(line: Line, name: str, part_of: Share, identifier: str) -> Line:
     """The part of an activity that belongs to one of several folders.
 
     Args:
         line: the whole.
         name: name of the folder.
-        share: the part.
+        part_of: the part.
         identifier: the part's own identifier.
     """
+    share = part_of.fraction
 
     def part(value: float | None) -> float | None:
         return None if value is None else value * share
@@ -184,10 +199,10 @@ def share_of(line: Line, name: str, share: float, identifier: str) -> Line:
             "water": None
             if line.water is None
             else line.water.model_copy(update={"liters": line.water.liters * share}),
-            "tokens_in": part(line.tokens_in),
-            "tokens_out": part(line.tokens_out),
+            "tokens_in": _first(part_of.tokens_in, part(line.tokens_in)),
+            "tokens_out": _first(part_of.tokens_out, part(line.tokens_out)),
             "flop": part(line.flop),
-            "idle_joules": part(line.idle_joules),
+            "request_joules": part_of.request_joules,
         }
     )
 

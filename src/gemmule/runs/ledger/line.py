@@ -133,7 +133,7 @@ class Line(RunFile):
         tokens_out: tokens that were written or generated; None when not counted.
         flop: floating-point operations; None when not counted.
         parameters: parameters of the model that was made; None for other things.
-        idle_joules: of a server: energy of the time without requests, a part of `joules`.
+        request_joules: of a server: energy of its requests, a part of `joules`; the rest is idle.
         boundary: what the figures cover.
     """
 
@@ -164,7 +164,7 @@ class Line(RunFile):
     tokens_out: Amount | None
     flop: Amount | None
     parameters: Amount | None = None
-    idle_joules: Amount | None = None
+    request_joules: Amount | None = None
     boundary: str
 
     @property

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemmule.runs.ledger.known import Account
-from gemmule.runs.ledger.line import Interval
-from gemmule.runs.ledger.walk import Cost, Figures, Stage
+from gemmule.runs.ledger.line import JOULES_PER_WH, Interval
+from gemmule.runs.ledger.walk import Cost, Figures, Stage, figures
 
 BOUNDARY = (
     "the machines that ran the activities, whole, with the PUE that was given, and embodied carbon "
@@ -53,7 +53,7 @@ def as_json(cost: Cost) -> dict[str, Any]:
         "using": {
             **_figures(cost.using),
             "generated_tokens": cost.generated,
-            "idle_joules": sum(line.idle_joules or 0.0 for line in cost.subject.using),
+            "requests_wh": _requests_wh(cost),
         },
         "sci": sci(cost),
         "stages": [_stage(stage) for stage in cost.stages],
@@ -86,6 +86,13 @@ def rows(cost: Cost) -> list[list[str]]:
         sums.append(("evaluated", cost.evaluating))
     if cost.using.lines:
         sums.append(("used", cost.using))
+        served = [line for line in cost.subject.using if line.request_joules is not None]
+        whole = figures(served)
+        joules = sum(line.total_joules for line in served)
+        if joules:
+            requests = sum(line.request_joules or 0.0 for line in served) / joules
+            sums.append(("  requests", whole.scaled(requests)))
+            sums.append(("  idle, and starting", whole.scaled(1 - requests)))
     if cost.others:
         sums.append(("others here, not part of it", cost.other_cost))
     return [*table, *([name, "", "", *_cells(each)] for name, each in sums)]
@@ -108,6 +115,14 @@ def notes(cost: Cost) -> list[str]:
     }  # fmt: skip
     result += [text[0].upper() + text[1:] + "." for text in sorted(missing)]
     return result
+
+
+def _requests_wh(cost: Cost) -> float | None:
+    """Watt-hours of requests to servers, with the PUE; None if the model was not served."""
+    served = [line for line in cost.subject.using if line.request_joules is not None]
+    if not served:
+        return None
+    return sum((line.request_joules or 0.0) * line.pue for line in served) / JOULES_PER_WH
 
 
 def _ended(whole: Figures) -> str:
