@@ -153,7 +153,7 @@ def test_a_circle_of_sources_ends(tmp_path: Path) -> None:
 
 
 def test_lines_without_energy_are_counted_and_not_guessed(tmp_path: Path) -> None:
-    put(tmp_path / "run", line("a"), line("b", energy_wh=None, gco2e=None, joules={}))
+    put(tmp_path / "run", line("a"), line("b", energy_wh=None, gco2e=None))
     run = cost(tmp_path / "run")
     assert wh(run) == 1
     assert run.making.unknown == 1

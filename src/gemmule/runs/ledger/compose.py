@@ -24,6 +24,7 @@ from gemmule.runs.ledger.line import (
     Source,
     Water,
     energy_interval,
+    kind_of,
     times,
 )
 from gemmule.runtime import host
@@ -142,7 +143,7 @@ def compose(
         id=identifier,
         run="",
         name=place.name if place is not None else "",
-        kind=notes.kind or kind,
+        kind=kind_of(notes.kind or kind),
         outcome=outcome,
         began=measured.began.isoformat(timespec="milliseconds"),
         seconds=round(measured.seconds, 3),

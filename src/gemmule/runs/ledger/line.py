@@ -25,10 +25,18 @@ FACTORS_FACTOR = 2.0
 Outcome = Literal["finished", "failed", "stopped", "killed"]
 
 MAKING = frozenset(
-    {"tokenizer", "data", "train", "distill", "record", "sft", "reward", "align", "opd", "merge",
+    {"tokenizer", "data", "train", "distill", "record", "sft", "reward", "align", "merge",
      "warp", "synthesize", "quantize", "trim", "convert", "quickstart", "ablate", "tasks"}
 )  # fmt: skip
 """Kinds of activities that make something; all others use what was made."""
+
+
+_KINDS = {"rl": "align", "preference": "align", "opd": "align"}
+
+
+def kind_of(kind: str) -> str:
+    """The kind of activity that a kind of run, or command, is."""
+    return _KINDS.get(kind, kind)
 
 
 class Source(Group):

@@ -57,7 +57,7 @@ def as_json(cost: Cost) -> dict[str, Any]:
         },
         "sci": sci(cost),
         "stages": [_stage(stage) for stage in cost.stages],
-        "unknown_sources": [source.to_json() for source in _unique(cost.unknown)],
+        "unknown_sources": [source.model_dump(exclude_none=True) for source in _unique(cost.unknown)],
         "others": {
             **_figures(cost.other_cost),
             "names": sorted({account.name for account in cost.others}),
