@@ -5,18 +5,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gemmule import files, quickstart
 from gemmule.checkpoints.convert import convert
 from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
 from gemmule.model.config import PRESETS
 from gemmule.quickstart import Budget, QuickstartConfig, run_quickstart
+from gemmule.runs.ledger.activity import activity
+from gemmule.runs.ledger.file import own_lines
+from gemmule.runs.ledger.known import in_reach
+from gemmule.runs.ledger.walk import cost_at
 from gemmule.runs.metrics import read_metrics
+from gemmule.runs.power.machine import MachineMeter, Source
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, host, torch_compile
 from gemmule.train import loop, run
@@ -56,6 +63,23 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(quickstart, "_plan", plan)
 
 
+COUNTED: list[float] = []  # what the meter of the whole command showed, reading by reading
+
+
+def counting_meter() -> MachineMeter:
+    """Ten watts by the clock; the first of them, that of the command, is noted."""
+    noted = not COUNTED
+    COUNTED.append(0.0)
+
+    def joules() -> float:
+        value = 10 * time.monotonic()
+        if noted:
+            COUNTED.append(value)
+        return value
+
+    return MachineMeter({"cpu": [Source(joules, "counter")]}, {"cpu": "by the clock"})
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(monkeypatch)
@@ -71,7 +95,10 @@ def finished(config: QuickstartConfig, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("quickstart") / "out"
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        run_quickstart(config, out)
+        patch.setattr("gemmule.runs.carbon.start_tracker", counting_meter)
+        COUNTED.clear()
+        with activity("quickstart", out):
+            run_quickstart(config, out)
     yield out
 
 
@@ -85,7 +112,7 @@ def figures(comparison: Any) -> Any:
 
 def test_leaves_every_file(finished: Path) -> None:
     expected = {"config.toml", "plan.json", "tokenizer", "data", "comparison.json", "samples.json",
-                "card", *STAGES}  # fmt: skip
+                "card", "ledger.jsonl", *STAGES}  # fmt: skip
     assert {p.name for p in finished.iterdir()} == expected
     for stage in STAGES:
         assert (finished / stage / "model" / "model.safetensors").is_file()
@@ -95,6 +122,40 @@ def test_leaves_every_file(finished: Path) -> None:
     assert {frozenset(s) for s in samples} == {
         frozenset({"prompt", "scratch", "distilled", "teacher"})
     }
+
+
+def test_the_ledger_adds_up_to_the_meter_of_the_command(finished: Path) -> None:
+    places = [finished, *(finished / name for name in ("tokenizer", "data", *STAGES))]
+    lines = [line for place in places for line in own_lines(place)]
+    assert [line.kind for line in lines] == [
+        "quickstart", "tokenizer", "data", "train", "train", "distill", "train",
+    ]  # fmt: skip
+    counted = [value for value in COUNTED if value]
+    assert sum(line.total_joules for line in lines) == pytest.approx(counted[-1] - counted[0])
+    assert all(line.total_joules > 0 for line in lines)
+    assert sum(line.seconds for line in lines) == pytest.approx(
+        (counted[-1] - counted[0]) / 10, abs=0.1
+    )
+
+
+def test_the_student_has_its_lineage_and_the_page_every_line(finished: Path) -> None:
+    cost = cost_at(finished, in_reach(finished))
+    assert cost is not None
+    assert [stage.account.name for stage in cost.stages] == [
+        "tokenizer", "data", "teacher", "student",
+    ]  # fmt: skip
+    assert [stage.share for stage in cost.stages] == [1, 1, 1, 1]
+    assert {account.name for account in cost.others} == {
+        finished.name, "scratch", "scratch_equal_compute",
+    }  # fmt: skip
+    page = (finished / "card" / "index.html").read_text(encoding="utf-8")
+    for stage in cost.stages:
+        assert stage.account.making[0].id[:8] in page
+    front = (finished / "card" / "README.md").read_text(encoding="utf-8").split("---")[1]
+    grams = yaml.safe_load(front)["co2_eq_emissions"]
+    assert grams["emissions"] > 0
+    assert "teacher" in grams["source"]
+    assert grams["training_type"] == "pre-training"
 
 
 def test_comparison_has_the_agreed_keys(finished: Path) -> None:

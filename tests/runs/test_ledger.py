@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_machine import FakeMachine, line
 
+from fake_machine import FakeMachine, line
 from gemmule.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from gemmule.runs import carbon
 from gemmule.runs.ledger import activity as ledger
@@ -190,7 +190,7 @@ def test_a_killed_activity_is_a_line_at_the_next_start(
 ) -> None:
     run = made(tmp_path / "run")
     made(run / "data")
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(run), here], stdout=subprocess.PIPE, text=True
     )

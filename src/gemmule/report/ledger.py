@@ -55,10 +55,9 @@ def section(root: Path, provenance: Provenance) -> tuple[CostTable, Cost] | None
     rows = []
     for stage in cost.stages:
         name = stage.account.name or stage.account.run
-        lines = stage.account.lines
         share = "" if stage.share == 1 else f", times {stage.share:.4g}"
         shown = "" if stage.share == 1 else f"{stage.share:.0%}"
-        rule = f"{_named(lines)}{share}"
+        rule = f"{_named(stage.lines)}{share}"
         cells = _cells(stage.attributed, f"cost of {name}", rule, document, provenance)
         rows.append((name, stage.account.kind, shown, cells))
     everything = f"{len(cost.stages)} stages by their shares"

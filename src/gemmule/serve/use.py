@@ -13,9 +13,12 @@ def note_use(models: ServedModels) -> None:
     loaded: this counts as idle.
     """
     totals, used = models.observation.energy.totals(), models.observation.energy.by_model()
-    if totals.requests is None or totals.idle is None or not totals.metered:
+    if totals.requests is None or totals.idle is None:
         return
     idle = totals.idle / len(models.sources)
+    total = totals.idle + sum(about.joules for about in used.values())
+    if not total:
+        return
     pue = load_footprint().pue or 1.0  # joules of requests contain it, those of lines do not
     shares = {}
     for source in models.sources:
@@ -23,7 +26,7 @@ def note_use(models: ServedModels) -> None:
         joules = about.joules if about is not None else 0.0
         if source.place is not None:
             shares[source.place] = Share(
-                fraction=(joules + idle) / totals.metered,
+                fraction=(joules + idle) / total,
                 tokens_in=about.tokens_in if about is not None else 0,
                 tokens_out=about.tokens_out if about is not None else 0,
                 request_joules=joules / pue,

@@ -57,7 +57,9 @@ def as_json(cost: Cost) -> dict[str, Any]:
         },
         "sci": sci(cost),
         "stages": [_stage(stage) for stage in cost.stages],
-        "unknown_sources": [source.model_dump(exclude_none=True) for source in _unique(cost.unknown)],
+        "unknown_sources": [
+            source.model_dump(exclude_none=True) for source in _unique(cost.unknown)
+        ],
         "others": {
             **_figures(cost.other_cost),
             "names": sorted({account.name for account in cost.others}),
@@ -176,7 +178,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
         "share": stage.share,
         "attributed": _figures(stage.attributed),
         "whole": _figures(stage.whole),
-        "lines": [line.id for line in account.lines],
+        "lines": [line.id for line in stage.lines],
     }
 
 

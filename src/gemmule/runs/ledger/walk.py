@@ -74,6 +74,7 @@ class Stage:
 
     Attributes:
         account: the account.
+        lines: its lines that belong to making the model; of a teacher also those of measuring it.
         roles: what it was to those that used it; empty for the model itself.
         share: the part that belongs to the model.
         whole: its cost.
@@ -82,6 +83,7 @@ class Stage:
     """
 
     account: Account
+    lines: Sequence[Line]
     roles: tuple[str, ...]
     share: float
     whole: Figures
@@ -197,11 +199,14 @@ def cost_of(run: str, accounts: Mapping[str, Account]) -> Cost:
     stages = []
     for each in order:
         account = accounts[each]
-        whole = figures([*account.making, *(account.evaluating if each != run else ())])
+        lines = [*account.making, *(account.evaluating if each != run else ())]
+        whole = figures(lines)
         roles = dict.fromkeys(role for child in order for role, to, _ in edges[child] if to == each)
         stages.append(
-            Stage(account, tuple(roles), shares[each], whole, whole.scaled(shares[each]),
-                  without[each])
+            Stage(
+                account, lines, tuple(roles), shares[each], whole, whole.scaled(shares[each]),
+                without[each],
+            )
         )  # fmt: skip
     subject = accounts[run]
     others = [account for other, account in accounts.items() if other not in shares]
