@@ -182,8 +182,9 @@ def _scores(
             values.significant,
         ),
     ):
-        value = provenance.derived(document, rule, result, label, form)
-        rows.append((label, sentence("{}", value)))
+        if result is not None:
+            value = provenance.derived(document, rule, result, label, form)
+            rows.append((label, sentence("{}", value)))
     return rows
 
 

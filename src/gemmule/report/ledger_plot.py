@@ -10,15 +10,15 @@ from gemmule.runs.ledger.walk import Cost, Figures
 
 _INK, _TICKS, _RULE = "#1f2328", "#59636e", "#d1d9e0"
 _COLORS = ("#2f6f8f", "#c9732c")  # of electricity, embodied
-_HEIGHT, _ROW = 1.0, 0.42  # inches
+_HEIGHT, _ROW, _CARD_ROW = 1.0, 0.42, 0.34  # inches
 
 
 def bars_of(cost: Cost) -> list[tuple[str, Figures]]:
     """The bars of the plot, from the top: each stage's share, then evaluation and use."""
     bars = [
         (
-            f"{stage.account.name or stage.account.kind} ({stage.account.kind}"
-            + (f", {stage.share:.0%})" if stage.share < 1 else ")"),
+            (stage.account.name or stage.account.kind)
+            + (f", {stage.share:.0%}" if stage.share < 1 else ""),
             stage.attributed,
         )
         for stage in cost.stages
@@ -50,7 +50,7 @@ def card_plot(cost: Cost) -> plots.Plot:
     """
     bars = bars_of(cost)
     with plots.page_figures() as (figure_class, _):
-        figure = figure_class(figsize=(7.6, _HEIGHT + _ROW * len(bars)), layout="constrained")
+        figure = figure_class(figsize=(5.4, _HEIGHT + _CARD_ROW * len(bars)), layout="constrained")
         colors = (plots.COLORS["distilled"], plots.COLORS["scratch"])
         _draw(figure.add_subplot(), bars, plots.INK, plots.RULE, colors)
         text = svg.text_of(figure, transparent=True)
