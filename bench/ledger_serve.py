@@ -3,7 +3,7 @@
     python bench/ledger_serve.py runs/quickstart/student --minutes 10 --json FILE
 
 Clients come at random, alone and in crowds, with short and long prompts and answers, as streams and
-whole, and some of them leave early; in between nobody does. What the answers say they used, what
+whole, and some of them leave early; in between no one does. What the answers say they used, what
 /metrics shows and what the ledger of the model has in the end are compared.
 """
 

@@ -93,8 +93,8 @@ def in_reach(place: Path, further: Sequence[Path] = ()) -> list[Path]:
     """
     place = place.resolve()
     near = place.parent
-    found = [*_below(near), *(p for folder in further for p in _below(folder))]
-    return [*dict.fromkeys([*within(place), *(p.resolve() for p in found)])]
+    nearby = [*_below(near), *(p for folder in further for p in _below(folder))]
+    return [*dict.fromkeys([*within(place), *(p.resolve() for p in nearby)])]
 
 
 def within(place: Path) -> list[Path]:

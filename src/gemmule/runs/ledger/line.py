@@ -141,7 +141,7 @@ class Line(RunFile):
         tokens_out: tokens that were written or generated; None when not counted.
         flop: floating-point operations; None when not counted.
         parameters: parameters of the model that was made; None for other things.
-        request_joules: of a server: energy of its requests, a part of `joules`; the rest is idle.
+        request_joules: energy of a server's requests, a part of `joules`; the rest is idle time.
         boundary: what the figures cover.
     """
 
