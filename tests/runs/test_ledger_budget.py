@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_machine import FakeMachine, line
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_machine import FakeMachine, line
 from gemmule.errors import ConfigError
 from gemmule.runs import carbon
 from gemmule.runs.emissions.settings import FootprintSettings

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from fake_machine import line
 
+from fake_machine import line
 from gemmule.runs.ledger.file import append, read_ledger
 from gemmule.runs.ledger.known import accounts_of, in_reach, within
 from gemmule.runs.ledger.line import Line, Source
