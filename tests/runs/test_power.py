@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gemmule.runs.ledger.line import MODEL_FACTOR
 from gemmule.runs.power import machine, modelled, nvml, rapl
 from gemmule.runs.power.machine import MachineMeter, Source
 
@@ -194,8 +197,6 @@ def test_a_counter_that_fails_leaves_the_others() -> None:
 
 
 def test_counters_that_go_round_are_read_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     monkeypatch.setattr(machine, "READ_SECONDS", 0.001)
     read = threading.Event()
 
@@ -206,3 +207,21 @@ def test_counters_that_go_round_are_read_in_the_background(monkeypatch: pytest.M
     meter = MachineMeter({"cpu": [Source(source, "counter")]}, {"cpu": ""}, goes_round=True)
     assert read.wait(10)
     meter.close()
+
+
+@pytest.mark.slow
+def test_the_model_holds_within_its_interval_where_a_counter_is_readable() -> None:
+    """A factor of 2, busy and idle; on a machine whose counter can be read."""
+    packages, _, problem = rapl.domains()
+    if not packages:
+        pytest.skip(f"no counter to compare with: {problem}")
+    watts, _ = modelled.cpu_watts({})
+    for busy in (True, False):
+        model = modelled.CpuModel(watts)
+        counters, _, _ = rapl.domains()
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            if not busy:
+                time.sleep(0.1)
+        counted = sum(counter.read() for counter in counters)
+        assert counted / MODEL_FACTOR <= model.read() <= counted * MODEL_FACTOR

@@ -98,6 +98,7 @@ def make_data(settings: "RunConfig", given: StartAndData, prepare: "Prepare") ->
     from gemmule.data.read_log import dropped_lines
     from gemmule.posttrain.chat_data import ChatOptions
     from gemmule.posttrain.filters import Filters
+    from gemmule.runs.ledger import activity as ledger
 
     assert given.files is not None and settings.model.init is not None
     with open_checkpoint(settings.model.init) as checkpoint:
@@ -109,7 +110,8 @@ def make_data(settings: "RunConfig", given: StartAndData, prepare: "Prepare") ->
         split_by=given.split_by,
         filters=Filters(personal_data=severities),
     )
-    data = prepare(given.files, tokenizer, settings.data.path, options)
+    with ledger.activity("data", settings.data.path):
+        data = prepare(given.files, tokenizer, settings.data.path, options)
     counts = ", ".join(
         f"{data.count(split):,} {split}" for split in data.dataset.manifest["splits"]
     )

@@ -42,6 +42,7 @@ from gemmule.posttrain.tasks.library_questions import library_questions
 from gemmule.report.card import write_card
 from gemmule.runs.carbon import check_country
 from gemmule.runs.layout import ChatLayout, QuickstartLayout, RunLayout
+from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest
@@ -207,7 +208,8 @@ def _questions(config: ChatConfig, layout: ChatLayout, tokenizer: Tokenizer) -> 
     options = ChatOptions(
         name=f"questions on {NAME}", licence=LICENCE, split_by="module", max_tokens=SEQ_LEN
     )
-    prepare_conversations([train], tokenizer, layout.data, options)
+    with ledger.activity("data", layout.data):
+        prepare_conversations([train], tokenizer, layout.data, options)
     heldout = dataclasses.replace(options, validation=0.02, heldout=0.96)
     prepare_prompts([layout.questions / "heldout.jsonl"], tokenizer, layout.prompts, heldout)
 
