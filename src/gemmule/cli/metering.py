@@ -173,17 +173,16 @@ def _written(name: str, values: Mapping[str, Any]) -> Path | None:
 
 def _read(values: Mapping[str, Any], out: Path | None) -> Iterator[tuple[str, Path]]:
     """Role and path of each thing with a ledger, or run, that a command reads."""
-    from gemmule.runs.layout import RunLayout
-    from gemmule.runs.ledger.file import ledger_of
+    from gemmule.runs.ledger.file import place_of
 
     seen = set() if out is None else {out.absolute()}
     for name, value in _flat(values):
         if name not in _ROLES or not isinstance(value, str | Path):
             continue
-        path = Path(str(value).rpartition("=")[2]).absolute()
-        if path not in seen and (ledger_of(path).is_file() or RunLayout(path).started):
-            seen.add(path)
-            yield _ROLES[name], path
+        place = place_of(value) or place_of(str(value).rpartition("=")[2])  # NAME=MODEL
+        if place is not None and place not in seen:
+            seen.add(place)
+            yield _ROLES[name], place
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from gemmule.errors import ConfigError
 from gemmule.infer.language_model import LanguageModel, load
 from gemmule.model.config import GemmaConfig
 from gemmule.runs.layout import RunLayout
-from gemmule.runs.ledger.file import ledger_of
+from gemmule.runs.ledger.file import place_of
 
 _BITS = {"int4": 4.5, "int6": 6.5, "int8": 8.5}  # of a weight, with its share of the scales
 
@@ -97,7 +97,7 @@ def _source(
             _size(checkpoint, quantize),
             quantize or packed,
             _card(path),
-            place=_place(path),
+            place=place_of(path),
         )
 
 
@@ -119,13 +119,6 @@ def _size(checkpoint: Checkpoint, quantize: str | None) -> int:
     weights = sum(tensor.numel for tensor in checkpoint.weights())
     bits = _BITS.get(quantize or "", 8.0 * checkpoint.load_dtype.itemsize)
     return int(weights * bits / 8)
-
-
-def _place(path: str) -> Path | None:
-    """The folder of a path with a ledger, or that of a run."""
-    folder = Path(path).absolute()
-    there = ledger_of(folder).is_file() or RunLayout(folder).started
-    return folder if there else None
 
 
 def _card(path: str) -> Path | None:

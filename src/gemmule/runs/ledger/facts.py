@@ -156,8 +156,8 @@ def _place(path: object) -> Path | None:
     if os.sep not in path and not Path(path).exists():
         return None
     try:
-        place = Path(path)
-        return place.absolute() if ledger_of(place).is_file() else None
+        place = Path(path).absolute()
+        return place if ledger_of(place).is_file() else None
     except OSError:
         return None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gemmule import files
 from gemmule.errors import CheckpointError
-from gemmule.runs.layout import LEDGER
+from gemmule.runs.layout import LEDGER, RunLayout
 from gemmule.runs.ledger.line import Line
 
 
@@ -23,6 +23,16 @@ def ledger_of(place: Path) -> Path:
     if place.suffix == ".jsonl" and not place.is_dir():
         return place.with_suffix(f".{LEDGER}")
     return place / LEDGER
+
+
+def place_of(path: str | Path) -> Path | None:
+    """The absolute path of a folder or file that has a ledger, or of a run; None for others."""
+    try:
+        place = Path(path).absolute()
+        there = ledger_of(place).is_file() or RunLayout(place).started
+    except (OSError, ValueError):  # no path, such as the name of a model on the hub
+        return None
+    return place if there and str(path) else None
 
 
 def read_ledger(place: Path) -> list[Line]:
