@@ -112,6 +112,27 @@ def test_lines_of_inner_activities_add_up_to_the_meter(
     assert lines[0].seconds <= 10
 
 
+def test_an_inner_activity_without_a_place_stays_with_the_outer_one(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    outer = made(tmp_path / "outer")
+    with activity("quickstart", outer):
+        with pytest.raises(MemoryError), activity("tokenizer", tmp_path / "never there"):
+            machine.cpu += 10
+            raise MemoryError
+        machine.cpu += 1
+    assert [entry.total_joules for entry in read_ledger(outer)] == [11]
+
+
+def test_a_ledger_that_cannot_be_written_does_not_cost_the_run(
+    machine: FakeMachine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "run")
+    with activity("train", run):
+        ledger_of(run).write_text("not a ledger\n")
+    assert "the cost is not in the ledger: " in " ".join(capfd.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [

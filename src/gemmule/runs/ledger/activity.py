@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemmule.console import console
 from gemmule.errors import Interrupted, UserError
 from gemmule.runs import carbon
 from gemmule.runs.emissions.settings import FootprintSettings, load_footprint
@@ -165,21 +166,21 @@ class Activity:
             CheckpointError: when that ledger is broken.
         """
         self._final = self.used()
-        if self._outer is not None:
-            self._outer._ended(self)
+        written = False
         try:
-            if not self.dropped:
-                self._write(self.line(outcome))
+            written = not self.dropped and self._write(self.line(outcome))
         finally:
+            if self._outer is not None:
+                self._outer._ended(self, written)
             for place, identifier in set() if self._waits else self._beats:
                 heartbeat.remove(place, identifier)
 
-    def _ended(self, inner: "Activity") -> None:
-        """Leaves the energy of an activity inside this one to that one's line."""
+    def _ended(self, inner: "Activity", written: bool) -> None:
+        """Leaves the energy of an activity inside this one to that one's line, if there is one."""
         joules, seconds = inner.used()
         with self._lock:
             self._inner = None
-            if not inner.dropped:
+            if written:
                 self._past_seconds += seconds
                 for name, value in joules.items():
                     self._past[name] = self._past.get(name, 0.0) + value
@@ -193,19 +194,22 @@ class Activity:
             ]
         return [] if self.place is None else [(self.place, line)]
 
-    def _write(self, line: Line) -> None:
+    def _write(self, line: Line) -> bool:
+        """Appends the line where it belongs; False where there is no place for it."""
         if self.place is None or self.notes.shares:
             for place, part in self._parts(line):
                 with contextlib.suppress(UserError):  # where a model's folder is read-only
                     heartbeat.collect(place)
                     append(place, [part])
-            return
+            return True
         if heartbeat.holds_something(self.place):
             heartbeat.collect(self.place)
             append(self.place, [line])
             append(self.place, self._inherited(self.place))
-        elif line.outcome != "finished" and self.used()[1] >= heartbeat.SECONDS:
+            return True
+        if line.outcome != "finished" and self.used()[1] >= heartbeat.SECONDS:
             self._waits = heartbeat.write(self.place, line, closed=True)
+        return self._waits
 
     def _inherited(self, place: Path) -> list[Line]:
         """The lines of what this was made from."""
@@ -237,8 +241,8 @@ def activity(
         every: seconds between two calls; None: those between heartbeats.
 
     Raises:
-        OutputError: when the ledger cannot be written.
-        CheckpointError: when it is broken.
+        OutputError: when what an earlier activity left cannot be put into the ledger.
+        CheckpointError: when the ledger is broken.
         ConfigError: when footprint.toml is broken.
     """
     place = None if place is None else place.absolute()
@@ -267,7 +271,10 @@ def activity(
         with contextlib.suppress(UserError):  # the first error is the one to tell
             _end(own, stop, thread, _outcome(e))
         raise
-    _end(own, stop, thread, "finished")
+    try:
+        _end(own, stop, thread, "finished")
+    except UserError as e:  # what was made is there: its cost is not worth losing it
+        console.print(f"the cost is not in the ledger: {e}", markup=False)
 
 
 def current() -> Activity | None:
