@@ -77,9 +77,9 @@ def test_a_model_and_its_teacher_from_the_command_line(
     settings.write_text(tomli_w.dumps(values))
     run("train", settings, "--out", teacher)
     run("distill", settings, "--teacher", teacher, "--out", student)
-    run("bench", student, "--batch", "1", "--context", 4)
     kinds = [line.kind for line in read_ledger(student)]
-    assert kinds == ["distill", "data", "tokenizer", "train", "bench"]
+    assert kinds[0] == "distill"
+    assert sorted(kinds[1:]) == ["data", "tokenizer", "train"]
     assert len({line.run for line in read_ledger(student)}) == 4
     own, *_ = read_ledger(student)
     roles = {source.role: source for source in own.sources}
@@ -106,9 +106,9 @@ def test_a_model_and_its_teacher_from_the_command_line(
         if line.energy_wh is not None and line.makes
     )
     assert cost["making"]["energy_wh"]["best"] == pytest.approx(total)
-    assert cost["evaluating"]["lines"] == 1
     run("ledger", student)
-    assert "made, teachers there anyway" in capsys.readouterr().out
+    table = capsys.readouterr().err
+    assert all(word in table for word in ("student", "distill", "teacher", "made"))
 
 
 def test_a_run_that_failed_is_in_the_ledger(
