@@ -4,7 +4,7 @@
 
 Clients come at random, alone and in crowds, with short and long prompts and answers, as streams and
 whole, and some of them leave early; in between no one does. What the answers say they used, what
-/metrics shows and what the ledger of the model has in the end are compared.
+/metrics shows, what a meter of this process counts and what the ledger has in the end are compared.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 from gemmule import files
 from gemmule.console import key_values
 from gemmule.runs.ledger.file import own_lines
+from gemmule.runs.power.machine import MachineMeter
 from gemmule.runtime import host
 
 PROMPT = "def add(a, b):\n    return a + b\n\n\n"
@@ -107,14 +108,15 @@ def measure(model: Path, minutes: float, seed: int) -> dict[str, Any]:
         port = int(str(ready["url"]).rpartition(":")[2].rstrip("/"))
         time.sleep(3.0)  # the meter has started: before, requests have no figures
         load = Load(port, seed)
-        began = time.monotonic()
+        before, meter, began = _metrics(port), MachineMeter.open(), time.monotonic()
         load.run(60 * minutes)
+        metrics, counted = _metrics(port), sum(meter.read().values())
         seconds = time.monotonic() - began
-        metrics = _metrics(port)
+        meter.close()
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=120)
         (line,) = own_lines(run)
-    requests, idle = metrics["requests"], metrics["idle"]
+    requests, idle = (metrics[part] - before[part] for part in ("requests", "idle"))
     assert line.request_joules is not None
     whole = line.total_joules * line.pue
     return {
@@ -124,6 +126,7 @@ def measure(model: Path, minutes: float, seed: int) -> dict[str, Any]:
         "answers": load.answers,
         "left": load.left,
         "answers_joules": load.joules,
+        "metered_joules": counted,
         "requests_joules": requests,
         "idle_joules": idle,
         "ledger": {
@@ -135,7 +138,8 @@ def measure(model: Path, minutes: float, seed: int) -> dict[str, Any]:
         },
         # Answers of clients that left were computed too, so requests used a little more.
         "answers_over_requests": load.joules / requests,
-        "requests_and_idle_over_meter": (requests + idle) / whole,
+        # Of a meter of this process's own, on the same machine at the same time.
+        "requests_and_idle_over_meter": (requests + idle) / counted,
     }
 
 
