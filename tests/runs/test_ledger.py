@@ -112,6 +112,20 @@ def test_lines_of_inner_activities_add_up_to_the_meter(
     assert lines[0].seconds <= 10
 
 
+def test_an_unfinished_output_is_not_taken_for_a_content(
+    machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command continues there: it must find what it left, and no more."""
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.0)
+    out = tmp_path / "out"
+    (out / ".out.partial").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), activity("convert", out):
+        machine.cpu += 8
+        raise KeyboardInterrupt
+    assert [p.name for p in out.iterdir()] == [".out.partial"]
+    assert [(e.outcome, e.total_joules) for _, e in heartbeat.ended(out)] == [("stopped", 8)]
+
+
 def test_an_inner_activity_without_a_place_stays_with_the_outer_one(
     machine: FakeMachine, tmp_path: Path
 ) -> None:

@@ -17,7 +17,6 @@ from gemmule import files
 from gemmule.errors import CheckpointError, OutputError
 from gemmule.runs.ledger.file import append
 from gemmule.runs.ledger.line import Line, energy_interval, times
-from gemmule.runs.lock import is_lock
 
 SECONDS = 5.0
 """Time between heartbeats: what a killed activity used after its last one is lost at most."""
@@ -95,11 +94,12 @@ def collect(place: Path) -> None:
 def holds_something(place: Path) -> bool:
     """Whether a folder, or file, is there and has a content that a ledger can be put next to.
 
-    An empty folder is one that may still be claimed, or replaced by a rename.
+    A folder with nothing, or with locks and unfinished work only, whose names begin with a dot,
+    may still be claimed, or replaced by a rename.
     """
     if not place.is_dir():
         return place.is_file()
-    return not all(files.is_leftover(entry) or is_lock(entry) for entry in place.iterdir())
+    return any(not entry.name.startswith(".") for entry in place.iterdir())
 
 
 def _killed(line: Line) -> Line:
