@@ -115,8 +115,7 @@ def _longest(budget: Budget, clock: Clock, way: str, students: int) -> list[Rout
             share = 1 / students if route.name == "record" else 1.0
             if route.energy_wh is None:
                 raise ConfigError(
-                    "a budget needs the power of this machine, which is not known: install "
-                    'codecarbon (pip install "gemmule[carbon]")'
+                    "a budget needs the power of this machine, which its meter does not know"
                 )
             if route.gco2e is None and budget.gco2e is not None:
                 raise ConfigError(

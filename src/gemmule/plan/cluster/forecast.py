@@ -18,7 +18,7 @@ from gemmule.plan.cluster.request import DEFAULT_VOCAB, ClusterRequest
 from gemmule.plan.cluster.shapes import Shape
 from gemmule.plan.models import Planned, find
 from gemmule.plan.scaling import LawPoint
-from gemmule.runs.carbon import EnergyMeter
+from gemmule.runs.emissions.grid import national_grid
 
 ALTERNATIVES = 5
 UNSEEN = 0.35  # spread of the logarithm for a family of devices without a published run
@@ -43,8 +43,8 @@ def plan_cluster(request: ClusterRequest) -> dict[str, Any]:
     """
     cluster = Cluster.parse(request.cluster)
     student, teacher = models(request)
-    unused = EnergyMeter(request.country).reading()  # knows the grid without being started
-    grid, grid_how = unused.grid_gco2e_per_kwh, unused.how["grid"]
+    electricity = national_grid(request.country)
+    grid, grid_how = electricity.gco2e_per_kwh, electricity.source
     if request.max_wh is None and request.max_gco2e is None:
         tokens, budget = request.length(student.config), None
     else:
