@@ -18,7 +18,7 @@ QUICK = {"data": {"batch_size": 2, "seq_len": 16},
 
 @pytest.fixture(autouse=True)
 def _no_meter(no_meter: None) -> None:
-    """Every sweep here does without codecarbon, whose start takes a second."""
+    """Every sweep here does without a meter."""
 
 
 @pytest.fixture(scope="session")
