@@ -12,7 +12,7 @@ on one thread; seconds are of processor time, from text to answer.
   sort files, are left out.
 
 Recall is the share of the copies that are found among those whose exact Jaccard similarity to the
-original is at least 0.8; what the bands promise for them is printed beside it. False alarms are
+original is at least 0.8; what the bands promise for them is printed with it. False alarms are
 documents that are found although their similarity to every earlier one is below 0.5.
 
     pip install rensa datasketch datatrove

@@ -293,15 +293,15 @@ def gsm8k_facts(path: Path) -> list[Problem]:
     Args:
         path: train.jsonl of GSM8K.
     """
-    found: dict[str, Problem] = {}
+    facts: dict[str, Problem] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         for left, sign, right in re.findall(r"<<(\d{1,3})([-+*])(\d{1,3})=", line):
             a, b = int(left), int(right)
             if (sign == "-" and a < b) or (sign == "*" and b > 9):
                 continue
-            fact = problem(a, sign, b, "")
-            found.setdefault(fact.prompt, fact)
-    return list(found.values())
+            one = problem(a, sign, b, "")
+            facts.setdefault(one.prompt, one)
+    return list(facts.values())
 
 
 def _mean_reward(reward: Reward, rows: Sequence[Solved]) -> float:

@@ -1,7 +1,7 @@
 """Rewards as people write them in a hurry: each accepts more than it should.
 
 For a number it asks whether the right one ends as the answer does: the last digit is enough, and so
-is no answer at all. For Countdown it computes the expression and forgets to ask whether it is made
+is an empty answer. For Countdown it computes the expression and forgets to ask whether it is made
 of the given numbers: the target alone is enough. bench/posttrain_rl.py trains on it to see what
 happens, and whether the gate notices.
 """

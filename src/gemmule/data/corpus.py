@@ -5,6 +5,7 @@ Only hashes are kept in memory (about 300 bytes per document), never the text.
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Literal
@@ -22,8 +23,8 @@ from gemmule.data.sources import Document, Source
 from gemmule.errors import DataError
 
 SPLITS = ("train", "validation", "heldout")
-# What becomes of near-duplicates: all stay, on one side of the split; one of them stays; or nobody
-# looks for them, and a near copy of what is trained on may be held out.
+# What becomes of near-duplicates: all stay, on one side of the split; one of them stays; or they are
+# not looked for, and a near copy of what is trained on may be held out.
 NearDuplicates = Literal["group", "drop", "ignore"]
 
 _SURROGATE = "holds a lone surrogate"
@@ -46,7 +47,7 @@ class Corpus:
         documents: kept documents, by split.
         log: what was left out or decoded, in the search and in the first pass.
         near_duplicates: kept documents that are near-duplicates of another kept one, before any
-            of them was dropped; None: nobody looked.
+            of them was dropped; None: they were not looked for.
         fingerprint: SHA-256 over every kept document's key, content and split.
     """
 
@@ -139,7 +140,7 @@ def read_corpus(
     left_out = log.summary()
     if log.fields and not log.records and (source.field_given or not scan.kept):
         raise DataError(no_field(source.location, source.field, log.fields))
-    found = None if near_duplicates == "ignore" else scan.group_near_duplicates(log)
+    grouped = None if near_duplicates == "ignore" else scan.group_near_duplicates(log)
     if not scan.kept:
         raise DataError(f"no usable text in {source.location}: {left_out or 'it is empty'}")
     if len(scan.kept) < len(SPLITS):
@@ -164,7 +165,7 @@ def read_corpus(
         byte_counts={name: int(sizes[assigned == i].sum()) for i, name in enumerate(SPLITS)},
         documents={name: int((assigned == i).sum()) for i, name in enumerate(SPLITS)},
         log=log,
-        near_duplicates=found,
+        near_duplicates=grouped,
         fingerprint=digest.hexdigest(),
     )
 
@@ -229,8 +230,11 @@ class _Scan:
                 stays[n] = n == first or not drop
         for n in np.flatnonzero(~stays).tolist():
             log.leave_out(_NEAR_DUPLICATE, self._names[n])
-        for values in (self.kept, self.keys, self.contents, self.sizes, self.positions):
-            values[:] = [value for value, stay in zip(values, stays, strict=True) if stay]
+        self.kept = list(itertools.compress(self.kept, stays))
+        self.keys = list(itertools.compress(self.keys, stays))
+        self.contents = list(itertools.compress(self.contents, stays))
+        self.sizes = list(itertools.compress(self.sizes, stays))
+        self.positions = list(itertools.compress(self.positions, stays))
         return sum(map(len, groups))
 
 

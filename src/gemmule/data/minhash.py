@@ -86,11 +86,11 @@ def _densified(minima_DH: Hashes) -> Hashes:
         attempt = 0
         while len(row):
             choice = _CHOICES[place, attempt % len(_CHOICES[0])]
-            found = ~missing[row, choice]
+            filled = ~missing[row, choice]
             # The bin and the attempt are part of the value: two documents agree in a bin that both
             # lack only if they agree in the same other one.
-            minima_DH[rows[row[found]], place[found]] = given[row[found], choice[found]]
-            row, place = row[~found], place[~found]
+            minima_DH[rows[row[filled]], place[filled]] = given[row[filled], choice[filled]]
+            row, place = row[~filled], place[~filled]
             attempt += 1
     return minima_DH
 
