@@ -23,8 +23,8 @@ from gemmule.data.sources import Document, Source
 from gemmule.errors import DataError
 
 SPLITS = ("train", "validation", "heldout")
-# What becomes of near-duplicates: all stay, on one side of the split; one of them stays; or they are
-# not looked for, and a near copy of what is trained on may be held out.
+# What becomes of near-duplicates: all stay, on one side of the split; one of them stays; or they
+# are not looked for, and a near copy of what is trained on may be held out.
 NearDuplicates = Literal["group", "drop", "ignore"]
 
 _SURROGATE = "holds a lone surrogate"
