@@ -405,6 +405,30 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     assert metrics(out) == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kind", ["opd", "distill"])
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"loss": "reverse_kl", "beta": 0.3}, "beta is a parameter of jsd, and loss is reverse_kl"),
+        ({"loss": "skew_kl", "beta": 0.3}, "beta is a parameter of jsd, and loss is skew_kl"),
+        ({"loss": "jsd", "skew": 0.3}, "skew is a parameter of skew_kl and skew_reverse_kl, and"),
+    ],
+    ids=str,
+)
+def test_parameters_of_other_divergences_are_refused(
+    kind: str, objective: dict[str, Any], message: str
+) -> None:
+    values = {"steps": 1, "data": {"path": "data"}}
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.parse({**values, "objective": {"kind": kind, "teacher": "t", **objective}})
+    used = (
+        {"loss": "skew_reverse_kl", "skew": 0.3}
+        if "skew" in message
+        else {"loss": "jsd", "beta": 0.3}
+    )
+    RunConfig.parse({**values, "objective": {"kind": kind, "teacher": "t", **used}})
+
+
 def test_mistakes_are_explained(
     tiny: Settings, models: dict[str, str], prompts: Path, pieces: Tokenizer, tmp_path: Path
 ) -> None:

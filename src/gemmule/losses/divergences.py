@@ -15,6 +15,7 @@ torch, because settings are checked with it.
 """
 
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,11 @@ from gemmule.errors import ConfigError
 
 Kind = Literal["cross_entropy", "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
+# The divergences that have each parameter.
+PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "beta": ("jsd",),
+    "skew": ("skew_kl", "skew_reverse_kl"),
+}
 SPARSE_KINDS = ("cross_entropy", "forward_kl")  # those that a few ids of the teacher suffice for
 
 
@@ -54,9 +60,9 @@ class Divergence:
 
     def parameter(self) -> dict[str, float]:
         """The parameter of the kind by name; empty for a kind without one."""
-        if self.kind == "jsd":
-            return {"beta": self.beta}
-        return {"skew": self.skew} if self.kind.startswith("skew") else {}
+        return {
+            name: getattr(self, name) for name, kinds in PARAMETERS.items() if self.kind in kinds
+        }
 
     @property
     def mix(self) -> float:

@@ -17,7 +17,7 @@ from pydantic import Field, SerializeAsAny
 
 from gemmule.config import Config, ModelName, nearest
 from gemmule.errors import ConfigError
-from gemmule.losses.divergences import CROSS_ENTROPY, Divergence, Kind
+from gemmule.losses.divergences import CROSS_ENTROPY, PARAMETERS, Divergence, Kind
 from gemmule.model.config import GemmaConfig
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.train.adapters.settings import AdapterSettings
@@ -141,18 +141,45 @@ class PretrainConfig(ObjectiveConfig):
     kind: Literal["pretrain"] = "pretrain"
 
 
-class DistillConfig(ObjectiveConfig):
-    """Learning from a teacher's distribution.
+class DivergenceConfig(ObjectiveConfig):
+    """Settings of the kinds of runs that learn from a teacher's distribution.
 
     Attributes:
-        teacher: run, HF-layout folder or hub id; an alternative to `targets`.
-        targets: logit store made by `gemmule record`; the teacher is not loaded.
         loss: distance from the student's distribution to the teacher's, see
             gemmule.losses.divergences.
         beta: weight of the teacher in the mixture of "jsd".
         skew: weight in the mixture, of the teacher in "skew_kl", of the student in
             "skew_reverse_kl".
         temperature: softmax temperature of both distributions.
+    """
+
+    loss: Kind = CROSS_ENTROPY.kind
+    beta: float = Field(default=CROSS_ENTROPY.beta, gt=0, lt=1)
+    skew: float = Field(default=CROSS_ENTROPY.skew, gt=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="after")
+    def _only_parameters_of_the_loss(self) -> Self:
+        for name, kinds in PARAMETERS.items():
+            if getattr(self, name) != getattr(CROSS_ENTROPY, name) and self.loss not in kinds:
+                raise ValueError(
+                    f"{name} is a parameter of {' and '.join(kinds)}, and loss is {self.loss}: "
+                    "leave it out, or choose another loss"
+                )
+        return self
+
+    @property
+    def divergence(self) -> Divergence:
+        """`loss` with its parameter."""
+        return Divergence(self.loss, self.beta, self.skew)
+
+
+class DistillConfig(DivergenceConfig):
+    """Learning from a teacher's distribution; its distance is that of `DivergenceConfig`.
+
+    Attributes:
+        teacher: run, HF-layout folder or hub id; an alternative to `targets`.
+        targets: logit store made by `gemmule record`; the teacher is not loaded.
         alpha: weight of the next-token loss; 0 is the report's pure distillation.
         route_above: entropy of the teacher, nats, above which a token learns from the next token
             instead; None: no token does.
@@ -164,10 +191,6 @@ class DistillConfig(ObjectiveConfig):
     kind: Literal["distill"] = "distill"
     teacher: ModelName | None = None
     targets: Path | None = None
-    loss: Kind = CROSS_ENTROPY.kind
-    beta: float = Field(default=CROSS_ENTROPY.beta, gt=0, lt=1)
-    skew: float = Field(default=CROSS_ENTROPY.skew, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.0, ge=0, le=1)
     route_above: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     cross_tokenizer: bool = False
@@ -202,11 +225,6 @@ class DistillConfig(ObjectiveConfig):
                 "set either teacher (a model) or targets (a logit store made by gemmule record)"
             )
         return self
-
-    @property
-    def divergence(self) -> Divergence:
-        """`loss` with its parameter."""
-        return Divergence(self.loss, self.beta, self.skew)
 
 
 class OptimizerConfig(Config):

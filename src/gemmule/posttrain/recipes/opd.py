@@ -12,7 +12,7 @@ from gemmule.data.dataset import Dataset
 from gemmule.data.source import Source
 from gemmule.errors import ConfigError, DataError
 from gemmule.infer.core.sampling import SamplingParams
-from gemmule.losses.divergences import Divergence, Kind
+from gemmule.losses.divergences import Kind
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.answer_rows import batches_of_rollouts
 from gemmule.posttrain.answer_table import SPLITS
@@ -26,7 +26,7 @@ from gemmule.posttrain.rollout_prompts import fitting_prompts
 from gemmule.posttrain.rollouts import Group, RolloutPrompt, Rollouts, RolloutSampler
 from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
 from gemmule.teachers.open import open_teacher
-from gemmule.train.config import ObjectiveConfig, RunConfig
+from gemmule.train.config import DivergenceConfig, RunConfig
 from gemmule.train.initial_model import initial_model
 from gemmule.train.objective import label_weight
 from gemmule.train.probe import Probe
@@ -35,20 +35,15 @@ from gemmule.train.recipe import Recipe, start_of
 EVALUATION = 2**62  # number of the first position of answers that are not trained on
 
 
-class OpdConfig(ObjectiveConfig):
+class OpdConfig(DivergenceConfig):
     """On-policy distillation (generalized knowledge distillation, arXiv 2306.13649).
 
-    A row of data.batch_size is an answer; data.seq_len bounds prompt and answer together.
+    A row of data.batch_size is an answer; data.seq_len bounds prompt and answer together. The
+    divergence is that of `DivergenceConfig`; answers are sampled at temperature 1 in any case.
 
     Attributes:
         teacher: run, HF-layout folder or hub id; it has the tokenizer of the student.
-        loss: divergence of the student's distribution from the teacher's, see
-            gemmule.losses.divergences.
-        beta: weight of the teacher in the mixture of "jsd".
-        skew: weight in the mixture, of the teacher in "skew_kl", of the student in
-            "skew_reverse_kl".
-        temperature: softmax temperature of both distributions in the divergence; answers are
-            sampled at 1.
+        loss: divergence of the student's distribution from the teacher's.
         lmbda: fraction of the steps that train on the student's own answers, GKD's lambda; the
             others train on answers from the data, which are conversations then.
         samples: answers per prompt.
@@ -61,18 +56,10 @@ class OpdConfig(ObjectiveConfig):
     kind: Literal["opd"] = "opd"
     teacher: ModelName
     loss: Kind = "reverse_kl"
-    beta: float = Field(default=0.5, gt=0, lt=1)
-    skew: float = Field(default=0.1, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     lmbda: float = Field(default=1.0, ge=0, le=1)
     samples: int = Field(default=1, gt=0)
     max_new_tokens: int = Field(default=128, gt=0)
     max_logp_difference: float = Field(default=BOUND, gt=0, allow_inf_nan=False)
-
-    @property
-    def divergence(self) -> Divergence:
-        """`loss` with its parameter."""
-        return Divergence(self.loss, self.beta, self.skew)
 
 
 def build(config: RunConfig, dataset: Dataset) -> Recipe:
