@@ -56,6 +56,16 @@ class SftConfig(ObjectiveConfig):
                 raise ValueError(f"{name} has no meaning without targets: leave it out")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _a_limit_has_answers(self) -> Self:
+        default = type(self).model_fields["max_new_tokens"].default
+        if not self.stop_prompts and self.max_new_tokens != default:
+            raise ValueError(
+                "max_new_tokens limits the answers to stop_prompts, and stop_prompts is 0: leave "
+                "one of the two out"
+            )
+        return self
+
 
 def build(config: RunConfig, dataset: Dataset) -> Recipe:
     """The recipe.
