@@ -164,9 +164,9 @@ class Engine:
 
     def _follow(self, states: Sequence[GenerationState]) -> Iterator[RequestOutput]:
         inbox: deque[RequestOutput] = deque()
-        self._inboxes[states[0].request_id] = inbox
-        self._arrived.append(states)
         try:
+            self._inboxes[states[0].request_id] = inbox
+            self._arrived.append(states)
             while True:
                 while inbox:
                     output = inbox.popleft()
@@ -182,9 +182,9 @@ class Engine:
 
     def _finish(self, requested: Sequence[Sequence[RequestState]]) -> None:
         states = [state for samples in requested for state in samples]
-        self._inboxes.update((samples[0].request_id, None) for samples in requested)
-        self._arrived.extend(requested)
         try:
+            self._inboxes.update((samples[0].request_id, None) for samples in requested)
+            self._arrived.extend(requested)
             while not all(state.done for state in states):
                 self._step()
         finally:
@@ -206,10 +206,13 @@ class Engine:
 
     def _take_up(self) -> None:
         """Takes up what has arrived and what was cancelled since the last step."""
+        # What Ctrl-C interrupts is taken up again: adding and cancelling twice is as once.
         while self._arrived:
-            self._core.add(self._arrived.popleft())
+            self._core.add(self._arrived[0])
+            self._arrived.popleft()
         while self._cancelled:
-            self._core.cancel(self._cancelled.popleft())
+            self._core.cancel(self._cancelled[0])
+            self._cancelled.popleft()
 
     def _route(self, outputs: Sequence[RequestOutput]) -> None:
         """Passes outputs to those who follow their requests."""
@@ -222,9 +225,12 @@ class Engine:
 
     def _step(self) -> None:
         with self._stepping:
-            self._take_up()
             try:
+                self._take_up()
                 self._route(self._loop.step())
             except EngineDeadError:
                 self._route(self._core.take_outputs())
+                raise
+            except KeyboardInterrupt:
+                self._core.reset()
                 raise

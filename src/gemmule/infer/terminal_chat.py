@@ -13,7 +13,7 @@ from gemmule.config import nearest
 from gemmule.errors import UserError
 from gemmule.infer.conversation import ChatModel, Conversation
 from gemmule.runtime import streams
-from gemmule.runtime.signals import Terminated
+from gemmule.runtime.signals import Interrupts, Terminated, chosen_interrupts
 
 HELP = """\
 /reset         forget the conversation
@@ -60,35 +60,46 @@ class TerminalChat:
         # In a pipe, stdout is for answers alone.
         self._notes = self._out if self._interactive or out else Console(stderr=True)
         self._read_line = read_line or (self._prompt if self._interactive else _read_pipe)
+        self._interrupts = Interrupts()
 
     def run(self) -> None:
-        """Chats until /exit, the end of the input, or Ctrl-C at the prompt."""
-        if self._interactive:
-            about = f"{self._name} · {self._model.describe()}"
-            self._note(f"{about}\n/help for commands, Ctrl-D to leave")
-        while True:
-            try:
-                line = self._read_line().strip()
-            except Terminated:
-                raise
-            except (EOFError, KeyboardInterrupt):
-                if self._interactive:
-                    self._out.print()
-                return
-            try:
-                if not line:
-                    continue
-                if _COMMAND.fullmatch(line.split()[0]):
-                    if self._obey(*line.partition(" ")[::2]):
-                        return
-                else:
-                    self._reply(line)
-            except UserError as e:
-                self._note(str(e))
-            except Terminated:
-                raise
-            except KeyboardInterrupt:
-                self._note("(stopped)")
+        """Chats until /exit, the end of the input, or Ctrl-C at the prompt.
+
+        Ctrl-C raises at the prompt and while the model works, and nowhere between: whenever it is
+        pressed, it stops an answer or leaves.
+        """
+        with chosen_interrupts() as self._interrupts:
+            if self._interactive:
+                about = f"{self._name} · {self._model.describe()}"
+                self._note(f"{about}\n/help for commands, Ctrl-D to leave")
+            while self._turn():
+                pass
+
+    def _turn(self) -> bool:
+        """Reads a line and does what it says; returns whether to go on."""
+        self._interrupts.forget()  # it was for an answer that has just ended
+        try:
+            with self._interrupts:
+                line = self._read_line()
+        except Terminated:
+            raise
+        except (EOFError, KeyboardInterrupt):
+            if self._interactive:
+                self._out.print()
+            return False
+        line = line.strip()
+        try:
+            if line and _COMMAND.fullmatch(line.split()[0]):
+                return not self._obey(*line.partition(" ")[::2])
+            if line:
+                self._reply(line)
+        except UserError as e:
+            self._note(str(e))
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            self._note("(stopped)")
+        return True
 
     def _obey(self, command: str, rest: str) -> bool:
         """Carries out a command; returns whether to leave."""
@@ -116,18 +127,29 @@ class TerminalChat:
 
     def _reply(self, text: str) -> None:
         """Streams the answer to `text`; Ctrl-C keeps the part that has arrived."""
-        answer, dropped = self.conversation.ask(text, self._model.stream)
+        before = self.conversation.messages
+        try:
+            with self._interrupts:  # a server may let it wait
+                answer, dropped = self.conversation.ask(text, self._model.stream)
+        except BaseException:
+            self.conversation.messages = before
+            raise
         if dropped:
             self._note(f"(the oldest {dropped} messages no longer fit into the context)")
+        if self._interactive:
+            self._out.print("[bold cyan]model>[/] ", end="")
         parts: list[str] = []
         stopped = False
         try:
-            if self._interactive:
-                self._out.print("[bold cyan]model>[/] ", end="")
             with contextlib.closing(answer):
-                for part in answer:
+                while not stopped:
+                    with self._interrupts:
+                        part = next(answer, None)
+                    if part is None:
+                        break
                     parts.append(part)
                     self._write(part)
+                    stopped = self._interrupts.requested
         except Terminated:
             raise
         except KeyboardInterrupt:

@@ -58,6 +58,55 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
 
 
+class Interrupts:
+    """Places in which Ctrl-C raises KeyboardInterrupt: inside `with interrupts:`.
+
+    Elsewhere it is kept for the next such place, so that what belongs together is not torn apart.
+    It raises once in each: a second Ctrl-C does not interrupt what tidies up after the first.
+
+    Attributes:
+        requested: whether Ctrl-C came since `forget`, even if what it raised was lost on the way,
+            as in a finalizer.
+    """
+
+    def __init__(self) -> None:
+        """Starts outside of such places."""
+        self.requested = False
+        self._open = self._kept = False
+
+    def __enter__(self) -> None:
+        """Raises KeyboardInterrupt if Ctrl-C came before."""
+        self._open = True
+        if self._kept:
+            self._interrupt()
+
+    def __exit__(self, *_: object) -> None:
+        """From here on Ctrl-C is kept."""
+        self._open = False
+
+    def forget(self) -> None:
+        """Drops a Ctrl-C that was kept: what it was meant for is over."""
+        self.requested = self._kept = False
+
+    def arrived(self) -> None:
+        """Takes a Ctrl-C."""
+        self.requested = self._kept = True
+        if self._open:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._open = self._kept = False
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def chosen_interrupts() -> Iterator[Interrupts]:
+    """Leaves it to the caller where Ctrl-C raises; in the main thread only, elsewhere as before."""
+    interrupts = Interrupts()
+    with _handling(lambda number, frame: interrupts.arrived(), signal.SIGINT):
+        yield interrupts
+
+
 @contextmanager
 def on_stop_signals(handler: Callable[[], None]) -> Iterator[None]:
     """Calls `handler` at each Ctrl-C, SIGTERM and SIGHUP, in the main thread."""

@@ -226,13 +226,17 @@ class EngineCore:
         return state
 
     def add(self, states: Sequence[RequestState]) -> None:
-        """Makes the samples of a request wait for their first step."""
-        for state in states:
-            self._states[state.sequence.sequence_id] = state
-            self._scheduler.add(state.sequence)
+        """Makes the samples of a request wait for their first step.
+
+        Those that were added before stay as they are.
+        """
         if len(states) > 1:
             ids = [state.sequence.sequence_id for state in states]
-            self._unfinished[states[0].request_id] = ids
+            self._unfinished.setdefault(states[0].request_id, ids)
+        for state in states:
+            if state.sequence.sequence_id not in self._states:
+                self._scheduler.add(state.sequence)
+                self._states[state.sequence.sequence_id] = state
 
     def cancel(self, request_id: int) -> None:
         """Ends all samples of a request and frees their pages; `apply` returns their last outputs.
@@ -322,15 +326,18 @@ class EngineCore:
     def reset(self) -> None:
         """Drops everything computed, and keeps all requests and what they have generated.
 
-        For a step that failed: the pages may hold anything.
+        For a step that failed, and for one that Ctrl-C interrupted anywhere: the pages may hold
+        anything, and the scheduler as well.
         """
-        self._scheduler.reset()
+        self._scheduler.reset([s.sequence for s in self._states.values() if not s.done])
+        for state in [s for s in self._states.values() if s.done]:
+            self._note(state, None)
         if self._speculation is not None:
             self._speculation.draft_model.reset()
 
     def weights_changed(self) -> None:
         """Drops everything computed with old weights; requests, counters and verdicts stay."""
-        self._scheduler.reset()
+        self._scheduler.reset([state.sequence for state in self._states.values()])
         if self._speculation is not None:
             self._speculation.draft_model.weights_changed()
 

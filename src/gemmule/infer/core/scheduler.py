@@ -7,7 +7,7 @@ it frees its pages and is computed again later. The tokens it has generated stay
 
 import bisect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from gemmule.infer.core.pages import PagePool, PageTable, max_pages
 from gemmule.infer.runners.protocol import PAGE, LogitsRequest, ScheduledChunk
@@ -122,10 +122,10 @@ class Scheduler:
                 line.remove(sequence)
         sequence.table.clear()
 
-    def reset(self) -> None:
-        """Makes every sequence wait, and forgets what is in all pages."""
+    def reset(self, sequences: Iterable[TokenSequence]) -> None:
+        """Makes exactly these sequences wait, and forgets what is in all pages."""
         self.pool = PagePool(self.pool.size)
-        sequences, self.running, self.waiting = [*self.running, *self.waiting], [], []
+        self.running, self.waiting = [], []
         for sequence in sequences:
             sequence.draft_tokens = ()
             self.add(sequence)
