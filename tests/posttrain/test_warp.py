@@ -1,5 +1,6 @@
 """WARP's loop over runs and iterations."""
 
+import itertools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,41 @@ def test_a_killed_loop_ends_in_the_same_bytes(
     assert weights(out) == weights(whole)
     assert result["layers"] == files.read_json(whole / "result.json")["layers"]
     assert warp(saved, settings, out, resume=True) == result  # finished: left as it is
+
+
+def test_a_stop_in_the_last_step_of_a_run_stops_the_loop(
+    whole: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has done all its steps, and the next one must not begin."""
+    out, plain, calls = tmp_path / "whole", loop.accumulate, itertools.count(1)
+
+    def accumulate(*arguments: Any) -> Any:
+        if next(calls) == config.steps:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 3 of 3"):
+        patch.setattr(loop, "accumulate", accumulate)
+        warp(config, LOOP, out)
+    assert not (out / "iteration-1/run-2").exists()
+    warp(*read_settings(out), out, resume=True)
+    assert weights(out) == weights(whole)
+
+
+def test_a_stop_after_the_last_check_of_a_run_stops_the_loop(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop._save
+
+    def save(run: Any, states: Any, recipe: Any, optimizers: Any, state: Any, world: Any) -> None:
+        plain(run, states, recipe, optimizers, state, world)
+        if state.step == config.steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "_save", save)
+        warp(config, LOOP, tmp_path / "out")
+    assert not (tmp_path / "out/iteration-1/run-2").exists()
 
 
 def test_a_loop_killed_in_a_merge(

@@ -121,7 +121,9 @@ def train(
                 state.carbon = meter.reading().to_json()
                 _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
-    if state.step < config.steps:
+    # Also after the last step: what comes next may take long, or be another run of a loop.
+    stopped = stop.requested if alone else stopping
+    if stopped:
         raise Interrupted(_stopped(run, state.step, config.steps))
     return state
 
