@@ -77,8 +77,26 @@ def test_answers_are_the_teachers_and_say_where_they_come_from(
         assert provenance["teacher"] == {"path": teacher, "fingerprint": fingerprint}
         assert provenance["sampling"]["seed"] == 5
         assert 0 < provenance["tokens"] <= 24
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["answers.jsonl", "answers.manifest.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "answers.jsonl", "answers.jsonl.manifest.json",
+    ]  # fmt: skip
     assert describe(summary)[0] == ("prompts", "12")
+
+
+def manifest_of(out: Path) -> Path:
+    return out.with_name(out.name + ".manifest.json")
+
+
+def test_files_that_differ_in_their_suffix_have_manifests_of_their_own(
+    teacher: str, tmp_path: Path
+) -> None:
+    """a.jsonl and a.json would otherwise share one, and each refuse the other."""
+    files = [tmp_path / "a.jsonl", tmp_path / "a.json"]
+    for seed, out in enumerate(files):
+        synthesize(config(teacher, seed=seed), QUESTIONS[:4], out)
+    for seed, out in enumerate(files):
+        again = synthesize(config(teacher, seed=seed), QUESTIONS[:4], out)
+        assert again["sampling"]["seed"] == seed
 
 
 def test_greedy_answers_are_those_of_the_engine(teacher: str, tmp_path: Path) -> None:
@@ -113,7 +131,7 @@ def test_other_seeds_give_other_answers(teacher: str, tmp_path: Path) -> None:
     assert len(texts) == 3
 
 
-@pytest.mark.parametrize("stops", [1, 2])
+@pytest.mark.parametrize("stops", [1, 2, 3])
 def test_a_stopped_synthesis_ends_in_the_same_bytes(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: int
 ) -> None:
@@ -136,7 +154,7 @@ def test_a_stopped_synthesis_ends_in_the_same_bytes(
     assert not out.exists()
     synthesize(settings, QUESTIONS, out)
     assert out.read_bytes() == whole.read_bytes()
-    manifests = [p.with_suffix(".manifest.json").read_bytes() for p in (out, whole)]
+    manifests = [manifest_of(p).read_bytes() for p in (out, whole)]
     assert manifests[0] == manifests[1]
 
 
@@ -185,7 +203,7 @@ def test_a_finished_file_is_left_as_it_is(teacher: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(OutputError, match="not from this teacher, these prompts and settings"):
             synthesize(other, questions, out)
-    out.with_suffix(".manifest.json").unlink()
+    manifest_of(out).unlink()
     with pytest.raises(OutputError, match="choose another --out, or delete it"):
         synthesize(config(teacher), QUESTIONS, out)
 

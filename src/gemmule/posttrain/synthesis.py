@@ -75,7 +75,7 @@ class SynthesisConfig(Config):
 def synthesize(
     config: SynthesisConfig, prompts: Sequence[Prompt], out: Path, reward: Reward | None = None
 ) -> dict[str, Any]:
-    """Writes a teacher's answers to `out`, JSON lines; the summary goes to its `.manifest.json`.
+    """Writes a teacher's answers to `out`, JSON lines; the summary goes to `out`.manifest.json.
 
     Left out, and counted, are answers that were cut by a limit ("cut"), that are empty ("empty") or
     equal to another one of the same prompt ("duplicate"), and prompts that leave no room for an
@@ -115,7 +115,7 @@ def synthesize(
             "sampling": config.sampling,
             "reward": None if reward is None else reward.describe(),
         }
-        manifest = out.with_suffix(".manifest.json")
+        manifest = out.with_name(out.name + ".manifest.json")
         unfinished = out.with_name(out.name + ".partial")
         if out.exists():
             finished = _finished(out, manifest, about)
@@ -162,11 +162,13 @@ def _answer(answers: "_Answers", prompts: Sequence[Prompt], partial: PartialAnsw
             chunk = slice(partial.done, partial.done + CHUNK)
             partial.add(answers.lines(chunk.start, prompts[chunk]))
             bar.update(partial.done)
-            if stop.requested and partial.done < len(prompts):
-                raise Interrupted(
-                    f"stopped after {partial.done} of {len(prompts)} prompts; the same command "
-                    "continues from there"
-                )
+            if stop.requested:
+                break
+    if stop.requested:  # after the last prompt too: the next stage must not begin
+        raise Interrupted(
+            f"stopped after {partial.done} of {len(prompts)} prompts; the same command continues "
+            "from there"
+        )
 
 
 @dataclass(frozen=True)
