@@ -28,11 +28,11 @@ from gemmule.posttrain.chat_data import (
 from gemmule.posttrain.conversations import Message, Prompt
 from gemmule.posttrain.gates import measure, rules
 from gemmule.posttrain.gates.gate import GateConfig, describe, gate
-from gemmule.posttrain.gates.rules import Answers, Check
+from gemmule.posttrain.gates.rules import Answers, interval
 from gemmule.posttrain.rewards.by_name import FunctionReward, open_reward
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt
 from gemmule.runs.lineage import start_of
-from gemmule.runs.schema_evals import Gates
+from gemmule.runs.schema_evals import Gates, PromotionCheck
 from gemmule.train.config import RunConfig
 from gemmule.train.evaluate import evaluate
 from gemmule.train.run import run_training
@@ -114,7 +114,7 @@ def test_right_or_wrong_answers_have_newcombes_interval() -> None:
         Answers([[float(x)] for x in theirs], [], []),
         0,
     )
-    assert check.estimate == stats.paired_proportions(ours, theirs)
+    assert check.estimate == interval(stats.paired_proportions(ours, theirs))
     # All the same: a plain interval would have no width.
     same = rules.reward_check(Answers([[1.0]] * 40, [], []), Answers([[1.0]] * 40, [], []), -0.01)
     assert not same.passed
@@ -139,7 +139,7 @@ def test_length_and_ends() -> None:
     cut = dataclasses.replace(parent, finished=[[True, True]] * 39 + [[True, False]])
     check = rules.stop_check(cut, parent, 0.99)
     assert not check.passed
-    assert check.estimate == stats.proportion(79, 80)
+    assert check.estimate == interval(stats.proportion(79, 80))
     assert rules.stop_check(parent, parent, 0.99).passed
 
 
@@ -221,7 +221,11 @@ def test_an_answer_that_was_cut_is_not_rewarded() -> None:
 def test_a_whole_gate(models: list[Path], data: ChatData, prepared: Path) -> None:
     reward = FunctionReward("short", lambda text, _: -float(len(text)))
     base = Dataset.open(prepared)
-    more = [Check("safety: toxicity", "is not worse", True, "0.0 points worse")]
+    more = [
+        PromotionCheck(
+            name="safety: toxicity", rule="is not worse", passed=True, outcome="0.0 points worse"
+        )
+    ]
     result = gate(models[1], models[0], data, config=LOOSE, reward=reward, base=base, more=more)
     assert [check.name for check in result.checks] == [
         "reward", "base loss", "KL", "length", "stop rate", "safety: toxicity",

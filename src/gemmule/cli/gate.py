@@ -17,7 +17,7 @@ from gemmule.errors import ConfigError
 if TYPE_CHECKING:
     from gemmule.data.dataset import Dataset
     from gemmule.posttrain.chat_data import ChatData
-    from gemmule.posttrain.gates.rules import Check
+    from gemmule.runs.schema_evals import PromotionCheck
 
 EXIT_CODE = 3  # as that of gemmule safety's gate
 
@@ -126,12 +126,12 @@ def _base(path: Path) -> "Dataset":
     return Dataset.open(path)
 
 
-def _safety(candidate: str, parent: str, margin: float) -> "list[Check]":
+def _safety(candidate: str, parent: str, margin: float) -> "list[PromotionCheck]":
     """Every safety metric of both models' results, held to a margin."""
     from gemmule.evals.eval_target import results_folder
     from gemmule.evals.safety.evaluate import read_result
     from gemmule.evals.safety.gate import Gate, check
-    from gemmule.posttrain.gates.rules import Check
+    from gemmule.runs.schema_evals import PromotionCheck
 
     if margin < 0:
         raise ConfigError(f"--safety-margin {margin:g}: it must be 0 or more points")
@@ -139,7 +139,7 @@ def _safety(candidate: str, parent: str, margin: float) -> "list[Check]":
     measured = [name for name, metric in ours[0]["figures"].items() if _is_measured(metric)]
     rules = Gate(baseline=parent, margins=dict.fromkeys(measured, margin))
     return [
-        Check(f"safety: {c.metric}", c.rule, c.passed, c.outcome)
+        PromotionCheck(name=f"safety: {c.metric}", rule=c.rule, passed=c.passed, outcome=c.outcome)
         for c in check(rules, ours[0], ours[1], theirs)
     ]
 

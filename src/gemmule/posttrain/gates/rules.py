@@ -11,12 +11,12 @@ Free of torch.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field
 
 from gemmule import stats
 from gemmule.config import Config
+from gemmule.runs.schema_evals import Interval, PromotionCheck
 from gemmule.stats import Estimate
 
 
@@ -53,61 +53,25 @@ class Answers:
     finished: Sequence[Sequence[bool]]
 
 
-@dataclass(frozen=True)
-class Check:
-    """A rule and what came of it.
-
-    Attributes:
-        name: name of the rule.
-        rule: the rule in words.
-        passed: whether it holds.
-        outcome: the measured value in words.
-        estimate: the value that the rule is about, with its interval.
-        candidate: mean of the candidate.
-        parent: mean of the parent.
-    """
-
-    name: str
-    rule: str
-    passed: bool
-    outcome: str
-    estimate: Estimate | None = None
-    candidate: float | None = None
-    parent: float | None = None
-
-    def json(self) -> dict[str, Any]:
-        """The form that gates.json keeps."""
-        values: dict[str, Any] = {
-            "name": self.name,
-            "rule": self.rule,
-            "passed": self.passed,
-            "outcome": self.outcome,
-        }
-        if self.estimate is not None:
-            values["estimate"] = self.estimate.json()
-        for name in ("candidate", "parent"):
-            if getattr(self, name) is not None:
-                values[name] = getattr(self, name)
-        return values
-
-
-def reward_check(candidate: Answers, parent: Answers, least: float) -> Check:
+def reward_check(candidate: Answers, parent: Answers, least: float) -> PromotionCheck:
     """Whether the reward rose."""
     assert candidate.rewards is not None and parent.rewards is not None
     ours, theirs = _means(candidate.rewards), _means(parent.rewards)
     gain = _paired(ours, theirs)
-    return Check(
-        "reward",
-        f"gains more than {least:g} (whole interval)",
-        gain.low > least,
-        f"gains {shown(gain)}",
-        gain,
-        _mean(ours),
-        _mean(theirs),
+    return PromotionCheck(
+        name="reward",
+        rule=f"gains more than {least:g} (whole interval)",
+        passed=gain.low > least,
+        outcome=f"gains {shown(gain)}",
+        estimate=interval(gain),
+        candidate=_mean(ours),
+        parent=_mean(theirs),
     )
 
 
-def base_loss_check(candidate: Sequence[float], parent: Sequence[float], most: float) -> Check:
+def base_loss_check(
+    candidate: Sequence[float], parent: Sequence[float], most: float
+) -> PromotionCheck:
     """Whether the loss on base text stayed.
 
     Args:
@@ -116,18 +80,18 @@ def base_loss_check(candidate: Sequence[float], parent: Sequence[float], most: f
         most: largest rise.
     """
     rise = stats.paired(candidate, parent)
-    return Check(
-        "base loss",
-        f"rises by at most {most:g} nats per token (whole interval)",
-        rise.high <= most,
-        f"changes by {shown(rise)}",
-        rise,
-        _mean(candidate),
-        _mean(parent),
+    return PromotionCheck(
+        name="base loss",
+        rule=f"rises by at most {most:g} nats per token (whole interval)",
+        passed=rise.high <= most,
+        outcome=f"changes by {shown(rise)}",
+        estimate=interval(rise),
+        candidate=_mean(candidate),
+        parent=_mean(parent),
     )
 
 
-def kl_check(nats: Sequence[float], tokens: Sequence[int], most: float) -> Check:
+def kl_check(nats: Sequence[float], tokens: Sequence[int], most: float) -> PromotionCheck:
     """Whether the candidate stayed near its parent.
 
     Args:
@@ -136,45 +100,50 @@ def kl_check(nats: Sequence[float], tokens: Sequence[int], most: float) -> Check
         most: largest divergence, nats per token.
     """
     kl = ratio(nats, tokens)
-    return Check(
-        "KL",
-        f"is at most {most:g} nats per token (whole interval)",
-        kl.high <= most,
-        f"is {shown(kl)}",
-        kl,
+    return PromotionCheck(
+        name="KL",
+        rule=f"is at most {most:g} nats per token (whole interval)",
+        passed=kl.high <= most,
+        outcome=f"is {shown(kl)}",
+        estimate=interval(kl),
     )
 
 
-def length_check(candidate: Answers, parent: Answers, most: float) -> Check:
+def length_check(candidate: Answers, parent: Answers, most: float) -> PromotionCheck:
     """Whether answers grew."""
     ours, theirs = _means(candidate.lengths), _means(parent.lengths)
     growth, before = stats.paired(ours, theirs), _mean(theirs)
-    return Check(
-        "length",
-        f"is at most {most:g} times the parent's {before:.1f} tokens (whole interval)",
-        growth.high <= (most - 1) * before,
-        f"changes by {shown(growth)} tokens",
-        growth,
-        _mean(ours),
-        before,
+    return PromotionCheck(
+        name="length",
+        rule=f"is at most {most:g} times the parent's {before:.1f} tokens (whole interval)",
+        passed=growth.high <= (most - 1) * before,
+        outcome=f"changes by {shown(growth)} tokens",
+        estimate=interval(growth),
+        candidate=_mean(ours),
+        parent=before,
     )
 
 
-def stop_check(candidate: Answers, parent: Answers, least: float) -> Check:
+def stop_check(candidate: Answers, parent: Answers, least: float) -> PromotionCheck:
     """Whether answers end by themselves."""
     ours, theirs = (
         [done for answers in model.finished for done in answers] for model in (candidate, parent)
     )
     rate = stats.proportion(sum(ours), len(ours))
-    return Check(
-        "stop rate",
-        f"at least {least:.4g} of the answers end by themselves",
-        rate.value >= least,
-        f"{shown(rate)} do",
-        rate,
-        rate.value,
-        sum(theirs) / len(theirs),
+    return PromotionCheck(
+        name="stop rate",
+        rule=f"at least {least:.4g} of the answers end by themselves",
+        passed=rate.value >= least,
+        outcome=f"{shown(rate)} do",
+        estimate=interval(rate),
+        candidate=rate.value,
+        parent=sum(theirs) / len(theirs),
     )
+
+
+def interval(estimate: Estimate) -> Interval:
+    """An estimate as result files keep it."""
+    return Interval.model_validate(estimate.json())
 
 
 def shown(estimate: Estimate) -> str:
