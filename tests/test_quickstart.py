@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from gemmule.runs.power.machine import MachineMeter, Source
 from gemmule.runs.run_dir import RunDir
 from gemmule.runtime import device, host, torch_compile
 from gemmule.train import loop, run
+from killed import Killed, after
 from models import TINY
 
 STAGES = ("teacher", "scratch", "student", "scratch_equal_compute")
@@ -189,23 +190,6 @@ def test_students_share_weights_and_batches(finished: Path) -> None:
     assert seeds["teacher"] != 3
     parent = files.read_json(finished / "student" / "manifest.json")["parent"]
     assert parent["path"] == str(finished / "teacher")
-
-
-class Killed(BaseException):
-    """Nothing in gemmule may catch it."""
-
-
-def after(count: int, plain: Callable[..., Any]) -> Callable[..., Any]:
-    calls = 0
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            raise Killed
-        return plain(*args, **kwargs)
-
-    return wrapped
 
 
 MOMENTS = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gemmule import files
 from gemmule.checkpoints.checkpoint import stored_fingerprint, weights_fingerprint
-from gemmule.checkpoints.hf.writer import save_model
+from gemmule.checkpoints.hf.writer import save_model, write_companions
 from gemmule.checkpoints.load import load_model, open_checkpoint
 from gemmule.errors import CheckpointError, ConfigError, OutputError
 from gemmule.model.config import GemmaConfig
@@ -19,6 +19,7 @@ from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.merging.merge import describe, merge
 from gemmule.posttrain.merging.task_vectors import layer_of
+from killed import Killed, after
 from models import GROUPED, random_model, tiny_config
 
 State = dict[str, Tensor]
@@ -261,14 +262,10 @@ def test_a_merge_that_was_killed_leaves_nothing_and_is_made_again_in_the_same_by
     base, a, b, _ = family
     merge([a, b], tmp_path / "whole", base=base, method="slerp")
 
-    class Killed(BaseException):
-        pass
-
-    def write(*_: object) -> None:
-        raise Killed
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("gemmule.posttrain.merging.merge.write_companions", write)
+        patch.setattr(
+            "gemmule.posttrain.merging.merge.write_companions", after(1, write_companions)
+        )
         merge([a, b], tmp_path / "out", base=base, method="slerp")
     assert not (tmp_path / "out").exists()
     merge([a, b], tmp_path / "out", base=base, method="slerp")

@@ -136,8 +136,8 @@ class RunLayout:
 
 
 @dataclass(frozen=True)
-class QuickstartLayout:
-    """Paths in the folder of a quickstart.
+class _StagesLayout:
+    """Paths in a folder that stages fill one after the other.
 
     Attributes:
         path: the folder.
@@ -156,14 +156,18 @@ class QuickstartLayout:
         return self.path / "plan.json"
 
     @property
+    def data(self) -> Path:
+        """Folder of the tokenized training data."""
+        return self.path / "data"
+
+
+class QuickstartLayout(_StagesLayout):
+    """Paths in the folder of a quickstart."""
+
+    @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer."""
         return self.path / "tokenizer"
-
-    @property
-    def data(self) -> Path:
-        """Folder of the tokenized corpus."""
-        return self.path / "data"
 
     @property
     def comparison(self) -> Path:
@@ -185,40 +189,26 @@ class QuickstartLayout:
         return RunLayout(self.path / name)
 
 
-@dataclass(frozen=True)
-class ChatLayout:
-    """Paths in the folder chat/ of a quickstart.
-
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
+class ChatLayout(_StagesLayout):
+    """Paths in the folder chat/ of a quickstart."""
 
     @classmethod
     def of(cls, quickstart: Path) -> "ChatLayout":
         """The one in the folder of a quickstart."""
         return cls(quickstart / "chat")
 
-    @property
-    def config(self) -> Path:
-        """config.toml, the settings given."""
-        return self.path / CONFIG
-
-    @property
-    def plan(self) -> Path:
-        """plan.json, steps."""
-        return self.path / "plan.json"
+    @classmethod
+    def around(cls, run: Path) -> "ChatLayout | None":
+        """The one that a run is a stage of; None for another run."""
+        folder = run.resolve().parent
+        layout = cls.of(folder.parent)
+        is_stage = folder == layout.path and QuickstartLayout(folder.parent).comparison.is_file()
+        return layout if is_stage else None
 
     @property
     def questions(self) -> Path:
         """Folder of the questions, train.jsonl and heldout.jsonl."""
         return self.path / "questions"
-
-    @property
-    def data(self) -> Path:
-        """Folder of the tokenized training conversations."""
-        return self.path / "data"
 
     @property
     def prompts(self) -> Path:
@@ -242,8 +232,13 @@ class ChatLayout:
 
     @property
     def answers(self) -> Path:
-        """answers.json, scores and conversations; written last: everything is finished."""
+        """answers.json, scores, examples and conversations."""
         return self.path / "answers.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are finished; the card is the last one."""
+        return self.student.card.is_dir()
 
 
 def runs_in(folder: Path) -> list[RunLayout]:
