@@ -1,15 +1,22 @@
 """A conversation's log-probabilities have the same bits in every batch and with every padding."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from gemmule.data.batch import Batch
+from gemmule.losses import chunked_head, likelihood
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
-from gemmule.posttrain.segments import Segments, hidden_states, label_log_likelihoods
+from gemmule.posttrain.segments import (
+    Segments,
+    hidden_states,
+    label_log_likelihoods,
+    label_loss,
+)
 from gemmule.runtime import torch_compile
 from models import GROUPED, random_model, tiny_config
 
@@ -127,6 +134,43 @@ def test_compiled_rounding_leaves_the_bits(model: Gemma) -> None:
     segments = Segments.of(packed(LENGTHS))
     plain, rounded = (hidden_states(model, segments, compiled=c) for c in (False, True))
     assert torch.equal(plain, rounded)
+
+
+def test_the_loss_is_their_sum_and_computes_the_logits_once(
+    model: Gemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    plain = chunked_head.raw_logits
+
+    def counting(x_ND: Tensor, *args: Any) -> Any:
+        rows.append(len(x_ND))
+        return plain(x_ND, *args)
+
+    for module in (chunked_head, likelihood):
+        monkeypatch.setattr(module, "raw_logits", counting)
+    segments = Segments.of(packed(LENGTHS, 5))
+    gradients, values = [], []
+    for loss in (
+        label_loss(model, segments),
+        -sum(part.sum() for part in label_log_likelihoods(model, segments)),
+    ):
+        model.zero_grad()
+        (loss / 7).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        values.append(loss.item())
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert len(rows) == 3  # once for the loss, twice for the log-likelihoods
+
+
+def test_the_losss_bits_do_not_depend_on_the_batch(model: Gemma) -> None:
+    alone = {n: label_loss(model, Segments.of(packed((n,)))).item() for n in LENGTHS}
+    for batch in (packed(LENGTHS), packed(LENGTHS, 77), padded(LENGTHS, 163, left=True)):
+        total = torch.zeros(())
+        for n in LENGTHS:
+            total = total + torch.tensor(alone[n])
+        assert label_loss(model, Segments.of(batch)).item() == total.item()
 
 
 def test_gradients_are_those_of_a_plain_float64_model(model: Gemma) -> None:

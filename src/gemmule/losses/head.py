@@ -94,6 +94,20 @@ class Head:
         compiled: bool = False,
     ) -> Tensor:
         """Sum over tokens of the next-token loss, nats."""
+        loss, _ = self.cross_entropy_by_token(
+            x_ND, labels_N, weights_N=weights_N, compiled=compiled
+        )
+        return loss
+
+    def cross_entropy_by_token(
+        self,
+        x_ND: Tensor,
+        labels_N: Tensor,
+        *,
+        weights_N: Tensor | None = None,
+        compiled: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The sum that `cross_entropy` returns, and each token's part of it, detached, fp32 [N]."""
         kernel = maybe_compiled(cross_entropy_kernel, compiled)
         weight_N = label_weights(labels_N, weights_N)
 
@@ -103,11 +117,15 @@ class Head:
             label.add_gradient(raw_CV, 1.0)
             return (label.nll(log_z_C),)
 
+        parts: list[Tensor] = []
+
         def step(raw_CV: Tensor, rows: slice) -> list[Tensor]:
-            return [values_C.sum() for values_C in by_tiles(tile, raw_CV, rows)]
+            (nll_C,) = by_tiles(tile, raw_CV, rows)
+            parts.append(nll_C)
+            return [nll_C.sum()]
 
         (loss,) = self._apply(x_ND, step)
-        return loss
+        return loss, torch.cat(parts)
 
     def distillation(
         self,

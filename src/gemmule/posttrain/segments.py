@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from gemmule.data.batch import Batch
 from gemmule.infer.runners.batch_invariant import padding_rows
 from gemmule.losses.chunked_head import chunk_size
+from gemmule.losses.head import Head
 from gemmule.losses.labels import IGNORED
 from gemmule.model.attention import AttentionLayer
 from gemmule.model.block_attention import block_attention
@@ -93,19 +94,42 @@ def label_log_likelihoods(
         segments: conversations.
         compiled: whether blocks and losses go through torch.compile.
     """
-    x_ND = hidden_states(model, segments, compiled=compiled)
+    head, x_LD, labels_L = _head_rows(model, segments, compiled)
     counts = segments.label_counts().tolist()
-    total = sum(counts)
+    log_p_L = head.log_likelihoods(x_LD, labels_L, compiled=compiled)
+    return log_p_L[: sum(counts)].split(counts)
+
+
+def label_loss(model: Gemma, segments: Segments, *, compiled: bool = False) -> Tensor:
+    """Summed cross-entropy with all labels, nats: conversations are added from left to right.
+
+    Unlike `label_log_likelihoods`, it forms the gradient while the logits are there, so that they
+    are computed once.
+
+    Args:
+        model: model; its blocks may be compiled.
+        segments: conversations.
+        compiled: whether blocks and losses go through torch.compile.
+    """
+    head, x_LD, labels_L = _head_rows(model, segments, compiled)
+    counts = segments.label_counts().tolist()
+    loss, nll_L = head.cross_entropy_by_token(x_LD, labels_L, compiled=compiled)
+    sums = [part.sum() for part in nll_L[: sum(counts)].split(counts)]
+    # The value of these sums, whose bits do not depend on the batch, and the gradient of `loss`.
+    return functools.reduce(torch.add, sums) + (loss - loss.detach())
+
+
+def _head_rows(model: Gemma, segments: Segments, compiled: bool) -> tuple[Head, Tensor, Tensor]:
+    """The head with chunks of one size, and rows that fill them: hidden states and labels."""
+    x_ND = hidden_states(model, segments, compiled=compiled)
     index_L = (segments.labels_N != IGNORED).nonzero()[:, 0]
-    head = model.head
-    chunk = min(_HEAD_ROWS, chunk_size(head.num_logits))
-    padding = -total % chunk
-    log_p_L = replace(head, chunk=chunk).log_likelihoods(
+    chunk = min(_HEAD_ROWS, chunk_size(model.head.num_logits))
+    padding = -len(index_L) % chunk
+    return (
+        replace(model.head, chunk=chunk),
         F.pad(x_ND[index_L], (0, 0, 0, padding)),
         F.pad(segments.labels_N[index_L], (0, padding), value=IGNORED),
-        compiled=compiled,
     )
-    return log_p_L[:total].split(counts)
 
 
 class _Separately:

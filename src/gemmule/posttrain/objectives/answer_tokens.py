@@ -1,14 +1,12 @@
 """Next-token prediction on the trained tokens of conversations."""
 
-import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gemmule.data.batch import Batch
 from gemmule.model.gemma import Gemma
-from gemmule.posttrain.segments import Segments, label_log_likelihoods
+from gemmule.posttrain.segments import Segments, label_loss
 from gemmule.train.objective import Objective
 
 
@@ -21,9 +19,7 @@ class AnswerTokens(Objective):
 
     def loss(self, model: Gemma, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood, nats: conversations added up from left to right."""
-        segments = Segments.of(batch)
-        values = label_log_likelihoods(model, segments, compiled=self.compiled)
-        return functools.reduce(torch.add, [-part.sum() for part in values]), {}
+        return label_loss(model, Segments.of(batch), compiled=self.compiled), {}
 
     def describe(self) -> dict[str, Any]:
         """The name alone: the loss has no settings."""
