@@ -1,5 +1,6 @@
 """The chat stages of the quickstart with tiny models, stopped anywhere and resumed."""
 
+import html
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from gemmule.runtime import device, torch_compile
 from gemmule.train import loop, run
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
+from killed import Killed, after
 from models import TINY
 
 RUNS = ("teacher", "student_sft", "student")
@@ -142,29 +144,23 @@ def test_answers_are_scored_on_held_out_modules(finished: Path) -> None:
     assert not any(p.key in trained for p in questions.heldout)
 
 
+def test_the_card_shows_questions_with_their_answers(finished: Path) -> None:
+    answers = files.read_json(finished / "chat" / "answers.json")
+    first = answers["examples"][0]
+    for name in ("README.md", "index.html"):
+        card = html.unescape((finished / "chat/student/card" / name).read_text())
+        assert first["question"] in card
+        assert all(answer["text"] in card for answer in first["answers"].values())
+        assert answers["conversations"][0][0]["content"] in card
+        assert "../answers.json" in card  # among the sources of values
+
+
 def test_the_chosen_model_answers_in_turns(finished: Path) -> None:
     lm = load(finished / "chat" / "student")
     messages = [{"role": "user", "content": "Hello"}]
     messages.append({"role": "assistant", "content": lm.chat(messages, max_new_tokens=4, seed=0)})
     messages.append({"role": "user", "content": "And now?"})
     assert isinstance(lm.chat(messages, max_new_tokens=4, seed=0), str)
-
-
-class Killed(BaseException):
-    """Nothing in gemmule may catch it."""
-
-
-def after(count: int, plain: Callable[..., Any]) -> Callable[..., Any]:
-    calls = 0
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            raise Killed
-        return plain(*args, **kwargs)
-
-    return wrapped
 
 
 MOMENTS = [
@@ -192,7 +188,7 @@ def test_resumed_it_ends_in_the_same_bytes(
         patch.setattr(owner, name, after(count, getattr(owner, name)))
         with pytest.raises(Killed):
             run_chat(ChatConfig(minutes=1, seed=3), out)
-    assert not (out / "chat" / "answers.json").exists()
+    assert not ChatLayout.of(out).finished
     run_chat(ChatConfig(), out, resume=True)
     for file in ("answers.json", *(f"{name}/model/model.safetensors" for name in RUNS)):
         assert (out / "chat" / file).read_bytes() == (finished / "chat" / file).read_bytes(), file

@@ -82,7 +82,7 @@ def _scores(rows: Sequence[Solved]) -> dict[str, Any]:
     }
 
 
-def _examples(solved: Mapping[str, Sequence[Solved]]) -> list[dict[str, str]]:
+def _examples(solved: Mapping[str, Sequence[Solved]]) -> list[dict[str, Any]]:
     """Evenly spread questions with the answers of all models."""
     first = next(iter(solved.values()))
     chosen = range(0, len(first), max(1, len(first) // _EXAMPLES))
@@ -92,7 +92,10 @@ def _examples(solved: Mapping[str, Sequence[Solved]]) -> list[dict[str, str]]:
                 [*(user for user, _ in first[n].problem.before), first[n].problem.prompt]
             ),
             "right": first[n].problem.answer,
-            **{name: rows[n].answers[0] for name, rows in solved.items()},
+            "answers": {
+                name: {"text": rows[n].answers[0], "correct": bool(rows[n].correct)}
+                for name, rows in solved.items()
+            },
         }
         for n in chosen
     ]

@@ -3,7 +3,8 @@
 Stages, each left as it is once finished, so that --resume continues with the first unfinished one:
 questions/, data/ and prompts/, teacher/ and student_sft/ (supervised fine-tuning), student/
 (on-policy distillation from the fine-tuned teacher), the gate between these two students,
-answers.json with scores and conversations, and the card. All in the folder chat/ of the quickstart.
+answers.json with scores, examples and conversations, and the card. All in the folder chat/ of the
+quickstart.
 
 The questions can be answered by reading the line of code in them. Whole modules are held out, and
 all scores are on those.
@@ -46,7 +47,7 @@ from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest
-from gemmule.runs.schema_evals import Gates
+from gemmule.runs.schema_evals import Answers, Gates
 from gemmule.runtime import torch_compile
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
@@ -122,7 +123,7 @@ def run_chat(config: ChatConfig, quickstart: Path, *, resume: bool = False) -> d
 
 
 def _check(config: ChatConfig, layout: ChatLayout, quickstart: Path) -> None:
-    if layout.answers.is_file():
+    if layout.finished:
         raise OutputError(
             f"{layout.path} is finished, see {layout.student.card / 'index.html'}: delete that "
             "folder to make it again"
@@ -155,7 +156,6 @@ def _run_stages(
         answers = _answers(config, layout, "student" if gates.passed else "student_sft")
     with _stage("7/7 card"):
         write_card(layout.student.path)
-    files.write_json(layout.answers, answers)
     return answers
 
 
@@ -302,6 +302,9 @@ def _gate(config: ChatConfig, layout: ChatLayout, quickstart: QuickstartLayout) 
 
 
 def _answers(config: ChatConfig, layout: ChatLayout, chosen: str) -> dict[str, Any]:
+    """What answers.json holds, which is written if it is not there yet."""
+    if layout.answers.is_file():
+        return Answers.read(layout.answers).to_json()
     heldout = library_questions(config.seed).heldout
     runs = {
         "teacher": layout.teacher,
@@ -309,7 +312,9 @@ def _answers(config: ChatConfig, layout: ChatLayout, chosen: str) -> dict[str, A
         "student": layout.student,
     }
     models = {name: load(run.path) for name, run in runs.items()}
-    return answer_report(models, heldout, chosen, max_new_tokens=MAX_NEW_TOKENS)
+    answers = answer_report(models, heldout, chosen, max_new_tokens=MAX_NEW_TOKENS)
+    files.write_json(layout.answers, answers)
+    return answers
 
 
 def _conclude(layout: ChatLayout, answers: dict[str, Any], seconds: float) -> None:

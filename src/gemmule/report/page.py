@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemmule.report import (
+    answers,
     benchmarks,
     compare,
     ledger,
@@ -62,6 +63,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str, root: Path) -> P
     measured = safety.section(model.safety, provenance)
     remembered = memorization.section(model.memorization, provenance)
     came_from = lineage.stages(root, model, provenance)
+    answered = answers.section(model.answers, provenance)
     samples = _samples(source)
     prompt = samples[0][0] if samples else "The"
     limitations = sections.limitations(model, provenance)
@@ -93,6 +95,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str, root: Path) -> P
         lineage=came_from,
         cost=None if costs is None else costs[0],
         emissions=None if costs is None else ledger.emissions(costs[1]),
+        answers=answered,
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from gemmule.report.answers import Answers
 from gemmule.report.benchmarks import Benchmarks
 from gemmule.report.ledger import CostTable
 from gemmule.report.lineage import Stage
@@ -83,3 +84,4 @@ class Page:
     lineage: Sequence[Stage] = ()
     cost: CostTable | None = None
     emissions: dict[str, Any] | None = None
+    answers: Answers | None = None

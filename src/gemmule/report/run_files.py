@@ -14,9 +14,9 @@ from gemmule import files
 from gemmule.errors import CheckpointError
 from gemmule.runs import metrics, schema
 from gemmule.runs.carbon import Energy
-from gemmule.runs.layout import QuickstartLayout, RunLayout
+from gemmule.runs.layout import ChatLayout, QuickstartLayout, RunLayout
 from gemmule.runs.schema import Comparison, Manifest, MetricsLine, Result, RunFile, RunResult
-from gemmule.runs.schema_evals import Benchmarks, Gates, Memorization, Safety
+from gemmule.runs.schema_evals import Answers, Benchmarks, Gates, Memorization, Safety
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Run:
         safety: evals/safety.json, None when it was not measured.
         memorization: evals/memorization.json, None when it was not measured.
         gates: evals/gates.json, None without gates.
+        answers: answers.json of the chat stages of a quickstart; None where the run is none of
+            them, or they have not come so far.
     """
 
     folder: str
@@ -81,6 +83,7 @@ class Run:
     safety: Document | None = None
     memorization: Document | None = None
     gates: Document | None = None
+    answers: Document | None = None
 
     @property
     def has_loss(self) -> bool:
@@ -130,7 +133,7 @@ def load(folder: Path) -> Run | Quickstart:
     if quickstart.comparison.exists():
         return _load_quickstart(quickstart)
     if RunLayout(folder).manifest.exists():
-        return load_run(folder, "")
+        return dataclasses.replace(load_run(folder, ""), answers=_answers(folder))
     if quickstart.run("teacher").path.is_dir():
         raise CheckpointError(
             f"no {quickstart.comparison.name} in {folder}: the quickstart has not finished; "
@@ -175,6 +178,17 @@ def load_run(root: Path, folder: str) -> Run:
         memorization=_optional(root, run.memorization, Memorization),
         gates=_optional(root, run.gates, Gates),
     )
+
+
+def _answers(run: Path) -> Document | None:
+    """Questions and answers of the chat stages that a run is one of."""
+    chat = ChatLayout.around(run)
+    if chat is None or not chat.answers.is_file():
+        return None
+    answers = Answers.read(chat.answers)
+    if run.resolve().name not in answers.models:
+        return None
+    return Document(f"../{chat.answers.name}", answers.to_json())
 
 
 def _load_quickstart(layout: QuickstartLayout) -> Quickstart:

@@ -4,6 +4,10 @@ gemmule eval           benchmarks.json     Benchmarks
 gemmule safety         safety.json         Safety
 gemmule memorization   memorization.json   Memorization
 gemmule gate           gates.json          Gates
+
+The chat stages of a quickstart have theirs in their folder:
+
+gemmule quickstart --chat   answers.json   Answers
 """
 
 from collections.abc import Mapping
@@ -400,3 +404,64 @@ class Gates(RunFile):
     base_text: dict[str, Any] | None = None
     settings: dict[str, Any] | None = None
     seconds: Number | None = None
+
+
+# --- answers.json ---
+
+
+class AnswerRates(Group):
+    """How well a model answers held-out questions.
+
+    Attributes:
+        exact: fraction of right answers.
+        ended: fraction of answers that ended by themselves.
+        families: right answers by kind of question.
+    """
+
+    exact: Interval
+    ended: Interval
+    families: dict[str, Interval] | None = None
+
+
+class ModelAnswer(Group):
+    """A model's answer, and whether it is right."""
+
+    text: str
+    correct: bool
+
+
+class AnsweredQuestion(Group):
+    """A question, the right answer, and those of the models by name."""
+
+    question: str
+    right: str
+    answers: dict[str, ModelAnswer]
+
+
+class Turn(Group):
+    """A turn of a conversation."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class Answers(RunFile):
+    """answers.json: questions that the models of the chat stages have answered.
+
+    Attributes:
+        questions: number of held-out questions.
+        models: rates of each model, by the name of its run.
+        gain: right answers gained by the last model over the one before it.
+        chosen: model that the conversations are with.
+        examples: some of the questions.
+        conversations: conversations that are the same for every model.
+    """
+
+    advice: ClassVar[str] = "delete it, and continue with gemmule quickstart --chat --resume"
+
+    questions: int
+    models: dict[str, AnswerRates]
+    gain: Interval
+    chosen: str
+    examples: list[AnsweredQuestion] = Field(min_length=1)
+    conversations: list[list[Turn]]
