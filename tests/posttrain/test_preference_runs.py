@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from gemmule import files
+from gemmule.checkpoints.load import open_checkpoint
 from gemmule.errors import CheckpointError, ConfigError, DataError, Interrupted
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain import reference
@@ -164,6 +166,38 @@ def test_the_reference_holds_what_the_run_uses(
     assert computed.sum() == 2 * 2 * 4
     assert torch.equal(computed[0::2], computed[1::2])
     assert not values["heldout"].isnan().any()
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_references_pass_is_counted_and_evaluations_are_not(
+    inputs: Mapping[str, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, seen = reference._values, []
+
+    def values(model: Any, group: Any, runtime: Any, tokens: int, label: str) -> Any:
+        if label.split(", ")[1] in ("train", "mismatched"):
+            seen.append(sum(len(c) for c in group if c is not None))
+        time.sleep(0.05)
+        return plain(model, group, runtime, tokens, label)
+
+    monkeypatch.setattr(reference, "_values", values)
+    out, config = tmp_path / "run", settings(inputs, objective={"method": method}, steps=2)
+    result = run_training(config, out)
+    with open_checkpoint(inputs["parent"]) as checkpoint:
+        forward = checkpoint.config.forward_flops_per_token(CONTEXT)
+    passes = {"dpo": 3, "kto": 4}[method]  # of a step's tokens
+    steps = passes * forward * result["train_tokens"]
+    assert sum(seen) > 0
+    assert result["train_flops"] == pytest.approx(steps + forward * sum(seen), rel=1e-12)
+    in_steps = read_metrics(out)[-1]["seconds"]
+    counted = len(seen) * 0.05
+    assert counted - 0.01 <= result["seconds"] - in_steps
+    # Resumed, the run knows what the reference has cost.
+    (out / "result.json").unlink()
+    again = run_training(load_run_config(out / "config.toml"), out, resume=True)
+    assert [again[k] for k in ("train_flops", "seconds")] == [
+        result[k] for k in ("train_flops", "seconds")
+    ]
 
 
 def test_a_damaged_reference_is_named(inputs: Mapping[str, Path], tmp_path: Path) -> None:

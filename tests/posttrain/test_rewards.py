@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gemmule.posttrain.rewards.by_name import (
     VERIFIERS,
     CodeReward,
     WeightedSum,
+    for_manifest,
     open_reward,
     open_rewards,
 )
@@ -18,6 +20,7 @@ from gemmule.posttrain.rewards.code import code_of
 from gemmule.posttrain.rewards.expressions import ExpressionError, parse
 from gemmule.posttrain.rewards.numbers import last_number
 from gemmule.posttrain.rewards.protocol import Answer
+from gemmule.posttrain.rewards.user_function import UserFunction
 from gemmule.sandbox import Sandbox
 
 
@@ -279,3 +282,38 @@ def test_rewards_add_up_with_weights() -> None:
     assert open_rewards({"number": 1.0}).name == "number"
     with pytest.raises(ConfigError, match="no reward is given"):
         open_rewards({})
+
+
+def test_the_identity_of_a_reward_is_what_decides_its_scores(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.py"
+
+    def identity(weights: dict[str, float]) -> Any:
+        return for_manifest(open_rewards(weights))["identity"]
+
+    file.write_text("def short(answer, record):\n    return 1.0\n")
+    mine = f"{file}:short"
+    first = identity({mine: 1.0})
+    assert first == identity({mine: 1.0})
+    others = [identity({mine: 0.5}), identity({mine: 1.0, "number": 1.0}), identity({"number": 1})]
+    file.write_text("def short(answer, record):\n    return 0.5\n")
+    assert len({first, *others, identity({mine: 1.0})}) == 5
+    boxes: list[Any] = [SimpleNamespace(json=lambda kind=k: {"kind": kind}) for k in ("a", "b")]
+    ours, theirs = (for_manifest(CodeReward(box)) for box in boxes)
+    assert ours["sandbox"] != theirs["sandbox"]
+    assert ours["identity"] == theirs["identity"]
+
+
+def test_the_module_that_defines_an_imported_function_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    defined, named = tmp_path / "defined_here.py", tmp_path / "named_here.py"
+    defined.write_text("def short(answer, record):\n    return 1.0\n")
+    named.write_text("from defined_here import short\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = UserFunction(f"{named}:short")
+    before = function.fingerprint
+    defined.write_text("def short(answer, record):\n    return 2.0\n")
+    assert function.fingerprint != before

@@ -5,6 +5,8 @@ run's folder. So no second model is held, and because the arithmetic does not de
 (segments.py), policy and reference agree bit for bit as long as the weights are equal.
 """
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from gemmule.runs.layout import RunLayout
 from gemmule.runtime.config import RuntimeConfig
 
 FILE = "reference.safetensors"
+_SECONDS = "seconds"  # in its metadata: time that each group has taken, as JSON
 
 
 def summed(parts: Sequence[Tensor]) -> Tensor:
@@ -36,11 +39,20 @@ class Reference:
 
     Args:
         groups: the conversations by group; None where a conversation is not needed.
+
+    Attributes:
+        groups: as given.
+        seconds: time that each group has taken, once `begin` was called.
     """
 
     def __init__(self, groups: Mapping[str, Sequence[Rendered | None]]) -> None:
-        self._groups = groups
+        self.groups = groups
+        self.seconds: dict[str, float] = {}
         self._values: dict[str, Tensor] = {}
+
+    def tokens(self, group: str) -> int:
+        """Number of tokens of a group that go through the model."""
+        return sum(len(c) for c in self.groups[group] if c is not None)
 
     def of(self, group: str, indices: Tensor | Sequence[int]) -> Tensor:
         """Values [S] of some conversations of a group, float64; NaN where none was needed."""
@@ -61,12 +73,13 @@ class Reference:
         """
         path = layout.path / FILE
         if not path.is_file():
-            values = {
-                name: _values(model, group, runtime, tokens, f"reference, {name}")
-                for name, group in self._groups.items()
-            }
+            values, seconds = {}, {}
+            for name, group in self.groups.items():
+                began = time.perf_counter()
+                values[name] = _values(model, group, runtime, tokens, f"reference, {name}")
+                seconds[name] = time.perf_counter() - began
             with files.atomic_path(path) as tmp:
-                save_file(values, tmp)
+                save_file(values, tmp, {_SECONDS: json.dumps(seconds)})
         # Read back even when just written, so that a resumed run has the very same values.
         self._values = {name: v.to(runtime.device) for name, v in self._read(path).items()}
 
@@ -74,9 +87,12 @@ class Reference:
         try:
             with safe_open(path, "pt") as file:
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.seconds = json.loads((file.metadata() or {})[_SECONDS])
         except (OSError, SafetensorError) as e:
             raise CheckpointError(_remake(path, e)) from None
-        sizes = {name: len(group) for name, group in self._groups.items()}
+        except (KeyError, ValueError):
+            raise CheckpointError(_remake(path, "it does not say how long it took")) from None
+        sizes = {name: len(group) for name, group in self.groups.items()}
         if {name: len(value) for name, value in values.items()} != sizes:
             raise CheckpointError(_remake(path, "it belongs to other data"))
         return values

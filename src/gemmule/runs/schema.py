@@ -179,7 +179,8 @@ class RunResult(RunFile):
         parameters: number of parameters.
         train_tokens: number of tokens trained on.
         train_flops: floating-point operations of training.
-        seconds: time spent in training steps.
+        seconds: time spent in training steps, and before them on what they need, such as the
+            log-probabilities of a reference; evaluation is not part of it.
         energy_wh: energy of training in watt-hours; None when it was not measured.
         gco2e: grams of CO2 equivalent; None when not known.
         seed: seed of weights and batches.

@@ -38,6 +38,19 @@ class StepHook(Protocol):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a run has spent on training outside its steps.
+
+    Attributes:
+        flops: floating-point operations.
+        seconds: time.
+    """
+
+    flops: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that a kind of run decides.
 
@@ -56,7 +69,8 @@ class Recipe:
         auto_dtype: what runtime.dtype = "auto" stands for; "auto": the fastest on this machine.
         begin: called before the first step and whenever the run is resumed, with the run's folder
             and the resolved runtime. The model is on its device, with the weights that the run
-            starts from. What takes long is kept in the folder and read when the run is resumed.
+            starts from. What takes long is kept in the folder and read when the run is resumed,
+            its cost as well, which is returned.
         save: writes the trained model to a folder, in one atomic replacement.
         hook: what happens after each step, such as the update of an anchor; None: nothing.
     """
@@ -70,7 +84,7 @@ class Recipe:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     tokens_per_step: int = 0
     auto_dtype: Literal["auto", "float32"] = "auto"
-    begin: Callable[[RunLayout, RuntimeConfig], None] | None = None
+    begin: Callable[[RunLayout, RuntimeConfig], Cost] | None = None
     save: Callable[[Gemma, Tokenizer, Path], None] = save_model
     hook: StepHook | None = None
 

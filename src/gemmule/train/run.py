@@ -23,8 +23,14 @@ from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.initial_model import run_tokenizer
 from gemmule.train.loop import TrainState, train
 from gemmule.train.probe import MakeProbe, Probe
-from gemmule.train.recipe import Recipe
+from gemmule.train.recipe import Cost, Recipe
 from gemmule.train.recipes import build_recipe
+
+# What a manifest's inputs are called in an error.
+_INPUTS: Mapping[str, str] = {
+    "targets": "another logit store",
+    "rewards": "another reward (its function or its model has changed)",
+}
 
 
 def run_training(
@@ -80,11 +86,10 @@ def run_training(
             run.write_manifest(manifest)
         _prepare(config, recipe)
         ledger.note(country=config.runtime.country, flop_per_token=_flops_per_token(config, recipe))
-        if recipe.begin is not None:
-            recipe.begin(layout, config.runtime)
+        before = Cost() if recipe.begin is None else recipe.begin(layout, config.runtime)
         state = train(run, config, recipe, label or out.resolve().name, probes)
         recipe.model.eval()
-        result = _result(config, recipe, state)
+        result = _result(config, recipe, state, before)
         _save(recipe, adapter, tokenizer, layout.model)
         ledger.note(product=_fingerprint(recipe, layout.model))
         result.write(layout.result)
@@ -201,7 +206,7 @@ def _manifest(
 
 
 def _check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Raises unless a resumed run has the text, parents and targets that it was started with."""
+    """Raises unless a resumed run has the text, the models and the inputs that it began with."""
     old, new = before["data"]["fingerprint"], now["data"]["fingerprint"]
     if old != new:
         raise DataError(
@@ -214,12 +219,15 @@ def _check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) 
                 f"{parent['path']} has other weights than when {out} was started: bring "
                 "those back, or start a new run"
             )
-    old, new = (m.get("targets", {}).get("identity") for m in (before, now))
-    if old != new:
-        raise DataError(
-            f"{out} was started with another logit store (identity {str(old)[:12]}, now "
-            f"{str(new)[:12]}): bring that one back, or start a new run"
-        )
+    for name, entry in before.items():
+        if not isinstance(entry, Mapping) or "identity" not in entry:
+            continue
+        old, new = entry["identity"], now.get(name, {}).get("identity")
+        if old != new:
+            raise DataError(
+                f"{out} was started with {_INPUTS.get(name, f'other {name}')} (identity "
+                f"{old[:12]}, now {str(new)[:12]}): bring that back, or start a new run"
+            )
 
 
 def _parents(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -227,14 +235,14 @@ def _parents(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return manifest.get("parents") or ([parent] if parent else [])
 
 
-def _result(config: RunConfig, recipe: Recipe, state: TrainState) -> RunResult:
+def _result(config: RunConfig, recipe: Recipe, state: TrainState, before: Cost) -> RunResult:
     carbon = state.carbon or {}
     values = {
         **recipe.result(),
         "parameters": recipe.model.config.parameters,
         "train_tokens": state.tokens,
-        "train_flops": _flops_per_token(config, recipe) * state.tokens,
-        "seconds": round(state.seconds, 3),
+        "train_flops": before.flops + _flops_per_token(config, recipe) * state.tokens,
+        "seconds": round(before.seconds + state.seconds, 3),
         "energy_wh": carbon.get("energy_wh"),
         "gco2e": carbon.get("gco2e"),
         "seed": config.seed,

@@ -1,5 +1,7 @@
 """Rewards by name: verifiers, code in the sandbox, users' functions, reward models."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,22 @@ def open_rewards(weights: Mapping[str, float], *, accept_weaker_sandbox: bool = 
     if list(weights.values()) == [1]:
         return parts[0]
     return WeightedSum(parts, list(weights.values()))
+
+
+def for_manifest(reward: Reward) -> dict[str, Any]:
+    """The entry of a run's manifest; its "identity" is a hash of all that decides a score.
+
+    The sandbox that runs programs is not part of that: it may be another one on another machine.
+    """
+    about = reward.describe()
+    parts = [_without_sandbox(part) for part in about.get("parts", [])]
+    decisive = {**_without_sandbox(about), "parts": parts}
+    text = json.dumps(decisive, sort_keys=True)
+    return {**about, "identity": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _without_sandbox(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name != "sandbox"}
 
 
 def check_tokenizer(reward: Reward, tokenizer: Tokenizer) -> None:

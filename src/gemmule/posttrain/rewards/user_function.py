@@ -58,9 +58,15 @@ class UserFunction:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the module's source; "" where it has no file."""
-        file = self._module.__file__
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+        """SHA-256 of the module's source; "" where it has no file.
+
+        A function that the module has imported counts with its own module's source as well. What
+        either imports besides is not looked at.
+        """
+        owner = sys.modules.get(getattr(self._function, "__module__", ""), self._module)
+        files = {getattr(module, "__file__", None) for module in (self._module, owner)} - {None}
+        content = b"".join(Path(str(file)).read_bytes() for file in sorted(files, key=str))
+        return hashlib.sha256(content).hexdigest() if files else ""
 
     def __call__(self, answer: str, record: Mapping[str, Any]) -> float:
         """The function's value.
