@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from gemmule import cli, files
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.batch import Batch
-from gemmule.errors import ConfigError, DataError, Interrupted, TrainingError
+from gemmule.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from gemmule.losses.divergences import Divergence, Kind
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
@@ -29,7 +29,7 @@ from gemmule.posttrain.answer_rows import (
     rows_of,
     rows_of_rollouts,
 )
-from gemmule.posttrain.chat_data import write_conversations, write_prompts
+from gemmule.posttrain.chat_data import ChatData, write_conversations, write_prompts
 from gemmule.posttrain.conversations import Conversation, Message, Prompt
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
@@ -440,13 +440,49 @@ def test_mistakes_are_explained(
     with pytest.raises(ConfigError, match=r"batch_size = 8 answers .* objective.samples = 3"):
         run_training(settings(tiny, models, prompts, samples=3), out)
     values = settings(tiny, models, prompts).model_dump(mode="json", exclude_none=True)
-    with pytest.raises(ConfigError, match=r"starts from a model that answers: set model\.init"):
+    with pytest.raises(ConfigError, match=r"starts from a trained model: set model\.init"):
         run_training(RunConfig.parse({**values, "model": {"preset": "1m"}}), out)
+    half = {**values, "runtime": {**values["runtime"], "dtype": "bfloat16"}}
+    with pytest.raises(ConfigError, match="the trainer must have the same probabilities"):
+        run_training(RunConfig.parse(half), out)
     save_model(stopping_model(VOCABULARY + 8, 4), pieces, tmp_path / "wide")
     wide = {**models, "teacher": str(tmp_path / "wide")}
     with pytest.raises(ConfigError, match="has 520 rows in its vocabulary and the student 512"):
         run_training(settings(tiny, wide, prompts), out)
     assert not out.exists()
+
+
+def test_what_does_not_fit_is_counted(
+    tiny: Settings,
+    models: dict[str, str],
+    conversations: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chat = ChatData.open(conversations)
+    lengths = sorted(len(c.rendered) for c in chat.conversations("train"))
+    config = settings(tiny, models, conversations, lmbda=0.5, max_new_tokens=1)
+    fitting = lengths[len(lengths) // 2]  # with the last token, which is a label only
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"seq_len": fitting - 1}), "steps": 1}
+    )
+    result = run_training(config, tmp_path / "run")
+    assert result["conversation_too_long"] == sum(n > fitting for n in lengths) > 0
+    assert set(result["prompt_too_long"]) == {"train", "validation", "heldout"}
+    printed = "".join(capsys.readouterr()).replace("\n", " ")
+    assert f"left out: {result['conversation_too_long']} of {len(lengths)} conversations" in printed
+
+
+def test_a_changed_teacher_is_noticed_when_a_run_is_resumed(
+    tiny: Settings, models: dict[str, str], prompts: Path, pieces: Tokenizer, tmp_path: Path
+) -> None:
+    out, own = tmp_path / "run", {**models, "teacher": str(tmp_path / "teacher")}
+    save_model(stopping_model(VOCABULARY, 4), pieces, tmp_path / "teacher")
+    run_training(settings(tiny, own, prompts), out)
+    (out / "result.json").unlink()
+    save_model(stopping_model(VOCABULARY, 5), pieces, tmp_path / "teacher")
+    with pytest.raises(CheckpointError, match=r"teacher has other weights than when .* started"):
+        run_training(load_run_config(out / "config.toml"), out, resume=True)
 
 
 @pytest.mark.parametrize("in_file", [False, True])

@@ -112,6 +112,38 @@ def test_gradients_are_those_of_the_definition_however_the_step_is_cut(
             assert torch.allclose(own.double(), right, rtol=1e-4, atol=1e-5 * largest)
 
 
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_kl_is_logged_per_answer_whatever_the_loss_is_divided_by(
+    model: Gemma, rollouts: list[Rollout], loss_type: LossType
+) -> None:
+    how = Normalization(loss_type, LIMIT)
+    other = random_model(CONFIG, 6, std={"norm": 0.2, "": 0.2})
+    expected = []
+    for rollout in rollouts:
+        ids = torch.tensor([rollout.prompt + rollout.answer])
+        with torch.no_grad():
+            own, anchor = (
+                m(ids).double().log_softmax(-1)[0, len(rollout.prompt) - 1 : -1]
+                for m in (model, other)
+            )
+        kl = (own.exp() * (own - anchor)).sum(-1)
+        expected.append(float(kl.mean() if loss_type == "grpo" else kl.sum()))
+    for rows in (1, 4):
+        objective = PolicyGradient(how, SamplerCheck(), Anchor(other, 0.0), 0.3)
+        parts = batches(rollouts, how, rows)
+        model.zero_grad()
+        means = accumulate(model, objective, parts, objective.denominator(parts), RUNTIME)
+        assert means["kl"] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_the_anchors_pass_is_counted(model: Gemma) -> None:
+    how, forward = Normalization("rloo", LIMIT), CONFIG.forward_flops_per_token(16)
+    alone = PolicyGradient(how, SamplerCheck())
+    kept = PolicyGradient(how, SamplerCheck(), Anchor(model, 0.0))
+    assert alone.flops_per_token(model, 16) == 3 * forward
+    assert kept.flops_per_token(model, 16) == 4 * forward
+
+
 def test_the_stop_token_is_trained(model: Gemma, rollouts: list[Rollout]) -> None:
     batch = rows_of_rollouts(rollouts)
     for row, rollout in zip(batch.labels_BT, rollouts, strict=True):

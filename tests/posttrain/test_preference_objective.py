@@ -17,7 +17,7 @@ from gemmule.posttrain.mismatched import mismatched, prompt_of
 from gemmule.posttrain.objectives.preference import PairPreference, UnpairedPreference
 from gemmule.posttrain.preference_losses import KTOLoss, PairLoss
 from gemmule.posttrain.reference import Reference
-from gemmule.posttrain.rendering import Rendered
+from gemmule.posttrain.rendering import Rendered, longest_conversation
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.train.objective import Objective
 from gemmule.train.step import accumulate
@@ -173,6 +173,16 @@ def test_answers_to_other_prompts() -> None:
         assert other.ids[len(prompt) :] in tails
         # One token of an answer is not trained, here as there.
         assert other.trained.count(False) == len(prompt) + (len(other) - len(prompt) > 2)
+
+
+def test_an_answer_may_fill_the_row_as_its_own_conversation_does() -> None:
+    """Two prompts and two answers of one length, in conversations of the longest length allowed."""
+    longest = longest_conversation(8)
+    filled = [Rendered((2, n, *range(10, 17)), (False,) * 2 + (True,) * 7) for n in (3, 4)]
+    assert {len(c) for c in filled} == {longest}
+    assert [len(c) for c in mismatched(filled, longest)] == [longest, longest]
+    with pytest.raises(DataError, match="no answer to another prompt fits"):
+        mismatched(filled, longest - 1)
 
 
 def test_one_prompt_alone_cannot_be_mismatched() -> None:

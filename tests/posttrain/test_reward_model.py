@@ -13,6 +13,7 @@ from gemmule import files
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.checkpoints.load import load_model
 from gemmule.errors import CheckpointError, ConfigError, Interrupted
+from gemmule.evals.memorization.callback import memorization_probe
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.answer_source import AnswerSource, packed
 from gemmule.posttrain.chat_data import ChatData
@@ -23,7 +24,12 @@ from gemmule.posttrain.reward_model.rules import compared_with_rules, refusal, s
 from gemmule.posttrain.segments import Segments
 from gemmule.runs.metrics import read_metrics
 from gemmule.runtime.config import RuntimeConfig
-from gemmule.train.config import OptimizerConfig, RunConfig, load_run_config
+from gemmule.train.config import (
+    MemorizationConfig,
+    OptimizerConfig,
+    RunConfig,
+    load_run_config,
+)
 from gemmule.train.optimizers import build_optimizers
 from gemmule.train.run import run_training
 from gemmule.train.step import accumulate
@@ -282,6 +288,16 @@ def test_it_needs_a_model_to_start_from(inputs: Mapping[str, Path], tmp_path: Pa
     config = config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
     with pytest.raises(ConfigError, match=r"set model\.init"):
         run_training(config, tmp_path / "run")
+
+
+def test_memorization_cannot_be_measured(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    """With a probe given too: a reward model continues no text."""
+    config = settings(inputs)
+    evaluation = config.evaluation.model_copy(update={"memorization": MemorizationConfig()})
+    config = config.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(ConfigError, match=r"evaluation\.memorization: a reward model scores text"):
+        run_training(config, tmp_path / "run", make_probes=[memorization_probe])
+    assert not (tmp_path / "run").exists()
 
 
 def test_rules() -> None:

@@ -22,10 +22,16 @@ from gemmule.cli.app import app
 from gemmule.errors import ConfigError, DataError, Interrupted, TrainingError
 from gemmule.losses.head import Head
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.posttrain.chat_data import ChatOptions, write_conversations, write_prompts
+from gemmule.posttrain.chat_data import (
+    ChatData,
+    ChatOptions,
+    write_conversations,
+    write_prompts,
+)
 from gemmule.posttrain.conversations import Conversation, Message, Prompt
 from gemmule.posttrain.objectives.policy_gradient import PolicyGradient
 from gemmule.posttrain.recipes.rl import RlConfig
+from gemmule.posttrain.rollout_prompts import prompts_of
 from gemmule.runs.metrics import read_metrics
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.run import run_training
@@ -156,6 +162,53 @@ def test_a_run_logs_what_its_rollouts_were(unbroken: Callable[[str], Path], meth
     assert manifest["rewards"]["name"].endswith("rewards.py:shares_s")
 
 
+def test_the_exact_divergence_is_logged_as_kl_too(settings: Settings, tmp_path: Path) -> None:
+    values = settings(steps=2, objective={"kl": "exact", "beta": 0.05})
+    run_training(RunConfig.parse(values), tmp_path / "run")
+    lines = [m for m in read_metrics(tmp_path / "run") if "loss" in m]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-5)  # the anchor is the start
+    assert lines[1]["kl"] > 0
+    assert not any("exact_kl" in line for line in lines)
+
+
+def test_prompts_without_room_are_counted_in_the_result(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ChatData.open(Path(settings()["data"]["path"]))
+    lengths = [len(prompt.ids) for prompt in prompts_of(data, "train")]
+    room = max(lengths) - 1
+    values = settings(steps=1, data={"seq_len": room + 12})
+    result = run_training(RunConfig.parse(values), tmp_path / "run")
+    assert result["prompt_too_long"]["train"] == sum(n > room for n in lengths) > 0
+    assert "".join(capsys.readouterr()).count("left out:") == 1
+    manifest = files.read_json(tmp_path / "run/manifest.json")
+    assert manifest["prompts"]["train"] == sum(n <= room for n in lengths)
+
+
+def test_a_changed_reward_is_noticed_when_a_run_is_resumed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = tmp_path / "rewards.py", tmp_path / "run"
+    file.write_text(REWARD)
+    values = settings()
+    values["objective"]["rewards"] = {f"{file}:shares_s": 1.0, "exact": 0.5}
+    plain = PolicyGradient.loss
+
+    def stopping(self: Any, *args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return plain(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 1 of 6"):
+        patch.setattr(PolicyGradient, "loss", stopping)
+        run_training(RunConfig.parse(values), out)
+    file.write_text(REWARD.replace('"s"', '"e"'))
+    with pytest.raises(DataError, match=r"started with another reward .*has changed.*: bring that"):
+        run_training(load_run_config(out / "config.toml"), out, resume=True)
+    file.write_text(REWARD)
+    run_training(load_run_config(out / "config.toml"), out, resume=True)
+    assert (out / "result.json").is_file()
+
+
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -255,7 +308,7 @@ def test_a_trainer_with_another_distribution_stops_the_run(
     ("changes", "message"),
     [
         ({"objective": {"samples": 3}}, "8 answers are not a multiple of the 3 answers"),
-        ({"model": {"init": None}}, "starts from a model that answers"),
+        ({"model": {"init": None}}, r"starts from a trained model: set model\.init"),
         ({"runtime": {"dtype": "bfloat16"}}, "must have the same probabilities"),
         ({"objective": {"rewards": {"nothing": 1.0}}}, "there is no reward 'nothing'"),
         ({"data": {"seq_len": 16}}, "prompts of the train split has at most 4 tokens"),

@@ -13,7 +13,7 @@ from gemmule.posttrain.chat_data import (
     write_prompts,
 )
 from gemmule.posttrain.conversations import Conversation, Message, PreferencePair, Prompt
-from gemmule.posttrain.rollout_prompts import fitting_prompts, prompts_of
+from gemmule.posttrain.rollout_prompts import PromptTable, prompts_of
 
 
 def user(text: str) -> tuple[Message, ...]:
@@ -51,12 +51,22 @@ def test_of_several_turns_the_last_answer_is_asked_for(pieces: Tokenizer, tmp_pa
     assert prompts_of(conversations, "train") == expected
 
 
-def test_long_prompts_are_left_out(pieces: Tokenizer, tmp_path: Path) -> None:
+def test_long_prompts_are_left_out_and_counted(
+    pieces: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     items = [Prompt(user(f"{n} " + "wind " * n)) for n in range(12)]
     data = write_prompts(items, pieces, tmp_path / "data")
     every = prompts_of(data, "train")
     longest = max(len(prompt.ids) for prompt in every)
-    fitting = fitting_prompts(data, "train", seq_len=longest + 9, max_new_tokens=10)
-    assert 0 < len(fitting) < len(every)
+    table = PromptTable.read(data, seq_len=longest + 9, max_new_tokens=10)
+    assert 0 < table.counts()["train"] < len(every)
+    for split, count in table.too_long.items():
+        assert len(table.prompts[split]) + count == data.count(split)
+    table.say_left_out()
+    printed = "".join(capsys.readouterr()).replace("\n", " ")
+    total = sum(table.too_long.values())
+    assert f"left out: {total} of 12 prompts, which leave no room for an answer" in printed
+    PromptTable.read(data, seq_len=200, max_new_tokens=10).say_left_out()
+    assert not "".join(capsys.readouterr())
     with pytest.raises(DataError, match=r"none of the .* of the train split has at most 2 tokens"):
-        fitting_prompts(data, "train", seq_len=12, max_new_tokens=10)
+        PromptTable.read(data, seq_len=12, max_new_tokens=10)

@@ -9,10 +9,13 @@ import torch
 from gemmule.data.batch import Batch
 from gemmule.errors import ConfigError, DataError
 from gemmule.infer.core.sampling import SamplingParams
+from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.posttrain.answer_rows import SAMPLED_LOGPROBS, rows_of_rollouts
 from gemmule.posttrain.rewards.protocol import Answer
 from gemmule.posttrain.rollouts import Group, RolloutPrompt, Rollouts, RolloutSampler, drawn
+from gemmule.posttrain.sampler_check import SamplerCheck
 from models import TINY, random_model, tiny_config
 
 PARAMS = SamplingParams.on_policy(12, n=4)
@@ -45,6 +48,27 @@ def test_a_rollout_has_its_stop_token_and_the_log_probability_of_it(
         log_p = model(ids).log_softmax(-1)[0, len(rollout.prompt) - 1 : -1]
         expected = log_p.gather(1, ids[0, len(rollout.prompt) :, None])[:, 0]
         assert rollout.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_rows_without_a_token_are_never_sampled_and_count_on_both_sides(pieces: Tokenizer) -> None:
+    """A head with more rows than tokens: sampler and trainer give a token the same probability."""
+    wide = random_model(tiny_config(TINY, vocab_size=pieces.vocab_size + 24), 3, std={"": 0.3})
+    with torch.no_grad():
+        wide.embed_tokens.weight[pieces.vocab_size :] *= 3
+    sampler = RolloutSampler(wide, pieces, PARAMS, seed=7)
+    rollouts = [r for group in sampler.sample(PROMPTS, range(5)) for r in group.rollouts]
+    batch = rows_of_rollouts(rollouts)
+    assert all(max(r.answer) < pieces.vocab_size for r in rollouts)
+    index = (batch.labels_BT != IGNORED).flatten().nonzero()[:, 0]
+    with torch.no_grad():
+        x_BTD = wide.hidden_states(batch.tokens_BT, doc_ids_BT=batch.doc_ids_BT)
+        x_AD = x_BTD.flatten(0, 1)[index]
+        log_p_A = wide.head.log_likelihoods(x_AD, batch.labels_BT.flatten()[index])
+        lost_A = wide.head.logits(x_AD).softmax(-1)[:, pieces.vocab_size :].sum(-1)
+    assert lost_A.mean() > 0.05  # enough to be noticed
+    sampled_A = batch.extras[SAMPLED_LOGPROBS].flatten()[index]
+    check = SamplerCheck(1e-4)
+    check.compare(log_p_A, sampled_A)
 
 
 def test_a_reward_reads_text_ids_and_record(sampler: RolloutSampler) -> None:

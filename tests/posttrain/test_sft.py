@@ -194,7 +194,7 @@ def test_text_and_other_kinds_are_refused(
 def test_settings_without_meaning_are_refused(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="alpha has no meaning without targets"):
         RunConfig.parse(settings(objective={"alpha": 0.5}))
-    with pytest.raises(ConfigError, match="max_new_tokens limits .* stop_prompts is 0"):
+    with pytest.raises(ConfigError, match=r"max_new_tokens limits .* stop_prompts is 0"):
         RunConfig.parse(settings(objective={"stop_prompts": 0, "max_new_tokens": 8}))
     RunConfig.parse(settings(objective={"stop_prompts": 1, "max_new_tokens": 8}))
 

@@ -9,6 +9,7 @@ from gemmule.posttrain.answer_report import answer_report
 from gemmule.posttrain.rewards.by_name import open_reward
 from gemmule.posttrain.solving import solve
 from gemmule.posttrain.tasks.problem import Problem
+from gemmule.runs.schema_evals import Answers
 
 
 class Parrot:
@@ -60,5 +61,11 @@ def test_models_are_compared_question_by_question() -> None:
     assert report["models"]["old"]["exact"]["value"] == 0
     assert report["models"]["teacher"]["families"]["count"]["n"] == 20
     assert report["models"]["new"]["ended"]["value"] == 1
-    assert {"question", "right", "teacher", "old", "new"} == set(report["examples"][0])
+    first = report["examples"][0]
+    assert first["answers"] == {
+        "teacher": {"text": "a", "correct": True},
+        "old": {"text": "b", "correct": False},
+        "new": {"text": "a", "correct": True},
+    }
+    assert Answers.parse(report, "answers.json").to_json() == report
     assert report["conversations"][0][1] == {"role": "assistant", "content": "a"}

@@ -98,15 +98,15 @@ def make_data(settings: "RunConfig", given: StartAndData, prepare: "Prepare") ->
     from gemmule.data.read_log import dropped_lines
     from gemmule.posttrain.chat_data import ChatOptions
     from gemmule.posttrain.filters import Filters
+    from gemmule.posttrain.rendering import longest_conversation
     from gemmule.runs.ledger import activity as ledger
 
     assert given.files is not None and settings.model.init is not None
     with open_checkpoint(settings.model.init) as checkpoint:
         tokenizer = checkpoint.tokenizer
-    # The last token of a conversation is only a label.
     severities = frozenset({"high", "medium"} if given.no_personal_data else ())
     options = ChatOptions(
-        max_tokens=settings.data.seq_len + 1,
+        max_tokens=longest_conversation(settings.data.seq_len),
         split_by=given.split_by,
         filters=Filters(personal_data=severities),
     )

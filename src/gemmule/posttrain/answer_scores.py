@@ -15,6 +15,7 @@ from gemmule import stats
 from gemmule.posttrain.answer_source import in_batches, packed
 from gemmule.posttrain.answer_table import AnswerTable
 from gemmule.posttrain.segments import Segments
+from gemmule.posttrain.spread import spread
 from gemmule.train.config import EvaluationConfig
 from gemmule.train.probe import Probe
 
@@ -103,25 +104,13 @@ def score_split(
         tokens: tokens to read, in answers or pairs spread evenly over the split; None: all.
     """
     answers = table.answers[split]
-    indices = _spread(answers, tokens, 2 if table.paired else 1)
+    indices = spread([len(answer) for answer in answers], tokens, 2 if table.paired else 1)
     parts = []
     for part in in_batches([len(answers[i]) for i in indices], batch):
         segments = Segments.of(packed([answers[i] for i in indices[part]]).to(device))
         parts.append(score(split, segments, indices[part]).double().cpu())
     desirable = [table.desirable[split][i] for i in indices]
     return AnswerScores(torch.cat(parts), torch.tensor(desirable), table.paired, indices)
-
-
-def _spread(answers: Sequence[Any], tokens: int | None, size: int) -> list[int]:
-    """Indices of groups of `size` answers with about `tokens` tokens, spread evenly."""
-    count = len(answers) // size
-    if tokens is not None:
-        mean = sum(map(len, answers)) / count
-        fewer = min(count, max(1, int(tokens / mean)))
-    else:
-        fewer = count
-    groups = [i * count // fewer for i in range(fewer)]
-    return [size * group + place for group in groups for place in range(size)]
 
 
 def validation_scores(config: EvaluationConfig, measure: Callable[[], AnswerScores]) -> Probe:

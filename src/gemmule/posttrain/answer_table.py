@@ -7,7 +7,7 @@ from typing import Any
 from gemmule.data.dataset import Dataset
 from gemmule.errors import DataError
 from gemmule.posttrain.chat_data import ChatData
-from gemmule.posttrain.rendering import Rendered
+from gemmule.posttrain.rendering import Rendered, longest_conversation
 
 SPLITS = ("train", "validation", "heldout")
 LABEL = "label"  # field of a record that marks a single answer as good or bad
@@ -73,8 +73,7 @@ class AnswerTable:
 
     def _check_lengths(self, dataset: Dataset, seq_len: int) -> None:
         lengths = [len(answer) for part in self.answers.values() for answer in part]
-        # The last token is only a label, for the limit at which the data leave conversations out.
-        longer = [length for length in lengths if length > seq_len + 1]
+        longer = [length for length in lengths if length > longest_conversation(seq_len)]
         if longer:
             raise DataError(
                 f"{len(longer)} of the {len(lengths)} answers in {dataset.path} are longer with "

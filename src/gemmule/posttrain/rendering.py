@@ -36,6 +36,14 @@ class Rendered:
         return sum(self.trained)
 
 
+def longest_conversation(seq_len: int) -> int:
+    """Number of tokens of the longest conversation in a row of `seq_len` tokens.
+
+    Its last token predicts nothing, and is a label only.
+    """
+    return seq_len + 1
+
+
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids of a conversation whose last message is the user's, with the model's turn opened.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gemmule.posttrain.rewarded_steps import Rewarding, answer_metrics, reward_metrics
 from gemmule.posttrain.rollouts import RolloutPrompt, RolloutSampler
+from gemmule.posttrain.spread import spread
 
 
 class RewardEvaluation:
@@ -24,7 +25,8 @@ class RewardEvaluation:
             prompts: prompts of a split.
             tokens: number of tokens of prompts to read, spread evenly; None: all.
         """
-        chosen = spread(prompts, tokens)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        chosen = [prompts[i] for i in spread(lengths, tokens)]
         groups = self._sampler.sample(chosen, range(len(chosen)))
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         return {
@@ -32,13 +34,3 @@ class RewardEvaluation:
             **answer_metrics(rollouts),
             "prompts": len(chosen),
         }
-
-
-def spread(prompts: Sequence[RolloutPrompt], tokens: int | None) -> Sequence[RolloutPrompt]:
-    """Prompts spread evenly over a split, with about `tokens` tokens in all; None: all."""
-    if tokens is None:
-        return prompts
-    count = len(prompts)
-    mean = sum(len(prompt.ids) for prompt in prompts) / count
-    fewer = min(count, max(1, int(tokens / mean)))
-    return [prompts[i * count // fewer] for i in range(fewer)]

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from gemmule.data.batch import Batch
-from gemmule.errors import DataError
 from gemmule.losses.labels import IGNORED
 from gemmule.posttrain import advantages
 from gemmule.posttrain.anchor import Anchor
 from gemmule.posttrain.answer_rows import batches_of_rollouts
 from gemmule.posttrain.objectives.policy_gradient import FROM_ANCHOR, Normalization
-from gemmule.posttrain.rewards.protocol import Reward
+from gemmule.posttrain.rewards.protocol import Reward, scores
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutSampler
 
 Estimator = Callable[[Tensor], Tensor]
@@ -50,17 +49,8 @@ class Rewarding:
             DataError: for a reward that is not finite.
         """
         answers = [answer for group in groups for answer in group.answers()]
-        done = [answer for answer in answers if answer.finished]
-        scores = iter(self.reward.score(done))
-        values = [next(scores) if a.finished else self.cut_reward for a in answers]
-        rewards_PG = torch.tensor(values, dtype=torch.float64).view(len(groups), -1)
-        if not bool(rewards_PG.isfinite().all()):
-            at = int((~rewards_PG.isfinite().flatten()).nonzero()[0])
-            raise DataError(
-                f"the reward {self.reward.name} of the answer {answers[at].text!r} is "
-                f"{values[at]}: rewards must be finite numbers"
-            )
-        return rewards_PG
+        values = scores(self.reward, answers, self.cut_reward)
+        return torch.tensor(values, dtype=torch.float64).view(len(groups), -1)
 
     def log_ratios(self, batches: Sequence[Batch], rollouts: Sequence[Rollout]) -> Tensor | None:
         """Log-probability of each answer under the policy minus under the anchor, fp64 [B]."""
@@ -97,6 +87,10 @@ class GroupSteps:
     def __init__(self, rewarding: Rewarding, estimator: Estimator, baseline: Estimator) -> None:
         self._rewarding, self._estimator, self._baseline = rewarding, estimator, baseline
         self.metrics: Mapping[str, float] = {}
+
+    def after_step(self) -> Mapping[str, float]:
+        """Metrics of the step's rewards and answers."""
+        return self.metrics
 
     def build(self, groups: Sequence[Group]) -> list[Batch]:
         """The step's micro-batches."""
@@ -135,6 +129,10 @@ class JBondSteps:
         self._rewarding, self._sampler = rewarding, anchor_sampler
         self._backward_weight = backward_weight
         self.metrics: Mapping[str, float] = {}
+
+    def after_step(self) -> Mapping[str, float]:
+        """Metrics of the step's rewards and of the policy's answers."""
+        return self.metrics
 
     def build(self, groups: Sequence[Group]) -> list[Batch]:
         """The step's micro-batches: for each prompt the policy's answer, then the anchor's."""

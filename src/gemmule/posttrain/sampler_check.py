@@ -8,9 +8,23 @@ show as 0.1 and more.
 import torch
 from torch import Tensor
 
-from gemmule.errors import TrainingError
+from gemmule.errors import ConfigError, TrainingError
+from gemmule.train.config import RunConfig
 
 BOUND = 0.05  # nats
+
+
+def check_dtype(config: RunConfig) -> None:
+    """Refuses a trainer in bfloat16, which is one more difference from the sampler.
+
+    Raises:
+        ConfigError: for that dtype.
+    """
+    if config.runtime.dtype == "bfloat16":
+        raise ConfigError(
+            'runtime.dtype = "bfloat16": answers are sampled with the weights in float32, and the '
+            'trainer must have the same probabilities: set runtime.dtype = "float32"'
+        )
 
 
 class SamplerCheck:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gemmule.infer.core.request import Completion
 from gemmule.infer.core.sampling import SamplingParams
 from gemmule.infer.language_model import LanguageModel
-from gemmule.posttrain.rewards.protocol import Answer, Reward
+from gemmule.posttrain.rewards.protocol import Answer, Reward, scores
 from gemmule.posttrain.tasks.problem import Problem
 
 
@@ -72,13 +72,12 @@ def solve(
         for n, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
         for done in completions[n * samples : (n + 1) * samples]
     ]
-    rewards = reward.score(answers)
-    rows = list(zip(answers, rewards, completions, strict=True))
+    rows = list(zip(answers, scores(reward, answers, 0.0), completions, strict=True))
     return [
         Solved(
             problem,
             tuple(answer.text for answer, _, _ in group),
-            tuple(value if answer.finished else 0.0 for answer, value, _ in group),
+            tuple(value for _, value, _ in group),
             tuple(done.counts.generated for _, _, done in group),
             tuple(answer.finished for answer, _, _ in group),
         )

@@ -13,6 +13,24 @@ from gemmule.train.config import RunConfig
 from gemmule.train.memory_check import check_memory
 
 
+def required_start(config: RunConfig, what: str) -> str:
+    """The model that a run must start from, `model.init`.
+
+    Args:
+        config: settings of the run.
+        what: the kind of run, for the error.
+
+    Raises:
+        ConfigError: when the settings name none.
+    """
+    if config.model.init is None:
+        raise ConfigError(
+            f"{what} starts from a trained model: set model.init to one, such as a run of gemmule "
+            "sft"
+        )
+    return config.model.init
+
+
 def initial_model(config: RunConfig, dataset: Dataset) -> Gemma:
     """The model named by `model.init`, or one with random weights drawn from the run's seed.
 

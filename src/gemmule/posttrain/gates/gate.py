@@ -17,11 +17,11 @@ from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.gates import measure, rules
-from gemmule.posttrain.gates.rules import Check, GateLimits
+from gemmule.posttrain.gates.rules import GateLimits
 from gemmule.posttrain.rewards.protocol import Reward
 from gemmule.posttrain.rollout_prompts import prompts_of
 from gemmule.posttrain.rollouts import RolloutPrompt
-from gemmule.runs.schema_evals import Gates
+from gemmule.runs.schema_evals import Gates, PromotionCheck
 
 Stage = Callable[[str], None]
 MINIMUM = 20  # prompts, below which an interval of their mean says little
@@ -59,7 +59,7 @@ def gate(
     config: GateConfig | None = None,
     reward: Reward | None = None,
     base: Dataset | None = None,
-    more: Sequence[Check] = (),
+    more: Sequence[PromotionCheck] = (),
     stage: Stage = lambda _: None,
 ) -> Gates:
     """Measures both models and applies the rules.
@@ -86,7 +86,7 @@ def gate(
     ours, tokenizer = load_model(candidate, torch.float32)
     theirs, parents_tokenizer = load_model(parent, torch.float32)
     _check_tokenizers(candidate, tokenizer, parent, parents_tokenizer, data, base)
-    prompts = _prompts(data, ours, config)
+    prompts, too_long = _prompts(data, ours, config)
     groups = {}
     for name, model in (("candidate", ours), ("parent", theirs)):
         stage(f"{name}: {config.samples} answers to each of {len(prompts)} prompts")
@@ -123,11 +123,11 @@ def gate(
         "passed": all(check.passed for check in checks),
         "candidate": _model(candidate, ours),
         "parent": _model(parent, theirs),
-        "checks": [check.json() for check in checks],
+        "checks": checks,
         "not_checked": [name for name, given in missing.items() if given is None],
         "reward": None if reward is None else reward.describe(),
         "prompts": {"name": data.dataset.name, "fingerprint": data.dataset.fingerprint,
-                    "split": "heldout", "count": len(prompts)},
+                    "split": "heldout", "count": len(prompts), "too_long": too_long},
         "base_text": None if base is None else {"name": base.name, "fingerprint": base.fingerprint},
         "settings": config.model_dump(mode="json"),
         "seconds": round(time.monotonic() - began, 1),
@@ -156,10 +156,11 @@ def _check_tokenizers(
             )
 
 
-def _prompts(data: ChatData, model: Gemma, config: GateConfig) -> list[RolloutPrompt]:
-    """Held-out prompts that leave room for an answer."""
+def _prompts(data: ChatData, model: Gemma, config: GateConfig) -> tuple[list[RolloutPrompt], int]:
+    """Held-out prompts that leave room for an answer, and the number of those that do not."""
     room = model.config.max_position_embeddings - config.max_new_tokens
-    prompts = [p for p in prompts_of(data, "heldout") if len(p.ids) <= room]
+    every = prompts_of(data, "heldout")
+    prompts = [p for p in every if len(p.ids) <= room]
     if len(prompts) < MINIMUM:
         raise ConfigError(
             f"{data.dataset.path} has {len(prompts)} held-out prompts that leave room for "
@@ -167,7 +168,8 @@ def _prompts(data: ChatData, model: Gemma, config: GateConfig) -> list[RolloutPr
             "data is made, or lower max_new_tokens"
         )
     count = min(config.prompts, len(prompts))
-    return [prompts[i * len(prompts) // count] for i in range(count)]
+    chosen = [prompts[i * len(prompts) // count] for i in range(count)]
+    return chosen, len(every) - len(prompts)
 
 
 def _base_losses(model: Gemma, base: Dataset, config: GateConfig) -> list[float]:

@@ -13,7 +13,7 @@ from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.gates.rules import Answers
-from gemmule.posttrain.rewards.protocol import Reward
+from gemmule.posttrain.rewards.protocol import Reward, scores
 from gemmule.posttrain.rollouts import Group, Rollout, RolloutPrompt, RolloutSampler
 
 _REVERSE_KL = DistillationLoss(Divergence("reverse_kl"))
@@ -40,15 +40,14 @@ def describe_answers(groups: Sequence[Group], reward: Reward | None, cut_reward:
         groups: the answers to each prompt.
         reward: scores the answers that ended by themselves; None: none are scored.
         cut_reward: reward of an answer that a limit cut.
+
+    Raises:
+        DataError: for a reward that is not finite.
     """
     rewards = None
     if reward is not None:
-        done = [answer for group in groups for answer in group.answers() if answer.finished]
-        scores = iter(reward.score(done))
-        rewards = [
-            [next(scores) if answer.finished else cut_reward for answer in group.answers()]
-            for group in groups
-        ]
+        values = iter(scores(reward, [a for group in groups for a in group.answers()], cut_reward))
+        rewards = [[next(values) for _ in group.rollouts] for group in groups]
     return Answers(
         rewards,
         [[len(rollout.answer) for rollout in group.rollouts] for group in groups],

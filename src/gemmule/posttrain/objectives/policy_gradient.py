@@ -82,9 +82,19 @@ class PolicyGradient(Objective):
     ) -> None:
         self.normalization, self.check = normalization, check
         self.anchor, self.exact_beta = anchor, exact_beta
+        self._per_answer = 1.0  # the loop divides by the denominator, and kl is per answer
+
+    def begin_step(self, model: Gemma, batches: Sequence[Batch]) -> None:
+        """Counts the answers of the step."""
+        answers = sum(len(batch.tokens_BT) for batch in batches)
+        self._per_answer = self.denominator(batches) / answers
 
     def loss(self, model: Gemma, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Summed loss; with an exact penalty also "exact_kl", its sum without beta.
+        """Summed loss; with an exact penalty also "kl".
+
+        That is the divergence from the anchor summed over the tokens of an answer, nats, the mean
+        over answers; with loss_type "grpo", which counts an answer by its mean over tokens, the
+        mean of those.
 
         Raises:
             TrainingError: when sampler and trainer differ.
@@ -101,7 +111,7 @@ class PolicyGradient(Objective):
         if self.anchor is None or not self.exact_beta:
             return loss, {}
         kl = self._exact_kl(self.anchor, model, batch, x_AD, index_A)
-        return loss + self.exact_beta * kl, {"exact_kl": kl.detach()}
+        return loss + self.exact_beta * kl, {"kl": kl.detach() * self._per_answer}
 
     def _check(self, batch: Batch, log_p_A: Tensor, index_A: Tensor) -> None:
         sampled_A = batch.extras[SAMPLED_LOGPROBS].flatten()[index_A]
@@ -135,6 +145,12 @@ class PolicyGradient(Objective):
     def denominator(self, batches: Sequence[Batch]) -> float:
         """That of the normalization."""
         return self.normalization.denominator(batches)
+
+    def flops_per_token(self, model: Gemma, seq_len: int) -> float:
+        """A training step, and a forward pass of the anchor if there is one; without sampling."""
+        anchor = self.anchor is not None
+        forward = model.config.forward_flops_per_token(seq_len)
+        return super().flops_per_token(model, seq_len) + anchor * forward
 
     def prepare(self, device: str, compiled: bool) -> None:
         """Moves the anchor to the device of the model."""

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from gemmule.config import ModelName
+from gemmule.console import console
 from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
 from gemmule.data.source import Source
@@ -15,19 +16,19 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.losses.divergences import Kind
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.answer_rows import batches_of_rollouts
-from gemmule.posttrain.answer_table import SPLITS
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.mixed_source import MixedSource
 from gemmule.posttrain.objectives.on_policy_distillation import OnPolicyDistillation
-from gemmule.posttrain.rendering import Rendered
-from gemmule.posttrain.reward_evaluation import spread
+from gemmule.posttrain.rendering import Rendered, longest_conversation
 from gemmule.posttrain.rewarded_steps import answer_metrics
-from gemmule.posttrain.rollout_prompts import fitting_prompts
+from gemmule.posttrain.rollout_prompts import PromptTable
 from gemmule.posttrain.rollouts import Group, RolloutPrompt, Rollouts, RolloutSampler
-from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
+from gemmule.posttrain.sampler_check import BOUND, check_dtype
+from gemmule.posttrain.spread import spread
+from gemmule.posttrain.step_hook import AnswerHook
 from gemmule.teachers.open import open_teacher
 from gemmule.train.config import DivergenceConfig, RunConfig
-from gemmule.train.initial_model import initial_model
+from gemmule.train.initial_model import initial_model, required_start
 from gemmule.train.objective import label_weight
 from gemmule.train.probe import Probe
 from gemmule.train.recipe import Recipe, start_of
@@ -70,23 +71,17 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     """
     settings, data = config.objective, config.data
     assert isinstance(settings, OpdConfig)
-    if config.model.init is None:
-        raise ConfigError(
-            "on-policy distillation starts from a model that answers: set model.init to one, such "
-            "as a run of gemmule sft"
-        )
+    start = required_start(config, "on-policy distillation")
+    check_dtype(config)
     if data.batch_size % settings.samples:
         raise ConfigError(
             f"data.batch_size = {data.batch_size} answers are not a multiple of objective.samples "
             f"= {settings.samples} for each prompt"
         )
     chat = ChatData(dataset)
-    prompts = {
-        split: fitting_prompts(
-            chat, split, seq_len=data.seq_len, max_new_tokens=settings.max_new_tokens
-        )
-        for split in SPLITS
-    }
+    table = PromptTable.read(chat, seq_len=data.seq_len, max_new_tokens=settings.max_new_tokens)
+    table.say_left_out()
+    left_out: dict[str, Any] = {"prompt_too_long": table.too_long}
     student = initial_model(config, dataset)
     teacher = open_teacher(settings.teacher, dataset, data.seq_len)
     if teacher.vocab_size != student.config.vocab_size:
@@ -101,7 +96,7 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     sampler = RolloutSampler(student, dataset.tokenizer, params, config.seed)
     answers = _Answers(data.micro_batch)
     source: Source = Rollouts(
-        prompts["train"],
+        table.prompts["train"],
         sampler,
         answers.batches,
         prompts_per_step=data.batch_size // settings.samples,
@@ -109,9 +104,11 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
         seed=config.seed,
     )
     if settings.lmbda < 1:
+        conversations, too_long = _conversations(chat, data.seq_len)
+        left_out["conversation_too_long"] = too_long
         source = MixedSource(
             source,
-            _conversations(chat, data.seq_len),
+            conversations,
             settings.lmbda,
             micro_batch=data.micro_batch,
             micro_batches=data.micro_batches,
@@ -121,10 +118,11 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     tokens = config.evaluation.tokens, config.evaluation.heldout_tokens
 
     def validation(_: int) -> Mapping[str, float]:
-        return evaluation.measure(prompts["validation"], tokens[0])
+        return evaluation.measure(table.prompts["validation"], tokens[0])
 
     def result() -> Mapping[str, Any]:
-        return {"split": "heldout", **evaluation.measure(prompts["heldout"], tokens[1])}
+        measured = evaluation.measure(table.prompts["heldout"], tokens[1])
+        return {"split": "heldout", **measured, **left_out}
 
     return Recipe(
         student,
@@ -132,24 +130,31 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
         objective,
         probes=[Probe("validation", config.evaluation.every, validation, label="split")],
         result=result,
-        parents=[start_of(config.model.init, student), teacher.describe()],
-        inputs={"prompts": {split: len(those) for split, those in prompts.items()}},
+        parents=[start_of(start, student), teacher.describe()],
+        inputs={"prompts": table.counts()},
         tokens_per_step=data.tokens_per_step,
         auto_dtype="float32",  # bfloat16 is one more difference between sampler and trainer
-        hook=_Hook(objective.check, answers),
+        hook=AnswerHook([objective.check, answers], student),
     )
 
 
-def _conversations(chat: ChatData, seq_len: int) -> list[Rendered]:
-    """The conversations of the training split that fit in a row."""
+def _conversations(chat: ChatData, seq_len: int) -> tuple[list[Rendered], int]:
+    """The conversations of the training split that fit in a row, and how many others there are."""
     if chat.kind != "conversations":
         raise DataError(
             f"objective.lmbda below 1 needs answers to learn from, and {chat.dataset.path} holds "
             f"{chat.kind}: give a folder of conversations, or leave lmbda at 1"
         )
     rendered = [c.rendered for c in chat.conversations("train")]
-    # The last token is only a label.
-    return [c for c in rendered if len(c) <= seq_len + 1]
+    fitting = [c for c in rendered if len(c) <= longest_conversation(seq_len)]
+    too_long = len(rendered) - len(fitting)
+    if too_long:
+        console.print(
+            f"left out: {too_long:,} of {len(rendered):,} conversations, longer than data.seq_len "
+            f"= {seq_len} tokens",
+            markup=False,
+        )
+    return fitting, too_long
 
 
 class _Answers:
@@ -169,21 +174,6 @@ class _Answers:
         """Metrics of the step's answers; none after a step on data."""
         metrics, self._metrics = self._metrics, {}
         return metrics
-
-
-class _Hook:
-    """What is logged of a step besides the loss."""
-
-    def __init__(self, *parts: SamplerCheck | _Answers) -> None:
-        self._parts = parts
-
-    def after_step(self) -> dict[str, float]:
-        """The metrics of all parts."""
-        return {name: value for part in self._parts for name, value in part.after_step().items()}
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """None: nothing besides the model is trained."""
-        return {}
 
 
 class Evaluation:
@@ -210,7 +200,7 @@ class Evaluation:
             prompts: prompts of the split.
             tokens: number of tokens of prompts to use, spread evenly; None: all.
         """
-        few = spread(prompts, tokens)
+        few = [prompts[i] for i in spread([len(prompt.ids) for prompt in prompts], tokens)]
         positions = range(EVALUATION, EVALUATION + len(few))
         groups = self._sampler.sample(few, positions)
         rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor
 
 from gemmule.data.dataset import Dataset
-from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain.answer_scores import AnswerScores, score_split, validation_scores
 from gemmule.posttrain.answer_source import AnswerSource
@@ -24,13 +23,13 @@ from gemmule.posttrain.objectives.preference import (
 )
 from gemmule.posttrain.preference_losses import KTOLoss, PairLoss
 from gemmule.posttrain.reference import Reference
-from gemmule.posttrain.rendering import Rendered
+from gemmule.posttrain.rendering import Rendered, longest_conversation
 from gemmule.posttrain.segments import Segments
 from gemmule.runs.layout import RunLayout
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.train.config import ObjectiveConfig, RunConfig
-from gemmule.train.initial_model import initial_model
-from gemmule.train.recipe import Recipe, start_of
+from gemmule.train.initial_model import initial_model, required_start
+from gemmule.train.recipe import Cost, Recipe, start_of
 
 Method = Literal["dpo", "ipo", "simpo", "kto"]
 _BETA: Mapping[Method, float] = {"dpo": 0.1, "ipo": 0.1, "simpo": 2.0, "kto": 0.1}
@@ -96,16 +95,13 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     """
     settings = config.objective
     assert isinstance(settings, PreferenceConfig)
-    if config.model.init is None:
-        raise ConfigError(
-            "preference tuning starts from a model that answers: set model.init to one, such as a "
-            "run of gemmule sft"
-        )
+    start = required_start(config, "preference tuning")
     loss, seq_len = settings.loss(), config.data.seq_len
     table = AnswerTable.read(dataset, seq_len, unpaired=isinstance(loss, KTOLoss))
     model = initial_model(config, dataset)
     answers = table.answers[TRAIN]
-    others = mismatched(answers, seq_len) if isinstance(loss, KTOLoss) else []
+    longest = longest_conversation(seq_len)
+    others = mismatched(answers, longest) if isinstance(loss, KTOLoss) else []
     size = 1 if isinstance(loss, KTOLoss) else 2  # answers of an example
     examples = [tuple(answers[i : i + size]) for i in range(0, len(answers), size)]
     source = AnswerSource(examples, config.data.micro_batch, config.seed)
@@ -138,7 +134,7 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
             "split": "heldout",
             **evaluate("heldout", config.evaluation.heldout_tokens).result(),
         },
-        parents=[start_of(config.model.init, model)],
+        parents=[start_of(start, model)],
         tokens_per_step=round(tokens * config.data.batch_size),
         begin=None if reference is None else functools.partial(_begin, config, model, reference),
     )
@@ -154,8 +150,14 @@ def _only(answers: Sequence[Rendered], used: set[int]) -> list[Rendered | None]:
 
 def _begin(
     config: RunConfig, model: Gemma, reference: Reference, layout: RunLayout, runtime: RuntimeConfig
-) -> None:
-    reference.begin(model, layout, runtime, config.data.micro_batch * config.data.seq_len)
+) -> Cost:
+    """Computes the reference; what training needs of it costs, the rest is evaluation."""
+    data = config.data
+    reference.begin(model, layout, runtime, data.micro_batch * data.seq_len)
+    trained = reference.groups.keys() & {TRAIN, MISMATCHED}
+    tokens = sum(reference.tokens(name) for name in trained)
+    flops = model.config.forward_flops_per_token(data.seq_len) * tokens
+    return Cost(flops, sum(reference.seconds[name] for name in trained))
 
 
 def _evaluate(

@@ -21,7 +21,7 @@ from gemmule.posttrain.reward_model.objective import RewardModeling
 from gemmule.posttrain.reward_model.rules import compared_with_rules
 from gemmule.posttrain.segments import Segments
 from gemmule.train.config import ObjectiveConfig, RunConfig
-from gemmule.train.initial_model import initial_model
+from gemmule.train.initial_model import initial_model, required_start
 from gemmule.train.recipe import Recipe, start_of
 
 
@@ -46,14 +46,15 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     """
     settings = config.objective
     assert isinstance(settings, RewardConfig)
-    if config.model.init is None:
+    start = required_start(config, "a reward model")
+    if config.evaluation.memorization is not None:
         raise ConfigError(
-            "a reward model starts from a language model: set model.init to one, such as a run of "
-            "gemmule sft"
+            "evaluation.memorization: a reward model scores text and continues none, so there is "
+            "nothing to measure: leave it out"
         )
     table = AnswerTable.read(dataset, config.data.seq_len)
     body = initial_model(config, dataset)
-    parent = start_of(config.model.init, body)
+    parent = start_of(start, body)
     model = RewardModel.on(body)
     answers = table.answers["train"]
     pairs = list(zip(answers[::2], answers[1::2], strict=True))

@@ -1,12 +1,10 @@
 """Reinforcement learning from rewards: RLOO, GRPO and J-BOND, one optimizer step per rollouts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, Self
 
 import pydantic
 from pydantic import Field
-from torch import Tensor
 
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
@@ -14,17 +12,17 @@ from gemmule.infer.core.sampling import SamplingParams
 from gemmule.model.gemma import Gemma
 from gemmule.posttrain import advantages
 from gemmule.posttrain.anchor import Anchor
-from gemmule.posttrain.answer_table import SPLITS
 from gemmule.posttrain.chat_data import ChatData
 from gemmule.posttrain.objectives.policy_gradient import LossType, Normalization, PolicyGradient
 from gemmule.posttrain.reward_evaluation import RewardEvaluation
 from gemmule.posttrain.rewarded_steps import GroupSteps, JBondSteps, Rewarding
-from gemmule.posttrain.rewards.by_name import check_tokenizer, open_rewards
-from gemmule.posttrain.rollout_prompts import fitting_prompts
+from gemmule.posttrain.rewards.by_name import check_tokenizer, for_manifest, open_rewards
+from gemmule.posttrain.rollout_prompts import PromptTable
 from gemmule.posttrain.rollouts import Rollouts, RolloutSampler
-from gemmule.posttrain.sampler_check import BOUND, SamplerCheck
+from gemmule.posttrain.sampler_check import BOUND, SamplerCheck, check_dtype
+from gemmule.posttrain.step_hook import AnswerHook
 from gemmule.train.config import ObjectiveConfig, RunConfig
-from gemmule.train.initial_model import initial_model
+from gemmule.train.initial_model import initial_model, required_start
 from gemmule.train.probe import Probe
 from gemmule.train.recipe import Recipe, start_of
 
@@ -125,24 +123,6 @@ class RlConfig(ObjectiveConfig):
         return _JBOND_ROWS if self.method == "jbond" else self.samples
 
 
-@dataclass(frozen=True)
-class _Hook:
-    """What happens after each step: the anchor moves, and the step's metrics are logged."""
-
-    model: Gemma
-    anchor: Anchor | None
-    steps: GroupSteps | JBondSteps
-    check: SamplerCheck
-
-    def after_step(self) -> dict[str, float]:
-        if self.anchor is not None:
-            self.anchor.update(self.model)
-        return {**self.steps.metrics, **self.check.after_step()}
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {} if self.anchor is None else self.anchor.tensors()
-
-
 def build(config: RunConfig, dataset: Dataset) -> Recipe:
     """The recipe.
 
@@ -151,24 +131,13 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     """
     settings, data = config.objective, config.data
     assert isinstance(settings, RlConfig)
-    if config.model.init is None:
-        raise ConfigError(
-            "reinforcement learning starts from a model that answers: set model.init to one, such "
-            "as a run of gemmule sft"
-        )
-    if config.runtime.dtype == "bfloat16":
-        raise ConfigError(
-            'runtime.dtype = "bfloat16": answers are sampled with the weights in float32, and the '
-            'trainer must have the same probabilities: set runtime.dtype = "float32"'
-        )
+    start = required_start(config, "reinforcement learning")
+    check_dtype(config)
     _check_rows(config, settings)
-    chat = ChatData(dataset)
-    prompts = {
-        split: fitting_prompts(
-            chat, split, seq_len=data.seq_len, max_new_tokens=settings.max_new_tokens
-        )
-        for split in SPLITS
-    }
+    table = PromptTable.read(
+        ChatData(dataset), seq_len=data.seq_len, max_new_tokens=settings.max_new_tokens
+    )
+    table.say_left_out()
     reward = open_rewards(settings.rewards)
     check_tokenizer(reward, dataset.tokenizer)
     model, tokenizer = initial_model(config, dataset), dataset.tokenizer
@@ -202,7 +171,7 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     check = SamplerCheck(settings.max_logp_difference)
     per_prompt = settings.answers_per_prompt
     source = Rollouts(
-        prompts["train"],
+        table.prompts["train"],
         sampler(model, 1 if jbond else settings.samples, 0),
         steps.build,
         prompts_per_step=data.batch_size // per_prompt,
@@ -219,22 +188,20 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
             Probe(
                 "validation",
                 wanted.every,
-                lambda _: evaluation.measure(prompts["validation"], wanted.tokens),
+                lambda _: evaluation.measure(table.prompts["validation"], wanted.tokens),
                 label="split",
             )
         ],
         result=lambda: {
             "split": "heldout",
-            **evaluation.measure(prompts["heldout"], wanted.heldout_tokens),
+            **evaluation.measure(table.prompts["heldout"], wanted.heldout_tokens),
+            "prompt_too_long": table.too_long,
         },
-        parents=[start_of(config.model.init, model)],
-        inputs={
-            "rewards": reward.describe(),
-            "prompts": {split: len(part) for split, part in prompts.items()},
-        },
+        parents=[start_of(start, model)],
+        inputs={"rewards": for_manifest(reward), "prompts": table.counts()},
         tokens_per_step=data.tokens_per_step,
         auto_dtype="float32",
-        hook=_Hook(model, anchor, steps, check),
+        hook=AnswerHook([steps, check], model, anchor),
     )
 
 

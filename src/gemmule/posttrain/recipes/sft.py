@@ -112,14 +112,11 @@ def _with_stop_rate(config: RunConfig, data: ChatData, model: Gemma, recipe: Rec
     def result() -> Mapping[str, Any]:
         room, tokenizer = model.config.max_position_embeddings, data.dataset.tokenizer
         asked = data.conversations("heldout")[: settings.stop_prompts]
-        prompts = [conversation.prompt for conversation in asked]
-        prompts = [ids for ids in prompts if len(ids) < room]
-        limit = settings.max_new_tokens
-        measured = (
-            stop_rate(model, tokenizer, prompts, max_new_tokens=limit, seed=config.seed)
-            if prompts
-            else None
-        )
+        prompts = [c.prompt for c in asked if len(c.prompt) < room]
+        limit, measured = settings.max_new_tokens, None
+        if prompts:
+            rate = stop_rate(model, tokenizer, prompts, max_new_tokens=limit, seed=config.seed)
+            measured = {**rate, "prompt_too_long": len(asked) - len(prompts)}
         return {**recipe.result(), STOP_RATE: measured}
 
     return replace(recipe, result=result)
@@ -130,9 +127,12 @@ def describe_stops(result: Mapping[str, Any]) -> list[str]:
     measured = result.get(STOP_RATE)
     if measured is None:
         return []
+    too_long = measured.get("prompt_too_long", 0)
     return [
         f"{measured['value']:.1%} of {measured['n']} answers end by themselves (95% interval "
         f"{measured['low']:.1%} to {measured['high']:.1%}), {measured['mean_tokens']} tokens each"
+        + f"; {too_long} prompts leave no room for one"
+        * bool(too_long)
     ]
 
 

@@ -1,8 +1,11 @@
 """What a reward is given, and what it returns."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from gemmule.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,26 @@ class Reward(Protocol):
     def describe(self) -> dict[str, Any]:
         """The entry of manifest.json: "name", and what else defines the scores."""
         ...
+
+
+def scores(reward: Reward, answers: Sequence[Answer], cut_reward: float) -> list[float]:
+    """The reward of each answer; one that a limit cut is not scored.
+
+    Args:
+        reward: scores the answers that the model has ended.
+        answers: the answers.
+        cut_reward: reward of an answer that a limit cut, whatever it says.
+
+    Raises:
+        DataError: for a reward that is not finite.
+        UserError: as the reward's.
+    """
+    ended = iter(reward.score([answer for answer in answers if answer.finished]))
+    values = [next(ended) if answer.finished else cut_reward for answer in answers]
+    for answer, value in zip(answers, values, strict=True):
+        if not math.isfinite(value):
+            raise DataError(
+                f"the reward {reward.name} of the answer {answer.text!r} is {value}: rewards must "
+                "be finite numbers"
+            )
+    return values
