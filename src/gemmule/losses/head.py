@@ -25,12 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gemmule.errors import ConfigError
 from gemmule.losses.chunked_head import (
     ChunkedHead,
     Step,
     capped,
+    chunk_size,
     maybe_compiled,
     raw_logits,
     softmax,
@@ -80,6 +82,10 @@ class Head:
     def num_logits(self) -> int:
         """Number of logits per token, V."""
         return len(self.real_VD)
+
+    def as_dtype(self, dtype: torch.dtype) -> "Head":
+        """The head with its real rows in another dtype, such as that of the hidden states."""
+        return dataclasses.replace(self, weight_VD=self.real_VD.to(dtype), vocab_size=None)
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Soft-capped logits [..., V] of final hidden states [..., D], all at once."""
@@ -285,6 +291,27 @@ class Head:
         return LogLikelihoods.apply(  # type: ignore[no-untyped-call]
             x_ND, self.weight_VD, labels_N, self.cap, self.vocab_size, self.chunk, weighted
         )
+
+    def log_mass(self, x_ND: Tensor, in_set_V: Tensor) -> Tensor:
+        """Log-probability that the next token is one of a set, nats, fp32 [N]; differentiable.
+
+        Holds one chunk's logits at a time; the backward pass computes them again.
+
+        Args:
+            x_ND: final hidden states.
+            in_set_V: whether each token is in the set, which is not empty.
+        """
+
+        def mass(x_CD: Tensor, weight_VD: Tensor) -> Tensor:
+            head = dataclasses.replace(self, weight_VD=weight_VD, vocab_size=None)
+            logits_CV = head.logits(x_CD).float()
+            inside_C = logits_CV.masked_fill(~in_set_V, -torch.inf).logsumexp(-1)
+            return inside_C - logits_CV.logsumexp(-1)
+
+        weight_VD = self.real_VD.to(x_ND.dtype)
+        chunks = x_ND.split(self.chunk or chunk_size(self.num_logits))
+        parts = [checkpoint(mass, x_CD, weight_VD, use_reentrant=False) for x_CD in chunks]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def sparse_targets(

@@ -3,13 +3,18 @@
 A span is a shortest run of bytes that starts and ends at a token boundary of both tokenizers. Each
 model gives it a likelihood, the product of its tokens' likelihoods. Whether the span comes next is
 an event, to which the student learns to give the teacher's probability: Approximate Likelihood
-Matching (arXiv 2503.20083) with its binarized KL divergence, without its correction for the bias of
-tokenization.
+Matching (arXiv 2503.20083) with its binarized KL divergence.
+
+A boundary reveals something of what follows, and not the same to both. The paper multiplies a
+span's likelihood by the probability that the next token begins with a space. `joined_with_spaces`
+also divides by that of the cut before the span, where both have a boundary before every space: then
+both likelihoods are the probability of the same bytes, given the text before and that a space comes
+next, exactly (tests/losses/test_span_likelihood.py sums over all texts of a small language).
 
 The alternative, universal logit distillation (arXiv 2402.12030), compares sorted probabilities and
 so loses which token is which; it is of use only in addition to a next-token loss.
 
-Shapes: N tokens of the student, M of the teacher, S spans.
+Shapes: N tokens of the student, M of the teacher, S spans, C cuts.
 """
 
 import torch
@@ -30,6 +35,22 @@ def span_log_likelihoods(log_p_N: Tensor, span_N: Tensor, spans: int) -> Tensor:
     in_span_N = span_N != NO_SPAN
     sums_S = torch.zeros(spans, dtype=torch.float64, device=log_p_N.device)
     return sums_S.index_add(0, span_N[in_span_N], log_p_N[in_span_N].double())
+
+
+def joined_with_spaces(
+    likelihood_S: Tensor, log_space_C: Tensor, ending_C: Tensor, starting_C: Tensor
+) -> Tensor:
+    """Log-likelihoods of spans with the space after each, given the one that each starts with.
+
+    Args:
+        likelihood_S: log-likelihood of each span's tokens, nats.
+        log_space_C: at each cut, the log-probability that the next token begins with a space.
+        ending_C: span that ends at the cut, or NO_SPAN.
+        starting_C: span that starts there, or NO_SPAN.
+    """
+    spans = len(likelihood_S)
+    after_S = span_log_likelihoods(log_space_C, ending_C, spans)
+    return likelihood_S + after_S - span_log_likelihoods(log_space_C, starting_C, spans)
 
 
 def span_matching(student_S: Tensor, teacher_S: Tensor, temperature: float) -> Tensor:

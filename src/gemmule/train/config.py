@@ -186,6 +186,8 @@ class DistillConfig(DivergenceConfig):
         cross_tokenizer: whether the teacher may have another tokenizer; the student then learns
             from the likelihoods of spans, see gemmule.losses.span_likelihood.
         span_temperature: temperature of those likelihoods; replaces `temperature`.
+        span_ends: where spans end: "token", at every boundary that both tokenizers have; or
+            "space", before spaces, with a correction for what a boundary reveals.
     """
 
     kind: Literal["distill"] = "distill"
@@ -195,6 +197,7 @@ class DistillConfig(DivergenceConfig):
     route_above: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     cross_tokenizer: bool = False
     span_temperature: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    span_ends: Literal["token", "space"] = "token"
 
     @pydantic.model_validator(mode="after")
     def _across_tokenizers_there_are_only_spans(self) -> Self:

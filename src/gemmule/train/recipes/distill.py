@@ -58,7 +58,12 @@ def _across_tokenizers(
     teacher = open_foreign_teacher(path, config.data.seq_len)
     source = packed_text(config, dataset)
     objective = CrossTokenizerDistillation(
-        teacher, OwnTokenizer(dataset.tokenizer), settings.span_temperature, settings.alpha
+        teacher,
+        OwnTokenizer(dataset.tokenizer),
+        settings.span_temperature,
+        settings.alpha,
+        at_spaces=settings.span_ends == "space",
+        vocab_size=dataset.tokenizer.vocab_size,
     )
     return language_model_recipe(
         config, dataset, student, source, objective, teachers=[teacher.describe()]
