@@ -27,8 +27,8 @@ VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["tokenizer"
          ["sft"], ["align"], ["synthesize"], ["merge"], ["warp"], ["gate"], ["tasks"],
          ["trim"],
          ["generate"], ["chat"], ["serve"], ["doctor"], ["info"],
-         ["convert"], ["quantize"], ["bench"], ["record"], ["verify"], ["ablate"], ["plan"],
-         ["eval"], ["safety"], ["card"], ["ledger"], ["when"],
+         ["convert"], ["quantize"], ["bench"], ["teacher-check"], ["record"], ["verify"],
+         ["ablate"], ["plan"], ["eval"], ["safety"], ["card"], ["ledger"], ["when"],
          ["memorization"], ["canaries"]]  # fmt: skip
 
 

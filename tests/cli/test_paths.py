@@ -117,6 +117,7 @@ train ~ --out o | train --out ~ | train --out o --set data.path=~ | train --out 
 distill ~ --out o | distill --out ~ | distill --teacher ~ --out o | distill --targets ~ --out o
 record ~ --data d --out o | record m --data ~ --out o | record m --data d --out ~ | verify ~
 verify s --teacher ~ | verify s --data ~ | verify s --student ~
+teacher-check ~ --data d | teacher-check m --data ~
 ablate size --data ~ --out o | ablate size --data d --out ~
 ablate size --teacher ~ --data d --out o
 plan --teacher ~ --student 1m | plan --teacher 1m --student ~

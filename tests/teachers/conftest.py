@@ -16,7 +16,12 @@ KINDS = {
     "llama": {},
     "mistral": {"sliding_window": 5},
     "gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 16},
-}
+    "gemma3_text": {
+        "sliding_window": 5, "query_pre_attn_scalar": 16, "rms_norm_eps": 1e-5,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "mamba": {"state_size": 4},
+}  # fmt: skip
 
 
 def save_model(kind: str, folder: Path, vocab_size: int, **changes: object) -> Path:

@@ -47,9 +47,13 @@ def packed(dataset: Dataset) -> Batch:
     )))  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
+PACKING = ["llama", "qwen2", "mistral", "gemma2", "gemma3_text"]
+
+
+@pytest.mark.parametrize("kind", [*PACKING, "mamba"])
 def test_documents_are_as_if_alone(kind: str, foreign: Foreign, dataset: Dataset) -> None:
     teacher = TransformersTeacher.open("x", foreign(kind), dataset.tokenizer.vocab_size)
+    assert teacher.packs == (kind in PACKING)
     batch = packed(dataset)
     x_BTD = teacher.hidden_states(batch)
     logits_BTV = soft_cap(x_BTD @ teacher.head.weight_VD.T, teacher.head.cap)
@@ -65,6 +69,47 @@ def test_documents_are_as_if_alone(kind: str, foreign: Foreign, dataset: Dataset
             torch.testing.assert_close(logits_BTV[row, where], alone, rtol=1e-4, atol=1e-4)
     assert documents > len(batch.doc_ids_BT)
     assert (batch.doc_ids_BT == 0).any()
+
+
+@pytest.mark.parametrize("kind", PACKING)
+def test_packed_rows_equal_separate_ones(kind: str, foreign: Foreign, dataset: Dataset) -> None:
+    """Hidden states are of size 1 after the last norm; the bound is twice what was measured."""
+    teacher = TransformersTeacher.open("x", foreign(kind), dataset.tokenizer.vocab_size)
+    batch = packed(dataset)
+    together = teacher.hidden_states(batch)
+    teacher.packs = False
+    separate = teacher.hidden_states(batch)
+    torch.testing.assert_close(together, separate, rtol=0, atol=2e-5)
+
+
+def test_packed_rows_would_leak_without_positions(
+    foreign: Foreign, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the comparison at the opening sees when a model does not use its masks."""
+    run = TransformersTeacher._last_hidden_state
+    monkeypatch.setattr(
+        TransformersTeacher, "_last_hidden_state", lambda self, tokens, _=None: run(self, tokens)
+    )
+    teacher = TransformersTeacher.open("x", foreign("llama"), dataset.tokenizer.vocab_size)
+    assert not teacher.packs
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_stored_in_bfloat16_it_is_what_autocast_makes_of_it(
+    kind: str, foreign: Foreign, dataset: Dataset
+) -> None:
+    teacher = TransformersTeacher.open("x", foreign(kind), dataset.tokenizer.vocab_size)
+    batch = packed(dataset)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = teacher.hidden_states(batch)
+        head = teacher.head.logits(before)
+        teacher.store_bfloat16()
+        after = teacher.hidden_states(batch)
+    assert torch.equal(before, after)
+    assert torch.equal(teacher.head.as_dtype(torch.bfloat16).logits(after), head)
+    stored = [p.dtype for p in teacher.model.parameters() if p.dim() == 2]
+    assert stored.count(torch.bfloat16) == 7 * 3
+    assert teacher.head.weight_VD.dtype == torch.float32
 
 
 def test_a_gemma_is_the_same_to_both(foreign: Foreign, dataset: Dataset, tmp_path: Path) -> None:

@@ -103,4 +103,5 @@ def other_model(values: Mapping[str, Any]) -> OtherModel:
 def other_gguf(architecture: str) -> OtherModel:
     """Names the model of a GGUF file whose general.architecture is not gemma2."""
     name = _GGUF.get(architecture, "a model of another architecture")
-    return OtherModel(f"{name} (general.architecture {brief(architecture)})", "llama.cpp")
+    teacher = architecture == "gemma3"
+    return OtherModel(f"{name} (general.architecture {brief(architecture)})", "llama.cpp", teacher)

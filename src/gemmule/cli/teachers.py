@@ -1,4 +1,4 @@
-"""gemmule record and verify: logit stores of a teacher."""
+"""gemmule teacher-check, record and verify: a teacher, and logit stores of it."""
 
 import dataclasses
 import json
@@ -45,6 +45,36 @@ class Extent(Options):
     part: Annotated[
         str | None, typer.Option(help="Record only this part, as in 2/4, next to other processes.")
     ] = None
+
+
+@command(TRAIN, "teacher-check")
+def teacher_check(
+    teacher: Annotated[
+        ModelName, typer.Argument(help="Teacher: run, HF folder, GGUF file or hub id.")
+    ],
+    data: Data,
+    tokens: Annotated[int | None, typer.Option(help="Number of tokens to predict (8192).")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Sequence length (256).")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well a teacher knows a text, and how fast it is, before recording it.
+
+    Example: gemmule teacher-check models/gemma-3-270m --data runs/data
+    """
+    from gemmule.config import assign
+    from gemmule.console import key_values
+    from gemmule.teachers.teacher_check import CheckConfig, check, describe
+
+    given = {"tokens": tokens, "seq_len": seq_len}
+    values = {"teacher": teacher, "data": data, **{k: v for k, v in given.items() if v is not None}}
+    config = CheckConfig.parse(assign(values, overrides or []))
+    with stoppable("nothing was changed"):
+        report = check(config)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        key_values(describe(report), title=teacher)
 
 
 @command(TRAIN)

@@ -6,7 +6,7 @@ Gemma 2 gives them, a student can be trained on the tokens of such a teacher; wh
 ids each token has, follows from the texts (gemmule.teachers.vocabulary_map).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from gemmule import files
 from gemmule.errors import TokenizerError
 from gemmule.model import tokenizer_json
 from gemmule.model.gemma_layout import BYTE_PIECES, FIXED_PIECES
-from gemmule.model.spm_train import FIRST_LEARNED_ID
+from gemmule.model.spm_model import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Piece
+from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, FIRST_TEXT_ID
 from gemmule.model.tokenizer import Tokenizer
+
+_FIXED = frozenset(FIXED_PIECES)
+_FIRST_KINDS = {0: CONTROL, 1: CONTROL, 2: CONTROL, 3: UNKNOWN}
 
 
 def load_in_gemma_layout(path: Path) -> Tokenizer:
@@ -41,6 +45,34 @@ def load_in_gemma_layout(path: Path) -> Tokenizer:
         return Tokenizer.load(path)
     model, added = tokenizer_json.from_content(_relaid(content, str(file)), str(file))
     return Tokenizer(model, str(file), added_tokens=added)
+
+
+def pieces_in_gemma_layout(pieces: Sequence[Piece], source: str) -> Tokenizer:
+    """`load_in_gemma_layout` for the pieces of a SentencePiece model.
+
+    Args:
+        pieces: all pieces by id, with U+2581 for a space.
+        source: their origin, for messages.
+
+    Raises:
+        TokenizerError: when it lacks a byte, or another piece that text always becomes in Gemma 2.
+    """
+    texts = {piece.text for piece in pieces}
+    missing = [text for text in FIXED_PIECES[FIRST_TEXT_ID:] if text not in texts]
+    if missing:
+        raise TokenizerError(
+            f"{source} is not a tokenizer of Gemma's kind: it has no piece {missing[0]!r}"
+        )
+    fixed = [
+        Piece(text, 0.0, BYTE if i >= FIRST_BYTE_ID else _FIRST_KINDS.get(i, USER_DEFINED))
+        for i, text in enumerate(FIXED_PIECES)
+    ]
+    others = [
+        piece
+        for piece in pieces
+        if piece.text not in _FIXED and piece.kind not in (CONTROL, UNKNOWN, BYTE)
+    ]
+    return Tokenizer.from_pieces([*fixed, *others], source)
 
 
 def _fixed_as_in_gemma2(vocab: Mapping[str, int]) -> bool:

@@ -4,7 +4,6 @@ Shapes: B sequences of a batch, T tokens of a sequence, N tokens of a text, D mo
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from gemmule.data.batch import Batch
 from gemmule.losses.head import Head
-from gemmule.losses.sparse_targets import Choice, SparseTargets
 from gemmule.teachers.teacher import Dropped, LocalTeacher
 from gemmule.teachers.vocabulary_map import VocabularyMap
 
@@ -53,7 +51,7 @@ class MappedTeacher(LocalTeacher):
 
     @property
     def dropped(self) -> Dropped | None:
-        """What `targets` has measured of the probability of other tokens."""
+        """What has been measured of the probability of other tokens."""
         return self._dropped
 
     def hidden_states(self, batch: Batch) -> Tensor:
@@ -64,16 +62,12 @@ class MappedTeacher(LocalTeacher):
         )
 
     @torch.no_grad()
-    def targets(
-        self, batch: Batch, choices: Sequence[Choice], temperature: float
-    ) -> list[SparseTargets]:
-        """As of any local teacher; some tokens are measured for `dropped` besides."""
-        x_BTD = self.hidden_states(batch)
+    def measure_dropped(self, x_BTD: Tensor, batch: Batch) -> None:
+        """Adds one token in 32 of a batch to `dropped`."""
         real_BT = batch.doc_ids_BT > 0
         self._dropped.add(
             self.vocabulary.dropped_probability(x_BTD[real_BT][::_EVERY], self.whole_head)
         )
-        return self.kept(x_BTD, choices, temperature)
 
     def describe(self) -> dict[str, Any]:
         """The teacher's entry, and which of its tokens are kept."""

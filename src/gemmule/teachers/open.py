@@ -2,6 +2,8 @@
 
 import torch
 
+from gemmule.checkpoints.gguf.gemma3 import ARCHITECTURE as GEMMA3
+from gemmule.checkpoints.gguf.gemma3 import architecture_of, open_gemma3
 from gemmule.checkpoints.hf.config import read_object
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.checkpoints.locate import Located, locate
@@ -10,6 +12,7 @@ from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.teachers.any_tokenizer import OwnTokenizer, TransformersTokenizer
 from gemmule.teachers.gemma import GemmaTeacher
+from gemmule.teachers.gemma3_gguf import Gemma3Vocabulary, load_gemma3
 from gemmule.teachers.mapped import MappedTeacher
 from gemmule.teachers.same_tokenizer import differing, other_tokenizer, part_of
 from gemmule.teachers.teacher import LocalTeacher
@@ -28,8 +31,8 @@ def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
     trim): then the teacher's distribution is conditioned on the data's tokens.
 
     Args:
-        name: run, folder, file or hub id: a Gemma 2 in any format, or any other causal language
-            model in Hugging Face's layout, which transformers runs.
+        name: run, folder, file or hub id: a Gemma 2 in any format, or a model that transformers
+            runs: any other causal language model in Hugging Face's layout, or a Gemma 3 in GGUF.
         dataset: the data that it predicts.
         seq_len: tokens that it must be able to read in one sequence.
 
@@ -41,7 +44,9 @@ def open_teacher(name: str, dataset: Dataset, seq_len: int) -> LocalTeacher:
     """
     _check_local(name)
     located = locate(name)
-    if is_gemma(located):
+    if is_gemma3_gguf(located):
+        teacher = _open_gemma3(name, located, dataset)
+    elif is_gemma(located):
         teacher = _open_gemma(name, dataset)
     else:
         teacher = _open_other(name, located, dataset)
@@ -60,6 +65,15 @@ def _open_gemma(name: str, dataset: Dataset) -> LocalTeacher:
             teacher = GemmaTeacher(name, checkpoint.load(torch.float32))
             return MappedTeacher(teacher, vocabulary)
     return GemmaTeacher.open(name, dataset)  # says how the tokenizers differ
+
+
+def _open_gemma3(name: str, located: Located, dataset: Dataset) -> LocalTeacher:
+    with open_gemma3(located.path) as file:
+        theirs = Gemma3Vocabulary(file, located.path)
+        vocabulary = part_of(dataset, theirs.ids, theirs.encode)
+        if vocabulary is None:
+            raise other_tokenizer(name, dataset, "it splits the text in another way")
+        return MappedTeacher(load_gemma3(name, file), vocabulary)
 
 
 def _open_other(name: str, located: Located, dataset: Dataset) -> LocalTeacher:
@@ -95,7 +109,12 @@ def open_foreign_teacher(name: str, seq_len: int) -> LocalTeacher:
     _check_local(name)
     located = locate(name)
     teacher: LocalTeacher
-    if is_gemma(located):
+    if is_gemma3_gguf(located):
+        with open_gemma3(located.path) as file:
+            whole = Gemma3Vocabulary(file, located.path)
+            teacher = MappedTeacher(load_gemma3(name, file), whole.in_gemma_layout())
+            teacher.tokenizer = OwnTokenizer(whole.tokenizer)
+    elif is_gemma(located):
         with open_checkpoint(name) as checkpoint:
             teacher = GemmaTeacher(name, checkpoint.load(torch.float32))
             teacher.tokenizer = OwnTokenizer(checkpoint.tokenizer)
@@ -115,6 +134,11 @@ def _check_local(name: str) -> None:
             "them again for each student: record it first (gemmule record), then train on the "
             "record with --targets"
         )
+
+
+def is_gemma3_gguf(located: Located) -> bool:
+    """Whether a checkpoint is a GGUF file of a Gemma 3, which transformers runs."""
+    return located.format == "gguf" and architecture_of(located.path) == GEMMA3
 
 
 def is_gemma(located: Located) -> bool:

@@ -21,11 +21,10 @@ from pydantic import Field
 
 from gemmule import files
 from gemmule.config import ModelName
-from gemmule.console import ProgressBar, console, duration
+from gemmule.console import ProgressBar, duration
 from gemmule.data.dataset import Dataset, Split
 from gemmule.data.packed_text import batch_of, sequence_count, too_few
 from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, UserError
-from gemmule.quant.int8_linear import quantize_linears, speed
 from gemmule.runs import run_dir
 from gemmule.runs.carbon import EnergyMeter, check_country
 from gemmule.runs.ledger import activity as ledger
@@ -34,6 +33,7 @@ from gemmule.runtime import device, host, memory
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.runtime.signals import Stop, stop_signals
 from gemmule.teachers import logit_store as stores
+from gemmule.teachers import precision
 from gemmule.teachers.completions import CompletionServer
 from gemmule.teachers.endpoint import REQUESTS, EndpointTeacher, check_spec
 from gemmule.teachers.logit_store import Store
@@ -120,8 +120,7 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     flops = teacher.forward_flops_per_token(config.seq_len) * sequences * config.seq_len
     check_country(config.country)
     config = device.resolve(config, flops)
-    if config.int8 and config.device != "cpu":
-        raise ConfigError("int8 = true is for teachers on a CPU: leave it out, or set device=cpu")
+    precision.check_int8(config.int8, config.device)
     manifest = _manifest(config, teacher, dataset, sequences)
     with locked(out, config.part):
         _claim(out, manifest, there)
@@ -131,12 +130,15 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
 def _record(config: RecordConfig, out: Path, teacher: Teacher, split: Split) -> dict[str, Any]:
     """Records the sequences of this part that the store in `out` lacks."""
     store = Store.open(out)
-    teacher.to(config.device)
-    if config.int8:
-        assert isinstance(teacher, LocalTeacher)  # _open_teacher refuses a server
-        _to_int8(teacher, config)
-    elif config.compile:  # int8 spends its time in the product, which a compiler does not change
-        teacher.compile()
+    if isinstance(teacher, LocalTeacher):
+        precision.prepare(
+            teacher,
+            device=config.device,
+            dtype=config.dtype,
+            int8=config.int8,
+            compiled=bool(config.compile),
+            tokens=config.batch_size * config.seq_len,
+        )
     session = _Session(config, out, store, teacher, split)
     session.run()
     done = Store.open(out)
@@ -154,23 +156,6 @@ def _open_teacher(config: RecordConfig, dataset: Dataset) -> Teacher:
         server = CompletionServer(config.teacher, config.served)
         return EndpointTeacher(server, dataset, config.targets, config.requests)
     return open_teacher(config.teacher, dataset, config.seq_len)
-
-
-def _to_int8(teacher: LocalTeacher, config: RecordConfig) -> None:
-    """Quantizes a teacher's linear layers, and prints whether that makes it faster here."""
-    if quantize_linears(teacher.model, keep=teacher.whole_head.weight_VD) == 0:
-        raise ConfigError(
-            "int8 = true: this teacher has no linear layers to quantize; leave it out"
-        )
-    gain = speed(teacher.model, config.batch_size * config.seq_len)
-    if gain > 1:
-        message = f"int8: the largest linear layer takes 1/{gain:.1f} of its time in float32"
-    else:
-        message = (
-            f"int8 does not help here: the largest linear layer takes {1 / gain:.1f} times as long "
-            "as in float32 (the processor needs VNNI); leave int8 out"
-        )
-    console.print(message)
 
 
 def _manifest(
@@ -228,11 +213,24 @@ def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         was, now = saved[part], asked[part]
         if not isinstance(was, dict):
             was, now = {part: was}, {part: now}
+        was, now = _flat(was), _flat(now)
         for name in sorted({*was, *now} - {"path"}):
             if was.get(name) != now.get(name):
                 before, after = _short(was.get(name)), _short(now.get(name))
                 differences.append(f"{name}: {before} there, {after} now")
     return differences
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a manifest with the settings of its groups, such as `vocabulary kept`."""
+    flat: dict[str, Any] = {}
+    for name, value in entry.items():
+        flat |= (
+            {f"{name} {k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat
 
 
 def _short(value: Any) -> str:

@@ -74,12 +74,6 @@ class Teacher(ABC):
         """Operations on this machine for one token's forward pass, head included; 0 elsewhere."""
         return 0.0
 
-    def to(self, device: str) -> None:  # noqa: B027, a server has nothing to move
-        """Moves its weights, if they are on this machine."""
-
-    def compile(self) -> None:  # noqa: B027, teachers may leave it out
-        """Compiles its blocks; does nothing where that is not known to pay."""
-
 
 class LocalTeacher(Teacher):
     """A teacher that runs on this machine.
@@ -122,18 +116,34 @@ class LocalTeacher(Teacher):
         """Moves its weights to a device."""
         self.model.to(device)
 
+    def store_bfloat16(self) -> None:
+        """Rounds the weights of its linear layers, except the head, to bfloat16.
+
+        Autocast rounds them to the same values in every product; frozen weights are not cached.
+        """
+        for module in self.model.modules():
+            if type(module) is nn.Linear and module.weight is not self.whole_head.weight_VD:
+                module.to(torch.bfloat16)
+
+    def measure_dropped(self, x_BTD: Tensor, batch: Batch) -> None:
+        """Adds some tokens of a batch to `dropped`, if there is anything to measure."""
+        return
+
     @torch.no_grad()
     def targets(
         self, batch: Batch, choices: Sequence[Choice], temperature: float
     ) -> list[SparseTargets]:
         """What `choices` keep; the draws of a sequence do not depend on the rest of the batch."""
-        return self.kept(self.hidden_states(batch), choices, temperature)
+        x_BTD = self.hidden_states(batch)
+        self.measure_dropped(x_BTD, batch)
+        return self.kept(x_BTD, choices, temperature)
 
     def kept(
         self, x_BTD: Tensor, choices: Sequence[Choice], temperature: float
     ) -> list[SparseTargets]:
         """What `choices` keep of the distributions that belong to hidden states."""
+        head = self.head.as_dtype(x_BTD.dtype)  # once for all sequences
         return [
-            self.head.sparse_targets(x_TD, choose, temperature=temperature)
+            head.sparse_targets(x_TD, choose, temperature=temperature)
             for x_TD, choose in zip(x_BTD, choices, strict=True)
         ]

@@ -1,12 +1,16 @@
 """Teachers that transformers runs: any causal language model it knows, without code of the model's.
 
-The documents of a sequence are separated and run on their own, several at a time, padded on the
-right. A causal model does not see later tokens, so padding changes nothing: this needs no mask and
-is right for every architecture. A 4-D mask would be wrong: transformers applies it unchanged in
-every layer, so that local layers lose their window. Positions start at 0 in each document; a
-GemmaTeacher's count through the sequence, which makes no difference to rotary embeddings.
+The documents of a sequence must not attend to each other. transformers makes masks from positions
+that start again at 0, for global, local and chunked layers alike, where a model uses its masks.
+Whether this one does is tried when it is opened, on documents alone and one after the other in a
+row: recurrent models do not, and some have masks of their own. Those run each document by itself,
+several at a time, padded on the right, which a causal model cannot see. A 4-D mask of ours would be
+wrong: transformers applies it unchanged in every layer, so that local layers lose their window.
 
-Shapes: B sequences, T tokens of a sequence, M tokens of a document, R documents at once, D model,
+Positions start at 0 in each document; a GemmaTeacher's count through the sequence, which makes no
+difference to rotary embeddings.
+
+Shapes: B sequences, T tokens of a sequence, R rows of documents, M tokens of a row, D model,
 V vocabulary.
 """
 
@@ -23,11 +27,15 @@ from gemmule.data.batch import Batch
 from gemmule.errors import CheckpointError, MissingExtraError, first_line
 from gemmule.losses.head import Head
 from gemmule.losses.soft_cap import soft_cap
+from gemmule.teachers.document_rows import alone, documents_of, laid_out, packed, put_back
 from gemmule.teachers.teacher import LocalTeacher
 
 # Exceptions that transformers raises for a folder that it cannot read.
-_REFUSALS = (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError)
+REFUSALS = (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError)
+# Exceptions of a forward pass with arguments that a model does not take.
+_CANNOT_RUN = (RuntimeError, TypeError, ValueError, AttributeError)
 _PROBE_TOKENS = 12
+_PROBE_DOCUMENTS = (5, 1, 7)  # tokens of documents that are run alone and in a row
 _TOLERANCE = 1e-4
 
 
@@ -60,7 +68,7 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except _REFUSALS as e:
+    except REFUSALS as e:
         raise CheckpointError(
             f"transformers finds no tokenizer that it can read in {folder} ({first_line(e)})"
         ) from None
@@ -73,6 +81,9 @@ class TransformersTeacher(LocalTeacher):
         path: its location, as the user gave it.
         model: the network with its head.
         vocab_size: size of its tokenizer's vocabulary; further rows of its head are padding.
+
+    Attributes:
+        packs: whether several documents can lie in a row without attending to each other.
 
     Raises:
         CheckpointError: when its logits are not the product of its head and hidden states.
@@ -90,6 +101,7 @@ class TransformersTeacher(LocalTeacher):
                 "files do not belong together"
             )
         self._check_head()
+        self.packs = self._keeps_documents_apart()
         self._fingerprint = weights_fingerprint(model)
 
     @classmethod
@@ -109,7 +121,7 @@ class TransformersTeacher(LocalTeacher):
                 trust_remote_code=False,
                 local_files_only=True,
             )
-        except (*_REFUSALS, RuntimeError, SafetensorError) as e:
+        except (*REFUSALS, RuntimeError, SafetensorError) as e:
             raise CheckpointError(
                 f"transformers cannot load {path} ({first_line(e)}): a teacher is a causal "
                 "language model of an architecture that transformers has, with weights in "
@@ -139,23 +151,24 @@ class TransformersTeacher(LocalTeacher):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D], zero at padding."""
-        documents = _documents(batch.doc_ids_BT)
-        rows, length = batch.tokens_BT.shape
+        sequences, length = batch.tokens_BT.shape
         width, dtype = self._out.weight.shape[1], self._out.weight.dtype
         if torch.is_autocast_enabled(batch.tokens_BT.device.type):
             dtype = torch.get_autocast_dtype(batch.tokens_BT.device.type)
-        x_BTD = torch.zeros(rows, length, width, dtype=dtype, device=batch.tokens_BT.device)
-        for group in _groups(documents, rows * length):
-            longest = max(stop - start for _, start, stop in group)
-            tokens_RM = torch.zeros(
-                len(group), longest, dtype=torch.long, device=batch.tokens_BT.device
-            )
-            for i, (row, start, stop) in enumerate(group):
-                tokens_RM[i, : stop - start] = batch.tokens_BT[row, start:stop]
-            x_RMD = self._base(tokens_RM, use_cache=False).last_hidden_state
-            for i, (row, start, stop) in enumerate(group):
-                x_BTD[row, start:stop] = x_RMD[i, : stop - start].to(dtype)
+        x_BTD = torch.zeros(sequences, length, width, dtype=dtype, device=batch.tokens_BT.device)
+        documents = documents_of(batch.doc_ids_BT)
+        groups = [packed(documents)] if self.packs else alone(documents, sequences * length)
+        for rows in filter(None, groups):
+            tokens_RM, positions_RM = laid_out(batch.tokens_BT, rows)
+            several = any(len(row) > 1 for row in rows)
+            x_RMD = self._last_hidden_state(tokens_RM, positions_RM if several else None)
+            put_back(x_RMD.to(dtype), rows, x_BTD)
         return x_BTD
+
+    def _last_hidden_state(self, tokens_RM: Tensor, positions_RM: Tensor | None = None) -> Tensor:
+        positions = {} if positions_RM is None else {"position_ids": positions_RM}
+        states: Tensor = self._base(tokens_RM, use_cache=False, **positions).last_hidden_state
+        return states
 
     def describe(self) -> dict[str, Any]:
         """Path, fingerprint of the weights, parameters, architecture and final soft cap."""
@@ -182,9 +195,9 @@ class TransformersTeacher(LocalTeacher):
         tokens_BT = torch.randint(self._vocab_size, (2, _PROBE_TOKENS), generator=generator)
         try:
             theirs = self.model(tokens_BT, use_cache=False).logits
-            x_BTD = self._base(tokens_BT, use_cache=False).last_hidden_state
+            x_BTD = self._last_hidden_state(tokens_BT)
             ours = soft_cap(x_BTD @ self._out.weight.T, self._cap)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as e:
+        except _CANNOT_RUN as e:
             raise CheckpointError(
                 f"{self.path} ({type(self.model).__name__}) cannot be run on token ids alone "
                 f"({first_line(e)}): a teacher is a decoder of text"
@@ -200,6 +213,20 @@ class TransformersTeacher(LocalTeacher):
                 f"{self._what_differs(theirs / ours)}. Such a teacher cannot be used"
             )
 
+    @torch.no_grad()
+    def _keeps_documents_apart(self) -> bool:
+        """Compares documents in one row with the same documents alone, on random ids."""
+        generator = torch.Generator().manual_seed(1)
+        tokens_M = torch.randint(self._vocab_size, (sum(_PROBE_DOCUMENTS),), generator=generator)
+        positions_M = torch.cat([torch.arange(tokens) for tokens in _PROBE_DOCUMENTS])
+        parts = tokens_M.split(_PROBE_DOCUMENTS)
+        alone_MD = torch.cat([self._last_hidden_state(part[None])[0] for part in parts])
+        try:
+            x_MD = self._last_hidden_state(tokens_M[None], positions_M[None])[0]
+        except _CANNOT_RUN:
+            return False
+        return bool((x_MD - alone_MD).abs().max() <= _TOLERANCE * alone_MD.abs().max())
+
     def _what_differs(self, ratio: Tensor) -> str:
         if getattr(self._out, "bias", None) is not None:
             return "its head has a bias"
@@ -210,34 +237,3 @@ class TransformersTeacher(LocalTeacher):
         if bool(((ratio - ratio.mean()).abs() < 1e-2 * ratio.mean().abs()).all()):
             return f"they are multiplied by {float(ratio.mean()):.3g}"
         return "its config does not name the reason"
-
-
-Document = tuple[int, int, int]  # row, first token, token after the last
-
-
-def _documents(doc_ids_BT: Tensor) -> list[Document]:
-    """Positions of the documents of a batch, without padding."""
-    documents: list[Document] = []
-    for row, doc_ids_T in enumerate(doc_ids_BT.cpu()):
-        values, counts = doc_ids_T.unique_consecutive(return_counts=True)
-        stop = 0
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            start, stop = stop, stop + count
-            if value:
-                documents.append((row, start, stop))
-    return documents
-
-
-def _groups(documents: list[Document], max_tokens: int) -> list[list[Document]]:
-    """Documents to run at once: of similar length, at most `max_tokens` tokens with padding."""
-    groups: list[list[Document]] = []
-    for document in sorted(documents, key=lambda d: d[1] - d[2]):
-        # The first document of a group is the longest; all others are padded to it.
-        if groups:
-            _, start, stop = groups[-1][0]
-            same_size = 2 * (document[2] - document[1]) >= stop - start
-            if same_size and (len(groups[-1]) + 1) * (stop - start) <= max_tokens:
-                groups[-1].append(document)
-                continue
-        groups.append([document])
-    return groups

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from gemmule.checkpoints.gguf import chat_format
 from gemmule.checkpoints.gguf import tokenizer as gguf_tokenizer
 from gemmule.checkpoints.gguf.blocks import OURS, dequantize
 from gemmule.checkpoints.gguf.header import TensorInfo, Value
+from gemmule.checkpoints.gguf.metadata import Metadata, shown
 from gemmule.checkpoints.gguf.names import (
     ARCHITECTURE,
     NORM_OFFSET,
@@ -63,7 +63,7 @@ def open_gguf(path: Path) -> Checkpoint:
         config = _config(metadata, [info for _, info in stored], str(path))
         tensors: dict[str, StoredTensor] = {}
         for file, info in stored:
-            tensor = _GgufTensor(file, info)
+            tensor = GgufTensor(file, info, from_gguf(info.name))
             tensors[tensor.name] = tensor
         return Checkpoint(
             path,
@@ -88,11 +88,20 @@ def require_gguf(purpose: str) -> None:
         raise MissingExtraError("gguf", "gguf", purpose) from None
 
 
-class _GgufTensor(StoredTensor):
-    """A tensor in a GGUF file; quantized ones are read as fp32."""
+class GgufTensor(StoredTensor):
+    """A tensor in a GGUF file; quantized ones are read as fp32.
 
-    def __init__(self, file: MappedFile, info: TensorInfo) -> None:
-        name, encoding = from_gguf(info.name), info.encoding.name
+    Args:
+        file: the file.
+        info: the tensor's place in it.
+        name: its name as a parameter.
+
+    Raises:
+        CheckpointError: when it is stored in an encoding that cannot be read.
+    """
+
+    def __init__(self, file: MappedFile, info: TensorInfo, name: str) -> None:
+        encoding = info.encoding.name
         if not _is_readable(encoding):
             raise CheckpointError(
                 f"{file.path}: {info.name} is stored as {encoding}, which the installed gguf "
@@ -158,56 +167,15 @@ def _tokenizer(metadata: Mapping[str, Value], path: Path, rows: int) -> Tokenize
     return chat_format.from_metadata(tokenizer, metadata, str(path))
 
 
-class _Metadata:
-    """Checked access to the metadata that describes the model."""
-
-    def __init__(self, metadata: Mapping[str, Value], source: str) -> None:
-        self._metadata, self._source = metadata, source
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A number; raises if the key is missing and there is no default."""
-        return self._get(key, default, int | float, "one number")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """An integer; raises if the key is missing and there is no default."""
-        return self._get(key, default, int, "one integer")
-
-    def _get(self, key: str, default: Any, kind: Any, expected: str) -> Any:
-        name = f"{ARCHITECTURE}.{key}"
-        value = self._metadata.get(name, default)
-        if value is None:
-            raise CheckpointError(f"{self._source} lacks the key {name}")
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise CheckpointError(f"{self._source}: {name} is {_shown(value)}; expected {expected}")
-        return value
-
-    def refuse_other_than(self, key: str, *allowed: object) -> None:
-        """Checks that a key is missing or has one of the `allowed` values."""
-        value = self._metadata.get(key)
-        if value is None:
-            return
-        if isinstance(value, list | np.ndarray) or value not in allowed:
-            raise CheckpointError(
-                f"{self._source}: {key} is {_shown(value)}, which is not supported; only "
-                f"{' or '.join(map(repr, allowed))} can be loaded"
-            )
-
-
-def _shown(value: Value) -> str:
-    return "an array" if isinstance(value, list | np.ndarray) else repr(value)[:80]
-
-
 def _refuse_others(
     metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], source: str
 ) -> None:
     """Names what a file holds instead of a Gemma 2."""
-    kind = metadata.get("general.type", "model")
-    if kind in _OTHER_TYPES:
-        raise CheckpointError(f"{source} is {_OTHER_TYPES[str(kind)]}")
     architecture = metadata.get("general.architecture", "missing")
+    refuse_other_types(metadata, source)
     if architecture != ARCHITECTURE:
-        shown = architecture if isinstance(architecture, str) else _shown(architecture)
-        raise CheckpointError(other_gguf(shown).refusal(source))
+        name = architecture if isinstance(architecture, str) else shown(architecture)
+        raise CheckpointError(other_gguf(name).refusal(source))
     if not tensors:
         raise CheckpointError(
             f"{source} holds a vocabulary and no weights (llama.cpp's --vocab-only): give the "
@@ -217,11 +185,22 @@ def _refuse_others(
         raise CheckpointError(classifier_message(source, [], "cls.output.weight"))
 
 
+def refuse_other_types(metadata: Mapping[str, Value], source: str) -> None:
+    """Refuses files that are not a model's.
+
+    Raises:
+        CheckpointError: naming what it is.
+    """
+    kind = metadata.get("general.type", "model")
+    if kind in _OTHER_TYPES:
+        raise CheckpointError(f"{source} is {_OTHER_TYPES[str(kind)]}")
+
+
 def _config(
     metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], source: str
 ) -> GemmaConfig:
     _refuse_others(metadata, tensors, source)
-    keys = _Metadata(metadata, source)
+    keys = Metadata(metadata, ARCHITECTURE, source)
     hidden, layers = keys.integer("embedding_length"), keys.integer("block_count")
     heads = keys.integer("attention.head_count")
     head_dim = keys.integer("attention.key_length", hidden // max(1, heads))
@@ -230,7 +209,7 @@ def _config(
     try:
         return GemmaConfig.parse(
             {
-                "vocab_size": _vocabulary(tensors, source),
+                "vocab_size": vocabulary_rows(tensors, source),
                 "hidden_size": hidden,
                 "intermediate_size": keys.integer("feed_forward_length"),
                 "num_hidden_layers": layers,
@@ -251,7 +230,7 @@ def _config(
         raise CheckpointError(str(e)) from None
 
 
-def _refuse_unsupported(keys: _Metadata, head_dim: int, theta: float) -> None:
+def _refuse_unsupported(keys: Metadata, head_dim: int, theta: float) -> None:
     for key, allowed in {
         "attention.value_length": (head_dim,),
         "attention.sliding_window_pattern": (2,),
@@ -263,12 +242,12 @@ def _refuse_unsupported(keys: _Metadata, head_dim: int, theta: float) -> None:
         "rope.scale_linear": (0.0, 1.0),
         "rope.scaling.attn_factor": (1.0,),
     }.items():
-        keys.refuse_other_than(f"{ARCHITECTURE}.{key}", *allowed)
+        keys.refuse_other_than(key, *allowed)
     # llama.cpp treats "linear" without a factor as no scaling.
-    keys.refuse_other_than(f"{ARCHITECTURE}.rope.scaling.type", "none", "linear")
+    keys.refuse_other_than("rope.scaling.type", "none", "linear")
 
 
-def _vocabulary(tensors: Sequence[TensorInfo], source: str) -> int:
+def vocabulary_rows(tensors: Sequence[TensorInfo], source: str) -> int:
     """The number of rows of the embedding; `vocab_size` is not always among the keys."""
     for info in tensors:
         if info.name == "token_embd.weight":

@@ -125,9 +125,20 @@ def from_metadata(metadata: Mapping[str, Value], rows: int, source: str) -> Toke
     Raises:
         TokenizerError: when keys are missing or wrong, or it is not Gemma's tokenizer.
     """
+    pieces = stored_pieces(metadata, rows, source)
+    originals = [*map(_from_ggml, range(len(pieces)), pieces)]
+    added = _added(metadata.get(_ADDED), originals, source)
+    return Tokenizer.from_pieces(_with_added(originals, added), source, added_tokens=added)
+
+
+def stored_pieces(metadata: Mapping[str, Value], rows: int, source: str) -> list[Piece]:
+    """The pieces of a SentencePiece vocabulary as a GGUF file spells them, without padding rows.
+
+    Arguments and errors are those of `from_metadata`, for any Gemma.
+    """
     if metadata.get(_MODEL) != _SENTENCEPIECE:
         raise TokenizerError(
-            f"{source}: {_MODEL} is {metadata.get(_MODEL)!r}; Gemma 2's is {_SENTENCEPIECE!r}"
+            f"{source}: {_MODEL} is {metadata.get(_MODEL)!r}; Gemma's is {_SENTENCEPIECE!r}"
         )
     tokens = metadata.get(_TOKENS)
     scores, kinds = metadata.get(_SCORES), metadata.get(_TYPES)
@@ -147,9 +158,7 @@ def from_metadata(metadata: Mapping[str, Value], rows: int, source: str) -> Toke
     pieces = list(map(Piece, texts, scores.tolist(), kinds.tolist()))
     while pieces and pieces[-1].kind == UNUSED and pieces[-1].text == f"[PAD{len(pieces) - 1}]":
         pieces.pop()
-    originals = [*map(_from_ggml, range(len(pieces)), pieces)]
-    added = _added(metadata.get(_ADDED), originals, source)
-    return Tokenizer.from_pieces(_with_added(originals, added), source, added_tokens=added)
+    return pieces
 
 
 def _added(stored: Value | None, pieces: Sequence[Piece], source: str) -> list[AddedToken]:
