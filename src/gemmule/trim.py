@@ -9,11 +9,10 @@ C tokens of a chunk.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,22 +25,17 @@ from gemmule.checkpoints.quality import Predictor, read_streamed
 from gemmule.checkpoints.tensor_layout import write
 from gemmule.checkpoints.trimmed import trimmed_checkpoint
 from gemmule.console import Progress
-from gemmule.data.read_log import ReadLog
-from gemmule.data.sources import Source, find_source
-from gemmule.errors import ConfigError, TokenizerError
+from gemmule.data.text_trim import SAMPLE, Extent, Stage, TextTrim, compared, trim_to_text
+from gemmule.errors import ConfigError
 from gemmule.losses.chunked_head import row_chunks
-from gemmule.model.tokenizer import Tokenizer
-from gemmule.model.vocabulary_trim import Trimmed, trim_tokenizer
+from gemmule.model.vocabulary_trim import Trimmed
 from gemmule.runs.lock import locked_output
 from gemmule.runs.run_dir import free_folder
 
 REPORT = "trim.json"
-_ROW = 256  # tokens of a row of the sample
-_SAMPLE, _MINIMUM = 16_384, 1_024  # tokens to measure the lost probability on
+_MINIMUM = 1_024  # tokens to measure the lost probability on
 _WORK = 1e13  # weights x tokens
 _LOGITS = 2**24  # logits that exist at once
-
-Stage = Callable[[str], None]
 
 
 def trim(
@@ -81,23 +75,24 @@ def trim(
     with locked_output(out), open_checkpoint(model) as source:
         if source.quantized:
             raise ConfigError(f"{model} is quantized: trim the model that it was made from")
-        trimmed, segmentation, counted = _trimmed(
-            source.tokenizer, text, field=field, size=size, coverage=coverage,
+        fitted = trim_to_text(
+            source.tokenizer, text, Extent(size=size, coverage=coverage), field=field,
             progress=progress, stage=stage,
         )  # fmt: skip
+        trimmed = fitted.trimmed
         result = trimmed_checkpoint(source, trimmed)
         report: dict[str, Any] = {
             **provenance(source, model, tokenizer=source.tokenizer.fingerprint),
             "out": str(out),
-            "text": counted.text,
+            "text": fitted.counts.text,
             "vocabulary": {"before": source.config.vocab_size, "after": len(trimmed.kept_K)},
             "parameters": {
                 "before": source.config.parameters,
                 "after": result.config.parameters,
             },
             "coverage": trimmed.coverage,
-            "segmentation": segmentation,
-            "dropped_probability": _dropped(source, trimmed, counted.sample(source), stage),
+            "segmentation": fitted.segmentation,
+            "dropped_probability": _dropped(source, trimmed, _sample(source, fitted), stage),
         }
         with files.atomic_dir(out) as partial:
             stage("writing")
@@ -108,116 +103,11 @@ def trim(
     return report
 
 
-def trim_tokenizer_for(
-    tokenizer: Tokenizer,
-    text: Path | None,
-    *,
-    field: str | None = None,
-    size: int | None = None,
-    coverage: float = 1.0,
-    progress: Progress = lambda *_: None,
-    stage: Stage = lambda _: None,
-) -> tuple[Trimmed, dict[str, int]]:
-    """Trims a tokenizer alone; arguments and errors as of `trim`.
-
-    Returns:
-        The trimmed vocabulary, and how the text is segmented before and after: documents,
-        equal_documents, tokens_before, tokens_after.
-    """
-    trimmed, segmentation, _ = _trimmed(
-        tokenizer, text, field=field, size=size, coverage=coverage, progress=progress, stage=stage
-    )
-    return trimmed, segmentation
-
-
-def _trimmed(
-    tokenizer: Tokenizer,
-    text: Path | None,
-    *,
-    field: str | None,
-    size: int | None,
-    coverage: float,
-    progress: Progress,
-    stage: Stage,
-) -> tuple[Trimmed, dict[str, int], "_Counts"]:
-    corpus = find_source(text, field)
-    stage(f"counting the tokens of {corpus.name}")
-    counted = _Counts(tokenizer, corpus.name)
-    counted.read(corpus, progress)
-    trimmed = trim_tokenizer(tokenizer, counted.counts_V, size=size, coverage=coverage)
-    stage("comparing the segmentation")
-    return trimmed, _compare(corpus, tokenizer, trimmed, progress), counted
-
-
-class _Counts:
-    """How often a text has each token, and rows of it that are spread evenly, by chance."""
-
-    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
-        self._tokenizer, self.text = tokenizer, text
-        self.counts_V = np.zeros(tokenizer.vocab_size, np.int64)
-        self._rows: list[list[int]] = []
-        self._seen = 0
-        self._random = np.random.default_rng(0)
-
-    def read(self, corpus: Source, progress: Progress) -> None:
-        """Counts the tokens of every document."""
-        for document in _documents(corpus, progress):
-            ids = self._tokenizer.encode(document)
-            self.counts_V += np.bincount(np.array(ids, np.int64), minlength=len(self.counts_V))
-            for at in range(0, len(ids) - _ROW + 2, _ROW - 1):
-                self._keep([self._tokenizer.bos_id, *ids[at : at + _ROW - 1]])
-
-    def _keep(self, row: list[int]) -> None:
-        """Reservoir sampling: each row seen so far is kept with equal probability."""
-        self._seen += 1
-        if len(self._rows) < _SAMPLE // _ROW:
-            self._rows.append(row)
-        elif (at := int(self._random.integers(self._seen))) < len(self._rows):
-            self._rows[at] = row
-
-    def sample(self, source: Checkpoint) -> Tensor:
-        """As many of the rows as take minutes to read at most, [R, T]; none for a short text."""
-        tokens = min(_SAMPLE, max(_MINIMUM, int(_WORK / source.config.parameters)))
-        length = min(_ROW, source.config.max_position_embeddings)
-        rows = [row[:length] for row in self._rows[: tokens // _ROW]]
-        return torch.tensor(rows, dtype=torch.int64)
-
-
-def _documents(corpus: Source, progress: Progress) -> Iterator[str]:
-    count = 0
-    for count, document in enumerate(corpus.documents(ReadLog()), 1):
-        yield document.text
-        progress(count, 0, "documents")
-
-
-def _compare(
-    corpus: Source, tokenizer: Tokenizer, trimmed: Trimmed, progress: Progress
-) -> dict[str, int]:
-    """Encodes the text with both vocabularies.
-
-    Raises:
-        TokenizerError: when all of its pieces were kept and it is segmented in another way, which
-            the merges of a BPE rule out.
-    """
-    documents = equal = before = after = 0
-    for document in _documents(corpus, progress):
-        ids = tokenizer.encode(document)
-        new = trimmed.tokenizer.encode(document)
-        same = len(ids) == len(new) and bool(np.array_equal(trimmed.kept_K[new], ids))
-        if not same and trimmed.coverage == 1.0:
-            raise TokenizerError(
-                f"document {documents + 1} of {corpus.location} is segmented in another way by the "
-                "trimmed tokenizer: the merges of this tokenizer do not have one order, so it "
-                "cannot be trimmed"
-            )
-        documents, equal = documents + 1, equal + same
-        before, after = before + len(ids), after + len(new)
-    return {
-        "documents": documents,
-        "equal_documents": equal,
-        "tokens_before": before,
-        "tokens_after": after,
-    }
+def _sample(source: Checkpoint, fitted: TextTrim) -> Tensor:
+    """As many rows of the text as take minutes to read at most, [R, T]; none for a short text."""
+    tokens = min(SAMPLE, max(_MINIMUM, int(_WORK / source.config.parameters)))
+    rows = fitted.counts.sample(tokens, source.config.max_position_embeddings)
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def _dropped(
@@ -244,14 +134,6 @@ def _mass(predictor: Predictor, dropped_V: Tensor) -> Iterator[Tensor]:
     for rows in row_chunks(len(x_ND), max(1, _LOGITS // V), V):
         p_CV = predictor.logits(x_ND[rows]).double().softmax(-1)
         yield (p_CV * dropped_V).sum(-1)
-
-
-def compared(segmentation: dict[str, int]) -> str:
-    """How a text is segmented by the trimmed tokenizer, in words."""
-    if segmentation["equal_documents"] == segmentation["documents"]:
-        return "equal on the whole text"
-    growth = segmentation["tokens_after"] / max(1, segmentation["tokens_before"]) - 1
-    return f"{growth:+.2%} tokens"
 
 
 def summary(report: dict[str, Any]) -> list[list[str]]:

@@ -114,6 +114,7 @@ COMMANDS = """
 quickstart --data ~ | quickstart --out ~ | tokenizer train ~ --out o | tokenizer train --out ~
 data ~ --tokenizer t --out o | data --tokenizer ~ --out o | data --tokenizer t --out ~
 train ~ --out o | train --out ~ | train --out o --set data.path=~ | train --out o --set model.init=~
+record m --data d --out o --text ~ | distill --teacher m --out o --text ~
 distill ~ --out o | distill --out ~ | distill --teacher ~ --out o | distill --targets ~ --out o
 record ~ --data d --out o | record m --data ~ --out o | record m --data d --out ~ | verify ~
 verify s --teacher ~ | verify s --data ~ | verify s --student ~

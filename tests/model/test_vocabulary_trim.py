@@ -108,7 +108,9 @@ def test_room_is_filled_with_what_merges_first(full: Tokenizer) -> None:
     few = trim.trim_tokenizer(full, counts(full, ["return None"]))
     more = trim.trim_tokenizer(full, counts(full, ["return None"]), size=len(few.kept_K) + 100)
     added = set(more.kept_K.tolist()) - set(few.kept_K.tolist())
-    ordinary = [i for i in trim._Merges(full.pieces).first() if i not in set(few.kept_K.tolist())]
+    ordinary = [
+        i for i in trim.Merges(full.pieces, []).first() if i not in set(few.kept_K.tolist())
+    ]
     assert len(added) == 100
     assert added == set(ordinary[:100])  # whose parts merge even earlier
 

@@ -13,6 +13,7 @@ from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
 from gemmule.data.packed_text import batch_of
 from gemmule.data.prepare import prepare
+from gemmule.data.text_trim import Extent, trim_to_text
 from gemmule.errors import OutputError, TokenizerError
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
@@ -23,7 +24,6 @@ from gemmule.teachers.record import RecordConfig, describe, record, summary
 from gemmule.teachers.verify_store import verify
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
-from gemmule.trim import trim_tokenizer_for
 from models import GROUPED, random_model, tiny_config
 
 Foreign = Callable[..., Path]
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(full: Tokenizer, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    trimmed, _ = trim_tokenizer_for(full, folder)
+    trimmed = trim_to_text(full, folder).trimmed
     assert trimmed.tokenizer.vocab_size < full.vocab_size
     return prepare(folder, trimmed.tokenizer, tmp_path_factory.mktemp("data") / "data")
 
@@ -135,9 +135,12 @@ def test_a_store_recorded_with_another_map_is_another(
         {"teacher": str(teacher), "data": dataset.path, "seq_len": 32, "tokens": 200}
     )
     record(config, tmp_path / "store")
-    larger, _ = trim_tokenizer_for(full, folder, size=dataset.tokenizer.vocab_size + 20)
+    size = dataset.tokenizer.vocab_size + 20
+    larger = trim_to_text(full, folder, Extent(size=size)).trimmed
     other = prepare(folder, larger.tokenizer, tmp_path / "other")
-    with pytest.raises(OutputError, match="is a record of something else"):
+    with pytest.raises(
+        OutputError, match=r"a record of something else .*vocabulary kept: \d+ there, \d+ now"
+    ):
         record(config.model_copy(update={"data": other.path}), tmp_path / "store")
 
 

@@ -7,14 +7,20 @@ from typing import Annotated, Literal
 import typer
 
 from gemmule.cli.app import DATA, RERUN, command, stoppable
-from gemmule.cli.options import AsJson, CorpusLicence, CorpusName, Field, Out, Text
+from gemmule.cli.options import AsJson, CorpusLicence, CorpusName, Field, Out, Text, Trimming
 
 
 @command(DATA)
 def data(
-    tokenizer: Annotated[Path, typer.Option(help="Folder or .model file of the tokenizer.")],
+    tokenizer: Annotated[
+        Path, typer.Option(help="Folder or .model file of the tokenizer; with --trim, or a model.")
+    ],
     out: Out,
+    trimming: Trimming,
     source: Text = None,
+    trim: Annotated[
+        bool, typer.Option("--trim", help="Trim the tokenizer to the tokens that the text uses.")
+    ] = False,
     field: Field = None,
     name: CorpusName = None,
     licence: CorpusLicence = None,
@@ -32,26 +38,51 @@ def data(
 
     If it is stopped, the same command continues from there.
 
+    With --trim (or one of its two extents), the tokenizer is that of a Gemma 1, 2 or 3, and
+    students of the data have an embedding for the tokens of the text alone.
+
     Example: gemmule data ~/notes --tokenizer runs/tokenizer --out runs/data
     """
-    from gemmule.console import counting, table
+    from gemmule.console import counting, stage, table
     from gemmule.data.prepare import prepare
     from gemmule.data.read_log import dropped_lines
+    from gemmule.data.text_trim import Extent, compared, prepare_trimmed
     from gemmule.model.tokenizer import Tokenizer
+    from gemmule.teachers.whole_tokenizer import gemma_tokenizer
 
+    fitted = None
     with stoppable(RERUN), counting("tokenizing") as progress:
-        dataset = prepare(
-            source, Tokenizer.load(tokenizer), out, field=field, name=name, licence=licence,
-            near_duplicates=near_duplicates, progress=progress,
-        )  # fmt: skip
+        if trim or trimming.given():
+            full = gemma_tokenizer(str(tokenizer))
+            dataset, fitted = prepare_trimmed(
+                full, source, out, Extent(**trimming.extent()), field=field, name=name,
+                licence=licence, near_duplicates=near_duplicates, progress=progress, stage=stage,
+            )  # fmt: skip
+        else:
+            dataset = prepare(
+                source, Tokenizer.load(tokenizer), out, field=field, name=name, licence=licence,
+                near_duplicates=near_duplicates, progress=progress,
+            )  # fmt: skip
     splits = dataset.manifest["splits"]
     counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}
     if as_json:
         shown = ("name", "licence", "dropped", "dropped_examples", "notes")
         about = {k: dataset.manifest[k] for k in shown if k in dataset.manifest}
+        if fitted is not None:
+            about["trimmed"] = {
+                "vocabulary": {"before": full.vocab_size, "after": len(fitted.trimmed.kept_K)},
+                "coverage": fitted.trimmed.coverage,
+                "segmentation": fitted.segmentation,
+            }
         print(json.dumps({**about, "fingerprint": dataset.fingerprint, "splits": counts}))
         return
     rows = [[k, *(f"{n:,}" for n in c.values())] for k, c in counts.items()]
     table(["split", "documents", "tokens", "bytes"], rows, title=dataset.name)
+    if fitted is not None:
+        print(
+            f"{len(fitted.trimmed.kept_K):,} of {full.vocab_size:,} tokens kept, "
+            f"{fitted.trimmed.coverage:.4%} of the text's; segmentation "
+            f"{compared(fitted.segmentation)}"
+        )
     for note in [*dataset.manifest["notes"], *dropped_lines(dataset.manifest)]:
         print(note)

@@ -110,6 +110,22 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Trimming(Options):
+    """How much of a tokenizer's vocabulary is kept for a text."""
+
+    trim_size: Annotated[
+        int | None, typer.Option(help="Trim the tokenizer to this number of tokens.")
+    ] = None
+    trim_coverage: Annotated[
+        float | None, typer.Option(help="Trim to this fraction of the text's tokens (1).")
+    ] = None
+
+    def extent(self) -> dict[str, Any]:
+        """The fields of data.text_trim.Extent that are given."""
+        return {name.removeprefix("trim_"): value for name, value in self.given().items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Options):
     """How tokens are chosen (infer/core/sampling.py)."""
 

@@ -9,6 +9,7 @@ import typer
 
 from gemmule.cli.app import RERUN, TRAIN, command, stoppable
 from gemmule.cli.options import AsJson, Data, Options, Out, Overrides
+from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
 
 
@@ -86,6 +87,7 @@ def record(
     out: Out,
     targets: Targets,
     extent: Extent,
+    text: TeacherText,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -106,6 +108,7 @@ def record(
     }  # fmt: skip
     config = RecordConfig.parse(assign(values, overrides or []))
     with stoppable(RERUN):
+        text.prepare(config.teacher, config.data)
         result = run(config, out)
     if as_json:
         print(json.dumps(result))

@@ -1,12 +1,12 @@
 """gemmule tokenizer train and trim."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gemmule.cli.app import DATA, app, command
 from gemmule.cli.options import Field, Out, Text, TrimCoverage, TrimSize, TrimText
+from gemmule.config import ModelName
 
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or trim one.")
 app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel=DATA)
@@ -45,7 +45,7 @@ def tokenizer_train(
 @command(DATA, "trim", to=tokenizer_app)
 def tokenizer_trim(
     tokenizer: Annotated[
-        Path, typer.Argument(help="Folder with a tokenizer of Gemma 1, 2 or 3, or its file.")
+        ModelName, typer.Argument(help="Model, GGUF file, or folder or file of a tokenizer.")
     ],
     out: Out,
     text: TrimText = None,
@@ -53,32 +53,38 @@ def tokenizer_trim(
     coverage: TrimCoverage = 1.0,
     field: Field = None,
 ) -> None:
-    """Trim a tokenizer to the tokens that a text uses, with Gemma 2's ids for the fixed ones.
+    """Trim a tokenizer to the tokens that a text uses.
 
-    Data that are prepared with it can be learned from a teacher that has the full tokenizer.
+    Tokenizers of Gemma 1, 2 and 3 get Gemma 2's ids for the fixed tokens: data that are prepared
+    with the result can be learned from a teacher that has the full tokenizer. Other BPE
+    tokenizers, such as those of GPT-2, Llama and Qwen, stay what they are.
 
     Example: gemmule tokenizer trim models/gemma-3-270m --text ~/notes --out runs/tokenizer
     """
     from gemmule.console import counting, key_values, stage
-    from gemmule.model.foreign_layout import load_in_gemma_layout
+    from gemmule.data.text_trim import Extent, lines, trim_to_text
     from gemmule.runs.lock import locked
     from gemmule.runs.run_dir import claim
-    from gemmule.trim import compared, trim_tokenizer_for
+    from gemmule.teachers.trim_bpe import save, trim_bpe
+    from gemmule.teachers.whole_tokenizer import any_bpe, gemma_tokenizer
 
+    extent = Extent(size=size, coverage=coverage)
     with locked(out):
         claim(out)
         with counting("reading") as progress:
-            full = load_in_gemma_layout(tokenizer)
-            trimmed, segmentation = trim_tokenizer_for(
-                full, text, field=field, size=size, coverage=coverage,
-                progress=progress, stage=stage,
-            )  # fmt: skip
-        trimmed.tokenizer.save(out)
-    key_values(
-        [
-            ["vocabulary", f"{len(trimmed.kept_K):,} tokens, before {full.vocab_size:,}"],
-            ["coverage", f"{trimmed.coverage:.4%} of the text's tokens"],
-            ["segmentation", compared(segmentation)],
-        ],
-        title=str(out),
-    )
+            other = any_bpe(tokenizer)
+            if other is None:
+                full = gemma_tokenizer(tokenizer)
+                result = trim_to_text(
+                    full, text, extent, field=field, progress=progress, stage=stage
+                )
+                result.trimmed.tokenizer.save(out)
+                shown = lines(result.trimmed, result.segmentation, full.vocab_size)
+            else:
+                file, folder = other
+                trimmed, segmentation = trim_bpe(
+                    file, text, extent, field=field, progress=progress, stage=stage
+                )
+                save(trimmed, folder, out)
+                shown = lines(trimmed, segmentation, file.size)
+    key_values(shown, title=str(out))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gemmule import shell
-from gemmule.cli.app import TRAIN, command, stoppable
+from gemmule.cli.app import RERUN, TRAIN, command, stoppable
 from gemmule.cli.options import (
     AsJson,
     ConfigFile,
@@ -16,6 +16,7 @@ from gemmule.cli.options import (
     Overrides,
     Resume,
 )
+from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
 from gemmule.errors import ConfigError, decoded
 
@@ -41,6 +42,7 @@ def train(
 @command(TRAIN)
 def distill(
     out: Out,
+    text: TeacherText,
     config: ConfigFile = None,
     teacher: Annotated[ModelName | None, typer.Option(help="Teacher: run or HF folder.")] = None,
     targets: Annotated[
@@ -64,9 +66,10 @@ def distill(
     chosen += ["objective.cross_tokenizer=true"] if cross_tokenizer else []
     if not resume:
         chosen.append('objective.kind="distill"')
-    train_model(
-        run_settings(config, [*(overrides or []), *chosen], out, resume), out, resume, as_json
-    )
+    settings = run_settings(config, [*(overrides or []), *chosen], out, resume)
+    with stoppable(RERUN):
+        text.prepare(getattr(settings.objective, "teacher", None), settings.data.path)
+    train_model(settings, out, resume, as_json)
 
 
 def override(key: str, value: object) -> str:

@@ -10,20 +10,19 @@ into bytes, so every string still round-trips.
 Shapes: V tokens of the full vocabulary, K kept ones.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from gemmule.errors import ConfigError
+from gemmule.model.piece_choice import PieceGraph, choose
 from gemmule.model.spm_model import NORMAL, UNUSED, USER_DEFINED, Piece
 from gemmule.model.spm_train import FIRST_BYTE_ID, FIRST_LEARNED_ID, SPACE
 from gemmule.model.tokenizer import Tokenizer
 
 _ASCII = frozenset(map(chr, range(0x21, 0x7F))) | {SPACE}
-_MOST_BYTES = 0.5  # of a text's tokens; above, the tokenizer has no pieces for its script
 
 
 @dataclass(frozen=True)
@@ -64,48 +63,10 @@ def trim_tokenizer(
         ConfigError: when size or coverage is impossible, or they contradict each other, or most
             tokens of the text are bytes.
     """
-    _check(tokenizer, counts_V, size, coverage)
     pieces = tokenizer.pieces
-    merges = _Merges(pieces)
-    fixed = set(merges.closure(_always_kept(tokenizer, pieces)))
-    by_count = np.argsort(-counts_V, kind="stable")
-    by_count = by_count[counts_V[by_count] > 0].tolist()
-    kept, covered = set(fixed), int(counts_V[list(fixed)].sum())
-    for i in by_count:
-        if covered >= coverage * counts_V.sum():
-            break
-        new = set(merges.closure([i])) - kept
-        kept |= new
-        covered += int(counts_V[list(new)].sum())
-    if size is not None:
-        if len(kept) > size:
-            _check_size(size, len(fixed), len(kept), coverage)
-            kept = merges.filled(fixed, by_count, size)
-        kept = merges.filled(kept, merges.first(), size)
-    kept_K = np.array(sorted(kept), np.int64)
-    share = float(counts_V[kept_K].sum() / counts_V.sum())
+    graph = Merges(pieces, list(_always_kept(tokenizer, pieces)))
+    kept_K, share = choose(graph, counts_V, size=size, coverage=coverage)
     return Trimmed(_with_pieces(tokenizer, pieces, kept_K), kept_K, share)
-
-
-def _check(
-    tokenizer: Tokenizer, counts_V: npt.NDArray[np.int64], size: int | None, coverage: float
-) -> None:
-    if not 0.0 < coverage <= 1.0:
-        raise ConfigError(f"coverage {coverage:g} is not a fraction above 0 and at most 1")
-    if size is not None and size > tokenizer.vocab_size:
-        raise ConfigError(
-            f"size {size:,} is more than the tokenizer has: {tokenizer.vocab_size:,} tokens"
-        )
-    total = int(counts_V.sum())
-    if not total:
-        raise ConfigError("the text has no tokens: give the text that the model is to be used for")
-    share = counts_V[FIRST_BYTE_ID:FIRST_LEARNED_ID].sum() / total
-    if share > _MOST_BYTES:
-        raise ConfigError(
-            f"{share:.0%} of the text's tokens are single bytes: the tokenizer has no pieces for "
-            "its script, and a trimmed one would have none either; train one on the text instead "
-            "(gemmule tokenizer)"
-        )
 
 
 def _always_kept(tokenizer: Tokenizer, pieces: list[Piece]) -> Iterator[int]:
@@ -116,62 +77,31 @@ def _always_kept(tokenizer: Tokenizer, pieces: list[Piece]) -> Iterator[int]:
             yield i
 
 
-def _check_size(size: int, fixed: int, needed: int, coverage: float) -> None:
-    if coverage < 1.0:
-        raise ConfigError(
-            f"coverage {coverage:g} of this text takes {needed:,} tokens, more than the size of "
-            f"{size:,}: leave out one of the two, raise size or lower coverage"
-        )
-    if fixed > size:
-        raise ConfigError(
-            f"size {size:,} is too small: the fixed tokens, added tokens and ASCII characters "
-            f"alone are {fixed:,}"
-        )
+class Merges(PieceGraph):
+    """How the pieces of a SentencePiece vocabulary are built.
 
+    Args:
+        pieces: all pieces by id.
+        always: ids that are kept in any case.
+    """
 
-class _Merges:
-    """How the pieces of a vocabulary are built."""
-
-    def __init__(self, pieces: list[Piece]) -> None:
+    def __init__(self, pieces: list[Piece], always: list[int]) -> None:
+        self.always, self.bytes = always, range(FIRST_BYTE_ID, FIRST_LEARNED_ID)
         self._pieces = pieces
         self._scores = {p.text: p.score for p in pieces if p.kind in (NORMAL, UNUSED)}
         self._ids = {p.text: i for i, p in enumerate(pieces) if p.kind in (NORMAL, UNUSED)}
 
-    def closure(self, ids: Iterable[int]) -> list[int]:
-        """The ids, and those of all pieces that they are merged from, the parts first."""
-        order: dict[int, None] = {}
-        stack = list(ids)[::-1]
-        while stack:
-            i = stack[-1]
-            missing = [part for part in self._parts(i) if part not in order]
-            if missing:
-                stack += missing
-            else:
-                order[stack.pop()] = None
-        return list(order)
-
-    def filled(self, kept: set[int], candidates: Iterable[int], size: int) -> set[int]:
-        """The kept ids and as many candidates, in order, as fit with their parts into `size`."""
-        kept = set(kept)
-        for i in candidates:
-            if len(kept) == size:
-                break
-            new = set(self.closure([i])) - kept
-            if len(kept) + len(new) <= size:
-                kept |= new
-        return kept
-
-    def first(self) -> list[int]:
-        """All ordinary pieces, the ones that merge first at the front."""
-        ids = [i for i, piece in enumerate(self._pieces) if piece.kind == NORMAL]
-        return sorted(ids, key=lambda i: (-self._pieces[i].score, i))
-
-    def _parts(self, i: int) -> list[int]:
+    def parts(self, i: int) -> list[int]:
         """Ids of the two pieces that piece i is merged from; none for what is not merged."""
         piece = self._pieces[i]
         pair = _last_merge(piece.text, self._scores) if piece.kind in (NORMAL, UNUSED) else None
         # A part without an id is a character that is only known as bytes.
         return [self._ids[part] for part in pair or () if part in self._ids]
+
+    def first(self) -> list[int]:
+        """All ordinary pieces, the ones that merge first at the front."""
+        ids = [i for i, piece in enumerate(self._pieces) if piece.kind == NORMAL]
+        return sorted(ids, key=lambda i: (-self._pieces[i].score, i))
 
 
 def _last_merge(text: str, scores: Mapping[str, float]) -> tuple[str, str] | None:

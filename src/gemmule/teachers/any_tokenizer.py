@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gemmule.errors import TokenizerError
+from gemmule.model.bpe_trim import byte_letters
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.same_tokenizer import TEXTS
 
@@ -107,7 +108,4 @@ def _byte_level(name: str) -> bytes:
 
 @functools.cache
 def _byte_of_letter() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+    return {letter: byte for byte, letter in byte_letters().items()}
