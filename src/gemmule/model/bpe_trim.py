@@ -197,8 +197,11 @@ def _ranks(model: Mapping[str, Any], source: str) -> dict[Pair, int]:
     if bad is not None:
         raise TokenizerError(f"{source}: the merge {bad!r:.80} is not a pair")
     # Of a pair that is listed twice the tokenizers library keeps the last rank.
-    ranks = {pair: rank for rank, pair in enumerate(pairs)}
-    return dict(sorted(ranks.items(), key=lambda entry: entry[1]))
+    ranks: dict[Pair, int] = {}
+    for rank, (left, right) in enumerate(pairs):
+        ranks.pop((left, right), None)
+        ranks[left, right] = rank
+    return ranks
 
 
 def _renumbered(step: Any, new_id: Mapping[int, int]) -> Any:

@@ -1,7 +1,7 @@
 """Teachers that transformers runs: any causal language model it knows, without code of the model's.
 
 The documents of a sequence must not attend to each other. transformers makes masks from positions
-that start again at 0, for global, local and chunked layers alike, where a model uses its masks.
+that start again at 0, for global, local and chunked layers, where a model uses its masks.
 Whether this one does is tried when it is opened, on documents alone and one after the other in a
 row: recurrent models do not, and some have masks of their own. Those run each document by itself,
 several at a time, padded on the right, which a causal model cannot see. A 4-D mask of ours would be

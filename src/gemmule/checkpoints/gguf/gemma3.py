@@ -105,7 +105,7 @@ def _settings(metadata: Mapping[str, Value], rows: int, source: str) -> dict[str
     }.items():
         keys.refuse_other_than(key, *allowed)
     factor = keys.number("rope.scaling.factor", 1.0)
-    scaling = {"rope_type": "default"}
+    scaling: dict[str, Any] = {"rope_type": "default"}
     if factor not in (0.0, 1.0):
         scaling = {"rope_type": "linear", "factor": float(factor)}
     return {
