@@ -122,7 +122,8 @@ class Trimming(Options):
 
     def extent(self) -> dict[str, Any]:
         """The fields of data.text_trim.Extent that are given."""
-        return {name.removeprefix("trim_"): value for name, value in self.given().items()}
+        given = {"size": self.trim_size, "coverage": self.trim_coverage}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

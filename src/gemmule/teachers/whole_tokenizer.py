@@ -109,5 +109,7 @@ def _content_of_gguf(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"transformers cannot read the tokenizer in {path} ({first_line(e)})"
         ) from None
-    assert isinstance(content, dict)
-    return content
+    vocab = content["model"].get("vocab", {})
+    # transformers adds tokens of its own that the file does not have.
+    added = [entry for entry in content["added_tokens"] if entry["content"] in vocab]
+    return {**content, "added_tokens": added}
