@@ -50,7 +50,12 @@ def distill(
         typer.Option(help="Folder made by gemmule record, in place of the teacher."),
     ] = None,
     cross_tokenizer: Annotated[
-        bool, typer.Option("--cross-tokenizer", help="The teacher has another tokenizer.")
+        bool,
+        typer.Option(
+            "--cross-tokenizer",
+            help="The teacher has another tokenizer. Not shown to help: rather prepare the data "
+            "with the teacher's own, trimmed (gemmule data --trim).",
+        ),
     ] = False,
     overrides: Overrides = None,
     resume: Resume = False,

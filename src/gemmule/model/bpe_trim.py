@@ -74,14 +74,14 @@ class BpeFile:
                     f"{source} cannot be trimmed: its BPE has {name} {model[name]!r:.40}"
                 )
         self._vocab, self.ranks = _vocabulary(model, source), _ranks(model, source)
-        self._added = {
-            str(entry.get("content")): int(entry["id"])
-            for entry in added_entries(content, source)
-            if isinstance(entry.get("id"), int)
-        }
+        self._added = _added(content, source)
         self.ids = {**self._vocab, **self._added}
         self.size = 1 + max(self.ids.values())
-        self.always = sorted({*self._added.values(), *self._spelling(model)})
+        named = {*_named_ids(content.get("post_processor"))}
+        unknown = sorted(named - {*self.ids.values()})
+        if unknown:
+            raise TokenizerError(f"{source}: its post_processor adds id {unknown[0]}, of no token")
+        self.always = sorted({*self._added.values(), *named, *self._spelling(model)})
 
     @property
     def byte_level(self) -> bool:
@@ -188,6 +188,15 @@ def _vocabulary(model: Mapping[str, Any], source: str) -> dict[str, int]:
     return vocab
 
 
+def _added(content: Mapping[str, Any], source: str) -> dict[str, int]:
+    added = {}
+    for entry in added_entries(content, source):
+        if type(entry.get("id")) is not int or not isinstance(entry.get("content"), str):
+            raise TokenizerError(f"{source}: an added token has no text or no id: {entry!r:.80}")
+        added[entry["content"]] = entry["id"]
+    return added
+
+
 def _ranks(model: Mapping[str, Any], source: str) -> dict[Pair, int]:
     merges = model.get("merges")
     if not isinstance(merges, list):
@@ -204,6 +213,19 @@ def _ranks(model: Mapping[str, Any], source: str) -> dict[Pair, int]:
     return ranks
 
 
+def _named_ids(step: Any) -> Iterator[int]:
+    """Ids of the tokens that a post_processor adds."""
+    if not isinstance(step, dict):
+        return
+    for part in step.get("processors") or []:
+        yield from _named_ids(part)
+    for token in (step.get("special_tokens") or {}).values():  # TemplateProcessing
+        yield from token["ids"]
+    for name in ("sep", "cls"):  # BertProcessing, RobertaProcessing
+        if isinstance(step.get(name), list):
+            yield step[name][1]
+
+
 def _renumbered(step: Any, new_id: Mapping[int, int]) -> Any:
     """A post_processor with the new ids of the tokens that it adds."""
     if not isinstance(step, dict):
@@ -211,12 +233,12 @@ def _renumbered(step: Any, new_id: Mapping[int, int]) -> Any:
     changed = dict(step)
     if isinstance(step.get("processors"), list):
         changed["processors"] = [_renumbered(part, new_id) for part in step["processors"]]
-    if isinstance(step.get("special_tokens"), dict):  # TemplateProcessing
+    if isinstance(step.get("special_tokens"), dict):
         changed["special_tokens"] = {
             name: {**token, "ids": [new_id[i] for i in token["ids"]]}
             for name, token in step["special_tokens"].items()
         }
-    for name in ("sep", "cls"):  # BertProcessing, RobertaProcessing
+    for name in ("sep", "cls"):
         if isinstance(step.get(name), list):
             changed[name] = [step[name][0], new_id[step[name][1]]]
     return changed
