@@ -27,7 +27,8 @@ MAKES = {
 }  # fmt: skip
 USES = {
     "evaluate": "evaluate", "safety": "evaluate", "memorization": "evaluate", "gate": "evaluate",
-    "verify": "evaluate", "bench": "bench", "chat": "chat", "serve": "serve",
+    "verify": "evaluate", "teacher_check": "evaluate", "bench": "bench", "chat": "chat",
+    "serve": "serve",
 }  # fmt: skip
 # Those that can be stopped at any time and continued.
 WITH_BUDGET = {"quickstart", "train", "distill", "record", "sft", "reward", "align"}
