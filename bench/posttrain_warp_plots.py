@@ -109,6 +109,9 @@ def _line(
         axes.plot([p["distance"] for p in places], [p[key] for p in places], color=color,
                   marker=marker, linestyle="", alpha=0.3, markersize=3.5)  # fmt: skip
     means = [place for name in names for place in result["places"][name]]
+    count = means[0]["gold"]["n"]
+    if count < len(result["by_seed"]):
+        label += f" ({count} seed{'s' * (count > 1)})"
     ends = sorted((p["distance"]["mean"], p[key]["mean"]) for p in means)
     x, y = zip((0.0, 0.0), *ends, strict=True)
     axes.plot(

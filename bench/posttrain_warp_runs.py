@@ -16,7 +16,7 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.chat_data import ChatOptions
 from gemmule.posttrain.filters import Filters
 from gemmule.runs.layout import RunLayout
-from gemmule.train.config import RunConfig
+from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.run import run_training
 
 
@@ -144,9 +144,15 @@ def slug(name: str) -> str:
 
 
 def states_of(run: Path) -> list[tuple[int, Path]]:
-    """The training states of a run with their steps, in order."""
-    folders = RunLayout(run).checkpoints.glob("step-*")
-    return sorted((int(path.name.partition("-")[2]), path) for path in folders)
+    """The regular training states of a run with their steps, in order.
+
+    A run that was stopped has another one of that step.
+    """
+    layout = RunLayout(run)
+    every = load_run_config(layout.config).checkpoint.every
+    folders = layout.checkpoints.glob("step-*")
+    states = sorted((int(path.name.partition("-")[2]), path) for path in folders)
+    return [(step, path) for step, path in states if step % every == 0]
 
 
 def loaded(model: Path, state: Path | None = None) -> Gemma:

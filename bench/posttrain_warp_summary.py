@@ -55,10 +55,11 @@ def summary(seeds: Sequence[Seed], ema_beta: float) -> dict[str, Any]:
 
 
 def _of_each(differences: Differences, seeds: Sequence[Scaled]) -> Iterator[list[float]]:
-    """The differences of each seed that has what is compared."""
+    """The differences of each seed that has any."""
     for seed in seeds:
         with contextlib.suppress(KeyError):
-            yield differences(seed)
+            if values := differences(seed):
+                yield values
 
 
 def in_standard_deviations(seed: Seed) -> Scaled:
@@ -153,7 +154,7 @@ def compared(by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
         of all differences are "above" 0 of "places", with the two-sided "p" of fair coins. Places
         of one seed are not independent, so p is a lower bound where a seed has several.
     """
-    means = [sum(values) / len(values) for values in by_seed if values]
+    means = [sum(values) / len(values) for values in by_seed]
     signs = [d > 0 for values in by_seed for d in values if d != 0]
     n, above = len(signs), sum(signs)
     tail = sum(math.comb(n, i) for i in range(max(above, n - above), n + 1)) / 2**n
