@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gemmule.cli.options import Options
-from gemmule.errors import Interrupted
+from gemmule.errors import Interrupted, TokenizerError
 
 if TYPE_CHECKING:
     from gemmule.runs.ledger.budget import Budget
@@ -208,6 +209,11 @@ def _source(role: str, path: Path) -> "Source":
 
 
 def _tokenizer(folder: Path) -> str:
+    """A tokenizer's fingerprint; of another family than Gemma's, the checksum of its file."""
     from gemmule.model.tokenizer import Tokenizer
+    from gemmule.model.tokenizer_json import FILE
 
-    return Tokenizer.load(folder).fingerprint
+    try:
+        return Tokenizer.load(folder).fingerprint
+    except TokenizerError:
+        return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
