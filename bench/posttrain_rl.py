@@ -110,7 +110,10 @@ class Case:
         prepare_prompts([path], tokenizer, self.out / "prompts")
 
     def run(self) -> dict[str, Any]:
-        """Trains all ways; returns their scores."""
+        """Trains all ways; returns their scores, which are kept in the folder."""
+        scores = self.out / "scores.json"
+        if scores.is_file():
+            return dict(files.read_json(scores))
         warm = self.warm_up()
         rloo = self.reinforce("rloo", warm, "verifier")
         seconds = _seconds(rloo)
@@ -121,7 +124,9 @@ class Case:
             "raft": self.rejection_sampling(warm, seconds),
             "hole": self.reinforce("hole", warm, HOLE),
         }
-        return self.compare(runs)
+        compared = self.compare(runs)
+        files.write_json(scores, compared)
+        return compared
 
     def warm_up(self) -> Path:
         """Fine-tunes in chunks until the target is reached."""
