@@ -164,14 +164,33 @@ def test_students_of_several_sizes_learn_from_one_record(sweep: Sweep) -> None:
         assert cell.settings.get("objective", {}).get("targets") == (
             "out/cells/record-sampled-50/store" if distilled else None
         )
-        assert cell.needs == (record.name if distilled else None)
+        if not cell.equal_compute:
+            assert cell.needs == (record.name if distilled else None)
         assert "teacher" not in cell.settings.get("objective", {})
     online = make_plan(sweep("size", online=True), out, 512).cells
     assert len(online) == len(cells)
     assert all("corpus_tokens" not in cell.settings["data"] for cell in online)
-    assert (
-        sum("teacher" in cell.settings.get("objective", {}) for cell in online) == len(online) / 2
-    )
+    taught = [cell for cell in online if "teacher" in cell.settings.get("objective", {})]
+    assert len(taught) == 2 * 4  # seeds x sizes
+
+
+def test_sizes_go_on_above_the_students_and_share_their_compute(sweep: Sweep) -> None:
+    plan = make_plan(sweep("size", seeds=1, largest="10m"), Path("out"), 512)
+    scratch = [c.group for c in plan.cells if c.arm == "from scratch"]
+    assert scratch == ["0.1m", "0.25m", "0.5m", "1m", "3m", "10m"]
+    compute = {(c.group, str(c.needs)) for c in plan.cells if c.equal_compute}
+    assert compute == {
+        (group, f"{student}-distilled-seed0")
+        for student, groups in (
+            ("0.1m", ("0.1m", "0.25m", "0.5m")), ("0.25m", ("0.25m", "0.5m", "1m")),
+            ("0.5m", ("0.5m", "1m", "3m")), ("1m", ("1m", "3m", "10m")),
+        ) for group in groups
+    }  # fmt: skip
+    assert {ladder.basis for ladder in plan.ladders} == {"equal tokens", "equal training compute"}
+    with pytest.raises(ConfigError, match="largest = '2m' is not a size; did you mean"):
+        make_plan(sweep("size", largest="2m"), Path("out"), 512)
+    with pytest.raises(ConfigError, match="heads has no ladder of sizes: leave --largest out"):
+        sweep("heads", largest="10m")
 
 
 def test_targets(sweep: Sweep, tmp_path: Path) -> None:

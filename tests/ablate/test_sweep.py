@@ -67,7 +67,9 @@ def size(sweep: Sweep, finished: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 def test_every_figure_is_that_of_its_run(size: tuple[Path, dict[str, Any]]) -> None:
     out, results = size
     assert json.loads((out / "results.json").read_text()) == results
-    assert len(results["cells"]) == 1 + 4 * 2 * 2  # a record of the teacher, and the students
+    # A record of the teacher; of both seeds five sizes from scratch, four students, and the sizes
+    # from scratch for each student's compute.
+    assert len(results["cells"]) == 1 + 2 * (5 + 4 + 3 + 3 + 3 + 2)
     assert set(statuses(results).values()) == {"done"}
     for cell in results["cells"][1:]:
         saved = json.loads((out / cell["result_file"]).read_text())
@@ -107,7 +109,7 @@ def test_page_has_table_plot_and_the_reports_figures(size: tuple[Path, dict[str,
     out, results = size
     page, table = (out / "README.md").read_text(), (out / "table.md").read_text()
     assert table.strip() in page
-    assert len(table.splitlines()) == 2 + 8
+    assert len(table.splitlines()) == 2 + 5 + 4 + 11
     assert len({len(line) for line in table.splitlines()}) == 1
     mean = results["summary"][0]["perplexity"]["mean"]
     assert f"{mean:.2f} ±" in table

@@ -40,7 +40,7 @@ CATALOGUE: Mapping[str, Ablation] = {
         "There: 2B trained on 500B tokens, 7B teacher, benchmarks. Here: loss on held-out text.",
     ),
     "size": Ablation(
-        "the gap between distilled and scratch, by student size",
+        "the gap between distilled and scratch by student size, and the size factor",
         "T7",
         (
             ("perplexity", "200M", "400M", "1B"),

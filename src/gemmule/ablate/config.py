@@ -35,6 +35,7 @@ class SweepConfig(Config):
         teacher_tokens: training tokens of a teacher that is trained.
         online: whether students learn from the teacher itself where a record of it would do.
         student: size of the ladder, or preset; None: the ablation's default.
+        largest: preset of the largest model from scratch in "size".
         seeds: number of seeds per variant: 0, 1, …
         tokens: training tokens of each student, rounded up to whole steps.
         settings: settings of every student's training, and of a trained teacher's except its shape.
@@ -49,6 +50,7 @@ class SweepConfig(Config):
     teacher_tokens: int = Field(default=900_000, gt=0)
     online: bool = False
     student: str | None = None
+    largest: str = "3m"
     seeds: int = Field(default=3, gt=0, le=1000)
     tokens: int = Field(default=300_000, gt=0)
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -60,6 +62,12 @@ class SweepConfig(Config):
     def _in_groups(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Sweeps of earlier versions saved their settings flat."""
         return _without_kind(grouped(settings))
+
+    @pydantic.model_validator(mode="after")
+    def _ladder_is_wanted(self) -> Self:
+        if self.largest != type(self).model_fields["largest"].default and self.ablation != "size":
+            raise ValueError(f"{self.ablation} has no ladder of sizes: leave --largest out")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _teacher_is_wanted(self) -> Self:
@@ -100,7 +108,8 @@ def given_settings(overrides: Sequence[str], data: Path) -> dict[str, Any]:
 def save_or_compare(config: SweepConfig, path: Path) -> None:
     """Saves the settings of a new sweep at `path`, or checks that a begun one had the same.
 
-    Where data and teacher lie may change; what they are may not.
+    Where data and teacher lie may change; what they are may not. `largest` only adds or leaves out
+    cells, so that it may change, too.
 
     Raises:
         ConfigError: naming every setting that differs.
@@ -118,11 +127,15 @@ def save_or_compare(config: SweepConfig, path: Path) -> None:
             f"{path.parent} holds a sweep with other settings: {'; '.join(differences)}. Give the "
             "same ones to continue it, or choose another folder with --out"
         )
+    if saved.largest != config.largest:
+        config.save(path)
 
 
 def _unlike(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    moved = {"data", "teacher"} if was["teacher"] and now["teacher"] else {"data"}
-    return [(k, was[k], now[k]) for k in now if k not in moved and was[k] != now[k]]
+    free = {"data", "largest"}
+    if was["teacher"] and now["teacher"]:
+        free.add("teacher")
+    return [(k, was[k], now[k]) for k in now if k not in free and was[k] != now[k]]
 
 
 def _shown(value: Any) -> str:

@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from gemmule import files
+from gemmule.ablate.factor_plot import draw_factors
 from gemmule.ablate.plots import draw
 from gemmule.ablate.results import METRICS
+from gemmule.ablate.size_factor import in_words
 
-TABLE, PLOT, PAGE = "table.md", "plot.svg", "README.md"
+TABLE, PLOT, FACTOR_PLOT, PAGE = "table.md", "plot.svg", "size-factor.svg", "README.md"
 Row = Sequence[str]
 _LONG = ("bits/byte", "parameters", "non-embedding", "tokens", "TFLOP", "seconds")
 
 
 def write_page(results: Mapping[str, Any], out: Path) -> None:
     """Writes table.md, plot.svg and README.md into the sweep's folder.
+
+    A sweep of sizes gets size-factor.svg, too.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
@@ -23,7 +27,10 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
     picture = draw(results)
     if picture is not None:
         files.write_text(out / PLOT, picture)
-    files.write_text(out / PAGE, _page(results, with_plot=picture is not None))
+    factors = draw_factors(results)
+    if factors is not None:
+        files.write_text(out / FACTOR_PLOT, factors)
+    files.write_text(out / PAGE, _page(results, picture is not None, factors is not None))
 
 
 def summary_table(results: Mapping[str, Any], *, brief: bool = False) -> tuple[Row, list[Row]]:
@@ -132,7 +139,42 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
     ]
     if results["trend"] is not None:
         lines.append(results["trend"]["verdict"])
+    lines += [entry["verdict"] for entry in results["size_factors"]]
     return lines
+
+
+def factor_table(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """Headings, and a row for each student and basis: size factors with their intervals."""
+    headings = ["", "against from scratch at", "seeds", "size factor", "counting the embedding"]
+    rows = [
+        [
+            title(entry),
+            entry["basis"],
+            str(entry["factor"]["n"]),
+            in_words(entry["factor"]),
+            in_words(entry["factor_of_all_parameters"]),
+        ]
+        for entry in results["size_factors"]
+    ]
+    return headings, rows
+
+
+def _size_factors(results: Mapping[str, Any], with_plot: bool) -> list[str]:
+    parts = [
+        "## Size factor",
+        "How many times larger a model trained from scratch has to be to reach the distilled "
+        "model's held-out loss, by parameters without the embedding and by all of them. Within a "
+        "seed, the loss from scratch is interpolated linearly over the logarithm of parameters; "
+        "a larger model counts as no worse than a smaller one. The mean is geometric, the interval "
+        "is Student's. Where no model from scratch is as good, the factor is a bound: nothing is "
+        "extrapolated. At equal training compute, a model from scratch trains for the student's "
+        "operations and the student's share of the teacher's forward passes; the teacher's own "
+        "training is counted in neither.",
+        markdown(*factor_table(results)),
+    ]
+    if with_plot:
+        parts.append(f"![Held-out loss against parameters]({FACTOR_PLOT})")
+    return parts
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
@@ -140,7 +182,7 @@ def failures(results: Mapping[str, Any]) -> list[str]:
     return [f"{c['name']}: {c['reason']}" for c in results["cells"] if c["status"] == "failed"]
 
 
-def _page(results: Mapping[str, Any], *, with_plot: bool) -> str:
+def _page(results: Mapping[str, Any], with_plot: bool, with_factors: bool) -> str:
     settings, report = results["settings"], results["report"]
     percent = f"{100 * results['confidence']:.0f}%"
     parts = [
@@ -156,6 +198,8 @@ def _page(results: Mapping[str, Any], *, with_plot: bool) -> str:
         parts += ["Failed:", "\n".join(f"- {line}" for line in failed)]
     if with_plot:
         parts.append(f"![{results['title']}]({PLOT})")
+    if results["size_factors"]:
+        parts += _size_factors(results, with_factors)
     if report["table"]:
         heading, *rows = report["figures"]
         parts += [

@@ -20,7 +20,10 @@ def draw(results: Mapping[str, Any]) -> str | None:
     Raises:
         MissingExtraError: when matplotlib is not installed.
     """
-    rows = [row for row in results["summary"] if results["metric"] in row]
+    compared = {arm for d in results["differences"] for arm in (d["arm"], d["baseline"][1])}
+    rows = [
+        row for row in results["summary"] if results["metric"] in row and row["arm"] in compared
+    ]
     if not rows:
         return None
     with svg.figures("the sweep's plot", INK, INK_2) as (canvas_of, _):
@@ -82,7 +85,7 @@ def _ladder(left: Any, right: Any, rows: list[Any], results: Mapping[str, Any]) 
     ticks = sorted({row["x"] for row in rows})
     for axes in (left, right):
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [_tick(x) for x in ticks])
+        axes.set_xticks(ticks, [tick(x) for x in ticks])
         axes.minorticks_off()
         axes.set_xlabel(results["axis"], labelpad=6)
     right.set_xlim(left.get_xlim())
@@ -151,7 +154,8 @@ def _difference_label(results: Mapping[str, Any]) -> str:
     return f"better{than} by, {METRICS[results['metric']][2]}"
 
 
-def _tick(x: float) -> str:
+def tick(x: float) -> str:
+    """An axis label: 250, 104k, 1.5M."""
     if x >= 1e6:
         return f"{x / 1e6:.3g}M"
     return f"{x / 1e3:.3g}k" if x >= 1e4 else f"{x:g}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from gemmule.ablate.ablations import REPORT, Ablation
 from gemmule.ablate.config import SweepConfig
+from gemmule.ablate.size_factor import size_factors
 from gemmule.ablate.sweep import Cell, Key, SweepPlan
 from gemmule.stats import CONFIDENCE, student_mean
 
@@ -68,6 +69,7 @@ def combine(
         "summary": rows,
         "differences": differences,
         "trend": _trend(shown, plan, ablation.metric, sign, unit),
+        "size_factors": size_factors(plan.ladders, shown),
         "failed": sum(r["status"] == "failed" for r in records),
         "pending": sum(r["status"] == "pending" for r in records),
     }

@@ -16,6 +16,7 @@ from typing import Any
 from gemmule import files
 from gemmule.ablate.ablations import Ablation, find
 from gemmule.ablate.config import SweepConfig, save_or_compare
+from gemmule.ablate.equal_compute import at_compute_of_needed
 from gemmule.ablate.page import write_page
 from gemmule.ablate.results import METRICS, combine
 from gemmule.ablate.run_metrics import MEASURES
@@ -29,10 +30,11 @@ from gemmule.errors import (
     MissingExtraError,
     OutputError,
 )
-from gemmule.runs.layout import RunLayout
+from gemmule.runs.layout import SIZE_FACTOR, RunLayout
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import is_free
 from gemmule.runs.schema import Manifest
+from gemmule.runs.schema_evals import SizeFactors
 from gemmule.runtime import torch_compile
 from gemmule.teachers.open import open_teacher
 from gemmule.teachers.record import RecordConfig, record
@@ -90,7 +92,10 @@ def _run_cells(
             if lacking:
                 raise ConfigError(f"it needs the cell {lacking[0]}, which failed")
             with _going_on(f"{sum(r['status'] == 'done' for r in records)} of {len(records)}"):
-                _perform(cell, settings.get(cell.name), dataset, out, label)
+                own = settings.get(cell.name)
+                if own is not None and cell.equal_compute:
+                    own = at_compute_of_needed(cell, own, plan.cells, records)
+                _perform(cell, own, dataset, out, label)
         except Interrupted:
             raise
         except GemmuleError as e:
@@ -105,7 +110,20 @@ def _run_cells(
     results = combine(config, ablation, plan, records)
     files.write_json(out / RESULTS, results)
     write_page(results, out)
+    _give_runs_their_factors(results, plan, out)
     return results
+
+
+def _give_runs_their_factors(results: Mapping[str, Any], plan: SweepPlan, out: Path) -> None:
+    """Leaves in the folder of every distilled run the size factors of its size, for its card."""
+    for cell in plan.cells:
+        own = [
+            entry for entry in results["size_factors"]
+            if (entry["group"], entry["arm"]) == (cell.group, cell.arm) and entry["factor"]["n"]
+        ]  # fmt: skip
+        run = RunLayout(_folder(cell, out))
+        if own and run.finished:
+            SizeFactors.parse({"size_factors": own}, SIZE_FACTOR).write(run.size_factor)
 
 
 def _perform(

@@ -30,6 +30,7 @@ SMALL: Mapping[str, Mapping[str, int]] = {
     "0.5m": _rung(96, 4, 4),  # 554,592
 }
 STUDENTS = (*SMALL, "1m")
+LARGER = tuple(name for name, fields in PRESETS.items() if "vocab_size" not in fields)
 TEACHERS = ("0.5m", "1m", "3m")
 
 
@@ -44,6 +45,17 @@ def shape(name: str, vocab_size: int, **changes: Any) -> GemmaConfig:
         raise ConfigError(f"no model size {name!r}; {nearest(name, list(known))}")
     values = {"vocab_size": vocab_size, **known[name], **changes}
     return GemmaConfig.parse(values, source=f"model size {name}")
+
+
+def ladder(largest: str) -> tuple[str, ...]:
+    """The sizes of students, and presets above them up to `largest`.
+
+    Raises:
+        ConfigError: when `largest` is not a preset of ours.
+    """
+    if largest not in LARGER:
+        raise ConfigError(f"largest = {largest!r} is not a size; {nearest(largest, list(LARGER))}")
+    return (*SMALL, *LARGER[: LARGER.index(largest) + 1])
 
 
 def multi_head(base: GemmaConfig) -> GemmaConfig:

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemmule.ablate import shapes
 from gemmule.ablate.ablations import CATALOGUE
@@ -44,6 +44,7 @@ VARIED: Mapping[str, set[str]] = {
     "window": {"sliding_window"},
 }
 ROUTED = (0.9, 0.75, 0.5)  # quantiles of the teacher's entropy
+AT_COMPUTE = 3  # sizes from scratch for each student's compute: its own, and the next larger ones
 Key = tuple[str, str]  # group, arm
 
 
@@ -61,6 +62,8 @@ class Cell:
         x: position on the plot's axis; None if the arms have no order.
         needs: name of the cell that it learns from or measures.
         measure: a key of MEASURES (run_metrics.py), or "record" for a logit store; None trains.
+        equal_compute: whether it trains for as much compute as the cell that it needs, that cell's
+            share of the teacher's recording included, rather than for the steps of its settings.
         route_quantile: quantile of the measured entropies from which tokens are routed to the
             next-token loss; None routes none.
         shown: whether it is a result, rather than only a step towards one.
@@ -74,6 +77,7 @@ class Cell:
     x: float | None = None
     needs: str | None = None
     measure: str | None = None
+    equal_compute: bool = False
     route_quantile: float | None = None
     shown: bool = True
 
@@ -92,17 +96,34 @@ class TeachingSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ladder:
+    """A distilled student, and models from scratch of several sizes to measure it by.
+
+    Attributes:
+        student: group and arm of the student.
+        basis: what the models from scratch have in common with the student.
+        rungs: group and arm of each model from scratch, the smallest first.
+    """
+
+    student: Key
+    basis: Literal["equal tokens", "equal training compute"]
+    rungs: tuple[Key, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepPlan:
     """A sweep's cells, each after the cells that it needs.
 
     Attributes:
         comparisons: pairs of (group, arm), each with its baseline.
         axis: meaning and unit of x; "" if cells have none.
+        ladders: students whose size factor is computed.
     """
 
     cells: tuple[Cell, ...]
     comparisons: tuple[tuple[Key, Key], ...]
     axis: str = ""
+    ladders: tuple[Ladder, ...] = ()
 
 
 def make_plan(config: SweepConfig, out: Path, vocab_size: int) -> SweepPlan:
@@ -135,17 +156,45 @@ class _Planner:
 
     def plan_distilled(self) -> SweepPlan:
         """Table 6."""
-        return self._scratch_and_distilled([self.student])
+        base, teacher = self._base(self.student), self._teacher()
+        for seed in range(self.config.seeds):
+            self._run(self.student, SCRATCH, seed, base)
+            self._run(self.student, DISTILLED, seed, base, source=teacher)
+        pair = ((self.student, DISTILLED), (self.student, SCRATCH))
+        return SweepPlan(tuple(self.cells), (pair,))
 
     def plan_size(self) -> SweepPlan:
         """Table 7."""
         if self.config.student is not None:
             raise ConfigError("size compares students of several sizes: leave --student out")
-        sizes = [(name, self._base(name)) for name in shapes.STUDENTS]
-        return self._scratch_and_distilled(
-            [name for name, _ in sizes],
-            {name: float(shape.non_embedding_parameters) for name, shape in sizes},
-        )
+        names = shapes.ladder(self.config.largest)
+        bases = {name: self._base(name) for name in names}
+        x = {name: float(base.non_embedding_parameters) for name, base in bases.items()}
+        taught = self._taught()
+        ladders: dict[tuple[str, str], Ladder] = {}
+        for seed in range(self.config.seeds):
+            students = {}
+            for name in names:
+                self._run(name, SCRATCH, seed, bases[name], x=x[name])
+                if name in shapes.STUDENTS:
+                    students[name] = self._run(
+                        name, DISTILLED, seed, bases[name], x=x[name], source=taught
+                    )
+            for name, student in students.items():
+                key, arm = (name, DISTILLED), f"{SCRATCH}, compute of {name} {DISTILLED}"
+                first = names.index(name)
+                rungs = names[first : first + AT_COMPUTE]
+                for rung in rungs:
+                    self._run(rung, arm, seed, bases[rung], x=x[rung], compute_of=student)
+                ladders[name, "tokens"] = Ladder(
+                    key, "equal tokens", tuple((rung, SCRATCH) for rung in names)
+                )
+                ladders[name, "compute"] = Ladder(
+                    key, "equal training compute", tuple((rung, arm) for rung in rungs)
+                )
+        pairs = tuple(((name, DISTILLED), (name, SCRATCH)) for name in shapes.STUDENTS)
+        axis = "non-embedding parameters"
+        return SweepPlan(tuple(self.cells), pairs, axis, tuple(ladders.values()))
 
     def plan_heads(self) -> SweepPlan:
         """Table 8."""
@@ -253,19 +302,6 @@ class _Planner:
                 self._add("", arm, seed, {}, needs=run.name, measure="induction")
         return self._plan(SCRATCH)
 
-    def _scratch_and_distilled(
-        self, sizes: list[str], x: Mapping[str, float] | None = None
-    ) -> SweepPlan:
-        taught = self._taught(len(sizes))
-        for seed in range(self.config.seeds):
-            for size in sizes:
-                base, at = self._base(size), (x or {}).get(size)
-                self._run(size, SCRATCH, seed, base, x=at)
-                self._run(size, DISTILLED, seed, base, x=at, source=taught)
-        pairs = tuple(((size, DISTILLED), (size, SCRATCH)) for size in sizes)
-        axis = "non-embedding parameters of the student" if x else ""
-        return SweepPlan(tuple(self.cells), pairs, axis)
-
     def _by_shape(self, arms: Mapping[str, GemmaConfig]) -> SweepPlan:
         for seed in range(self.config.seeds):
             for arm, shape in arms.items():
@@ -323,16 +359,10 @@ class _Planner:
         name = self._add(f"teacher {size}", "", TEACHER_SEED, settings, shown=False).name
         return TeachingSource({"teacher": str(self.out / "cells" / name)}, name)
 
-    def _taught(self, students: int) -> TeachingSource:
-        """What the students of each seed learn from.
-
-        One asks the teacher as often as a record would; for more, a record of unbiased draws is
-        made once.
-        """
+    def _taught(self) -> TeachingSource:
+        """What several students of each seed learn from: a record of unbiased draws, made once."""
         teacher = self._teacher()
-        if students < 2 or self.config.online:
-            return teacher
-        return self._recorded(teacher, {})
+        return teacher if self.config.online else self._recorded(teacher, {})
 
     def _recorded(self, teacher: TeachingSource, spec: Mapping[str, Any]) -> TeachingSource:
         """A store of a part of the corpus that is as long as what all seeds read together.
@@ -373,11 +403,17 @@ class _Planner:
         *,
         source: TeachingSource | None = None,
         distilled: Mapping[str, Any] | None = None,
+        compute_of: Cell | None = None,
         **more: Any,
     ) -> Cell:
-        """A training run, from scratch where there is no `source`."""
+        """A training run, from scratch where there is no `source`.
+
+        With `compute_of`, its number of steps is set when that cell is done.
+        """
         settings = self._training(shape, self.config.tokens, seed)
         needs = None
+        if compute_of is not None:
+            needs, more["equal_compute"] = compute_of.name, True
         if source is not None:
             own = {**source.settings, **self.given_distilled, **(distilled or {})}
             settings["objective"] = {"kind": "distill", **own}

@@ -27,6 +27,7 @@ class Sweep(Options):
         int | None, typer.Option(help="Training tokens of a teacher that is trained.")
     ] = None
     student: Annotated[str | None, typer.Option(help="Model size of the student.")] = None
+    largest: Annotated[str, typer.Option(help="Largest model from scratch of 'size'.")] = "3m"
     seeds: Annotated[int, typer.Option(help="Seeds per variant.")] = 3
     tokens: Annotated[int, typer.Option(help="Training tokens of each student.")] = 300_000
     online: Annotated[
@@ -56,7 +57,7 @@ def ablate(
     Example: gemmule ablate size --data runs/data --out runs/ablate-size
 
     distilled  distilled against from scratch (report, table 6)
-    size       the gap by student size (table 7)
+    size       the gap by student size, and the size factor (table 7)
     heads      grouped-query against multi-head attention (table 8)
     depth      deep against wide (table 9)
     window     smaller sliding windows at inference (table 10)
@@ -88,7 +89,7 @@ def ablate(
     values = {"ablation": ablation, "data": data, **sweep.given(), "settings": settings}
     config = SweepConfig.parse(values, "ablate")
     with stoppable(RERUN):
-        from gemmule.ablate.page import failures, summary_table, verdicts
+        from gemmule.ablate.page import factor_table, failures, summary_table, verdicts
         from gemmule.ablate.run_sweep import run_ablation
 
         results = run_ablation(config, out)
@@ -96,6 +97,8 @@ def ablate(
         print(json.dumps(results))
     else:
         table(*summary_table(results, brief=True), title=results["title"])
+        if results["size_factors"]:
+            table(*factor_table(results), title="size factor")
         for line in [*verdicts(results), *(f"failed: {f}" for f in failures(results))]:
             console.print(line, markup=False)
         console.print(f"page: {out / 'README.md'}", markup=False)

@@ -14,6 +14,7 @@ from gemmule.report import (
     plots,
     safety,
     sections,
+    size_factor,
     values,
 )
 from gemmule.report.parts import Page, Tile
@@ -62,6 +63,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str, root: Path) -> P
     scores = benchmarks.section(model.benchmarks, provenance)
     measured = safety.section(model.safety, provenance)
     remembered = memorization.section(model.memorization, provenance)
+    compared_sizes = size_factor.section(source, provenance)
     came_from = lineage.stages(root, model, provenance)
     answered = answers.section(model.answers, provenance)
     samples = _samples(source)
@@ -92,6 +94,7 @@ def build(source: Run | Quickstart, name: str, shown_path: str, root: Path) -> P
         benchmarks=scores,
         safety=measured,
         memorization=remembered,
+        size_factor=compared_sizes,
         lineage=came_from,
         cost=None if costs is None else costs[0],
         emissions=None if costs is None else ledger.emissions(costs[1]),

@@ -81,6 +81,7 @@ class Page:
     benchmarks: Benchmarks | None = None
     safety: Safety | None = None
     memorization: Memorization | None = None
+    size_factor: Section | None = None
     lineage: Sequence[Stage] = ()
     cost: CostTable | None = None
     emissions: dict[str, Any] | None = None

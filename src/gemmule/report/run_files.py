@@ -16,7 +16,14 @@ from gemmule.runs import metrics, schema
 from gemmule.runs.carbon import Energy
 from gemmule.runs.layout import ChatLayout, QuickstartLayout, RunLayout
 from gemmule.runs.schema import Comparison, Manifest, MetricsLine, Result, RunFile, RunResult
-from gemmule.runs.schema_evals import Answers, Benchmarks, Gates, Memorization, Safety
+from gemmule.runs.schema_evals import (
+    Answers,
+    Benchmarks,
+    Gates,
+    Memorization,
+    Safety,
+    SizeFactors,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Run:
         gates: evals/gates.json, None without gates.
         answers: answers.json of the chat stages of a quickstart; None where the run is none of
             them, or they have not come so far.
+        size_factor: evals/size_factor.json, None when it was not measured.
     """
 
     folder: str
@@ -84,6 +92,7 @@ class Run:
     memorization: Document | None = None
     gates: Document | None = None
     answers: Document | None = None
+    size_factor: Document | None = None
 
     @property
     def has_loss(self) -> bool:
@@ -111,6 +120,8 @@ class Quickstart:
         comparison: comparison.json.
         samples: entries of samples.json, text by "prompt", "scratch", "distilled", "teacher";
             empty when there is none.
+        size_sweep: results.json of `gemmule ablate size` in the folder ablate-size; None when there
+            is none.
     """
 
     teacher: Run
@@ -119,6 +130,7 @@ class Quickstart:
     scratch_equal_compute: Run | None
     comparison: Document
     samples: Sequence[Mapping[str, str]]
+    size_sweep: Document | None = None
 
 
 def load(folder: Path) -> Run | Quickstart:
@@ -177,6 +189,7 @@ def load_run(root: Path, folder: str) -> Run:
         safety=_optional(root, run.safety, Safety),
         memorization=_optional(root, run.memorization, Memorization),
         gates=_optional(root, run.gates, Gates),
+        size_factor=_optional(root, run.size_factor, SizeFactors),
     )
 
 
@@ -212,6 +225,7 @@ def _load_quickstart(layout: QuickstartLayout) -> Quickstart:
         scratch_equal_compute=load_run(root, "scratch_equal_compute") if has_longer else None,
         comparison=comparison,
         samples=samples,
+        size_sweep=_optional(root, layout.size_sweep, SizeFactors),
     )
 
 

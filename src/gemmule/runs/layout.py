@@ -12,12 +12,13 @@ A training run (`gemmule train`, `gemmule distill`):
     ledger.jsonl    what each activity on the way here cost, a line each (runs/ledger)
     model/          the weights in Hugging Face layout; of a run with [adapter], peft's files
     result.json     final metrics                      written last: the run has finished
-    evals/          benchmarks.json, safety.json, memorization.json, gates.json, and samples
+    evals/          benchmarks.json, safety.json, memorization.json, gates.json, size_factor.json,
+                    and samples
     card/           the model card
     .lock           held by the process that writes the folder (lock.py)
 
 A quickstart holds four such runs, its data and tokenizer, and a comparison. `gemmule quickstart
---chat` adds the folder chat/ with three more.
+--chat` adds the folder chat/ with three more, and `gemmule ablate size` may add ablate-size/.
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ BENCHMARKS = "benchmarks.json"
 SAFETY = "safety.json"
 MEMORIZATION = "memorization.json"
 GATES = "gates.json"
+SIZE_FACTOR = "size_factor.json"
 QUICKSTART_RUNS = ("teacher", "scratch", "student", "scratch_equal_compute")
 
 
@@ -120,6 +122,11 @@ class RunLayout:
         return self.evals / GATES
 
     @property
+    def size_factor(self) -> Path:
+        """Size factors of a student of `gemmule ablate size`."""
+        return self.evals / SIZE_FACTOR
+
+    @property
     def card(self) -> Path:
         """Folder of the model card."""
         return self.path / "card"
@@ -178,6 +185,11 @@ class QuickstartLayout(_StagesLayout):
     def samples(self) -> Path:
         """samples.json, generated text."""
         return self.path / SAMPLES
+
+    @property
+    def size_sweep(self) -> Path:
+        """results.json of `gemmule ablate size`, if its folder is the quickstart's ablate-size."""
+        return self.path / "ablate-size" / "results.json"
 
     @property
     def card(self) -> Path:

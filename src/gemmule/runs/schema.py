@@ -184,6 +184,8 @@ class RunResult(RunFile):
         energy_wh: energy of training in watt-hours; None when it was not measured.
         gco2e: grams of CO2 equivalent; None when not known.
         seed: seed of weights and batches.
+        best: "step", "tokens" and validation "loss" of the state that the model is, in a run that
+            kept the best one.
     """
 
     parameters: Number
@@ -193,6 +195,7 @@ class RunResult(RunFile):
     energy_wh: Number | None = None
     gco2e: Number | None = None
     seed: Number | None = None
+    best: dict[str, Number] | None = None
 
 
 class Result(RunResult):

@@ -4,6 +4,7 @@ gemmule eval           benchmarks.json     Benchmarks
 gemmule safety         safety.json         Safety
 gemmule memorization   memorization.json   Memorization
 gemmule gate           gates.json          Gates
+gemmule ablate size    size_factor.json    SizeFactors
 
 The chat stages of a quickstart have theirs in their folder:
 
@@ -465,3 +466,48 @@ class Answers(RunFile):
     chosen: str
     examples: list[AnsweredQuestion] = Field(min_length=1)
     conversations: list[list[Turn]]
+
+
+# --- size_factor.json, and results.json of a sweep of sizes ---
+
+
+class SizeRatio(Group):
+    """How many times larger a model from scratch has to be; None where that is not known.
+
+    Attributes:
+        value: the factor, or its bound.
+        low: lower end of its 95% interval.
+        high: upper end.
+        bound: "more than", "at most" or "undetermined" where the factor was not reached.
+        n: number of seeds.
+    """
+
+    value: Number | None
+    low: Number | None
+    high: Number | None
+    bound: str | None
+    n: Number
+
+
+class SizeFactor(Group):
+    """The size factor of one distilled model.
+
+    Attributes:
+        group: its size.
+        basis: what the models from scratch have in common with it.
+        factor: by parameters without the embedding.
+        factor_of_all_parameters: by all of them.
+    """
+
+    group: str
+    basis: str
+    factor: SizeRatio
+    factor_of_all_parameters: SizeRatio
+
+
+class SizeFactors(RunFile):
+    """Size factors of the distilled models of a sweep."""
+
+    advice: ClassVar[str] = "repeat the sweep's command: gemmule ablate size"
+
+    size_factors: list[SizeFactor]

@@ -98,7 +98,8 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
         out: a new folder, or a store of the same teacher, data, targets, sequence length and seed.
 
     Returns:
-        Content of the store and cost of this call, as `summary` describes them.
+        Content of the store and cost of this call, as `summary` describes them, and
+        "teacher_flops", operations of the teacher's forward passes over the whole store.
 
     Raises:
         UserError: when a setting, the data, the teacher or the folder cannot be used.
@@ -124,7 +125,7 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     manifest = _manifest(config, teacher, dataset, sequences)
     with locked(out, config.part):
         _claim(out, manifest, there)
-        return _record(config, out, teacher, split)
+        return {**_record(config, out, teacher, split), "teacher_flops": flops}
 
 
 def _record(config: RecordConfig, out: Path, teacher: Teacher, split: Split) -> dict[str, Any]:

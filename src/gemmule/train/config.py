@@ -300,13 +300,27 @@ class EvaluationConfig(Config):
         every: steps between evaluations on the validation split.
         tokens: validation tokens of each evaluation, spread evenly over the split.
         heldout_tokens: held-out tokens of the final evaluation; None: all.
+        keep: which state becomes the run's model: the "last" one, or the "best", the one with the
+            lowest validation loss of all evaluations.
+        patience: number of evaluations in a row without a lower loss after which a run that keeps
+            the best state ends; None: it takes all its steps.
         memorization: settings of the memorization probe; None: memorization is not measured.
     """
 
     every: int = Field(default=200, gt=0)
     tokens: int = Field(default=65536, gt=0)
     heldout_tokens: int | None = Field(default=None, gt=0)
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = Field(default=None, gt=0)
     memorization: MemorizationConfig | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _patience_is_for_the_best(self) -> Self:
+        if self.patience is not None and self.keep != "best":
+            raise ValueError(
+                "patience ends a run after its best state: set keep = 'best', or leave it out"
+            )
+        return self
 
 
 class CheckpointConfig(Config):

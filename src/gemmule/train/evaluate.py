@@ -87,7 +87,9 @@ def validation_probe(
         values = measure("validation", config.evaluation.tokens)
         return {name: values[name] for name in METRICS}
 
-    return Probe("validation", config.evaluation.every, metrics, label="split")
+    return Probe(
+        "validation", config.evaluation.every, metrics, label="split", best="nats_per_token"
+    )
 
 
 def heldout_result(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gemmule import files
-from gemmule.errors import Interrupted, TrainingError
+from gemmule.errors import ConfigError, Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
 from gemmule.runs.carbon import Energy, EnergyMeter
 from gemmule.runs.layout import CARBON
@@ -37,6 +37,9 @@ class TrainState:
         seconds: time spent in steps, without evaluation.
         loader: position of the source, one for all ranks; the name is that of saved states.
         carbon: content of carbon.json.
+        best: "step", "tokens" and "loss" of the state with the lowest validation loss, in a run
+            that keeps it.
+        stale: evaluations since then.
     """
 
     step: int = 0
@@ -44,6 +47,8 @@ class TrainState:
     seconds: float = 0.0
     loader: dict[str, Any] = dataclasses.field(default_factory=dict)
     carbon: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    stale: int = 0
 
 
 def train(
@@ -57,6 +62,8 @@ def train(
     """Trains the recipe's model for config.steps steps, from the run's newest state if any.
 
     On a CPU a resumed run ends in the same weights, byte for byte, as one that was never stopped.
+    With evaluation.keep = "best" it ends in the state with the lowest validation loss instead of
+    the last one, and evaluation.patience may end it early.
 
     Args:
         run: folder for metrics and training states.
@@ -67,10 +74,17 @@ def train(
         world: ranks of the run.
 
     Raises:
+        ConfigError: when the best state is to be kept and no probe judges states.
         TrainingError: when loss or gradient is NaN or infinite; the weights are left as they were.
         Interrupted: after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     model, source, objective = recipe.model, recipe.source, recipe.objective
+    keep_best = config.evaluation.keep == "best"
+    if keep_best and not any(probe.best for probe in probes):
+        raise ConfigError(
+            f"evaluation.keep = 'best': a run of kind {config.objective.kind!r} has no validation "
+            "loss to choose by; leave it out"
+        )
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
     states = SafetensorsStates(run.layout.checkpoints, config.checkpoint.keep, world)
     state = _resume(run, states, recipe, optimizers, world)
@@ -82,7 +96,7 @@ def train(
     alone, saved, stopping = world.size == 1, time.monotonic(), False
     model.train()
     with stop_signals() as stop, report, meter:
-        while state.step < config.steps and not stopping:
+        while not _complete(state, config) and not stopping:
             began = time.perf_counter()
             factor = learning_rate_factor(state.step, config.steps, config.schedule)
             set_learning_rate(optimizers, factor)
@@ -113,11 +127,13 @@ def train(
                 }
                 _log(report, state, {**agreed.means, **further, **rates})
             due_probes = [p for p in probes if last or state.step % p.every == 0]
-            _measure(model, due_probes, report, state)
+            loss = _measure(model, due_probes, report, state)
+            better = keep_best and loss is not None and _judge(state, loss, world)
             # A process alone need not agree with others: it looks at what has come in meanwhile.
             stopping = stop.requested if alone else agreed.stop
             due = _overdue(saved, config) if alone else agreed.due
-            if last or stopping or due or state.step % config.checkpoint.every == 0:
+            ends = stopping or _complete(state, config)
+            if ends or better or due or state.step % config.checkpoint.every == 0:
                 state.carbon = meter.reading().to_json()
                 _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
@@ -125,7 +141,26 @@ def train(
     stopped = stop.requested if alone else stopping
     if stopped:
         raise Interrupted(_stopped(run, state.step, config.steps))
+    if state.best is not None and state.best["step"] != state.step:
+        states.load(state.best["step"], model, optimizers, _tensors(recipe))
     return state
+
+
+def _complete(state: TrainState, config: RunConfig) -> bool:
+    """Whether all steps are taken, or patience with a loss that no longer falls is at its end."""
+    patience = config.evaluation.patience
+    return state.step >= config.steps or (patience is not None and state.stale >= patience)
+
+
+def _judge(state: TrainState, loss: float, world: World) -> bool:
+    """Whether the loss is the lowest so far, which `state` then has as its best."""
+    lowest = math.isfinite(loss) and (state.best is None or loss < state.best["loss"])
+    if world.agree(lowest):
+        state.best = {"step": state.step, "tokens": state.tokens, "loss": loss}
+        state.stale = 0
+        return True
+    state.stale += 1
+    return False
 
 
 def _update(optimizers: Optimizers) -> None:
@@ -134,11 +169,19 @@ def _update(optimizers: Optimizers) -> None:
         optimizer.zero_grad()
 
 
-def _measure(model: Gemma, probes: Sequence[Probe], report: Reporter, state: TrainState) -> None:
+def _measure(
+    model: Gemma, probes: Sequence[Probe], report: Reporter, state: TrainState
+) -> float | None:
+    """Logs what the probes measure; returns the loss that judges the state, if it is among it."""
+    loss = None
     for probe in probes:
         model.eval()
-        _log(report, state, {probe.label: probe.name, **probe.measure(state.step)})
+        metrics = probe.measure(state.step)
+        _log(report, state, {probe.label: probe.name, **metrics})
         model.train()
+        if probe.best is not None:
+            loss = metrics[probe.best]
+    return loss
 
 
 def _overdue(saved: float, config: RunConfig) -> bool:

@@ -23,12 +23,14 @@ class Probe:
         every: steps between measurements; there is always one after the last step.
         measure: function from the number of finished steps to metrics of the model as it is.
         label: key under which its lines have the name: "split" for evaluations of a split.
+        best: metric whose lowest value marks the run's best state; None: it does not judge states.
     """
 
     name: str
     every: int
     measure: Callable[[int], Mapping[str, float]]
     label: Literal["probe", "split"] = "probe"
+    best: str | None = None
 
 
 # From a run's settings, its model and its data to a probe; None where the settings ask for none.

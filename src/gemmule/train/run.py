@@ -237,6 +237,7 @@ def _parents(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _result(config: RunConfig, recipe: Recipe, state: TrainState, before: Cost) -> RunResult:
     carbon = state.carbon or {}
+    best = {} if state.best is None else {"best": state.best}
     values = {
         **recipe.result(),
         "parameters": recipe.model.config.parameters,
@@ -246,6 +247,7 @@ def _result(config: RunConfig, recipe: Recipe, state: TrainState, before: Cost) 
         "energy_wh": carbon.get("energy_wh"),
         "gco2e": carbon.get("gco2e"),
         "seed": config.seed,
+        **best,
     }
     return RunResult.parse(values, RESULT)
 

@@ -52,6 +52,8 @@ class StateStore(Protocol):
     ) -> None:
         """Saves a state whole or not at all, then drops the oldest ones beyond the limit.
 
+        The state that `values` name as the best one (values["best"]["step"]) is kept besides.
+
         Args:
             step: number of finished steps.
             model: its parameters are saved, without frozen ones.
@@ -171,9 +173,20 @@ class SafetensorsStates:
 
     def _drop_old(self) -> None:
         for step in self.steps()[: -self.keep]:
+            if step == self._best():
+                continue
             old = self.path(step)
             with files.writing_to(old):
                 shutil.rmtree(old)
+
+    def _best(self) -> int | None:
+        """The step that the newest state names as the best; None if it names none."""
+        try:
+            path = self.path(self.steps()[-1]) / "state.json"
+            best = json.loads(path.read_text(encoding="utf-8")).get("best")
+            return None if best is None else int(best["step"])
+        except (OSError, *_BROKEN):
+            return None  # loading it says what is wrong
 
 
 def _frozen(model: nn.Module) -> set[str]:
