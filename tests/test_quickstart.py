@@ -16,7 +16,7 @@ import yaml
 from gemmule import files, quickstart
 from gemmule.checkpoints.convert import convert
 from gemmule.errors import ConfigError, DataError, OutputError, TokenizerError
-from gemmule.model.config import PRESETS
+from gemmule.model.config import PRESETS, preset
 from gemmule.quickstart import Budget, QuickstartConfig, run_quickstart
 from gemmule.runs.ledger.activity import activity
 from gemmule.runs.ledger.file import own_lines
@@ -31,6 +31,7 @@ from killed import Killed, after
 from models import TINY
 
 STAGES = ("teacher", "scratch", "student", "scratch_equal_compute")
+SCARCE = ("targets", "scratch-4", "scratch-8", "distilled-8")
 FIGURES = {
     "nats_per_token", "perplexity", "bits_per_byte", "parameters", "train_tokens", "train_flops",
     "seconds", "energy_wh", "gco2e", "seed",
@@ -56,7 +57,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     def plan(config: QuickstartConfig, out: Path) -> Budget:
         plan = Budget(
             teacher="big", student="small", teacher_steps=12, student_steps=6,
-            matmul_gflops=1.0, speed=1.0,
+            scarce_tokens=200, matmul_gflops=1.0, speed=1.0,
         )  # fmt: skip
         files.write_json(out / "plan.json", plan.model_dump())
         return plan
@@ -113,7 +114,7 @@ def figures(comparison: Any) -> Any:
 
 def test_leaves_every_file(finished: Path) -> None:
     expected = {"config.toml", "plan.json", "tokenizer", "data", "comparison.json", "samples.json",
-                "card", "ledger.jsonl", *STAGES}  # fmt: skip
+                "card", "ledger.jsonl", "scarce_text", *STAGES}  # fmt: skip
     assert {p.name for p in finished.iterdir()} == expected
     for stage in STAGES:
         assert (finished / stage / "model" / "model.safetensors").is_file()
@@ -126,10 +127,12 @@ def test_leaves_every_file(finished: Path) -> None:
 
 
 def test_the_ledger_adds_up_to_the_meter_of_the_command(finished: Path) -> None:
-    places = [finished, *(finished / name for name in ("tokenizer", "data", *STAGES))]
+    scarce = [f"scarce_text/{name}" for name in SCARCE]
+    places = [finished, *(finished / name for name in ("tokenizer", "data", *STAGES, *scarce))]
     lines = [line for place in places for line in own_lines(place)]
     assert [line.kind for line in lines] == [
         "quickstart", "tokenizer", "data", "train", "train", "distill", "train",
+        "record", "train", "train", "distill",
     ]  # fmt: skip
     counted = [value for value in COUNTED if value]
     assert sum(line.total_joules for line in lines) == pytest.approx(counted[-1] - counted[0])
@@ -147,7 +150,7 @@ def test_the_student_has_its_lineage_and_the_page_every_line(finished: Path) -> 
     ]  # fmt: skip
     assert [stage.share for stage in cost.stages] == [1, 1, 1, 1]
     assert {account.name for account in cost.others} == {
-        finished.name, "scratch", "scratch_equal_compute",
+        finished.name, "scratch", "scratch_equal_compute", *SCARCE,
     }  # fmt: skip
     page = (finished / "card" / "index.html").read_text(encoding="utf-8")
     for stage in cost.stages:
@@ -161,7 +164,9 @@ def test_the_student_has_its_lineage_and_the_page_every_line(finished: Path) -> 
 
 def test_comparison_has_the_agreed_keys(finished: Path) -> None:
     comparison = files.read_json(finished / "comparison.json")
-    assert set(comparison) == {"equal_tokens", "equal_compute", "heldout", "teacher", "seed"}
+    assert set(comparison) == {
+        "equal_tokens", "equal_compute", "scarce_text", "heldout", "teacher", "seed",
+    }  # fmt: skip
     for pair in ("equal_tokens", "equal_compute"):
         assert set(comparison[pair]) == {"scratch", "distilled"}
         assert all(set(model) >= FIGURES for model in comparison[pair].values())
@@ -178,6 +183,27 @@ def test_comparison_has_the_agreed_keys(finished: Path) -> None:
     # Nothing that was held out is trained or tuned on.
     splits = files.read_json(finished / "data" / "manifest.json")["splits"]
     assert comparison["heldout"]["tokens"] == splits["heldout"]["tokens"]
+
+
+def test_little_text_is_read_several_times(finished: Path) -> None:
+    scarce = files.read_json(finished / "comparison.json")["scarce_text"]
+    assert scarce["text"]["tokens"] == 9 * 24  # whole sequences
+    for way, lengths in (("scratch", (4, 8)), ("distilled", (8,))):
+        folders = [finished / "scarce_text" / f"{way}-{length}" for length in lengths]
+        results = [files.read_json(folder / "result.json") for folder in folders]
+        # Nine sequences are two batches of four: an epoch is evaluated after two steps.
+        assert [r["train_tokens"] for r in results] == [n * 2 * 4 * 24 for n in lengths]
+        best = min(results, key=lambda r: r["best"]["loss"])
+        chosen = scarce[way]
+        assert chosen["nats_per_token"] == best["nats_per_token"]
+        assert chosen["epochs"] == best["best"]["step"] / 2
+        assert len(scarce["tried"][way]) == len(lengths)
+    targets = files.read_json(finished / "scarce_text" / "targets" / "manifest.json")
+    assert targets["teacher"]["path"] == str(finished / "teacher")
+    forward = preset("big", vocab_size=512).forward_flops_per_token(24)
+    assert scarce["recording"]["flops"] == 9 * 24 * forward
+    page = (finished / "card" / "README.md").read_text()
+    assert "From little text, each at its best epoch" in page
 
 
 def test_students_share_weights_and_batches(finished: Path) -> None:
@@ -200,6 +226,8 @@ MOMENTS = [
     pytest.param(loop, "clip_gradients", 15, id="scratch at step 3"),
     pytest.param(RunDir, "write_manifest", 3, id="student claimed but not begun"),
     pytest.param(run, "_save", 4, id="equal compute's last step done"),
+    pytest.param(loop, "clip_gradients", 50, id="little text from scratch"),
+    pytest.param(run, "_save", 7, id="little text's last step done"),
     pytest.param(quickstart, "_samples", 1, id="samples"),
     pytest.param(quickstart, "write_card", 1, id="card"),
 ]

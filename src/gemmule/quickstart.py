@@ -1,16 +1,18 @@
 """`gemmule quickstart`: from text to a distilled model of your own, compared and described.
 
 Stages, each left as it is once finished, so that --resume continues with the first unfinished one:
-plan.json, tokenizer/, data/, teacher/, scratch/, student/, scratch_equal_compute/,
+plan.json, tokenizer/, data/, teacher/, scratch/, student/, scratch_equal_compute/, scarce_text/,
 comparison.json, samples.json, card/.
 
 The two students start from the same weights and see the same batches in the same order; the third
-trains from scratch for as much compute as distilling took, the teacher's forward passes counted.
+trains from scratch for as much compute as distilling took, the teacher's forward passes counted. A
+third comparison gives students only a small part of the text, which they read several times
+(train/scarce_text.py).
 """
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,10 +47,14 @@ from gemmule.runs.schema import Comparison
 from gemmule.runtime import device, torch_compile
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
+from gemmule.train.scarce_text import ScarceText, compare_on_scarce_text
 
 SEQ_LEN = 256
 BATCH_SIZE = 8
 TEACHER_STEPS, STUDENT_STEPS = 540, 280  # per ten minutes on the reference machine
+SCARCE_TOKENS = 60_000  # of the text that is read several times, per ten minutes
+SCARCE_LIMIT = 1_500_000  # about 5 MB: more is not scarce
+TEACHERS_STUDENTS = 2  # that learn from the teacher: of the whole text, and of the scarce part
 REFERENCE_GFLOPS = 260.0  # fp32 matrix product of two AVX-512 cores
 PROMPTS = 3
 LABELS = {
@@ -94,6 +100,7 @@ class Budget(Config):
     student: str
     teacher_steps: int
     student_steps: int
+    scarce_tokens: int
     matmul_gflops: float
     speed: float
 
@@ -132,7 +139,7 @@ def _run_stages(config: QuickstartConfig, out: Path) -> dict[str, Any]:
     layout = QuickstartLayout(out)
     console.rule(f"gemmule quickstart, about {config.minutes:g} minutes", align="left")
 
-    with _stage("1/7 text"):
+    with _stage("1/8 text"):
         try:
             dataset = _prepare(config, out)
         except (DataError, TokenizerError):
@@ -141,16 +148,18 @@ def _run_stages(config: QuickstartConfig, out: Path) -> dict[str, Any]:
                 layout.config.unlink()
             raise
     plan = _plan(config, out)
-    teacher = _train(config, plan, out, dataset, "2/7", "teacher")
-    scratch = _train(config, plan, out, dataset, "3/7", "scratch")
-    student = _train(config, plan, out, dataset, "4/7", "student")
+    teacher = _train(config, plan, out, dataset, "2/8", "teacher")
+    scratch = _train(config, plan, out, dataset, "3/8", "scratch")
+    student = _train(config, plan, out, dataset, "4/8", "student")
     ratio = student["train_flops"] / scratch["train_flops"]
     steps = round(plan.student_steps * ratio)
-    longer = _train(config, plan, out, dataset, "5/7", "scratch_equal_compute", steps)
+    longer = _train(config, plan, out, dataset, "5/8", "scratch_equal_compute", steps)
+    scarce = _on_scarce_text(config, plan, out, dataset)
     heldout = dataset.manifest["splits"]["heldout"]
     comparison = {
         "equal_tokens": {"scratch": scratch, "distilled": student},
         "equal_compute": {"scratch": longer, "distilled": student},
+        "scarce_text": {**scarce, "students_of_teacher": TEACHERS_STUDENTS},
         "heldout": {
             "name": dataset.name,
             "documents": heldout["documents"],
@@ -161,9 +170,9 @@ def _run_stages(config: QuickstartConfig, out: Path) -> dict[str, Any]:
         "seed": config.seed,
     }
     Comparison.parse(comparison, COMPARISON).write(layout.comparison)
-    with _stage("6/7 samples"):
+    with _stage("7/8 samples"):
         files.write_json(layout.samples, _samples(config, out, dataset))
-    with _stage("7/7 card"):
+    with _stage("8/8 card"):
         write_card(out)
     return comparison
 
@@ -255,11 +264,16 @@ def _plan(config: QuickstartConfig, out: Path) -> Budget:
         need = _flops(config, chosen) / _flops(config, reference)
         return max(20, round(share * config.minutes / 10 * speed / need))
 
+    need = _flops(config, small) / _flops(config, "1m")
+    tokens = max(
+        4 * BATCH_SIZE * SEQ_LEN, round(SCARCE_TOKENS * config.minutes / 10 * speed / need)
+    )
     plan = Budget(
         teacher=big,
         student=small,
         teacher_steps=steps(TEACHER_STEPS, "3m", big),
         student_steps=steps(STUDENT_STEPS, "1m", small),
+        scarce_tokens=min(SCARCE_LIMIT, tokens),
         matmul_gflops=round(gflops, 1),
         speed=speed,
     )
@@ -281,10 +295,31 @@ def _train(
     steps: int | None = None,
 ) -> dict[str, Any]:
     steps = steps or (plan.teacher_steps if stage == "teacher" else plan.student_steps)
+    settings = _settings(config, plan, out, dataset, stage, steps)
+    run = out / stage
+    label = LABELS[stage]
+    began = time.monotonic()
+    resumable = RunLayout(run).started
+    if run.exists() and not resumable:
+        shutil.rmtree(run)  # killed before it had begun
+    result = run_training(settings, run, resume=resumable, label=f"{number} {label}")
+    console.print(
+        f"{number} {label:<24} {duration(time.monotonic() - began):>12}   "
+        f"{result['parameters'] / 1e6:.1f}M parameters, {result['train_tokens']:,} tokens, "
+        f"held out {result['nats_per_token']:.3f} nats/token",
+        markup=False,
+    )
+    return result
+
+
+def _settings(
+    config: QuickstartConfig, plan: Budget, out: Path, dataset: Dataset, stage: str, steps: int
+) -> RunConfig:
+    """Settings of one training run."""
     objective = {"kind": "pretrain"}
     if stage == "student":
         objective = {"kind": "distill", "teacher": str(out / "teacher")}
-    settings = RunConfig.parse(
+    return RunConfig.parse(
         {
             "steps": steps,
             # The teacher's own seed, so that no student shares its batches by construction.
@@ -304,20 +339,29 @@ def _train(
             },
         }
     )
-    run = out / stage
-    label = LABELS[stage]
-    began = time.monotonic()
-    resumable = RunLayout(run).started
-    if run.exists() and not resumable:
-        shutil.rmtree(run)  # killed before it had begun
-    result = run_training(settings, run, resume=resumable, label=f"{number} {label}")
-    console.print(
-        f"{number} {label:<24} {duration(time.monotonic() - began):>12}   "
-        f"{result['parameters'] / 1e6:.1f}M parameters, {result['train_tokens']:,} tokens, "
-        f"held out {result['nats_per_token']:.3f} nats/token",
-        markup=False,
-    )
-    return result
+
+
+def _on_scarce_text(
+    config: QuickstartConfig, plan: Budget, out: Path, dataset: Dataset
+) -> dict[str, Any]:
+    """The third comparison: a small part of the text, each way at its best epoch."""
+
+    def show(name: str, result: Mapping[str, Any]) -> None:
+        console.print(
+            f"6/8 little text, {name:<15} best after epoch {result['epochs']} of "
+            f"{result['schedule_epochs']}, held out {result['nats_per_token']:.3f} nats/token",
+            markup=False,
+        )
+
+    with _stage("6/8 little text"):
+        return compare_on_scarce_text(
+            ScarceText(tokens=plan.scarce_tokens),
+            _settings(config, plan, out, dataset, "scratch", steps=1),
+            str(out / "teacher"),
+            dataset,
+            QuickstartLayout(out).scarce_text,
+            show,
+        )
 
 
 def _samples(config: QuickstartConfig, out: Path, dataset: Dataset) -> list[dict[str, str]]:
@@ -363,6 +407,7 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
     distilled = equal["distilled"]["nats_per_token"]
     console.print(_verdict("tokens", equal["scratch"]["nats_per_token"] - distilled))
     console.print(_verdict("compute", compute["scratch"]["nats_per_token"] - distilled))
+    console.print(_scarce_verdict(comparison["scarce_text"], comparison["teacher"]))
     page = out / "card" / "index.html"
     console.print(f"done in {duration(seconds)}; the page: {page}", markup=False, soft_wrap=True)
     console.print("the student is a base model: it continues your text")
@@ -377,3 +422,18 @@ def _conclude(out: Path, comparison: dict[str, Any], seconds: float) -> None:
 def _verdict(what: str, gap: float) -> str:
     which = "ahead of" if gap > 0 else "behind"
     return f"at equal {what} the distilled student is {abs(gap):.4f} nats/token {which} scratch"
+
+
+def _scarce_verdict(scarce: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    scratch, distilled = scarce["scratch"], scarce["distilled"]
+    gap = scratch["nats_per_token"] - distilled["nats_per_token"]
+    recorded = distilled["train_flops"] + scarce["recording"]["flops"]
+    share = recorded + teacher["train_flops"] / scarce["students_of_teacher"]
+    return (
+        f"from {scarce['text']['bytes'] / 1e3:,.0f} kB of it alone, each at its best epoch, the "
+        f"distilled student (epoch {distilled['epochs']}) is {abs(gap):.4f} nats/token "
+        f"{'ahead of' if gap > 0 else 'behind'} scratch (epoch {scratch['epochs']}); TFLOP: "
+        f"{scratch['train_flops'] / 1e12:.1f} from scratch, {recorded / 1e12:.1f} distilled, "
+        f"{share / 1e12:.1f} with its share of the teacher's training, "
+        f"{(recorded + teacher['train_flops']) / 1e12:.1f} with all of it"
+    )

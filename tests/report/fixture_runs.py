@@ -145,8 +145,25 @@ SAMPLES = [
 ]
 
 
-def make_quickstart(root, *, samples=SAMPLES, distilled=3.75, more=3.61, **options):
-    """A finished quickstart; returns its comparison.json."""
+def make_scarce_text(root, scratch, distilled):
+    """The third comparison of a quickstart, with runs in scarce_text/; returns its entry."""
+
+    def at_best(name, loss, epochs, **more):
+        result = make_run(root / "scarce_text" / name, final=loss, tokens=60_000 * 8, **more)
+        return {**result, "epochs": epochs, "schedule_epochs": 8}
+
+    return {
+        "text": {"tokens": 60_000, "bytes": 200_000},
+        "scratch": at_best("scratch-8", scratch, 5, wh=3.0),
+        "distilled": at_best("distilled-8", distilled, 8, kind="distill", wh=4.0),
+        "tried": {"scratch": [{"schedule_epochs": 8}], "distilled": [{"schedule_epochs": 8}]},
+        "recording": {"flops": 5.4e11, "seconds": 4.0, "energy_wh": 0.5, "gco2e": 0.2},
+        "students_of_teacher": 2,
+    }
+
+
+def make_quickstart(root, *, samples=SAMPLES, distilled=3.75, more=3.61, scarce=None, **options):
+    """A finished quickstart; returns its comparison.json. `scarce`: losses of the third pair."""
     teacher = make_run(
         root / "teacher",
         final=3.29,
@@ -182,6 +199,8 @@ def make_quickstart(root, *, samples=SAMPLES, distilled=3.75, more=3.61, **optio
         "teacher": teacher,
         "seed": 8,
     }
+    if scarce is not None:
+        comparison["scarce_text"] = make_scarce_text(root, *scarce)
     dump(root / "comparison.json", comparison)
     dump(root / "samples.json", samples)
     return comparison

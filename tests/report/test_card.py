@@ -135,6 +135,67 @@ def test_the_result_is_said_whichever_way_it_falls(tmp_path, distilled, more, to
         assert re.search(f"At equal training compute, .*{compute}", text)
 
 
+@pytest.mark.parametrize(
+    ("losses", "verdict", "best"),
+    [
+        ((5.0, 4.6), "distillation is ahead by 0.400", "4.601"),
+        ((4.6, 5.0), "training from scratch is ahead by 0.400", "4.601"),
+        ((4.6, 4.6), "the losses are equal", None),
+    ],
+)
+def test_little_text_is_a_third_comparison(tmp_path, losses, verdict, best):
+    make_quickstart(tmp_path / "q", scarce=losses)
+    card = write_card(tmp_path / "q")
+    page, markdown = read(card), (card / "README.md").read_text()
+    for text in (page.text, markdown):
+        assert "From 60.0 k tokens (200 kB) alone" in text
+        assert verdict in text
+        assert "distilled after epoch 8 of 8, from scratch after epoch 5 of 8" in text
+        # Trained once for two students, recorded once for this one.
+        assert "took 54.0 TFLOP, 27.0 TFLOP for each of its 2 students" in text
+        assert "recording it for the little text took 540 GFLOP" in text
+    html = (card / "index.html").read_text()
+    if best is not None:
+        assert f"{best}</data></strong>" in html
+    total = [float(v) for title, v, _ in page.figures if "scarce_text.recording.energy_wh" in title]
+    assert pytest.approx(41.2 + 12.345 + 24.9 + 24.5 + 3.0 + 4.0 + 0.5) in total
+
+
+def test_a_size_sweep_in_the_quickstarts_folder_is_shown(tmp_path):
+    make_quickstart(tmp_path / "q")
+    assert "Size factor" not in read(write_card(tmp_path / "q")).text
+
+    def ratio(value, bound=None, low=None, high=None, n=3):
+        return {"value": value, "low": low, "high": high, "bound": bound, "n": n}
+
+    def entry(basis, own, whole):
+        return {
+            "group": "0.1m", "basis": basis, "factor": own, "factor_of_all_parameters": whole,
+        }  # fmt: skip
+
+    factors = [
+        entry("equal tokens", ratio(9.4, "more than"), ratio(5.0, "more than")),
+        entry("equal training compute", ratio(2.5, None, 2.1, 3.0), ratio(1.8, None, 1.6, 2.1)),
+        entry("nothing", ratio(None, n=0), ratio(None, n=0)),
+        entry("both", ratio(None, "undetermined"), ratio(None, "undetermined")),
+        entry("one", ratio(2.0, n=1), ratio(1.5, n=1)),
+    ]
+    folder = tmp_path / "q" / "ablate-size"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"size_factors": factors, "cells": []}))
+    card = write_card(tmp_path / "q")
+    for text in (read(card).text, (card / "README.md").read_text()):
+        assert "more than 9.4, seeds: 3; counting the embedding more than 5.0" in text
+        assert "2.5 (2.1 to 3.0), seeds: 3; counting the embedding 1.8" in text
+        assert "2.0, one seed; counting the embedding 1.5" in text
+        assert "undetermined" in text
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match="size_factors is missing; repeat the sweep's command"
+    ):
+        write_card(tmp_path / "q")
+
+
 def test_front_matter_is_what_the_hub_reads(quickstart):
     head, body = front_matter(quickstart / "card")
     assert head["library_name"] == "gemmule"

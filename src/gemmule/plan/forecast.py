@@ -22,6 +22,7 @@ from gemmule.plan.memory import (
 )
 from gemmule.plan.models import Planned, find_both
 from gemmule.plan.routes import STORED_OVER_SCRATCH, Clock, Corpus, Route
+from gemmule.plan.scarce_text import scarce_text
 from gemmule.plan.settings import PlanRequest
 from gemmule.plan.storage import estimated_bytes
 from gemmule.runs.carbon import check_country
@@ -38,8 +39,8 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
         say: called with the name of each measurement.
 
     Returns:
-        JSON-able: teacher, student, run, machine, calibration, memory, disk, routes, scaling and
-        notes; see docs/plan.md.
+        JSON-able: teacher, student, run, machine, calibration, memory, disk, routes, scaling,
+        budget, scarce_text and notes; see docs/plan.md.
 
     Raises:
         UserError: when a model, the corpus, a run or a setting cannot be used.
@@ -91,6 +92,10 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
         "scaling": law,
         "budget": spend(budget, clock, predictions, student, _fits(calibration, config))
         if budget else None,
+        "scarce_text": scarce_text(
+            corpus.train, dataset.fingerprint if dataset else None, teacher.config, student.config,
+            request.runs,
+        ),
         "notes": [*calibration.notes, *notes],
     }  # fmt: skip
 

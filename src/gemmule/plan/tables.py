@@ -67,9 +67,19 @@ def show(plan: Mapping[str, Any]) -> None:
     )  # fmt: skip
     if plan["budget"] is not None:
         show_budget(plan["budget"])
-    teacher = law["teacher_loss"]
+    scarce, teacher = plan["scarce_text"], law["teacher_loss"]
+    if scarce["rows"]:
+        table(
+            ["little text, at best epoch", "from scratch", "distilled", "nats/token better by"],
+            [
+                [f"{row['tokens']:,} tokens of {row['text']}", _epochs(row["scratch"]),
+                 _epochs(row["distilled"]), _better(row["better_by"])]
+                for row in scarce["rows"]
+            ],
+        )  # fmt: skip
     known = [
         ["verdict", law["verdict"]],
+        ["little text", scarce["verdict"]],
         ["law", f"{law['source']}; {law['basis']}"],
         ["teacher's loss", f"{teacher['median']:.3f} nats/token, {teacher['how']}"],
         ["store's sizes", disk["how"]],
@@ -132,6 +142,16 @@ def _loss(interval: Mapping[str, float]) -> str:
 
 def _interval(interval: Mapping[str, float]) -> str:
     return f"{interval['median']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"
+
+
+def _epochs(best: Mapping[str, Any]) -> str:
+    return f"{best['nats_per_token']:.2f}, epoch {best['epochs']:g} of {best['schedule_epochs']:g}"
+
+
+def _better(gain: Mapping[str, Any]) -> str:
+    if gain["half_width"] is None:
+        return f"{gain['mean']:+.3f} (one seed)"
+    return f"{gain['mean']:+.3f} ±{gain['half_width']:.3f} ({gain['n']} seeds)"
 
 
 def _rows(count: int | None) -> str:

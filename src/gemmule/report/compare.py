@@ -82,6 +82,10 @@ def compared(
         tied = len(verdicts[group]) == 1
         pair = [("Distilled", distilled), ("From scratch", scratch)]
         groups.append(Group(title, pair, verdicts[group], None if tied else best))
+    scarce: list[Sentence] = []
+    if comparison.get("scarce_text") is not None:
+        group, scarce = _scarce(source, provenance)
+        groups.append(group)
     groups.append(Group("The teacher", [("Teacher", teacher)], [], None))
     tokens, even = rows["equal_tokens", "distilled"], rows["equal_tokens", "scratch"]
     more = rows["equal_compute", "scratch"]
@@ -110,6 +114,7 @@ def compared(
             more[4],
             rows["equal_compute", "distilled"][4],
         ),
+        *scarce,
     ]
     models = [
         ("Teacher", "teacher", teacher),
@@ -118,6 +123,59 @@ def compared(
         ("From scratch, equal compute", "scratch more", more),
     ]
     return headline, lead, groups, _rungs(models)
+
+
+def _scarce(source: Quickstart, provenance: Provenance) -> tuple[Group, list[Sentence]]:
+    """Table and sentences of the comparison on little text."""
+    comparison, key = source.comparison, "scarce_text"
+    title = "From little text, each at its best epoch"
+    rows, epochs = {}, {}
+    for way, name in (("distilled", "distilled"), ("scratch", "from scratch")):
+        what = f"{name}, little text"
+        rows[way] = row_of(comparison, f"{key}.{way}.", what, provenance)
+        epochs[way] = [
+            provenance.take(comparison, f"{key}.{way}.{part}", f"{what}: {label}", values.exact)
+            for part, label in (("epochs", "best epoch"), ("schedule_epochs", "epochs of the run"))
+        ]
+    verdict = _verdict(rows["scratch"][0], rows["distilled"][0], provenance, "on little text")
+    best = "Distilled" if rows["distilled"][0].value < rows["scratch"][0].value else "From scratch"
+    pair = [("Distilled", rows["distilled"]), ("From scratch", rows["scratch"])]
+    group = Group(title, pair, verdict, None if len(verdict) == 1 else best)
+    tokens, size = (
+        provenance.take(comparison, f"{key}.text.{unit}", f"little text: {unit}", values.count)
+        for unit in ("tokens", "bytes")
+    )
+    recorded = provenance.take(
+        comparison, f"{key}.recording.flops", "recording for little text: compute", values.flops
+    )
+    trained = provenance.take(comparison, "teacher.train_flops", "teacher: compute", values.flops)
+    shared = provenance.take(
+        comparison, f"{key}.students_of_teacher", "students of the teacher", values.exact
+    )
+    whole, students = trained.value, shared.value
+    each = provenance.derived(
+        comparison, "teacher.train_flops / scarce_text.students_of_teacher",
+        whole / students if whole is not None else None,
+        "teacher: compute for each of its students", values.flops,
+    )  # fmt: skip
+    read = provenance.take(
+        source.teacher.result, "train_tokens", "teacher: training tokens", values.count
+    )
+    lead = [
+        sentence(
+            "From {} tokens ({}B) alone, read several times, each way at its best epoch by "
+            "validation loss, {}: distilled after epoch {} of {}, from scratch after epoch {} of "
+            "{}.",
+            tokens, size, verdict, *epochs["distilled"], *epochs["scratch"],
+        ),
+        sentence(
+            "The teacher of that student had read {} tokens of the whole text. Its training took "
+            "{}, {} for each of its {} students; recording it for the little text took {}. Neither "
+            "is in the student's own {}.",
+            read, trained, each, shared, recorded, rows["distilled"][5],
+        ),
+    ]  # fmt: skip
+    return group, lead
 
 
 def alone(

@@ -120,6 +120,7 @@ class Quickstart:
         comparison: comparison.json.
         samples: entries of samples.json, text by "prompt", "scratch", "distilled", "teacher";
             empty when there is none.
+        scarce: the runs on little text whose folders are there.
         size_sweep: results.json of `gemmule ablate size` in the folder ablate-size; None when there
             is none.
     """
@@ -130,6 +131,7 @@ class Quickstart:
     scratch_equal_compute: Run | None
     comparison: Document
     samples: Sequence[Mapping[str, str]]
+    scarce: Sequence[Run] = ()
     size_sweep: Document | None = None
 
 
@@ -225,8 +227,20 @@ def _load_quickstart(layout: QuickstartLayout) -> Quickstart:
         scratch_equal_compute=load_run(root, "scratch_equal_compute") if has_longer else None,
         comparison=comparison,
         samples=samples,
+        scarce=_scarce(layout, comparison),
         size_sweep=_optional(root, layout.size_sweep, SizeFactors),
     )
+
+
+def _scarce(layout: QuickstartLayout, comparison: Document) -> list[Run]:
+    tried = comparison.get("scarce_text.tried") or {}
+    root = layout.scarce_text
+    names = [f"{way}-{run['schedule_epochs']}" for way, runs in tried.items() for run in runs]
+    return [
+        load_run(layout.path, (root / name).relative_to(layout.path).as_posix())
+        for name in names
+        if RunLayout(root / name).started
+    ]
 
 
 def is_number(value: object) -> bool:

@@ -122,6 +122,7 @@ def energy(source: Run | Quickstart, model: Run, provenance: Provenance) -> Sect
     if isinstance(source, Quickstart):
         runs = [source.teacher, source.scratch, source.student]
         runs += [source.scratch_equal_compute] if source.scratch_equal_compute else []
+        runs += source.scarce
         for key, title, form in (
             ("energy_wh", "energy of all runs together", values.watt_hours),
             ("gco2e", "carbon of all runs together", values.grams),
@@ -130,6 +131,13 @@ def energy(source: Run | Quickstart, model: Run, provenance: Provenance) -> Sect
                 provenance.take(run.carbon, key, f"{run.folder}: {title.split(' ')[0]}", form)
                 for run in runs
             ]
+            if source.scarce:
+                parts.append(
+                    provenance.take(
+                        source.comparison, f"scarce_text.recording.{key}",
+                        f"recording for little text: {title.split(' ')[0]}", form,
+                    )
+                )  # fmt: skip
             rows.append((title, [provenance.total(parts, title, form)]))
     return Section("Energy and carbon", rows)
 

@@ -17,7 +17,8 @@ A training run (`gemmule train`, `gemmule distill`):
     card/           the model card
     .lock           held by the process that writes the folder (lock.py)
 
-A quickstart holds four such runs, its data and tokenizer, and a comparison. `gemmule quickstart
+A quickstart holds four such runs, its data and tokenizer, a comparison, and in scarce_text/ runs on
+a small part of the data. `gemmule quickstart
 --chat` adds the folder chat/ with three more, and `gemmule ablate size` may add ablate-size/.
 """
 
@@ -185,6 +186,11 @@ class QuickstartLayout(_StagesLayout):
     def samples(self) -> Path:
         """samples.json, generated text."""
         return self.path / SAMPLES
+
+    @property
+    def scarce_text(self) -> Path:
+        """Folder of the recording and the runs of the comparison on little text."""
+        return self.path / "scarce_text"
 
     @property
     def size_sweep(self) -> Path:

@@ -223,12 +223,54 @@ class Pair(Group):
     distilled: Result
 
 
+class AtBestEpoch(Result):
+    """The result of a run on little text that kept its best state.
+
+    Attributes:
+        epochs: epochs until that state.
+        schedule_epochs: epochs of the run.
+    """
+
+    epochs: Number
+    schedule_epochs: Number
+
+
+class Recording(Group):
+    """The cost of recording a teacher for the text."""
+
+    flops: Number
+    seconds: Number | None = None
+    energy_wh: Number | None = None
+    gco2e: Number | None = None
+
+
+class ScarceText(Group):
+    """The best that either way makes of a small part of the text.
+
+    Attributes:
+        text: "tokens" and "bytes" of that part.
+        scratch: the run from scratch with the lowest validation loss.
+        distilled: the distilled one.
+        tried: every run, by way.
+        recording: cost of the teacher's forward passes, once over the text.
+        students_of_teacher: number of students that share the cost of training the teacher.
+    """
+
+    text: dict[str, Number]
+    scratch: AtBestEpoch
+    distilled: AtBestEpoch
+    tried: dict[str, list[dict[str, Any]]] | None = None
+    recording: Recording
+    students_of_teacher: int
+
+
 class Comparison(RunFile):
     """comparison.json: the models of a finished quickstart.
 
     Attributes:
         equal_tokens: students trained on the same number of tokens.
         equal_compute: the student from scratch trained for as much compute as distilling took.
+        scarce_text: students of a small part of the text, each at its best epoch.
         heldout: name and size of the text they were compared on.
         teacher: the teacher's result.
         seed: seed of the students.
@@ -236,6 +278,7 @@ class Comparison(RunFile):
 
     equal_tokens: Pair
     equal_compute: Pair
+    scarce_text: ScarceText | None = None
     heldout: dict[str, Any] | None = None
     teacher: Result | None = None
     seed: int | None = None
