@@ -30,13 +30,13 @@ WAYS = ("scratch", "distilled")
 SUMMED = ("nats_per_token", "bits_per_byte", "epochs", "schedule_epochs")
 
 
-def settings(quickstart: QuickstartLayout, student: str, seed: int, compiled: bool) -> RunConfig:
+def settings(data: Path, student: str, seed: int, seq_len: int, compiled: bool) -> RunConfig:
     """Settings of the runs, as the quickstart's."""
     return RunConfig.parse(
         {
             "steps": 1,
             "seed": seed,
-            "data": {"path": str(quickstart.data)},
+            "data": {"path": str(data), "seq_len": seq_len},
             "model": {"preset": student},
             "evaluation": {"tokens": 16384},
             "runtime": {"compile": compiled},
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", default="1m")
     parser.add_argument("--scratch-epochs", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--distilled-epochs", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     given = parser.parse_args(arguments)
     quickstart = QuickstartLayout(given.quickstart)
@@ -95,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         measured = []
         for seed in range(given.seeds):
-            base = settings(quickstart, given.student, seed, not given.eager)
+            base = settings(
+                quickstart.data, given.student, seed, given.seq_len, not given.eager
+            )
             folder = given.out / f"{tokens}-tokens-seed{seed}"
             measured.append(
                 compare_on_scarce_text(protocol, base, str(teacher.path), dataset, folder, _show)

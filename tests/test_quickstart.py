@@ -1,5 +1,6 @@
 """The whole quickstart with models of two tiny layers, stopped anywhere and resumed."""
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from gemmule.train import loop, run
 from killed import Killed, after
 from models import TINY
 
+BENCH = Path(__file__).parents[1] / "bench/scarce_text.py"
 STAGES = ("teacher", "scratch", "student", "scratch_equal_compute")
 SCARCE = ("targets", "scratch-4", "scratch-8", "distilled-8")
 FIGURES = {
@@ -204,6 +206,32 @@ def test_little_text_is_read_several_times(finished: Path) -> None:
     assert scarce["recording"]["flops"] == 9 * 24 * forward
     page = (finished / "card" / "README.md").read_text()
     assert "From little text, each at its best epoch" in page
+
+
+@pytest.mark.usefixtures("small")
+def test_the_benchmark_of_little_text(finished: Path, tmp_path: Path) -> None:
+    """At toy size: means and differences over seeds, as `gemmule plan` reads them."""
+    spec = importlib.util.spec_from_file_location("scarce_bench", BENCH)
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    out = tmp_path / "measured.json"
+    arguments = ["--quickstart", str(finished), "--out", str(tmp_path / "out"), "--json", str(out)]
+    arguments += ["--tokens", "100", "--seeds", "2", "--student", "small", "--eager"]
+    bench.main([*arguments, "--seq-len", "24", "--scratch-epochs", "1", "2",
+                "--distilled-epochs", "2"])  # fmt: skip
+    report = files.read_json(out)
+    (row,) = report["rows"]
+    tried = row["by_seed"]
+    losses = {
+        way: [min(m[way], key=lambda r: r["validation_loss"])["nats_per_token"] for m in tried]
+        for way in ("scratch", "distilled")
+    }
+    gains = [a - b for a, b in zip(losses["scratch"], losses["distilled"], strict=True)]
+    assert row["better_by"]["mean"] == pytest.approx(sum(gains) / 2)
+    assert row["scratch"]["nats_per_token"] == pytest.approx(sum(losses["scratch"]) / 2)
+    assert report["student"]["non_embedding_parameters"] < report["teacher"]["parameters"]
 
 
 def test_students_share_weights_and_batches(finished: Path) -> None:

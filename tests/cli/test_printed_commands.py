@@ -56,7 +56,14 @@ def test_the_quickstart_s_next_commands(
     figures = {"nats_per_token": 1.0, "perplexity": 1.0, "bits_per_byte": 1.0,
                "train_tokens": 1, "train_flops": 1.0, "energy_wh": None}  # fmt: skip
     pair = {"scratch": figures, "distilled": figures}
-    comparison = {"equal_tokens": pair, "equal_compute": pair, "teacher": figures}
+    best = {**figures, "epochs": 1}
+    scarce = {
+        "scratch": best, "distilled": best, "text": {"tokens": 1, "bytes": 2},
+        "recording": {"flops": 1.0}, "students_of_teacher": 2,
+    }  # fmt: skip
+    comparison = {
+        "equal_tokens": pair, "equal_compute": pair, "scarce_text": scarce, "teacher": figures,
+    }  # fmt: skip
     quickstart._conclude(Path(name), comparison, 1.0)
     generate, chat, serve, card = map(parsed, commands(capsys.readouterr().err))
     student = Path(name) / "student"

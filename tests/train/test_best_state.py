@@ -111,3 +111,4 @@ def test_settings_that_make_no_sense(
     monkeypatch.setattr(recipe, "validation_probe", lambda *_: probe)
     with pytest.raises(ConfigError, match="'pretrain' has no validation loss to choose by"):
         run_training(settings(tiny, keep="best"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

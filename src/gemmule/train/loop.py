@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gemmule import files
-from gemmule.errors import ConfigError, Interrupted, TrainingError
+from gemmule.errors import Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
 from gemmule.runs.carbon import Energy, EnergyMeter
 from gemmule.runs.layout import CARBON
@@ -74,17 +74,11 @@ def train(
         world: ranks of the run.
 
     Raises:
-        ConfigError: when the best state is to be kept and no probe judges states.
         TrainingError: when loss or gradient is NaN or infinite; the weights are left as they were.
         Interrupted: after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     model, source, objective = recipe.model, recipe.source, recipe.objective
     keep_best = config.evaluation.keep == "best"
-    if keep_best and not any(probe.best for probe in probes):
-        raise ConfigError(
-            f"evaluation.keep = 'best': a run of kind {config.objective.kind!r} has no validation "
-            "loss to choose by; leave it out"
-        )
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
     states = SafetensorsStates(run.layout.checkpoints, config.checkpoint.keep, world)
     state = _resume(run, states, recipe, optimizers, world)

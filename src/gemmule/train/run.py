@@ -73,6 +73,7 @@ def run_training(
         recipe = build_recipe(config, dataset)
         tokenizer = run_tokenizer(config, dataset)
         probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
+        _check_best(config, probes)
         check_country(config.runtime.country)
         config = _resolved(config, recipe)
         adapter = _adapter(config, recipe, tokenizer)
@@ -134,6 +135,14 @@ def _make(
             "gemmule.evals.memorization.callback"
         )
     return probes
+
+
+def _check_best(config: RunConfig, probes: Sequence[Probe]) -> None:
+    if config.evaluation.keep == "best" and not any(probe.best for probe in probes):
+        raise ConfigError(
+            f"evaluation.keep = 'best': a run of kind {config.objective.kind!r} has no validation "
+            "loss to choose by; leave it out"
+        )
 
 
 def _resolved(config: RunConfig, recipe: Recipe) -> RunConfig:
