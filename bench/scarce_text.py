@@ -5,10 +5,10 @@ runs: as many tokens from the start of a quickstart's corpus, recorded once from
 students that read them for some epochs, from scratch and from the recording. What is compared is
 held-out loss of the state that validation chose.
 
-    python bench/scarce_text.py --quickstart runs/quickstart --out runs/scarce-text \\
-        --json src/gemmule/plan/measured_scarce_text.json
+    python bench/scarce_text.py --quickstart runs/quickstart --out runs/scarce-text
 
-A stopped benchmark is continued by the same command. `gemmule plan` reads the file.
+A stopped benchmark is continued by the same command. `gemmule plan` reads what it writes into the
+source tree.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.data.dataset import Dataset
+from gemmule.plan.scarce_text import MEASURED
 from gemmule.runs.layout import QuickstartLayout
 from gemmule.runs.schema import Manifest, Result
 from gemmule.runtime import host
@@ -30,16 +31,16 @@ WAYS = ("scratch", "distilled")
 SUMMED = ("nats_per_token", "bits_per_byte", "epochs", "schedule_epochs")
 
 
-def settings(data: Path, student: str, seed: int, seq_len: int, compiled: bool) -> RunConfig:
+def settings(data: Path, given: argparse.Namespace, seed: int) -> RunConfig:
     """Settings of the runs, as the quickstart's."""
     return RunConfig.parse(
         {
             "steps": 1,
             "seed": seed,
-            "data": {"path": str(data), "seq_len": seq_len},
-            "model": {"preset": student},
+            "data": {"path": str(data), "seq_len": given.seq_len},
+            "model": {"preset": given.student},
             "evaluation": {"tokens": 16384},
-            "runtime": {"compile": compiled},
+            "runtime": {"compile": not given.eager, "threads": given.threads},
         }
     )
 
@@ -63,13 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quickstart", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=MEASURED)
     parser.add_argument("--tokens", type=int, nargs="+", default=[32_768, 131_072])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--student", default="1m")
     parser.add_argument("--scratch-epochs", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--distilled-epochs", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     given = parser.parse_args(arguments)
     quickstart = QuickstartLayout(given.quickstart)
@@ -96,9 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         measured = []
         for seed in range(given.seeds):
-            base = settings(
-                quickstart.data, given.student, seed, given.seq_len, not given.eager
-            )
+            base = settings(quickstart.data, given, seed)
             folder = given.out / f"{tokens}-tokens-seed{seed}"
             measured.append(
                 compare_on_scarce_text(protocol, base, str(teacher.path), dataset, folder, _show)

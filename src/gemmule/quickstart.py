@@ -264,16 +264,14 @@ def _plan(config: QuickstartConfig, out: Path) -> Budget:
         need = _flops(config, chosen) / _flops(config, reference)
         return max(20, round(share * config.minutes / 10 * speed / need))
 
-    need = _flops(config, small) / _flops(config, "1m")
-    tokens = max(
-        4 * BATCH_SIZE * SEQ_LEN, round(SCARCE_TOKENS * config.minutes / 10 * speed / need)
-    )
+    least = 4 * BATCH_SIZE * SEQ_LEN
+    share = config.minutes / 10 * speed * _flops(config, "1m") / _flops(config, small)
     plan = Budget(
         teacher=big,
         student=small,
         teacher_steps=steps(TEACHER_STEPS, "3m", big),
         student_steps=steps(STUDENT_STEPS, "1m", small),
-        scarce_tokens=min(SCARCE_LIMIT, tokens),
+        scarce_tokens=min(SCARCE_LIMIT, max(least, round(SCARCE_TOKENS * share))),
         matmul_gflops=round(gflops, 1),
         speed=speed,
     )

@@ -190,9 +190,7 @@ def test_a_size_sweep_in_the_quickstarts_folder_is_shown(tmp_path):
         assert "2.0, one seed; counting the embedding 1.5" in text
         assert "undetermined" in text
     (folder / "results.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match="size_factors is missing; repeat the sweep's command"
-    ):
+    with pytest.raises(CheckpointError, match="size_factors is missing; repeat the sweep's"):
         write_card(tmp_path / "q")
 
 

@@ -1,10 +1,10 @@
 """What to expect of a text that is read several times: from measurements alone.
 
 The scaling law does not know repeated text, and no other law is used here. A measurement on the
-planned corpus (a quickstart among --runs) comes first. Without one, the measurements of
-bench/scarce_text.py, which measured_scarce_text.json keeps, are shown where they are near: of models of the
-planned sizes, and of texts of about the corpus's size. Otherwise the answer is that it is not
-known.
+planned corpus (a quickstart among --runs) comes first. Without one, the measurements that
+bench/scarce_text.py wrote into measured_scarce_text.json are shown where they are near: of models
+of the planned sizes, and of texts of about the corpus's size. Otherwise the answer is that it is
+not known.
 """
 
 import functools
@@ -35,7 +35,8 @@ def scarce_text(
     Args:
         tokens: training tokens of the planned corpus; 0 if there is none yet.
         fingerprint: its fingerprint; None if there is none yet.
-        teacher, student: shapes of the models.
+        teacher: shape of the teacher.
+        student: shape of the student.
         runs: folders given with --runs.
 
     Returns:

@@ -78,7 +78,6 @@ def train(
         Interrupted: after Ctrl-C, SIGTERM or SIGHUP, once the state is saved.
     """
     model, source, objective = recipe.model, recipe.source, recipe.objective
-    keep_best = config.evaluation.keep == "best"
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
     states = SafetensorsStates(run.layout.checkpoints, config.checkpoint.keep, world)
     state = _resume(run, states, recipe, optimizers, world)
@@ -122,7 +121,7 @@ def train(
                 _log(report, state, {**agreed.means, **further, **rates})
             due_probes = [p for p in probes if last or state.step % p.every == 0]
             loss = _measure(model, due_probes, report, state)
-            better = keep_best and loss is not None and _judge(state, loss, world)
+            better = _judge(config, state, loss, world)
             # A process alone need not agree with others: it looks at what has come in meanwhile.
             stopping = stop.requested if alone else agreed.stop
             due = _overdue(saved, config) if alone else agreed.due
@@ -146,8 +145,10 @@ def _complete(state: TrainState, config: RunConfig) -> bool:
     return state.step >= config.steps or (patience is not None and state.stale >= patience)
 
 
-def _judge(state: TrainState, loss: float, world: World) -> bool:
-    """Whether the loss is the lowest so far, which `state` then has as its best."""
+def _judge(config: RunConfig, state: TrainState, loss: float | None, world: World) -> bool:
+    """Whether the best state is kept and this is it so far; `state` then says so."""
+    if config.evaluation.keep != "best" or loss is None:
+        return False
     lowest = math.isfinite(loss) and (state.best is None or loss < state.best["loss"])
     if world.agree(lowest):
         state.best = {"step": state.step, "tokens": state.tokens, "loss": loss}
