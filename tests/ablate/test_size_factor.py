@@ -21,6 +21,7 @@ from gemmule.report import write_card
 from gemmule.train.config import RunConfig
 
 Sweep = Callable[..., SweepConfig]
+COMMITTED = Path(__file__).parents[2] / "bench/results/ablate-size.json"
 CURVE = [(100.0, 5.0), (400.0, 4.0), (1600.0, 3.5)]
 
 
@@ -132,6 +133,19 @@ def entry(losses: dict[str, Sequence[float]], student: Sequence[float]) -> dict[
 )  # fmt: skip
 def test_verdicts(losses: dict[str, list[float]], student: list[float], words: str) -> None:
     assert entry(losses, student)["verdict"].endswith(words)
+
+
+def test_the_committed_sweep_has_the_factors_of_its_cells() -> None:
+    """At equal tokens: it was run before sizes above 1m and runs at equal compute were part of it."""
+    saved = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    sizes = ("0.1m", "0.25m", "0.5m", "1m")
+    rungs = tuple((size, "from scratch") for size in sizes)
+    ladders = [Ladder((size, "distilled"), "equal tokens", rungs) for size in sizes]
+    cells = [(Cell(c["name"], c["group"], c["arm"], c["seed"], {}), c) for c in saved["cells"]]
+    factors = size_factors(ladders, cells[1:])  # the first is the recording
+    assert saved["size_factors"] == factors
+    assert factors[0]["factor"]["bound"] == "more than"
+    assert factors[0]["factor"]["value"] == pytest.approx(9.4, abs=0.05)
 
 
 def test_nothing_is_drawn_of_nothing() -> None:
