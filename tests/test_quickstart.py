@@ -187,6 +187,7 @@ def test_comparison_has_the_agreed_keys(finished: Path) -> None:
     assert comparison["heldout"]["tokens"] == splits["heldout"]["tokens"]
 
 
+@pytest.mark.usefixtures("small")
 def test_little_text_is_read_several_times(finished: Path) -> None:
     scarce = files.read_json(finished / "comparison.json")["scarce_text"]
     assert scarce["text"]["tokens"] == 9 * 24  # whole sequences
