@@ -1,6 +1,6 @@
 """What can be learned from little text: from scratch and distilled, each at its best epoch.
 
-Whoever has a few hundred kilobytes reads them more than once. A model from scratch then begins to
+A text of a few hundred kilobytes is read more than once. A model from scratch then begins to
 memorize: its loss on other text falls for some epochs and rises after that. A teacher's stored
 distributions say more about each token than the text itself, so that a student of them gains from
 more epochs. Both get the best of what they can do with the same text: runs of several lengths, each
