@@ -411,9 +411,10 @@ class _Planner:
         With `compute_of`, its number of steps is set when that cell is done.
         """
         settings = self._training(shape, self.config.tokens, seed)
-        needs = None
+        needs: str | None = None
         if compute_of is not None:
-            needs, more["equal_compute"] = compute_of.name, True
+            needs = compute_of.name
+            more["equal_compute"] = True
         if source is not None:
             own = {**source.settings, **self.given_distilled, **(distilled or {})}
             settings["objective"] = {"kind": "distill", **own}

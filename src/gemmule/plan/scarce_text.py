@@ -14,7 +14,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.model.config import GemmaConfig
-from gemmule.runs.layout import QuickstartLayout, RunLayout
+from gemmule.runs.layout import QuickstartLayout
 from gemmule.runs.schema import Comparison, Manifest
 from gemmule.stats import student_mean
 
@@ -72,7 +72,7 @@ def _of_quickstart(
     scarce = Comparison.read(layout.comparison).scarce_text
     if scarce is None or scarce.scratch.parameters != student.parameters:
         return []
-    about = Manifest.read(RunLayout(layout.run("student").path).manifest)
+    about = Manifest.read(layout.run("student").manifest)
     if about.data.fingerprint != fingerprint:
         return []
     gain = float(scarce.scratch.nats_per_token) - float(scarce.distilled.nats_per_token)
