@@ -136,7 +136,7 @@ def test_verdicts(losses: dict[str, list[float]], student: list[float], words: s
 
 
 def test_the_committed_sweep_has_the_factors_of_its_cells() -> None:
-    """At equal tokens: it was run before sizes above 1m and runs at equal compute were part of it."""
+    """At equal tokens: sizes above 1m and runs at equal compute came later."""
     saved = json.loads(COMMITTED.read_text(encoding="utf-8"))
     sizes = ("0.1m", "0.25m", "0.5m", "1m")
     rungs = tuple((size, "from scratch") for size in sizes)
