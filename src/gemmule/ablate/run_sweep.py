@@ -31,6 +31,7 @@ from gemmule.errors import (
     OutputError,
 )
 from gemmule.runs.layout import SIZE_FACTOR, RunLayout
+from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import is_free
 from gemmule.runs.schema import Manifest
@@ -133,9 +134,9 @@ def _perform(
     folder = _folder(cell, out)
     if cell.measure == "record":
         console.print(f"{label} …", markup=False)
-        files.write_json(
-            RunLayout(folder).result, record(RecordConfig.parse(cell.settings), folder / STORE)
-        )
+        with ledger.activity("record", folder / STORE):
+            result = record(RecordConfig.parse(cell.settings), folder / STORE)
+        files.write_json(RunLayout(folder).result, result)
     elif cell.measure is not None:
         trained = out / "cells" / str(cell.needs)
         console.print(f"{label} …", markup=False)
