@@ -142,7 +142,7 @@ def _by_seed(key: Key, shown: Shown) -> dict[int, float]:
 
 def _parameters(key: Key, shown: Shown) -> dict[str, Any]:
     """Both counts of parameters of a model; None for one that no seed has trained."""
-    figures = next(
+    figures: Mapping[str, Any] = next(
         (r["figures"] for c, r in shown if (c.group, c.arm) == key and r["status"] == "done"), {}
     )
     return {count: figures.get(count) for count in COUNTS}
