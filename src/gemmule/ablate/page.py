@@ -146,7 +146,7 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
 def factor_table(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """Headings, and a row for each student and basis: size factors with their intervals."""
     headings = ["", "against from scratch at", "seeds", "size factor", "counting the embedding"]
-    rows = [
+    rows: list[Row] = [
         [
             title(entry),
             entry["basis"],

@@ -84,8 +84,8 @@ def compared(
         groups.append(Group(title, pair, verdicts[group], None if tied else best))
     scarce: list[Sentence] = []
     if comparison.get("scarce_text") is not None:
-        group, scarce = _scarce(source, provenance)
-        groups.append(group)
+        on_scarce, scarce = _scarce(source, provenance)
+        groups.append(on_scarce)
     groups.append(Group("The teacher", [("Teacher", teacher)], [], None))
     tokens, even = rows["equal_tokens", "distilled"], rows["equal_tokens", "scratch"]
     more = rows["equal_compute", "scratch"]

@@ -131,8 +131,7 @@ def train(
                 _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
     # Also after the last step: what comes next may take long, or be another run of a loop.
-    stopped = stop.requested if alone else stopping
-    if stopped:
+    if stop.requested if alone else stopping:
         raise Interrupted(_stopped(run, state.step, config.steps))
     if state.best is not None and state.best["step"] != state.step:
         states.load(state.best["step"], model, optimizers, _tensors(recipe))
