@@ -1,7 +1,6 @@
 """Teachers with more tokens than the data: conditioned on the data's, exactly."""
 
 import ast
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from gemmule.checkpoints.hf.writer import save_model
+from gemmule.data.batch import Batch
 from gemmule.data.dataset import Dataset
 from gemmule.data.packed_text import batch_of
 from gemmule.data.prepare import prepare
@@ -89,15 +89,31 @@ def test_the_distribution_is_conditioned_on_the_datas_tokens(
     torch.testing.assert_close(dropped.double(), expected_mass, rtol=1e-4, atol=1e-6)
 
 
-def test_the_teacher_reads_its_own_ids(teacher: Path, dataset: Dataset, full: Tokenizer) -> None:
+def test_the_teacher_reads_its_own_ids_after_a_bos(
+    teacher: Path, dataset: Dataset, full: Tokenizer
+) -> None:
+    """As it was trained: also where a sequence begins within a document."""
     mapped = open_teacher(str(teacher), dataset, 32)
     assert isinstance(mapped, MappedTeacher)
-    batch = batch_of(dataset.split("train"), torch.arange(2).numpy(), 32)
-    text = dataset.tokenizer.decode(batch.tokens_BT[0])
-    own = teacher_ids(dataset, full)[batch.tokens_BT]
-    assert full.decode(own[0]) == text
-    theirs = mapped.teacher.hidden_states(dataclasses.replace(batch, tokens_BT=own))
-    assert torch.equal(mapped.hidden_states(batch), theirs)
+    batch = batch_of(dataset.split("train"), torch.arange(4).numpy(), 32)
+    own_BT = teacher_ids(dataset, full)[batch.tokens_BT]
+    assert full.decode(own_BT[0]) == dataset.tokenizer.decode(batch.tokens_BT[0])
+    with torch.no_grad():
+        x_BTD = mapped.hidden_states(batch)
+        assert x_BTD.shape[:2] == batch.tokens_BT.shape
+        begins = set()
+        for own_T, doc_ids_T, x_TD in zip(own_BT, batch.doc_ids_BT, x_BTD, strict=True):
+            for n in doc_ids_T.unique():
+                ids = own_T[doc_ids_T == n]
+                within = int(ids[0]) != full.bos_id
+                begins.add(within)
+                bos = [torch.tensor([full.bos_id])] if within else []
+                tokens_1M = torch.cat([*bos, ids])[None]
+                alone = Batch(tokens_1M, tokens_1M, torch.ones_like(tokens_1M))
+                expected = mapped.teacher.hidden_states(alone)[0, int(within) :]
+                torch.testing.assert_close(x_TD[doc_ids_T == n], expected, rtol=1e-4, atol=1e-5)
+    assert begins == {True, False}
+    assert mapped.describe()["bos"] == "every sequence"
 
 
 def test_it_is_recorded_verified_and_learned_from(

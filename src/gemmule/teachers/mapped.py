@@ -1,6 +1,6 @@
 """A teacher seen through the data's vocabulary, which is a part of its own.
 
-Shapes: B sequences of a batch, T tokens of a sequence, N tokens of a text, D model.
+Shapes: B sequences of a batch, T tokens of a sequence, S = T + 1, N tokens of a text, D model.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gemmule.data.batch import Batch
 from gemmule.losses.head import Head
+from gemmule.losses.labels import IGNORED
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.teacher import Dropped, LocalTeacher
 from gemmule.teachers.vocabulary_map import VocabularyMap
 
@@ -55,11 +57,18 @@ class MappedTeacher(LocalTeacher):
         return self._dropped
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Final hidden states [B, T, D] of the teacher for its own ids of the tokens."""
+        """Final hidden states [B, T, D] of the teacher for its own ids of the tokens.
+
+        A sequence that begins within a document is opened with <bos> for the teacher. Pretrained
+        models have seen nothing else: without it, Gemma 3 270M takes 5.4 nats per token of a novel
+        instead of 4.1.
+        """
+        opened = _opened(batch)
         ids_V = self.vocabulary.ids_V.to(batch.tokens_BT.device)
-        return self.teacher.hidden_states(
-            dataclasses.replace(batch, tokens_BT=ids_V[batch.tokens_BT])
+        x_BSD = self.teacher.hidden_states(
+            dataclasses.replace(opened, tokens_BT=ids_V[opened.tokens_BT])
         )
+        return x_BSD[:, 1:]
 
     @torch.no_grad()
     def measure_dropped(self, x_BTD: Tensor, batch: Batch) -> None:
@@ -70,8 +79,9 @@ class MappedTeacher(LocalTeacher):
         )
 
     def describe(self) -> dict[str, Any]:
-        """The teacher's entry, and which of its tokens are kept."""
-        return {**self.teacher.describe(), "vocabulary": self.vocabulary.describe()}
+        """The teacher's entry, which of its tokens are kept, and where it sees <bos>."""
+        about = {"vocabulary": self.vocabulary.describe(), "bos": "every sequence"}
+        return {**self.teacher.describe(), **about}
 
     def compile(self) -> None:
         """Compiles the teacher's blocks where that pays."""
@@ -83,11 +93,27 @@ class MappedTeacher(LocalTeacher):
 
     @property
     def context(self) -> int | None:
-        """Longest sequence that the teacher was made for."""
-        return self.teacher.context
+        """Longest sequence that the teacher was made for, without the <bos> that may open it."""
+        return None if self.teacher.context is None else self.teacher.context - 1
 
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Operations for one token's forward pass, with the kept rows of the head."""
         whole = self.whole_head
         rows = whole.num_logits - self.vocab_size
         return self.teacher.forward_flops_per_token(seq_len) - 2.0 * rows * whole.weight_VD.shape[1]
+
+
+def _opened(batch: Batch) -> Batch:
+    """The tokens and documents of a batch with <bos> before each sequence.
+
+    It belongs to the document that a sequence begins within; before a document's own <bos> it is a
+    document of its own, which no other token attends to.
+    """
+    first_B1 = batch.tokens_BT[:, :1]
+    doc_ids_BT = batch.doc_ids_BT + (batch.doc_ids_BT > 0)  # 1 is free, 0 remains padding
+    within_B1 = first_B1 != Tokenizer.bos_id
+    return Batch(
+        torch.cat([torch.full_like(first_B1, Tokenizer.bos_id), batch.tokens_BT], 1),
+        torch.cat([torch.full_like(first_B1, IGNORED), batch.labels_BT], 1),
+        torch.cat([torch.where(within_B1, doc_ids_BT[:, :1], 1), doc_ids_BT], 1),
+    )
