@@ -23,6 +23,7 @@ from gemmule import files
 from gemmule.data.dataset import Dataset
 from gemmule.data.packed_text import PackedText, eval_batches
 from gemmule.data.prepare import prepare
+from gemmule.data.text_trim import trim_to_text
 from gemmule.errors import ConfigError
 from gemmule.losses.labels import IGNORED
 from gemmule.model.foreign_layout import load_in_gemma_layout
@@ -35,7 +36,6 @@ from gemmule.teachers.open import open_teacher
 from gemmule.teachers.record import RecordConfig, record, summary
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.teachers.transformers_model import import_transformers
-from gemmule.trim import trim_tokenizer_for
 
 _COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
@@ -77,11 +77,11 @@ class Materials:
         if not folder.is_dir():
             harness.say("trimming the vocabulary")
             full = load_in_gemma_layout(self.teachers["plain"])
-            trimmed, segmentation = trim_tokenizer_for(full, text)
+            made = trim_to_text(full, text)
             with files.atomic_dir(folder) as partial:
-                trimmed.tokenizer.save(partial)
-                about = {"before": full.vocab_size, "after": len(trimmed.kept_K), **segmentation}
-                files.write_json(partial / "trim.json", about)
+                made.trimmed.tokenizer.save(partial)
+                sizes = {"before": full.vocab_size, "after": len(made.trimmed.kept_K)}
+                files.write_json(partial / "trim.json", {**sizes, **made.segmentation})
         return prepare(text, Tokenizer.load(folder), self.out / "data")
 
     def about(self) -> dict[str, Any]:
