@@ -112,8 +112,11 @@ def test_it_computes_what_the_folder_does(
         x_BTD = teacher.hidden_states(batch)
         for row, doc_ids_T in enumerate(batch.doc_ids_BT):
             first = doc_ids_T == doc_ids_T[0]
-            theirs = teacher.vocabulary.ids_V[batch.tokens_BT[row, first]]
-            logits = model(theirs[None]).logits[0]
+            tokens_M = batch.tokens_BT[row, first]
+            within = int(tokens_M[0]) != Tokenizer.bos_id  # such a sequence is opened
+            opening = [torch.tensor([Tokenizer.bos_id])] if within else []
+            theirs = teacher.vocabulary.ids_V[torch.cat([*opening, tokens_M])]
+            logits = model(theirs[None]).logits[0, int(within) :]
             ours = teacher.whole_head.logits(x_BTD[row, first])
             torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
     assert teacher.describe()["architecture"] == "Gemma3ForCausalLM"
