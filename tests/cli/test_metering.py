@@ -17,7 +17,7 @@ from gemmule.cli.app import app
 from gemmule.errors import TrainingError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.ledger import budget
-from gemmule.runs.ledger.budget import spent_wh
+from gemmule.runs.ledger.budget import spent
 from gemmule.runs.ledger.file import own_lines, read_ledger
 from gemmule.runs.power.machine import MachineMeter, Source
 from gemmule.train import loop
@@ -59,7 +59,8 @@ def test_every_metered_command_exists() -> None:
         options = {name for p in command.params for name in p.opts}
         has = {"--max-wh", "--max-gco2e"} <= options
         name = command.callback.__name__ if command.callback is not None else ""
-        assert has == (name in metering.WITH_BUDGET), name
+        # A plan takes a budget as a question, and spends nothing.
+        assert has == (name in {*metering.WITH_BUDGET, "plan"}), name
 
 
 def test_a_model_and_its_teacher_from_the_command_line(
@@ -147,19 +148,21 @@ def test_a_budget_stops_a_run_that_can_be_resumed(
     assert "--resume" in message
     (line,) = read_ledger(out)
     assert line.outcome == "stopped"
-    before = spent_wh(out)
+    before, _ = spent(out)
     assert before > 1.0
     run("train", "--resume", "--out", out, "--max-wh", before / 2, code=2)
     assert "is used up: earlier sessions used" in capsys.readouterr().err
     run("train", "--resume", "--out", out, "--max-gco2e", 475 * (before + 2) / 1000, code=130)
     assert "g CO2e are used; stopped after step" in capsys.readouterr().err
     assert [line.outcome for line in read_ledger(out)] == ["stopped", "stopped"]
-    assert spent_wh(out) > before
+    assert spent(out)[0] > before
 
 
 def test_a_ledger_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("ledger", tmp_path, code=2)
     assert "has no ledger.jsonl: give the folder of a run" in capsys.readouterr().err
+    run("ledger", tmp_path, "--runs", tmp_path / "absent", code=2)
+    assert "absent is not a folder: give one that holds runs" in capsys.readouterr().err
 
 
 def test_when_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

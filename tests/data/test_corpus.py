@@ -62,6 +62,14 @@ def test_no_split_is_empty_from_three_documents_on(positions, share):
     assert set(split) == {0, 1, 2}
 
 
+@given(st.lists(st.sampled_from([0.1, 0.5, 0.7, 0.75, 0.9]), min_size=3, max_size=40))
+def test_documents_with_one_position_stay_together_where_that_is_possible(positions):
+    split = assign_splits(np.array(positions), 0.01, 0.01)
+    places = {p: {s for q, s in zip(positions, split, strict=True) if p == q} for p in positions}
+    if len(places) >= 3:
+        assert all(len(splits) == 1 for splits in places.values())
+
+
 def test_few_documents_are_cut_into_sections_and_it_says_so(tmp_path):
     book = "".join(f"Line {n} of a book.\n\n" for n in range(30_000))
     corpus = read_corpus(find_source(write(tmp_path / "a", [book])))

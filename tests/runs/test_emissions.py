@@ -33,6 +33,33 @@ def test_the_mean_of_an_interval_weights_by_time(tmp_path: Path) -> None:
     assert grid.mean(NOON - HOUR, NOON) is None
 
 
+def test_a_mean_is_that_of_its_minutes(tmp_path: Path) -> None:
+    values = [100.0, 300.0, 200.0, 800.0, 0.0]
+    grid = HourlyGrid.read(day(tmp_path / "grid.csv", values))
+    minutes = [value for value in values for _ in range(60)]
+    for start in (0, 7, 60, 119, 180):
+        for end in (start + 1, 181, 240, 299, 300):
+            if end > start:
+                a, b = (NOON + datetime.timedelta(minutes=m) for m in (start, end))
+                expected = sum(minutes[start:end]) / (end - start)
+                assert grid.mean(a, b) == pytest.approx(expected)
+
+
+def test_a_file_that_is_being_replaced_stays_as_it_was(tmp_path: Path) -> None:
+    path = day(tmp_path / "grid.csv", [100, 300])
+    settings, inside = FootprintSettings(hourly=path), (NOON, NOON + HOUR)
+    assert grid_of(None, settings, *inside).gco2e_per_kwh == 100
+    path.write_text("time,gco2e")
+    assert grid_of(None, settings, *inside).gco2e_per_kwh == 100
+    path.unlink()
+    assert grid_of(None, settings, *inside).gco2e_per_kwh == 100
+    day(path, [400, 300])
+    assert grid_of(None, settings, *inside).gco2e_per_kwh == 400
+    other = FootprintSettings(hourly=tmp_path / "absent.csv")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        grid_of(None, other, *inside)
+
+
 def test_the_best_start_is_the_earliest_of_the_lowest(tmp_path: Path) -> None:
     grid = HourlyGrid.read(day(tmp_path / "grid.csv", [300, 100, 100, 300, 100, 100, 300]))
     windows = grid.windows(2 * HOUR, NOON)

@@ -1,5 +1,6 @@
 """A budget stops a run before it is exceeded, and hours of the grid say when to start."""
 
+import datetime
 import os
 import signal
 from pathlib import Path
@@ -15,9 +16,11 @@ from gemmule.errors import ConfigError
 from gemmule.runs import carbon
 from gemmule.runs.emissions.settings import FootprintSettings
 from gemmule.runs.ledger import activity as ledger
+from gemmule.runs.ledger import heartbeat
 from gemmule.runs.ledger.activity import activity
-from gemmule.runs.ledger.budget import EVERY, Budget, spent_wh
+from gemmule.runs.ledger.budget import EVERY, Budget, spent
 from gemmule.runs.ledger.file import append, read_ledger
+from gemmule.runs.ledger.line import times
 
 
 class FakeActivity:
@@ -27,6 +30,7 @@ class FakeActivity:
         self.watts, self.step_seconds, self.seconds = watts, step, 0.0
         self.meter: Any = SimpleNamespace(settings=FootprintSettings(pue=pue, grid=500.0))
         self.notes: Any = SimpleNamespace(country=None)
+        self.began = datetime.datetime.now(datetime.UTC)
 
     def used(self) -> tuple[dict[str, float], float]:
         return {"cpu": self.watts * self.seconds}, self.seconds
@@ -84,9 +88,40 @@ def test_all_sessions_and_everything_below_count(tmp_path: Path) -> None:
         (folder / "file").touch()
         append(folder, [line(identifier), line(f"{identifier}-failed", outcome="failed")])
     append(tmp_path / "quickstart", read_ledger(tmp_path / "quickstart/teacher"))  # copies
-    assert spent_wh(tmp_path / "quickstart") == pytest.approx(4.0)
+    assert spent(tmp_path / "quickstart") == pytest.approx((4.0, 2.0))
     with pytest.raises(ConfigError, match="--max-wh 4 is used up: earlier sessions used 4 Wh"):
         Budget(4.0, None).begin(tmp_path / "quickstart")
+    with pytest.raises(ConfigError, match=r"--max-gco2e 2 is used up: .* used 2 g CO2e"):
+        Budget(None, 2.0).begin(tmp_path / "quickstart")
+
+
+def test_earlier_grams_are_those_of_their_grid(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """100 Wh at 1,000 g per kWh before, and 100 at 500 now: 150 g."""
+    (tmp_path / "file").touch()
+    earlier = line("a", 360_000.0)
+    assert earlier.energy_wh is not None
+    append(tmp_path, [earlier.model_copy(update={"gco2e": times(earlier.energy_wh, 1.0)})])
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    run, budget = FakeActivity(3600.0, 0.0), Budget(None, 150.0)
+    budget.begin(tmp_path)
+    run.seconds = 90.0
+    budget.watch(run)  # type: ignore[arg-type]
+    assert budget.reached is None
+    run.seconds = 98.0
+    budget.watch(run)  # type: ignore[arg-type]
+    assert budget.reached == "149 of 150 g CO2e"
+
+
+def test_a_killed_session_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its line is not in the ledger before the next session."""
+    monkeypatch.setattr(heartbeat, "_this_process", lambda: {"pid": None, "host": None})
+    monkeypatch.setattr(heartbeat, "_STALE_SECONDS", -1.0)
+    for folder in (tmp_path / "run", tmp_path / "run/teacher"):
+        assert heartbeat.write(folder, line(folder.name))
+        folder.mkdir()
+    assert spent(tmp_path / "run") == pytest.approx((2.0, 1.0))
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])

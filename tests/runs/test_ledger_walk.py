@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fake_machine import line
+from gemmule.runs.ledger import heartbeat
 from gemmule.runs.ledger.file import append, read_ledger
 from gemmule.runs.ledger.known import accounts_of, in_reach, within
 from gemmule.runs.ledger.line import Line, Source
@@ -187,6 +188,21 @@ def test_sci_is_per_unit_and_its_units_agree(runs: Path) -> None:
 
 def test_nothing_known_is_none(tmp_path: Path) -> None:
     assert cost_at(tmp_path, within(tmp_path)) is None
+
+
+def test_a_folder_that_only_a_killed_activity_wrote(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has no ledger yet, and is asked for as it was typed."""
+    monkeypatch.setattr(heartbeat, "_this_process", lambda: {"pid": None, "host": None})
+    monkeypatch.setattr(heartbeat, "_STALE_SECONDS", -1.0)
+    (tmp_path / "run").mkdir()
+    assert heartbeat.write(tmp_path / "run", line("a"))
+    monkeypatch.chdir(tmp_path)
+    cost = cost_at(Path("run"), in_reach(Path("run")))
+    assert cost is not None
+    assert cost.making.energy_wh is not None
+    assert (cost.making.lines, cost.making.energy_wh.best) == (1, 1.0)
 
 
 def test_accounts_keep_copies_once(runs: Path) -> None:

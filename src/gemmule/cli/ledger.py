@@ -36,6 +36,9 @@ def ledger(
     from gemmule.runs.ledger.summary import as_json as to_json
     from gemmule.runs.ledger.walk import cost_at
 
+    for folder in runs or []:
+        if not folder.is_dir():
+            raise ConfigError(f"--runs {folder} is not a folder: give one that holds runs")
     cost = cost_at(run, in_reach(run, runs or []))
     if cost is None:
         raise CheckpointError(

@@ -272,7 +272,8 @@ def assign_splits(
 ) -> npt.NDArray[np.uint8]:
     """Assigns split indices: positions [0, heldout) are held out, then come validation and train.
 
-    An empty split takes the document whose position is nearest to its interval.
+    An empty split takes the documents whose position is nearest to its interval: all that share
+    it, unless no split has anything else.
     """
     train, valid, held = range(3)
     split = np.full(len(positions), train, np.uint8)
@@ -286,7 +287,12 @@ def assign_splits(
     for index, (low, high) in intervals.items():
         if not (split == index).any():
             distance = np.maximum(np.maximum(low - positions, positions - high), 0)
-            sizes = np.bincount(split, minlength=3)
-            distance[sizes[split] < 2] = np.inf  # never empty one split to fill another
-            split[distance.argmin()] = index
+            # Never empty one split to fill another.
+            distinct = np.array([len(np.unique(positions[split == i])) for i in range(3)])
+            if (distinct > 1).any():
+                distance[distinct[split] < 2] = np.inf
+                split[positions == positions[distance.argmin()]] = index
+            else:  # near-duplicates of each other alone
+                distance[np.bincount(split, minlength=3)[split] < 2] = np.inf
+                split[distance.argmin()] = index
     return split

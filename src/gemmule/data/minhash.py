@@ -87,8 +87,8 @@ def _densified(minima_DH: Hashes) -> Hashes:
         while len(row):
             choice = _CHOICES[place, attempt % len(_CHOICES[0])]
             filled = ~missing[row, choice]
-            # The bin and the attempt are part of the value: two documents agree in a bin that both
-            # lack only if they agree in the same other one.
+            # Values of different bins differ: two documents agree in a bin that both lack only if
+            # they agree in the same other one.
             minima_DH[rows[row[filled]], place[filled]] = given[row[filled], choice[filled]]
             row, place = row[~filled], place[~filled]
             attempt += 1

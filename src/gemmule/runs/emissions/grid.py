@@ -111,18 +111,23 @@ def grid_of(
     return national_grid(place)
 
 
+_hourly_files: dict[Path, tuple[int, HourlyGrid]] = {}  # with the time of the last change
+
+
 def _hourly(path: Path) -> HourlyGrid:
-    """The content of an hourly file, read again when it has changed."""
+    """The content of an hourly file, read again when it has changed.
+
+    A file that is being replaced while something runs stays as it was: a run does not end by it.
+    """
+    known = _hourly_files.get(path)
     try:
         changed = path.stat().st_mtime_ns
-    except OSError:
-        changed = 0
-    return _read_hourly(path, changed)
-
-
-@functools.lru_cache(maxsize=4)
-def _read_hourly(path: Path, changed: int) -> HourlyGrid:
-    return HourlyGrid.read(path)
+        if known is None or known[0] != changed:
+            _hourly_files[path] = known = changed, HourlyGrid.read(path)
+    except (OSError, ConfigError):
+        if known is None:
+            return HourlyGrid.read(path)
+    return known[1]
 
 
 @functools.cache

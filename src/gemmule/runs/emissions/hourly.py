@@ -97,13 +97,14 @@ class HourlyGrid:
         """Mean intensity from `start` to `end`; None where the file does not cover all of it."""
         if start < self.first or end > self.last or end < start:
             return None
+        first = bisect.bisect_right(self._times, start) - 1
         if end == start:
-            return self._values[bisect.bisect_right(self._times, start) - 1]
-        total = 0.0
-        edges = [*self._times, self.last]
-        for (left, right), value in zip(itertools.pairwise(edges), self._values, strict=True):
-            overlap = min(end, right) - max(start, left)
-            total += max(0.0, overlap.total_seconds()) * value
+            return self._values[first]
+        total, after = 0.0, bisect.bisect_left(self._times, end)
+        edges = [start, *self._times[first + 1 : after], end]
+        values = self._values[first:after]
+        for (left, right), value in zip(itertools.pairwise(edges), values, strict=True):
+            total += (right - left).total_seconds() * value
         return total / (end - start).total_seconds()
 
     def windows(self, duration: datetime.timedelta, not_before: datetime.datetime) -> list[Window]:

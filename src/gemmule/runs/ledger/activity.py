@@ -82,6 +82,7 @@ class Activity:
         place: absolute path of the folder that is written; None: none.
         sources: folders of which it is made, besides those that its files name.
         meter: its meter.
+        began: when it began.
         notes: what was noted of it.
         dropped: whether it is to leave no line.
     """
@@ -97,7 +98,7 @@ class Activity:
         self.meter: Meter = outer.meter if outer is not None else Meter()
         self.notes, self.dropped = Notes(), False
         self._id, self._outer = uuid.uuid4().hex, outer
-        self._began, self._started = datetime.datetime.now(datetime.UTC), time.monotonic()
+        self.began, self._started = datetime.datetime.now(datetime.UTC), time.monotonic()
         self._at_start = self.meter.read()
         self._lock = threading.Lock()
         self._inner: Activity | None = None  # that runs
@@ -140,7 +141,7 @@ class Activity:
                 past[name] = past.get(name, 0.0) + value
         machine = self.meter.machine
         measured = Measured(
-            began=self._began,
+            began=self.began,
             seconds=max(0.0, seconds - past_seconds),
             joules={name: max(0.0, v - past.get(name, 0.0)) for name, v in joules.items()},
             methods={} if machine is None else machine.methods,

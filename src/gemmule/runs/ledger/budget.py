@@ -12,10 +12,10 @@ from pathlib import Path
 
 from gemmule.errors import ConfigError
 from gemmule.runs.emissions.grid import grid_of
-from gemmule.runs.layout import LEDGER
+from gemmule.runs.ledger import heartbeat
 from gemmule.runs.ledger.activity import Activity
 from gemmule.runs.ledger.file import own_lines
-from gemmule.runs.ledger.line import JOULES_PER_WH
+from gemmule.runs.ledger.line import JOULES_PER_WH, Line
 
 EVERY = 0.5
 """Seconds between looks at what was used."""
@@ -23,13 +23,21 @@ EVERY = 0.5
 _SAVING_SECONDS = 2.0  # taken for saving, which takes a step's time besides
 
 
-def spent_wh(place: Path) -> float:
-    """Watt-hours of all activities whose ledger is in a folder or below it, as known so far."""
-    total = 0.0
-    for path in {place / LEDGER, *place.glob(f"*/{LEDGER}"), *place.glob(f"*/*/{LEDGER}")}:
-        for line in own_lines(path.parent):
-            total += line.energy_wh.best if line.energy_wh is not None else 0.0
-    return total
+def spent(place: Path) -> tuple[float, float]:
+    """Watt-hours and grams of CO2e of all activities of a folder and of those below it, so far.
+
+    Those that were killed and are not in a ledger yet count as well.
+    """
+    place = place.absolute()
+    below = (path for pattern in ("*", "*/*") for path in place.glob(pattern) if path.is_dir())
+    lines: dict[str, Line] = {}
+    for folder in (place, *below):
+        killed = [line for _, line in heartbeat.ended(folder)]
+        lines.update((line.id, line) for line in (*own_lines(folder), *killed))
+    return (
+        sum(line.energy_wh.best for line in lines.values() if line.energy_wh is not None),
+        sum(line.gco2e.best for line in lines.values() if line.gco2e is not None),
+    )
 
 
 @dataclasses.dataclass
@@ -40,12 +48,14 @@ class Budget:
         max_wh: watt-hours that it may use; None: any number.
         max_gco2e: grams of CO2 equivalent that it may cause; None: any number.
         earlier_wh: what earlier sessions used.
+        earlier_gco2e: what earlier sessions caused, by the grids that they ran on.
         reached: what was used when it was asked to stop, in words; None before.
     """
 
     max_wh: float | None
     max_gco2e: float | None
     earlier_wh: float = 0.0
+    earlier_gco2e: float = 0.0
     reached: str | None = None
 
     def begin(self, place: Path) -> None:
@@ -57,12 +67,16 @@ class Budget:
         for name, value in (("--max-wh", self.max_wh), ("--max-gco2e", self.max_gco2e)):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} {value:g} is not a budget: give a number above 0")
-        self.earlier_wh = spent_wh(place)
-        if self.max_wh is not None and self.earlier_wh >= self.max_wh:
-            raise ConfigError(
-                f"--max-wh {self.max_wh:g} is used up: earlier sessions used "
-                f"{self.earlier_wh:.4g} Wh; give a larger budget"
-            )
+        self.earlier_wh, self.earlier_gco2e = spent(place)
+        for name, value, used, unit in (
+            ("--max-wh", self.max_wh, self.earlier_wh, "Wh"),
+            ("--max-gco2e", self.max_gco2e, self.earlier_gco2e, "g CO2e"),
+        ):
+            if value is not None and used >= value:
+                raise ConfigError(
+                    f"{name} {value:g} is used up: earlier sessions used {used:.4g} {unit}; "
+                    "give a larger budget"
+                )
 
     def watch(self, activity: Activity) -> None:
         """Asks the process to stop when the budget is nearly used up; called in a thread."""
@@ -73,15 +87,14 @@ class Budget:
         used = sum(joules.values()) * pue / JOULES_PER_WH
         to_come = used / seconds * (2 * activity.step_seconds + _SAVING_SECONDS + EVERY)
         now = datetime.datetime.now(datetime.UTC)
-        grid = grid_of(activity.notes.country, activity.meter.settings, now, now).gco2e_per_kwh
-        total, grams = self.earlier_wh + used, (grid or 0.0) / 1000
+        grid = grid_of(activity.notes.country, activity.meter.settings, activity.began, now)
         limits = (
-            (self.max_wh, 1.0, "Wh"),
-            (self.max_gco2e, grams, "g CO2e"),
+            (self.max_wh, self.earlier_wh, 1.0, "Wh"),
+            (self.max_gco2e, self.earlier_gco2e, (grid.gco2e_per_kwh or 0.0) / 1000, "g CO2e"),
         )
-        for limit, factor, unit in limits:
-            if limit is not None and (total + to_come) * factor >= limit:
-                self.reached = f"{total * factor:.4g} of {limit:g} {unit}"
+        for limit, earlier, factor, unit in limits:
+            if limit is not None and earlier + (used + to_come) * factor >= limit:
+                self.reached = f"{earlier + used * factor:.4g} of {limit:g} {unit}"
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

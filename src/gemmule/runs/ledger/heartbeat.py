@@ -104,6 +104,8 @@ def holds_something(place: Path) -> bool:
 
 def _killed(line: Line) -> Line:
     """The line of an activity that was killed: the upper end has what came after the last beat."""
+    if line.energy_wh is None:  # not of the processor, and so not of the whole
+        return line.model_copy(update={"outcome": "killed"})
     energy = energy_interval(line.joules, line.pue, SECONDS, line.seconds)
     grid = line.grid.gco2e_per_kwh
     changes = {

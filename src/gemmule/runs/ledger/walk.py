@@ -182,7 +182,7 @@ def cost_at(place: Path, places: Sequence[Path]) -> Cost | None:
     own = accounts_of([subject])
     if not own:
         return None
-    return cost_of(next(iter(own)), accounts_of(dict.fromkeys([subject.resolve(), *places])))
+    return cost_of(next(iter(own)), accounts_of(dict.fromkeys([subject, *places])))
 
 
 def cost_of(run: str, accounts: Mapping[str, Account]) -> Cost:
