@@ -16,6 +16,7 @@ from gemmule.errors import (
     CheckpointError,
     ConfigError,
     MissingExtraError,
+    OutputError,
     TokenizerError,
 )
 from gemmule.losses.soft_cap import soft_cap
@@ -26,6 +27,7 @@ from gemmule.teachers.open import open_teacher
 from gemmule.teachers.record import RecordConfig, record
 from gemmule.teachers.same_tokenizer import probe_texts
 from gemmule.teachers.transformers_model import TransformersTeacher
+from gemmule.teachers.verify_store import verify
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
@@ -82,6 +84,51 @@ def test_packed_rows_equal_separate_ones(kind: str, foreign: Foreign, dataset: D
     torch.testing.assert_close(together, separate, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mamba"])
+def test_a_sequence_that_begins_within_a_document_is_opened(
+    kind: str, foreign: Foreign, dataset: Dataset
+) -> None:
+    """As its tokenizer opens every text; documents in a row still do not see each other."""
+    teacher = open_teacher(str(foreign(kind)), dataset, 40)
+    assert isinstance(teacher, TransformersTeacher)
+    assert teacher.packs == (kind in PACKING)
+    batch, bos = packed(dataset), dataset.tokenizer.bos_id
+    x_BTD = teacher.hidden_states(batch)
+    assert x_BTD.shape[:2] == batch.tokens_BT.shape
+    opened = set()
+    for row, segments in enumerate(batch.doc_ids_BT):
+        assert not x_BTD[row, segments == 0].any()
+        for segment in segments[segments > 0].unique():
+            ids = batch.tokens_BT[row, segments == segment]
+            within = int(ids[0]) != bos
+            opened.add(within)
+            alone_1M = torch.cat([torch.tensor([bos] * within, dtype=ids.dtype), ids])[None]
+            expected = teacher.model.base_model(alone_1M).last_hidden_state[0, int(within) :]
+            torch.testing.assert_close(
+                x_BTD[row, segments == segment], expected, rtol=1e-4, atol=1e-4
+            )
+    assert opened == {True, False}
+    assert teacher.describe()["bos"] == "every sequence"  # a store recorded otherwise is another
+
+
+def test_a_teacher_that_was_not_trained_after_bos_gets_none(
+    foreign: Foreign, dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(foreign("llama"), tmp_path / "m")
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    path = folder / "tokenizer_config.json"
+    about = {**json.loads(path.read_text()), "add_bos_token": False}
+    about["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(about))
+    teacher = open_teacher(str(folder), dataset, 40)
+    as_it_is = TransformersTeacher.open("x", folder, dataset.tokenizer.vocab_size)
+    batch = packed(dataset)
+    assert torch.equal(teacher.hidden_states(batch), as_it_is.hidden_states(batch))
+    assert "bos" not in teacher.describe()
+    assert teacher.context == 128
+
+
 def test_packed_rows_would_leak_without_positions(
     foreign: Foreign, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,12 +183,12 @@ def test_open_finds_the_kind_and_the_padding(foreign: Foreign, dataset: Dataset)
     assert entry["backend"] == "transformers"
     assert entry["architecture"] == "LlamaForCausalLM"
     assert teacher.forward_flops_per_token(40) > 2 * 3 * 3 * 32 * 48
-    assert teacher.context == 128
+    assert teacher.context == 127  # and <bos>
 
 
 def test_a_short_context_is_refused(foreign: Foreign, dataset: Dataset) -> None:
-    with pytest.raises(ConfigError, match="longer than the teacher's context of 128"):
-        open_teacher(str(foreign("llama")), dataset, 129)
+    with pytest.raises(ConfigError, match="longer than the teacher's context of 127"):
+        open_teacher(str(foreign("llama")), dataset, 128)
 
 
 def test_another_tokenizer_is_refused(
@@ -231,6 +278,7 @@ def test_recorded_and_learnt_from(
     store = Store.open(tmp_path / "store")
     assert store.manifest["teacher"]["backend"] == "transformers"
     assert store.vocab_size == 512
+    assert verify(tmp_path / "store", tokens=100)["ok"]
     config = RunConfig.parse(tiny(objective={"teacher": str(folder)}, steps=2))
     result = run_training(config, tmp_path / "run")
     assert result["nats_per_token"] > 0
@@ -239,3 +287,21 @@ def test_recorded_and_learnt_from(
             RunConfig.parse(tiny(objective={"teacher": "http://127.0.0.1:1/v1"}, steps=2)),
             tmp_path / "no",
         )
+
+
+@pytest.mark.usefixtures("no_meter")
+def test_a_store_without_bos_is_another(
+    foreign: Foreign, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As stores were before sequences were opened: not continued, and not called unfaithful."""
+    settings = RecordConfig.parse(
+        {"teacher": str(foreign("llama")), "data": prepared, "seq_len": 24, "tokens": 48,
+         "compile": False, "dtype": "float32", "threads": 1}
+    )  # fmt: skip
+    with monkeypatch.context() as before:
+        before.setattr("gemmule.teachers.open.bos_before_text", lambda _: None)
+        record(settings, tmp_path / "store")
+    with pytest.raises(OutputError, match="bos: None there, every sequen"):
+        record(settings, tmp_path / "store")
+    with pytest.raises(CheckpointError, match="without <bos>"):
+        verify(tmp_path / "store", tokens=48)

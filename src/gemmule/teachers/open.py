@@ -16,7 +16,11 @@ from gemmule.teachers.gemma3_gguf import Gemma3Vocabulary, load_gemma3
 from gemmule.teachers.mapped import MappedTeacher
 from gemmule.teachers.same_tokenizer import differing, other_tokenizer, part_of
 from gemmule.teachers.teacher import LocalTeacher
-from gemmule.teachers.transformers_model import TransformersTeacher, load_tokenizer
+from gemmule.teachers.transformers_model import (
+    TransformersTeacher,
+    bos_before_text,
+    load_tokenizer,
+)
 
 
 def is_address(name: str) -> bool:
@@ -80,7 +84,8 @@ def _open_other(name: str, located: Located, dataset: Dataset) -> LocalTeacher:
     theirs = load_tokenizer(located.path)
     difference = differing(dataset, theirs)
     if difference is None:
-        return TransformersTeacher.open(name, located.path, dataset.tokenizer.vocab_size)
+        size = dataset.tokenizer.vocab_size
+        return TransformersTeacher.open(name, located.path, size, bos_before_text(theirs))
 
     def encode(text: str) -> list[int]:
         return [int(i) for i in theirs(text, add_special_tokens=False).input_ids]
@@ -121,7 +126,8 @@ def open_foreign_teacher(name: str, seq_len: int) -> LocalTeacher:
     else:
         theirs = load_tokenizer(located.path)
         tokenizer = TransformersTokenizer(name, theirs)  # checked before a large model is loaded
-        teacher = TransformersTeacher.open(name, located.path, len(theirs))
+        bos = bos_before_text(theirs)
+        teacher = TransformersTeacher.open(name, located.path, len(theirs), bos)
         teacher.tokenizer = tokenizer
     check_context(teacher, seq_len)
     return teacher

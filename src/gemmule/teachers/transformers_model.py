@@ -10,6 +10,9 @@ wrong: transformers applies it unchanged in every layer, so that local layers lo
 Positions start at 0 in each document; a GemmaTeacher's count through the sequence, which makes no
 difference to rotary embeddings.
 
+A sequence that begins within a document is opened with <bos> where the model's tokenizer puts it
+before every text: such a model has seen no text without it.
+
 Shapes: B sequences, T tokens of a sequence, R rows of documents, M tokens of a row, D model,
 V vocabulary.
 """
@@ -28,6 +31,7 @@ from gemmule.errors import CheckpointError, MissingExtraError, first_line
 from gemmule.losses.head import Head
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.teachers.document_rows import alone, documents_of, laid_out, packed, put_back
+from gemmule.teachers.opening import DESCRIPTION, opened
 from gemmule.teachers.teacher import LocalTeacher
 
 # Exceptions that transformers raises for a folder that it cannot read.
@@ -74,6 +78,12 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
 
 
+def bos_before_text(tokenizer: Any) -> int | None:
+    """The <bos> that a tokenizer of transformers puts before every text; None: it puts none."""
+    bos: int | None = tokenizer.bos_token_id
+    return bos if bos is not None and list(tokenizer("a").input_ids[:1]) == [bos] else None
+
+
 class TransformersTeacher(LocalTeacher):
     """A causal language model of transformers.
 
@@ -81,6 +91,7 @@ class TransformersTeacher(LocalTeacher):
         path: its location, as the user gave it.
         model: the network with its head.
         vocab_size: size of its tokenizer's vocabulary; further rows of its head are padding.
+        bos: id of the <bos> that opens sequences which begin within a document; None: none does.
 
     Attributes:
         packs: whether several documents can lie in a row without attending to each other.
@@ -89,8 +100,8 @@ class TransformersTeacher(LocalTeacher):
         CheckpointError: when its logits are not the product of its head and hidden states.
     """
 
-    def __init__(self, path: str, model: Any, vocab_size: int) -> None:
-        self.path, self._vocab_size = path, vocab_size
+    def __init__(self, path: str, model: Any, vocab_size: int, bos: int | None = None) -> None:
+        self.path, self._vocab_size, self._bos = path, vocab_size, bos
         self.model = model.requires_grad_(False).eval()
         self._base, self._config = model.base_model, model.config.get_text_config()
         self._out = model.get_output_embeddings()
@@ -105,7 +116,9 @@ class TransformersTeacher(LocalTeacher):
         self._fingerprint = weights_fingerprint(model)
 
     @classmethod
-    def open(cls, path: str, folder: Path, vocab_size: int) -> "TransformersTeacher":
+    def open(
+        cls, path: str, folder: Path, vocab_size: int, bos: int | None = None
+    ) -> "TransformersTeacher":
         """Loads a model from its folder: from safetensors, in fp32, without running code from it.
 
         Raises:
@@ -127,7 +140,7 @@ class TransformersTeacher(LocalTeacher):
                 "language model of an architecture that transformers has, with weights in "
                 "safetensors"
             ) from None
-        return cls(path, model, vocab_size)
+        return cls(path, model, vocab_size, bos)
 
     @property
     def vocab_size(self) -> int:
@@ -145,12 +158,22 @@ class TransformersTeacher(LocalTeacher):
 
     @property
     def context(self) -> int | None:
-        """Longest sequence according to its config; None where that says nothing."""
+        """Longest sequence according to its config, without the <bos> that may open it.
+
+        None where the config says nothing.
+        """
         length = getattr(self._config, "max_position_embeddings", None)
-        return int(length) if isinstance(length, int) and length > 0 else None
+        if not isinstance(length, int) or length <= 0:
+            return None
+        return length - (self._bos is not None)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Final hidden states [B, T, D], zero at padding."""
+        if self._bos is None:
+            return self._of_documents(batch)
+        return self._of_documents(opened(batch, self._bos))[:, 1:]
+
+    def _of_documents(self, batch: Batch) -> Tensor:
         sequences, length = batch.tokens_BT.shape
         width, dtype = self._out.weight.shape[1], self._out.weight.dtype
         if torch.is_autocast_enabled(batch.tokens_BT.device.type):
@@ -171,7 +194,8 @@ class TransformersTeacher(LocalTeacher):
         return states
 
     def describe(self) -> dict[str, Any]:
-        """Path, fingerprint of the weights, parameters, architecture and final soft cap."""
+        """Path, fingerprint of the weights, parameters, architecture, final soft cap, and <bos>."""
+        opening = {} if self._bos is None else {"bos": DESCRIPTION}
         return {
             "path": self.path,
             "backend": "transformers",
@@ -179,6 +203,7 @@ class TransformersTeacher(LocalTeacher):
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "architecture": type(self.model).__name__,
             "final_logit_softcapping": self._cap,
+            **opening,
         }
 
     def forward_flops_per_token(self, seq_len: int) -> float:

@@ -77,10 +77,16 @@ def verify(
             "does not give its full distribution: only a student can show what the record is worth"
         )
     original = open_teacher(name, dataset, store.seq_len)
-    if original.describe()["fingerprint"] != store.manifest["teacher"]["fingerprint"]:
+    now, then = original.describe(), store.manifest["teacher"]
+    if now["fingerprint"] != then["fingerprint"]:
         raise CheckpointError(
             f"{name} is not the teacher that {path} was recorded from (its weights differ): "
             "give the right one with --teacher"
+        )
+    if now.get("bos") != then.get("bos"):
+        raise CheckpointError(
+            f"{path} was recorded by an earlier version, without <bos> before sequences that begin "
+            f"within a document, where {name} needs it: record it again into another folder"
         )
     learner = original if student is None else open_teacher(student, dataset, store.seq_len)
     if learner.vocab_size != original.vocab_size:
