@@ -94,3 +94,9 @@ def test_a_random_teacher_does_not(
 def test_a_server_cannot_be_checked(prepared: Path) -> None:
     with pytest.raises(ConfigError, match="is a server"):
         check(config(prepared, teacher="http://127.0.0.1:1/v1"))
+
+
+def test_one_sequence_is_no_measurement(prepared: Path, foreign: Callable[..., Path]) -> None:
+    """It has no interval; a width of zero would call any lead certain."""
+    with pytest.raises(ConfigError, match="one sequence of 32 tokens"):
+        check(config(prepared, teacher=str(foreign("llama")), tokens=32))

@@ -25,7 +25,7 @@ from gemmule.errors import ConfigError
 from gemmule.losses.labels import IGNORED
 from gemmule.runtime import device, memory
 from gemmule.runtime.config import RuntimeConfig
-from gemmule.stats import normal_mean
+from gemmule.stats import student_mean
 from gemmule.teachers import precision
 from gemmule.teachers.open import is_address, open_teacher
 from gemmule.teachers.teacher import LocalTeacher
@@ -123,6 +123,12 @@ class _Scores:
                 self._add(batch, log_p_BT)
                 done += batch.tokens_BT.numel()
                 bar.update(done)
+        if len(self.nats) < 2:
+            raise ConfigError(
+                f"the {SPLIT} text of {self.dataset.path} gives one sequence of {config.seq_len} "
+                "tokens, and an interval takes several: use a smaller seq_len or more text and "
+                "tokens"
+            )
 
     @torch.no_grad()
     def _teacher_log_p(self, batch: Batch) -> Tensor:
@@ -161,7 +167,8 @@ class _Scores:
         size = max(1, sum(self.bytes)) * math.log(2)
         mean_size = size / len(self.bytes)
         gaps = np.subtract(self.trigram_nats, self.nats) / mean_size
-        ahead = normal_mean(gaps.tolist())
+        ahead = student_mean(gaps.tolist())
+        mean, half = ahead["mean"], ahead["half_width"]
         timed = self.timed[1:] or self.timed  # the first batch warms up
         rate = sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed)
         dropped = self.teacher.dropped
@@ -175,14 +182,14 @@ class _Scores:
             "nats_per_token": sum(self.nats) / self.labels,
             "bits_per_byte": sum(self.nats) / size,
             "trigrams_bits_per_byte": sum(self.trigram_nats) / size,
-            "ahead": {"mean": ahead.value, "low": ahead.low, "high": ahead.high},
+            "ahead": {"mean": mean, "low": mean - half, "high": mean + half},
             "dropped_probability": None
             if dropped is None
             else {
                 "mean": dropped.total / max(1, dropped.tokens), "maximum": dropped.maximum,
                 "tokens": dropped.tokens,
             },
-            "knows_the_text": ahead.low > 0,
+            "knows_the_text": mean > half,
         }  # fmt: skip
 
 
