@@ -54,6 +54,18 @@ def test_data(full: Tokenizer, teacher: Path, text: Path, tmp_path: Path) -> Non
     assert "segmentation equal on the whole text" in gemmule(*options)
 
 
+def test_the_tokenizer_of_a_model_on_the_hub(
+    full: Tokenizer, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address is no path, which would lose a slash."""
+    models = {"hf://google/gemma-2-2b": full}
+    monkeypatch.setattr(
+        "gemmule.teachers.whole_tokenizer.gemma_tokenizer", lambda name: models[name]
+    )
+    gemmule("data", text, "--tokenizer", *models, "--out", tmp_path / "data", "--trim")
+    assert Dataset.open(tmp_path / "data").tokenizer.vocab_size < full.vocab_size
+
+
 def test_data_of_a_size(teacher: Path, text: Path, tmp_path: Path) -> None:
     gemmule(
         "data",

@@ -8,12 +8,14 @@ import typer
 
 from gemmule.cli.app import DATA, RERUN, command, stoppable
 from gemmule.cli.options import AsJson, CorpusLicence, CorpusName, Field, Out, Text, Trimming
+from gemmule.config import ModelName
 
 
 @command(DATA)
 def data(
     tokenizer: Annotated[
-        Path, typer.Option(help="Folder or .model file of the tokenizer; with --trim, or a model.")
+        ModelName,
+        typer.Option(help="Folder or .model file of the tokenizer; with --trim, or a model."),
     ],
     out: Out,
     trimming: Trimming,
@@ -53,15 +55,15 @@ def data(
     fitted = None
     with stoppable(RERUN), counting("tokenizing") as progress:
         if trim or trimming.given():
-            full = gemma_tokenizer(str(tokenizer))
+            full = gemma_tokenizer(tokenizer)
             dataset, fitted = prepare_trimmed(
                 full, source, out, Extent(**trimming.extent()), field=field, name=name,
                 licence=licence, near_duplicates=near_duplicates, progress=progress, stage=stage,
             )  # fmt: skip
         else:
             dataset = prepare(
-                source, Tokenizer.load(tokenizer), out, field=field, name=name, licence=licence,
-                near_duplicates=near_duplicates, progress=progress,
+                source, Tokenizer.load(Path(tokenizer)), out, field=field, name=name,
+                licence=licence, near_duplicates=near_duplicates, progress=progress,
             )  # fmt: skip
     splits = dataset.manifest["splits"]
     counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}
