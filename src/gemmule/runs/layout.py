@@ -18,8 +18,8 @@ A training run (`gemmule train`, `gemmule distill`):
     .lock           held by the process that writes the folder (lock.py)
 
 A quickstart holds four such runs, its data and tokenizer, a comparison, and in scarce_text/ runs on
-a small part of the data. `gemmule quickstart
---chat` adds the folder chat/ with three more, and `gemmule ablate size` may add ablate-size/.
+a small part of the data. `gemmule quickstart --chat` adds the folder chat/ with three more, and
+`gemmule ablate size` may add ablate-size/.
 """
 
 from dataclasses import dataclass
