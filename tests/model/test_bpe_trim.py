@@ -148,6 +148,10 @@ def test_what_cannot_be_trimmed(content: dict[str, Any]) -> None:
     with pytest.raises(TokenizerError, match="cannot spell every text in bytes"):
         BpeFile({**content, "model": {**content["model"], "vocab": vocab}}, "x")
     for damage in ({"vocab": {}}, {"vocab": {"a": "b"}}, {"merges": None}, {"merges": ["a"]},
+                   {"merges": [None]}, {"merges": [["a", 1]]},
                    {"end_of_word_suffix": "</w>"}):  # fmt: skip
         with pytest.raises(TokenizerError):
             BpeFile({**content, "model": {**content["model"], **damage}}, "x")
+    for step in ({"special_tokens": {"<s>": {}}}, {"cls": ["<s>"]}, {"special_tokens": ["<s>"]}):
+        with pytest.raises(TokenizerError, match="does not say which ids it adds"):
+            BpeFile({**content, "post_processor": step}, "x")

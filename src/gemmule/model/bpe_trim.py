@@ -77,7 +77,12 @@ class BpeFile:
         self._added = _added(content, source)
         self.ids = {**self._vocab, **self._added}
         self.size = 1 + max(self.ids.values())
-        named = {*_named_ids(content.get("post_processor"))}
+        try:
+            named = {*_named_ids(content.get("post_processor"))}
+        except (LookupError, TypeError, AttributeError):
+            raise TokenizerError(
+                f"{source}: its post_processor does not say which ids it adds"
+            ) from None
         unknown = sorted(named - {*self.ids.values()})
         if unknown:
             raise TokenizerError(f"{source}: its post_processor adds id {unknown[0]}, of no token")
@@ -201,10 +206,10 @@ def _ranks(model: Mapping[str, Any], source: str) -> dict[Pair, int]:
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise TokenizerError(f"{source} has no merges: it may be cut short")
-    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-    bad = next((pair for pair in pairs if len(pair) != 2), None)
-    if bad is not None:
-        raise TokenizerError(f"{source}: the merge {bad!r:.80} is not a pair")
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    for pair in pairs:
+        if not isinstance(pair, list) or [*map(type, pair)] != [str, str]:
+            raise TokenizerError(f"{source}: the merge {pair!r:.80} is not a pair")
     # Of a pair that is listed twice the tokenizers library keeps the last rank.
     ranks: dict[Pair, int] = {}
     for rank, (left, right) in enumerate(pairs):
