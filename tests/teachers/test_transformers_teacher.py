@@ -23,7 +23,7 @@ from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.logit_store import Store
-from gemmule.teachers.open import open_teacher
+from gemmule.teachers.open import open_foreign_teacher, open_teacher
 from gemmule.teachers.record import RecordConfig, record
 from gemmule.teachers.same_tokenizer import probe_texts
 from gemmule.teachers.transformers_model import TransformersTeacher
@@ -184,6 +184,7 @@ def test_open_finds_the_kind_and_the_padding(foreign: Foreign, dataset: Dataset)
     assert entry["architecture"] == "LlamaForCausalLM"
     assert teacher.forward_flops_per_token(40) > 2 * 3 * 3 * 32 * 48
     assert teacher.context == 127  # and <bos>
+    assert open_foreign_teacher(str(foreign("llama")), 40).describe() == entry
 
 
 def test_a_short_context_is_refused(foreign: Foreign, dataset: Dataset) -> None:
