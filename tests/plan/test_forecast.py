@@ -303,6 +303,12 @@ def test_a_budget_that_buys_nothing_is_one_clear_error(plan: Plan) -> None:
         plan(max_wh=0.1)
 
 
+def test_a_budget_without_a_student_that_fits(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast.memory, "usable", lambda: 1000)
+    with pytest.raises(ConfigError, match="no student fits in this machine's memory"):
+        plan(max_wh=1e6)
+
+
 def test_a_budget_needs_a_meter(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STEP, "watts", None)
     with pytest.raises(ConfigError, match="a budget needs the power of this machine"):

@@ -61,14 +61,15 @@ def spend(
         JSON-able: the limits, rows with the lowest expected loss first, and notes.
 
     Raises:
-        ConfigError: when the energy or the carbon of a run is not known, or the budget is smaller
-            than the start of a run takes.
+        ConfigError: when the energy or the carbon of a run is not known, the budget is smaller
+            than the start of a run takes, or no student fits in memory.
     """
-    notes, rows, losses = [], [], []
+    notes, rows, losses, fitting = [], [], [], False
     for name, config in _sizes(student, law.teacher.config):
         if not fits(config):
             notes.append(f"{name} does not fit in memory")
             continue
+        fitting = True
         scaled = clock.resized(config.forward_flops_per_token(clock.config.data.seq_len))
         for way in WAYS:
             routes = _longest(budget, scaled, way, law.request.students)
@@ -77,6 +78,11 @@ def spend(
             tokens = routes[-1].tokens
             losses.append(law.losses_of(config, tokens, distilled=way != "scratch"))
             rows.append(_row(name, config, way, routes, scaled))
+    if not fitting:
+        raise ConfigError(
+            "no student fits in this machine's memory, whatever the budget: give a shorter "
+            "--seq-len, or plan for other machines with --cluster"
+        )
     if not rows:
         raise ConfigError(
             "the budget is spent before the first step: starting, compiling and evaluating takes "
