@@ -142,10 +142,11 @@ def test_a_step_is_known_while_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(carbon, "start_tracker", FakeMachine().open)
     now = [0.0]
     monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
-    own = ledger.Activity("train", None)
+    outer = ledger.Activity("quickstart", None)
+    own = ledger.Activity("train", None, outer=outer)
     assert own.step_seconds == 0.0
     for now[0] in (1.0, 2.0, 5.0, 6.0):
         own.pulse()
     assert own.step_seconds == 3.0
     now[0] = 20.0
-    assert own.step_seconds == 14.0
+    assert own.step_seconds == outer.step_seconds == 14.0

@@ -117,7 +117,11 @@ class Activity:
 
     @property
     def step_seconds(self) -> float:
-        """The longest of the last steps, or the one that runs."""
+        """The longest of the last steps, or the one that runs, of the innermost activity."""
+        with self._lock:
+            inner = self._inner
+        if inner is not None:
+            return inner.step_seconds
         pulses = [*self._pulses, time.monotonic()] if self._pulses else []
         return max((after - before for before, after in itertools.pairwise(pulses)), default=0.0)
 
