@@ -75,6 +75,15 @@ class FakeNvml:
         handle._obj.value = index + 1
         return 0
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+        """Partitions are numbered from 101 on, two of each GPU."""
+        handle._obj.value = 101 + int(uuid.removeprefix(b"MIG-"))
+        return 0
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, partition: Any, handle: Any) -> int:
+        handle._obj.value = (partition.value - 101) // 2 + 1
+        return 0
+
     def nvmlDeviceGetName(self, handle: Any, buffer: Any, size: int) -> int:
         buffer.value = b"NVIDIA H100"
         return 0
@@ -107,6 +116,9 @@ def test_nvml_without_a_counter_or_divided_says_so() -> None:
     gpus, how = nvml.gpus({}, FakeNvml([1, None]))
     assert (gpus, "no energy counter" in how) == ([], True)
     assert "MIG divides the whole" in nvml.gpus({}, FakeNvml([1], mig=True))[1]
+    visible = {"CUDA_VISIBLE_DEVICES": "MIG-0,MIG-1,MIG-2"}
+    gpus, how = nvml.gpus(visible, FakeNvml([1, 2, 3], mig=True))
+    assert (len(gpus), "2 x NVIDIA H100; of GPUs that MIG divides" in how) == (2, True)
 
 
 def test_a_missing_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,9 +87,12 @@ def gpus(environment: Mapping[str, str] = os.environ, library: Any = None) -> tu
 
 
 def _handles(library: Any, count: int, visible: str | None) -> list[Any]:
-    """Handles of the GPUs that are listed by number or UUID; of all if nothing is listed."""
+    """Handles of the GPUs that are listed by number or UUID; of all if nothing is listed.
+
+    Of a partition it is that of the whole GPU, once.
+    """
     names = [str(i) for i in range(count)] if visible is None else visible.split(",")
-    handles = []
+    handles: dict[int | None, Any] = {}
     for name in (name.strip() for name in names):
         handle = ctypes.c_void_p()
         if name.isdigit() and int(name) < count:
@@ -98,6 +101,12 @@ def _handles(library: Any, count: int, visible: str | None) -> list[Any]:
             status = library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle))
         else:
             break  # as CUDA does: what follows an invalid entry is not visible
+        if status == 0 and name.startswith("MIG-"):
+            whole = ctypes.c_void_p()
+            status = library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
+                handle, ctypes.byref(whole)
+            )
+            handle = whole
         if status == 0:
-            handles.append(handle)
-    return handles
+            handles.setdefault(handle.value, handle)
+    return [*handles.values()]
