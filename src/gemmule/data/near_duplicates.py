@@ -13,7 +13,7 @@ def clusters(keys_DB: Hashes) -> npt.NDArray[np.int64]:
     through others. The clusters do not depend on the order of the documents.
 
     Args:
-        keys_DB: band keys of D documents in B bands, as from `minhash.band_keys`; 0: none.
+        keys_DB: band keys of D documents in B bands, as from `minhash.BandKeys`; 0: none.
     """
     parent = np.arange(len(keys_DB))
     for keys_D in keys_DB.T:
