@@ -224,13 +224,16 @@ class Engine:
                 self._inboxes.pop(output.request_id, None)
 
     def _step(self) -> None:
-        with self._stepping:
-            try:
-                self._take_up()
-                self._route(self._loop.step())
-            except EngineDeadError:
-                self._route(self._core.take_outputs())
-                raise
-            except KeyboardInterrupt:
-                self._core.reset()
-                raise
+        with self._stepping:  # around a call and nothing else, so that no interrupt keeps the lock
+            self._take_up_and_step()
+
+    def _take_up_and_step(self) -> None:
+        try:
+            self._take_up()
+            self._route(self._loop.step())
+        except EngineDeadError:
+            self._route(self._core.take_outputs())
+            raise
+        except KeyboardInterrupt:
+            self._core.reset()
+            raise
