@@ -69,12 +69,15 @@ def as_json(cost: Cost) -> dict[str, Any]:
 
 
 def rows(cost: Cost) -> list[list[str]]:
-    """The stages and sums, a row each: what, kind, share, time, energy, carbon, embodied, lines."""
+    """The stages and sums, a row each under `HEADERS`; what counts in part has its share.
+
+    The interval is that of energy; carbon has the same one, relative to its value.
+    """
     table = [
         [
-            stage.account.name or stage.account.run,
+            (stage.account.name or stage.account.run)
+            + ("" if stage.share == 1 else f", {stage.share:.0%}"),
             stage.account.kind + _ended(stage.whole),
-            "" if stage.share == 1 else f"{stage.share:.0%}",
             *_cells(stage.attributed),
         ]
         for stage in cost.stages
@@ -83,7 +86,7 @@ def rows(cost: Cost) -> list[list[str]]:
     if any(stage.share < 1 for stage in cost.stages):
         sums.append(("made, upper bound", cost.upper_bound))
     if any(stage.without_teacher != stage.share for stage in cost.stages):
-        sums.append(("made, teachers there anyway", cost.without_teacher))
+        sums.append(("made, teachers given", cost.without_teacher))
     if cost.evaluating.lines:
         sums.append(("evaluated", cost.evaluating))
     if cost.using.lines:
@@ -96,11 +99,12 @@ def rows(cost: Cost) -> list[list[str]]:
             sums.append(("  requests", whole.scaled(requests)))
             sums.append(("  idle, and starting", whole.scaled(1 - requests)))
     if cost.others:
-        sums.append(("others here, not part of it", cost.other_cost))
-    return [*table, *([name, "", "", *_cells(each)] for name, each in sums)]
+        sums.append(("others, not part of it", cost.other_cost))
+    return [*table, *([name, "", *_cells(each)] for name, each in sums)]
 
 
-HEADERS = ["activity", "kind", "share", "time", "energy, Wh", "g CO2e", "embodied, g", "lines"]
+# As wide as a terminal of 80 columns; the rest is in the JSON.
+HEADERS = ["activity", "kind", "time", "Wh", "range", "g CO2e", "embodied"]
 
 
 def notes(cost: Cost) -> list[str]:
@@ -134,10 +138,10 @@ def _ended(whole: Figures) -> str:
 def _cells(each: Figures) -> list[str]:
     return [
         _duration(each.seconds),
+        "not known" if each.energy_wh is None else f"{each.energy_wh.best:.3g}",
         _interval(each.energy_wh),
-        _interval(each.gco2e),
-        f"{each.embodied_gco2e:.3g}",
-        str(each.lines),
+        "not known" if each.gco2e is None else f"{each.gco2e.best:.3g}",
+        f"{each.embodied_gco2e:.2g}",
     ]
 
 
@@ -148,9 +152,7 @@ def _duration(seconds: float) -> str:
 
 
 def _interval(value: Interval | None) -> str:
-    if value is None:
-        return "not known"
-    return f"{value.best:.3g} [{value.low:.3g}, {value.high:.3g}]"
+    return "" if value is None else f"{value.low:.2g}-{value.high:.2g}"
 
 
 def _figures(each: Figures) -> dict[str, Any]:
