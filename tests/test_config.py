@@ -220,6 +220,7 @@ def test_the_config_of_an_earlier_run_is_read_as_what_it_means(tmp_path: Path) -
                       "clip": 1.0},
         "schedule": {"name": "cosine", "warmup": 0.05, "decay": 0.5, "final": 0.1},
         "evaluation": {"every": 42, "tokens": 16384, "heldout_tokens": 999,
+                       "keep": "last", "patience": None,
                        "memorization": {"every": 50, "probes": 20, "prompt_tokens": 50,
                                         "continuation_tokens": 50}},
         "checkpoint": {"every": 100, "minutes": 1.0, "keep": 1},

@@ -254,7 +254,7 @@ def test_no_rope_scaling_may_be_spelled_out(tmp_path: Path, pieces: Tokenizer) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("tokenizer.ggml.model", "gpt2"), "is 'gpt2'; Gemma 2's is 'llama'"),
+        (put("tokenizer.ggml.model", "gpt2"), "is 'gpt2'; Gemma's is 'llama'"),
         (put("tokenizer.ggml.tokens", ["a", "b"]), "scores is missing or not 2 numbers"),
         (put("tokenizer.ggml.tokens", "a"), "tokens is missing or not an array of strings"),
         (put("tokenizer.ggml.tokens", [b"\xff"] * 512), "a token is not UTF-8"),

@@ -249,7 +249,7 @@ def test_a_real_plan_from_the_command_line(
     forecast = json.loads(done.stdout)
     assert forecast.keys() == {
         "teacher", "student", "run", "machine", "calibration", "memory", "disk", "routes",
-        "energy_how", "scaling", "budget", "notes",
+        "energy_how", "scaling", "budget", "scarce_text", "notes",
     }  # fmt: skip
     assert forecast["run"]["tokens"] == 240
     for part in ("teacher", "scratch", "distill"):
