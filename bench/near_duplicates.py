@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -201,15 +202,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     texts, similarities = corpus(200 if args.toy else args.pieces)
     size = sum(len(text.encode()) for text in texts)
     installed = [m for m in args.modes if m.startswith("gemmule") or importlib.util.find_spec(m)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         listed = Path(folder) / "texts.json"
         listed.write_text(json.dumps(texts))
-        workers = [harness.Worker(__file__, mode, {"texts": str(listed)}) for mode in installed]
-        try:
-            replies, _ = harness.take_turns(workers, args.rounds)
-        finally:
-            for worker in workers:
-                worker.__exit__(None, None, None)
+        workers = [
+            stack.enter_context(harness.Worker(__file__, mode, {"texts": str(listed)}))
+            for mode in installed
+        ]
+        replies, _ = harness.take_turns(workers, args.rounds)
     results, sets = {}, [set(_shingles(text)) for text in texts]
     for mode in installed:
         seconds = harness.median([reply["seconds"] for reply in replies[mode]])

@@ -26,6 +26,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     source = source / "tokenizer.json" if source.is_dir() else source
     texts = gather(args.catalogs, args.texts)
     every = [text for some in texts.values() for text in some]
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         file = Path(work) / "json/tokenizer.json"
         file.parent.mkdir()
         shutil.copyfile(source, file)
@@ -243,13 +244,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "json_file": str(file),
             "model_file": str(Path(work) / "tokenizer.model"),
         }
-        workers = [harness.Worker(__file__, mode, settings) for mode in MODES]
-        try:
-            loads, _ = harness.take_turns(workers, args.rounds, op="load")
-            encodes, _ = harness.take_turns(workers, args.rounds, op="encode")
-        finally:
-            for worker in workers:
-                worker.__exit__(None, None, None)
+        workers = [stack.enter_context(harness.Worker(__file__, mode, settings)) for mode in MODES]
+        loads, _ = harness.take_turns(workers, args.rounds, op="load")
+        encodes, _ = harness.take_turns(workers, args.rounds, op="encode")
     size = sum(kind["bytes"] for kind in compared.values())
     results = {
         mode: {

@@ -227,14 +227,15 @@ class _Scan:
             first = min(group, key=self.contents.__getitem__)
             for n in group:
                 self.positions[n] = self.positions[first]
-                stays[n] = n == first or not drop
-        for n in np.flatnonzero(~stays).tolist():
-            log.leave_out(_NEAR_DUPLICATE, self._names[n])
-        self.kept = list(itertools.compress(self.kept, stays))
-        self.keys = list(itertools.compress(self.keys, stays))
-        self.contents = list(itertools.compress(self.contents, stays))
-        self.sizes = list(itertools.compress(self.sizes, stays))
-        self.positions = list(itertools.compress(self.positions, stays))
+                stays[n] = n == first
+        if drop:
+            for n in np.flatnonzero(~stays).tolist():
+                log.leave_out(_NEAR_DUPLICATE, self._names[n])
+            self.kept = list(itertools.compress(self.kept, stays))
+            self.keys = list(itertools.compress(self.keys, stays))
+            self.contents = list(itertools.compress(self.contents, stays))
+            self.sizes = list(itertools.compress(self.sizes, stays))
+            self.positions = list(itertools.compress(self.positions, stays))
         return sum(map(len, groups))
 
 

@@ -3,6 +3,7 @@
 from gemmule.console import console
 from gemmule.errors import ConfigError
 from gemmule.quant.int8_linear import quantize_linears, speed
+from gemmule.runtime.config import RuntimeConfig
 from gemmule.teachers.teacher import LocalTeacher
 
 
@@ -16,29 +17,27 @@ def check_int8(int8: bool, device: str) -> None:
         raise ConfigError("int8 = true is for teachers on a CPU: leave it out, or set device=cpu")
 
 
-def prepare(
-    teacher: LocalTeacher, *, device: str, dtype: str, int8: bool, compiled: bool, tokens: int
-) -> None:
+def prepare(teacher: LocalTeacher, runtime: RuntimeConfig, *, int8: bool, tokens: int) -> None:
     """Moves a teacher to its device, rounds its linear layers, and compiles it.
 
     Args:
         teacher: the teacher, with weights in fp32.
-        device: device that it runs on.
-        dtype: type of activations; with "bfloat16", linear layers are stored in it.
+        runtime: device, type of activations and whether blocks are compiled, with every "auto"
+            resolved. With "bfloat16", linear layers are stored in it.
         int8: quantize linear layers, except the head, to int8; prints whether that is faster here.
-        compiled: compile its blocks; not with int8, which spends its time in the product.
+            Nothing is compiled then, as the product takes the time.
         tokens: tokens of a forward pass, for measuring int8.
 
     Raises:
         ConfigError: for int8 without linear layers.
     """
-    teacher.to(device)
+    teacher.to(runtime.device)
     if int8:
         _quantize(teacher, tokens)
         return
-    if dtype == "bfloat16":
+    if runtime.dtype == "bfloat16":
         teacher.store_bfloat16()
-    if compiled:
+    if runtime.compile:
         teacher.compile()
 
 

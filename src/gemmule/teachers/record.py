@@ -133,12 +133,7 @@ def _record(config: RecordConfig, out: Path, teacher: Teacher, split: Split) -> 
     store = Store.open(out)
     if isinstance(teacher, LocalTeacher):
         precision.prepare(
-            teacher,
-            device=config.device,
-            dtype=config.dtype,
-            int8=config.int8,
-            compiled=bool(config.compile),
-            tokens=config.batch_size * config.seq_len,
+            teacher, config, int8=config.int8, tokens=config.batch_size * config.seq_len
         )
     session = _Session(config, out, store, teacher, split)
     session.run()

@@ -80,14 +80,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
     config = device.resolve(config, flops)
     precision.check_int8(config.int8, config.device)
     about = teacher.describe()  # of the weights as they are stored
-    precision.prepare(
-        teacher,
-        device=config.device,
-        dtype=config.dtype,
-        int8=config.int8,
-        compiled=bool(config.compile),
-        tokens=config.batch_size * config.seq_len,
-    )
+    precision.prepare(teacher, config, int8=config.int8, tokens=config.batch_size * config.seq_len)
     scores = _Scores(config, teacher, dataset)
     scores.run()
     return {"teacher": about, **scores.report()}
