@@ -24,6 +24,7 @@ from gemmule import files
 from gemmule.errors import GemmuleError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs import metrics
+from gemmule.runs.ledger import activity
 from gemmule.runs.run_dir import RunDir
 from gemmule.teachers import logit_store as stores
 from gemmule.teachers import record
@@ -87,6 +88,7 @@ MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "carbon": (files, "write_json", {"before": nothing}),
     "model": (running, "_save", {"before": nothing}),
     "result": (running, "_save", {"after": nothing}),
+    "line": (activity.Activity, "_write", {"before": nothing}),
     "recording": (record, "batch_of", {"before": nothing}),
     "before a shard": (stores, "write_shard", {"before": nothing}),
     "after a shard": (stores, "write_shard", {"after": nothing}),

@@ -13,6 +13,8 @@ import pytest
 
 from gemmule import files
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runs.layout import LEDGER
+from gemmule.runs.ledger.file import own_lines
 from gemmule.teachers.logit_store import Store
 
 Settings = Callable[..., dict[str, Any]]
@@ -208,6 +210,21 @@ def test_killed_again_and_again_at_random_moments(
         assert children.train(settings[name], out, resume, kill_after=after) in (KILLED, 0)
     assert children.train(settings[name], out, (out / "config.toml").is_file()) == 0
     assert_same_run(out, unbroken[name])
+
+
+def test_killed_before_its_line(
+    settings: dict[str, dict[str, Any]],
+    unbroken: dict[str, Path],
+    children: Children,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    assert children.train(settings["muon"], out, where="line", at=1) == KILLED
+    assert (out / "result.json").exists()
+    assert not (out / LEDGER).exists()
+    assert children.train(settings["muon"], out, resume=True) == 0
+    assert_same_run(out, unbroken["muon"])
+    assert [line.outcome for line in own_lines(out)] == ["killed"]
 
 
 def assert_same_store(got: Path, expected: Path) -> None:

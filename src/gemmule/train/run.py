@@ -93,6 +93,7 @@ def run_training(
         result = _result(config, recipe, state, before)
         _save(recipe, adapter, tokenizer, layout.model)
         ledger.note(product=_fingerprint(recipe, layout.model))
+        ledger.beat()
         result.write(layout.result)
         return result.to_json()
 

@@ -299,6 +299,15 @@ def drop() -> None:
         _stack[-1].dropped = True
 
 
+def beat() -> None:
+    """Writes the innermost activity's heartbeat now: what comes next ends its work.
+
+    A process that is killed between its last result and its line then leaves what it used.
+    """
+    if _stack:
+        _stack[-1].beat()
+
+
 def pulse() -> None:
     """Notes that a step of the innermost activity has ended."""
     if _stack:
