@@ -72,6 +72,32 @@ def test_the_seed_decides_the_order(train):
     assert not equal(first, PackedText(train, 4, 64, seed=2).next())
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 23), st.integers(1, 9), st.data())
+def test_ranks_read_every_sequence_once_an_epoch(train, ranks, batch_size, sequences, steps, data):
+    def reader(part, parts, size):
+        return PackedText(train, size, 16, 5, sequences, part=part, parts=parts)
+
+    readers = [reader(part, ranks, batch_size) for part in range(ranks)]
+    alone, read = reader(0, 1, ranks * batch_size), []
+    for _ in range(steps):
+        rows = [i for r in readers for i in r.next().extras[SEQUENCE_INDICES].tolist()]
+        assert rows == alone.next().extras[SEQUENCE_INDICES].tolist()
+        read += rows
+        assert all(r.state() == alone.state() for r in readers)
+    for start in range(0, len(read) - sequences + 1, sequences):
+        assert sorted(read[start : start + sequences]) == list(range(sequences))
+    # Another number of ranks goes on where these stopped.
+    others = data.draw(st.integers(1, 7))
+    again = [reader(part, others, 2) for part in range(others)]
+    for r in again:
+        r.load_state(alone.state())
+    joined = [i for r in again for i in r.next().extras[SEQUENCE_INDICES].tolist()]
+    whole = reader(0, 1, 2 * others)
+    whole.load_state(alone.state())
+    assert joined == whole.next().extras[SEQUENCE_INDICES].tolist()
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 5), st.integers(1, 3000), st.integers(0, 40), st.integers(0, 2**32))
 def test_a_restored_position_goes_on_with_the_same_batches(train, batch_size, seq_len, steps, seed):

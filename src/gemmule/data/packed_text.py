@@ -28,7 +28,10 @@ class PackedText:
     The split's tokens are cut into sequences of seq_len + 1 tokens, each starting with the last
     token of the one before, so that every token is a label once an epoch (except up to seq_len - 1
     tokens at the end of the split). Of data whose documents may not be cut, a sequence is a row of
-    whole documents. Each epoch has its own order.
+    whole documents. Each epoch has its own order, and epochs follow each other without a gap.
+
+    Ranks read one stream together: of each `parts * batch_size` rows, this one yields the `part`-th
+    batch_size. The position counts the rows of all, so that any number of ranks can go on from it.
 
     Args:
         split: tokens to read.
@@ -36,13 +39,23 @@ class PackedText:
         seq_len: tokens per sequence, T.
         seed: seed of the order.
         sequences: number of sequences to use, counted from the start of the split; None: all.
+        part: number of this reader, from 0.
+        parts: how many read the stream together.
 
     Raises:
         DataError: when the split is shorter than one sequence.
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seq_len: int, seed: int, sequences: int | None = None
+        self,
+        split: Split,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        sequences: int | None = None,
+        *,
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
         if batch_size < 1 or seq_len < 1 or seed < 0:
             raise DataError(
@@ -53,6 +66,7 @@ class PackedText:
         self._batch_size = batch_size
         self._seq_len = seq_len
         self._seed = seed
+        self._part, self._parts = part, parts
         self._epoch = 0
         self._position = 0
         self._sequences = sequence_count(split, seq_len)
@@ -60,21 +74,21 @@ class PackedText:
             self._sequences = min(sequences, self._sequences)
         if self._sequences < 1:
             raise DataError(too_few(split, seq_len))
-        self._order = self._shuffled()
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None  # of which epoch
 
     def next(self) -> Batch:
         """The next batch."""
-        indices = np.empty(self._batch_size, np.int64)
-        for i in range(self._batch_size):
-            if self._position == self._sequences:
-                self._epoch, self._position = self._epoch + 1, 0
-                self._order = self._shuffled()
-            indices[i] = self._order[self._position]
-            self._position += 1
+        first = self._position + self._part * self._batch_size
+        rows = range(first, first + self._batch_size)
+        indices = np.array([self._sequence_at(row) for row in rows], np.int64)
+        self._position += self._parts * self._batch_size
+        further = (self._position - 1) // self._sequences  # the end of an epoch belongs to it
+        self._epoch += further
+        self._position -= further * self._sequences
         return batch_of(self._split, indices, self._seq_len)
 
     def state(self) -> dict[str, Any]:
-        """The position: seed, epoch, and sequences read of that epoch."""
+        """The position: seed, epoch, and sequences read of that epoch by all readers."""
         return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -95,10 +109,15 @@ class PackedText:
                 "the run was started with"
             )
         self._seed, self._epoch, self._position = seed, epoch, position
-        self._order = self._shuffled()
+        self._order = None
 
-    def _shuffled(self) -> npt.NDArray[np.int64]:
-        return _order(self._sequences, self._seed, self._epoch)
+    def _sequence_at(self, row: int) -> int:
+        """The sequence that is read as a row of the stream, counted from the epoch's start."""
+        further, row = divmod(row, self._sequences)
+        epoch = self._epoch + further
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, _order(self._sequences, self._seed, epoch)
+        return int(self._order[1][row])
 
 
 def sequence_count(split: Split, seq_len: int) -> int:
