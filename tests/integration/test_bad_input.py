@@ -19,6 +19,7 @@ import tomli_w
 
 from gemmule.cli import main
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runs.ledger.file import own_lines
 
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
@@ -207,6 +208,12 @@ def test_generate_checks_before_it_prints(settings: Path, tmp_path: Path) -> Non
     code, printed, _ = gemmule("generate", out, "the sea", "--temperature", "0", "--seed", "1")
     assert code == 0
     assert printed.startswith("the sea")
+    *_, line = own_lines(out)
+    assert (line.kind, line.outcome) == ("generate", "finished")
+    assert line.tokens_in is not None
+    assert line.tokens_out is not None
+    assert line.tokens_in > 1
+    assert line.tokens_out >= 1
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])

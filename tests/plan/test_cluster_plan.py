@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from gemmule import cli
@@ -187,6 +188,12 @@ def test_a_mistake_is_one_clear_error(settings: dict[str, Any], message: str) ->
 )  # fmt: skip
 def test_counts_are_read_as_people_write_them(text: str, value: int) -> None:
     assert count(text) == value
+
+
+@pytest.mark.parametrize("text", ["1.5", "1.2345k", "-1", "1.5.5M", "", "many"])
+def test_other_counts_are_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="number of tokens"):
+        count(text)
 
 
 def run(*arguments: str, code: int = 0) -> Any:

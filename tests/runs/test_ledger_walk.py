@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fake_machine import line
+from gemmule.errors import CheckpointError
 from gemmule.runs.ledger import heartbeat
 from gemmule.runs.ledger.file import append, read_ledger
 from gemmule.runs.ledger.known import accounts_of, in_reach, within
@@ -110,6 +111,22 @@ def test_what_is_not_part_of_the_model_is_shown_apart(runs: Path) -> None:
                       ("requests", "idle, and starting"))  # fmt: skip
     assert (requests, idle) == (0.25, 1.75)
     assert as_json(small)["using"]["requests_wh"] == 0.25
+
+
+def test_a_broken_ledger_of_a_neighbor_is_left_out_by_name(runs: Path) -> None:
+    with (runs / "large" / "ledger.jsonl").open("a") as f:
+        f.write("{}\n")
+    small = cost(runs / "small")
+    assert {stage.account.name: stage.share for stage in small.stages}["record"] == 0.5
+    assert any("large" in note and "line 3" in note for note in notes(small))
+    with pytest.raises(CheckpointError, match="large"):
+        cost(runs / "large")
+
+
+def test_only_uses_that_count_tokens_give_a_score(runs: Path) -> None:
+    before = sci(cost(runs / "small"))["consumer"]
+    append(runs / "small", [line("small-bench", 90 * 3600.0, kind="bench")])
+    assert sci(cost(runs / "small"))["consumer"] == before
 
 
 def test_a_ledger_that_travels_alone_has_the_whole_lineage(runs: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -41,15 +42,16 @@ def generate(
     settings = _settings(sampling)
     settings["logprobs"] = logprobs
     lm = _load(model, serving)
-    if as_json:
-        print(json.dumps(_completion(lm, text, settings)))
-        return
-    stream = lm.stream(text, **settings)  # raises for a wrong setting before anything is printed
-    sys.stdout.write(text)
-    for more in stream:
-        sys.stdout.write(more)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    with _counted(lm):
+        if as_json:
+            print(json.dumps(_completion(lm, text, settings)))
+            return
+        stream = lm.stream(text, **settings)  # raises for a wrong setting before it prints
+        sys.stdout.write(text)
+        for more in stream:
+            sys.stdout.write(more)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
 
 
 @command(RUN)
@@ -89,8 +91,10 @@ def chat(
         raise ConfigError("--model and --key-file are for servers: give the address with --url")
     from gemmule.infer.local_chat import LocalModel
 
-    local = LocalModel(_load(model, serving), _settings(sampling))
-    TerminalChat(local, system=system, name=Path(model).name).run()
+    lm = _load(model, serving)
+    with _counted(lm):
+        local = LocalModel(lm, _settings(sampling))
+        TerminalChat(local, system=system, name=Path(model).name).run()
 
 
 def _remote_model(
@@ -126,6 +130,18 @@ def _load(model: str, serving: Serving) -> "LanguageModel":
     lm = load(model, quantize=serving.quantize)
     draft = load(serving.draft, quantize=serving.quantize) if serving.draft else None
     return LanguageModel(lm.model, lm.tokenizer, draft=draft, cache=serving.cache)
+
+
+@contextlib.contextmanager
+def _counted(lm: "LanguageModel") -> Iterator[None]:
+    """Counts the tokens for the command's line in the ledger, however it ends."""
+    from gemmule.runs.ledger import activity as ledger
+
+    try:
+        yield
+    finally:
+        stats = lm.engine().stats()
+        ledger.note(tokens_in=stats.prompt_tokens, tokens_out=stats.generated_tokens)
 
 
 def _settings(sampling: Sampling) -> "SamplingSettings":

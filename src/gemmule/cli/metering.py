@@ -29,7 +29,7 @@ MAKES = {
 USES = {
     "evaluate": "evaluate", "safety": "evaluate", "memorization": "evaluate", "gate": "evaluate",
     "verify": "evaluate", "teacher_check": "evaluate", "bench": "bench", "chat": "chat",
-    "serve": "serve",
+    "generate": "generate", "serve": "serve",
 }  # fmt: skip
 # Those that can be stopped at any time and continued.
 WITH_BUDGET = {"quickstart", "train", "distill", "record", "sft", "reward", "align"}

@@ -25,7 +25,10 @@ def count(text: str) -> int:
     number, exponent, unit = match.groups()
     whole, _, decimals = number.partition(".")
     value = int(whole + decimals) * 10 ** int(exponent or 0) * _UNITS[unit.lower()]
-    return value // 10 ** len(decimals)
+    tokens, rest = divmod(value, 10 ** len(decimals))
+    if rest:
+        raise typer.BadParameter(f"{text!r} is not a whole number of tokens: write 1000000, or 1.5M")
+    return tokens
 
 
 Tokens = Annotated[

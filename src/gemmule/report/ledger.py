@@ -142,7 +142,7 @@ def _scores(
 ) -> list[tuple[str, Sentence]]:
     scores = summary.sci(cost)
     provider, consumer = scores["provider"], scores["consumer"]
-    made, used = f"(gco2e + embodied) of {everything}", _named(cost.subject.using)
+    made, used = f"(gco2e + embodied) of {everything}", _named(cost.subject.generating)
     rows: list[tuple[str, Sentence]] = []
     for label, rule, result, form in (
         (

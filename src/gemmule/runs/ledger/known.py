@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from gemmule.errors import CheckpointError
 from gemmule.runs.layout import LEDGER, QuickstartLayout
 from gemmule.runs.ledger import heartbeat
 from gemmule.runs.ledger.file import read_ledger
@@ -60,21 +61,41 @@ class Account:
         return [line for line in self.lines if not line.makes and line.kind not in EVALUATING]
 
     @property
+    def generating(self) -> list[Line]:
+        """The lines of using it that count the tokens it generated."""
+        return [line for line in self.using if line.tokens_out]
+
+    @property
     def tokens(self) -> int:
         """Tokens that it was trained on, or recorded."""
         return sum(int(line.tokens_in or 0) for line in self.making)
 
 
-def accounts_of(places: Iterable[Path]) -> dict[str, Account]:
+def accounts_of(
+    places: Iterable[Path], further: Iterable[Path] = (), broken: list[str] | None = None
+) -> dict[str, Account]:
     """The accounts in the ledgers of some folders, by identifier.
 
+    Args:
+        places: the folders.
+        further: folders whose ledgers may be broken: these are left out.
+        broken: receives what is wrong with those that are left out.
+
     Raises:
-        CheckpointError: when a ledger is broken.
+        CheckpointError: when the ledger of one of `places` is broken.
     """
     accounts: dict[str, Account] = {}
     seen: set[str] = set()
-    for place in places:
-        lines = read_ledger(place)
+    needed = [*dict.fromkeys(places)]
+    for place in dict.fromkeys([*needed, *further]):
+        try:
+            lines = read_ledger(place)
+        except CheckpointError as e:
+            if place in needed:
+                raise
+            if broken is not None:
+                broken.append(str(e))
+            continue
         own = lines[0].run if lines else f"not written: {place}"
         killed = [line.model_copy(update={"run": own}) for _, line in heartbeat.ended(place)]
         for line in [*lines, *killed]:

@@ -23,9 +23,9 @@ def sci(cost: Cost) -> dict[str, Any]:
 
     Returns:
         "provider": per million training tokens, per 10^15 operations and per million parameters.
-        "consumer": per thousand generated tokens.
+        "consumer": per thousand generated tokens, of the activities that counted them.
     """
-    made, used = cost.making.total_gco2e, cost.using.total_gco2e
+    made, used = cost.making.total_gco2e, cost.generating.total_gco2e
 
     def per(grams: float | None, amount: float | None, unit: float) -> float | None:
         return None if grams is None or not amount else grams / (amount / unit)
@@ -113,6 +113,7 @@ def notes(cost: Cost) -> list[str]:
     names = sorted({source.name or source.role for source in cost.unknown})
     if names:
         result.append(f"Not known, and not in it: {', '.join(names)} (no ledger in reach).")
+    result += [f"Left out, and what depends on it: {problem}." for problem in cost.broken]
     if cost.making.unknown:
         result.append(f"{cost.making.unknown} lines have no energy: the sums are lower bounds.")
     missing = {

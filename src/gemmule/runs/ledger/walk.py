@@ -104,11 +104,13 @@ class Cost:
         without_teacher: the same if teachers and recordings were there anyway.
         evaluating: cost of measuring it.
         using: cost of using it.
+        generating: the part of it in which generated tokens were counted.
         generated: tokens that were generated in using it.
         trained: tokens that it was trained on itself.
         parameters: its parameters; None when not known.
         others: accounts in reach that it does not come from: other models, failed attempts.
         other_cost: their cost.
+        broken: what is wrong with ledgers of other folders that were left out.
     """
 
     subject: Account
@@ -119,11 +121,13 @@ class Cost:
     without_teacher: Figures
     evaluating: Figures
     using: Figures
+    generating: Figures
     generated: int
     trained: int
     parameters: float | None
     others: Sequence[Account]
     other_cost: Figures
+    broken: Sequence[str] = ()
 
 
 def figures(lines: Iterable[Line]) -> Figures:
@@ -176,13 +180,14 @@ def cost_at(place: Path, places: Sequence[Path]) -> Cost | None:
         places: the folders whose ledgers are read, see `known`.
 
     Raises:
-        CheckpointError: when a ledger is broken.
+        CheckpointError: when the ledger of that folder is broken.
     """
-    subject = subject_of(place)
+    subject, broken = subject_of(place), list[str]()
     own = accounts_of([subject])
     if not own:
         return None
-    return cost_of(next(iter(own)), accounts_of(dict.fromkeys([subject, *places])))
+    cost = cost_of(next(iter(own)), accounts_of([subject], places, broken))
+    return dataclasses.replace(cost, broken=broken)
 
 
 def cost_of(run: str, accounts: Mapping[str, Account]) -> Cost:
@@ -219,7 +224,8 @@ def cost_of(run: str, accounts: Mapping[str, Account]) -> Cost:
         without_teacher=together([s.whole.scaled(s.without_teacher) for s in stages]),
         evaluating=figures(subject.evaluating),
         using=figures(subject.using),
-        generated=sum(int(line.tokens_out or 0) for line in subject.using),
+        generating=figures(subject.generating),
+        generated=sum(int(line.tokens_out or 0) for line in subject.generating),
         trained=subject.tokens,
         parameters=next(
             (line.parameters for line in reversed(subject.lines) if line.parameters), None
