@@ -31,11 +31,13 @@ class Document:
         key: file and position that it came from, unique within its source.
         text: the content.
         split_key: the string whose hash selects the split; None: the content.
+        source: name of the recipe's source that it came from; "" without a recipe.
     """
 
     key: str
     text: str
     split_key: str | None = None
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

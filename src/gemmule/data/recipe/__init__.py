@@ -1,0 +1,1 @@
+"""Recipes: text is filtered, cleaned, deduplicated and split by stages in a fixed order."""
