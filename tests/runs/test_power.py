@@ -80,6 +80,10 @@ class FakeNvml:
         handle._obj.value = 101 + int(uuid.removeprefix(b"MIG-"))
         return 0
 
+    def nvmlDeviceGetUUID(self, handle: Any, text: Any, size: int) -> int:
+        text.value = b"GPU-%dc%d-4d" % (handle.value // 2, handle.value)
+        return 0
+
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, partition: Any, handle: Any) -> int:
         handle._obj.value = (partition.value - 101) // 2 + 1
         return 0
@@ -110,6 +114,15 @@ def test_nvml_counts_the_gpus_that_may_be_used() -> None:
     assert [gpu.read() for gpu in gpus] == [0.0, 0.5]
     assert nvml.gpus({"CUDA_VISIBLE_DEVICES": ""}, library) == ([], "none found")
     assert len(nvml.gpus({"CUDA_VISIBLE_DEVICES": "0,x,1"}, library)[0]) == 1
+
+
+def test_nvml_knows_a_gpu_by_the_beginning_of_its_uuid() -> None:
+    library = FakeNvml([1000, 2000, 3000])  # GPU-0c1-4d, GPU-1c2-4d, GPU-1c3-4d
+    gpus, _ = nvml.gpus({"CUDA_VISIBLE_DEVICES": "GPU-1c3,GPU-0c1-4d"}, library)
+    library.millijoules = [1000, 2000, 4000]
+    assert [gpu.read() for gpu in gpus] == [1.0, 0.0]
+    for ambiguous in ("GPU-1", "GPU-7"):
+        assert nvml.gpus({"CUDA_VISIBLE_DEVICES": ambiguous}, library) == ([], "none found")
 
 
 def test_nvml_without_a_counter_or_divided_says_so() -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+_UUID_BYTES = 96  # NVML_DEVICE_UUID_V2_BUFFER_SIZE
 _LIBRARY = "libnvidia-ml.so.1"
 _NAME_BYTES = 96
 
@@ -89,6 +90,8 @@ def gpus(environment: Mapping[str, str] = os.environ, library: Any = None) -> tu
 def _handles(library: Any, count: int, visible: str | None) -> list[Any]:
     """Handles of the GPUs that are listed by number or UUID; of all if nothing is listed.
 
+    A UUID may be cut short, as CUDA allows, if only one GPU's begins so.
+
     Of a partition it is that of the whole GPU, once.
     """
     names = [str(i) for i in range(count)] if visible is None else visible.split(",")
@@ -97,7 +100,12 @@ def _handles(library: Any, count: int, visible: str | None) -> list[Any]:
         handle = ctypes.c_void_p()
         if name.isdigit() and int(name) < count:
             status = library.nvmlDeviceGetHandleByIndex_v2(int(name), ctypes.byref(handle))
-        elif name.startswith(("GPU-", "MIG-")):
+        elif name.startswith("GPU-"):
+            matches = [i for i in range(count) if _uuid(library, i).startswith(name)]
+            if len(matches) != 1:
+                break
+            status = library.nvmlDeviceGetHandleByIndex_v2(matches[0], ctypes.byref(handle))
+        elif name.startswith("MIG-"):
             status = library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle))
         else:
             break  # as CUDA does: what follows an invalid entry is not visible
@@ -110,3 +118,12 @@ def _handles(library: Any, count: int, visible: str | None) -> list[Any]:
         if status == 0:
             handles.setdefault(handle.value, handle)
     return [*handles.values()]
+
+
+def _uuid(library: Any, number: int) -> str:
+    """UUID of a GPU; empty where NVML does not tell it."""
+    handle, text = ctypes.c_void_p(), ctypes.create_string_buffer(_UUID_BYTES)
+    status = library.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(handle))
+    if status == 0:
+        status = library.nvmlDeviceGetUUID(handle, text, _UUID_BYTES)
+    return text.value.decode() if status == 0 else ""
