@@ -28,7 +28,7 @@ def count(text: str) -> int:
     tokens, rest = divmod(value, 10 ** len(decimals))
     if rest:
         raise typer.BadParameter(
-            f"{text!r} is not a whole number of tokens: write 1000000, or 1.5M"
+            f"{text!r} is not a whole number of tokens: write 1500000 or 1.5M"
         )
     return tokens
 
