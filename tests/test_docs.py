@@ -44,7 +44,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 RECIPES = [path for path in CONFIGS if path.stem != "safety-gate"]
 GUIDE = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
-NEEDS_NOTHING = ("quickstart", "tasks")  # verbs that work in an empty folder
+NEEDS_NOTHING = ("quickstart", "tasks", "launch")  # verbs that work in an empty folder
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND: Any = typer.main.get_command(app)
 

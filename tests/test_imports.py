@@ -30,6 +30,7 @@ LEVELS = [
         "quantize",
         "speed",
         "trim",
+        "launch",
     },
     {"cli", "__main__"},
 ]

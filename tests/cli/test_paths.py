@@ -147,6 +147,8 @@ synthesize p --teacher ~ --out o | synthesize p --teacher m --out ~
 merge ~ m --out o | merge m m --out ~ | merge m m --base ~ --out o | warp ~ --out o | warp --out ~
 gate ~ | gate m --parent ~ | gate m --data ~ | gate m --base-data ~ | gate m --config ~
 gate m --out ~ | tasks arithmetic --out ~
+launch --slurm train ~ --out o | launch --slurm train --out ~
+launch --slurm --script ~ train --out o
 ledger ~ | ledger r --runs ~ | ledger r --plot ~ | when ~ --hours 1
 """
 
@@ -157,7 +159,7 @@ def test_a_tilde_in_every_place(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = [word.replace("~", "~no-such-user/x") for word in line.split()]
-    given = ["--set", "steps=1"] if words[0] in {"train", "distill"} else []
+    given = ["--set", "steps=1"] if words[0] in {"train", "distill", "launch"} else []
     assert "no home folder is known for ~no-such-user" in refused(capsys, *words, *given)
     assert not list(Path().iterdir())
 

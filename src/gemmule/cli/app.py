@@ -1,8 +1,9 @@
 """The application, how commands are added to it, and what several of them do the same way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -28,7 +29,10 @@ app = typer.Typer(
 
 
 def command(
-    heading: str, name: str | None = None, to: typer.Typer = app
+    heading: str,
+    name: str | None = None,
+    to: typer.Typer = app,
+    settings: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds a function as a command; its parameters are its options, groups of them included.
 
@@ -36,10 +40,13 @@ def command(
         heading: where `gemmule --help` lists it.
         name: the command's name where it is not the function's.
         to: the application or group of commands.
+        settings: how its words are parsed (click's context_settings).
     """
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
-        to.command(name, rich_help_panel=heading)(expand(metered(function)))
+        parsed = None if settings is None else dict(settings)
+        add_to = to.command(name, rich_help_panel=heading, context_settings=parsed)
+        add_to(expand(metered(function)))
         return function
 
     return add

@@ -66,15 +66,21 @@ def distill(
     Example: gemmule distill configs/distill-1m.toml --teacher runs/big --set data.path=runs/data
     --out runs/small
     """
-    given = {"objective.teacher": teacher, "objective.targets": targets}
-    chosen = [override(name, path) for name, path in given.items() if path]
-    chosen += ["objective.cross_tokenizer=true"] if cross_tokenizer else []
-    if not resume:
-        chosen.append('objective.kind="distill"')
+    chosen = distillation(teacher, targets, cross_tokenizer)
+    if resume:
+        chosen.pop()
     settings = run_settings(config, [*(overrides or []), *chosen], out, resume)
     with stoppable(RERUN):
         text.prepare(getattr(settings.objective, "teacher", None), settings.data.path)
     train_model(settings, out, resume, as_json)
+
+
+def distillation(teacher: str | None, targets: Path | None, cross_tokenizer: bool) -> list[str]:
+    """The options of gemmule distill as settings to override with, the run's kind at the end."""
+    given = {"objective.teacher": teacher, "objective.targets": targets}
+    chosen = [override(name, path) for name, path in given.items() if path]
+    chosen += ["objective.cross_tokenizer=true"] if cross_tokenizer else []
+    return [*chosen, 'objective.kind="distill"']
 
 
 def override(key: str, value: object) -> str:
