@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gemmule
 
-SOURCE = Path(gemmule.__file__).parent.parent
+PATHS = [str(Path(gemmule.__file__).parent.parent), str(Path(__file__).parent)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run_ranks(
     shared = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{SOURCE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", **environment,
+        "PYTHONPATH": os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")]), **environment,
     }  # fmt: skip
     ranks = [
         subprocess.Popen(

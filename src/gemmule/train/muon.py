@@ -2,14 +2,23 @@
 
 torch.optim.Muon, which the tests compare it with, takes matrices one by one and always in bfloat16;
 on processors without bfloat16 matrix units that costs up to half of a training step.
+
+The iteration needs whole matrices: on a shard it computes something else. Matrices in shards are
+therefore exchanged, so that each rank of a group orthogonalizes some of them whole.
+
+Shapes: M matrices of R rows and C columns.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from gemmule.train.sharding import local
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 NS_STEPS = 5
@@ -23,6 +32,42 @@ def orthogonalize(grads_MRC: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def orthogonalize_shards(shards: Tensor, like: DTensor) -> Tensor:
+    """`orthogonalize` for matrices of which each rank holds a part; returns the same parts.
+
+    Args:
+        shards: this rank's parts of M matrices, stacked.
+        like: a parameter of the matrices' shape, divided in the same way.
+    """
+    shape = torch.Size((len(shards), *like.shape))
+    parts = [p if p.is_replicate() else Shard(p.dim + 1) for p in like.placements]  # type: ignore[attr-defined]
+    # Each rank along a divided dimension gets some matrices, whole.
+    wholes = [Replicate() if p.is_replicate() else Shard(0) for p in like.placements]
+    whole = _redistributed(shards, like.device_mesh, parts, wholes, shape)
+    if like.shape[0] > like.shape[1]:
+        whole = orthogonalize(whole.mT).mT
+    else:
+        whole = orthogonalize(whole)
+    return _redistributed(whole, like.device_mesh, wholes, parts, shape)
+
+
+def _redistributed(
+    mine: Tensor,
+    mesh: DeviceMesh,
+    before: Sequence[Placement],
+    after: Sequence[Placement],
+    shape: torch.Size,
+) -> Tensor:
+    """This rank's part of a stack [M, R, C] that is divided in another way."""
+    stride = (shape[1] * shape[2], shape[2], 1)
+    stack = DTensor.from_local(
+        mine.contiguous(), mesh, before, run_check=False, shape=shape, stride=stride
+    )
+    if mesh.device_type == "cpu":  # DTensor does so by itself, with a warning
+        stack = stack.redistribute(placements=[Replicate()] * mesh.ndim)
+    return local(stack.redistribute(placements=after))
 
 
 class Muon(torch.optim.Optimizer):
@@ -54,28 +99,43 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            together: dict[Any, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None:
-                    by_shape[min(p.shape), max(p.shape)].append(p)
-            for params in by_shape.values():
+                if p.grad is None:
+                    continue
+                if isinstance(p, DTensor):
+                    together[p.shape, p.device_mesh, p.placements].append(p)
+                else:
+                    together[min(p.shape), max(p.shape)].append(p)
+            for params in together.values():
                 self._step_group(params, group)
 
     def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        first = params[0]
         directions = []
         for p in params:
             grad, state = p.grad, self.state[p]
             assert grad is not None  # step() leaves the others out
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            buffer = state["momentum_buffer"]
+            grad, buffer = local(grad), local(state["momentum_buffer"])
             buffer.lerp_(grad, 1 - group["momentum"])
             direction = torch.lerp(grad, buffer, group["momentum"]).to(self.dtype)
-            directions.append(direction.mT if p.shape[0] > p.shape[1] else direction)
-        updates = orthogonalize(torch.stack(directions)).to(params[0].dtype)
+            directions.append(direction if isinstance(p, DTensor) else _lying(direction))
+        stacked = torch.stack(directions)
+        if isinstance(first, DTensor):
+            updates = orthogonalize_shards(stacked, first).to(first.dtype)
+        else:
+            updates = orthogonalize(stacked).to(first.dtype)
         # An orthogonal matrix's entries have root mean square 1 / sqrt(longer side).
-        scale = 0.2 * max(params[0].shape) ** 0.5
+        scale = 0.2 * max(first.shape) ** 0.5
         for p, update in zip(params, updates, strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            turned = update.mT if p.shape[0] > p.shape[1] else update
-            p.add_(turned, alpha=-group["lr"] * scale)
+            mine = local(p)
+            mine.mul_(1 - group["lr"] * group["weight_decay"])
+            turned = update if mine.shape == update.shape else update.mT
+            mine.add_(turned, alpha=-group["lr"] * scale)
+
+
+def _lying(matrix: Tensor) -> Tensor:
+    """The matrix, or its transpose, with no more rows than columns."""
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix

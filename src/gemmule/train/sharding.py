@@ -1,0 +1,140 @@
+"""Weights, gradients and optimizer states in shards, by torch's FSDP2; what differs for them.
+
+    mesh = data_mesh(world, -1, "cpu")       # one group of all ranks
+    shard(model, mesh)                       # its parameters are DTensors now
+    loss.backward()                          # adds the gradients up over all ranks
+    square = local_square(model, world)      # added over ranks: the squared norm of the gradient
+
+Every rank runs the same forward passes in the same order: each gathers weights from the others.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from gemmule.errors import ConfigError
+from gemmule.model.gemma import Gemma
+from gemmule.runtime.world import World
+
+REPLICATE, SHARD = "dp_replicate", "dp_shard"  # dimensions of a mesh, by torchtitan's names
+
+
+def data_mesh(world: World, degree: int, device: str) -> DeviceMesh:
+    """The ranks in groups that hold a whole model each, in shards.
+
+    Args:
+        world: all ranks, several of them.
+        degree: ranks of a group; -1: all of them.
+        device: "cpu" or "cuda".
+
+    Returns:
+        A mesh of one dimension where there is one group, else of two: groups, ranks of a group.
+        Ranks that follow each other, and so those of one machine, are in one group.
+
+    Raises:
+        ConfigError: when groups of this size do not use every rank.
+    """
+    degree = world.size if degree == -1 else degree
+    if world.size % degree:
+        raise ConfigError(
+            f"parallel.data_parallel_shard_degree = {degree}: {world.size} ranks cannot be divided "
+            f"into groups of {degree}; use a divisor of {world.size}, or -1 for one group of all"
+        )
+    if degree == world.size:
+        return init_device_mesh(device, (degree,), mesh_dim_names=(SHARD,))
+    groups = world.size // degree
+    return init_device_mesh(device, (groups, degree), mesh_dim_names=(REPLICATE, SHARD))
+
+
+def shard(model: Gemma, mesh: DeviceMesh, *, half: bool = False) -> None:
+    """Divides a model's parameters over ranks, in place; they become DTensors.
+
+    Each block is a unit, whose weights are gathered before its forward and its backward pass. The
+    rest, tied embedding and final norm, is another: its weights stay gathered in between, since the
+    chunked losses read the head outside of the model. Gradients are added up over all ranks, not
+    averaged: the loop divides by the denominator of the whole step.
+
+    Works on the meta device too. Activation checkpointing and compiling of blocks come before,
+    optimizers and `state_dict` after.
+
+    Args:
+        model: a language model of any size.
+        mesh: mesh of one dimension, the ranks that share the weights; or of two, where the groups
+            along the first hold the same.
+        half: whether blocks compute in bfloat16, and gather their weights so; gradients are added
+            in fp32, and the shards stay what they are.
+    """
+    whole = MixedPrecisionPolicy()
+    halves = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=halves if half else whole)
+    fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # Without it the factor becomes an operation that gloo does not have.
+            module.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "hidden_states")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has divided the model up."""
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Evaluates a model that may be sharded: gives its gathered weights back at the end."""
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
+def local_square(model: nn.Module, world: World) -> float:
+    """This rank's part of the squared norm of a sharded model's gradient, summed in fp64.
+
+    An entry that several ranks hold is counted by each in equal parts, so that the sum over all
+    ranks is right for every mesh.
+    """
+    squares = []
+    for parameter in model.parameters():
+        gradient = parameter.grad
+        if gradient is not None:
+            copies = world.size
+            if isinstance(gradient, DTensor):
+                divided = (
+                    n
+                    for n, placement in zip(
+                        gradient.device_mesh.shape, gradient.placements, strict=True
+                    )
+                    if not placement.is_replicate()
+                )
+                for n in divided:
+                    copies //= n
+            squares.append(local(gradient).double().square().sum() / copies)
+    return float(torch.stack(squares).sum()) if squares else 0.0
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard, in the same memory; a tensor that is not sharded itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Adds up the gradients of ranks that hold the same weights."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
