@@ -171,7 +171,7 @@ def test_every_module_imports_on_the_minimal_install() -> None:
 import importlib, pkgutil, sys
 OPTIONAL = {"pyarrow", "zstandard", "matplotlib", "codecarbon", "transformers",
             "datasets", "pandas", "tensorboard", "psutil", "pytest", "hypothesis",
-            "gguf", "llama_cpp", "lm_eval", "nltk", "sympy", "rapidfuzz", "scipy", "sklearn",
+            "gguf", "llama_cpp", "lm_eval", "nltk", "rapidfuzz", "scipy", "sklearn",
             "stdnum", "starlette", "uvicorn", "httptools", "prometheus_client", "llguidance"}
 class Block:
     def find_spec(self, name, path=None, target=None):

@@ -3,22 +3,19 @@
 torch.optim.Muon, which the tests compare it with, takes matrices one by one and always in bfloat16;
 on processors without bfloat16 matrix units that costs up to half of a training step.
 
-The iteration needs whole matrices: on a shard it computes something else. Matrices in shards are
-therefore exchanged, so that each rank of a group orthogonalizes some of them whole.
+Of matrices in shards, sharded_matrices.py orthogonalizes the whole ones.
 
 Shapes: M matrices of R rows and C columns.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from gemmule.train.sharding import local
+from gemmule.train.sharding import is_shard, local
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 NS_STEPS = 5
@@ -32,42 +29,6 @@ def orthogonalize(grads_MRC: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
-
-
-def orthogonalize_shards(shards: Tensor, like: DTensor) -> Tensor:
-    """`orthogonalize` for matrices of which each rank holds a part; returns the same parts.
-
-    Args:
-        shards: this rank's parts of M matrices, stacked.
-        like: a parameter of the matrices' shape, divided in the same way.
-    """
-    shape = torch.Size((len(shards), *like.shape))
-    parts = [p if p.is_replicate() else Shard(p.dim + 1) for p in like.placements]  # type: ignore[attr-defined]
-    # Each rank along a divided dimension gets some matrices, whole.
-    wholes = [Replicate() if p.is_replicate() else Shard(0) for p in like.placements]
-    whole = _redistributed(shards, like.device_mesh, parts, wholes, shape)
-    if like.shape[0] > like.shape[1]:
-        whole = orthogonalize(whole.mT).mT
-    else:
-        whole = orthogonalize(whole)
-    return _redistributed(whole, like.device_mesh, wholes, parts, shape)
-
-
-def _redistributed(
-    mine: Tensor,
-    mesh: DeviceMesh,
-    before: Sequence[Placement],
-    after: Sequence[Placement],
-    shape: torch.Size,
-) -> Tensor:
-    """This rank's part of a stack [M, R, C] that is divided in another way."""
-    stride = (shape[1] * shape[2], shape[2], 1)
-    stack = DTensor.from_local(
-        mine.contiguous(), mesh, before, run_check=False, shape=shape, stride=stride
-    )
-    if mesh.device_type == "cpu":  # DTensor does so by itself, with a warning
-        stack = stack.redistribute(placements=[Replicate()] * mesh.ndim)
-    return local(stack.redistribute(placements=after))
 
 
 class Muon(torch.optim.Optimizer):
@@ -103,7 +64,7 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if isinstance(p, DTensor):
+                if is_shard(p):
                     together[p.shape, p.device_mesh, p.placements].append(p)
                 else:
                     together[min(p.shape), max(p.shape)].append(p)
@@ -121,9 +82,11 @@ class Muon(torch.optim.Optimizer):
             grad, buffer = local(grad), local(state["momentum_buffer"])
             buffer.lerp_(grad, 1 - group["momentum"])
             direction = torch.lerp(grad, buffer, group["momentum"]).to(self.dtype)
-            directions.append(direction if isinstance(p, DTensor) else _lying(direction))
+            directions.append(direction if is_shard(p) else _lying(direction))
         stacked = torch.stack(directions)
-        if isinstance(first, DTensor):
+        if is_shard(first):
+            from gemmule.train.sharded_matrices import orthogonalize_shards
+
             updates = orthogonalize_shards(stacked, first).to(first.dtype)
         else:
             updates = orthogonalize(stacked).to(first.dtype)

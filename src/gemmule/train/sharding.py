@@ -6,31 +6,30 @@
     square = local_square(model, world)      # added over ranks: the squared norm of the gradient
 
 Every rank runs the same forward passes in the same order: each gathers weights from the others.
+
+torch's modules for it take most of a second to import, and are imported where there are ranks.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
 
 from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.runtime.world import World
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # dimensions of a mesh, by torchtitan's names
 
 
-def data_mesh(world: World, degree: int, device: str) -> DeviceMesh:
+def data_mesh(world: World, degree: int, device: str) -> "DeviceMesh":
     """The ranks in groups that hold a whole model each, in shards.
 
     Args:
@@ -45,6 +44,8 @@ def data_mesh(world: World, degree: int, device: str) -> DeviceMesh:
     Raises:
         ConfigError: when groups of this size do not use every rank.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+
     degree = world.size if degree == -1 else degree
     if world.size % degree:
         raise ConfigError(
@@ -57,7 +58,7 @@ def data_mesh(world: World, degree: int, device: str) -> DeviceMesh:
     return init_device_mesh(device, (groups, degree), mesh_dim_names=(REPLICATE, SHARD))
 
 
-def shard(model: Gemma, mesh: DeviceMesh, *, half: bool = False) -> None:
+def shard(model: Gemma, mesh: "DeviceMesh", *, half: bool = False) -> None:
     """Divides a model's parameters over ranks, in place; they become DTensors.
 
     Each block is a unit, whose weights are gathered before its forward and its backward pass. The
@@ -75,6 +76,13 @@ def shard(model: Gemma, mesh: DeviceMesh, *, half: bool = False) -> None:
         half: whether blocks compute in bfloat16, and gather their weights so; gradients are added
             in fp32, and the shards stay what they are.
     """
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     whole = MixedPrecisionPolicy()
     halves = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in model.layers:
@@ -88,19 +96,29 @@ def shard(model: Gemma, mesh: DeviceMesh, *, half: bool = False) -> None:
     register_fsdp_forward_method(model, "hidden_states")
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has divided the model up."""
-    return isinstance(model, FSDPModule)
-
-
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Evaluates a model that may be sharded: gives its gathered weights back at the end."""
     try:
         yield
     finally:
-        if isinstance(model, FSDPModule):
-            model.reshard()
+        if is_sharded(model):
+            model.reshard()  # type: ignore[operator]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has divided the model up."""
+    return any(map(is_shard, model.parameters()))
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is divided over ranks, a DTensor."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard, in the same memory; a tensor that is not divided itself."""
+    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_square(model: nn.Module, world: World) -> float:
@@ -109,28 +127,17 @@ def local_square(model: nn.Module, world: World) -> float:
     An entry that several ranks hold is counted by each in equal parts, so that the sum over all
     ranks is right for every mesh.
     """
-    squares = []
-    for parameter in model.parameters():
-        gradient = parameter.grad
-        if gradient is not None:
-            copies = world.size
-            if isinstance(gradient, DTensor):
-                divided = (
-                    n
-                    for n, placement in zip(
-                        gradient.device_mesh.shape, gradient.placements, strict=True
-                    )
-                    if not placement.is_replicate()
-                )
-                for n in divided:
-                    copies //= n
-            squares.append(local(gradient).double().square().sum() / copies)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    squares = [local(g).double().square().sum() / _copies(g, world) for g in gradients]
     return float(torch.stack(squares).sum()) if squares else 0.0
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard, in the same memory; a tensor that is not sharded itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _copies(tensor: Tensor, world: World) -> int:
+    """How many ranks hold each entry."""
+    if not is_shard(tensor):
+        return world.size
+    sizes, placements = tensor.device_mesh.shape, tensor.placements  # type: ignore[attr-defined]
+    return math.prod(n for n, p in zip(sizes, placements, strict=True) if p.is_replicate())
 
 
 def sum_gradients(model: nn.Module) -> None:
