@@ -18,6 +18,7 @@ from gemmule.data.dataset import Split
 from gemmule.data.word_hashes import (
     BREAK,
     BYTES_AT_ONCE,
+    Hashes,
     JoinedTexts,
     WordHashes,
     encoded,
@@ -73,9 +74,11 @@ class NgramIndex:
 
     Args:
         texts: texts of the documents of each task, by the task's name.
+        n: words in a row that make a document contaminated.
     """
 
-    def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, texts: Mapping[str, Sequence[str]], n: int = N) -> None:
+        self.n = n
         self._tasks = {name: len(documents) for name, documents in texts.items()}
         normalized = [
             normalize(encoded(text)) for documents in texts.values() for text in documents
@@ -84,8 +87,8 @@ class NgramIndex:
         parts = []
         for first, group in _groups(normalized):
             text = JoinedTexts(group)
-            self._short[first : first + len(group)] = text.word_counts < N
-            hashes, documents, places = text.whole_grams(N)
+            self._short[first : first + len(group)] = text.word_counts < n
+            hashes, documents, places = text.whole_grams(n)
             parts.append((hashes, first + documents, places, text))
         self._texts = [part[3] for part in parts]
         self._hashes = np.concatenate([np.empty(0, np.uint64), *(p[0] for p in parts)])
@@ -113,24 +116,58 @@ class NgramIndex:
             chunk: normalized text, as `training_text` yields it.
         """
         text = WordHashes(chunk)
-        grams = text.grams(N)
+        for gram, entry in self._candidates(text.grams(self.n)):
+            for other in self._alike(entry):
+                if not self._matched[other]:
+                    self._matched[other] = self._are_equal(text, gram, other)
+
+    def matches(self, texts: JoinedTexts) -> Iterator[tuple[int, int, str]]:
+        """The n-grams of some texts that a task's document has, in order.
+
+        Yields:
+            The number of the text, the number of the gram's first word in it, and the task; of
+            several tasks the first.
+        """
+        hashes, owners, places = texts.whole_grams(self.n)
+        for gram, entry in self._candidates(hashes):
+            place = int(places[gram])
+            for other in self._alike(entry):
+                if self._are_equal(texts, place, other):
+                    text = int(owners[gram])
+                    yield text, place - texts.first_word(text), self._task_of(other)
+                    break
+
+    def short(self) -> dict[str, int]:
+        """The number of documents of each task that have fewer than n words."""
+        sizes = np.cumsum([0, *self._tasks.values()])
+        return {
+            name: int(self._short[a:b].sum())
+            for name, a, b in zip(self._tasks, sizes[:-1], sizes[1:], strict=True)
+        }
+
+    def _candidates(self, grams: Hashes) -> Iterator[tuple[int, int]]:
+        """The grams whose hash is among ours: number, and our first entry with that hash."""
         # One byte is looked up for each gram, and this leaves almost none.
         candidates = np.flatnonzero(self._maybe[grams >> self._shift])
         first = np.searchsorted(self._hashes, grams[candidates])
         known = first < len(self._hashes)
         known[known] = self._hashes[first[known]] == grams[candidates[known]]
-        for gram, entry in zip(candidates[known].tolist(), first[known].tolist(), strict=True):
-            self._compare(text, gram, entry)
+        return zip(candidates[known].tolist(), first[known].tolist(), strict=True)
 
-    def _compare(self, text: WordHashes, gram: int, entry: int) -> None:
-        theirs: list[bytes] | None = None
+    def _alike(self, entry: int) -> Iterator[int]:
+        """The entries with the hash of the given one, which is the first of them."""
         wanted = self._hashes[entry]
         while entry < len(self._hashes) and self._hashes[entry] == wanted:
-            if not self._matched[entry]:
-                theirs = theirs or text.words(gram, N)
-                ours = self._texts[self._owners[entry]].words(int(self._places[entry]), N)
-                self._matched[entry] = ours == theirs
+            yield entry
             entry += 1
+
+    def _are_equal(self, text: WordHashes, gram: int, entry: int) -> bool:
+        ours = self._texts[self._owners[entry]].words(int(self._places[entry]), self.n)
+        return ours == text.words(gram, self.n)
+
+    def _task_of(self, entry: int) -> str:
+        ends = np.cumsum([*self._tasks.values()])
+        return list(self._tasks)[int(np.searchsorted(ends, self._documents[entry], "right"))]
 
     def overlaps(self) -> dict[str, Overlap]:
         """The overlap of each task with the training text searched so far."""

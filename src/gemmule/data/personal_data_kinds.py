@@ -215,13 +215,14 @@ KINDS: tuple[_Kind, ...] = (
           _is_telephone),
     _kind(_PHONE, "medium",
           r"(?i)\b(?:tel|phone|telephone|mobile|fax|telefon|call)\b\.?[: ]{1,3}"
-          r"(0\d(?:[ .()/-]?\d){6,11})(?!\w)", _is_telephone),
+          r"(0\d(?:[ .()/-]?\d){6,11}|[2-9]\d{2} [2-9]\d{2} \d{4})(?!\w)", _is_telephone),
     _kind(_IP, "medium", r"(?<![\w.:-])\d{1,3}(?:\.\d{1,3}){3}(?![\w.-]*\w)", _is_public_ip),
     _kind(_IP, "medium",
           r"(?<![\w:.])[23][0-9A-Fa-f]{3}(?::{1,2}[0-9A-Fa-f]{1,4}){2,7}(?![\w:])", _is_public_ip,
           many_digits_or_ipv6),
     _kind(_STREET, "medium",
-          rf"(?<![\w.])\d{{1,5}}[A-Za-z]? (?:[A-Z][a-z'’-]+\.? ){{1,3}}(?:{_STREETS})(?![a-z])",
+          rf"(?<![\w.])\d{{1,5}}[A-Za-z]? (?!Th[ei]|In |On )"
+          rf"(?:[A-Z][a-z'’-]+\.? ){{1,3}}(?:{_STREETS})(?![a-z])",
           None, many_digits_or_house),
     _kind(_STREET, "medium",
           r"\b[A-ZÄÖÜ][a-zäöüß-]+(?:straße|strasse|str\.|platz|allee|gasse) \d{1,4}[a-z]?(?!\w)",

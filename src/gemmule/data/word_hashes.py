@@ -69,6 +69,10 @@ class JoinedTexts(WordHashes):
         self.word_counts = np.bincount(self._text_of_word, minlength=len(texts))
         self.word_counts[:-1] -= 1  # the break counts as a word of the text before it
 
+    def first_word(self, text: int) -> int:
+        """The number of the first word of a text."""
+        return int(np.searchsorted(self._text_of_word, text))
+
     def whole_grams(self, n: int) -> tuple[Hashes, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The n-grams that lie in one text.
 

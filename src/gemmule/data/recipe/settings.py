@@ -8,7 +8,9 @@ from typing import Literal
 import pydantic
 
 from gemmule.config import Config
+from gemmule.data.recipe.decontaminate import DecontaminateSettings
 from gemmule.data.recipe.normalize import NormalizeSettings
+from gemmule.data.recipe.redact import RedactSettings
 from gemmule.data.recipe.stage import StageSettings
 
 # The order in which stages run, whatever the order of their tables. The last three are about all
@@ -79,6 +81,8 @@ class Recipe(Config):
         name: name of the corpus on a model card; None: the names of its sources.
         sources: where the text comes from.
         normalize: Unicode form, line ends, invisible characters.
+        redact: personal data.
+        decontaminate: text of benchmarks.
         near_duplicates: what becomes of documents that are nearly the same.
         split: fractions held out.
     """
@@ -86,6 +90,8 @@ class Recipe(Config):
     name: str | None = None
     sources: tuple[SourceSettings, ...] = pydantic.Field(min_length=1)
     normalize: NormalizeSettings | None = None
+    redact: RedactSettings | None = None
+    decontaminate: DecontaminateSettings | None = None
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()
     split: SplitSettings = SplitSettings()
 

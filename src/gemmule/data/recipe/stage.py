@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from gemmule.config import Config
 from gemmule.data.sources import Document
@@ -49,6 +49,10 @@ class Stage(abc.ABC):
 
     name: ClassVar[str]
     fingerprint: str
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest and the card say of it besides its settings, as JSON values."""
+        return {}
 
     @abc.abstractmethod
     def apply(self, document: Document) -> Outcome:

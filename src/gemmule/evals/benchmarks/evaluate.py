@@ -9,7 +9,7 @@ from typing import Any
 
 from gemmule import files, stats
 from gemmule.console import counting
-from gemmule.data import ngrams
+from gemmule.data import benchmark_texts, ngrams
 from gemmule.errors import DataError, UserError, first_line
 from gemmule.evals import contamination
 from gemmule.evals.benchmarks import prompt_formats, published
@@ -203,15 +203,7 @@ def _scores(samples: Sequence[LmEvalSample], metric: str) -> list[float]:
 
 def _text(sample: LmEvalSample) -> str:
     """The text of a document's question and answers, without few-shot examples."""
-    return " ".join(str(v) for v in _leaves(sample["doc"]))
-
-
-def _leaves(value: Any) -> list[str]:
-    if isinstance(value, Mapping):
-        return [leaf for part in value.values() for leaf in _leaves(part)]
-    if isinstance(value, list | tuple):
-        return [leaf for part in value for leaf in _leaves(part)]
-    return [value] if isinstance(value, str) else []
+    return " ".join(benchmark_texts.leaves(sample["doc"]))
 
 
 def _add_contamination(
