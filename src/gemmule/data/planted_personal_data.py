@@ -1,6 +1,6 @@
 """Invented personal data with right check digits, planted in text to measure what is found of it.
 
-Next to them are look-alikes that are nobody's: a wrong check digit, a name reserved for examples,
+Next to them are look-alikes, which belong to no one: a wrong check digit, a name reserved for examples,
 the number of a version. What is found of those is a false alarm. The forms are those in which
 people write such data, and not only those that personal_data.py looks for.
 """
@@ -48,7 +48,7 @@ def plant(text: str, seed: int, pairs: int) -> tuple[str, list[Planted]]:
     draw = random.Random(seed)
     lines = text.splitlines(keepends=True)
     made = [_DATA[n % len(_DATA)] for n in range(seed, seed + pairs)]
-    made += [_ALIKE[n % len(_ALIKE)] for n in range(seed, seed + pairs)]
+    made += [_HARMLESS[n % len(_HARMLESS)] for n in range(seed, seed + pairs)]
     places = sorted((draw.randrange(len(lines) + 1), n) for n in range(len(made)))
     parts: list[str] = []
     planted = []
@@ -249,7 +249,7 @@ def _amount(draw: random.Random) -> str:
     return f"+{_digits(draw, 7)}.{_digits(draw, 1)}"
 
 
-_ALIKE: Sequence[_Made] = (
+_HARMLESS: Sequence[_Made] = (
     ("payment card", "", "Order {} was shipped.", _wrong_card),
     ("e-mail address", "", "Write to someone like {}.", _example_mail),
     ("telephone number", "", "In the film he dials {}.", _fiction_phone),

@@ -2,7 +2,7 @@
 
 A placeholder has the kind of data and a keyed hash of the value: <EMAIL_ADDRESS_cfkamdopbe>. The
 same value gives the same one in every document and in any order of documents, so that a text stays
-consistent. Without the key, nobody can find out by trying which value stands behind it.
+consistent. Without the key, no one can find out by trying which value it stands for.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ def _counted(match: PersonalDataMatch, action: Action) -> str:
 
 
 def hidden(text: str) -> str:
-    """A text to show to somebody: of personal data of any severity only the shape is left."""
+    """A text that can be shown: of personal data of any severity only the shape is left."""
     parts, end = [], 0
     for match in find(text):
         parts += [text[end : match.start], match.masked]
