@@ -27,9 +27,7 @@ def count(text: str) -> int:
     value = int(whole + decimals) * 10 ** int(exponent or 0) * _UNITS[unit.lower()]
     tokens, rest = divmod(value, 10 ** len(decimals))
     if rest:
-        raise typer.BadParameter(
-            f"{text!r} is not a whole number of tokens: write 1500000 or 1.5M"
-        )
+        raise typer.BadParameter(f"{text!r} is not a whole number of tokens: write 1500000 or 1.5M")
     return tokens
 
 

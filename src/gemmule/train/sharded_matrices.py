@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from gemmule.train.muon import orthogonalize
+from gemmule.train.newton_schulz import orthogonalize
 from gemmule.train.sharding import local
 
 
