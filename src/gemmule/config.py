@@ -149,6 +149,8 @@ def _explain(cls: type[Config], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         owner: type[pydantic.BaseModel] = cls
         for part in loc[:-1]:
+            if part.isdecimal():  # an element of a list
+                continue
             field = owner.model_fields.get(part)
             group = _model_type(field.annotation) if field else None
             if group is None:
@@ -182,11 +184,8 @@ def _keys(cls: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _model_type(annotation: Any) -> type[pydantic.BaseModel] | None:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        options = typing.get_args(annotation)
-    else:
-        options = (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, pydantic.BaseModel):
-            return option
-    return None
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple):
+        models = (_model_type(option) for option in typing.get_args(annotation))
+        return next((model for model in models if model is not None), None)
+    is_model = isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
+    return annotation if is_model else None

@@ -16,6 +16,8 @@ import pydantic
 from pydantic import Field, SerializeAsAny
 
 from gemmule.config import Config, ModelName, nearest
+from gemmule.data.mixture import settings as mixture_settings
+from gemmule.data.mixture.settings import MixtureSource, MixtureStage
 from gemmule.errors import ConfigError
 from gemmule.losses.divergences import CROSS_ENTROPY, PARAMETERS, Divergence, Kind
 from gemmule.model.config import GemmaConfig
@@ -58,8 +60,10 @@ class DataConfig(Config):
     """Training data, and how it is cut into batches.
 
     Attributes:
-        path: folder made by `gemmule data`.
+        path: folder made by `gemmule data`; of a mixture, that of its first source.
         corpus_tokens: number of tokens to read, counted from the start of the corpus; None: all.
+        mixture: folders that are read together, each with a weight; None: `path` alone.
+        stages: parts at the end of the run with other weights, in order.
         seq_len: tokens per sequence.
         batch_size: sequences per optimizer step.
         micro_batch_size: sequences per forward pass; gradients add up to batch_size. None: the
@@ -68,6 +72,8 @@ class DataConfig(Config):
 
     path: Path
     corpus_tokens: int | None = Field(default=None, gt=0)
+    mixture: tuple[MixtureSource, ...] | None = Field(default=None, min_length=1)
+    stages: tuple[MixtureStage, ...] | None = Field(default=None, min_length=1)
     seq_len: int = Field(default=256, gt=0)
     batch_size: int = Field(default=8, gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
@@ -86,6 +92,34 @@ class DataConfig(Config):
     def tokens_per_step(self) -> int:
         """Tokens of a full batch."""
         return self.batch_size * self.seq_len
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _path_is_that_of_the_first_source(cls, values: Any) -> Any:
+        match values:
+            case {"mixture": [{"path": first}, *_]} if "path" not in values:
+                return {**values, "path": first}
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _mixture_is_whole(self) -> Self:
+        if self.mixture is None:
+            if self.stages is not None:
+                raise ValueError("stages change the weights of a mixture: set mixture as well")
+            return self
+        if self.path != self.mixture[0].path:
+            raise ValueError(
+                f"path {self.path} is one data folder and mixture names others: leave out path, or "
+                "mixture"
+            )
+        if self.corpus_tokens is not None:
+            raise ValueError(
+                "corpus_tokens limits one data folder: leave it out, and limit the sources of the "
+                "mixture with max_epochs"
+            )
+        if wrong := mixture_settings.problem(self.mixture, self.stages or ()):
+            raise ValueError(wrong)
+        return self
 
     @pydantic.model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:

@@ -1,11 +1,13 @@
 """Loss on text that was not trained on: nats per token, perplexity, bits per byte."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from gemmule.data.dataset import Dataset, Split
+from gemmule.data.mixture.mixed_dataset import MixedDataset
 from gemmule.data.packed_text import eval_batches
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
@@ -84,8 +86,10 @@ def validation_probe(
     measure = _evaluation(config, model, dataset, objective)
 
     def metrics(_: int) -> dict[str, float]:
-        values = measure("validation", config.evaluation.tokens)
-        return {name: values[name] for name in METRICS}
+        values, by_source = measure("validation", config.evaluation.tokens)
+        return {name: values[name] for name in METRICS} | {
+            f"{name}/{source}": own[name] for source, own in by_source.items() for name in METRICS
+        }
 
     return Probe(
         "validation", config.evaluation.every, metrics, label="split", best="nats_per_token"
@@ -94,28 +98,43 @@ def validation_probe(
 
 def heldout_result(
     config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
-) -> Callable[[], dict[str, float | str]]:
+) -> Callable[[], dict[str, Any]]:
     """A function that evaluates the model on the held-out split; arguments as above.
 
-    It returns what result.json says: "split", the metrics, and the number of tokens predicted.
+    It returns what result.json says: "split", the metrics, the number of tokens predicted, and of a
+    mixture, "sources" with the metrics of each.
     """
     measure = _evaluation(config, model, dataset, objective)
 
-    def result() -> dict[str, float | str]:
-        values = measure("heldout", config.evaluation.heldout_tokens)
+    def result() -> dict[str, Any]:
+        values, by_source = measure("heldout", config.evaluation.heldout_tokens)
         metrics = {name: values[name] for name in METRICS}
-        return {"split": "heldout", **metrics, "heldout_tokens": values["tokens"]}
+        sources = {
+            source: {**{name: own[name] for name in METRICS}, "heldout_tokens": own["tokens"]}
+            for source, own in by_source.items()
+        }
+        return {
+            "split": "heldout",
+            **metrics,
+            "heldout_tokens": values["tokens"],
+            **({"sources": sources} if sources else {}),
+        }
 
     return result
 
 
+Metrics = dict[str, float]
+
+
 def _evaluation(
     config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
-) -> Callable[[str, int | None], dict[str, float]]:
-    def measure(split: str, max_tokens: int | None) -> dict[str, float]:
+) -> Callable[[str, int | None], tuple[Metrics, dict[str, Metrics]]]:
+    """A function from a split and a number of tokens to metrics, and those of each source."""
+
+    def measure_one(folder: Dataset, split: str, max_tokens: int | None) -> Metrics:
         return evaluate(
             model,
-            dataset.split(split),
+            folder.split(split),
             dataset.tokenizer,
             seq_len=config.data.seq_len,
             batch_size=config.data.micro_batch,
@@ -123,4 +142,36 @@ def _evaluation(
             compiled=objective.compiled,
         )
 
+    def measure(split: str, max_tokens: int | None) -> tuple[Metrics, dict[str, Metrics]]:
+        if not isinstance(dataset, MixedDataset):
+            return measure_one(dataset, split, max_tokens), {}
+        share = None if max_tokens is None else max(1, max_tokens // len(dataset.sources))
+        by_source = {
+            name: measure_one(folder, split, share) for name, folder in dataset.sources.items()
+        }
+        sizes = [folder.split(split).token_count for folder in dataset.sources.values()]
+        return pooled(list(by_source.values()), sizes), by_source
+
     return measure
+
+
+def pooled(metrics: Sequence[Metrics], sizes: Sequence[int]) -> Metrics:
+    """The metrics of several texts together, each counted by its size.
+
+    Args:
+        metrics: what `evaluate` says of each text, or of a part of it.
+        sizes: tokens of each text.
+    """
+    nats = [m["nats_per_token"] * n for m, n in zip(metrics, sizes, strict=True)]
+    bits = math.fsum(nats) / math.log(2)
+    text_bytes = math.fsum(
+        own / math.log(2) / m["bits_per_byte"] if m["bits_per_byte"] else 0.0
+        for m, own in zip(metrics, nats, strict=True)
+    )
+    mean = math.fsum(nats) / sum(sizes)
+    return {
+        "nats_per_token": mean,
+        "perplexity": math.exp(min(mean, 700.0)),
+        "bits_per_byte": bits / max(text_bytes, 1.0),
+        "tokens": sum(m["tokens"] for m in metrics),
+    }
