@@ -69,7 +69,7 @@ class Corpus:
             f"{SECTION_BYTES // 1024} kB, and the sections were split as documents"
         )
         near = (
-            f"{self.near_duplicates:,} documents are near-duplicates of others: of each group "
+            f"{self.near_duplicates or 0:,} documents are near-duplicates of others: of each group "
             + ("one was kept" if _NEAR_DUPLICATE in self.log.left_out else "all are in one split")
         )
         return [

@@ -117,8 +117,7 @@ class DataConfig(Config):
                 "corpus_tokens limits one data folder: leave it out, and limit the sources of the "
                 "mixture with max_epochs"
             )
-        if wrong := mixture_settings.problem(self.mixture, self.stages or ()):
-            raise ValueError(wrong)
+        mixture_settings.check(self.mixture, self.stages or ())
         return self
 
     @pydantic.model_validator(mode="after")

@@ -1,6 +1,6 @@
-"""Runs over several data folders: opening them, their source of batches, what is said about them."""
+"""Runs over several data folders: their data, source of batches, and what is said of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemmule.console import console, table
@@ -11,6 +11,8 @@ from gemmule.data.mixture.schedule import Schedule
 from gemmule.data.packed_text import sequence_count, too_few
 from gemmule.errors import ConfigError, DataError
 from gemmule.train.config import DataConfig, DistillConfig, PretrainConfig, RunConfig
+
+MIXTURE = "mixture"  # entry of a run's manifest
 
 
 def open_data(settings: DataConfig) -> Dataset:
@@ -110,6 +112,19 @@ def describe(config: RunConfig, dataset: MixedDataset, schedule: Schedule) -> di
         )
     stages = [start // batch for start in schedule.starts]
     return {"identity": schedule.identity, "stage_starts": stages, "sources": sources}
+
+
+def with_tokens_read(
+    result: Callable[[], dict[str, Any]], source: MixedText
+) -> Callable[[], dict[str, Any]]:
+    """A run's result with the tokens and epochs that it has read of each source of its mixture."""
+
+    def both() -> dict[str, Any]:
+        values = result()
+        read = {name: {**values["sources"][name], **own} for name, own in source.read().items()}
+        return {**values, "sources": read}
+
+    return both
 
 
 def announce(mixture: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from gemmule.checkpoints.checkpoint import weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.data.dataset import Dataset
+from gemmule.data.mixture.mixed_dataset import MixedDataset
+from gemmule.data.mixture.mixed_text import MixedText
 from gemmule.data.source import Source
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
@@ -21,6 +23,7 @@ from gemmule.runs.layout import RunLayout
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.train.config import RunConfig
 from gemmule.train.evaluate import heldout_result, validation_probe
+from gemmule.train.mixtures import MIXTURE, describe, with_tokens_read
 from gemmule.train.objective import Objective
 from gemmule.train.probe import Probe
 
@@ -111,14 +114,19 @@ def language_model_recipe(
         inputs: as in `Recipe.inputs`.
     """
     start = [] if config.model.init is None else [start_of(config.model.init, model)]
+    result = heldout_result(config, model, dataset, objective)
+    inputs = inputs or {}
+    if isinstance(source, MixedText) and isinstance(dataset, MixedDataset):
+        result = with_tokens_read(result, source)
+        inputs = {**inputs, MIXTURE: describe(config, dataset, source.schedule)}
     return Recipe(
         model,
         source,
         objective,
         probes=[validation_probe(config, model, dataset, objective)],
-        result=heldout_result(config, model, dataset, objective),
+        result=result,
         parents=[*teachers, *start],
-        inputs=inputs or {},
+        inputs=inputs,
         tokens_per_step=config.data.tokens_per_step,
     )
 

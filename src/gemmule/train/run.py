@@ -22,6 +22,7 @@ from gemmule.train.adapters.attach import Adapter, flops_saved_per_token, merge
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.initial_model import run_tokenizer
 from gemmule.train.loop import TrainState, train
+from gemmule.train.mixtures import MIXTURE, announce, check_mixable, open_data
 from gemmule.train.probe import MakeProbe, Probe
 from gemmule.train.recipe import Cost, Recipe
 from gemmule.train.recipes import build_recipe
@@ -29,6 +30,7 @@ from gemmule.train.recipes import build_recipe
 # What a manifest's inputs are called in an error.
 _INPUTS: Mapping[str, str] = {
     "targets": "another logit store",
+    "mixture": "another mixture (its folders, weights, stages or steps)",
     "rewards": "another reward (its function or its model has changed)",
 }
 
@@ -69,7 +71,8 @@ def run_training(
                 return RunResult.read(layout.result).to_json()
             config = load_run_config(layout.config)
         memory.keep_freed_memory()
-        dataset = Dataset.open(config.data.path)
+        check_mixable(config)
+        dataset = open_data(config.data)
         recipe = build_recipe(config, dataset)
         tokenizer = run_tokenizer(config, dataset)
         probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
@@ -81,6 +84,8 @@ def run_training(
         if not resume:  # whatever was wrong with the settings has left nothing behind
             stack.enter_context(locked(out))
             run = RunDir.create(out, config, besides=[config.data.path])
+        if MIXTURE in recipe.inputs:
+            announce(recipe.inputs[MIXTURE])
         if layout.started:
             _check_inputs(Manifest.read(layout.manifest).to_json(), manifest, out)
         else:

@@ -2,7 +2,7 @@
 
 Proportionate progress (Baruah, Cohen, Plaxton and Varvel, 1996): of D slots with c_s for source s,
 the j-th slot of a source has to lie in [floor((j - 1) D / c_s), ceil(j D / c_s)). Filling the slots
-in order with the released item of the earliest deadline meets all of these windows, so that source s
+in order with the released item of the earliest deadline keeps all of them there, so that source s
 has floor(n c_s / D) or ceil(n c_s / D) of the first n slots, for every n.
 """
 

@@ -1,6 +1,5 @@
 """A source of batches over several splits, mixed by a schedule."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,9 +68,9 @@ class MixedText:
             mine = sources == source
             part = batch_of(self._splits[source], indices[mine], self._seq_len)
             tokens[:, mine] = np.stack([part.tokens_BT, part.labels_BT, part.doc_ids_BT])
-        batch = Batch(*map(torch.from_numpy, tokens))
         extras = {SEQUENCE_INDICES: torch.from_numpy(indices), SOURCES: torch.from_numpy(sources)}
-        return dataclasses.replace(batch, extras=extras)
+        inputs, labels, doc_ids = map(torch.from_numpy, tokens)
+        return Batch(inputs, labels, doc_ids, extras=extras)
 
     def state(self) -> dict[str, Any]:
         """The position: seed, rows read by all ranks, and the schedule that they belong to."""

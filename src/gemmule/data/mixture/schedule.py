@@ -1,9 +1,10 @@
 """Which window of which source is read when, in closed form.
 
-A run is divided into segments. Within one the weights are constant, and a fair cycle (cycle.py) says
-which source has which row. A segment ends where a stage begins, and where a source has been read as
-often as it may be: its weight then goes to the others of the stage. The segments follow from sizes,
-weights and limits alone, so any rank computes any row without reading or replaying anything.
+A run is divided into segments. Within one the weights are constant, and a fair cycle (cycle.py)
+says which source has which row. A segment ends where a stage begins, and where a source has been
+read as often as it may be: its weight then goes to the others of the stage. The segments follow
+from sizes, weights and limits alone, so any rank computes any row without replaying the rows
+before it.
 """
 
 import dataclasses
@@ -86,9 +87,7 @@ class Schedule:
         self.rows = steps * batch_size
         self.starts = [start * batch_size for start in _stage_starts(stages, steps)]
         self._limits = [_limit(s, w) for s, w in zip(sources, windows, strict=True)]
-        self.weights = [
-            list(stage_weights(sources, stage).values()) for stage in (None, *stages)
-        ]
+        self.weights = [list(stage_weights(sources, stage).values()) for stage in (None, *stages)]
         self.segments: list[Segment] = []
         self.exhausted: list[Exhausted] = []
         before = np.zeros(len(sources), np.int64)
@@ -182,7 +181,7 @@ def _stage_starts(stages: Sequence[MixtureStage], steps: int) -> list[int]:
     """
     shares = [exact(stage.share) for stage in stages]
     starts = [0, *(round(steps * (1 - sum(shares[n:]))) for n in range(len(shares)))]
-    for share, start, end in zip(shares, starts[1:], [*starts[2:], steps], strict=True):
+    for share, start, end in zip(shares, starts[1:], [*starts, steps][2:], strict=True):
         if start >= end:
             raise ConfigError(
                 f"a stage of the mixture has the share {float(share):g} of {steps:,} steps, less "

@@ -1,8 +1,10 @@
 """Settings of a mixture: the groups `data.mixture` and `data.stages` of a run."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -40,29 +42,30 @@ class MixtureStage(Config):
     """
 
     share: float = Field(gt=0, le=1)
-    weights: dict[str, float]
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
-def problem(sources: Sequence[MixtureSource], stages: Sequence[MixtureStage]) -> str | None:
-    """What is wrong with the settings of a mixture as they stand; None if nothing is."""
+def check(sources: Sequence[MixtureSource], stages: Sequence[MixtureStage]) -> None:
+    """Checks the settings of a mixture against each other.
+
+    Raises:
+        ValueError: saying what is wrong and what is allowed.
+    """
     names = [source.shown_name for source in sources]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        return f"two sources of the mixture are called {twice!r}: give one another name"
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"two sources of the mixture are called {name!r}: name one of them")
     if not any(source.weight for source in sources):
-        return "every source of the mixture has weight 0: give one a weight above 0"
+        raise ValueError("every source of the mixture has weight 0: give one a weight above 0")
     for stage in stages:
-        for name, weight in stage.weights.items():
+        for name in stage.weights:
             if name not in names:
-                return f"a stage has a weight for {name!r}, and {nearest(name, names)}"
-            if not 0 <= weight < float("inf"):
-                return f"a stage gives {name!r} the weight {weight}: use 0 or more"
+                raise ValueError(f"a stage has a weight for {name!r}; {nearest(name, names)}")
         if not any(stage_weights(sources, stage).values()):
-            return "every source has weight 0 in a stage: give one a weight above 0"
+            raise ValueError("every source has weight 0 in a stage: give one a weight above 0")
     total = sum(exact(stage.share) for stage in stages)
     if total > 1:
-        return f"the shares of the stages add up to {float(total):g}: use at most 1"
-    return None
+        raise ValueError(f"the shares of the stages add up to {float(total):g}: use at most 1")
 
 
 def stage_weights(

@@ -14,7 +14,7 @@ from gemmule.train.objectives.cross_tokenizer import CrossTokenizerDistillation
 from gemmule.train.objectives.distillation import Distillation
 from gemmule.train.objectives.stored_distillation import StoredDistillation
 from gemmule.train.recipe import Recipe, language_model_recipe
-from gemmule.train.recipes.pretrain import packed_text
+from gemmule.train.recipes.pretrain import packed_text, text_source
 
 
 def build(config: RunConfig, dataset: Dataset) -> Recipe:
@@ -39,7 +39,7 @@ def _from_teacher(
 ) -> Recipe:
     teacher = open_teacher(path, dataset, config.data.seq_len)
     _check_vocabulary(f"the teacher, {path},", teacher.vocab_size, student)
-    source = packed_text(config, dataset)
+    source = text_source(config, dataset)
     objective = Distillation(
         teacher,
         settings.temperature,
@@ -56,7 +56,7 @@ def _across_tokenizers(
     config: RunConfig, settings: DistillConfig, path: str, dataset: Dataset, student: Gemma
 ) -> Recipe:
     teacher = open_foreign_teacher(path, config.data.seq_len)
-    source = packed_text(config, dataset)
+    source = text_source(config, dataset)
     objective = CrossTokenizerDistillation(
         teacher,
         OwnTokenizer(dataset.tokenizer),

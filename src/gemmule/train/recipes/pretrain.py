@@ -1,9 +1,12 @@
 """Pretraining: next-token prediction on packed text."""
 
 from gemmule.data.dataset import Dataset
+from gemmule.data.mixture.mixed_dataset import MixedDataset
 from gemmule.data.packed_text import PackedText
+from gemmule.data.source import Source
 from gemmule.train.config import RunConfig
 from gemmule.train.initial_model import initial_model
+from gemmule.train.mixtures import mixed_text
 from gemmule.train.objectives.next_token import NextToken
 from gemmule.train.recipe import Recipe, language_model_recipe
 
@@ -15,8 +18,15 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
         UserError: when a setting, the data or the model to start from cannot be used.
     """
     model = initial_model(config, dataset)
-    source = packed_text(config, dataset)
+    source = text_source(config, dataset)
     return language_model_recipe(config, dataset, model, source, NextToken())
+
+
+def text_source(config: RunConfig, dataset: Dataset) -> Source:
+    """The training text: of one folder, or of several by their weights."""
+    if isinstance(dataset, MixedDataset):
+        return mixed_text(config, dataset)
+    return packed_text(config, dataset)
 
 
 def packed_text(config: RunConfig, dataset: Dataset, sequences: int | None = None) -> PackedText:
