@@ -208,8 +208,8 @@ def test_the_config_of_an_earlier_run_is_read_as_what_it_means(tmp_path: Path) -
     config = load_run_config(path)
     assert config.model_dump(mode="json") == {
         "steps": 210, "seed": 7, "log_every": 10,
-        "data": {"path": "runs/q/data", "corpus_tokens": 5000, "seq_len": 128, "batch_size": 8,
-                 "micro_batch_size": 4},
+        "data": {"path": "runs/q/data", "corpus_tokens": 5000, "mixture": None, "stages": None,
+                 "seq_len": 128, "batch_size": 8, "micro_batch_size": 4},
         "model": {"preset": "1m", "init": None, "hidden_size": 64},
         "objective": {"kind": "distill", "teacher": "runs/q/teacher", "targets": None,
                       "loss": "jsd", "beta": 0.25, "skew": 0.1, "temperature": 2.0, "alpha": 0.5,

@@ -53,9 +53,7 @@ def test_weights_are_what_is_written_not_what_a_float_holds():
     assert cycle_of([0, 0.5, 1.5]).counts.tolist() == [0, 1, 3]
     assert cycle_of([80, 20]).counts.tolist() == [4, 1]
     assert len(cycle_of([0.33333, 0.66667])) == LONGEST
-    with pytest.raises(
-        ConfigError, match="repeat only after 1,000,000 windows"
-    ):
+    with pytest.raises(ConfigError, match="repeat only after 1,000,000 windows"):
         cycle_of([0.333333, 0.666667])
 
 
@@ -144,7 +142,7 @@ def test_settings_that_contradict_each_other(weights, stages, message):
 
 def test_a_stage_without_a_step():
     stages = [MixtureStage(share=0.1, weights={}), MixtureStage(share=0.04, weights={})]
-    with pytest.raises(ConfigError, match="share 0.04 of 10 steps, less than one step"):
+    with pytest.raises(ConfigError, match=r"share 0.04 of 10 steps"):
         Schedule(sources([1]), stages, [5], steps=10, batch_size=4)
 
 

@@ -9,6 +9,7 @@ import pytest
 from gemmule import files
 from gemmule.data.prepare import prepare
 from gemmule.errors import ConfigError, Interrupted
+from gemmule.evals.training_data import open_training_data
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop
@@ -68,6 +69,10 @@ def test_a_run_says_what_it_read_of_each_source(
     saved = load_run_config(tmp_path / "run/config.toml")
     assert saved.data.mixture == RunConfig.parse(mixed).data.mixture
     assert saved.data.stages == RunConfig.parse(mixed).data.stages
+    known = open_training_data(tmp_path / "run")
+    assert known.dataset.fingerprint == manifest["data"]["fingerprint"]
+    assert known.reading is None
+    assert "not counted for a mixture" in known.notes[0]
 
 
 def test_a_stopped_run_ends_in_the_same_bytes(

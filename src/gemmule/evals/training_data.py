@@ -14,6 +14,7 @@ from gemmule.runs.layout import RunLayout
 from gemmule.runs.schema import Manifest
 from gemmule.teachers.logit_store import Store
 from gemmule.train.config import DistillConfig, RunConfig, load_run_config
+from gemmule.train.mixtures import open_data
 
 
 class NoTrainingData(DataError):
@@ -109,6 +110,9 @@ def open_training_data(model: str | Path, data: Path | None = None) -> TrainingD
         note = "what the model was trained on is not recorded: the data folder was named by hand"
         return TrainingData(Dataset.open(data), None, (note,))
     config = _config(run, manifest)
+    if config is not None and config.data.mixture is not None and data is None:
+        note = "how often a run reads each part of its data is not counted for a mixture"
+        return TrainingData(_mixture(run, config, manifest), None, (note,))
     dataset = _find(run, data, manifest)
     if config is None:
         note = "how often the run read each part of its data is not known: settings of another kind"
@@ -159,6 +163,20 @@ def _named(run: RunLayout) -> list[Path]:
         return [files.expand(data["path"] if isinstance(data, dict) else data)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _mixture(run: RunLayout, config: RunConfig, manifest: Manifest) -> Dataset:
+    """The folders of a run over a mixture, as one dataset."""
+    try:
+        dataset = open_data(config.data)
+    except DataError as e:
+        raise NoTrainingData(f"the data of {run.path} cannot be opened: {e}") from None
+    if dataset.fingerprint != manifest.data.fingerprint:
+        raise NoTrainingData(
+            f"the folders that {run.path} was trained on, {manifest.data.name}, hold other data by "
+            "now: bring them back"
+        )
+    return dataset
 
 
 def _find(run: RunLayout, data: Path | None, manifest: Manifest) -> Dataset:
