@@ -3,6 +3,7 @@
 Shapes: M matrices of R rows and C columns.
 """
 
+import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
