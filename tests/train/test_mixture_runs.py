@@ -1,5 +1,6 @@
 """Runs over a mixture of data folders: settings, table, manifest, result, resuming, refusals."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from gemmule.data.prepare import prepare
 from gemmule.errors import ConfigError, Interrupted
 from gemmule.evals.training_data import open_training_data
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.report.card import write_card
 from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop
 from gemmule.train.config import RunConfig, load_run_config
@@ -69,6 +71,9 @@ def test_a_run_says_what_it_read_of_each_source(
     saved = load_run_config(tmp_path / "run/config.toml")
     assert saved.data.mixture == RunConfig.parse(mixed).data.mixture
     assert saved.data.stages == RunConfig.parse(mixed).data.stages
+    pytest.importorskip("matplotlib")
+    card = (write_card(tmp_path / "run") / "README.md").read_text()
+    assert re.search(r"source good .*360 tokens read, 0\.087\d* epochs of other .*CC0", card)
     known = open_training_data(tmp_path / "run")
     assert known.dataset.fingerprint == manifest["data"]["fingerprint"]
     assert known.reading is None

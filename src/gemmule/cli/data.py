@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 import typer
 
 from gemmule.cli.app import DATA, RERUN, command, stoppable
-from gemmule.cli.options import AsJson, CorpusLicence, CorpusName, Field, Out, Text, Trimming
+from gemmule.cli.options import (
+    AsJson,
+    CorpusLicence,
+    CorpusName,
+    Field,
+    LicenseField,
+    Out,
+    Text,
+    Trimming,
+)
 from gemmule.config import ModelName
 
 
@@ -26,6 +35,7 @@ def data(
     field: Field = None,
     name: CorpusName = None,
     licence: CorpusLicence = None,
+    license_field: LicenseField = None,
     near_duplicates: Annotated[
         Literal["group", "drop", "ignore"],
         typer.Option(
@@ -58,12 +68,14 @@ def data(
             full = gemma_tokenizer(tokenizer)
             dataset, fitted = prepare_trimmed(
                 full, source, out, Extent(**trimming.extent()), field=field, name=name,
-                licence=licence, near_duplicates=near_duplicates, progress=progress, stage=stage,
+                licence=licence, license_field=license_field, near_duplicates=near_duplicates,
+                progress=progress, stage=stage,
             )  # fmt: skip
         else:
             dataset = prepare(
                 source, Tokenizer.load(Path(tokenizer)), out, field=field, name=name,
-                licence=licence, near_duplicates=near_duplicates, progress=progress,
+                licence=licence, license_field=license_field, near_duplicates=near_duplicates,
+                progress=progress,
             )  # fmt: skip
     splits = dataset.manifest["splits"]
     counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}

@@ -59,6 +59,9 @@ Field = Annotated[
     str | None, typer.Option(help="Field or column of records that holds the text (text).")
 ]
 CorpusName = Annotated[str | None, typer.Option(help="Name of the corpus on model cards.")]
+LicenseField = Annotated[
+    str | None, typer.Option(help="Field or column that holds a record's own license.")
+]
 CorpusLicence = Annotated[str | None, typer.Option(help="License of the corpus, for model cards.")]
 
 # Trimming a vocabulary.

@@ -1,6 +1,6 @@
 """Streams the rows of Parquet and Arrow files; rows that are not UTF-8 are left out one by one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ _ROWS = 256  # in memory at a time
 _FILE_MAGIC, _OLD_FEATHER = b"ARROW1", b"FEA1"
 
 
-def rows(path: Path, kind: str, field: str | None) -> Iterator[dict[str, Any] | Unusable]:
+def rows(
+    path: Path, kind: str, field: str | None, *others: str
+) -> Iterator[dict[str, Any] | Unusable]:
     """Streams the rows of one column, or of all.
 
     Args:
@@ -20,6 +22,7 @@ def rows(path: Path, kind: str, field: str | None) -> Iterator[dict[str, Any] | 
         kind: PARQUET or ARROW; an Arrow file is one of `pyarrow.ipc` or a stream, as the
             datasets library saves it.
         field: the column, or the path to a field in one: "column.field"; None: all columns.
+        others: further columns, where they are there.
 
     Yields:
         Rows, or `Unusable.NOT_UTF8`. Without the column, one row: the names of the columns.
@@ -33,7 +36,7 @@ def rows(path: Path, kind: str, field: str | None) -> Iterator[dict[str, Any] | 
     except ImportError:
         raise MissingExtraError("pyarrow", "data", f"reading {path.name}") from None
     try:
-        batches = _parquet(path, field) if kind == PARQUET else _arrow(path, field)
+        batches = (_parquet if kind == PARQUET else _arrow)(path, field, others)
         for batch in batches:
             yield from _values(batch)
     except pyarrow.lib.ArrowException as e:
@@ -52,27 +55,30 @@ def column_of(field: str, names: Iterable[str]) -> str | None:
     return next((head for head in heads if head in names), None)
 
 
-def _columns(field: str | None, names: list[str]) -> list[str]:
-    """The columns to read."""
+def _columns(field: str | None, others: Sequence[str], names: list[str]) -> list[str]:
+    """The columns to read; none without that of the field."""
     if field is None:
         return names
     column = column_of(field, names)
-    return [] if column is None else [column]
+    if column is None:
+        return []
+    further = [column_of(other, names) for other in others]
+    return list(dict.fromkeys([column, *(c for c in further if c is not None)]))
 
 
-def _parquet(path: Path, field: str | None) -> Iterator[Any]:
+def _parquet(path: Path, field: str | None, others: Sequence[str]) -> Iterator[Any]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as table:  # type: ignore[no-untyped-call]
         names = table.schema_arrow.names
-        columns = _columns(field, names)
+        columns = _columns(field, others, names)
         if not columns:
             yield dict.fromkeys(names)
         else:
             yield from table.iter_batches(batch_size=_ROWS, columns=columns)
 
 
-def _arrow(path: Path, field: str | None) -> Iterator[Any]:
+def _arrow(path: Path, field: str | None, others: Sequence[str]) -> Iterator[Any]:
     from pyarrow import lib
     from pyarrow.ipc import open_file, open_stream
 
@@ -90,7 +96,7 @@ def _arrow(path: Path, field: str | None) -> Iterator[Any]:
         else:
             stream = open_stream(source)  # type: ignore[no-untyped-call]
             batches, names = iter(stream), stream.schema.names
-        columns = _columns(field, names)
+        columns = _columns(field, others, names)
         if not columns:
             yield dict.fromkeys(names)
             return

@@ -140,6 +140,11 @@ def read_corpus(
     left_out = log.summary()
     if log.fields and not log.records and (source.field_given or not scan.kept):
         raise DataError(no_field(source.location, source.field, log.fields))
+    if source.license_field is not None and not log.licensed:
+        raise DataError(
+            f"no record of {source.location} has a license in {source.license_field!r}: name the "
+            "field or column that holds it, or leave out --license-field"
+        )
     grouped = None if near_duplicates == "ignore" else scan.group_near_duplicates(log)
     if not scan.kept:
         raise DataError(f"no usable text in {source.location}: {left_out or 'it is empty'}")

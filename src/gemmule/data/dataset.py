@@ -25,6 +25,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 OFFSET_TYPE = np.dtype("<i8")
 NAMES = "names"  # in a shard's .json: where each of its documents came from
+PROVENANCE = "provenance"  # in a shard's .json: its documents' licenses and sources, if known
+TOKENS_BY = "tokens_by"  # in an entry, if known: tokens by license and by source
 MASK_CHECKSUM = "mask_sha256"  # in the entry of a shard that has a loss mask
 WHOLE_DOCUMENTS = "whole_documents"  # in the manifest: whether no document may be cut
 
@@ -149,6 +151,16 @@ class Split:
             except (OSError, ValueError, KeyError, TypeError):
                 complete = False
             yield from names if complete else [None] * count
+
+    def document_provenance(self, kind: str) -> Iterator[str | None]:
+        """The "license" or "source" of each document, in order; None where it is not recorded."""
+        counts = np.diff(self._first_documents).tolist()
+        for path, count in zip(self._paths, counts, strict=True):
+            about = files.read_json(path.with_suffix(".json")).get(PROVENANCE, {}).get(kind)
+            if about is None:
+                yield from [None] * count
+            else:
+                yield from (about["values"][n] for n in about["documents"])
 
     def _map(self, shard: int) -> npt.NDArray[Any]:
         if shard not in self._maps:

@@ -10,10 +10,10 @@ from typing import Any
 from gemmule import files
 from gemmule.console import Progress
 from gemmule.data.corpus import SPLITS, Corpus, NearDuplicates, read_corpus
-from gemmule.data.dataset import FORMAT, MANIFEST, MASK_CHECKSUM, Dataset
+from gemmule.data.dataset import FORMAT, MANIFEST, MASK_CHECKSUM, TOKENS_BY, Dataset
 from gemmule.data.read_log import ReadLog
 from gemmule.data.shards import ShardJob, make_shard
-from gemmule.data.sources import Document, find_source
+from gemmule.data.sources import Document, Source, find_source
 from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.lock import is_lock, locked
@@ -25,13 +25,14 @@ _MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 256 * 1024, 32 * 1024 * 1024
 
 
 def prepare(
-    source: Path | None,
+    source: Path | Source | None,
     tokenizer: Tokenizer,
     out: Path,
     *,
     field: str | None = None,
     name: str | None = None,
     licence: str | None = None,
+    license_field: str | None = None,
     validation: float = 0.05,
     heldout: float = 0.05,
     near_duplicates: NearDuplicates = "group",
@@ -44,12 +45,14 @@ def prepare(
     complete folder made from the same text with the same tokenizer is returned as it is.
 
     Args:
-        source: a file, folder or glob pattern; None: the embedded corpus.
+        source: a file, folder or glob pattern, or what one of the readers found; None: the embedded
+            corpus.
         tokenizer: the tokenizer; a copy is kept in the folder.
         out: the folder to write.
         field: the field or column of records that holds the text; None: "text".
         name: name of the corpus in model cards; by default that of the file or folder.
         licence: license of the corpus, for the model card.
+        license_field: the field or column of records that holds a document's own license.
         validation: fraction of documents for tuning.
         heldout: fraction of documents for the final evaluation.
         near_duplicates: "group" keeps documents that are nearly the same in one split, "drop" keeps
@@ -66,8 +69,11 @@ def prepare(
     out = Path(out)
     if workers is not None and workers < 1:
         raise DataError(f"workers {workers} is too few: use at least 1")
+    found = source
+    if not isinstance(found, Source):
+        found = find_source(found, field, name, licence, license_field)
     corpus = read_corpus(
-        find_source(source, field, name, licence),
+        found,
         validation,
         heldout,
         near_duplicates,
@@ -79,6 +85,7 @@ def prepare(
         "tokenizer": tokenizer.fingerprint,
         "name": corpus.source.name,
         "licence": corpus.source.licence,
+        **({"license_field": found.license_field} if found.license_field else {}),
         "shard_bytes": _shard_bytes(corpus),
     }
     if (out / MANIFEST).is_file() and _claim(out, plan):  # complete: nothing is written
@@ -222,11 +229,10 @@ def _jobs(corpus: Corpus, shard_bytes: int) -> Iterator[ShardJob]:
     waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     counts = dict.fromkeys(SPLITS, 0)
+    licence = corpus.source.licence if corpus.log.licensed else None
 
     def take(split: str) -> ShardJob:
-        documents = waiting[split]
-        names = [document.key for document in documents]
-        job = ShardJob(split, counts[split], [document.text for document in documents], names)
+        job = ShardJob(split, counts[split], waiting[split], licence)
         waiting[split], sizes[split] = [], 0
         counts[split] += 1
         return job
@@ -275,8 +281,18 @@ def describe_split(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tokens": sum(s["tokens"] for s in shards),
         "bytes": sum(s["bytes"] for s in shards),
         "sha256": digest.hexdigest(),  # over the checksums of shards and masks, in order
+        **_tokens_by(shards),
         "shards": list(shards),
     }
+
+
+def _tokens_by(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Tokens by license and by source, of the shards whose documents say them."""
+    sums: dict[str, collections.Counter[str]] = {}
+    for shard in shards:
+        for kind, tokens in shard.get(TOKENS_BY, {}).items():
+            sums.setdefault(kind, collections.Counter()).update(tokens)
+    return {TOKENS_BY: {k: dict(sorted(c.items())) for k, c in sums.items()}} if sums else {}
 
 
 def fingerprint_of(splits: Mapping[str, dict[str, Any]], tokenizer: Tokenizer) -> str:

@@ -32,6 +32,7 @@ class ReadLog:
         decoded_examples: names of the first few of them, by encoding.
         fields: the fields of files that were left out because they lack the one asked for.
         records: number of records whose text was read.
+        licensed: number of documents that say their own license.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class ReadLog:
         self.decoded_examples: dict[str, list[str]] = {}
         self.fields: dict[str, None] = {}
         self.records = 0
+        self.licensed = 0
 
     def leave_out(self, reason: str, name: str, count: int = 1) -> None:
         """Counts something that is not used, or several records of one file."""
@@ -64,6 +66,7 @@ class ReadLog:
         self.decoded.update(other.decoded)
         self.fields.update(other.fields)
         self.records += other.records
+        self.licensed += other.licensed
         for mine, others in (
             (self.examples, other.examples),
             (self.decoded_examples, other.decoded_examples),

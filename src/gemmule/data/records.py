@@ -42,20 +42,32 @@ def read_records(file: CorpusFile, field: str, log: ReadLog) -> Iterator[str]:
             the user did not name is left out instead.
         MissingExtraError: when the format needs a package that is not installed.
     """
+    return (text for text, _ in read_licensed(file, field, None, log))
+
+
+def read_licensed(
+    file: CorpusFile, field: str, license_field: str | None, log: ReadLog
+) -> Iterator[tuple[str, str | None]]:
+    """Streams the text of each record with its license, which None stands for where it has none.
+
+    Arguments and errors are those of `read_records`; a license is text, or a list of texts.
+    """
     used = 0
     unused = _Unused(file, field)
     required = file.named or file.kind not in GENERAL_KINDS
+    others = () if license_field is None else (license_field,)
     try:
-        for row in _rows(file, field, log):
+        for row in _rows(file, field, log, *others):
             text = row.get(field) if isinstance(row, dict) else None
+            licence = None if license_field is None else _licence(row, license_field)
             if isinstance(text, str):  # nearly always
                 used += 1
-                yield text
+                yield text, licence
                 continue
             for value in _texts(row, field):
                 if isinstance(value, str):
                     used += 1
-                    yield value
+                    yield value, licence
                 else:
                     unused.count(row, value)
     except NotTextError as e:
@@ -173,10 +185,21 @@ def _decoded(value: Any) -> Any:
         return Unusable.NOT_UTF8
 
 
-def _rows(file: CorpusFile, field: str | None, log: ReadLog) -> Iterator[Any]:
+def _licence(row: Any, field: str) -> str | None:
+    """The license in a field of a record."""
+    values = [
+        part
+        for value in _texts(row, field)
+        for part in (value if isinstance(value, list) else [value])
+        if isinstance(part, str) and part.strip()
+    ]
+    return ", ".join(" ".join(value.split()) for value in values) or None
+
+
+def _rows(file: CorpusFile, field: str | None, log: ReadLog, *others: str) -> Iterator[Any]:
     """Rows as dictionaries; anything else cannot be used."""
     if file.kind in (PARQUET, ARROW):
-        return arrow_rows.rows(file.path, file.kind, field)
+        return arrow_rows.rows(file.path, file.kind, field, *others)
     if file.kind in (CSV, TSV):
         delimiter = "\t" if file.kind == TSV else None
         return csv_rows.rows(text_blocks.decoded_stream(file, log), delimiter, field)

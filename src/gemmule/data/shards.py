@@ -2,16 +2,26 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gemmule import files
-from gemmule.data.dataset import MASK_CHECKSUM, NAMES, OFFSET_TYPE, token_type
+from gemmule.data.dataset import (
+    MASK_CHECKSUM,
+    NAMES,
+    OFFSET_TYPE,
+    PROVENANCE,
+    TOKENS_BY,
+    token_type,
+)
+from gemmule.data.sources import Document
 from gemmule.errors import DataError
 from gemmule.model.tokenizer import Tokenizer
+
+NOTHING: Mapping[str, Sequence[str]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +31,35 @@ class ShardJob:
     Attributes:
         split: name of the split.
         index: number of the shard within the split.
-        texts: text of each document.
-        names: origin of each document.
+        documents: the documents.
+        licence: license of documents that do not say their own, in a corpus where some do; None:
+            in this corpus none does.
     """
 
     split: str
     index: int
-    texts: Sequence[str]
-    names: Sequence[str]
+    documents: Sequence[Document]
+    licence: str | None = None
 
     @property
     def file(self) -> str:
         """The token file, relative to the data folder."""
         return f"shards/{self.split}-{self.index:05d}.tokens"
+
+    @property
+    def names(self) -> list[str]:
+        """Origin of each document."""
+        return [document.key for document in self.documents]
+
+    @property
+    def provenance(self) -> dict[str, list[str]]:
+        """What is known of each document besides: its license and its source, if any has one."""
+        known = {}
+        if self.licence is not None:
+            known["license"] = [document.licence or self.licence for document in self.documents]
+        if any(document.source for document in self.documents):
+            known["source"] = [document.source for document in self.documents]
+        return known
 
 
 def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
@@ -46,16 +72,28 @@ def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, A
         The shard's manifest entry.
     """
     path = folder / job.file
-    text_bytes = [text.encode() for text in job.texts]
-    text_digest = hashlib.sha256(b"\0".join(text_bytes)).hexdigest()
-    record = path.with_suffix(".json")
-    done = _finished(path, record, text_digest, list(job.names))
+    text_bytes = [document.text.encode() for document in job.documents]
+    digest = hashlib.sha256(b"\0".join(text_bytes))
+    for document in job.documents:
+        if document.ids is not None:
+            digest.update(document.ids.astype(OFFSET_TYPE).tobytes())
+    text_digest = digest.hexdigest()
+    about = _about(job.names, job.provenance)
+    done = _finished(path, path.with_suffix(".json"), text_digest, about)
     if done is not None:
         return done
-    eos = [tokenizer.eos_id]
-    documents = [tokenizer.encode(text, bos=True) + eos for text in job.texts]
+    documents = [_ids(document, tokenizer) for document in job.documents]
     facts = {"bytes": sum(map(len, text_bytes)), "text_sha256": text_digest}
-    return write_shard(folder, job.file, documents, job.names, facts, tokenizer.vocab_size)
+    return write_shard(
+        folder, job.file, documents, job.names, facts, tokenizer.vocab_size,
+        provenance=job.provenance,
+    )  # fmt: skip
+
+
+def _ids(document: Document, tokenizer: Tokenizer) -> list[int]:
+    if document.ids is None:
+        return [*tokenizer.encode(document.text, bos=True), tokenizer.eos_id]
+    return [tokenizer.bos_id, *document.ids.tolist(), tokenizer.eos_id]
 
 
 def write_shard(
@@ -66,6 +104,7 @@ def write_shard(
     facts: dict[str, Any],
     vocab_size: int,
     masks: Sequence[Sequence[bool]] | None = None,
+    provenance: Mapping[str, Sequence[str]] = NOTHING,
 ) -> dict[str, Any]:
     """Writes documents of ids as one shard.
 
@@ -78,6 +117,7 @@ def write_shard(
         vocab_size: number of ids, which decides the type of the tokens.
         masks: loss mask of each document, one value per id: whether the id is a label. None: no
             mask file; every id is a label.
+        provenance: by kind ("license", "source"), a value for each document.
 
     Returns:
         The shard's manifest entry.
@@ -110,19 +150,41 @@ def write_shard(
         with files.atomic_path(path.with_suffix(".mask")) as tmp:
             packed.tofile(tmp)
         entry[MASK_CHECKSUM] = hashlib.sha256(packed.tobytes()).hexdigest()
-    files.write_json(path.with_suffix(".json"), {**entry, NAMES: list(names)})
+    if provenance:
+        entry[TOKENS_BY] = {
+            kind: _sums(values, lengths.tolist()) for kind, values in provenance.items()
+        }
+    files.write_json(path.with_suffix(".json"), {**entry, **_about(names, provenance)})
     return entry
 
 
+def _sums(values: Sequence[str], lengths: Sequence[int]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for value, length in zip(values, lengths, strict=True):
+        sums[value] = sums.get(value, 0) + length
+    return dict(sorted(sums.items()))
+
+
+def _about(names: Sequence[str], provenance: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What a shard's .json says of each document."""
+    about: dict[str, Any] = {NAMES: list(names)}
+    for kind, of_documents in provenance.items():
+        values = sorted(set(of_documents))
+        number = {value: n for n, value in enumerate(values)}
+        indices = [number[value] for value in of_documents]
+        about.setdefault(PROVENANCE, {})[kind] = {"values": values, "documents": indices}
+    return about
+
+
 def _finished(
-    path: Path, record: Path, text_digest: str, names: list[str]
+    path: Path, record: Path, text_digest: str, about: dict[str, Any]
 ) -> dict[str, Any] | None:
     try:
         entry: dict[str, Any] = files.read_json(record)
         finished = (
             entry["text_sha256"] == text_digest
             and MASK_CHECKSUM not in entry  # text alone has no mask
-            and entry.pop(NAMES) == names
+            and {key: entry.pop(key) for key in (NAMES, PROVENANCE) if key in entry} == about
             and files.sha256_file(path) == entry["sha256"]
             and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
         )

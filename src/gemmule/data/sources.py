@@ -8,6 +8,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from gemmule import files
 from gemmule.data import file_kinds, json_values, records, search, stdlib, text_blocks
 from gemmule.data.file_kinds import JSON, TEXT, CorpusFile
@@ -32,12 +35,17 @@ class Document:
         text: the content.
         split_key: the string whose hash selects the split; None: the content.
         source: name of the recipe's source that it came from; "" without a recipe.
+        licence: its own license; None: that of the corpus.
+        ids: its token ids, without <bos> and <eos>, where another program made them; None: the
+            text is tokenized.
     """
 
     key: str
     text: str
     split_key: str | None = None
     source: str = ""
+    licence: str | None = None
+    ids: npt.NDArray[np.int64] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Source:
         log: what the search left out.
         field_given: whether the user named the field.
         embedded: whether this is the embedded corpus, Python's standard library.
+        license_field: the field of records that holds a document's own license; None: none does.
     """
 
     name: str
@@ -63,6 +72,7 @@ class Source:
     log: ReadLog
     field_given: bool = False
     embedded: bool = False
+    license_field: str | None = None
 
     @property
     def is_one_text(self) -> bool:
@@ -104,11 +114,13 @@ class Source:
             log.leave_out(actual, file.key)
             return
         if actual.kind == TEXT:
-            texts = text_blocks.documents(actual, log, in_sections)
+            texts = ((text, None) for text in text_blocks.documents(actual, log, in_sections))
         else:
-            texts = _sections(records.read_records(actual, self.field, log), in_sections)
-        for n, text in enumerate(texts):
-            yield Document(f"{file.key}#{n}", text)
+            read = records.read_licensed(actual, self.field, self.license_field, log)
+            texts = _sections(read, in_sections)
+        for n, (text, licence) in enumerate(texts):
+            log.licensed += licence is not None
+            yield Document(f"{file.key}#{n}", text, licence=licence)
 
 
 def find_source(
@@ -116,6 +128,7 @@ def find_source(
     field: str | None = None,
     name: str | None = None,
     licence: str | None = None,
+    license_field: str | None = None,
 ) -> Source:
     """Finds the files of a corpus.
 
@@ -125,14 +138,16 @@ def find_source(
         field: the field or column of records that holds the text; None: "text".
         name: name of the corpus; by default that of the file or folder.
         licence: its license, for the model card.
+        license_field: the field or column of records that holds a document's own license.
 
     Raises:
         DataError: when no file is there, none of a known type, or none with fields although
             `field` is given.
     """
     if path is None:
-        if field is not None:
-            raise DataError(f"Python's standard library has no field {field!r}: leave out --field")
+        if wrong := field or license_field:
+            option = "--field" if field else "--license-field"
+            raise DataError(f"Python's standard library has no field {wrong!r}: leave out {option}")
         modules = tuple(CorpusFile(key, module) for key, module in stdlib.stdlib_files())
         return Source(
             name or stdlib.NAME, licence or stdlib.LICENCE, "stdlib", modules, DEFAULT_FIELD,
@@ -153,6 +168,7 @@ def find_source(
         field or DEFAULT_FIELD,
         log,
         field is not None,
+        license_field=license_field,
     )
 
 
@@ -240,6 +256,9 @@ def _with_fields(file: CorpusFile, field: str) -> CorpusFile:
     )
 
 
-def _sections(texts: Iterator[str], in_sections: bool) -> Iterator[str]:
-    for text in texts:
-        yield from cut([text]) if in_sections else [text]
+def _sections(
+    texts: Iterator[tuple[str, str | None]], in_sections: bool
+) -> Iterator[tuple[str, str | None]]:
+    for text, licence in texts:
+        for part in cut([text]) if in_sections else [text]:
+            yield part, licence

@@ -120,6 +120,7 @@ def prepare_trimmed(
     field: str | None = None,
     name: str | None = None,
     licence: str | None = None,
+    license_field: str | None = None,
     near_duplicates: NearDuplicates = "group",
     progress: Progress = lambda *_: None,
     stage: Stage = lambda _: None,
@@ -131,7 +132,7 @@ def prepare_trimmed(
     result = trim_to_text(tokenizer, text, extent, field=field, progress=progress, stage=stage)
     dataset = prepare(
         text, result.trimmed.tokenizer, out, field=field, name=name, licence=licence,
-        near_duplicates=near_duplicates, progress=progress,
+        license_field=license_field, near_duplicates=near_duplicates, progress=progress,
     )  # fmt: skip
     return dataset, result
 

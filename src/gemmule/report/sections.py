@@ -60,6 +60,7 @@ def data(source: Run | Quickstart, model: Run, provenance: Provenance) -> Sectio
         ("fingerprint", "fingerprint", _short),
     ):
         rows.append((title, [provenance.take(model.manifest, f"data.{key}", title, form)]))
+    rows += _by_license(model, provenance) + _by_source(model, provenance)
     title = "tokenizer's fingerprint"
     rows.append((title, [provenance.take(model.manifest, "tokenizer", title, _short)]))
     if isinstance(source, Quickstart):
@@ -75,6 +76,53 @@ def data(source: Run | Quickstart, model: Run, provenance: Provenance) -> Sectio
             (title, [provenance.take(source.result, "heldout_tokens", title, values.exact)])
         )
     return Section("Training data", rows)
+
+
+_SHOWN = 12  # licenses, or sources, with rows of their own
+
+
+def _by_license(model: Run, provenance: Provenance) -> list[tuple[str, Sentence]]:
+    """Tokens by the documents' own licenses, the most first."""
+    tokens = model.manifest.get("data.tokens_by.license") or {}
+    order = sorted(tokens, key=lambda licence: (-tokens[licence], licence))
+    rows: list[tuple[str, Sentence]] = []
+    for licence in order[:_SHOWN]:
+        title = f"training tokens under {licence}"
+        rule = f"data.tokens_by.license, {licence}"
+        value = provenance.derived(model.manifest, rule, tokens[licence], title, values.exact)
+        rows.append((title, [value]))
+    if rest := order[_SHOWN:]:
+        title = f"training tokens under {len(rest):,} other licenses"
+        total = sum(tokens[licence] for licence in rest)
+        rule = "the others of data.tokens_by.license"
+        rows.append((title, [provenance.derived(model.manifest, rule, total, title, values.exact)]))
+    return rows
+
+
+def _by_source(model: Run, provenance: Provenance) -> list[tuple[str, Sentence]]:
+    """What the run read of each source of its mixture, with the source's license."""
+    read = model.result.get("sources") or {}
+    rows: list[tuple[str, Sentence]] = []
+    for n, source in enumerate(model.manifest.get("mixture.sources") or []):
+        key, name = f"mixture.sources.{n}", str(source.get("name"))
+        title = f"source {name}"
+        tokens = provenance.derived(
+            model.result, f"sources, {name}: tokens", read.get(name, {}).get("tokens"),
+            f"{title}: tokens read", values.exact,
+        )  # fmt: skip
+        epochs = provenance.derived(
+            model.result, f"sources, {name}: epochs", read.get(name, {}).get("epochs"),
+            f"{title}: epochs", values.significant,
+        )  # fmt: skip
+        licence = provenance.take(model.manifest, f"{key}.licence", f"{title}: license", str)
+        corpus = provenance.take(model.manifest, f"{key}.corpus", f"{title}: corpus", str)
+        rows.append(
+            (
+                title,
+                sentence("{} tokens read, {} epochs of {} ({})", tokens, epochs, corpus, licence),
+            )
+        )
+    return rows
 
 
 def procedure(model: Run, provenance: Provenance) -> Section:

@@ -117,12 +117,14 @@ class Corpus(Group):
     Attributes:
         name: name for people.
         fingerprint: fingerprint of the tokenized text.
+        tokens_by: tokens of the training split by "license" and "source", where documents say them.
     """
 
     name: str | None = None
     licence: str | None = None
     language: Any = None
     fingerprint: str | None = None
+    tokens_by: dict[str, dict[str, int]] | None = None
 
 
 class Manifest(RunFile):
@@ -141,6 +143,8 @@ class Manifest(RunFile):
         parents: all such models, when there are several.
         teacher: the parent, in early runs.
         targets: the logit store that the run learned from.
+        mixture: the data folders of a run over several: "sources", each with its license and the
+            tokens that the run is to read of it, and "stage_starts", in steps.
         model: configuration of the model.
         parameters: number of parameters.
         non_embedding_parameters: number of parameters without the embedding.
@@ -160,6 +164,7 @@ class Manifest(RunFile):
     parents: list[Parent] | None = None
     teacher: Parent | None = None
     targets: dict[str, Any] | None = None
+    mixture: dict[str, Any] | None = None
     model: dict[str, Any]
     parameters: int | None = None
     non_embedding_parameters: int | None = None

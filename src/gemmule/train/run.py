@@ -8,7 +8,7 @@ from typing import Any
 from gemmule.checkpoints.checkpoint import stored_fingerprint, weights_fingerprint
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.checkpoints.load import open_checkpoint
-from gemmule.data.dataset import Dataset
+from gemmule.data.dataset import TOKENS_BY, Dataset
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.carbon import check_country
@@ -207,6 +207,7 @@ def _manifest(
             "fingerprint": dataset.fingerprint,
             "documents": sum(s["documents"] for s in splits.values()),
             **{f"{name}_tokens": s["tokens"] for name, s in splits.items()},
+            **({TOKENS_BY: splits["train"][TOKENS_BY]} if TOKENS_BY in splits["train"] else {}),
         },
         "tokenizer": dataset.tokenizer.fingerprint,
         "parent": parents[0] if parents else None,

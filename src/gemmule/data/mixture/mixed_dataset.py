@@ -1,11 +1,12 @@
 """Several data folders as one dataset."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule.data.dataset import WHOLE_DOCUMENTS, Dataset
+from gemmule.data.dataset import TOKENS_BY, WHOLE_DOCUMENTS, Dataset
 from gemmule.data.mixture.settings import MixtureSource
 from gemmule.errors import DataError
 
@@ -72,10 +73,23 @@ def _manifest(folders: Sequence[Dataset]) -> dict[str, Any]:
     }
 
 
+def _by_license(
+    folders: Sequence[Dataset], entries: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Tokens by license, if the documents of any folder say theirs."""
+    if not any("license" in entry.get(TOKENS_BY, {}) for entry in entries):
+        return {}
+    tokens: Counter[str] = Counter()
+    for folder, entry in zip(folders, entries, strict=True):
+        tokens.update(entry.get(TOKENS_BY, {}).get("license", {folder.licence: entry["tokens"]}))
+    return {TOKENS_BY: {"license": dict(sorted(tokens.items()))}}
+
+
 def _split(name: str, folders: Sequence[Dataset]) -> dict[str, Any]:
     entries = [folder.manifest["splits"][name] for folder in folders]
     return {
         **{key: sum(entry[key] for entry in entries) for key in ("documents", "tokens", "bytes")},
+        **_by_license(folders, entries),
         "shards": [
             {**shard, "file": str((folder.path / shard["file"]).absolute())}
             for folder, entry in zip(folders, entries, strict=True)
