@@ -19,7 +19,9 @@ WORDS = ["ship", "sea", "captain", "sail", "wind", "harbour", "old", "red", "nev
 
 def texts(count, word=""):
     """Documents with little in common."""
-    return [f"{word} {n} " + " ".join(WORDS[(n * k) % 10] for k in range(1, 9)) for n in range(count)]
+    return [
+        f"{word} {n} " + " ".join(WORDS[(n * k) % 10] for k in range(1, 9)) for n in range(count)
+    ]
 
 
 def records(count=60):

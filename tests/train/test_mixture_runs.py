@@ -73,7 +73,9 @@ def test_a_run_says_what_it_read_of_each_source(
     assert saved.data.stages == RunConfig.parse(mixed).data.stages
     pytest.importorskip("matplotlib")
     card = (write_card(tmp_path / "run") / "README.md").read_text()
-    assert re.search(r"source good .*360 tokens read, 0\.087\d* epochs of other .*CC0", card)
+    assert re.search(
+        r"\| source good \| 360 tokens read, [\d.]+ epochs of .* \(CC0.1\.0\) \|", card
+    )
     known = open_training_data(tmp_path / "run")
     assert known.dataset.fingerprint == manifest["data"]["fingerprint"]
     assert known.reading is None

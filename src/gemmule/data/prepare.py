@@ -69,11 +69,10 @@ def prepare(
     out = Path(out)
     if workers is not None and workers < 1:
         raise DataError(f"workers {workers} is too few: use at least 1")
-    found = source
-    if not isinstance(found, Source):
-        found = find_source(found, field, name, licence, license_field)
+    if not isinstance(source, Source):
+        source = find_source(source, field, name, licence, license_field)
     corpus = read_corpus(
-        found,
+        source,
         validation,
         heldout,
         near_duplicates,
@@ -85,7 +84,7 @@ def prepare(
         "tokenizer": tokenizer.fingerprint,
         "name": corpus.source.name,
         "licence": corpus.source.licence,
-        **({"license_field": found.license_field} if found.license_field else {}),
+        **({"license_field": source.license_field} if source.license_field else {}),
         "shard_bytes": _shard_bytes(corpus),
     }
     if (out / MANIFEST).is_file() and _claim(out, plan):  # complete: nothing is written

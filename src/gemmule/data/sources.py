@@ -113,6 +113,7 @@ class Source:
         if isinstance(actual, str):
             log.leave_out(actual, file.key)
             return
+        texts: Iterator[tuple[str, str | None]]
         if actual.kind == TEXT:
             texts = ((text, None) for text in text_blocks.documents(actual, log, in_sections))
         else:
