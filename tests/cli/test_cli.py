@@ -23,7 +23,7 @@ from gemmule.train.config import RunConfig
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["tokenizer", "trim"],
-         ["data"], ["train"], ["distill"], ["launch"], ["reward"],
+         ["data"], ["data-export"], ["train"], ["distill"], ["launch"], ["reward"],
          ["sft"], ["align"], ["synthesize"], ["merge"], ["warp"], ["gate"], ["tasks"],
          ["trim"],
          ["generate"], ["chat"], ["serve"], ["doctor"], ["info"],

@@ -112,6 +112,7 @@ def test_an_output_that_links_nowhere_says_so(
 # Each argument and option that names a file, a folder or a model, as ~.
 COMMANDS = """
 quickstart --data ~ | quickstart --out ~ | tokenizer train ~ --out o | tokenizer train --out ~
+data --tokens ~ --tokenizer t --out o | data-export ~ --out o | data-export d --out ~
 data ~ --tokenizer t --out o | data --tokenizer ~ --out o | data --tokenizer t --out ~
 train ~ --out o | train --out ~ | train --out o --set data.path=~ | train --out o --set model.init=~
 record m --data d --out o --text ~ | distill --teacher m --out o --text ~

@@ -18,6 +18,7 @@ from gemmule.cli.options import (
     Trimming,
 )
 from gemmule.config import ModelName
+from gemmule.errors import ConfigError
 
 
 @command(DATA)
@@ -29,6 +30,10 @@ def data(
     out: Out,
     trimming: Trimming,
     source: Text = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="Folder of token files to read instead: datatrove's .ds, OLMo's .npy."),
+    ] = None,
     trim: Annotated[
         bool, typer.Option("--trim", help="Trim the tokenizer to the tokens that the text uses.")
     ] = False,
@@ -53,15 +58,25 @@ def data(
     With --trim (or one of its two extents), the tokenizer is that of a Gemma 1, 2 or 3, and
     students of the data have an embedding for the tokens of the text alone.
 
+    With --tokens, ids that another program made with this tokenizer stay as they are.
+
     Example: gemmule data ~/notes --tokenizer runs/tokenizer --out runs/data
     """
     from gemmule.console import counting, stage, table
     from gemmule.data.prepare import prepare
     from gemmule.data.read_log import dropped_lines
     from gemmule.data.text_trim import Extent, compared, prepare_trimmed
+    from gemmule.data.token_shards.source import find_tokens
     from gemmule.model.tokenizer import Tokenizer
     from gemmule.teachers.whole_tokenizer import gemma_tokenizer
 
+    if tokens is not None:
+        given = {"text": source, "--field": field, "--license-field": license_field,
+                 "--trim": trim or trimming.given() or None}  # fmt: skip
+        for what, value in given.items():
+            if value is not None:
+                raise ConfigError(f"--tokens names files of ids, which have no use for {what}: "
+                                  "leave one of them out")  # fmt: skip
     fitted = None
     with stoppable(RERUN), counting("tokenizing") as progress:
         if trim or trimming.given():
@@ -72,8 +87,10 @@ def data(
                 progress=progress, stage=stage,
             )  # fmt: skip
         else:
+            loaded = Tokenizer.load(Path(tokenizer))
             dataset = prepare(
-                source, Tokenizer.load(Path(tokenizer)), out, field=field, name=name,
+                source if tokens is None else find_tokens(tokens, loaded, name, licence),
+                loaded, out, field=field, name=name,
                 licence=licence, license_field=license_field, near_duplicates=near_duplicates,
                 progress=progress,
             )  # fmt: skip

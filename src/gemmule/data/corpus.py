@@ -132,7 +132,7 @@ def read_corpus(
             "must be above 0 and their sum below 1"
         )
     scan = _Scan(source, False, near_duplicates, progress)
-    if len(scan.kept) < _FEW:
+    if len(scan.kept) < _FEW and source.can_be_cut:
         scan = _Scan(source, True, near_duplicates, progress)
     log = ReadLog()
     log.update(source.log)

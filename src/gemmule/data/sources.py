@@ -75,6 +75,11 @@ class Source:
     license_field: str | None = None
 
     @property
+    def can_be_cut(self) -> bool:
+        """Whether documents are cut into sections where there are few."""
+        return True
+
+    @property
     def is_one_text(self) -> bool:
         """Whether it is a single text file, whose documents are its sections."""
         return len(self.files) == 1 and self.files[0].kind == TEXT
