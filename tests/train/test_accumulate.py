@@ -9,12 +9,13 @@ import torch
 
 from gemmule.data.batch import Batch
 from gemmule.model.gemma import Gemma
+from gemmule.runtime.world import SOLO
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.train.config import RunConfig
 from gemmule.train.objective import Objective
 from gemmule.train.objectives.distillation import Distillation
 from gemmule.train.objectives.next_token import NextToken
-from gemmule.train.step import accumulate
+from gemmule.train.step import accumulate, count
 from models import fresh_model, tiny_config
 
 VOCAB = 60
@@ -79,7 +80,7 @@ def test_a_batch_without_targets_gives_zero(tiny: Callable[..., dict[str, Any]])
     whole = batch()
     nothing = dataclasses.replace(whole, labels_BT=torch.full_like(whole.labels_BT, -100))
     model = build(1)
-    assert NextToken().denominator([nothing]) == 1.0
+    assert count(SOLO, NextToken(), [nothing]) == (1.0, whole.tokens_BT.numel())
     assert accumulate(model, NextToken(), [nothing], 1.0, config.runtime) == {"loss": 0.0}
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 

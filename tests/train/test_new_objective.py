@@ -21,7 +21,7 @@ from gemmule.train.config import ObjectiveConfig, RunConfig, load_run_config
 from gemmule.train.initial_model import initial_model
 from gemmule.train.objective import Objective
 from gemmule.train.recipe import Recipe, language_model_recipe
-from gemmule.train.recipes import register_recipe
+from gemmule.train.recipes import alone, register_recipe
 from gemmule.train.run import run_training
 
 Settings = Callable[..., dict[str, Any]]
@@ -76,7 +76,7 @@ def toy() -> Iterator[object]:
         source = Repeats(data.micro_batch, data.seq_len, settings.ids, model)
         return language_model_recipe(config, dataset, model, source, Repeat())
 
-    register_recipe(RepeatConfig, build)
+    register_recipe(RepeatConfig, alone(build))
     yield from (RepeatConfig, Repeat)
 
 

@@ -27,6 +27,7 @@ import typer
 from typer.models import ArgumentInfo
 
 from gemmule import files
+from gemmule.cli.processes import start_processes
 from gemmule.config import ModelName, expand_model
 from gemmule.errors import ConfigError, decoded
 
@@ -94,6 +95,17 @@ Temperature = Annotated[
 
 # Runs.
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        metavar="N",
+        help="Train with N processes of this machine, started by torchrun.",
+        callback=start_processes,
+        is_eager=True,
+        min=1,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable."),

@@ -14,8 +14,10 @@ from gemmule.cli.options import (
     ConfigFile,
     Out,
     Overrides,
+    Processes,
     Resume,
 )
+from gemmule.cli.processes import ranks
 from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
 from gemmule.errors import ConfigError, decoded
@@ -30,13 +32,15 @@ def train(
     config: ConfigFile = None,
     overrides: Overrides = None,
     resume: Resume = False,
+    nproc: Processes = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a config says; without a group objective, on next-token prediction.
 
     Example: gemmule train configs/train-1m.toml --set data.path=runs/data --out runs/mine
     """
-    train_model(run_settings(config, overrides or [], out, resume), out, resume, as_json)
+    config, overrides, resume = restart(config, overrides, out, resume)
+    train_model(run_settings(config, overrides, out, resume), out, resume, as_json)
 
 
 @command(TRAIN)
@@ -59,6 +63,7 @@ def distill(
     ] = False,
     overrides: Overrides = None,
     resume: Resume = False,
+    nproc: Processes = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a student to match its teacher's distribution, computed online or recorded.
@@ -69,10 +74,15 @@ def distill(
     chosen = distillation(teacher, targets, cross_tokenizer)
     if resume:
         chosen.pop()
-    settings = run_settings(config, [*(overrides or []), *chosen], out, resume)
-    with stoppable(RERUN):
-        text.prepare(getattr(settings.objective, "teacher", None), settings.data.path)
-    train_model(settings, out, resume, as_json)
+    given = [*(overrides or []), *chosen]
+    config, given, resume = restart(config, given, out, resume)
+    settings = run_settings(config, given, out, resume)
+
+    def prepare() -> None:
+        with stoppable(RERUN):
+            text.prepare(getattr(settings.objective, "teacher", None), settings.data.path)
+
+    train_model(settings, out, resume, as_json, prepare=prepare)
 
 
 def distillation(teacher: str | None, targets: Path | None, cross_tokenizer: bool) -> list[str]:
@@ -87,6 +97,21 @@ def override(key: str, value: object) -> str:
     """A setting to override with text, such as a path."""
     # Unescaped: JSON's escape of an emoji is two halves, which TOML refuses.
     return f"{key}={json.dumps(decoded(str(value)), ensure_ascii=False)}"
+
+
+def restart(
+    config: Path | None, overrides: Sequence[str] | None, out: Path, resume: bool
+) -> tuple[Path | None, list[str], bool]:
+    """The file of settings, those to override, and whether to resume, as given.
+
+    A process that torchrun or Slurm starts again with the same command goes on with its run.
+    """
+    from gemmule.runs.layout import RunLayout
+    from gemmule.runtime.world import restarted
+
+    if restarted() and RunLayout(out).config.is_file():
+        return None, [], True
+    return config, list(overrides or []), resume
 
 
 def run_settings(config: Path | None, overrides: list[str], out: Path, resume: bool) -> "RunConfig":
@@ -107,27 +132,35 @@ def train_model(
     resume: bool,
     as_json: bool,
     *,
+    prepare: Callable[[], None] = lambda: None,
     further: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
     chats: bool = False,
 ) -> None:
-    """Trains, and says what came out.
+    """Trains, and says what came out; under torchrun as one of the ranks.
 
     Args:
         settings: settings of the run.
         out: its folder.
         resume: whether to continue the run there.
         as_json: whether to print the result as JSON.
+        prepare: what the first rank does before.
         further: further lines to print of the result.
         chats: whether the model answers in turns.
     """
     from gemmule.console import console, next_commands
 
     how = "the same command with --resume continues from the last saved step"
-    with stoppable(how, "train", out):
+    with stoppable(how, "train", out), ranks(settings.runtime.device) as world:
         from gemmule.evals.memorization.callback import memorization_probe
         from gemmule.train.run import describe, run_training
 
-        result = run_training(settings, out, resume=resume, make_probes=[memorization_probe])
+        if world.first:
+            prepare()
+        world.barrier()
+        probes = [memorization_probe]
+        result = run_training(settings, out, resume=resume, make_probes=probes, world=world)
+    if not world.first:
+        return
     if as_json:
         print(json.dumps(result))
     else:

@@ -203,15 +203,26 @@ def batch_of(split: Split, indices: npt.NDArray[np.int64], seq_len: int) -> Batc
 
 
 def eval_batches(
-    split: Split, batch_size: int, seq_len: int, max_tokens: int | None = None
+    split: Split,
+    batch_size: int,
+    seq_len: int,
+    max_tokens: int | None = None,
+    *,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[Batch]:
     """The whole split once, in order; the last sequence is padded, the last batch may be smaller.
+
+    Readers that share it get every `parts`-th batch, and all get the same number: one that has none
+    left gets the first one without labels.
 
     Args:
         split: tokens to read.
         batch_size: sequences per batch, B.
         seq_len: tokens per sequence, T.
         max_tokens: read only about this many tokens, in sequences spread evenly over the split.
+        part: number of this reader, from 0.
+        parts: how many share the split.
 
     Raises:
         DataError: when the split has fewer than two tokens.
@@ -225,5 +236,12 @@ def eval_batches(
     if max_tokens is not None and max_tokens < count * seq_len:
         fewer = max(1, max_tokens // seq_len)
         indices = np.arange(fewer) * count // fewer
-    for first in range(0, len(indices), batch_size):
-        yield batch_of(split, indices[first : first + batch_size], seq_len)
+    starts = range(0, len(indices), batch_size)
+    for first in range(0, len(starts), parts):
+        if first + part < len(starts):
+            start = starts[first + part]
+            yield batch_of(split, indices[start : start + batch_size], seq_len)
+        else:
+            batch = batch_of(split, indices[:batch_size], seq_len)
+            nothing = torch.full_like(batch.labels_BT, IGNORED)
+            yield dataclasses.replace(batch, labels_BT=nothing)

@@ -24,6 +24,7 @@ from gemmule.runs.emissions.settings import load_footprint
 from gemmule.runs.layout import CARBON
 from gemmule.runs.power.machine import MachineMeter
 from gemmule.runs.schema import Amount, RunFile
+from gemmule.runtime.world import World
 
 __all__ = ["Energy", "EnergyMeter", "check_country", "start_tracker", "total"]
 
@@ -146,6 +147,32 @@ class EnergyMeter:
             sessions=int(self._started is not None),
         )
         return here if self._previous is None else total([self._previous, here]) or here
+
+
+def of_all_machines(meter: EnergyMeter, world: World) -> Energy:
+    """The energy of a run so far on all its machines, of each of which the first rank measures.
+
+    Every rank calls this, and the first one's result counts. What is not known of one machine is
+    not known of all.
+    """
+    here = meter.reading()
+    if world.size == world.local_size:
+        return here
+    measures, wh, grams = world.local_rank == 0, here.energy_wh, here.gco2e
+    machines, energy, emitted, unknown = world.sum(
+        [
+            float(measures),
+            (wh or 0.0) * measures,
+            (grams or 0.0) * measures,
+            float(measures and (wh is None or grams is None)),
+        ]
+    )
+    totals = {
+        "energy_wh": None if unknown else energy,
+        "gco2e": None if unknown else emitted,
+        "how": {**here.how, "machines": f"the sum of {machines:.0f}"},
+    }
+    return Energy(**{**dict(here), **totals})
 
 
 def start_tracker() -> MachineMeter:

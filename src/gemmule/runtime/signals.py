@@ -42,15 +42,19 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(*, patient: bool = False) -> Iterator[Stop]:
     """Turns Ctrl-C, SIGTERM and SIGHUP into a request to stop; a second Ctrl-C does not wait.
 
     A signal that this process was started to ignore, as nohup does with SIGHUP, stays ignored.
+
+    Args:
+        patient: whether a second Ctrl-C waits too: torchrun passes on the one that its processes
+            have already had from the terminal.
     """
     stop = Stop()
 
     def request(number: int, frame: FrameType | None) -> None:
-        if stop.requested and number == signal.SIGINT:
+        if stop.requested and number == signal.SIGINT and not patient:
             raise KeyboardInterrupt
         stop.requested = True
 

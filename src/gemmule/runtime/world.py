@@ -332,6 +332,14 @@ class StepSums:
         return StepSums(dict(zip(self.sums, values, strict=True)), non_finite, stop, due)
 
 
+def restarted() -> bool:
+    """Whether torchrun or Slurm has started this process again after its run had failed."""
+    counts = (
+        os.environ.get(name) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    )
+    return any(count not in (None, "", "0") for count in counts)
+
+
 def _place(environment: Mapping[str, str]) -> dict[str, Any]:
     """Checked values of torchrun's environment variables."""
     missing = [name for name in _VARIABLES if not environment.get(name)]

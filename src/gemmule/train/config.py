@@ -66,8 +66,8 @@ class DataConfig(Config):
         stages: parts at the end of the run with other weights, in order.
         seq_len: tokens per sequence.
         batch_size: sequences per optimizer step.
-        micro_batch_size: sequences per forward pass; gradients add up to batch_size. None: the
-            whole batch.
+        micro_batch_size: sequences per forward pass, at most; gradients add up to batch_size. None:
+            the whole batch. Ranks share a batch, so theirs may have to be smaller.
     """
 
     path: Path
@@ -119,6 +119,25 @@ class DataConfig(Config):
             )
         mixture_settings.check(self.mixture, self.stages or ())
         return self
+
+    def shared_by(self, ranks: int) -> Self:
+        """The settings of each of several ranks, with the largest micro-batch that fits its share.
+
+        Args:
+            ranks: number of ranks that read different sequences.
+
+        Raises:
+            ConfigError: when the batch cannot be shared equally.
+        """
+        rows, rest = divmod(self.batch_size, ranks)
+        if rest:
+            raise ConfigError(
+                f"data.batch_size = {self.batch_size}: {ranks} ranks cannot share a batch equally; "
+                f"set it to a multiple of {ranks}, or start another number of ranks"
+            )
+        limit = min(self.micro_batch, rows)
+        largest = next(n for n in range(limit, 0, -1) if rows % n == 0)
+        return self.model_copy(update={"micro_batch_size": largest})
 
     @pydantic.model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:
@@ -356,6 +375,24 @@ class EvaluationConfig(Config):
         return self
 
 
+class ParallelConfig(Config):
+    """How the ranks of a run hold its model; each reads its own part of every batch.
+
+    Attributes:
+        data_parallel_shard_degree: ranks that hold the weights, gradients and optimizer states
+            together, in shards (FSDP2); 1: every rank holds all of them; -1: all ranks together.
+    """
+
+    data_parallel_shard_degree: int = Field(default=1, ge=-1)
+
+    @pydantic.field_validator("data_parallel_shard_degree")
+    @classmethod
+    def _some_rank_holds_them(cls, degree: int) -> int:
+        if degree == 0:
+            raise ValueError("use 1 for whole weights on every rank, -1 for shards over all ranks")
+        return degree
+
+
 class CheckpointConfig(Config):
     """Training states, from which a stopped run is resumed.
 
@@ -386,6 +423,7 @@ class RunConfig(Config):
         evaluation: evaluation during and after training.
         checkpoint: training states.
         runtime: device, dtype, compilation, threads.
+        parallel: how several ranks hold the model.
     """
 
     moved: ClassVar[Mapping[str, str]] = FLAT_KEYS
@@ -402,6 +440,7 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "config") -> Self:

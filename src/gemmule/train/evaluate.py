@@ -12,9 +12,11 @@ from gemmule.data.packed_text import eval_batches
 from gemmule.losses.labels import IGNORED
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runtime.world import SOLO, World
 from gemmule.train.config import RunConfig
 from gemmule.train.objective import Objective
 from gemmule.train.probe import Probe
+from gemmule.train.sharding import gathered
 
 METRICS = ("nats_per_token", "perplexity", "bits_per_byte")
 
@@ -29,8 +31,9 @@ def evaluate(
     batch_size: int = 16,
     max_tokens: int | None = None,
     compiled: bool = False,
+    world: World = SOLO,
 ) -> dict[str, float]:
-    """Measures the loss of `model` on a split.
+    """Measures the loss of `model` on a split, of which each rank reads a part.
 
     Bits per byte divide the nats by the UTF-8 bytes of the predicted tokens, so that models with
     different tokenizers can be compared; end-of-document tokens cost nats and have no bytes.
@@ -43,16 +46,19 @@ def evaluate(
         batch_size: sequences per forward pass.
         max_tokens: number of tokens to read, spread evenly over the split; None: all.
         compiled: whether the element-wise part of the loss goes through torch.compile.
+        world: ranks that have the same model; all of them call this.
 
     Returns:
         nats_per_token, perplexity, bits_per_byte, and tokens, the number of predicted tokens.
     """
-    nats, count, size = 0.0, 0, 0
+    nats, count, size = 0.0, 0.0, 0.0
     device = model.embed_tokens.weight.device
     byte_length_V = torch.from_numpy(tokenizer.token_bytes()).to(device)
     # Uses what training compiled; compiling more for a forward pass would not pay.
-    with torch.compiler.set_stance("eager_on_recompile"):
-        for batch in eval_batches(split, batch_size, seq_len, max_tokens):
+    with torch.compiler.set_stance("eager_on_recompile"), gathered(model):
+        for batch in eval_batches(
+            split, batch_size, seq_len, max_tokens, part=world.rank, parts=world.size
+        ):
             labels_BT = batch.labels_BT.to(device)
             x_BTD = model.hidden_states(
                 batch.tokens_BT.to(device), doc_ids_BT=batch.doc_ids_BT.to(device)
@@ -64,16 +70,17 @@ def evaluate(
             predicted = labels_BT[labels_BT != IGNORED]
             count += predicted.numel()
             size += int(byte_length_V[predicted].sum())
+    nats, count, size = world.sum([nats, count, size])
     return {
         "nats_per_token": nats / count,
         "perplexity": math.exp(min(nats / count, 700.0)),
         "bits_per_byte": nats / math.log(2) / max(size, 1),
-        "tokens": count,
+        "tokens": int(count),
     }
 
 
 def validation_probe(
-    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
+    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective, world: World = SOLO
 ) -> Probe:
     """Evaluation on the validation split, every config.evaluation.every steps.
 
@@ -82,8 +89,9 @@ def validation_probe(
         model: model that is trained.
         dataset: its data.
         objective: what it minimizes; says whether the run compiles its losses.
+        world: ranks of the run.
     """
-    measure = _evaluation(config, model, dataset, objective)
+    measure = _evaluation(config, model, dataset, objective, world)
 
     def metrics(_: int) -> dict[str, float]:
         values, by_source = measure("validation", config.evaluation.tokens)
@@ -97,14 +105,14 @@ def validation_probe(
 
 
 def heldout_result(
-    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
+    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective, world: World = SOLO
 ) -> Callable[[], dict[str, Any]]:
     """A function that evaluates the model on the held-out split; arguments as above.
 
     It returns what result.json says: "split", the metrics, the number of tokens predicted, and of a
     mixture, "sources" with the metrics of each.
     """
-    measure = _evaluation(config, model, dataset, objective)
+    measure = _evaluation(config, model, dataset, objective, world)
 
     def result() -> dict[str, Any]:
         values, by_source = measure("heldout", config.evaluation.heldout_tokens)
@@ -127,7 +135,7 @@ Metrics = dict[str, float]
 
 
 def _evaluation(
-    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective
+    config: RunConfig, model: Gemma, dataset: Dataset, objective: Objective, world: World
 ) -> Callable[[str, int | None], tuple[Metrics, dict[str, Metrics]]]:
     """A function from a split and a number of tokens to metrics, and those of each source."""
 
@@ -140,6 +148,7 @@ def _evaluation(
             batch_size=config.data.micro_batch,
             max_tokens=max_tokens,
             compiled=objective.compiled,
+            world=world,
         )
 
     def measure(split: str, max_tokens: int | None) -> tuple[Metrics, dict[str, Metrics]]:

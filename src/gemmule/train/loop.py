@@ -1,5 +1,6 @@
 """The training loop: one for pretraining, distillation and every other kind of run."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gemmule import files
-from gemmule.errors import Interrupted, TrainingError
+from gemmule.errors import ConfigError, Interrupted, TrainingError
 from gemmule.model.gemma import Gemma
-from gemmule.runs.carbon import Energy, EnergyMeter
+from gemmule.runs.carbon import Energy, EnergyMeter, of_all_machines
 from gemmule.runs.layout import CARBON
 from gemmule.runs.reporter import Reporter
 from gemmule.runs.run_dir import RunDir
@@ -24,7 +25,7 @@ from gemmule.train.probe import Probe
 from gemmule.train.recipe import Recipe
 from gemmule.train.schedule import learning_rate_factor
 from gemmule.train.state import Optimizers, SafetensorsStates, StateStore
-from gemmule.train.step import accumulate, agree, sum_gradients
+from gemmule.train.step import accumulate, count, reduce
 
 
 @dataclasses.dataclass
@@ -68,7 +69,7 @@ def train(
     Args:
         run: folder for metrics and training states.
         config: resolved settings (no "auto" left).
-        recipe: model, source and objective; each rank's source yields batches of its own.
+        recipe: model, source and objective; each rank's source yields its own part of every step.
         label: name on the progress bar.
         probes: measurements, the recipe's own among them.
         world: ranks of the run.
@@ -81,33 +82,32 @@ def train(
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
     states = SafetensorsStates(run.layout.checkpoints, config.checkpoint.keep, world)
     state = _resume(run, states, recipe, optimizers, world)
-    meter = EnergyMeter(config.runtime.country, state.carbon)
+    meter = EnergyMeter(config.runtime.country, state.carbon if world.first else None)
     total = config.steps * recipe.tokens_per_step
     report = Reporter(
         run.layout, world, label=label, total=total, step=state.step, done=state.tokens
     )
     alone, saved, stopping = world.size == 1, time.monotonic(), False
+    metering = meter if world.local_rank == 0 else contextlib.nullcontext()
+    micro_batches = config.data.micro_batches // world.size
     model.train()
-    with stop_signals() as stop, report, meter:
+    with stop_signals(patient=not alone) as stop, report, metering:
         while not _complete(state, config) and not stopping:
             began = time.perf_counter()
             factor = learning_rate_factor(state.step, config.steps, config.schedule)
             set_learning_rate(optimizers, factor)
-            batches = [source.next() for _ in range(config.data.micro_batches)]
-            denominator = objective.denominator(batches)
+            batches = [source.next() for _ in range(micro_batches)]
+            denominator, tokens = count(world, objective, batches)
             means = accumulate(model, objective, batches, denominator, config.runtime)
             due = _overdue(saved, config)
-            tokens = sum(batch.tokens_BT.numel() for batch in batches)
-            agreed = agree(world, means, denominator, tokens, stop=stop.requested, due=due)
-            if not alone:
-                sum_gradients(model, agreed.fraction)
-            norm = clip_gradients(model, config.optimizer.clip).item()
+            agreed = reduce(world, model, means, stop=stop.requested, due=due)
+            norm = clip_gradients(model, config.optimizer.clip, agreed.norm).item()
             if not (math.isfinite(agreed.means["loss"]) and math.isfinite(norm)):
                 raise TrainingError(_diverged(states, state.step + 1, agreed.means["loss"], norm))
             _update(optimizers)
             further = {} if recipe.hook is None else recipe.hook.after_step()
             elapsed = time.perf_counter() - began
-            state.step, state.tokens = state.step + 1, state.tokens + agreed.tokens
+            state.step, state.tokens = state.step + 1, state.tokens + tokens
             state.seconds, state.loader = state.seconds + elapsed, source.state()
 
             last = state.step == config.steps
@@ -116,7 +116,7 @@ def train(
                 rates = {
                     "learning_rate": config.optimizer.learning_rate * factor,
                     "gradient_norm": norm,
-                    "tokens_per_second": agreed.tokens / elapsed,
+                    "tokens_per_second": tokens / elapsed,
                 }
                 _log(report, state, {**agreed.means, **further, **rates})
             due_probes = [p for p in probes if last or state.step % p.every == 0]
@@ -127,7 +127,7 @@ def train(
             due = _overdue(saved, config) if alone else agreed.due
             ends = stopping or _complete(state, config)
             if ends or better or due or state.step % config.checkpoint.every == 0:
-                state.carbon = meter.reading().to_json()
+                state.carbon = of_all_machines(meter, world).to_json()
                 _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
     # Also after the last step: what comes next may take long, or be another run of a loop.
@@ -189,6 +189,7 @@ def _resume(
         files.remove_leftovers(run.path)
     states.clean()
     steps = states.steps()
+    _check_same(steps, run, world)
     if not steps:
         return TrainState()
     state = TrainState(
@@ -198,6 +199,18 @@ def _resume(
     if world.first:  # a kill may have come before it was written
         _write_carbon(run, state)
     return state
+
+
+def _check_same(steps: Sequence[int], run: RunDir, world: World) -> None:
+    """Raises unless every rank sees the same newest state."""
+    newest = steps[-1] if steps else 0
+    total, squares = world.sum([newest, newest**2])
+    if total**2 != world.size * squares:
+        raise ConfigError(
+            f"the ranks see different training states in {run.path} (rank {world.rank}: "
+            f"{'none' if not steps else f'step-{newest}'}): the folder of a run must be one that "
+            "all machines share"
+        )
 
 
 def _save(

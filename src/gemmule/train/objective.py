@@ -49,11 +49,12 @@ class Objective(Protocol):
         return
 
     def denominator(self, batches: Sequence[Batch]) -> float:
-        """What the summed loss of a step is divided by, greater than 0: the weight of its labels.
+        """What the summed loss of a step is divided by: the weight of its labels.
 
-        Without weights that is the number of labels.
+        Without weights that is the number of labels. The loop adds up that of all ranks, and
+        divides by 1 where there is nothing to learn.
         """
-        return float(sum(map(label_weight, batches)) or 1)
+        return float(sum(map(label_weight, batches)))
 
     def flops_per_token(self, model: Gemma, seq_len: int) -> float:
         """Floating-point operations of a training step per token of its batches.

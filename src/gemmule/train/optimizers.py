@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from gemmule.checkpoints.checkpoint import SCORE
 from gemmule.train.config import OptimizerConfig
 from gemmule.train.muon import Muon
+from gemmule.train.sharding import local
 
 
 def build_optimizers(
@@ -57,6 +58,16 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
             group["lr"] = group["peak_lr"] * factor
 
 
-def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scales the whole gradient down to norm `largest` if it is larger; returns its norm before."""
-    return nn.utils.clip_grad_norm_(model.parameters(), largest)
+def clip_gradients(model: nn.Module, largest: float, norm: float | None = None) -> Tensor:
+    """Scales the whole gradient down to norm `largest` if it is larger; returns its norm before.
+
+    Args:
+        model: model whose gradients are scaled in place.
+        largest: largest norm.
+        norm: the gradient's norm where each rank holds a part of it; None: it is computed here.
+    """
+    if norm is None:
+        return nn.utils.clip_grad_norm_(model.parameters(), largest)
+    gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, min(1.0, largest / (norm + 1e-6)))  # as torch does
+    return torch.tensor(norm)

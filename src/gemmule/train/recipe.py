@@ -21,6 +21,7 @@ from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.layout import RunLayout
 from gemmule.runtime.config import RuntimeConfig
+from gemmule.runtime.world import SOLO, World
 from gemmule.train.config import RunConfig
 from gemmule.train.evaluate import heldout_result, validation_probe
 from gemmule.train.mixtures import MIXTURE, describe, with_tokens_read
@@ -101,6 +102,7 @@ def language_model_recipe(
     *,
     teachers: Sequence[Mapping[str, Any]] = (),
     inputs: Mapping[str, Any] | None = None,
+    world: World = SOLO,
 ) -> Recipe:
     """The recipe of a run that is evaluated by its loss on validation and held-out text.
 
@@ -112,9 +114,10 @@ def language_model_recipe(
         objective: what a step minimizes.
         teachers: models that it learns from, as in `Recipe.parents`.
         inputs: as in `Recipe.inputs`.
+        world: ranks of the run.
     """
     start = [] if config.model.init is None else [start_of(config.model.init, model)]
-    result = heldout_result(config, model, dataset, objective)
+    result = heldout_result(config, model, dataset, objective, world)
     inputs = inputs or {}
     if isinstance(source, MixedText) and isinstance(dataset, MixedDataset):
         result = with_tokens_read(result, source)
@@ -123,7 +126,7 @@ def language_model_recipe(
         model,
         source,
         objective,
-        probes=[validation_probe(config, model, dataset, objective)],
+        probes=[validation_probe(config, model, dataset, objective, world)],
         result=result,
         parents=[*teachers, *start],
         inputs=inputs,

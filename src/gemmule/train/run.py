@@ -18,6 +18,7 @@ from gemmule.runs.lock import locked
 from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest, RunResult
 from gemmule.runtime import device, memory, torch_compile
+from gemmule.runtime.world import SOLO, World
 from gemmule.train.adapters.attach import Adapter, flops_saved_per_token, merge
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.initial_model import run_tokenizer
@@ -26,6 +27,8 @@ from gemmule.train.mixtures import MIXTURE, announce, check_mixable, open_data
 from gemmule.train.probe import MakeProbe, Probe
 from gemmule.train.recipe import Cost, Recipe
 from gemmule.train.recipes import build_recipe
+from gemmule.train.sharded_export import save_sharded
+from gemmule.train.sharding import check_sharding, data_mesh, is_sharded, shard
 
 # What a manifest's inputs are called in an error.
 _INPUTS: Mapping[str, str] = {
@@ -42,6 +45,7 @@ def run_training(
     resume: bool = False,
     label: str | None = None,
     make_probes: Sequence[MakeProbe] = (),
+    world: World = SOLO,
 ) -> dict[str, Any]:
     """Trains a model as `config` says, into the run directory `out`.
 
@@ -51,6 +55,7 @@ def run_training(
         resume: continue from the newest training state; a finished run is left as it is.
         label: name on the progress bar; None: the folder's.
         make_probes: measurements during training, made where the settings ask for them.
+        world: ranks of the run, each of which calls this; the first one writes the folder.
 
     Returns:
         The content of result.json.
@@ -65,42 +70,57 @@ def run_training(
         stack.enter_context(ledger.activity(_kind(config), out))
         if resume:
             run = RunDir.open(out)
-            stack.enter_context(locked(out))
-            if layout.finished:
+            if world.first:
+                stack.enter_context(locked(out))
+            if world.agree(layout.finished):
                 ledger.drop()
                 return RunResult.read(layout.result).to_json()
             config = load_run_config(layout.config)
         memory.keep_freed_memory()
         check_mixable(config)
-        dataset = open_data(config.data)
-        recipe = build_recipe(config, dataset)
+        dataset, given = open_data(config.data), config
+        config = config.model_copy(update={"data": given.data.shared_by(world.size)})
+        recipe = build_recipe(config, dataset, world)
         tokenizer = run_tokenizer(config, dataset)
         probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
         _check_best(config, probes)
         check_country(config.runtime.country)
-        config = _resolved(config, recipe)
+        check_sharding(config, world)
+        config = _resolved(config, recipe, world)
         adapter = _adapter(config, recipe, tokenizer)
         manifest = _manifest(config, recipe, dataset, adapter)
         if not resume:  # whatever was wrong with the settings has left nothing behind
-            stack.enter_context(locked(out))
-            run = RunDir.create(out, config, besides=[config.data.path])
-        if MIXTURE in recipe.inputs:
+            run = RunDir(out)
+            if world.first:
+                stack.enter_context(locked(out))
+                RunDir.create(out, _saved(config, given, world), besides=[config.data.path])
+        if MIXTURE in recipe.inputs and world.first:
             announce(recipe.inputs[MIXTURE])
-        if layout.started:
-            _check_inputs(Manifest.read(layout.manifest).to_json(), manifest, out)
-        else:
-            run.write_manifest(manifest)
-        _prepare(config, recipe)
+        if world.first:
+            _check_or_write(run, manifest)
+        world.barrier()
+        _prepare(config, recipe, world)
         ledger.note(country=config.runtime.country, flop_per_token=_flops_per_token(config, recipe))
         before = Cost() if recipe.begin is None else recipe.begin(layout, config.runtime)
-        state = train(run, config, recipe, label or out.resolve().name, probes)
+        state = train(run, config, recipe, label or out.resolve().name, probes, world)
         recipe.model.eval()
         result = _result(config, recipe, state, before)
-        _save(recipe, adapter, tokenizer, layout.model)
-        ledger.note(product=_fingerprint(recipe, layout.model))
-        ledger.beat()
-        result.write(layout.result)
+        if is_sharded(recipe.model):
+            save_sharded(recipe.model, tokenizer, layout.model, world)
+        elif world.first:
+            _save(recipe, adapter, tokenizer, layout.model)
+        if world.first:
+            ledger.note(product=_fingerprint(recipe, layout.model))
+            ledger.beat()
+            result.write(layout.result)
         return result.to_json()
+
+
+def _saved(config: RunConfig, given: RunConfig, world: World) -> RunConfig:
+    """The settings that a run is resumed with, by any number of ranks."""
+    threads = config.runtime.threads if world.size == 1 else given.runtime.threads
+    runtime = config.runtime.model_copy(update={"threads": threads})
+    return config.model_copy(update={"data": given.data, "runtime": runtime})
 
 
 def _adapter(config: RunConfig, recipe: Recipe, tokenizer: Tokenizer) -> Adapter | None:
@@ -151,13 +171,13 @@ def _check_best(config: RunConfig, probes: Sequence[Probe]) -> None:
         )
 
 
-def _resolved(config: RunConfig, recipe: Recipe) -> RunConfig:
+def _resolved(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
     """The settings without any "auto"."""
     flops = _flops_per_token(config, recipe) * config.steps * recipe.tokens_per_step
     wanted = config.runtime
     if wanted.dtype == "auto":
         wanted = wanted.model_copy(update={"dtype": recipe.auto_dtype})
-    runtime = device.resolve(wanted, flops)
+    runtime = device.resolve(wanted, flops, world)
     return config.model_copy(update={"runtime": runtime})
 
 
@@ -167,12 +187,16 @@ def _flops_per_token(config: RunConfig, recipe: Recipe) -> float:
     return full - flops_saved_per_token(recipe.model)
 
 
-def _prepare(config: RunConfig, recipe: Recipe) -> None:
+def _prepare(config: RunConfig, recipe: Recipe, world: World) -> None:
     """Moves the model and whatever the objective needs to the device, and compiles them."""
-    compiled = bool(config.runtime.compile)
-    recipe.model.to(config.runtime.device)
+    compiled, degree = bool(config.runtime.compile), config.parallel.data_parallel_shard_degree
+    if world.size == 1 or degree == 1:
+        recipe.model.to(config.runtime.device)
     if compiled:
         torch_compile.compile_blocks(recipe.model.layers)
+    if world.size > 1 and degree != 1:  # moves each unit to the device
+        mesh = data_mesh(world, degree, config.runtime.device)
+        shard(recipe.model, mesh, half=config.runtime.dtype == "bfloat16")
     recipe.objective.prepare(config.runtime.device, compiled)
 
 
@@ -219,6 +243,13 @@ def _manifest(
         "objective": recipe.objective.describe(),
         **({} if adapter is None else {"adapter": adapter.describe(recipe.model)}),
     }
+
+
+def _check_or_write(run: RunDir, manifest: Mapping[str, Any]) -> None:
+    if run.layout.started:
+        _check_inputs(Manifest.read(run.layout.manifest).to_json(), manifest, run.path)
+    else:
+        run.write_manifest(manifest)
 
 
 def _check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:

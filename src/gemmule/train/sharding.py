@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gemmule.errors import ConfigError
 from gemmule.model.gemma import Gemma
 from gemmule.runtime.world import World
+from gemmule.train.config import RunConfig
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -58,6 +59,25 @@ def data_mesh(world: World, degree: int, device: str) -> "DeviceMesh":
     return init_device_mesh(device, (groups, degree), mesh_dim_names=(REPLICATE, SHARD))
 
 
+def check_sharding(config: RunConfig, world: World) -> None:
+    """Refuses what shards cannot do.
+
+    Raises:
+        ConfigError: saying what to do instead.
+    """
+    if world.size == 1 or config.parallel.data_parallel_shard_degree == 1:
+        return
+    for name, wanted in (
+        ("adapter", config.adapter),
+        ("evaluation.memorization", config.evaluation.memorization),
+    ):
+        if wanted is not None:
+            raise ConfigError(
+                f"{name} needs whole weights on every rank: set "
+                "parallel.data_parallel_shard_degree = 1, or leave it out"
+            )
+
+
 def shard(model: Gemma, mesh: "DeviceMesh", *, half: bool = False) -> None:
     """Divides a model's parameters over ranks, in place; they become DTensors.
 
@@ -83,11 +103,11 @@ def shard(model: Gemma, mesh: "DeviceMesh", *, half: bool = False) -> None:
         register_fsdp_forward_method,
     )
 
-    whole = MixedPrecisionPolicy()
+    same = MixedPrecisionPolicy()
     halves = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=halves if half else whole)
-    fully_shard(model, mesh=mesh, mp_policy=whole, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=halves if half else same)
+    fully_shard(model, mesh=mesh, mp_policy=same, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -119,6 +139,11 @@ def is_shard(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard, in the same memory; a tensor that is not divided itself."""
     return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be divided, gathered from the ranks, all of which call this."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_square(model: nn.Module, world: World) -> float:

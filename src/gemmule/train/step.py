@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from gemmule.data.batch import Batch
 from gemmule.model.gemma import Gemma
 from gemmule.runtime.config import RuntimeConfig
 from gemmule.runtime.world import StepSums, World
 from gemmule.train.objective import Objective
+from gemmule.train.sharding import is_sharded, local_square, sum_gradients
 
 
 def accumulate(
@@ -28,7 +28,7 @@ def accumulate(
         model: model to train.
         objective: loss.
         batches: micro-batches of the step.
-        denominator: what the summed loss of these batches is divided by.
+        denominator: what the summed loss of a step is divided by, over all ranks.
         runtime: device and dtype, resolved.
 
     Returns:
@@ -59,59 +59,57 @@ class Agreement:
 
     Attributes:
         means: metrics over the batches of all ranks.
-        tokens: tokens of the batches of all ranks.
-        fraction: this rank's part of the denominator.
+        norm: norm of the gradient of a sharded model; None where each rank holds all of it.
         stop: whether a rank was asked to stop.
         due: whether a rank's clock says that a training state is due.
     """
 
     means: Mapping[str, float]
-    tokens: int
-    fraction: float
+    norm: float | None
     stop: bool
     due: bool
 
 
-def agree(
+def count(world: World, objective: Objective, batches: Sequence[Batch]) -> tuple[float, int]:
+    """The denominator of a step and its number of tokens, over the batches of all ranks."""
+    tokens = sum(batch.tokens_BT.numel() for batch in batches)
+    denominator, total = world.sum([objective.denominator(batches), tokens])
+    return denominator or 1.0, int(total)
+
+
+def reduce(
     world: World,
+    model: Gemma,
     means: Mapping[str, float],
-    denominator: float,
-    tokens: int,
     *,
     stop: bool,
     due: bool,
 ) -> Agreement:
-    """Joins the ranks' metrics and flags in one all-reduce; alone, returns them as they are.
+    """Adds up the gradients of all ranks, and joins their metrics and flags in one all-reduce.
+
+    Alone, returns the metrics and flags as they are.
 
     Args:
         world: ranks of the run.
-        means: this rank's metrics, from `accumulate`.
-        denominator: this rank's denominator.
-        tokens: tokens of this rank's batches.
+        model: model with this rank's gradients; those of a sharded one are sums already.
+        means: this rank's metrics, from `accumulate` with the denominator of all ranks.
         stop: whether this rank was asked to stop.
         due: whether this rank's clock says that a training state is due.
     """
     if world.size == 1:
-        return Agreement(means, tokens, 1.0, stop, due)
-    sums = {name: mean * denominator for name, mean in means.items()}
+        return Agreement(means, None, stop, due)
+    sharded = is_sharded(model)
+    if not sharded:
+        sum_gradients(model)
     own = StepSums(
-        {"denominator": denominator, "tokens": tokens, **sums},
+        {**means, "square": local_square(model, world) if sharded else 0.0},
         non_finite=not math.isfinite(means["loss"]),
         stop=stop,
         due=due,
     )
     total = own.over(world)
-    whole = total.sums["denominator"]
-    joined = {name: total.sums[name] / whole for name in means}
+    joined = {name: total.sums[name] for name in means}
     if total.non_finite:  # an infinity of either sign on two ranks would not add up to one
         joined["loss"] = math.nan
-    fraction = denominator / whole
-    return Agreement(joined, int(total.sums["tokens"]), fraction, total.stop, total.due)
-
-
-def sum_gradients(model: nn.Module, fraction: float) -> None:
-    """Adds up the gradients of all ranks, each weighted by its rank's part of the denominator."""
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(fraction)
-            dist.all_reduce(parameter.grad)
+    norm = math.sqrt(total.sums["square"]) if sharded else None
+    return Agreement(joined, norm, total.stop, total.due)

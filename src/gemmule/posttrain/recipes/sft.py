@@ -90,7 +90,7 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
         )
     else:
         store = open_store(config, settings.targets, model, dataset)
-        source = packed_text(config, dataset, store.sequences)
+        source = packed_text(config, dataset, sequences=store.sequences)
         objective = StoredDistillation(store, settings.temperature, settings.alpha)
         recipe = language_model_recipe(
             config,

@@ -5,6 +5,7 @@ from pathlib import Path
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError, DataError
 from gemmule.model.gemma import Gemma
+from gemmule.runtime.world import SOLO, World
 from gemmule.teachers.any_tokenizer import OwnTokenizer
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import open_foreign_teacher, open_teacher
@@ -17,8 +18,8 @@ from gemmule.train.recipe import Recipe, language_model_recipe
 from gemmule.train.recipes.pretrain import packed_text, text_source
 
 
-def build(config: RunConfig, dataset: Dataset) -> Recipe:
-    """The recipe.
+def build(config: RunConfig, dataset: Dataset, world: World = SOLO) -> Recipe:
+    """The recipe of one of the ranks.
 
     Raises:
         UserError: when a setting, the data, the teacher or the logit store cannot be used.
@@ -27,19 +28,24 @@ def build(config: RunConfig, dataset: Dataset) -> Recipe:
     assert isinstance(settings, DistillConfig)
     student = initial_model(config, dataset)
     if settings.targets is not None:
-        return _from_store(config, settings, settings.targets, dataset, student)
+        return _from_store(config, settings, settings.targets, dataset, student, world)
     assert settings.teacher is not None  # DistillConfig has one or the other
     if settings.cross_tokenizer:
-        return _across_tokenizers(config, settings, settings.teacher, dataset, student)
-    return _from_teacher(config, settings, settings.teacher, dataset, student)
+        return _across_tokenizers(config, settings, settings.teacher, dataset, student, world)
+    return _from_teacher(config, settings, settings.teacher, dataset, student, world)
 
 
 def _from_teacher(
-    config: RunConfig, settings: DistillConfig, path: str, dataset: Dataset, student: Gemma
+    config: RunConfig,
+    settings: DistillConfig,
+    path: str,
+    dataset: Dataset,
+    student: Gemma,
+    world: World,
 ) -> Recipe:
     teacher = open_teacher(path, dataset, config.data.seq_len)
     _check_vocabulary(f"the teacher, {path},", teacher.vocab_size, student)
-    source = text_source(config, dataset)
+    source = text_source(config, dataset, world)
     objective = Distillation(
         teacher,
         settings.temperature,
@@ -48,15 +54,26 @@ def _from_teacher(
         settings.route_above,
     )
     return language_model_recipe(
-        config, dataset, student, source, objective, teachers=[teacher.describe()]
+        config,
+        dataset,
+        student,
+        source,
+        objective,
+        teachers=[teacher.describe()],
+        world=world,
     )
 
 
 def _across_tokenizers(
-    config: RunConfig, settings: DistillConfig, path: str, dataset: Dataset, student: Gemma
+    config: RunConfig,
+    settings: DistillConfig,
+    path: str,
+    dataset: Dataset,
+    student: Gemma,
+    world: World,
 ) -> Recipe:
     teacher = open_foreign_teacher(path, config.data.seq_len)
-    source = text_source(config, dataset)
+    source = text_source(config, dataset, world)
     objective = CrossTokenizerDistillation(
         teacher,
         OwnTokenizer(dataset.tokenizer),
@@ -66,15 +83,26 @@ def _across_tokenizers(
         vocab_size=dataset.tokenizer.vocab_size,
     )
     return language_model_recipe(
-        config, dataset, student, source, objective, teachers=[teacher.describe()]
+        config,
+        dataset,
+        student,
+        source,
+        objective,
+        teachers=[teacher.describe()],
+        world=world,
     )
 
 
 def _from_store(
-    config: RunConfig, settings: DistillConfig, path: Path, dataset: Dataset, student: Gemma
+    config: RunConfig,
+    settings: DistillConfig,
+    path: Path,
+    dataset: Dataset,
+    student: Gemma,
+    world: World,
 ) -> Recipe:
     store = open_store(config, path, student, dataset)
-    source = packed_text(config, dataset, store.sequences)
+    source = packed_text(config, dataset, world, store.sequences)
     objective = StoredDistillation(store, settings.temperature, settings.alpha, settings.divergence)
     return language_model_recipe(
         config,
@@ -84,6 +112,7 @@ def _from_store(
         objective,
         teachers=[store.manifest["teacher"]],
         inputs={"targets": store.summary()},
+        world=world,
     )
 
 
