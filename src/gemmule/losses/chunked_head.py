@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gemmule.losses.shard import Shard
 from gemmule.losses.soft_cap import LARGEST_SAFE_LOGIT, fast_tanh
 
 CHUNK_BYTES = 16 * 2**20  # fp32 logits of one chunk: small enough for a last-level cache
@@ -137,8 +138,13 @@ class ChunkedHead(torch.autograd.Function):
         vocab_size: int | None,
         chunk: int | None,
         step: Step,
+        shard: Shard | None,
     ) -> tuple[Tensor, ...]:
-        """All sums, in fp32; the gradients are formed on the way."""
+        """All sums, in fp32; the gradients are formed on the way.
+
+        With a shard of the head, `vocab_size` counts its own real rows. Each rank has the gradient
+        of its rows, and the sum over the ranks of what they give for the hidden states.
+        """
         weight = weight_VD[:vocab_size].to(x_ND.dtype)
         need_x, need_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x_ND) if need_x else None
@@ -152,6 +158,8 @@ class ChunkedHead(torch.autograd.Function):
                 torch.mm(grad_CV, weight, out=grad_x[rows])
             if grad_weight is not None:
                 _add_product(grad_weight[:vocab_size], grad_CV, x_ND[rows])
+        if shard is not None and grad_x is not None:
+            shard.add_up(grad_x)
         ctx.grads = (grad_x, grad_weight, weight_VD.dtype)
         return tuple(torch.stack(sums).sum(0).float().unbind())
 
@@ -169,6 +177,7 @@ class ChunkedHead(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(grad_loss.to(grad_x.dtype)),
             None if grad_weight is None else grad_weight.mul_(grad_loss).to(weight_dtype),
+            None,
             None,
             None,
             None,

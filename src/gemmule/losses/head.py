@@ -49,6 +49,12 @@ from gemmule.losses.kernels import (
     sparse_kernel,
 )
 from gemmule.losses.likelihood import LogLikelihoods
+from gemmule.losses.shard import Shard
+from gemmule.losses.sharded import (
+    sharded_cross_entropy,
+    sharded_distillation,
+    sharded_sparse_distillation,
+)
 from gemmule.losses.soft_cap import soft_cap
 from gemmule.losses.sparse_targets import Choice, SparseTargets, joined
 
@@ -65,31 +71,88 @@ class Head:
         vocab_size: number of real rows; the rows after them are padding and get neither probability
             nor gradient. None: all rows are real.
         chunk: tokens per chunk; None: as many as make its logits take about 16 MiB.
+        shard: where several processes hold the matrix: which rows are this one's. `weight_VD` has
+            only those, ids and `vocab_size` are those of the whole. All ranks compute the same
+            losses, from the same tokens; each gets the gradient of its own rows.
+
+    Raises:
+        ConfigError: when the number of rows is not the shard's.
     """
 
     weight_VD: Tensor
     cap: float | None = None
     vocab_size: int | None = None
     chunk: int | None = None
+    shard: Shard | None = None
+
+    def __post_init__(self) -> None:
+        if self.shard is not None:
+            self.shard.check(len(self.weight_VD))
 
     @property
     def real_VD(self) -> Tensor:
-        """The weight without padding rows."""
+        """The weight without padding rows; of a shard, its own rows."""
         # Not sliced when there is no padding: autograd would copy the gradient.
-        return self.weight_VD if self.vocab_size is None else self.weight_VD[: self.vocab_size]
+        return self.weight_VD if self.vocab_size is None else self.weight_VD[: self._real_rows]
 
     @property
     def num_logits(self) -> int:
-        """Number of logits per token, V."""
+        """Number of logits per token, V, over all shards."""
+        if self.shard is not None:
+            return sum(self.shard.widths(self.vocab_size))
         return len(self.real_VD)
+
+    @property
+    def _real_rows(self) -> int | None:
+        """Number of real rows in `weight_VD`; None: all."""
+        if self.shard is None or self.vocab_size is None:
+            return self.vocab_size
+        return self.shard.widths(self.vocab_size)[self.shard.rank]
+
+    @property
+    def _chunk(self) -> int | None:
+        """Tokens per chunk, the same on all ranks."""
+        if self.shard is None:
+            return self.chunk
+        return self.chunk or chunk_size(self.shard.largest)
+
+    @property
+    def ids(self) -> slice:
+        """The ids whose logits this process computes."""
+        start = 0 if self.shard is None else self.shard.start
+        return slice(start, start + len(self.real_VD))
+
+    def rows_for(self, other: "Head") -> Tensor:
+        """The rows of the ids that `other` has: a whole head is cut where the other is sharded.
+
+        Raises:
+            ConfigError: when this head is a shard with other ids.
+        """
+        if self.ids == other.ids:
+            return self.real_VD
+        if self.shard is None:
+            return self.real_VD[other.ids]
+        raise ConfigError(
+            f"this process has the ids from {self.ids.start} to {self.ids.stop - 1} of one head "
+            f"and from {other.ids.start} to {other.ids.stop - 1} of the other: use the same shard "
+            "for both"
+        )
 
     def as_dtype(self, dtype: torch.dtype) -> "Head":
         """The head with its real rows in another dtype, such as that of the hidden states."""
+        if self.shard is not None:  # which says where the padding begins
+            return dataclasses.replace(self, weight_VD=self.weight_VD.to(dtype))
         return dataclasses.replace(self, weight_VD=self.real_VD.to(dtype), vocab_size=None)
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        """Soft-capped logits [..., V] of final hidden states [..., D], all at once."""
-        return soft_cap(F.linear(x_ND, self.real_VD), self.cap)
+        """Soft-capped logits [..., V] of final hidden states [..., D], all at once.
+
+        Every rank of a sharded head gets those of all shards.
+        """
+        if self.shard is None:
+            return soft_cap(F.linear(x_ND, self.real_VD), self.cap)
+        own_NV = F.linear(self.shard.shared(x_ND), self.real_VD)
+        return soft_cap(self.shard.whole(own_NV, self.vocab_size), self.cap)
 
     def cross_entropy(
         self,
@@ -126,7 +189,12 @@ class Head:
         parts: list[Tensor] = []
 
         def step(raw_CV: Tensor, rows: slice) -> list[Tensor]:
-            (nll_C,) = by_tiles(tile, raw_CV, rows)
+            if self.shard is None:
+                (nll_C,) = by_tiles(tile, raw_CV, rows)
+            else:
+                nll_C = sharded_cross_entropy(
+                    self.shard, raw_CV, labels_N[rows], weight_N[rows], self.cap, compiled=compiled
+                )
             parts.append(nll_C)
             return [nll_C.sum()]
 
@@ -152,6 +220,7 @@ class Head:
         Args:
             x_ND: the student's hidden states.
             teacher: the teacher's head; its width and soft cap may differ. It gets no gradient.
+                Where this head is a shard, the teacher's is the same shard, or whole.
             teacher_x_ND: the teacher's hidden states for the same tokens.
             labels_N: ids of the next tokens; they also decide which tokens count.
             loss: divergence, temperature and alpha.
@@ -162,7 +231,7 @@ class Head:
             The loss, and the student's next-token loss, detached.
 
         Raises:
-            ConfigError: when the two heads have different numbers of logits.
+            ConfigError: when the two heads have different numbers of logits, or other shards.
         """
         if self.num_logits != teacher.num_logits:
             raise ConfigError(
@@ -172,7 +241,7 @@ class Head:
         kernel = maybe_compiled(distillation_kernel, compiled)
         weight_N = label_weights(labels_N, weights_N)
         teacher_x_ND = teacher_x_ND.detach()
-        teacher_weight_VD = teacher.real_VD.detach().to(teacher_x_ND.dtype)
+        teacher_weight_VD = teacher.rows_for(self).detach().to(teacher_x_ND.dtype)
         teacher_buffer_CV = teacher_x_ND.new_empty(0)
         temperature, alpha = loss.temperature, loss.alpha
 
@@ -183,6 +252,13 @@ class Head:
             teacher_raw_CV = torch.mm(
                 teacher_x_ND[rows], teacher_weight_VD.T, out=teacher_buffer_CV[: len(raw_CV)]
             )
+
+            if self.shard is not None:
+                soft_C, nll_C = sharded_distillation(
+                    self.shard, raw_CV, teacher_raw_CV, labels_N[rows], weight_N[rows],
+                    self.cap, teacher.cap, loss, compiled=compiled,
+                )  # fmt: skip
+                return _sums(soft_C, nll_C, alpha)
 
             def tile(raw_CV: Tensor, part: slice, rows: slice) -> TokenValues:
                 label = LabelTerm(raw_CV, labels_N[rows], weight_N[rows], self.cap)
@@ -201,8 +277,7 @@ class Head:
                 return soft_C, label.nll(log_z_C)
 
             soft_C, nll_C = by_tiles(tile, raw_CV, rows)
-            nll = nll_C.sum()
-            return [soft_C.sum() + alpha * nll, nll]
+            return _sums(soft_C, nll_C, alpha)
 
         total, hard = self._apply(x_ND, step)
         return total, hard.detach()
@@ -270,9 +345,14 @@ class Head:
             return scale * temperature * soft_C * weight_C, label.nll(log_z_C)
 
         def step(raw_CV: Tensor, rows: slice) -> list[Tensor]:
-            soft_C, nll_C = by_tiles(tile, raw_CV, rows)
-            nll = nll_C.sum()
-            return [soft_C.sum() + alpha * nll, nll]
+            if self.shard is None:
+                soft_C, nll_C = by_tiles(tile, raw_CV, rows)
+            else:
+                soft_C, nll_C = sharded_sparse_distillation(
+                    self.shard, raw_CV, targets.part(rows), labels_N[rows], weight_N[rows],
+                    self.cap, loss, compiled=compiled,
+                )  # fmt: skip
+            return _sums(soft_C, nll_C, alpha)
 
         total, hard = self._apply(x_ND, step)
         return total, hard.detach()
@@ -289,7 +369,14 @@ class Head:
             return head.cross_entropy(x_ND, labels_N, weights_N=weights_N, compiled=compiled)
 
         return LogLikelihoods.apply(  # type: ignore[no-untyped-call]
-            x_ND, self.weight_VD, labels_N, self.cap, self.vocab_size, self.chunk, weighted
+            x_ND,
+            self.weight_VD,
+            labels_N,
+            self.cap,
+            self._real_rows,
+            self._chunk,
+            self.shard,
+            weighted,
         )
 
     def log_mass(self, x_ND: Tensor, in_set_V: Tensor) -> Tensor:
@@ -303,13 +390,18 @@ class Head:
         """
 
         def mass(x_CD: Tensor, weight_VD: Tensor) -> Tensor:
-            head = dataclasses.replace(self, weight_VD=weight_VD, vocab_size=None)
-            logits_CV = head.logits(x_CD).float()
-            inside_C = logits_CV.masked_fill(~in_set_V, -torch.inf).logsumexp(-1)
-            return inside_C - logits_CV.logsumexp(-1)
+            logits_CV = soft_cap(F.linear(x_CD, weight_VD), self.cap).float()
+            inside_C = logits_CV.masked_fill(~in_set_V[self.ids], -torch.inf).logsumexp(-1)
+            all_C = logits_CV.logsumexp(-1)
+            if self.shard is not None:
+                each_RC2 = self.shard.every(torch.stack((inside_C, all_C), -1))
+                inside_C, all_C = each_RC2.logsumexp(0).unbind(-1)
+            return inside_C - all_C
 
         weight_VD = self.real_VD.to(x_ND.dtype)
-        chunks = x_ND.split(self.chunk or chunk_size(self.num_logits))
+        if self.shard is not None:
+            x_ND = self.shard.shared(x_ND)
+        chunks = x_ND.split(self._chunk or chunk_size(self.num_logits))
         parts = [checkpoint(mass, x_CD, weight_VD, use_reentrant=False) for x_CD in chunks]
         return torch.cat(parts)
 
@@ -324,28 +416,44 @@ class Head:
             choose: selection of ids, as in `lambda p_CV: sample(p_CV, 256)`.
             temperature: temperature of the softmax.
         """
-        kept = [choose(p_CV) for p_CV in self._probabilities(x_ND, temperature)]
+        kept = [
+            choose(p_CV if self.shard is None else self.shard.whole(p_CV, self.vocab_size))
+            for p_CV in self._probabilities(x_ND, temperature)
+        ]
         return dataclasses.replace(joined(kept), temperature=temperature)
 
     @torch.no_grad()
     def entropies(self, x_ND: Tensor) -> Tensor:
         """Entropy of each token's distribution at temperature 1, nats, fp32 [N]."""
         tiles_C = [torch.special.entr(p_CV).sum(-1) for p_CV in self._probabilities(x_ND, 1.0)]
-        return torch.cat(tiles_C)
+        entropy_N = torch.cat(tiles_C)
+        return entropy_N if self.shard is None else self.shard.add_up(entropy_N)
 
     def _probabilities(self, x_ND: Tensor, temperature: float) -> Iterator[Tensor]:
-        """Probabilities [C, V] of a tile of tokens at a time, in order."""
+        """Probabilities [C, V] of a tile of tokens at a time, in order; a shard has its ids'."""
         weight_VD = self.real_VD.to(x_ND.dtype)
-        for rows, raw_CV in raw_logits(x_ND, weight_VD, self.chunk):
-            for part, _ in tiles(rows, len(weight_VD)):
+        width = len(weight_VD) if self.shard is None else self.shard.largest
+        for rows, raw_CV in raw_logits(x_ND, weight_VD, self._chunk):
+            for part, _ in tiles(rows, width):
                 logits_CV = raw_CV[part].float()
                 if self.cap is not None:
                     logits_CV.div_(self.cap).tanh_().mul_(self.cap)  # in place: raw ones are done
-                p_CV, _ = softmax(logits_CV / temperature, self.cap and self.cap / temperature)
+                p_CV, log_z_C1 = softmax(
+                    logits_CV / temperature, self.cap and self.cap / temperature
+                )
+                if self.shard is not None:
+                    log_p_RC, _ = self.shard.log_shares(*self.shard.gather(log_z_C1[:, 0]))
+                    p_CV *= self.shard.mine(log_p_RC.exp())
                 yield p_CV
 
     def _apply(self, x_ND: Tensor, step: Step) -> tuple[Tensor, ...]:
         weight_VD = self.weight_VD if torch.is_grad_enabled() else self.weight_VD.detach()
         return ChunkedHead.apply(  # type: ignore[no-untyped-call]
-            x_ND, weight_VD, self.vocab_size, self.chunk, step
+            x_ND, weight_VD, self._real_rows, self._chunk, step, self.shard
         )
+
+
+def _sums(soft_C: Tensor, nll_C: Tensor, alpha: float) -> list[Tensor]:
+    """A chunk's loss, and the next-token loss that is reported with it."""
+    nll = nll_C.sum()
+    return [soft_C.sum() + alpha * nll, nll]

@@ -17,6 +17,7 @@ from gemmule.losses.chunked_head import capped, softmax, tiles, total
 from gemmule.losses.divergences import Kind
 from gemmule.losses.formulas import SMALLEST, Distribution, divergence_and_gradient
 from gemmule.losses.labels import IGNORED
+from gemmule.losses.shard import Shard
 
 TokenValues = tuple[Tensor, ...]  # each [C]: one value per token of a tile
 TileStep = Callable[[Tensor, slice, slice], TokenValues]
@@ -45,8 +46,8 @@ def distillation_kernel(
     logits, slope = capped(raw_CV, cap)
     teacher_logits, _ = capped(teacher_raw_CV, teacher_cap)
     centered = kind != "cross_entropy"
-    student, log_z_C1 = _distribution(logits / temperature, cap and cap / temperature, centered)
-    teacher, _ = _distribution(
+    student, log_z_C1 = distribution(logits / temperature, cap and cap / temperature, centered)
+    teacher, _ = distribution(
         teacher_logits / temperature, teacher_cap and teacher_cap / temperature, centered
     )
     soft_C, soft_grad_CV = divergence_and_gradient(kind, mix, student, teacher)
@@ -63,7 +64,7 @@ def distillation_kernel(
     return log_z_C1.squeeze(-1), loss_C * weight_C
 
 
-def _distribution(
+def distribution(
     logits_CV: Tensor, bound: float | None, centered: bool
 ) -> tuple[Distribution, Tensor]:
     """The softmax, and the log-sum-exp [C, 1] of the logits as given.
@@ -115,14 +116,27 @@ def sparse_kernel(
 
 
 class LabelTerm:
-    """Logit and slope at the label, read before the gradient overwrites the logits."""
+    """Logit and slope at the label, read before the gradient overwrites the logits.
+
+    In a shard of the vocabulary both are 0 for a label of another shard.
+    """
 
     def __init__(
-        self, raw_CV: Tensor, label_C: Tensor, weight_C: Tensor, cap: float | None
+        self,
+        raw_CV: Tensor,
+        label_C: Tensor,
+        weight_C: Tensor,
+        cap: float | None,
+        shard: Shard | None = None,
     ) -> None:
         self.index_C1 = label_C.clamp(min=0)[:, None]
         self.weight_C = weight_C
+        here_C1: Tensor | None = None
+        if shard is not None:
+            self.index_C1, here_C1 = shard.place(self.index_C1)
         self.logit_C1, self.slope_C1 = capped(raw_CV.gather(1, self.index_C1), cap)
+        if here_C1 is not None:
+            self.logit_C1, self.slope_C1 = self.logit_C1 * here_C1, self.slope_C1 * here_C1
 
     def nll(self, log_z_C: Tensor) -> Tensor:
         """Negative log-likelihood of each label, nats [C], times its weight."""
@@ -132,7 +146,7 @@ class LabelTerm:
         """Adds the label's term of the gradient of alpha times the next-token loss."""
         if alpha:
             hit_C1 = self.slope_C1 * self.weight_C[:, None]
-            grad_CV.scatter_add_(1, self.index_C1, -alpha * hit_C1)
+            grad_CV.scatter_add_(1, self.index_C1, (-alpha * hit_C1).type_as(grad_CV))
 
 
 def label_weights(labels_N: Tensor, weights_N: Tensor | None) -> Tensor:
