@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from gemmule.ablate.config import SweepConfig
+from gemmule.data.prepare import prepare
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
@@ -28,8 +30,17 @@ def teacher(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def another(pieces: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of other text, made with the same tokenizer."""
+    folder = tmp_path_factory.mktemp("another")
+    for n in range(30):
+        (folder / f"{n}.txt").write_text(f"other words {n} stand in this text " * (n % 7 + 3))
+    return prepare(folder, pieces, folder / "lists").path
+
+
 @pytest.fixture
-def sweep(prepared: Path, teacher: Path) -> Callable[..., SweepConfig]:
+def sweep(prepared: Path, another: Path, teacher: Path) -> Callable[..., SweepConfig]:
     """sweep(ablation, **changes): settings of a sweep of three steps a run."""
 
     def settings(ablation: str, **changes: Any) -> SweepConfig:
@@ -37,8 +48,10 @@ def sweep(prepared: Path, teacher: Path) -> Callable[..., SweepConfig]:
             "ablation": ablation, "data": prepared, "teacher": str(teacher), "seeds": 2,
             "tokens": 90, "settings": QUICK,
         }  # fmt: skip
-        if ablation in ("heads", "depth", "window", "teacher"):
+        if ablation in ("heads", "depth", "window", "teacher", "mixture"):
             del values["teacher"]
+        if ablation == "mixture":
+            values["sources"] = (prepared, another)
         return SweepConfig.parse({**values, **changes})
 
     return settings

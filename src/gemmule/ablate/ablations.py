@@ -80,6 +80,12 @@ CATALOGUE: Mapping[str, Ablation] = {
     "induction": Ablation(
         "does the model copy what it saw before (in-context learning)", metric="induction"
     ),
+    "mixture": Ablation(
+        "weights of several data folders, by the loss on each",
+        differs="The report chose its mixture by ablations like these, and does not print them.",
+        metric="mean_source_nats",
+        teaches=False,
+    ),
     "routing": Ablation("tokens that the teacher is unsure of learn from the text itself"),
 }
 

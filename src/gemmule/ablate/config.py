@@ -18,6 +18,8 @@ DECIDED = {
     "model.preset": "--student",
     "steps": "--tokens",
     "seed": "--seeds",
+    "data.mixture": "--source",
+    "data.stages": "--weights",
     "objective.kind": "the ablation",
     "objective.teacher": "--teacher",
     "objective.targets": "--teacher",
@@ -29,7 +31,9 @@ class SweepConfig(Config):
 
     Attributes:
         ablation: name of the ablation.
-        data: folder made by `gemmule data`.
+        data: folder made by `gemmule data`; in "mixture", the first source.
+        sources: data folders of "mixture".
+        weights: what "mixture" compares: a weight for each source; (): see `default_weights`.
         teacher: run, HF-layout folder or hub id; None trains one as part of the sweep.
         teacher_size: preset of a teacher that is trained.
         teacher_tokens: training tokens of a teacher that is trained.
@@ -45,6 +49,8 @@ class SweepConfig(Config):
 
     ablation: str
     data: Path
+    sources: tuple[Path, ...] = ()
+    weights: tuple[tuple[float, ...], ...] = ()
     teacher: ModelName | None = None
     teacher_size: str = "3m"
     teacher_tokens: int = Field(default=900_000, gt=0)
@@ -70,6 +76,26 @@ class SweepConfig(Config):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _sources_are_wanted(self) -> Self:
+        if self.ablation != "mixture":
+            if self.sources or self.weights:
+                raise ValueError(f"{self.ablation} reads one folder: give --data, not --source")
+            return self
+        if len(self.sources) < 2:
+            raise ValueError("mixture compares weights of several folders: give --source twice")
+        for weights in self.weights:
+            shown = shown_weights(weights)
+            if len(weights) != len(self.sources):
+                raise ValueError(
+                    f"--weights {shown} has {len(weights)} weights for {len(self.sources)} sources"
+                )
+            if min(weights) < 0 or not any(weights):
+                raise ValueError(f"--weights {shown}: use 0 or more, and one weight above 0")
+        if len(set(map(shown_weights, self.weights))) < len(self.weights):
+            raise ValueError("--weights has the same weights twice: leave one out")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _teacher_is_wanted(self) -> Self:
         if self.teacher is None:
             return self
@@ -78,6 +104,33 @@ class SweepConfig(Config):
         if self.ablation == "teacher":
             raise ValueError("this ablation trains teachers of several sizes: leave --teacher out")
         return self
+
+
+def default_weights(sources: int) -> tuple[tuple[float, ...], ...]:
+    """Weights spread over the simplex: equal, each source doubled, and each source alone."""
+    numbers = range(sources)
+    doubled = [tuple(2.0 if n == one else 1.0 for n in numbers) for one in numbers]
+    alone = [tuple(1.0 if n == one else 0.0 for n in numbers) for one in numbers]
+    return (1.0,) * sources, *doubled, *alone
+
+
+def shown_weights(weights: Sequence[float]) -> str:
+    """Weights as they are typed: 3:1."""
+    return ":".join(f"{weight:g}" for weight in weights)
+
+
+def parsed_weights(text: str) -> tuple[float, ...]:
+    """Weights from "3:1".
+
+    Raises:
+        ConfigError: when they are not numbers.
+    """
+    try:
+        return tuple(float(weight) for weight in text.split(":"))
+    except ValueError:
+        raise ConfigError(
+            f"--weights {text!r}: write a number for each source, in their order, as in 3:1"
+        ) from None
 
 
 def given_settings(overrides: Sequence[str], data: Path) -> dict[str, Any]:

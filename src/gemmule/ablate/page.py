@@ -42,6 +42,8 @@ def summary_table(results: Mapping[str, Any], *, brief: bool = False) -> tuple[R
     headings = ["", "seeds", "nats/token", "perplexity", "bits/byte"]
     if metric == "induction":
         headings = ["", "seeds", "induction score", "copied"]
+    if metric == "mean_source_nats":
+        headings = ["", "seeds", "mean of sources", *_sources(results), "held out"]
     headings.append(f"better by, {METRICS[metric][2]}")
     if _by_size(results):
         headings.append("bytes/token")
@@ -57,6 +59,11 @@ def _row(row: Mapping[str, Any], results: Mapping[str, Any], metric: str) -> Row
     cells = [title(row), _seeds(row)]
     if metric == "induction":
         cells += [interval(row.get("induction"), 4), interval(row.get("copied"), 4)]
+    elif metric == "mean_source_nats":
+        own = row.get("source_nats", {})
+        cells += [interval(row.get(metric), 4)]
+        cells += [interval(own.get(name), 4) for name in _sources(results)]
+        cells += [interval(row.get("nats_per_token"), 4)]
     else:
         cells += [
             interval(row.get("nats_per_token"), 4),
@@ -78,6 +85,11 @@ def _row(row: Mapping[str, Any], results: Mapping[str, Any], metric: str) -> Row
         "" if flops is None else f"{flops / 1e12:.2f}",
         "" if row["seconds"] is None else f"{row['seconds']:.0f}",
     ]
+
+
+def _sources(results: Mapping[str, Any]) -> list[str]:
+    """Names of the sources of a sweep of mixtures, as far as a run has measured them."""
+    return list(dict.fromkeys(n for row in results["summary"] for n in row.get("source_nats", ())))
 
 
 def _by_size(results: Mapping[str, Any]) -> bool:
@@ -137,6 +149,8 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
         f"{d['group']}: {d['verdict']}" if d["group"] else d["verdict"]
         for d in results["differences"]
     ]
+    if results["chosen"] is not None:
+        lines.append(results["chosen"]["verdict"])
     if results["trend"] is not None:
         lines.append(results["trend"]["verdict"])
     lines += [entry["verdict"] for entry in results["size_factors"]]

@@ -14,8 +14,11 @@ from gemmule.stats import CONFIDENCE, student_mean
 METRICS = {
     "nats_per_token": (False, "held-out loss", "nats/token"),
     "induction": (True, "induction score", "nats/token"),
+    "mean_source_nats": (False, "mean validation loss of the sources", "nats/token"),
 }
-SUMMED = ("nats_per_token", "perplexity", "bits_per_byte", "induction", "copied")
+SUMMED = (
+    "nats_per_token", "perplexity", "bits_per_byte", "induction", "copied", "mean_source_nats",
+)  # fmt: skip
 CONSTANT = (
     "bytes_per_token",
     "parameters",
@@ -68,6 +71,7 @@ def combine(
         "cells": [dict(record) for record in records],
         "summary": rows,
         "differences": differences,
+        "chosen": chosen(rows) if ablation.metric == "mean_source_nats" else None,
         "trend": _trend(shown, plan, ablation.metric, sign, unit),
         "size_factors": size_factors(plan.ladders, shown),
         "failed": sum(r["status"] == "failed" for r in records),
@@ -94,6 +98,11 @@ def _row(key: Key, shown: Sequence[tuple[Cell, Mapping[str, Any]]]) -> dict[str,
         values = [figures[name] for figures in done if figures.get(name) is not None]
         if values:
             row[name] = {**student_mean(values), "values": values}
+    sources = [figures["source_nats"] for figures in done if "source_nats" in figures]
+    if sources:
+        row["source_nats"] = {
+            name: student_mean([losses[name] for losses in sources]) for name in sources[0]
+        }
     for name in CONSTANT:
         row[name] = done[0].get(name) if done else None
     seconds = [figures["seconds"] for figures in done if figures.get("seconds") is not None]
@@ -115,6 +124,25 @@ def _gains(
             values[_key(cell)][cell.seed] = record["figures"][metric]
     ours, theirs = values[key], values[baseline]
     return {seed: sign * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs}
+
+
+def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The weights with the lowest mean validation loss of the sources; None without a result.
+
+    Validation text chooses, so that the held-out losses of the runs are not those of a choice.
+    """
+    measured = [row for row in rows if "mean_source_nats" in row]
+    if not measured:
+        return None
+    order = sorted(measured, key=lambda row: float(row["mean_source_nats"]["mean"]))
+    best = order[0]
+    loss = f"{best['mean_source_nats']['mean']:.4f} nats/token"
+    behind = ""
+    if len(order) > 1:
+        gap = order[1]["mean_source_nats"]["mean"] - best["mean_source_nats"]["mean"]
+        behind = f"; next is {order[1]['arm']}, {gap:.4f} behind"
+    verdict = f"chosen: {best['arm']}, mean validation loss of the sources {loss}{behind}"
+    return {"arm": best["arm"], "verdict": verdict}
 
 
 def verdict(arm: str, baseline: str, gain: Mapping[str, Any], unit: str) -> str:

@@ -15,9 +15,25 @@ from gemmule.data.packed_text import eval_batches
 from gemmule.model.gemma import Gemma
 from gemmule.model.spm_train import FIRST_LEARNED_ID
 from gemmule.runs.layout import RunLayout
+from gemmule.runs.metrics import read_metrics
 from gemmule.teachers.open import open_teacher
 from gemmule.train.config import load_run_config
 from gemmule.train.evaluate import evaluate
+
+
+def losses_by_source(run: Path) -> dict[str, Any]:
+    """The last validation loss of each source of a mixture, and their mean; none of other runs."""
+    lines = [line for line in read_metrics(run) if line.get("split") == "validation"]
+    prefix = "nats_per_token/"
+    losses = {
+        key.removeprefix(prefix): value
+        for line in lines[-1:]
+        for key, value in line.items()
+        if key.startswith(prefix)
+    }
+    if not losses:
+        return {}
+    return {"source_nats": losses, "mean_source_nats": sum(losses.values()) / len(losses)}
 
 
 def with_window(model: Gemma, window: int) -> Gemma:

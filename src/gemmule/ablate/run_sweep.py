@@ -19,10 +19,12 @@ from gemmule.ablate.config import SweepConfig, save_or_compare
 from gemmule.ablate.equal_compute import at_compute_of_needed
 from gemmule.ablate.page import write_page
 from gemmule.ablate.results import METRICS, combine
-from gemmule.ablate.run_metrics import MEASURES
-from gemmule.ablate.sweep import STORE, Cell, SweepPlan, make_plan
+from gemmule.ablate.run_metrics import MEASURES, losses_by_source
+from gemmule.ablate.sweep import STORE, Cell, SweepPlan, make_plan, source_names
 from gemmule.console import console
 from gemmule.data.dataset import Dataset
+from gemmule.data.mixture.mixed_dataset import MixedDataset
+from gemmule.data.mixture.settings import MixtureSource
 from gemmule.errors import (
     ConfigError,
     GemmuleError,
@@ -62,7 +64,7 @@ def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
     ablation = find(config.ablation)
     if find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "report", "the sweep's plot")
-    dataset = Dataset.open(config.data)
+    dataset = _open_data(config)
     config, vocab_size = _with_inputs(config, dataset)
     plan = make_plan(config, out, vocab_size)
     settings = {
@@ -71,6 +73,15 @@ def run_ablation(config: SweepConfig, out: Path) -> dict[str, Any]:
     with locked(out):
         _claim(out, config)
         return _run_cells(config, ablation, plan, settings, dataset, out)
+
+
+def _open_data(config: SweepConfig) -> Dataset:
+    if not config.sources:
+        return Dataset.open(config.data)
+    names = source_names(config.sources)
+    return MixedDataset.open_all(
+        [MixtureSource(path=p, name=n) for p, n in zip(config.sources, names, strict=True)]
+    )
 
 
 def _run_cells(
@@ -171,6 +182,7 @@ def _record(cell: Cell, out: Path) -> dict[str, Any]:
     if run.started:
         manifest = Manifest.read(run.manifest)
         figures["non_embedding_parameters"] = manifest.non_embedding_parameters
+        figures |= losses_by_source(folder)
         if manifest.targets is not None:
             figures["bytes_per_token"] = manifest.targets["bytes_per_token"]
     result_file = run.result.relative_to(out)

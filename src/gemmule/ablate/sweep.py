@@ -6,13 +6,13 @@ initial weights (where the shapes agree) and batches.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from gemmule.ablate import shapes
 from gemmule.ablate.ablations import CATALOGUE
-from gemmule.ablate.config import SweepConfig
+from gemmule.ablate.config import SweepConfig, default_weights, shown_weights
 from gemmule.errors import ConfigError
 from gemmule.losses.divergences import SPARSE_KINDS
 from gemmule.model.config import GemmaConfig
@@ -124,6 +124,12 @@ class SweepPlan:
     comparisons: tuple[tuple[Key, Key], ...]
     axis: str = ""
     ladders: tuple[Ladder, ...] = ()
+
+
+def source_names(sources: Sequence[Path]) -> list[str]:
+    """Names of data folders: the last part of each path, or all parts where two share it."""
+    names = [path.resolve().name for path in sources]
+    return names if len(set(names)) == len(names) else [str(path) for path in sources]
 
 
 def make_plan(config: SweepConfig, out: Path, vocab_size: int) -> SweepPlan:
@@ -280,6 +286,25 @@ class _Planner:
                 self._run("", arm, seed, base, source=source, route_quantile=q)
             self._run("", SCRATCH, seed, base)
         return self._plan(all_taught)
+
+    def plan_mixture(self) -> SweepPlan:
+        """Weights of the sources; every run is evaluated on all of them, read or not."""
+        base = self._base(self.student)
+        grid = self.config.weights or default_weights(len(self.config.sources))
+        for seed in range(self.config.seeds):
+            for weights in grid:
+                settings = self._training(base, self.config.tokens, seed)
+                settings["data"].pop("path")
+                settings["data"]["mixture"] = [
+                    {"path": str(path), "name": name, "weight": weight}
+                    for path, name, weight in zip(
+                        self.config.sources, source_names(self.config.sources), weights, strict=True
+                    )
+                ]
+                self._add("", shown_weights(weights), seed, settings)
+        arms = [shown_weights(weights) for weights in grid]
+        equal = [shown_weights(weights) for weights in grid if len(set(weights)) == 1]
+        return self._plan([*equal, *arms][0])
 
     def plan_teacher(self) -> SweepPlan:
         """Teachers of several sizes, all trained the same way, against none."""

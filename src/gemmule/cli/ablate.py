@@ -17,6 +17,13 @@ from gemmule.errors import ConfigError
 class Sweep(Options):
     """Scale of the sweep (SweepConfig)."""
 
+    sources: Annotated[
+        list[Path] | None, typer.Option("--source", help="Folder of 'mixture'; give two or more.")
+    ] = None
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights of 'mixture', such as 3:1; give several, or none for a grid."),
+    ] = None
     teacher: Annotated[
         ModelName | None, typer.Option(help="Teacher; default: one is trained first.")
     ] = None
@@ -66,6 +73,7 @@ def ablate(
     targets    ways to store the teacher's predictions, by bytes per token
     induction  does the model copy from its context
     routing    train on the text where the teacher is uncertain
+    mixture    weights of several data folders, by the validation loss on each
     """
     from gemmule.ablate.ablations import find, listing
     from gemmule.console import console, key_values, table
@@ -78,15 +86,23 @@ def ablate(
             key_values([(name, f"{title} ({where})") for name, title, where in rows])
         return
     find(ablation)
+    given = sweep.given()
+    if ablation == "mixture" and given.get("sources"):
+        if data is not None:
+            raise ConfigError("gemmule ablate mixture reads its --source folders: leave out --data")
+        data = given["sources"][0]
     if data is None or out is None:
+        needed = "--source, two or more folders" if ablation == "mixture" else "--data, a folder"
         raise ConfigError(
-            f"gemmule ablate {ablation} needs --data, a folder made by gemmule data, and --out, a "
-            "folder to write"
+            f"gemmule ablate {ablation} needs {needed} made by gemmule data, and --out, a folder "
+            "to write"
         )
-    from gemmule.ablate.config import SweepConfig, given_settings
+    from gemmule.ablate.config import SweepConfig, given_settings, parsed_weights
 
     settings = given_settings(overrides or [], data)
-    values = {"ablation": ablation, "data": data, **sweep.given(), "settings": settings}
+    if "weights" in given:
+        given["weights"] = tuple(parsed_weights(text) for text in given["weights"])
+    values = {"ablation": ablation, "data": data, **given, "settings": settings}
     config = SweepConfig.parse(values, "ablate")
     with stoppable(RERUN):
         from gemmule.ablate.page import factor_table, failures, summary_table, verdicts
