@@ -120,7 +120,8 @@ distill ~ --out o | distill --out ~ | distill --teacher ~ --out o | distill --ta
 record ~ --data d --out o | record m --data ~ --out o | record m --data d --out ~ | verify ~
 verify s --teacher ~ | verify s --data ~ | verify s --student ~
 teacher-check ~ --data d | teacher-check m --data ~
-ablate mixture --source ~ --source d --out o | ablate size --data ~ --out o | ablate size --data d --out ~
+ablate mixture --source ~ --source d --out o
+ablate size --data ~ --out o | ablate size --data d --out ~
 ablate size --teacher ~ --data d --out o
 plan --teacher ~ --student 1m | plan --teacher 1m --student ~
 plan --teacher 1m --student 1m --data ~ | plan --teacher 1m --student 1m --runs ~
