@@ -1,6 +1,6 @@
 """Invented personal data with right check digits, planted in text to measure what is found of it.
 
-Next to them are look-alikes, which belong to no one: a wrong check digit, a name reserved for examples,
+Next to them are decoys, which belong to no one: a wrong check digit, a name reserved for examples,
 the number of a version. What is found of those is a false alarm. The forms are those in which
 people write such data, and not only those that personal_data.py looks for.
 """
@@ -23,7 +23,7 @@ class Planted:
 
     Attributes:
         kind: kind of data, as `personal_data.find` names it.
-        severity: its severity; "" for a look-alike.
+        severity: its severity; "" for a decoy.
         start: position of its first character.
         end: position after its last one.
     """
@@ -35,7 +35,7 @@ class Planted:
 
 
 def plant(text: str, seed: int, pairs: int) -> tuple[str, list[Planted]]:
-    """Puts personal data and as many look-alikes on lines of their own between a text's lines.
+    """Puts personal data and as many decoys on lines of their own between a text's lines.
 
     Args:
         text: the text.
@@ -48,7 +48,7 @@ def plant(text: str, seed: int, pairs: int) -> tuple[str, list[Planted]]:
     draw = random.Random(seed)
     lines = text.splitlines(keepends=True)
     made = [_DATA[n % len(_DATA)] for n in range(seed, seed + pairs)]
-    made += [_HARMLESS[n % len(_HARMLESS)] for n in range(seed, seed + pairs)]
+    made += [_DECOYS[n % len(_DECOYS)] for n in range(seed, seed + pairs)]
     places = sorted((draw.randrange(len(lines) + 1), n) for n in range(len(made)))
     parts: list[str] = []
     planted = []
@@ -249,7 +249,7 @@ def _amount(draw: random.Random) -> str:
     return f"+{_digits(draw, 7)}.{_digits(draw, 1)}"
 
 
-_HARMLESS: Sequence[_Made] = (
+_DECOYS: Sequence[_Made] = (
     ("payment card", "", "Order {} was shipped.", _wrong_card),
     ("e-mail address", "", "Write to someone like {}.", _example_mail),
     ("telephone number", "", "In the film he dials {}.", _fiction_phone),
