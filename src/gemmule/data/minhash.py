@@ -14,22 +14,24 @@ densification, arXiv 1703.04664), so that the probability of agreeing stays s.
 Shapes: D documents, H hashes, B bands.
 """
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 
-from gemmule.data.word_hashes import BYTES_AT_ONCE, Hashes, JoinedTexts, encoded, mixed, normalize
+from gemmule.data.word_hashes import (
+    BYTES_AT_ONCE,
+    Hashes,
+    JoinedTexts,
+    encoded,
+    mixed,
+    normalize,
+    spaced,
+)
 
 SHINGLE = 5
 BANDS, ROWS = 14, 8
 HASHES = BANDS * ROWS
 
 _EMPTY = np.uint64(2**64 - 1)
-# Scripts without spaces: a character counts as a word.
-_UNSPACED = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
-)
 
 
 class BandKeys:
@@ -42,7 +44,7 @@ class BandKeys:
 
     def add(self, text: str) -> None:
         """Takes the next document."""
-        self._waiting.append(normalize(encoded(_spaced(text))))
+        self._waiting.append(normalize(encoded(spaced(text))))
         self._size += len(self._waiting[-1])
         if self._size >= BYTES_AT_ONCE:
             self._compute()
@@ -111,7 +113,3 @@ def keys_of(minima_DH: Hashes) -> Hashes:
         keys_DB = mixed(keys_DB * np.uint64(0x9E3779B97F4A7C15) + minima_DH[:, row::ROWS])
     keys_DB[minima_DH[:, 0] == _EMPTY] = 0
     return keys_DB
-
-
-def _spaced(text: str) -> str:
-    return text if text.isascii() else _UNSPACED.sub(r" \1 ", text)

@@ -5,6 +5,7 @@ word is a difference of running sums over its bytes, and that of a run of words 
 running sums over their hashes, so that a text costs the same for runs of any length.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,10 @@ Hashes = npt.NDArray[np.uint64]
 
 BREAK = b"\x01"  # a word that no text has: no run of words spans two texts
 BYTES_AT_ONCE = 2**21
+# Scripts without spaces.
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
+)
 # Odd numbers, whose powers have inverses modulo 2^64.
 _BYTE_BASE, _WORD_BASE = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
 
@@ -121,6 +126,11 @@ _TABLE = bytes(
     b if b > 127 or b == BREAK[0] else ord(chr(b).lower()) if chr(b).isalnum() else 32
     for b in range(256)
 )
+
+
+def spaced(text: str) -> str:
+    """A text in which each character of a script without spaces is a word."""
+    return text if text.isascii() else _UNSPACED.sub(r" \1 ", text)
 
 
 def encoded(text: str) -> bytes:

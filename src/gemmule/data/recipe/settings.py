@@ -10,6 +10,7 @@ import pydantic
 from gemmule.config import Config
 from gemmule.data.recipe.decontaminate import DecontaminateSettings
 from gemmule.data.recipe.normalize import NormalizeSettings
+from gemmule.data.recipe.quality import QualitySettings
 from gemmule.data.recipe.redact import RedactSettings
 from gemmule.data.recipe.stage import StageSettings
 
@@ -81,6 +82,7 @@ class Recipe(Config):
         name: name of the corpus on a model card; None: the names of its sources.
         sources: where the text comes from.
         normalize: Unicode form, line ends, invisible characters.
+        quality: documents that a classifier or the teacher thinks little of.
         redact: personal data.
         decontaminate: text of benchmarks.
         near_duplicates: what becomes of documents that are nearly the same.
@@ -90,6 +92,7 @@ class Recipe(Config):
     name: str | None = None
     sources: tuple[SourceSettings, ...] = pydantic.Field(min_length=1)
     normalize: NormalizeSettings | None = None
+    quality: QualitySettings | None = None
     redact: RedactSettings | None = None
     decontaminate: DecontaminateSettings | None = None
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()

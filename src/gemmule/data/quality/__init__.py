@@ -1,0 +1,1 @@
+"""How good a document is: a classifier fitted to examples, and what a teacher makes of it."""
