@@ -23,6 +23,8 @@ from gemmule.train.config import RunConfig
 Settings = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("no_meter")
 VERBS = [[], ["quickstart"], ["tokenizer"], ["tokenizer", "train"], ["tokenizer", "trim"],
+         ["quality"], ["quality", "fit"], ["quality", "preview"], ["quality", "score"],
+         ["decontamination"],
          ["data"], ["data-export"], ["train"], ["distill"], ["launch"], ["reward"],
          ["sft"], ["align"], ["synthesize"], ["merge"], ["warp"], ["gate"], ["tasks"],
          ["trim"],
@@ -45,7 +47,7 @@ def gemmule(*arguments: object, code: int = 0, stdin: str | None = None) -> str:
 def test_help_has_an_example(verb: list[str]) -> None:
     text = gemmule(*verb, "--help")
     assert "Usage" in text
-    if verb not in ([], ["tokenizer"]):
+    if verb not in ([], ["tokenizer"], ["quality"]):
         assert f"Example: gemmule {' '.join(verb)} " in " ".join(text.split())
 
 

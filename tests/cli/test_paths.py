@@ -152,6 +152,11 @@ gate m --out ~ | tasks arithmetic --out ~
 launch --slurm train ~ --out o | launch --slurm train --out ~
 launch --slurm --script ~ train --out o
 ledger ~ | ledger r --runs ~ | ledger r --plot ~ | when ~ --hours 1
+quality fit --good ~ --bad b --out o | quality fit --good g --bad ~ --out o
+quality fit --good g --bad b --out ~ | quality preview --classifier ~
+quality preview --classifier c --text ~ | quality preview --classifier c --recipe ~
+quality score ~ --out o | quality score m --out ~ | quality score m --out o --recipe ~
+quality score m --out o --text ~ | decontamination --out ~ | decontamination --out o --data-dir ~
 """
 
 
@@ -167,5 +172,5 @@ def test_a_tilde_in_every_place(
 
 
 def test_every_command_is_there() -> None:
-    verbs = {" ".join(verb) for verb in VERBS if verb not in ([], ["tokenizer"])}
+    verbs = {" ".join(verb) for verb in VERBS if verb not in ([], ["tokenizer"], ["quality"])}
     assert verbs == {v for v in verbs if f" {v} " in COMMANDS.replace("\n", " ")}

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 # They add their commands, in the order that --help shows.
-from gemmule.cli import quickstart, data, data_export, tokenizer, train, teachers, launch  # noqa: F401  # isort: skip
+from gemmule.cli import quickstart, data, data_export, quality, decontamination  # noqa: F401  # isort: skip
+from gemmule.cli import tokenizer, train, teachers, launch  # noqa: F401  # isort: skip
 from gemmule.cli import sft, reward, align, synthesize  # noqa: F401  # isort: skip
 from gemmule.cli import gate, merge  # noqa: F401  # isort: skip
 from gemmule.cli import plan, ablate, infer, serve, bench, doctor  # noqa: F401  # isort: skip

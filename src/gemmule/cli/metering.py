@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Kind of activity by the name of a command's function, see runs/ledger/line.py.
 MAKES = {
     "quickstart": "quickstart", "tokenizer_train": "tokenizer", "tokenizer_trim": "tokenizer",
-    "data": "data", "canaries": "data", "train": "train", "distill": "distill",
+    "data": "data", "canaries": "data", "quality_fit": "data", "quality_score": "data",
+    "train": "train", "distill": "distill",
     "record": "record", "sft": "sft", "reward": "reward", "align": "align",
     "synthesize": "synthesize", "merge": "merge", "warp": "warp", "ablate": "ablate",
     "tasks": "tasks", "convert": "convert", "quantize": "quantize", "trim": "trim",

@@ -3,17 +3,22 @@
 import dataclasses
 import hashlib
 import heapq
+import itertools
 from bisect import bisect_right
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from gemmule.console import Progress
+from gemmule.data.quality.classifier import Classifier
 from gemmule.data.read_log import printable
 from gemmule.data.redaction import hidden
 from gemmule.data.sources import Document
+from gemmule.errors import DataError
 
 EXAMPLES = 3  # of each band
 _EXCERPT = 200  # characters
+_AT_ONCE = 256
 _LOOKED_AT = 4000  # characters in which personal data is looked for
 
 PROBABILITY_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -86,6 +91,35 @@ class Bands:
         return rows
 
 
+def classified(
+    folder: Path, documents: Iterable[Document], progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """What each limit would drop of a corpus.
+
+    Args:
+        folder: of the classifier.
+        documents: the corpus.
+        progress: called as progress(done, 0, "documents").
+
+    Raises:
+        DataError: when there is no classifier, or no document.
+    """
+    classifier = Classifier.open(folder)
+    bands = Bands(PROBABILITY_EDGES)
+    stream = iter(documents)
+    done = 0
+    while group := list(itertools.islice(stream, _AT_ONCE)):
+        scores = classifier.probabilities([document.text for document in group])
+        for score, document in zip(scores, group, strict=True):
+            bands.add(score, document)
+        done += len(group)
+        if progress:
+            progress(done, 0, "documents")
+    if not done:
+        raise DataError("there is no document to classify")
+    return bands.json()
+
+
 def table_of(bands: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table with a histogram."""
     most = max(1, *(band["documents"] for band in bands))
@@ -114,8 +148,6 @@ def example_lines(bands: Sequence[dict[str, Any]]) -> list[str]:
 
 def excerpt(text: str) -> str:
     """The beginning of a text on one line, without personal data."""
-    if find_spec("stdnum") is None:
-        return '(shown with the extra "eval", which finds personal data in it)'
     shown = " ".join(hidden(text[:_LOOKED_AT]).split())
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
     return shown if len(shown) <= _EXCERPT else shown[: _EXCERPT - 1] + "…"

@@ -22,6 +22,7 @@ from gemmule.data.read_log import ReadLog
 from gemmule.data.sources import Document, find_source
 from gemmule.errors import DataError
 
+REPORT = "report.json"
 _LEAST = 20  # examples of each class
 _AT_ONCE = 256
 
