@@ -28,7 +28,7 @@ BITS_EDGES = tuple(n / 4 for n in range(1, 17))  # bits per byte
 @dataclasses.dataclass
 class _Band:
     documents: int = 0
-    bytes: int = 0
+    size: int = 0  # bytes
     # Those whose digests are largest: a random sample that does not depend on the order.
     sample: list[tuple[bytes, float, str, str]] = dataclasses.field(default_factory=list)
 
@@ -55,7 +55,7 @@ class Bands:
         band = self._bands[bisect_right(self._edges, score)]
         band.documents += 1
         data = document.text.encode(errors="surrogatepass")
-        band.bytes += len(data)
+        band.size += len(data)
         digest = hashlib.sha256(data).digest()
         if len(band.sample) < EXAMPLES or digest > band.sample[0][0]:
             entry = (digest, score, f"{document.key} {label}".strip(), excerpt(document.text))
@@ -67,7 +67,7 @@ class Bands:
     def json(self) -> list[dict[str, Any]]:
         """The bands from below, with the fractions that a limit at either side would drop."""
         total = max(1, sum(band.documents for band in self._bands))
-        size = max(1, sum(band.bytes for band in self._bands))
+        size = max(1, sum(band.size for band in self._bands))
         rows, below, bytes_below = [], 0, 0
         for n, band in enumerate(self._bands):
             rows.append(
@@ -75,11 +75,11 @@ class Bands:
                     "from": self._edges[n - 1] if n else None,
                     "to": self._edges[n] if n < len(self._edges) else None,
                     "documents": band.documents,
-                    "bytes": band.bytes,
+                    "bytes": band.size,
                     "below": below / total,
                     "bytes_below": bytes_below / size,
                     "above": 1 - (below + band.documents) / total,
-                    "bytes_above": 1 - (bytes_below + band.bytes) / size,
+                    "bytes_above": 1 - (bytes_below + band.size) / size,
                     "examples": [
                         {"document": key, "score": score, "text": text}
                         for _, score, key, text in sorted(band.sample, key=lambda e: e[1])
@@ -87,7 +87,7 @@ class Bands:
                 }
             )
             below += band.documents
-            bytes_below += band.bytes
+            bytes_below += band.size
         return rows
 
 
@@ -97,7 +97,7 @@ def classified(
     """What each limit would drop of a corpus.
 
     Args:
-        folder: of the classifier.
+        folder: folder of the classifier.
         documents: the corpus.
         progress: called as progress(done, 0, "documents").
 

@@ -44,7 +44,7 @@ class Features:
     def spread(self, values_D: npt.NDArray[np.float64], buckets: int) -> npt.NDArray[np.float64]:
         """Adds each document's value to its buckets, times the features' length."""
         each = np.repeat(values_D * self.lengths_D, self.counts_D)
-        return np.bincount(self.buckets_K, weights=each, minlength=buckets)
+        return np.bincount(self.buckets_K, weights=each, minlength=buckets).astype(np.float64)
 
     @property
     def lengths_D(self) -> npt.NDArray[np.float64]:

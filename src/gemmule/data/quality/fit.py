@@ -55,7 +55,7 @@ class _Examples:
 
     Attributes:
         parts: features of the documents, group by group.
-        digests: of each document.
+        digests: digest of each document.
         good: whether it is good.
         heldout: whether it is held out.
         shown: the held-out documents by digest.

@@ -32,7 +32,7 @@ class TeacherBits:
         about: the teacher, and how documents were scored.
 
     Args:
-        digests: of the documents, ascending, shape [D].
+        digests: digests of the documents, ascending, shape [D].
         bits: bits per byte of each, shape [D].
         about: see above.
     """
