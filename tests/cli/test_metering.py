@@ -53,8 +53,8 @@ def test_every_metered_command_exists() -> None:
     assert set(metering.MAKES) >= metering.WITH_BUDGET
     # Those that only look something up, or take a moment.
     assert names - {*metering.MAKES, *metering.USES} == {
-        "card", "decontamination", "doctor", "info", "launch", "ledger", "plan", "quality_preview",
-        "when",
+        "card", "data_export", "decontamination", "doctor", "info", "launch", "ledger", "plan",
+        "quality_preview", "when",
     }  # fmt: skip
     for command in commands:
         options = {name for p in command.params for name in p.opts}
