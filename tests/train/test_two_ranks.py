@@ -18,6 +18,7 @@ from models import random_model, tiny_config
 from ranks import run_ranks
 
 SCRIPT = Path(__file__).parent / "rank_training.py"
+SHARDS = {"data_parallel_shard_degree": -1}
 
 Settings = Callable[..., dict[str, Any]]
 Runs = list[dict[str, Any]]
@@ -67,11 +68,13 @@ def runs(tiny: Settings, pieces: Tokenizer, tmp_path_factory: pytest.TempPathFac
     taught = {**base, "steps": 3, "objective": {"teacher": str(teacher)}}
     planned = {
         "plain": tiny(**base),
+        "shards": tiny(**base, parallel=SHARDS),
         "taught": tiny(**taught),
+        "taught shards": tiny(**taught, parallel=SHARDS),
         "odd": tiny(**base, data={"batch_size": 5, "micro_batch_size": 1}),
     }
     listed = [{"settings": s, "out": str(folder / name)} for name, s in planned.items()]
-    for name in ("plain",):
+    for name in ("plain", "shards"):
         stopped = str(folder / f"{name} stopped")
         listed.append({"settings": planned[name], "out": stopped, "stop_at": 3})
         listed.append({"settings": planned[name], "out": stopped, "resume": True})
@@ -81,7 +84,7 @@ def runs(tiny: Settings, pieces: Tokenizer, tmp_path_factory: pytest.TempPathFac
     (folder / "results.json").write_text(json.dumps(results))
     for name in ("plain", "taught"):
         run_training(RunConfig.parse(planned[name]), folder / f"{name} alone")
-    for name in ("plain",):
+    for name in ("plain", "shards"):
         out = folder / f"{name} handed on"
         run_training(RunConfig.parse(planned[name]), out, resume=True)
     return folder
@@ -101,21 +104,21 @@ def test_two_ranks_end_with_the_bits_of_one_process(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("run", "alone"),
-    [("taught", "taught alone")],
+    [("shards", "plain alone"), ("taught", "taught alone"), ("taught shards", "taught alone")],
 )
 def test_shards_and_a_teacher_change_nothing(run: str, alone: str, runs: Path) -> None:
     assert losses(runs / run) == pytest.approx(losses(runs / alone), rel=1e-5)
     assert apart(runs / run, runs / alone) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["plain"])
+@pytest.mark.parametrize("name", ["plain", "shards"])
 def test_a_stopped_run_is_resumed_by_as_many_ranks_or_by_one(name: str, runs: Path) -> None:
     results = _results(runs)
     # The flag of a rank that is asked in the middle of a step comes with the next one.
     messages = [r for r in results if isinstance(r, str) and r.startswith("Interrupted")]
     assert [m.split(" of ")[0] for m in messages] == [
         "Interrupted: stopped after step 4", "Interrupted: stopped after step 3",
-    ]  # fmt: skip
+    ] * 2  # fmt: skip
     # As many ranks: no bit differs.
     assert apart(runs / f"{name} stopped", runs / name) == 0
     assert losses(runs / f"{name} stopped") == losses(runs / name)

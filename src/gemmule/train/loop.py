@@ -24,7 +24,9 @@ from gemmule.train.optimizers import build_optimizers, clip_gradients, set_learn
 from gemmule.train.probe import Probe
 from gemmule.train.recipe import Recipe
 from gemmule.train.schedule import learning_rate_factor
-from gemmule.train.state import Optimizers, SafetensorsStates, StateStore
+from gemmule.train.sharding import is_sharded
+from gemmule.train.state import SafetensorsStates, StateStore
+from gemmule.train.state_content import Optimizers
 from gemmule.train.step import accumulate, count, reduce
 
 
@@ -80,7 +82,7 @@ def train(
     """
     model, source, objective = recipe.model, recipe.source, recipe.objective
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
-    states = SafetensorsStates(run.layout.checkpoints, config.checkpoint.keep, world)
+    states = _states(run, config, model, world)
     state = _resume(run, states, recipe, optimizers, world)
     meter = EnergyMeter(config.runtime.country, state.carbon if world.first else None)
     total = config.steps * recipe.tokens_per_step
@@ -130,12 +132,21 @@ def train(
                 state.carbon = of_all_machines(meter, world).to_json()
                 _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
+    states.wait()
     # Also after the last step: what comes next may take long, or be another run of a loop.
     if stop.requested if alone else stopping:
         raise Interrupted(_stopped(run, state.step, config.steps))
     if state.best is not None and state.best["step"] != state.step:
         states.load(state.best["step"], model, optimizers, _tensors(recipe))
     return state
+
+
+def _states(run: RunDir, config: RunConfig, model: Gemma, world: World) -> StateStore:
+    if not is_sharded(model):
+        return SafetensorsStates(run.layout.checkpoints, config.checkpoint.keep, world)
+    from gemmule.train.sharded_states import ShardedStates
+
+    return ShardedStates(run.layout.checkpoints, config.checkpoint.keep, world)
 
 
 def _complete(state: TrainState, config: RunConfig) -> bool:
@@ -248,6 +259,7 @@ def _stopped(run: RunDir, step: int, steps: int) -> str:
 
 
 def _diverged(states: StateStore, step: int, loss: float, norm: float) -> str:
+    states.wait()
     steps = states.steps()
     kept = f"the last good state is step-{steps[-1]}" if steps else "no state was saved yet"
     return (

@@ -146,6 +146,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def divided(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which each rank has, divided over ranks as another of its shape."""
+    if not is_shard(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
 def local_square(model: nn.Module, world: World) -> float:
     """This rank's part of the squared norm of a sharded model's gradient, summed in fp64.
 

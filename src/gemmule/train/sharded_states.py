@@ -1,0 +1,131 @@
+"""Training states of ranks that hold a model together: each writes its shards (torch's DCP).
+
+A state is staged in memory and written in the background, over connections of its own, while the
+next steps are taken. It gets its name once every rank has written its part. DCP's list of shards is
+a pickle: resume only runs that you trust.
+"""
+
+import datetime
+import os
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from gemmule import files
+from gemmule.errors import OutputError, first_line
+from gemmule.runtime.world import TIMEOUT, World
+from gemmule.train.state import NOTHING, SHARDS, StateFolder, write_values
+from gemmule.train.state_content import FURTHER, Optimizers, collect, owner
+
+
+class ShardedStates(StateFolder):
+    """States of which each rank writes its shards, in the background.
+
+    Args:
+        folder: made with the first state; on a disk that all machines share.
+        keep: how many states to keep.
+        world: the ranks of the run, several.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World) -> None:
+        super().__init__(folder, keep, world)
+        # Of its own: an operation of a step at the same time would be taken for one of a save.
+        timeout = datetime.timedelta(seconds=TIMEOUT)
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._writing: Future[Any] | None = None
+        self._at = Path()  # where the state lies that is being written
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Optimizers,
+        values: Mapping[str, Any],
+        tensors: Mapping[str, Tensor] = NOTHING,
+    ) -> None:
+        """Begins to save a state, once the one before is on disk."""
+        self.wait()
+        (process,) = self.world.sum([float(os.getpid()) if self.world.first else 0.0])
+        path = self.path(step).absolute()
+        tmp = files.staging(path, f"{process:.0f}.tmp")
+        saved, scalars = collect(model, optimizers, tensors)
+        if self.world.first:
+            with files.writing_to(path):
+                tmp.mkdir(parents=True)
+                write_values(tmp, step, values, scalars)
+        self.world.barrier()
+        writer = FileSystemWriter(tmp / SHARDS, overwrite=False)
+        writing = async_save(saved, storage_writer=writer, process_group=self._group)
+        assert isinstance(writing, Future)
+        self._writing, self._at = writing, tmp
+
+    def wait(self) -> None:
+        """Waits until every rank has written its part of the last state, which then gets its name.
+
+        Raises:
+            OutputError: when a disk has refused.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        path = self._at.with_name(self._at.name.rsplit(".", 2)[0].removeprefix("."))
+        try:
+            writing.result()
+        except CheckpointException as e:
+            rank, (error, _) = min(e.failures.items())
+            with files.writing_to(path):
+                if isinstance(error, OSError):
+                    raise error from None
+            raise OutputError(f"cannot write {path}: rank {rank}: {first_line(error)}") from None
+        if self.world.first:
+            with files.writing_to(path):
+                for file in (*self._at.rglob("*"), self._at):
+                    if file.is_dir():
+                        files.fsync_dir(file)
+                files.put_in_place(self._at, path)
+            self.drop_old()
+        self.world.barrier()
+
+
+def read_shards(
+    folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], world: World
+) -> dict[str, Any]:
+    """Tensors of a state by key, those of parameters divided as the parameters are.
+
+    Args:
+        folder: what any number of ranks have written.
+        model: model whose parameters say what each rank needs.
+        tensors: further tensors by name.
+        world: the ranks, each of which calls this.
+
+    Raises:
+        OSError, ValueError, RuntimeError: when it cannot be read.
+    """
+    reader = FileSystemReader(folder)
+    parameters = dict(model.named_parameters())
+    parts: dict[str, Tensor] = {}
+    for key, stored in reader.read_metadata().state_dict_metadata.items():
+        if not isinstance(stored, TensorStorageMetadata):
+            raise ValueError(f"{key} is not a tensor")
+        like, dtype = parameters.get(owner(key) or ""), stored.properties.dtype
+        if like is not None and stored.size == like.shape:
+            parts[key] = torch.zeros_like(like, dtype=dtype, requires_grad=False)
+        elif key.startswith(f"{FURTHER}.") and key.partition(".")[2] in tensors:
+            parts[key] = torch.zeros_like(tensors[key.partition(".")[2]], dtype=dtype)
+        else:
+            parts[key] = torch.zeros(stored.size, dtype=dtype)
+    with warnings.catch_warnings():  # of a process alone, that it is alone
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(dict(parts), storage_reader=reader, no_dist=world.size == 1)
+    return dict(parts)
