@@ -178,6 +178,10 @@ class Block:
         if name.split(".")[0] in OPTIONAL:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 sys.meta_path.insert(0, Block())
+import importlib.util
+plain = importlib.util.find_spec  # which says None of what is not installed
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.split(".")[0] in OPTIONAL else plain(name, package))
 import gemmule
 names = [m.name for m in pkgutil.walk_packages(gemmule.__path__, "gemmule.")]
 names = [n for n in names if not n.endswith("libgemmule_kernels")]  # no module, though a .so

@@ -7,26 +7,22 @@ a pickle: resume only runs that you trust.
 
 import datetime
 import os
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from gemmule import files
 from gemmule.errors import OutputError, first_line
 from gemmule.runtime.world import TIMEOUT, World
 from gemmule.train.state import NOTHING, SHARDS, StateFolder, write_values
-from gemmule.train.state_content import FURTHER, Optimizers, collect, owner
+from gemmule.train.state_content import Optimizers, collect
 
 
 class ShardedStates(StateFolder):
@@ -96,36 +92,3 @@ class ShardedStates(StateFolder):
                 files.put_in_place(self._at, path)
             self.drop_old()
         self.world.barrier()
-
-
-def read_shards(
-    folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], world: World
-) -> dict[str, Any]:
-    """Tensors of a state by key, those of parameters divided as the parameters are.
-
-    Args:
-        folder: what any number of ranks have written.
-        model: model whose parameters say what each rank needs.
-        tensors: further tensors by name.
-        world: the ranks, each of which calls this.
-
-    Raises:
-        OSError, ValueError, RuntimeError: when it cannot be read.
-    """
-    reader = FileSystemReader(folder)
-    parameters = dict(model.named_parameters())
-    parts: dict[str, Tensor] = {}
-    for key, stored in reader.read_metadata().state_dict_metadata.items():
-        if not isinstance(stored, TensorStorageMetadata):
-            raise ValueError(f"{key} is not a tensor")
-        like, dtype = parameters.get(owner(key) or ""), stored.properties.dtype
-        if like is not None and stored.size == like.shape:
-            parts[key] = torch.zeros_like(like, dtype=dtype, requires_grad=False)
-        elif key.startswith(f"{FURTHER}.") and key.partition(".")[2] in tensors:
-            parts[key] = torch.zeros_like(tensors[key.partition(".")[2]], dtype=dtype)
-        else:
-            parts[key] = torch.zeros(stored.size, dtype=dtype)
-    with warnings.catch_warnings():  # of a process alone, that it is alone
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(dict(parts), storage_reader=reader, no_dist=world.size == 1)
-    return dict(parts)

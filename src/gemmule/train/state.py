@@ -165,7 +165,7 @@ class StateFolder:
     def _read_shards(
         self, folder: Path, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> dict[str, Any]:
-        from gemmule.train.sharded_states import read_shards
+        from gemmule.train.shard_files import read_shards
 
         return read_shards(folder, model, tensors, self.world)
 
