@@ -5,6 +5,10 @@
 
 #include "products.hpp"
 
+#ifdef GEMMULE_X86
+#include <cpuid.h>
+#endif
+
 #if defined(GEMMULE_X86) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,6 +18,12 @@ namespace gemmule {
 namespace {
 
 #ifdef GEMMULE_X86
+// Not __builtin_cpu_supports, which knows it in newer compilers only.
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+
 bool has_amx() {
 #ifdef __linux__
   // The system must grant the tiles' eight kilobytes of state (arch_prctl, ARCH_REQ_XCOMP_PERM for
@@ -38,6 +48,8 @@ const Kernels* offered(const char* name) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
   if (avx2 && !std::strcmp(name, "avx2")) return &kAvx2;
+  if (avx2 && !std::strcmp(name, "avx_vnni") && has_avx_vnni()) return &kAvxVnni;
+  if (avx512 && !std::strcmp(name, "avx_vnni")) return &kAvxVnniEvex;
   if (avx512 && !std::strcmp(name, "avx512vnni")) return &kAvx512;
   if (avx512 && !std::strcmp(name, "amx") && has_amx()) return &kAmx;
 #endif
@@ -48,7 +60,7 @@ const Kernels* best() {
   const char* asked = std::getenv("GEMMULE_ISA");
   if (asked)
     if (const Kernels* table = offered(asked)) return table;
-  for (const char* name : {"amx", "avx512vnni", "avx2"})
+  for (const char* name : {"amx", "avx512vnni", "avx_vnni", "avx2"})
     if (const Kernels* table = offered(name)) return table;
   return &kPortable;
 }

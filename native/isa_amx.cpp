@@ -111,6 +111,7 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 const Kernels kAmx = {
     .name = "amx",
     .gemv_max_rows = kGemvRows,
+    .panel_bytes = 1,
     .tile = amx::tile,
     .prepare = amx::prepare,
     .panel = amx::panel,

@@ -106,6 +106,7 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 const Kernels kPortable = {
     .name = "portable",
     .gemv_max_rows = kGemvRows,
+    .panel_bytes = 0,
     .tile = portable::tile,
     .prepare = nullptr,
     .panel = nullptr,

@@ -38,9 +38,10 @@ struct Inputs {
   int32_t blocks, groups;
 };
 
-// Two tiles of a matrix, unpacked for many rows of inputs.
+// Two tiles of a matrix, unpacked for many rows of inputs in a layout of the instruction set's own.
 struct Panel {
-  const uint8_t* tile[2];  // [columns / 4][16][4], value + 128
+  const uint8_t* tile[2];
+  int32_t format[2];       // of the matrix, where the layout depends on it
   const float* scale[2];   // 16 values per superblock, `scale_step` apart
   int64_t scale_step;
   // The tiles that will be read next, if any: prefetched meanwhile.
@@ -64,6 +65,7 @@ struct Attend {
 struct Kernels {
   const char* name;
   int gemv_max_rows;  // up to this many rows of inputs, `tile` is faster than `panel`
+  int panel_bytes;    // at most, for each weight of a panel
   // y[m][i] = row m0 + m of the inputs times row i of a tile, for m < rows <= kGemvRows.
   void (*tile)(const gm_matrix& w, int64_t tile, const Inputs& in, int m0, int rows,
                float (*y)[kTile]);
@@ -108,7 +110,7 @@ inline int64_t tile_bytes(const gm_matrix& m) {
 
 extern const Kernels kPortable;
 #ifdef GEMMULE_X86
-extern const Kernels kAvx2, kAvx512, kAmx;
+extern const Kernels kAvx2, kAvxVnni, kAvxVnniEvex, kAvx512, kAmx;
 #endif
 
 }  // namespace gemmule

@@ -10,6 +10,9 @@ typedef int8_t b16u __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef uint16_t h16u __attribute__((vector_size(32), aligned(2), may_alias));
 
+// Before a loop over an array of registers: GCC unrolls others too late to keep the array in them.
+#define GM_UNROLL _Pragma("GCC unroll 16")
+
 constexpr int kPrefetchBytes = 2048;  // how far ahead weights are prefetched
 
 inline void prefetch(const uint8_t* p) { __builtin_prefetch(p + kPrefetchBytes); }

@@ -1,6 +1,9 @@
 // AVX-512 with VNNI: each of sixteen lanes, one per row of the tile, adds up four byte products.
 // Included by isa_avx512.cpp and isa_amx.cpp, inside their namespaces.
 
+// Panels hold, for each quad of columns, four bytes of value + 128 of each of sixteen rows, as int8
+// does.
+
 inline __m512i loadi(const void* p) { return _mm512_loadu_si512(p); }
 
 inline __m512i four(const int8_t* p) {

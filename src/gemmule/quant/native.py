@@ -25,7 +25,7 @@ PATH = files.expand(
     os.environ.get("GEMMULE_LIBRARY") or Path(__file__).with_name("libgemmule_kernels.so")
 )
 _FORMAT_CODES = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
-INSTRUCTION_SETS = ("portable", "avx2", "avx512vnni", "amx")
+INSTRUCTION_SETS = ("portable", "avx2", "avx_vnni", "avx512vnni", "amx")
 
 
 class CMatrix(ctypes.Structure):
