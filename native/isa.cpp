@@ -17,13 +17,15 @@
 namespace gemmule {
 namespace {
 
-#ifdef GEMMULE_X86
+#ifdef GEMMULE_AVX_VNNI
 // Not __builtin_cpu_supports, which knows it in newer compilers only.
 bool has_avx_vnni() {
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
 }
+#endif
 
+#ifdef GEMMULE_X86
 bool has_amx() {
 #ifdef __linux__
   // The system must grant the tiles' eight kilobytes of state (arch_prctl, ARCH_REQ_XCOMP_PERM for
@@ -48,8 +50,10 @@ const Kernels* offered(const char* name) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
   if (avx2 && !std::strcmp(name, "avx2")) return &kAvx2;
+#ifdef GEMMULE_AVX_VNNI
   if (avx2 && !std::strcmp(name, "avx_vnni") && has_avx_vnni()) return &kAvxVnni;
   if (avx512 && !std::strcmp(name, "avx_vnni")) return &kAvxVnniEvex;
+#endif
   if (avx512 && !std::strcmp(name, "avx512vnni")) return &kAvx512;
   if (avx512 && !std::strcmp(name, "amx") && has_amx()) return &kAmx;
 #endif

@@ -100,11 +100,14 @@ inline void tile_int6(const uint8_t* data, const Inputs& in, int m0, float (*y)[
       dot[m][0] = dot[m][1] =
           _mm256_set1_epi32(in.block_sums[(m0 + m) * in.blocks + block] / 4);
     for (int g = 0; g < groups; ++g, q += kGroup, data += kInt6GroupBytes)
-      unpack_int6(data, [&](int quad, int half, __m256i w) {
+      unpack_int6(data, [&](int i, int half, __m256i a, __m256i b) {
         GM_UNROLL for (int m = 0; m < M; ++m) {
-          // Two products stay within 2 x 63 x 127 < 2^15.
-          const __m256i p = _mm256_maddubs_epi16(w, four(q + m * in.q_stride + 4 * quad));
+          const int8_t* x = q + m * in.q_stride + 4 * i;
+          // Four products stay within 4 x 63 x 127 < 2^15.
+          const __m256i p = _mm256_add_epi16(_mm256_maddubs_epi16(a, four(x)),
+                                             _mm256_maddubs_epi16(b, four(x + 16)));
           dot[m][half] = _mm256_add_epi32(dot[m][half], _mm256_madd_epi16(p, ones));
+          in_order(dot[m][half]);
         }
       });
     add_scaled<M>(dot, data, in, m0, block, acc);
@@ -218,8 +221,9 @@ void widen_int6(const uint8_t* data, int columns, uint8_t* words, float* scales)
   for (int k = 0; k < columns; k += kBlock, scales += 2 * kTile) {
     const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
     for (int g = 0; g < groups; ++g, data += kInt6GroupBytes, words += kGroup * kTile * 2)
-      unpack_int6(data, [&](int quad, int half, __m256i w) {
-        widen_quad(w, offset, words + quad * 128 + half * 32);
+      unpack_int6(data, [&](int i, int half, __m256i a, __m256i b) {
+        widen_quad(a, offset, words + i * 128 + half * 32);
+        widen_quad(b, offset, words + (i + 4) * 128 + half * 32);
       });
     for (int half = 0; half < 2; ++half)
       _mm256_storeu_ps(scales + half * 8, bf16_scales(data + half * 16));

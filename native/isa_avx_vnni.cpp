@@ -104,9 +104,12 @@ inline void tile_int6(const uint8_t* data, const Inputs& in, int m0, float (*y)[
       dot[m][0] = dot[m][1] =
           _mm256_set1_epi32(in.block_sums[(m0 + m) * in.blocks + block] / 4);
     for (int g = 0; g < groups; ++g, q += kGroup, data += kInt6GroupBytes)
-      unpack_int6(data, [&](int quad, int half, __m256i w) {
-        GM_UNROLL for (int m = 0; m < M; ++m)
-          add_bytes(dot[m][half], w, four(q + m * in.q_stride + 4 * quad));
+      unpack_int6(data, [&](int i, int half, __m256i a, __m256i b) {
+        GM_UNROLL for (int m = 0; m < M; ++m) {
+          const int8_t* x = q + m * in.q_stride + 4 * i;
+          add_bytes(dot[m][half], a, four(x));
+          add_bytes(dot[m][half], b, four(x + 16));
+        }
       });
     add_scaled<M>(dot, data, in, m0, block, acc);
     data += kInt6HeadBytes;
@@ -211,8 +214,9 @@ void widen_int6(const uint8_t* data, int columns, uint8_t* bytes, float* scales)
   for (int k = 0; k < columns; k += kBlock, scales += 2 * kTile) {
     const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
     for (int g = 0; g < groups; ++g, data += kInt6GroupBytes, bytes += 512)
-      unpack_int6(data, [&](int quad, int half, __m256i w) {
-        savei(bytes + quad * 64 + half * 32, _mm256_add_epi8(w, offset));
+      unpack_int6(data, [&](int i, int half, __m256i a, __m256i b) {
+        savei(bytes + i * 64 + half * 32, _mm256_add_epi8(a, offset));
+        savei(bytes + (i + 4) * 64 + half * 32, _mm256_add_epi8(b, offset));
       });
     for (int half = 0; half < 2; ++half)
       _mm256_storeu_ps(scales + half * 8, bf16_scales(data + half * 16));

@@ -76,18 +76,23 @@ inline void six_bits(__m256i w, __m256i h0, __m256i h1, __m256i* a, __m256i* b) 
   *b = _mm256_or_si256(high_nibbles(w), _mm256_and_si256(h1, high));
 }
 
-// Calls each(quad, half, six bits of that quad's rows) for the eight quads of a group of int6.
-template <int I = 0, class Each>
+// Calls each(i, half, six bits of quad i, of quad i + 4) for eight rows and all quads of a group of
+// int6.
+template <class Each>
 inline void unpack_int6(const uint8_t* data, const Each& each) {
-  prefetch(data + I * 64);
-  for (int half = 0; half < 2; ++half) {
+  GM_UNROLL for (int half = 0; half < 2; ++half) {
+    const uint8_t* d = data + half * 32;
+    const __m256i h0 = loadi(d + 256), h1 = loadi(d + 320);
     __m256i a, b;
-    six_bits<I>(loadi(data + I * 64 + half * 32), loadi(data + 256 + half * 32),
-                loadi(data + 320 + half * 32), &a, &b);
-    each(I, half, a);
-    each(I + 4, half, b);
+    six_bits<0>(loadi(d), h0, h1, &a, &b);
+    each(0, half, a, b);
+    six_bits<1>(loadi(d + 64), h0, h1, &a, &b);
+    each(1, half, a, b);
+    six_bits<2>(loadi(d + 128), h0, h1, &a, &b);
+    each(2, half, a, b);
+    six_bits<3>(loadi(d + 192), h0, h1, &a, &b);
+    each(3, half, a, b);
   }
-  if constexpr (I < 3) unpack_int6<I + 1>(data, each);
 }
 
 // The multipliers of a pair of groups as 16-bit numbers: of both, side by side, in each row.
