@@ -45,12 +45,12 @@ class WordHashes:
         count = len(self.starts)
         if count < n:
             return np.empty(0, np.uint64)
-        sums = _running(self._bytes[1:-1].astype(np.uint64), _BYTE_BASE)
-        back = _powers(_BYTE_BASE, len(sums), True)[self.starts]
+        sums = running(self._bytes[1:-1].astype(np.uint64), _BYTE_BASE)
+        back = powers(_BYTE_BASE, len(sums), True)[self.starts]
         own = (sums[self.ends] - sums[self.starts]) * back
-        sums = _running(mixed(own), _WORD_BASE)
+        sums = running(mixed(own), _WORD_BASE)
         last = count - n + 1
-        return mixed((sums[n:] - sums[:last]) * _powers(_WORD_BASE, last, True)[:last])
+        return mixed((sums[n:] - sums[:last]) * powers(_WORD_BASE, last, True)[:last])
 
     def words(self, first: int, n: int) -> list[bytes]:
         """The n words from word number `first` on."""
@@ -91,17 +91,17 @@ class JoinedTexts(WordHashes):
         return hashes[places], self._text_of_word[places], places
 
 
-def _running(values: Hashes, base: int) -> Hashes:
+def running(values: Hashes, base: int) -> Hashes:
     """Prefix sums of value i times the i-th power of the base; one more than there are values."""
     sums = np.zeros(len(values) + 1, np.uint64)
-    np.cumsum(values * _powers(base, len(values), False)[: len(values)], out=sums[1:])
+    np.cumsum(values * powers(base, len(values), False)[: len(values)], out=sums[1:])
     return sums
 
 
 _POWERS: dict[tuple[int, bool], Hashes] = {}
 
 
-def _powers(base: int, count: int, inverse: bool) -> Hashes:
+def powers(base: int, count: int, inverse: bool) -> Hashes:
     """The first powers of the base, or of its inverse, modulo 2^64; at least `count`."""
     powers = _POWERS.get((base, inverse))
     if powers is None or len(powers) < count:

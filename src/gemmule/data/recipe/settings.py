@@ -9,6 +9,7 @@ import pydantic
 
 from gemmule.config import Config
 from gemmule.data.recipe.decontaminate import DecontaminateSettings
+from gemmule.data.recipe.heuristics.stage import HeuristicsSettings
 from gemmule.data.recipe.normalize import NormalizeSettings
 from gemmule.data.recipe.quality import QualitySettings
 from gemmule.data.recipe.redact import RedactSettings
@@ -65,8 +66,8 @@ class SplitSettings(Config):
         heldout: fraction of the documents for the final figures.
     """
 
-    validation: float = pydantic.Field(0.05, gt=0, lt=1)
-    heldout: float = pydantic.Field(0.05, gt=0, lt=1)
+    validation: float = pydantic.Field(default=0.05, gt=0, lt=1)
+    heldout: float = pydantic.Field(default=0.05, gt=0, lt=1)
 
     @pydantic.model_validator(mode="after")
     def _check_sum(self) -> "SplitSettings":
@@ -83,6 +84,7 @@ class Recipe(Config):
         sources: where the text comes from.
         normalize: Unicode form, line ends, invisible characters.
         quality: documents that a classifier or the teacher thinks little of.
+        heuristics: rules of Gopher, C4, FineWeb, and for source code.
         redact: personal data.
         decontaminate: text of benchmarks.
         near_duplicates: what becomes of documents that are nearly the same.
@@ -93,6 +95,7 @@ class Recipe(Config):
     sources: tuple[SourceSettings, ...] = pydantic.Field(min_length=1)
     normalize: NormalizeSettings | None = None
     quality: QualitySettings | None = None
+    heuristics: HeuristicsSettings | None = None
     redact: RedactSettings | None = None
     decontaminate: DecontaminateSettings | None = None
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()

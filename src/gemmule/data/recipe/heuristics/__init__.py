@@ -1,0 +1,1 @@
+"""The stage "heuristics": rules on words and lines that drop boilerplate, lists and noise."""
