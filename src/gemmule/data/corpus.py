@@ -90,7 +90,7 @@ class Corpus:
         """
         n = -1
         for n, document in enumerate(self.source.documents(ReadLog(), self.in_sections)):
-            if n >= len(self.split_of) or _short(_digest(document.text)) != self.digests[n]:
+            if n >= len(self.split_of) or _short(digest_of(document.text)) != self.digests[n]:
                 raise self._changed()
             split = self.split_of[n]
             if split != _DROPPED:
@@ -199,18 +199,18 @@ class _Scan:
         self._names: list[str] = []  # of the kept documents, where some may be dropped
         seen: set[bytes] = set()
         for n, document in enumerate(source.documents(self.log, in_sections)):
-            content = _digest(document.text)
+            content = digest_of(document.text)
             self.digests.append(_short(content))
             if progress and n % 64 == 63:
                 progress(n + 1, 0, "documents")
-            reason = _why_unusable(document.text, content in seen)
+            reason = "duplicate" if content in seen else why_unusable(document.text)
             if reason:
                 self.log.leave_out(reason, document.key)
                 continue
             seen.add(content)
-            split_hash = content if document.split_key is None else _digest(document.split_key)
+            split_hash = content if document.split_key is None else digest_of(document.split_key)
             self.kept.append(n)
-            self.keys.append(_digest(document.key))
+            self.keys.append(digest_of(document.key))
             self.contents.append(content)
             self.sizes.append(len(document.text.encode()))
             self.positions.append(_short(split_hash) / 2**64)
@@ -252,11 +252,10 @@ def _several(cluster_of: npt.NDArray[np.int64]) -> list[list[int]]:
     return [group.tolist() for group in groups if len(group) > 1]
 
 
-def _why_unusable(text: str, seen: bool) -> str | None:
+def why_unusable(text: str) -> str | None:
+    """Why a document cannot be used whatever a recipe says, or None."""
     if not text.strip():
         return "empty"
-    if seen:
-        return "duplicate"
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -265,7 +264,8 @@ def _why_unusable(text: str, seen: bool) -> str | None:
     return None
 
 
-def _digest(text: str) -> bytes:
+def digest_of(text: str) -> bytes:
+    """The first 16 bytes of the SHA-256 of a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
 
 

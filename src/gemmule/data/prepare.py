@@ -85,12 +85,12 @@ def prepare(
         "name": corpus.source.name,
         "licence": corpus.source.licence,
         **({"license_field": source.license_field} if source.license_field else {}),
-        "shard_bytes": _shard_bytes(corpus),
+        "shard_bytes": shard_bytes(sum(corpus.byte_counts.values())),
     }
-    if (out / MANIFEST).is_file() and _claim(out, plan):  # complete: nothing is written
+    if (out / MANIFEST).is_file() and claim(out, plan):  # complete: nothing is written
         return Dataset.open(out, tokenizer)
     with locked(out):
-        if not _claim(out, plan):
+        if not claim(out, plan):
             tokenizer.save(out / "tokenizer")
             for unfinished in out.rglob(".*.tmp"):  # left by a run that was killed
                 unfinished.unlink()
@@ -145,12 +145,12 @@ def sample_texts(
             n += 1
 
 
-def _shard_bytes(corpus: Corpus) -> int:
-    share = sum(corpus.byte_counts.values()) // 32
-    return min(max(share, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
+def shard_bytes(total: int) -> int:
+    """Bytes of text in a shard, for `total` bytes in all."""
+    return min(max(total // 32, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
 
 
-def _claim(out: Path, plan: dict[str, Any]) -> bool:
+def claim(out: Path, plan: dict[str, Any]) -> bool:
     """Claims `out` for this plan; True if it already holds the complete result of the same plan."""
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -32,12 +32,15 @@ class SourceSettings(Config):
         path: a file, folder or glob pattern, as for `gemmule data`.
         field: field or column of records that holds the text.
         license: its license, for the card.
+        sections: whether documents are cut into sections of about 64 kB; None: a single text file
+            is.
     """
 
     name: str
     path: Path
     field: str | None = None
     license: str | None = None
+    sections: bool | None = None
 
     @pydantic.field_validator("name")
     @classmethod

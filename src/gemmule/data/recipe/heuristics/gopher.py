@@ -4,7 +4,7 @@ Details that the paper leaves open are as in FineWeb's pipeline (arXiv 2406.1755
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -121,38 +121,40 @@ def quality(texts: Sequence[str], words: Words, limits: GopherQuality) -> list[s
         texts, words.counts_T.tolist(), plain_T.tolist(), characters_T.tolist(),
         alphabetic_T.tolist(), stop_T.tolist(), strict=True,
     )  # fmt: skip
-    return [_quality(*row, limits) for row in rows]
+    return [next(_quality(*row, limits), None) for row in rows]
 
 
 def _quality(
     text: str, count: int, plain: int, characters: int, alphabetic: int, stops: int,
     limits: GopherQuality,
-) -> str | None:  # fmt: skip
+) -> Iterator[str]:  # fmt: skip
+    """Names of the limits that a text breaks; only the first one is asked for."""
     if plain < max(limits.min_words, 1):
-        return "min_words"
+        yield "min_words"
     if plain > limits.max_words:
-        return "max_words"
+        yield "max_words"
     if characters / plain < limits.min_word_length:
-        return "min_word_length"
+        yield "min_word_length"
     if characters / plain > limits.max_word_length:
-        return "max_word_length"
+        yield "max_word_length"
     if text.count("#") / count > limits.max_hashes:
-        return "max_hashes"
+        yield "max_hashes"
     ellipses = sum(map(text.count, _ELLIPSES))
     if ellipses / count > limits.max_ellipses:
-        return "max_ellipses"
+        yield "max_ellipses"
     if "•" in text or "-" in text or ellipses:
         lines = text.splitlines()
         bullets = sum(line.lstrip().startswith(_BULLETS) for line in lines)
         if bullets / len(lines) > limits.max_bullet_lines:
-            return "max_bullet_lines"
+            yield "max_bullet_lines"
         if ellipses:
             ends = sum(line.rstrip().endswith(_ELLIPSES) for line in lines)
             if ends / len(lines) > limits.max_ellipsis_lines:
-                return "max_ellipsis_lines"
+                yield "max_ellipsis_lines"
     if alphabetic / count < limits.min_alphabetic_words:
-        return "min_alphabetic_words"
-    return "min_stop_words" if stops < limits.min_stop_words else None
+        yield "min_alphabetic_words"
+    if stops < limits.min_stop_words:
+        yield "min_stop_words"
 
 
 def repetition(texts: Sequence[str], words: Words, limits: GopherRepetition) -> list[str | None]:

@@ -76,7 +76,9 @@ class Heuristics(Stage):
         ]
         for step in range(max(map(len, rules), default=0)):
             for rule in dict.fromkeys(each[step] for each in rules if len(each) > step):
-                rows = [n for n, each in enumerate(rules) if len(each) > step and each[step] == rule]
+                rows = [
+                    n for n, each in enumerate(rules) if len(each) > step and each[step] == rule
+                ]
                 broken = self._broken(rule, rows, texts, reasons)
                 for n, limit in zip(rows, broken, strict=True):
                     if limit is not None and reasons[n] is None:

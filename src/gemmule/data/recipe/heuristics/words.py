@@ -92,7 +92,7 @@ class Words:
 
 
 class Repeats:
-    """The runs of n words that occur more than once in their text, for n = 2, 3, …
+    """The runs of n words that occur more than once in their text, for n = 2, then 3, and so on.
 
     A run of n + 1 words is repeated only if its first n are, so that each call of `lengthen` has
     less to do than the one before.

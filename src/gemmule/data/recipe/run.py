@@ -1,0 +1,177 @@
+"""Runs a recipe: phase after phase, here or as one of several processes.
+
+The same recipe gives the same bytes for any number of processes and threads, and a run that is
+killed at any moment goes on when it is started again.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from gemmule import files
+from gemmule.console import Progress
+from gemmule.data.corpus import SPLITS
+from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
+from gemmule.data.prepare import claim
+from gemmule.data.recipe import results
+from gemmule.data.recipe.documents import assign_documents, read_documents
+from gemmule.data.recipe.filtering import filter_units, is_unit_done, settings_digest
+from gemmule.data.recipe.links import find_links, link_units
+from gemmule.data.recipe.settings import Recipe
+from gemmule.data.recipe.sharding import make_shards
+from gemmule.data.recipe.work import Work, sha256_of
+from gemmule.errors import DataError
+from gemmule.model.tokenizer import Tokenizer
+from gemmule.runs.lock import locked
+from gemmule.runtime import host
+
+Phase = Literal["filter", "links", "documents", "shards"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+ALONE: tuple[Phase, ...] = ("documents",)  # phases that one process does
+SETTINGS = "recipe.toml"
+
+Executor = Callable[[Phase], None]
+
+
+def run_recipe(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    stage: Callable[[str], None] | None = None,
+    execute: Executor | None = None,
+) -> Dataset:
+    """Makes a data folder from a recipe.
+
+    If a call is interrupted, the same call continues where it stopped and gives the same bytes. A
+    complete folder made by the same recipe from the same files is returned as it is. With more than
+    one worker, a script that calls this needs `if __name__ == "__main__":`.
+
+    Args:
+        recipe: the recipe.
+        tokenizer: the tokenizer; a copy is kept in the folder.
+        out: the folder to write.
+        workers: number of processes that apply stages, and of threads that tokenize; None: one per
+            core.
+        progress: called as progress(done, total, unit) by each phase.
+        stage: called with the name of each phase.
+        execute: runs a whole phase on other processes; None: it is done here.
+
+    Raises:
+        DataError: when the sources cannot be used as given, or nothing is left of one.
+        OutputError: when `out` cannot be written, holds something else, or is being written by
+            another process.
+    """
+    if workers is not None and workers < 1:
+        raise DataError(f"workers {workers} is too few: use at least 1")
+    work = Work.of(recipe, Path(out))
+    plan = _plan(work, tokenizer)
+    if (work.out / MANIFEST).is_file() and claim(work.out, plan):
+        return Dataset.open(work.out, tokenizer)
+    with locked(work.out):
+        if not claim(work.out, plan):
+            for unfinished in work.out.rglob(".*.tmp"):  # left by a run that was killed
+                unfinished.unlink()
+            tokenizer.save(work.out / "tokenizer")
+            recipe.save(work.out / SETTINGS)
+            for name, table in recipe.stages():
+                table.fit(work.artifact(name))
+            for phase in PHASES:
+                if stage:
+                    stage(_NAMES[phase])
+                if execute and phase not in ALONE:
+                    execute(phase)
+                else:
+                    run_phase(work, phase, tokenizer, 0, 1, workers, progress)
+            _finish(work, tokenizer, plan)
+    return Dataset.open(work.out, tokenizer)
+
+
+_NAMES = {
+    "filter": "reading and filtering",
+    "links": "looking for duplicates",
+    "documents": "splitting",
+    "shards": "tokenizing",
+}
+
+
+def run_phase(
+    work: Work,
+    phase: Phase,
+    tokenizer: Tokenizer,
+    rank: int,
+    tasks: int,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Does one process's share of a phase; the phases before it must be done.
+
+    Args:
+        work: the recipe at work, whose stages are fitted.
+        phase: the phase.
+        tokenizer: the tokenizer.
+        rank: number of this process, from 0.
+        tasks: number of processes.
+        workers: number of processes and threads of this one's own; None: one per core.
+        progress: called as progress(done, total, unit).
+
+    Raises:
+        DataError: when a phase before is not done, or a source cannot be read.
+    """
+    workers = workers or host.usable_cores()
+    if phase == "filter":
+        filter_units(work, work.open_stages(), work.units[rank::tasks], workers, progress)
+    elif phase == "links":
+        _check_filtered(work)
+        find_links(work, link_units(work)[rank::tasks])
+    elif phase == "documents":
+        results.funnels(work)  # an empty source is an error before more work is done
+        assign_documents(work)
+        _check_splits(work)
+    else:
+        make_shards(work, tokenizer, rank, tasks, workers, progress)
+
+
+def _plan(work: Work, tokenizer: Tokenizer) -> dict[str, Any]:
+    sources = work.recipe.sources
+    licenses = dict.fromkeys(source.license or "not stated" for source in sources)
+    return {
+        "format": FORMAT,
+        "source_fingerprint": work.fingerprint,
+        "recipe": sha256_of(work.recipe.model_dump_json()),
+        "tokenizer": tokenizer.fingerprint,
+        "name": work.recipe.name or " + ".join(source.name for source in sources),
+        "licence": ", ".join(licenses),
+    }
+
+
+def _check_filtered(work: Work) -> None:
+    settings = settings_digest(work.recipe, work.open_stages())
+    for unit in work.units:
+        if not is_unit_done(work, unit, settings):
+            raise DataError(
+                f"unit {unit.number} of source {unit.source!r} is not filtered, or was by other "
+                "settings: run the phase filter again first"
+            )
+
+
+def _check_splits(work: Work) -> None:
+    record, _ = read_documents(work)
+    totals = record["totals"].values()
+    counts = {split: sum(total[split][0] for total in totals) for split in SPLITS}
+    if not all(counts.values()):
+        raise DataError(
+            f"{sum(counts.values())} document(s) are left: each of the {len(SPLITS)} splits needs "
+            "one, so give more text, or set sections = true for its source to cut long documents"
+        )
+
+
+def _finish(work: Work, tokenizer: Tokenizer, plan: dict[str, Any]) -> None:
+    stages = work.open_stages()
+    manifest, funnel = results.manifest_of(work, tokenizer, plan, stages)
+    files.write_json(work.out / results.FUNNEL, funnel)
+    files.write_json(work.out / MANIFEST, manifest)
+    shutil.rmtree(work.folder)

@@ -1,0 +1,146 @@
+"""The fourth phase: kept documents are tokenized into shards, a shard at a time in each thread."""
+
+import collections
+import concurrent.futures
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemmule import files
+from gemmule.console import Progress
+from gemmule.data.corpus import SPLITS
+from gemmule.data.dataset import NAMES, OFFSET_TYPE
+from gemmule.data.recipe.chunks import Chunk
+from gemmule.data.recipe.documents import Splits, read_documents
+from gemmule.data.recipe.work import Work
+from gemmule.data.shards import ShardJob, make_shard
+from gemmule.errors import DataError
+from gemmule.model.tokenizer import Tokenizer
+
+
+def make_shards(
+    work: Work,
+    tokenizer: Tokenizer,
+    rank: int,
+    tasks: int,
+    workers: int,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the shards rank, rank + tasks, …, unless they are there.
+
+    Args:
+        work: the recipe at work, whose documents are assigned.
+        tokenizer: the tokenizer.
+        rank: number of this process.
+        tasks: number of processes.
+        workers: number of threads.
+        progress: called with the bytes of text tokenized, their sum, and "bytes of text".
+
+    Raises:
+        DataError: when a chunk is damaged.
+    """
+    record, split_of = read_documents(work)
+    shards = record["shards"][rank::tasks]
+    total, done = sum(shard["bytes"] for shard in shards), 0
+    chunks = work.chunks()
+    pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
+    waiting: collections.deque[tuple[dict[str, Any], concurrent.futures.Future[None]]]
+    waiting = collections.deque()
+
+    def collect() -> None:
+        nonlocal done
+        shard, future = waiting.popleft()
+        future.result()
+        done += shard["bytes"]
+        if progress:
+            progress(done, total, "bytes of text")
+
+    try:
+        for shard in shards:
+            waiting.append(
+                (shard, pool.submit(_make, shard, chunks, split_of, tokenizer, work.out))
+            )
+            while len(waiting) > workers:
+                collect()
+        while waiting:
+            collect()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make(
+    shard: dict[str, Any],
+    chunks: Sequence[Chunk],
+    split_of: Splits,
+    tokenizer: Tokenizer,
+    out: Path,
+) -> None:
+    texts, names = [], []
+    for name, text in _documents(shard, chunks, split_of):
+        names.append(name)
+        texts.append(text)
+    if len(texts) != shard["documents"]:
+        raise DataError(
+            f"{out} has {len(texts)} documents for a shard of {shard['documents']}: delete the "
+            "folder work in it and run the same again"
+        )
+    make_shard(ShardJob(shard["split"], shard["index"], texts, names), tokenizer, out)
+
+
+def _documents(
+    shard: dict[str, Any], chunks: Sequence[Chunk], split_of: Splits
+) -> Iterator[tuple[str, str]]:
+    """Name and text of each document of a shard."""
+    first, last = shard["first"], shard["last"]
+    for chunk in chunks:
+        if chunk.first > last or chunk.first + chunk.documents <= first:
+            continue
+        numbers = np.arange(chunk.first, chunk.first + chunk.documents)
+        own = split_of[chunk.slice] == SPLITS.index(shard["split"])
+        places = np.flatnonzero(own & (numbers >= first) & (numbers <= last)).tolist()
+        if places:
+            names, texts = chunk.names(), chunk.texts()
+            yield from ((names[place], texts[place]) for place in places)
+
+
+def read_shards(work: Work) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, int]]:
+    """The finished shards, each compared with its checksums and with the list of shards.
+
+    Returns:
+        The split and the manifest entry of each shard, by split and index; and the number of tokens
+        of each source.
+
+    Raises:
+        DataError: when a shard is missing or is not what was written.
+    """
+    record, _ = read_documents(work)
+    order = sorted(record["shards"], key=lambda s: (SPLITS.index(s["split"]), s["index"]))
+    entries: list[tuple[str, dict[str, Any]]] = []
+    tokens: dict[str, int] = {}
+    for shard in order:
+        path = work.out / ShardJob(shard["split"], shard["index"], (), ()).file
+        try:
+            entry = files.read_object(path.with_suffix(".json"), DataError)
+            names = entry.pop(NAMES)
+            whole = (
+                files.sha256_file(path) == entry["sha256"]
+                and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
+                and entry["documents"] == shard["documents"]
+                and entry["bytes"] == shard["bytes"]
+            )
+        except (OSError, KeyError):
+            whole = False
+        if not whole:
+            raise DataError(
+                f"{path} is missing or is not what was written: check the disk, and run the same "
+                "again"
+            )
+        entries.append((shard["split"], entry))
+        offsets = np.fromfile(path.with_suffix(".offsets"), OFFSET_TYPE)
+        counts = np.diff(offsets, append=entry["tokens"]).tolist()
+        for name, count in zip(names, counts, strict=True):
+            source = name.partition("/")[0]
+            tokens[source] = tokens.get(source, 0) + count
+    return entries, tokens
