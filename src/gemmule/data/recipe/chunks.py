@@ -88,6 +88,7 @@ def make_chunk(job: ChunkJob, stages: Sequence[Stage]) -> str:
         "documents": len(documents),
         "bytes": sum(map(len, texts)),
         "names": [document.key for document in documents],
+        "licenses": [document.licence for document in documents],
         "funnel": tally.funnel,
         "examples": tally.examples(),
     }
@@ -103,7 +104,7 @@ def _as_read(document: Document) -> Outcome:
 def _digest(job: ChunkJob) -> str:
     digest = hashlib.sha256(json.dumps([job.settings, job.near_duplicates]).encode())
     for document in job.documents:
-        for part in (document.source, document.key, document.text):
+        for part in (document.source, document.key, document.licence or "", document.text):
             data = part.encode(errors="surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
@@ -174,10 +175,15 @@ class Chunk:
         """Bytes of each document [D]."""
         return np.diff(self.array("ends"), prepend=0)
 
-    def texts(self) -> list[str]:
-        """The documents' text."""
+    def read(self) -> list[Document]:
+        """The documents; the names begin with their source."""
         text, ends = self.array("text").tobytes(), self.array("ends").tolist()
-        return [text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+        record = self.record()
+        rows = zip([0, *ends], ends, self.names(), record["licenses"], strict=False)
+        return [
+            Document(name, text[start:end].decode(), source=self.source, licence=licence)
+            for start, end, name, licence in rows
+        ]
 
     def verify(self) -> None:
         """Compares the file with its checksum.

@@ -21,7 +21,7 @@ from gemmule import files
 from gemmule.data.corpus import SPLITS, assign_splits
 from gemmule.data.near_duplicates import join, resolve
 from gemmule.data.recipe.chunks import Chunk
-from gemmule.data.recipe.funnel import MOST_EXAMPLES, printable_excerpt
+from gemmule.data.recipe.funnel import MOST_EXAMPLES, printable_excerpt, size
 from gemmule.data.recipe.links import EXACT, link_units, links_digest, read_links
 from gemmule.data.recipe.settings import Recipe
 from gemmule.data.recipe.shard_list import shard_list
@@ -63,12 +63,13 @@ def assign_documents(work: Work) -> None:
     chunks = work.chunks()
     count = sum(chunk.documents for chunk in chunks)
     with files.atomic_path(folder / "splits.bin") as tmp:
-        split_of = np.memmap(tmp, np.uint8, "w+", shape=(max(count, 1),))[:count]
+        on_disk = np.memmap(tmp, np.uint8, "w+", shape=(max(count, 1),))
+        split_of: Splits = on_disk[:count]
         clusters = _Clusters(work, chunks, split_of, folder)
         examples = clusters.examples() if count else []
         _split(work.recipe, clusters, split_of)
         clusters.close()
-        split_of.flush()
+        on_disk.flush()
     record = {
         "inputs": inputs,
         "documents": count,
@@ -146,18 +147,18 @@ class _Clusters:
         examples = []
         for chunk in self._chunks:
             own = [row for row in chosen if 0 <= row[1] - chunk.first < chunk.documents]
-            texts, names = (chunk.texts(), chunk.names()) if own else ([], [])
-            for smallest, document, reason in own:
-                place = document - chunk.first
+            documents = chunk.read() if own else []
+            for smallest, number, reason in own:
+                document = documents[number - chunk.first]
                 examples.append(
                     {
                         "digest": f"{smallest:016x}",
                         "stage": "near_duplicates",
                         "reason": reason,
-                        "key": names[place],
-                        "bytes": len(texts[place].encode()),
-                        "excerpt": printable_excerpt(texts[place]),
-                        "like": stays[int(self.cluster_of[document])],
+                        "key": document.key,
+                        "bytes": size(document.text),
+                        "excerpt": printable_excerpt(document.text),
+                        "like": stays[int(self.cluster_of[number])],
                     }
                 )
         return examples

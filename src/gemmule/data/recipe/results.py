@@ -7,7 +7,7 @@ from typing import Any
 
 from gemmule import files
 from gemmule.data.corpus import SPLITS
-from gemmule.data.dataset import FORMAT
+from gemmule.data.dataset import FORMAT, TOKENS_BY
 from gemmule.data.prepare import describe_split, fingerprint_of
 from gemmule.data.recipe.documents import KINDS, read_documents
 from gemmule.data.recipe.funnel import Example, add, fewest
@@ -89,7 +89,7 @@ def full_funnel(work: Work, stages: Sequence[Stage], tokens: Mapping[str, int]) 
         kept = [sum(counted[split][i] for split in SPLITS) for i in range(2)]
         total["stages"]["near_duplicates"] = {"passed": kept, "dropped": dropped, "counts": {}}
         total["splits"] = {split: counted[split] for split in SPLITS}
-        total["tokens"] = tokens.get(name, 0)
+        total["tokens"] = tokens[name]
     whole: dict[str, Any] = {}
     for total in sources.values():
         add(whole, total)
@@ -123,7 +123,10 @@ def manifest_of(
     Raises:
         DataError: when a phase is not done or a shard is not what was written.
     """
-    entries, tokens = read_shards(work)
+    entries = read_shards(work)
+    tokens = Counter[str]()
+    for _, entry in entries:
+        tokens.update(entry[TOKENS_BY]["source"])
     record, _ = read_documents(work)
     funnel = full_funnel(work, stages, tokens)
     splits = {
@@ -149,7 +152,7 @@ def manifest_of(
             "path": str(s.path),
             "documents": _left(funnel["sources"][s.name])[0],
             "bytes": _left(funnel["sources"][s.name])[1],
-            "tokens": tokens.get(s.name, 0),
+            "tokens": tokens[s.name],
         }
         for s in work.recipe.sources
     }

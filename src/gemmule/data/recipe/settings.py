@@ -32,6 +32,7 @@ class SourceSettings(Config):
         path: a file, folder or glob pattern, as for `gemmule data`.
         field: field or column of records that holds the text.
         license: its license, for the card.
+        license_field: field or column of records that holds a document's own license.
         sections: whether documents are cut into sections of about 64 kB; None: a single text file
             is.
     """
@@ -40,6 +41,7 @@ class SourceSettings(Config):
     path: Path
     field: str | None = None
     license: str | None = None
+    license_field: str | None = None
     sections: bool | None = None
 
     @pydantic.field_validator("name")

@@ -2,8 +2,8 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import numpy as np
 from gemmule import files
 from gemmule.console import Progress
 from gemmule.data.corpus import SPLITS
-from gemmule.data.dataset import NAMES, OFFSET_TYPE
+from gemmule.data.dataset import NAMES, PROVENANCE
 from gemmule.data.recipe.chunks import Chunk
 from gemmule.data.recipe.documents import Splits, read_documents
 from gemmule.data.recipe.work import Work
 from gemmule.data.shards import ShardJob, make_shard
+from gemmule.data.sources import Document
 from gemmule.errors import DataError
 from gemmule.model.tokenizer import Tokenizer
 
@@ -59,9 +60,7 @@ def make_shards(
 
     try:
         for shard in shards:
-            waiting.append(
-                (shard, pool.submit(_make, shard, chunks, split_of, tokenizer, work.out))
-            )
+            waiting.append((shard, pool.submit(_make, shard, chunks, split_of, tokenizer, work)))
             while len(waiting) > workers:
                 collect()
         while waiting:
@@ -75,24 +74,29 @@ def _make(
     chunks: Sequence[Chunk],
     split_of: Splits,
     tokenizer: Tokenizer,
-    out: Path,
+    work: Work,
 ) -> None:
-    texts, names = [], []
-    for name, text in _documents(shard, chunks, split_of):
-        names.append(name)
-        texts.append(text)
-    if len(texts) != shard["documents"]:
+    documents = list(_documents(shard, chunks, split_of, work))
+    if len(documents) != shard["documents"]:
         raise DataError(
-            f"{out} has {len(texts)} documents for a shard of {shard['documents']}: delete the "
-            "folder work in it and run the same again"
+            f"{work.folder} has {len(documents)} documents for a shard of {shard['documents']}: "
+            "delete it and run the same again"
         )
-    make_shard(ShardJob(shard["split"], shard["index"], texts, names), tokenizer, out)
+    job = ShardJob(shard["split"], shard["index"], documents, _licence_of_the_rest(work))
+    make_shard(job, tokenizer, work.out)
+
+
+def _licence_of_the_rest(work: Work) -> str | None:
+    """License of documents that have none, where some have."""
+    stated = any(s.license or s.license_field for s in work.recipe.sources)
+    return "not stated" if stated else None
 
 
 def _documents(
-    shard: dict[str, Any], chunks: Sequence[Chunk], split_of: Splits
-) -> Iterator[tuple[str, str]]:
-    """Name and text of each document of a shard."""
+    shard: dict[str, Any], chunks: Sequence[Chunk], split_of: Splits, work: Work
+) -> Iterator[Document]:
+    """The documents of a shard, with their source's license where they have none of their own."""
+    licences = {source.name: source.license for source in work.recipe.sources}
     first, last = shard["first"], shard["last"]
     for chunk in chunks:
         if chunk.first > last or chunk.first + chunk.documents <= first:
@@ -100,17 +104,18 @@ def _documents(
         numbers = np.arange(chunk.first, chunk.first + chunk.documents)
         own = split_of[chunk.slice] == SPLITS.index(shard["split"])
         places = np.flatnonzero(own & (numbers >= first) & (numbers <= last)).tolist()
-        if places:
-            names, texts = chunk.names(), chunk.texts()
-            yield from ((names[place], texts[place]) for place in places)
+        documents = chunk.read() if places else []
+        for place in places:
+            document = documents[place]
+            licence = document.licence or licences[document.source]
+            yield dataclasses.replace(document, licence=licence)
 
 
-def read_shards(work: Work) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, int]]:
+def read_shards(work: Work) -> list[tuple[str, dict[str, Any]]]:
     """The finished shards, each compared with its checksums and with the list of shards.
 
     Returns:
-        The split and the manifest entry of each shard, by split and index; and the number of tokens
-        of each source.
+        The split and the manifest entry of each shard, by split and index.
 
     Raises:
         DataError: when a shard is missing or is not what was written.
@@ -118,12 +123,12 @@ def read_shards(work: Work) -> tuple[list[tuple[str, dict[str, Any]]], dict[str,
     record, _ = read_documents(work)
     order = sorted(record["shards"], key=lambda s: (SPLITS.index(s["split"]), s["index"]))
     entries: list[tuple[str, dict[str, Any]]] = []
-    tokens: dict[str, int] = {}
     for shard in order:
-        path = work.out / ShardJob(shard["split"], shard["index"], (), ()).file
+        path = work.out / ShardJob(shard["split"], shard["index"], ()).file
         try:
             entry = files.read_object(path.with_suffix(".json"), DataError)
-            names = entry.pop(NAMES)
+            for about in (NAMES, PROVENANCE):
+                entry.pop(about, None)
             whole = (
                 files.sha256_file(path) == entry["sha256"]
                 and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
@@ -138,9 +143,4 @@ def read_shards(work: Work) -> tuple[list[tuple[str, dict[str, Any]]], dict[str,
                 "again"
             )
         entries.append((shard["split"], entry))
-        offsets = np.fromfile(path.with_suffix(".offsets"), OFFSET_TYPE)
-        counts = np.diff(offsets, append=entry["tokens"]).tolist()
-        for name, count in zip(names, counts, strict=True):
-            source = name.partition("/")[0]
-            tokens[source] = tokens.get(source, 0) + count
-    return entries, tokens
+    return entries

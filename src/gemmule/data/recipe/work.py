@@ -76,7 +76,10 @@ class Work:
         units: list[Unit] = []
         left_out: dict[str, int] = {}
         for settings in recipe.sources:
-            source = find_source(settings.path, settings.field, settings.name, settings.license)
+            source = find_source(
+                settings.path, settings.field, settings.name, settings.license,
+                settings.license_field,
+            )  # fmt: skip
             for reason, count in source.log.left_out.items():
                 left_out[reason] = left_out.get(reason, 0) + count
             sections = source.is_one_text if settings.sections is None else settings.sections
@@ -171,9 +174,9 @@ def _units_of(
     for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
         part = dataclasses.replace(source, files=tuple(group))
         probes = [json.dumps([file.key, file.kind, *_probe(file.path)]) for file in group]
-        about = [settings.name, str(settings.field), str(in_sections), *probes]
+        about = [settings.name, str(settings.field), str(settings.license_field), str(in_sections)]
         units.append(
-            Unit(first + number, settings.name, part, in_sections, size, sha256_of(*about))
+            Unit(first + number, settings.name, part, in_sections, size, sha256_of(*about, *probes))
         )
     return units
 

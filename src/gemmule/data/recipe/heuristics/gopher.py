@@ -88,7 +88,7 @@ class GopherRepetition(Config):
 class Repeated(NamedTuple):
     """How many elements of a list repeat an earlier one, and their characters."""
 
-    count: int
+    elements: int
     characters: int
 
 
@@ -121,12 +121,12 @@ def quality(texts: Sequence[str], words: Words, limits: GopherQuality) -> list[s
         texts, words.counts_T.tolist(), plain_T.tolist(), characters_T.tolist(),
         alphabetic_T.tolist(), stop_T.tolist(), strict=True,
     )  # fmt: skip
-    return [next(_quality(*row, limits), None) for row in rows]
+    return [next(_quality(limits, *row), None) for row in rows]
 
 
 def _quality(
-    text: str, count: int, plain: int, characters: int, alphabetic: int, stops: int,
-    limits: GopherQuality,
+    limits: GopherQuality, text: str, count: int, plain: int, characters: int, alphabetic: int,
+    stops: int,
 ) -> Iterator[str]:  # fmt: skip
     """Names of the limits that a text breaks; only the first one is asked for."""
     if plain < max(limits.min_words, 1):
@@ -197,13 +197,13 @@ def _longest_words(words: Words) -> npt.NDArray[np.int64]:
 def _lines(text: str, limits: GopherRepetition) -> str | None:
     paragraphs = _PARAGRAPHS.split(text.strip())
     again = repeated(paragraphs)
-    if again.count / len(paragraphs) > limits.duplicate_paragraphs:
+    if again.elements / len(paragraphs) > limits.duplicate_paragraphs:
         return "duplicate_paragraphs"
     if again.characters / max(len(text), 1) > limits.duplicate_paragraph_characters:
         return "duplicate_paragraph_characters"
     lines = _LINES.split(text)
     again = repeated(lines)
-    if again.count / len(lines) > limits.duplicate_lines:
+    if again.elements / len(lines) > limits.duplicate_lines:
         return "duplicate_lines"
     if again.characters / max(len(text), 1) > limits.duplicate_line_characters:
         return "duplicate_line_characters"
