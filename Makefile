@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard native/*)
 		{ echo "gemmule needs Python 3.11 or newer: make install PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,report,carbon,gguf,teachers,eval,serve,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[data,language,report,carbon,gguf,teachers,eval,serve,dev]'
 	@touch $(STAMP)
 
 quickstart: install

@@ -1,8 +1,9 @@
 """gemmule data."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,8 +18,12 @@ from gemmule.cli.options import (
     Text,
     Trimming,
 )
+from gemmule.cli.recipes import RecipeOptions
 from gemmule.config import ModelName
 from gemmule.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gemmule.data.dataset import Dataset
 
 
 @command(DATA)
@@ -29,6 +34,7 @@ def data(
     ],
     out: Out,
     trimming: Trimming,
+    recipes: RecipeOptions,
     source: Text = None,
     tokens: Annotated[
         Path | None,
@@ -42,13 +48,13 @@ def data(
     licence: CorpusLicence = None,
     license_field: LicenseField = None,
     near_duplicates: Annotated[
-        Literal["group", "drop", "ignore"],
+        Literal["group", "drop", "ignore"] | None,
         typer.Option(
             help="What becomes of documents that are nearly the same: group keeps them in one "
-            "split, drop keeps one of them, ignore lets a near copy of what is trained on be "
-            "held out."
+            "split (the default), drop keeps one of them, ignore lets a near copy of what is "
+            "trained on be held out."
         ),
-    ] = "group",
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tokenize text and split it into train, validation and held-out documents.
@@ -59,12 +65,14 @@ def data(
     students of the data have an embedding for the tokens of the text alone.
 
     With --tokens, ids that another program made with this tokenizer stay as they are.
+    With --recipe, a file names several sources and the stages that filter, redact, decontaminate
+    and deduplicate them.
 
     Example: gemmule data ~/notes --tokenizer runs/tokenizer --out runs/data
     """
-    from gemmule.console import counting, stage, table
+    from gemmule.cli import recipes as of_recipe
+    from gemmule.console import counting, stage
     from gemmule.data.prepare import prepare
-    from gemmule.data.read_log import dropped_lines
     from gemmule.data.text_trim import Extent, compared, prepare_trimmed
     from gemmule.data.token_shards.source import find_tokens
     from gemmule.model.tokenizer import Tokenizer
@@ -77,13 +85,29 @@ def data(
             if value is not None:
                 raise ConfigError(f"--tokens names files of ids, which have no use for {what}: "
                                   "leave one of them out")  # fmt: skip
+    given = {
+        "TEXT": source, "--field": field, "--name": name, "--licence": licence,
+        "--license-field": license_field, "--near-duplicates": near_duplicates,
+        "--trim": trim or trimming.given() or None,
+    }  # fmt: skip
+    of_recipe.check(recipes, {k: v for k, v in given.items() if v is not None})
     fitted = None
+    if recipes.recipe is not None:
+        with stoppable(RERUN):
+            made = of_recipe.run(recipes, Tokenizer.load(Path(tokenizer)), out)
+        if made is None:
+            return
+        if not as_json:
+            of_recipe.show(made, recipes.explain)
+        _show(made, as_json, dropped=False)
+        return
+    near = near_duplicates or "group"
     with stoppable(RERUN), counting("tokenizing") as progress:
         if trim or trimming.given():
             full = gemma_tokenizer(tokenizer)
             dataset, fitted = prepare_trimmed(
                 full, source, out, Extent(**trimming.extent()), field=field, name=name,
-                licence=licence, license_field=license_field, near_duplicates=near_duplicates,
+                licence=licence, license_field=license_field, near_duplicates=near,
                 progress=progress, stage=stage,
             )  # fmt: skip
         else:
@@ -92,28 +116,55 @@ def data(
                 source if tokens is None else find_tokens(tokens, loaded, name, licence),
                 loaded, out, field=field, name=name,
                 licence=licence, license_field=license_field, near_duplicates=near_duplicates,
+                source, Tokenizer.load(Path(tokenizer)), out, field=field, name=name,
+                licence=licence, license_field=license_field, near_duplicates=near,
                 progress=progress,
             )  # fmt: skip
-    splits = dataset.manifest["splits"]
+    trimmed, lines = None, []
+    if fitted is not None:
+        kept, coverage = len(fitted.trimmed.kept_K), fitted.trimmed.coverage
+        trimmed = {
+            "vocabulary": {"before": full.vocab_size, "after": kept},
+            "coverage": coverage,
+            "segmentation": fitted.segmentation,
+        }
+        lines = [
+            f"{kept:,} of {full.vocab_size:,} tokens kept, {coverage:.4%} of the text's; "
+            f"segmentation {compared(fitted.segmentation)}"
+        ]
+    _show(dataset, as_json, trimmed, lines)
+
+
+def _show(
+    dataset: "Dataset",
+    as_json: bool,
+    trimmed: dict[str, Any] | None = None,
+    lines: Sequence[str] = (),
+    dropped: bool = True,
+) -> None:
+    """Prints what a data folder holds, and what was left out of it.
+
+    Args:
+        dataset: the data folder.
+        as_json: print JSON.
+        trimmed: facts about the trimmed tokenizer, for JSON.
+        lines: the same in words.
+        dropped: whether what was left out has not been shown yet.
+    """
+    from gemmule.console import table
+    from gemmule.data.read_log import dropped_lines
+
+    manifest = dataset.manifest
+    splits = manifest["splits"]
     counts = {k: {n: s[n] for n in ("documents", "tokens", "bytes")} for k, s in splits.items()}
     if as_json:
-        shown = ("name", "licence", "dropped", "dropped_examples", "notes")
-        about = {k: dataset.manifest[k] for k in shown if k in dataset.manifest}
-        if fitted is not None:
-            about["trimmed"] = {
-                "vocabulary": {"before": full.vocab_size, "after": len(fitted.trimmed.kept_K)},
-                "coverage": fitted.trimmed.coverage,
-                "segmentation": fitted.segmentation,
-            }
+        shown = ("name", "licence", "dropped", "dropped_examples", "notes", "sources")
+        about = {k: manifest[k] for k in shown if k in manifest}
+        if trimmed is not None:
+            about["trimmed"] = trimmed
         print(json.dumps({**about, "fingerprint": dataset.fingerprint, "splits": counts}))
         return
     rows = [[k, *(f"{n:,}" for n in c.values())] for k, c in counts.items()]
     table(["split", "documents", "tokens", "bytes"], rows, title=dataset.name)
-    if fitted is not None:
-        print(
-            f"{len(fitted.trimmed.kept_K):,} of {full.vocab_size:,} tokens kept, "
-            f"{fitted.trimmed.coverage:.4%} of the text's; segmentation "
-            f"{compared(fitted.segmentation)}"
-        )
-    for note in [*dataset.manifest["notes"], *dropped_lines(dataset.manifest)]:
-        print(note)
+    for line in [*lines, *manifest["notes"], *(dropped_lines(manifest) if dropped else [])]:
+        print(line)

@@ -29,7 +29,7 @@ from gemmule.runtime import host
 Phase = Literal["filter", "links", "documents", "shards"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 ALONE: tuple[Phase, ...] = ("documents",)  # phases that one process does
-SETTINGS = "recipe.toml"
+TOKENIZER, SETTINGS, PAGE = "tokenizer", "recipe.toml", "page.html"
 
 Executor = Callable[[Phase], None]
 
@@ -68,17 +68,9 @@ def run_recipe(
     if workers is not None and workers < 1:
         raise DataError(f"workers {workers} is too few: use at least 1")
     work = Work.of(recipe, Path(out))
-    plan = _plan(work, tokenizer)
-    if (work.out / MANIFEST).is_file() and claim(work.out, plan):
-        return Dataset.open(work.out, tokenizer)
-    with locked(work.out):
-        if not claim(work.out, plan):
-            for unfinished in work.out.rglob(".*.tmp"):  # left by a run that was killed
-                unfinished.unlink()
-            tokenizer.save(work.out / "tokenizer")
-            recipe.save(work.out / SETTINGS)
-            for name, table in recipe.stages():
-                table.fit(work.artifact(name))
+    if not is_complete(work, tokenizer):
+        with locked(work.out):
+            start(work, tokenizer)
             for phase in PHASES:
                 if stage:
                     stage(_NAMES[phase])
@@ -86,8 +78,48 @@ def run_recipe(
                     execute(phase)
                 else:
                     run_phase(work, phase, tokenizer, 0, 1, workers, progress)
-            _finish(work, tokenizer, plan)
+            finish(work, tokenizer)
     return Dataset.open(work.out, tokenizer)
+
+
+def is_complete(work: Work, tokenizer: Tokenizer) -> bool:
+    """Whether the folder is the result of this recipe already.
+
+    Raises:
+        OutputError: when it is that of another one.
+    """
+    return (work.out / MANIFEST).is_file() and claim(work.out, _plan(work, tokenizer))
+
+
+def start(work: Work, tokenizer: Tokenizer) -> None:
+    """Claims the folder and fits the stages: what phases need, wherever they run.
+
+    Raises:
+        OutputError: when the folder is in use, or is the result of another recipe.
+    """
+    claim(work.out, _plan(work, tokenizer))
+    for unfinished in work.out.rglob(".*.tmp"):  # left by a run that was killed
+        unfinished.unlink()
+    tokenizer.save(work.out / TOKENIZER)
+    work.recipe.save(work.out / SETTINGS)
+    for name, table in work.recipe.stages():
+        table.fit(work.artifact(name))
+
+
+def finish(work: Work, tokenizer: Tokenizer) -> None:
+    """Verifies the shards, writes funnel, page and manifest, and removes the folder of work.
+
+    Raises:
+        DataError: when a phase is not done, or a shard is not what was written.
+    """
+    from gemmule.report import data_page  # tasks of other phases need none of it
+
+    plan = _plan(work, tokenizer)
+    manifest, funnel = results.manifest_of(work, tokenizer, plan, work.open_stages())
+    files.write_json(work.out / results.FUNNEL, funnel)
+    files.write_text(work.out / PAGE, data_page.render(manifest, funnel))
+    files.write_json(work.out / MANIFEST, manifest)
+    shutil.rmtree(work.folder)
 
 
 _NAMES = {
@@ -167,11 +199,3 @@ def _check_splits(work: Work) -> None:
             f"{sum(counts.values())} document(s) are left: each of the {len(SPLITS)} splits needs "
             "one, so give more text, or set sections = true for its source to cut long documents"
         )
-
-
-def _finish(work: Work, tokenizer: Tokenizer, plan: dict[str, Any]) -> None:
-    stages = work.open_stages()
-    manifest, funnel = results.manifest_of(work, tokenizer, plan, stages)
-    files.write_json(work.out / results.FUNNEL, funnel)
-    files.write_json(work.out / MANIFEST, manifest)
-    shutil.rmtree(work.folder)

@@ -7,9 +7,10 @@ from typing import Literal
 
 import pydantic
 
-from gemmule.config import Config
+from gemmule.config import Config, nearest
 from gemmule.data.recipe.decontaminate import DecontaminateSettings
 from gemmule.data.recipe.heuristics.stage import HeuristicsSettings
+from gemmule.data.recipe.language import LanguageSettings
 from gemmule.data.recipe.normalize import NormalizeSettings
 from gemmule.data.recipe.quality import QualitySettings
 from gemmule.data.recipe.redact import RedactSettings
@@ -89,6 +90,7 @@ class Recipe(Config):
         sources: where the text comes from.
         normalize: Unicode form, line ends, invisible characters.
         quality: documents that a classifier or the teacher thinks little of.
+        language: languages to keep.
         heuristics: rules of Gopher, C4, FineWeb, and for source code.
         redact: personal data.
         decontaminate: text of benchmarks.
@@ -100,6 +102,7 @@ class Recipe(Config):
     sources: tuple[SourceSettings, ...] = pydantic.Field(min_length=1)
     normalize: NormalizeSettings | None = None
     quality: QualitySettings | None = None
+    language: LanguageSettings | None = None
     heuristics: HeuristicsSettings | None = None
     redact: RedactSettings | None = None
     decontaminate: DecontaminateSettings | None = None
@@ -113,6 +116,15 @@ class Recipe(Config):
         if twice:
             raise ValueError(f"two sources are named {twice[0]!r}: names must differ")
         return sources
+
+    @pydantic.model_validator(mode="after")
+    def _check_sources(self) -> "Recipe":
+        names = [source.name for source in self.sources]
+        for name, table in self.stages():
+            for source in getattr(table, "by_source", ()):
+                if source not in names:
+                    raise ValueError(f"{name}.by_source names {source!r}; {nearest(source, names)}")
+        return self
 
     def stages(self) -> list[tuple[str, StageSettings]]:
         """The stages that are functions of one document, in order, with their settings."""

@@ -2,6 +2,7 @@
 
 import functools
 import unicodedata
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,8 @@ _UNSPACED = (
     (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF),
     (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )  # fmt: skip
-_ASCII, _ALL = 128, 0x110000
+# Beyond the last ideographs there are only marks without a shape and private characters.
+_ASCII, _ALL = 128, 0x32400
 
 
 @functools.cache
@@ -54,14 +56,16 @@ def _classes(count: int) -> npt.NDArray[np.uint16]:
     return np.array([_class_of(chr(code)) for code in range(count)], np.uint16)
 
 
-def classes_of(codes: npt.NDArray[np.generic]) -> npt.NDArray[np.uint16]:
+def classes_of(codes: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """The classes of each character, as a sum of the constants above.
 
     Args:
-        codes: code points; as uint8 if all are ASCII, because the whole table takes a second to
-            make.
+        codes: code points; as uint8 if all are ASCII, because the whole table takes half a second
+            to make.
     """
-    return _classes(_ASCII if codes.dtype == np.uint8 else _ALL)[codes]
+    if codes.dtype == np.uint8:
+        return _classes(_ASCII)[codes]
+    return _classes(_ALL)[np.minimum(codes, np.uint32(_ALL - 1))]
 
 
 def _class_of(character: str) -> int:

@@ -56,7 +56,9 @@ def _edges(codes: npt.NDArray[np.generic], kinds: npt.NDArray[np.uint16], space:
     ends = np.zeros(len(codes), bool)
     ends[2:] = (kinds[1:-1] & (LOWER | DIGIT | EDGE)) != 0
     ends[2:] |= upper[1:-1] & upper[:-2]
-    dot &= ends
+    ends[1:] |= dot[:-1]  # "..."
+    ends[:-1] |= dot[1:]
+    dot = dot & ends
     tail = edge | dot
     after = tail & (_last((~tail & ~space)[::-1]) < _last(space[::-1]))[::-1]
     return before | after

@@ -6,7 +6,6 @@ be worth numpy's calls.
 Shapes: C characters that are not spaces, W words, T texts.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +45,7 @@ class Words:
         begins = word_begins(codes, kinds)[shown]
         self.codes_C = codes[shown]
         self.starts_W = np.flatnonzero(begins)
-        self.ends_W = np.append(self.starts_W[1:], len(self.codes_C))
+        self.ends_W = np.append(self.starts_W, len(self.codes_C))[1:]
         lengths = [len(text) + 1 for text in texts]
         before = np.concatenate(([0], np.cumsum(shown)))
         firsts = before[np.cumsum([1, *lengths])[:-1]] if texts else np.empty(0, np.int64)
@@ -201,16 +200,17 @@ def _slot(keys: Hashes) -> npt.NDArray[np.int64]:
 
 
 def batches(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
-    """Ranges of consecutive texts of about `limit` characters in all.
+    """Ranges of consecutive texts with at most `limit` characters in all, or one text with more.
 
     Args:
         sizes: characters of each text.
-        limit: how many a batch may reach before it ends.
+        limit: most characters of a batch.
     """
-    ranges, first, size = [], 0, 0
-    for number, each in enumerate(itertools.chain(sizes, [limit])):
+    ranges: list[tuple[int, int]] = []
+    first = size = 0
+    for number, each in enumerate(sizes):
         if number > first and (size + each > limit or number - first == MOST_TEXTS):
             ranges.append((first, number))
             first, size = number, 0
         size += each
-    return ranges
+    return [*ranges, (first, len(sizes))] if sizes else ranges

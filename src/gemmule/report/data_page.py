@@ -1,0 +1,140 @@
+"""The page of a recipe: its funnel, lengths, languages, sources, and what fell out, as one file."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from gemmule.report.card import clean
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_SHOWN = 5  # examples of each reason
+_LANGUAGES = 12
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def render(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> str:
+    """The page as HTML without scripts, which looks at nothing outside of it.
+
+    Args:
+        manifest: manifest.json of a data folder that a recipe made.
+        funnel: its funnel.json.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        finalize=lambda value: clean(value) if isinstance(value, str) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=_size, count=_count)
+    return environment.get_template("data.html").render(
+        manifest=manifest,
+        total=funnel["total"],
+        stages=_stages(funnel),
+        lengths=_lengths(funnel["total"]["lengths"]),
+        languages=_languages(funnel["total"]["stages"]),
+        counts=_counts(funnel["total"]["stages"]),
+        sources=_sources(manifest, funnel),
+        near_duplicates=funnel["near_duplicates"],
+        examples=_examples(funnel["examples"]),
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _size(number: float) -> str:
+    """Bytes for people."""
+    for unit in _UNITS[:-1]:
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} {_UNITS[-1]}"
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(100 * part / whole, 2) if whole else 0.0
+
+
+def _stages(funnel: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each stage: what passed, as shares of what was read, and why the rest did not."""
+    read = funnel["total"]["read"]
+    rows = [{"name": "read", "passed": read, "documents": 100.0, "bytes": 100.0, "reasons": []}]
+    for name in funnel["stages"]:
+        stage = funnel["total"]["stages"][name]
+        if name == "read":
+            title = "usable text"
+        else:
+            title = name.replace("_", "-")
+        reasons = sorted(stage["dropped"].items(), key=lambda item: (-item[1][0], item[0]))
+        rows.append(
+            {
+                "name": title,
+                "passed": stage["passed"],
+                "documents": _percent(stage["passed"][0], read[0]),
+                "bytes": _percent(stage["passed"][1], read[1]),
+                "reasons": reasons,
+            }
+        )
+    return rows
+
+
+def _lengths(lengths: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A bar for each power of two between the shortest and the longest document."""
+    exponents = sorted(map(int, lengths))
+    if not exponents:
+        return []
+    most = max(lengths.values())
+    return [
+        {
+            "from": 2**exponent,
+            "count": lengths.get(str(exponent), 0),
+            "height": _percent(lengths.get(str(exponent), 0), most),
+        }
+        for exponent in range(exponents[0], exponents[-1] + 1)
+    ]
+
+
+def _languages(stages: Mapping[str, Any]) -> list[tuple[str, int, float]]:
+    counts = stages.get("language", {}).get("counts", {})
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(name, n, _percent(n, total)) for name, n in ordered[:_LANGUAGES]]
+    rest = sum(n for _, n in ordered[_LANGUAGES:])
+    return [*rows, ("others", rest, _percent(rest, total))] if rest else rows
+
+
+def _counts(stages: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What stages counted, but for languages."""
+    return [
+        (name.replace("_", "-"), sorted(stage["counts"].items(), key=lambda i: (-i[1], i[0])))
+        for name, stage in stages.items()
+        if stage["counts"] and name != "language"
+    ]
+
+
+def _sources(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, source in manifest["sources"].items():
+        of_source = funnel["sources"][name]
+        read, tokens = of_source["read"], source["tokens"]
+        kept = [source["documents"], source["bytes"]]
+        share = _percent(kept[0], read[0])
+        rows.append({"name": name, **source, "read": read, "tokens": tokens, "kept": share})
+    return rows
+
+
+def _examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first examples of each reason."""
+    groups = []
+    for (stage, reason), group in itertools.groupby(
+        examples, key=lambda e: (e["stage"], e["reason"])
+    ):
+        shown = list(itertools.islice(group, _SHOWN))
+        groups.append({"stage": stage.replace("_", "-"), "reason": reason, "examples": shown})
+    return groups

@@ -1,0 +1,197 @@
+"""The stage "heuristics": fixed verdicts, and those of datatrove on the same words."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmule.data.read_log import ReadLog
+from gemmule.data.recipe.heuristics import gopher, lines
+from gemmule.data.recipe.heuristics.stage import HeuristicsSettings
+from gemmule.data.recipe.heuristics.words import MOST_TEXTS, Words, batches
+from gemmule.data.sources import Document, find_source
+
+PROSE = (
+    "The captain said that the old ship would never have sailed with such a wind, and nobody on "
+    "the pier doubted it. Of all the men who stood there to watch, not one had been to the north. "
+    "They went home before it was dark. What became of the ship is another story. It begins with "
+    "a letter that came in the spring."
+)
+CODE = "def f(x):\n    return x + 1\n\n\nclass Thing:\n    pass\n"
+
+
+def words(text: str) -> list[str]:
+    cut = Words([text])
+    characters = "".join(map(chr, cut.codes_C.tolist()))
+    return [
+        characters[a:b] for a, b in zip(cut.starts_W.tolist(), cut.ends_W.tolist(), strict=True)
+    ]
+
+
+def reason(text: str, rule: str, **limits: Any) -> str | None:
+    settings = HeuristicsSettings.parse({"rules": [rule], **({rule: limits} if limits else {})})
+    outcome = settings.open(Path()).apply(Document("a", text))
+    return outcome.reason and outcome.reason.removeprefix(f"{rule}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't stop: it's 3.14 (or so)...", "Do n't stop : it 's 3.14 ( or so ) ..."),
+        ("well-known and/or x=y, a,b 1,000", "well - known and / or x = y , a , b 1,000"),
+        ('"Quoted," he said.Then left', '" Quoted , " he said . Then left'),
+        ("see os.path at a.b@c.de!", "see os.path at a.b@c.de !"),
+        ("f(x) == [1]", "f(x ) = = [ 1 ]"),
+        ("日本語 text…", "日 本 語 text …"),
+        ("", ""),
+        ("  \n ", ""),
+    ],
+)
+def test_words_are_cut_as_by_spacy(text: str, expected: str) -> None:
+    assert words(text) == expected.split()
+
+
+def test_words_of_a_text_do_not_depend_on_its_neighbors() -> None:
+    texts = [PROSE, "", "Ünïcode: naïve café…", " ", CODE, "n't 's"]
+    together = Words(texts)
+    assert together.counts_T.tolist() == [len(words(text)) for text in texts]
+    for rule in ("gopher_quality", "gopher_repetition", "c4", "fineweb", "code"):
+        stage = HeuristicsSettings.parse({"rules": [rule]}).open(Path())
+        documents = [Document("a", text) for text in [PROSE, PROSE * 3, CODE, "é " * 90, "a"]]
+        assert stage.apply_batch(documents) == [stage.apply(d) for d in documents]
+
+
+def test_batches_hold_every_text_once() -> None:
+    ranges = batches([5, 5, 50, 1, 1], 10)
+    assert ranges == [(0, 2), (2, 3), (3, 5)]
+    assert batches([], 10) == []
+    assert batches([0] * (MOST_TEXTS + 1), 10) == [(0, MOST_TEXTS), (MOST_TEXTS, MOST_TEXTS + 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "expected"),
+    [
+        (PROSE, "gopher_quality", None),
+        ("Too short.", "gopher_quality", "min_words"),
+        ("a b c d e " * 20, "gopher_quality", "min_word_length"),
+        ("incomprehensibilities " * 60, "gopher_quality", "max_word_length"),
+        (PROSE + " #" * 20, "gopher_quality", "max_hashes"),
+        (PROSE + " ..." * 20, "gopher_quality", "max_ellipses"),
+        ("- " + PROSE.replace(". ", ".\n- "), "gopher_quality", "max_bullet_lines"),
+        (PROSE.replace(". ", "…\n"), "gopher_quality", "max_ellipsis_lines"),
+        (PROSE + " 1234" * 30, "gopher_quality", "min_alphabetic_words"),
+        ("words without any glue here " * 12, "gopher_quality", "min_stop_words"),
+        (PROSE, "gopher_repetition", None),
+        ((PROSE + "\n\n") * 3, "gopher_repetition", "duplicate_paragraphs"),
+        ("\n".join([*(PROSE.split(". ")), *["The same."] * 4]), "gopher_repetition",
+         "duplicate_lines"),
+        (PROSE + " so it goes" * 40, "gopher_repetition", "top_2_words"),
+        (f"{PROSE} {PROSE[:100]}", "gopher_repetition", "repeated_5_words"),
+        (PROSE, "c4", None),
+        (PROSE + " {", "c4", "curly_brackets"),
+        (PROSE + " Lorem ipsum dolor.", "c4", "lorem_ipsum"),
+        ("One sentence of four words. And another.", "c4", "min_sentences"),
+        (PROSE.replace(". ", ".\n"), "fineweb", None),
+        ("no end\n" * 3, "fineweb", "min_punctuated_lines"),
+        ("Short.\nOnes.\nAlone.", "fineweb", "max_short_lines"),
+        (PROSE + "\n" + PROSE + "\n", "fineweb", "max_duplicate_characters"),
+        ("\n".join(f"A line of thirty characters {n:03}." for n in range(9)) + "\n" * 40, "fineweb",
+         "max_line_feeds"),
+        (CODE, "code", None),
+        ("x = '" + "a" * 1000 + "'\n", "code", "max_line"),
+        ("x = " + "a + " * 30 + "\n", "code", "max_mean_line"),
+        ("0, 1, 2, 3\n" * 9, "code", "min_alphabetic"),
+        ('<?xml version="1.0"?>\n<a>text</a>\n', "code", "xml"),
+        ("# Automatically generated by a tool\n" + CODE, "code", "generated"),
+    ],
+)  # fmt: skip
+def test_fixed_verdicts(text: str, rule: str, expected: str | None) -> None:
+    assert reason(text, rule) == expected
+
+
+def test_c4_removes_lines() -> None:
+    text = (
+        PROSE + "\nEnable JavaScript to go on reading.\nWe use cookies, see our policy.\nTwo words"
+    )
+    stage = HeuristicsSettings.parse({"rules": ["c4"]}).open(Path())
+    outcome = stage.apply(Document("a", text))
+    assert outcome.text == PROSE
+    assert outcome.counts == {"lines removed": 1}
+    assert reason("Cited [1] here [citation needed]. " * 5, "c4") is None
+
+
+def test_limits_and_sources_can_be_set() -> None:
+    assert reason(PROSE, "gopher_quality", min_words=100) == "min_words"
+    settings = HeuristicsSettings.parse(
+        {"rules": ["gopher_quality"], "by_source": {"git": ["code"]}}
+    )
+    stage = settings.open(Path())
+    assert stage.apply(Document("a", CODE, source="git")).text == CODE
+    assert stage.apply(Document("a", CODE, source="web")).text is None
+
+
+def test_reasons_are_the_first_broken_rules() -> None:
+    stage = HeuristicsSettings().open(Path())
+    assert stage.apply(Document("a", "x\n" * 50)).reason == "gopher_repetition: duplicate_lines"
+
+
+def sample() -> list[str]:
+    """Real text: Python's library, whole, in pieces, and with lines repeated."""
+    draw = random.Random(0)
+    texts = [document.text for document in find_source(None).documents(ReadLog())]
+    texts = draw.sample([text for text in texts if text.strip()], 60)
+    pieces = []
+    for text in texts:
+        start = draw.randrange(max(1, len(text) - 3000))
+        pieces.append(text[start : start + draw.randrange(50, 4000)])
+        prose = [line.strip() for line in text.splitlines() if line.count(" ") > 5]
+        pieces.append("\n".join([*prose[:40], *draw.choices(prose or ["-"], k=draw.randrange(9))]))
+    return [text for text in [*texts, *pieces] if text.strip()]
+
+
+def test_verdicts_and_reasons_are_datatroves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """datatrove's filters, given our words: how those differ from spaCy's is in bench/data.py."""
+    pytest.importorskip("datatrove", reason="datatrove is compared with where it is installed")
+    from datatrove.data import Document as Theirs
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+        c4_filters,
+        fineweb_quality_filter,
+        gopher_quality_filter,
+        gopher_repetition_filter,
+    )
+
+    for module in (fineweb_quality_filter, gopher_quality_filter, gopher_repetition_filter):
+        monkeypatch.setattr(module, "split_into_words", lambda text, language: words(text))
+    monkeypatch.setattr(
+        c4_filters, "split_into_sentences", lambda text, _: [""] * lines.count_sentences(text)
+    )
+    filters = {
+        "gopher_repetition": GopherRepetitionFilter(),
+        "gopher_quality": GopherQualityFilter(),
+        "c4": C4QualityFilter(filter_no_terminal_punct=False),
+        "fineweb": FineWebQualityFilter(),
+    }
+    texts = sample()
+    for rule, theirs in filters.items():
+        stage = HeuristicsSettings.parse({"rules": [rule]}).open(Path())
+        ours = stage.apply_batch([Document("a", text) for text in texts])
+        verdicts: dict[str | None, set[str | None]] = {}
+        for text, outcome in zip(texts, ours, strict=True):
+            document = Theirs(text=text, id="a")
+            result = theirs.filter(document)
+            verdicts.setdefault(outcome.reason, set()).add(None if result is True else result[1])
+            if result is True:
+                assert outcome.text == document.text
+        assert verdicts.pop(None, {None}) == {None}
+        assert verdicts, f"no text breaks a rule of {rule}"
+        assert all(len(reasons) == 1 and None not in reasons for reasons in verdicts.values())
+
+
+def test_repeated_lines_count_once_each() -> None:
+    assert gopher.repeated(["a", "bb", "bb", "bb", "a"]) == (3, 5)
+    assert gopher.repeated(["a", "b"]) == (0, 0)
