@@ -65,6 +65,7 @@ def data(
     students of the data have an embedding for the tokens of the text alone.
 
     With --tokens, ids that another program made with this tokenizer stay as they are.
+
     With --recipe, a file names several sources and the stages that filter, redact, decontaminate
     and deduplicate them.
 
@@ -78,19 +79,20 @@ def data(
     from gemmule.model.tokenizer import Tokenizer
     from gemmule.teachers.whole_tokenizer import gemma_tokenizer
 
-    if tokens is not None:
-        given = {"text": source, "--field": field, "--license-field": license_field,
-                 "--trim": trim or trimming.given() or None}  # fmt: skip
-        for what, value in given.items():
-            if value is not None:
-                raise ConfigError(f"--tokens names files of ids, which have no use for {what}: "
-                                  "leave one of them out")  # fmt: skip
     given = {
-        "TEXT": source, "--field": field, "--name": name, "--licence": licence,
-        "--license-field": license_field, "--near-duplicates": near_duplicates,
-        "--trim": trim or trimming.given() or None,
+        "TEXT": source, "--field": field, "--license-field": license_field,
+        "--trim": trim or trimming.given() or None, "--tokens": tokens, "--name": name,
+        "--licence": licence, "--near-duplicates": near_duplicates,
     }  # fmt: skip
-    of_recipe.check(recipes, {k: v for k, v in given.items() if v is not None})
+    given = {what: value for what, value in given.items() if value is not None}
+    if tokens is not None:
+        for what in ("TEXT", "--field", "--license-field", "--trim"):
+            if what in given:
+                raise ConfigError(
+                    f"--tokens names files of ids, which have no use for {what}: leave one of "
+                    "them out"
+                )
+    of_recipe.check(recipes, list(given))
     fitted = None
     if recipes.recipe is not None:
         with stoppable(RERUN):
@@ -115,8 +117,6 @@ def data(
             dataset = prepare(
                 source if tokens is None else find_tokens(tokens, loaded, name, licence),
                 loaded, out, field=field, name=name,
-                licence=licence, license_field=license_field, near_duplicates=near_duplicates,
-                source, Tokenizer.load(Path(tokenizer)), out, field=field, name=name,
                 licence=licence, license_field=license_field, near_duplicates=near,
                 progress=progress,
             )  # fmt: skip

@@ -1,8 +1,9 @@
 """gemmule data --recipe: its options, and what it prints."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,12 +38,12 @@ class RecipeOptions(Options):
     ] = None
 
 
-def check(options: RecipeOptions, others: dict[str, Any]) -> None:
+def check(options: RecipeOptions, others: Sequence[str]) -> None:
     """Refuses options that do not go together.
 
     Args:
         options: those of recipes.
-        others: the options of text without a recipe that are given, by name.
+        others: names of the options of text without a recipe that are given.
 
     Raises:
         ConfigError: when some do not.
@@ -52,7 +53,9 @@ def check(options: RecipeOptions, others: dict[str, Any]) -> None:
             raise ConfigError(f"--{given[0]} is for recipes: give one with --recipe")
         return
     if others:
-        raise ConfigError(f"with --recipe, {', '.join(others)} is set in the recipe's file")
+        raise ConfigError(
+            f"{', '.join(others)} cannot be used with --recipe: the recipe's file says it"
+        )
     if (options.executor is None) != (options.tasks is None):
         raise ConfigError("--executor and --tasks go together: --executor local --tasks 4")
     if options.sbatch and options.executor != "slurm":
@@ -74,7 +77,7 @@ def run(options: RecipeOptions, tokenizer: "Tokenizer", out: Path) -> "Dataset |
     from gemmule.runtime import host
 
     recipe = Recipe.load(options.recipe)
-    tasks = options.tasks or 1
+    tasks = 1 if options.tasks is None else options.tasks
     if options.executor == "slurm":
         jobs = executors.submit_to_slurm(recipe, tokenizer, out, tasks, options.sbatch or ())
         for phase, job in jobs.items():
@@ -84,7 +87,7 @@ def run(options: RecipeOptions, tokenizer: "Tokenizer", out: Path) -> "Dataset |
             return None
     execute = None
     if options.executor in ("local", "ray"):
-        workers = options.workers or max(1, host.usable_cores() // tasks)
+        workers = options.workers or max(1, host.usable_cores() // max(1, tasks))
         start = executors.local if options.executor == "local" else executors.ray
         execute = start(out, tasks, workers)
     with counting("recipe") as progress:

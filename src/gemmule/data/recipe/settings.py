@@ -89,9 +89,9 @@ class Recipe(Config):
         name: name of the corpus on a model card; None: the names of its sources.
         sources: where the text comes from.
         normalize: Unicode form, line ends, invisible characters.
-        quality: documents that a classifier or the teacher thinks little of.
         language: languages to keep.
         heuristics: rules of Gopher, C4, FineWeb, and for source code.
+        quality: documents that a classifier or the teacher thinks little of.
         redact: personal data.
         decontaminate: text of benchmarks.
         near_duplicates: what becomes of documents that are nearly the same.
@@ -101,9 +101,9 @@ class Recipe(Config):
     name: str | None = None
     sources: tuple[SourceSettings, ...] = pydantic.Field(min_length=1)
     normalize: NormalizeSettings | None = None
-    quality: QualitySettings | None = None
     language: LanguageSettings | None = None
     heuristics: HeuristicsSettings | None = None
+    quality: QualitySettings | None = None
     redact: RedactSettings | None = None
     decontaminate: DecontaminateSettings | None = None
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()
