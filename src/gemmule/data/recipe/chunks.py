@@ -27,7 +27,7 @@ from gemmule.data.sources import Document
 from gemmule.errors import DataError
 
 CHARACTERS = 8 * 1024 * 1024  # of a chunk, before its last document
-READ = "read"  # the stage that drops what is no text
+READ = "read"  # the stage that drops what cannot be used
 
 
 @dataclasses.dataclass(frozen=True)

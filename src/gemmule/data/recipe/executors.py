@@ -85,7 +85,7 @@ def ray(out: Path, tasks: int, workers: int = 1, **options: Any) -> Executor:
         out: the data folder, which all machines see.
         tasks: number of tasks.
         workers: processes and threads of each one's own.
-        options: of `ray.init`, such as `address`.
+        options: arguments of `ray.init`, such as `address`.
 
     Raises:
         MissingExtraError: when Ray is not installed.
@@ -130,7 +130,7 @@ def submit_to_slurm(
         tokenizer: the tokenizer.
         out: the data folder, which all machines see.
         tasks: number of tasks of each phase: the size of its job array.
-        options: of sbatch, without the dashes, such as "partition=cpu" or "time=02:00:00".
+        options: options of sbatch, without the dashes, such as "partition=cpu" or "time=02:00:00".
 
     Returns:
         The number of the job of each phase; none when the folder is complete already.
