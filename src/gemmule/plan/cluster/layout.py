@@ -35,6 +35,8 @@ class Layout:
         microbatches: pieces that a pipeline cuts `micro_batch` into.
         virtual: interleaved stages per pipeline rank.
         logit_bytes: bytes per logit at the peak of the loss; 0 for a chunked head.
+        root_bytes: bytes per element in which embedding and head are gathered, and their gradient
+            kept: gemmule gathers them in fp32.
     """
 
     shards: int = 1
@@ -54,6 +56,7 @@ class Layout:
     microbatches: int = 1
     virtual: int = 1
     logit_bytes: float = 0.0
+    root_bytes: float = 2.0
 
     @property
     def model_ranks(self) -> int:
@@ -114,7 +117,7 @@ def candidates(shape: Shape, cluster: Cluster, sequences: int, dtype: str) -> It
                         yield Layout(
                             shards=shards, replicas=data // shards, tensor=tensor,
                             micro_batch=micro, accumulate=accumulate, recompute=recompute,
-                            dtype=dtype, float8_gather=dtype == "float8",
+                            dtype=dtype, float8_gather=dtype == "float8", root_bytes=4.0,
                         )  # fmt: skip
                     micro *= 2
         tensor *= 2

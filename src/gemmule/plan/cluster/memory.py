@@ -1,9 +1,9 @@
 """Memory per device: states counted from the shapes as FSDP2 cuts them, activations from a model.
 
 States, gathered weights and gradients are arithmetic: what `fully_shard` and tensor parallelism
-leave on the rank with the most (a test compares it with `fully_shard` on a fake process group of
-512 ranks). What a backward pass keeps per token is counted in multiples of the block's sizes, whose
-factors are fitted to published peaks.
+leave on the rank with the most (tests compare it with the real `shard`, see simulation.py). What a
+backward pass keeps per token is counted in multiples of the block's sizes, whose factors are fitted
+to published peaks.
 """
 
 import functools
@@ -80,9 +80,10 @@ def count_memory(
         root, whole_root = root / 2, whole_root / 2
     states = STATE_BYTES * (blocks * block + root)
     # Two blocks' weights (one is fetched ahead) and a block's gradients; the root unit stays.
-    gathered = whole_block * (2 * 2.0 + 2.0) + whole_root * (2.0 + 2.0)
+    width = 4.0 if layout.dtype == "float32" else 2.0
+    gathered = whole_block * 3 * width + whole_root * 2 * max(width, layout.root_bytes)
     if layout.keep_gathered or layout.pipeline > 1:
-        gathered += blocks * whole_block * 2.0
+        gathered += blocks * whole_block * width
     if layout.pipeline > 1 and layout.shards > 1:
         # Gradients of all microbatches are added up in fp32 before they are reduced.
         gathered += 4.0 * (blocks * whole_block + whole_root)

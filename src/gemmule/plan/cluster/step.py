@@ -100,21 +100,54 @@ def _local(shape: Shape, layout: Layout) -> float:
     return block * shape.layers / layout.pipeline + root / (2 if layout.pipeline > 1 else 1)
 
 
-def _gather_seconds(shape: Shape, cluster: Cluster, layout: Layout) -> float:
-    """One pass: weights gathered for forward and backward, gradients reduced and scattered."""
-    shards, replicas = layout.shards, layout.replicas
-    block, root = shape.elements(layout.tensor, 1)
-    whole = block * shape.layers / layout.pipeline + root / (2 if layout.pipeline > 1 else 1)
-    width = 1.0 if layout.float8_gather else 2.0
+@dataclass(frozen=True)
+class Moved:
+    """Bytes that FSDP's and HSDP's collectives put together in one pass, on one rank.
+
+    Attributes:
+        gathered: results of the all-gathers of weights.
+        scattered: inputs of the reduce-scatters of gradients.
+        reduced: gradients of one shard, which HSDP adds up over its groups.
+    """
+
+    gathered: float
+    scattered: float
+    reduced: float
+
+
+def moved(shape: Shape, layout: Layout) -> Moved:
+    """One pass: weights gathered for forward and backward, gradients reduced and scattered.
+
+    FSDP2 pads each weight to equal shares of whole rows, so with more ranks than rows it moves more
+    than the model has. The root unit is gathered once in fp32 (gemmule), or its embedding and its
+    head twice in bfloat16 (torchtitan): four bytes in both.
+    """
+    block, root = shape.elements(layout.tensor, layout.shards)
+    blocks = block * shape.layers / layout.pipeline
+    root_share = root / (2 if layout.pipeline > 1 else 1)
+    width = 4.0 if layout.dtype == "float32" else 2.0
+    if layout.float8_gather:
+        width = 1.0
     # A pipeline keeps its weights for all of its microbatches.
     gathers = 1 if layout.keep_gathered or layout.pipeline > 1 else 2
+    shared = layout.shards if layout.shards > 1 else 0
+    return Moved(
+        gathered=shared * (gathers * width * blocks + 4.0 * root_share),
+        scattered=shared * 4.0 * (blocks + root_share),
+        reduced=4.0 * (blocks + root_share) if layout.replicas > 1 else 0.0,
+    )
+
+
+def _gather_seconds(shape: Shape, cluster: Cluster, layout: Layout) -> float:
+    """One pass; a ring passes on all but a rank's own part, and for an all-reduce that twice."""
+    shards, replicas, bytes_moved = layout.shards, layout.replicas, moved(shape, layout)
     seconds = 0.0
     if shards > 1:
-        moved = whole * (gathers * width + 4.0) * (shards - 1) / shards
-        seconds += moved / _link(cluster, layout.tensor, shards)
-    if replicas > 1:  # a ring's all-reduce moves everything twice, of one shard's gradients
-        moved = 2 * 4.0 * whole / shards * (replicas - 1) / replicas
-        seconds += moved / _link(cluster, layout.tensor * shards, replicas)
+        whole = bytes_moved.gathered + bytes_moved.scattered
+        seconds += whole * (shards - 1) / shards / _link(cluster, layout.tensor, shards)
+    if replicas > 1:
+        around = 2 * bytes_moved.reduced * (replicas - 1) / replicas
+        seconds += around / _link(cluster, layout.tensor * shards, replicas)
     return seconds
 
 
