@@ -1,6 +1,7 @@
 """Launch scripts: what they say, and that they do it, with stand-ins for the schedulers."""
 
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,19 @@ while :; do sleep 0.05; done
 """
 
 
+def wait_for_ranks(job: Job) -> list[Path]:
+    """The logs of both tasks, once both have started."""
+    logs = [job.folder / f"task-{task}.log" for task in range(2)]
+    while not all(log.exists() and "started" in log.read_text() for log in logs):
+        assert job.shell.poll() is None
+        time.sleep(0.02)
+    return logs
+
+
 def test_a_slurm_job_that_runs_out_of_time_saves_and_is_queued_again(tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text(render(request("slurm", str(tmp_path / "run"))))
     job = Job(tmp_path / "job.sh", tmp_path, install(tmp_path / "programs", torchrun=STOPPABLE))
-    logs = [tmp_path / f"task-{task}.log" for task in range(2)]
-    while not all(log.exists() and "started" in log.read_text() for log in logs):
-        assert job.shell.poll() is None
+    logs = wait_for_ranks(job)
     job.time_is_nearly_up()
     assert job.end(30) == 1
     assert [log.read_text().split() for log in logs] == [["started", "saved"]] * 2
@@ -106,10 +114,7 @@ def test_a_slurm_job_that_fails_or_is_cancelled_is_not_queued_again(tmp_path: Pa
     assert not job.requeued
     (programs / "torchrun").write_text(STOPPABLE)
     job = Job(tmp_path / "job.sh", tmp_path, programs)
-    while not (tmp_path / "tasks").exists() or "started" not in (
-        (tmp_path / "task-1.log").read_text() + (tmp_path / "task-0.log").read_text()
-    ):
-        assert job.shell.poll() is None
+    wait_for_ranks(job)
     job.shell.terminate()  # the shell stays for the ranks, which have Slurm's KillWait
     for task in (tmp_path / "tasks").read_text().split():
         subprocess.run(["kill", "-TERM", task], check=True)
@@ -224,10 +229,14 @@ def test_the_command_prints_or_writes_a_script(
 def test_the_command_is_checked_before_it_waits_in_a_queue(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train = ("train", "--out", "runs/x", "--set", "data.path=d")
+    train = ("train", "--out", "runs/x", "--set", "data.path=d", "--set", "steps=5")
     assert "give one of --slurm, --sky and --kubeflow" in refusal(capsys, *train)
     assert "gemmule serve does not run on many" in refusal(capsys, "--slurm", "serve", "m")
     assert "leave --resume out" in refusal(capsys, "--slurm", *train, "--resume")
-    assert "did you mean" in refusal(capsys, "--slurm", *train, "--set", "step=5")
+    assert "give --nproc to gemmule launch" in refusal(capsys, "--slurm", *train, "--nproc", "2")
+    assert "give --nproc to gemmule launch" in refusal(capsys, "--slurm", *train, "--nproc=2")
+    three = ("--slurm", "--nodes", "3", *train, "--set", "data.batch_size=8")
+    assert "3 ranks cannot share a batch equally" in refusal(capsys, *three)
+    assert "did you mean" in refusal(capsys, "--slurm", *train, "--set", "stepz=5")
     assert "No such option: --foo" in refusal(capsys, "--slurm", *train, "--foo")
     assert "Missing option '--out'" in refusal(capsys, "--slurm", "train")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from gemmule.cli.app import TRAIN, app, command
 from gemmule.cli.options import Options
 from gemmule.cli.train import distillation
 from gemmule.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gemmule.train.config import RunConfig
 
 # Commands that train on several processes, and write a run that --resume continues.
 _TRAINING = ("train", "distill")
@@ -84,9 +87,11 @@ def launch(
     from gemmule.launch.render import render
     from gemmule.launch.request import LaunchRequest
 
-    name = scheduler.chosen()
-    values = {**machines.given(), "scheduler": name, "command": training, "out": _checked(training)}
-    text = render(LaunchRequest.parse(values, source="launch"))
+    values = {"scheduler": scheduler.chosen(), "command": training, **machines.given()}
+    settings, values["out"] = _checked(training)
+    request = LaunchRequest.parse(values, source="launch")
+    settings.data.shared_by(request.nodes * request.nproc)
+    text = render(request)
     if script is None:
         print(text, end="")
     else:
@@ -94,8 +99,8 @@ def launch(
             files.write_text(script, text)
 
 
-def _checked(training: list[str]) -> Path:
-    """The folder of the run that a command makes.
+def _checked(training: list[str]) -> "tuple[RunConfig, Path]":
+    """The settings and the folder of the run that a command makes.
 
     Raises:
         ConfigError: when it is not a training command, or its settings would be refused.
@@ -107,6 +112,8 @@ def _checked(training: list[str]) -> Path:
         raise ConfigError(
             f"gemmule {verb} does not run on many machines: {' and '.join(_TRAINING)} do"
         )
+    if any(word.partition("=")[0] == "--nproc" for word in words):  # it starts processes at once
+        raise ConfigError("give --nproc to gemmule launch, before the command")
     group: Any = typer.main.get_command(app)
     values = group.commands[verb].make_context(f"gemmule {verb}", words).params
     if values["resume"]:
@@ -114,6 +121,4 @@ def _checked(training: list[str]) -> Path:
     chosen = list(values["overrides"] or [])
     if verb == "distill":
         chosen += distillation(values["teacher"], values["targets"], values["cross_tokenizer"])
-    load_run_config(values["config"], chosen)
-    out: Path = values["out"]
-    return out
+    return load_run_config(values["config"], chosen), values["out"]

@@ -92,12 +92,12 @@ def fake_ranks(size: int) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def simulate(config: GemmaConfig, mesh: DeviceMesh, *, half: bool = True) -> Simulated:
+def simulate(config: GemmaConfig, mesh: DeviceMesh | None, *, half: bool = True) -> Simulated:
     """What the first rank of a mesh of fake ranks holds, sends and receives.
 
     Args:
         config: the model.
-        mesh: from `data_mesh`; of two dimensions for HSDP.
+        mesh: from `data_mesh`; of two dimensions for HSDP. None: one process, which shards nothing.
         half: whether blocks compute in bfloat16.
     """
     one, two = (
@@ -108,17 +108,19 @@ def simulate(config: GemmaConfig, mesh: DeviceMesh, *, half: bool = True) -> Sim
     result = Simulated(*(a + (b - a) * further for a, b in pairs))
     with torch.device("meta"):
         whole = Gemma(config)
-    shard(whole, mesh, half=half)
+    if mesh is not None:
+        shard(whole, mesh, half=half)
     assert _bytes([*whole.parameters()]) == result.parameters, "layers are not alike"
     return result
 
 
-def one_step(config: GemmaConfig, mesh: DeviceMesh, half: bool) -> Simulated:
+def one_step(config: GemmaConfig, mesh: DeviceMesh | None, half: bool) -> Simulated:
     """A training step of a whole model on fake tensors: cross-entropy, then AdamW."""
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of views and hooks on tensors without data
         model = Gemma(config)
-        shard(model, mesh, half=half)
+        if mesh is not None:
+            shard(model, mesh, half=half)
         tokens_BT = torch.zeros(1, _TOKENS, dtype=torch.long)
         with CommDebugMode() as counted, _Collectives() as collectives:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
