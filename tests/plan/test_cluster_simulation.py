@@ -1,14 +1,21 @@
 """The planner's formulas against the real shard(), in a process of its own: the group is global."""
 
+import dataclasses
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gemmule.plan.cluster import simulation  # noqa: F401 (what the child runs)
+from gemmule.model.config import preset
+from gemmule.plan.cluster.shapes import Shape
+from gemmule.plan.cluster.simulation import planned
+
+ROOT = Path(__file__).parents[2]
 
 SIMULATED = """
 import dataclasses, json
@@ -22,7 +29,7 @@ from models import GROUPED, tiny_config
 tiny = tiny_config(GROUPED, vocab_size=259)
 results = {}
 for name, config, ranks, shards, half in (
-    ("fsdp", preset("27b"), 512, 512, True),
+    ("fsdp", preset("27b"), 64, 64, True),
     ("hsdp", tiny, 8, 4, True),
     ("fp32", tiny, 3, 3, False),
     ("more ranks than rows", tiny, 48, 48, True),
@@ -45,7 +52,7 @@ print(json.dumps(results))
 def results() -> dict[str, list[dict[str, Any]]]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SIMULATED], capture_output=True, text=True,
-        timeout=300, check=False, cwd=__file__.rpartition("/plan/")[0],
+        timeout=300, check=False, cwd=ROOT / "tests",
     )  # fmt: skip
     if "no fake process group" in done.stderr:
         pytest.skip("this torch has no fake process group")
@@ -71,3 +78,28 @@ def test_two_layers_gather_five_times_and_scatter_three_times() -> None:
     # Blocks twice in two bytes, the root once in four; a few rows are padded.
     assert large["gathered"] == pytest.approx(4 * 27.23e9, rel=1e-3)
     assert large["states"] == 2 * large["parameters"] == 2 * large["gradients"]
+
+
+def bench() -> Any:
+    spec = importlib.util.spec_from_file_location("simulate", ROOT / "bench/simulate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_what_the_formulas_say_now() -> None:
+    simulate = bench()
+    rows = json.loads((ROOT / "bench/results/simulate.json").read_text())["rows"]
+    grids = [(r["model"], r["ranks"], r["shards"]) for r in rows]
+    assert grids == [(name, *grid) for name in simulate.MODELS for grid in simulate.GRIDS]
+    for row in rows:
+        shape = Shape.of_gemma(row["model"], preset(row["model"]))
+        formula = planned(shape, simulate.layout_of(row["ranks"], row["shards"]))
+        assert row["simulated"] == row["formula"] == dataclasses.asdict(formula)
+    page = (ROOT / "docs/scaling.md").read_text()
+    for lines in (
+        simulate.counts_table(rows), simulate.planned_table(), simulate.published_table(),
+    ):  # fmt: skip
+        assert "\n".join(lines) in page, "python bench/simulate.py --json … --write"
