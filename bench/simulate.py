@@ -129,11 +129,11 @@ def published_table() -> list[str]:
             if not same or few.cluster.count >= many.cluster.count:
                 continue
             freed = [16 * (few.shape.parameters / run.layout.shards) / 2**30 for run in (few, many)]
-            said = (few.memory_gib or 0) - (many.memory_gib or 0)
+            published = (few.memory_gib or 0) - (many.memory_gib or 0)
             fit = efficiency.fitted()
             speed = [step_tokens(run, fit) for run in (few, many)]
             lines.append(
-                f"| {few.name} | {few.cluster} to {many.cluster} | {said:.1f} | "
+                f"| {few.name} | {few.cluster} to {many.cluster} | {published:.1f} | "
                 f"{freed[0] - freed[1]:.1f} | {many.tokens / few.tokens:.1%} | "
                 f"{speed[1] / speed[0]:.1%} |"
             )

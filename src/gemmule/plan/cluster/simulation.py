@@ -5,9 +5,9 @@
 
 Nothing is allocated and nothing is sent. What a rank holds is read from its shards, and what it
 sends from the collectives of a real training step. torch takes seconds per layer to cut weights for
-thousands of ranks, so a step of one layer and one of two give those of a deep model, all of whose
-layers are alike; its weights are counted at full depth too. The rank is the first, which holds the
-most.
+thousands of ranks, so a step of one layer and one of two give those of a deep model, whose layers
+all have the same size; its weights are counted at full depth too. The rank is the first, which
+holds the most.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemmule.errors import ConfigError
@@ -110,12 +109,14 @@ def simulate(config: GemmaConfig, mesh: DeviceMesh | None, *, half: bool = True)
         whole = Gemma(config)
     if mesh is not None:
         shard(whole, mesh, half=half)
-    assert _bytes([*whole.parameters()]) == result.parameters, "layers are not alike"
+    assert _bytes([*whole.parameters()]) == result.parameters, "layers differ in size"
     return result
 
 
 def one_step(config: GemmaConfig, mesh: DeviceMesh | None, half: bool) -> Simulated:
     """A training step of a whole model on fake tensors: cross-entropy, then AdamW."""
+    from torch.distributed.tensor.debug import CommDebugMode  # looks for test libraries
+
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of views and hooks on tensors without data
         model = Gemma(config)
@@ -139,7 +140,7 @@ def one_step(config: GemmaConfig, mesh: DeviceMesh | None, half: bool) -> Simula
         ]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         held = (_bytes([*model.parameters()]), _bytes(gradients), _bytes(states))
-    result = Simulated(*held, **collectives.counts, **collectives.bytes)
+    result = Simulated(*held, *collectives.counts.values(), *collectives.bytes.values())
     seen = sum(counted.get_comm_counts().values())
     assert seen == result.gathers + result.scatters + result.reductions
     return result
@@ -168,7 +169,7 @@ class _Collectives(TorchDispatchMode):
     """Counts collectives and adds up their bytes, by kind."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = {"gathers": 0, "scatters": 0, "reductions": 0}
         self.bytes = {"gathered": 0, "scattered": 0, "reduced": 0}
 
