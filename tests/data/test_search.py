@@ -214,12 +214,12 @@ def test_names_in_messages_are_short():
 
 
 def test_examples_of_names_are_few(tmp_path):
-    write(tmp_path, *(f"{n:02}.pdf" for n in range(30)), "a.docx", "b.zip", "c.tar.gz", "d.png")
+    write(tmp_path, *(f"{n:02}.pdf" for n in range(30)), "a.docx", "b.zip", "c.7z", "d.png")
     write(tmp_path, "e.epub", "f.xlsx", "g.sqlite", "h.txt")
     log = find_source(tmp_path).log
     assert log.summary() == (
         "30 PDF files (00.pdf, 01.pdf, 02.pdf, …): convert them to text first; "
-        "2 archives (b.zip, c.tar.gz): unpack them first; "
+        "2 archives (b.zip, c.7z): unpack them first; "
         "1 databases (g.sqlite): export them as CSV or JSON lines; "
         "1 e-books (e.epub): convert them to text first; "
         "1 files of another type (d.png); "
@@ -238,9 +238,7 @@ def test_examples_of_names_are_few(tmp_path):
         ("a.txt", b"%PDF-1.7\n", "PDF files"),
         ("a", b"PK\x03\x04....", "archives"),
         ("a.docx", b"PK\x03\x04....", "archives|word processor"),
-        ("a.txt", b"\0" * 257 + b"ustar\x0000", "archives"),
         ("book.7z", b"7z\xbc\xaf\x27\x1c", "archives"),
-        ("a.tgz", b"\x1f\x8b", "archives"),
         ("a", b"SQLite format 3\0", "databases"),
     ],
 )

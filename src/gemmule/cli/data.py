@@ -47,6 +47,10 @@ def data(
     name: CorpusName = None,
     licence: CorpusLicence = None,
     license_field: LicenseField = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(help="Of a hub's data set: CONFIGURATION or CONFIGURATION/SPLIT."),
+    ] = None,
     near_duplicates: Annotated[
         Literal["group", "drop", "ignore"] | None,
         typer.Option(
@@ -81,12 +85,12 @@ def data(
 
     given = {
         "TEXT": source, "--field": field, "--license-field": license_field,
-        "--trim": trim or trimming.given() or None, "--tokens": tokens, "--name": name,
+        "--subset": subset, "--trim": trim or trimming.given() or None, "--tokens": tokens, "--name": name,
         "--licence": licence, "--near-duplicates": near_duplicates,
     }  # fmt: skip
     given = {what: value for what, value in given.items() if value is not None}
     if tokens is not None:
-        for what in ("TEXT", "--field", "--license-field", "--trim"):
+        for what in ("TEXT", "--field", "--license-field", "--subset", "--trim"):
             if what in given:
                 raise ConfigError(
                     f"--tokens names files of ids, which have no use for {what}: leave one of "
@@ -109,7 +113,7 @@ def data(
             full = gemma_tokenizer(tokenizer)
             dataset, fitted = prepare_trimmed(
                 full, source, out, Extent(**trimming.extent()), field=field, name=name,
-                licence=licence, license_field=license_field, near_duplicates=near,
+                licence=licence, license_field=license_field, subset=subset, near_duplicates=near,
                 progress=progress, stage=stage,
             )  # fmt: skip
         else:
@@ -117,7 +121,7 @@ def data(
             dataset = prepare(
                 source if tokens is None else find_tokens(tokens, loaded, name, licence),
                 loaded, out, field=field, name=name,
-                licence=licence, license_field=license_field, near_duplicates=near,
+                licence=licence, license_field=license_field, subset=subset, near_duplicates=near,
                 progress=progress,
             )  # fmt: skip
     trimmed, lines = None, []

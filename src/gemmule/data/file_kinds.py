@@ -24,13 +24,14 @@ TEXT_SUFFIXES = {
     *(".f", ".f90", ".f95", ".zig", ".nim", ".dart", ".toml", ".yaml", ".yml", ".ini", ".cfg"),
 }
 TEXT, JSON, JSON_LINES, CSV, TSV = "text", "JSON", "JSON lines", "CSV", "TSV"
-PARQUET, ARROW = "Parquet", "Arrow"
+PARQUET, ARROW, TAR = "Parquet", "Arrow", "tar"
 _RECORD_SUFFIXES = {
     **{".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".jsonlines": JSON_LINES, ".json": JSON},
     **{".csv": CSV, ".tsv": TSV, ".parquet": PARQUET, ".arrow": ARROW, ".feather": ARROW},
+    **dict.fromkeys((".tar", ".tgz", ".tbz", ".txz"), TAR),
 }
 # Formats for data of every sort: in a folder, one that lacks the field is left out, not an error.
-GENERAL_KINDS = {JSON, CSV, TSV}
+GENERAL_KINDS = {JSON, CSV, TSV, TAR}
 _TABLES = {PARQUET, ARROW}  # which compress their columns themselves
 OTHER = "files of another type"
 LFS_POINTERS = "Git LFS pointers"
@@ -39,7 +40,7 @@ _OTHER_SUFFIXES = {
     **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".pages"), "word processor files"),
     **dict.fromkeys((".epub", ".mobi", ".azw", ".azw3"), "e-books"),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "spreadsheets"),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".tbz", ".txz", ".7z", ".rar"), "archives"),
+    **dict.fromkeys((".zip", ".7z", ".rar"), "archives"),
     **dict.fromkeys((".db", ".sqlite", ".sqlite3"), "databases"),
 }
 _CONTENT = {b"PAR1": PARQUET, b"ARROW1": ARROW, b"\xff\xff\xff\xff": ARROW}
@@ -117,12 +118,12 @@ def by_hand(path: Path) -> CorpusFile:
         head = f.read(512)
     file = by_name(path.name, path)
     reason = next((r for mark, r in _OTHER_CONTENT.items() if head.startswith(mark)), None)
-    if head[_TAR_AT:].startswith(_TAR_MAGIC):
-        reason = "archives"
     reason = reason or (file if isinstance(file, str) and file in ADVICE else None)
     if reason:
         raise DataError(f"cannot read {path}: {reason} are not read; {ADVICE[reason]}")
     kind = next((kind for mark, kind in _CONTENT.items() if head.startswith(mark)), TEXT)
+    if head[_TAR_AT:].startswith(_TAR_MAGIC):
+        kind = TAR
     if isinstance(file, CorpusFile):
         if TEXT not in {kind, file.kind}:
             file = file._replace(kind=kind)

@@ -33,6 +33,7 @@ def prepare(
     name: str | None = None,
     licence: str | None = None,
     license_field: str | None = None,
+    subset: str | None = None,
     validation: float = 0.05,
     heldout: float = 0.05,
     near_duplicates: NearDuplicates = "group",
@@ -53,6 +54,7 @@ def prepare(
         name: name of the corpus in model cards; by default that of the file or folder.
         licence: license of the corpus, for the model card.
         license_field: the field or column of records that holds a document's own license.
+        subset: configuration of a hub's data set, or "CONFIGURATION/SPLIT".
         validation: fraction of documents for tuning.
         heldout: fraction of documents for the final evaluation.
         near_duplicates: "group" keeps documents that are nearly the same in one split, "drop" keeps
@@ -70,7 +72,7 @@ def prepare(
     if workers is not None and workers < 1:
         raise DataError(f"workers {workers} is too few: use at least 1")
     if not isinstance(source, Source):
-        source = find_source(source, field, name, licence, license_field)
+        source = find_source(source, field, name, licence, license_field, subset)
     corpus = read_corpus(
         source,
         validation,

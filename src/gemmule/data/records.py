@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gemmule import text_encoding
-from gemmule.data import arrow_rows, csv_rows, json_values, text_blocks
+from gemmule.data import arrow_rows, csv_rows, json_values, tar_samples, text_blocks
 from gemmule.data.compression import BLOCK_BYTES
 from gemmule.data.file_kinds import (
     ARROW,
@@ -15,6 +15,7 @@ from gemmule.data.file_kinds import (
     GENERAL_KINDS,
     JSON_LINES,
     PARQUET,
+    TAR,
     TSV,
     CorpusFile,
 )
@@ -203,6 +204,8 @@ def _rows(file: CorpusFile, field: str | None, log: ReadLog, *others: str) -> It
     if file.kind in (CSV, TSV):
         delimiter = "\t" if file.kind == TSV else None
         return csv_rows.rows(text_blocks.decoded_stream(file, log), delimiter, field)
+    if file.kind == TAR:
+        return tar_samples.rows(text_blocks.blocks(file), file.key, field, log)
     return _json_rows(file, log)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule import files
-from gemmule.data import file_kinds, json_values, records, search, stdlib, text_blocks
+from gemmule.data import file_kinds, hub_dataset, json_values, records, search, stdlib, text_blocks
 from gemmule.data.file_kinds import JSON, TEXT, CorpusFile
 from gemmule.data.read_log import ReadLog, printable
 from gemmule.data.sections import cut
@@ -22,7 +22,7 @@ DEFAULT_FIELD = "text"
 _URL = re.compile(r"(https?|ftp|s3|gs|hf):/")  # Path makes one slash of two
 _READ = (
     "text or source files (.txt, .md, .rst, .py, …) or records (.jsonl, .json, .csv, .tsv, "
-    ".parquet, .arrow), also compressed (.gz, .zst, .bz2, .xz)"
+    ".parquet, .arrow, .tar), also compressed (.gz, .zst, .bz2, .xz)"
 )
 
 
@@ -135,6 +135,7 @@ def find_source(
     name: str | None = None,
     licence: str | None = None,
     license_field: str | None = None,
+    subset: str | None = None,
 ) -> Source:
     """Finds the files of a corpus.
 
@@ -145,6 +146,7 @@ def find_source(
         name: name of the corpus; by default that of the file or folder.
         licence: its license, for the model card.
         license_field: the field or column of records that holds a document's own license.
+        subset: configuration of a hub's data set, or "CONFIGURATION/SPLIT"; None: its default.
 
     Raises:
         DataError: when no file is there, none of a known type, or none with fields although
@@ -162,6 +164,15 @@ def find_source(
     path = files.expand(path)
     log = ReadLog()
     matches = _search(path, log)
+    card = hub_dataset.read_card(path) if path.is_dir() else None
+    if card is not None:
+        matches = hub_dataset.select(card, matches, subset, log)
+        licence = licence or card.licence
+    elif subset is not None:
+        raise DataError(
+            f"{path} is not a data set of the hub (a folder with a {hub_dataset.CARD} that says so)"
+            f", so it has no subset {subset!r}: leave out --subset"
+        )
     if not matches:
         raise DataError(f"no text in {path} ({log.summary() or _nothing(path)}): use {_READ}")
     if field is not None and all(file.kind == TEXT for file in matches):

@@ -78,6 +78,7 @@ def trim_to_text(
     extent: Extent = WHOLE,
     *,
     field: str | None = None,
+    subset: str | None = None,
     progress: Progress = lambda *_: None,
     stage: Stage = lambda _: None,
 ) -> TextTrim:
@@ -88,6 +89,7 @@ def trim_to_text(
         text: file, folder or glob of the text that decides what is kept; None: the embedded corpus.
         extent: how much is kept.
         field: field or column of records that holds the text; None: "text".
+        subset: configuration of a hub's data set, or "CONFIGURATION/SPLIT".
         progress: called with documents read so far, their number or 0, and the unit.
         stage: called with the name of each stage.
 
@@ -96,7 +98,7 @@ def trim_to_text(
         DataError: when the text cannot be read.
         TokenizerError: when the tokenizer cannot be trimmed.
     """
-    corpus = find_source(text, field)
+    corpus = find_source(text, field, subset=subset)
     stage(f"counting the tokens of {corpus.name}")
     counted = TextCounts(tokenizer.vocab_size, corpus.name, tokenizer.bos_id)
     for document in documents_of(corpus, progress):
@@ -121,6 +123,7 @@ def prepare_trimmed(
     name: str | None = None,
     licence: str | None = None,
     license_field: str | None = None,
+    subset: str | None = None,
     near_duplicates: NearDuplicates = "group",
     progress: Progress = lambda *_: None,
     stage: Stage = lambda _: None,
@@ -129,10 +132,13 @@ def prepare_trimmed(
 
     Arguments and errors are those of trim_to_text and of prepare.
     """
-    result = trim_to_text(tokenizer, text, extent, field=field, progress=progress, stage=stage)
+    result = trim_to_text(
+        tokenizer, text, extent, field=field, subset=subset, progress=progress, stage=stage
+    )
     dataset = prepare(
         text, result.trimmed.tokenizer, out, field=field, name=name, licence=licence,
-        license_field=license_field, near_duplicates=near_duplicates, progress=progress,
+        license_field=license_field, subset=subset, near_duplicates=near_duplicates,
+        progress=progress,
     )  # fmt: skip
     return dataset, result
 
