@@ -132,7 +132,9 @@ def test_a_header_that_would_fill_memory_is_refused():
     info.size, info.type = 10**12, tarfile.XHDTYPE
     endless = (bytes(1 << 20) for _ in range(40))
     with pytest.raises(MalformedError, match="a header is larger than 16 MB"):
-        list(tar_samples.rows(_after(info.tobuf(tarfile.GNU_FORMAT), endless), "x", None, ReadLog()))
+        list(
+            tar_samples.rows(_after(info.tobuf(tarfile.GNU_FORMAT), endless), "x", None, ReadLog())
+        )
 
 
 def _after(head, blocks):

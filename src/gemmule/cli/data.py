@@ -85,8 +85,8 @@ def data(
 
     given = {
         "TEXT": source, "--field": field, "--license-field": license_field,
-        "--subset": subset, "--trim": trim or trimming.given() or None, "--tokens": tokens, "--name": name,
-        "--licence": licence, "--near-duplicates": near_duplicates,
+        "--subset": subset, "--trim": trim or trimming.given() or None, "--tokens": tokens,
+        "--name": name, "--licence": licence, "--near-duplicates": near_duplicates,
     }  # fmt: skip
     given = {what: value for what, value in given.items() if value is not None}
     if tokens is not None:

@@ -67,7 +67,7 @@ def rows(
 
 def _next(archive: tarfile.TarFile, stream: "_Stream") -> tarfile.TarInfo | None:
     """The next member; the archive forgets those before, which it would keep in memory."""
-    archive.members.clear()  # type: ignore[attr-defined] (it is public, and typeshed lacks it)
+    archive.members.clear()  # type: ignore[attr-defined]
     stream.allowance = _LARGEST_HEADER
     member = archive.next()
     stream.allowance = None
