@@ -1,4 +1,4 @@
-"""Several data folders as one dataset."""
+"""Several data folders, or sources of a recipe's folder, as one dataset."""
 
 import hashlib
 from collections import Counter
@@ -6,19 +6,65 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemmule.data.dataset import TOKENS_BY, WHOLE_DOCUMENTS, Dataset
+import numpy as np
+
+from gemmule.config import nearest
+from gemmule.data.dataset import TOKENS_BY, WHOLE_DOCUMENTS, Dataset, Split
 from gemmule.data.mixture.settings import MixtureSource
+from gemmule.data.mixture.spans import Span, SpannedSplit
 from gemmule.errors import DataError
 
 
-class MixedDataset(Dataset):
-    """The documents of several folders that were made with the same tokenizer.
+class RecipeSource(Dataset):
+    """The documents of one source in a folder that a recipe made.
 
-    A split is the folders' splits one after the other, in the order of the sources: their text,
-    whatever weight a run reads it with.
+    Args:
+        folder: the folder.
+        source: the source's name in the recipe.
+
+    Raises:
+        DataError: when the folder has no such source, or a split has nothing of it.
+    """
+
+    def __init__(self, folder: Dataset, source: str) -> None:
+        about = folder.manifest.get("sources", {})
+        if source not in about:
+            has = nearest(source, list(about)) if about else "no recipe made it"
+            raise DataError(f"{folder.path} has no source {source!r}; {has}")
+        self._splits = {
+            name: SpannedSplit(name, [Span.of_source(folder.split(name), source)])
+            for name in folder.manifest["splits"]
+        }
+        for name, split in self._splits.items():
+            if not split.document_count:
+                raise DataError(
+                    f"source {source!r} of {folder.path} has no document in {name}: give it more "
+                    "text, or mix whole folders"
+                )
+        manifest = {
+            **folder.manifest,
+            "name": f"{folder.name}, {source}",
+            "licence": about[source].get("license") or folder.licence,
+            "fingerprint": hashlib.sha256(f"{folder.fingerprint} {source}".encode()).hexdigest(),
+            "splits": {name: _counts(split) for name, split in self._splits.items()},
+        }
+        super().__init__(folder.path, manifest)
+
+    def split(self, name: str) -> Split:
+        """The source's documents in a split."""
+        if name not in self._splits:
+            raise DataError(f"no split {name!r}: a dataset has {', '.join(self._splits)}")
+        return self._splits[name]
+
+
+class MixedDataset(Dataset):
+    """The documents of several sources that were made with the same tokenizer.
+
+    A split is the sources' splits one after the other: their text, whatever weight a run reads it
+    with.
 
     Attributes:
-        sources: the folder of each source, by name.
+        sources: the data of each source, by name.
     """
 
     def __init__(self, sources: Mapping[str, Dataset]) -> None:
@@ -31,8 +77,8 @@ class MixedDataset(Dataset):
         """Opens the folder of each source.
 
         Raises:
-            DataError: when one cannot be opened, was made with another tokenizer than the first, or
-                holds conversations.
+            DataError: when one cannot be opened, was made with another tokenizer than the first,
+                holds conversations, or does not have the source.
         """
         folders: dict[str, Dataset] = {}
         tokenizer: tuple[str, Path] | None = None
@@ -52,8 +98,33 @@ class MixedDataset(Dataset):
                     f"{source.path} holds conversations, which are not cut into windows: a mixture "
                     "reads text, so leave it out"
                 )
+            if source.source is not None:
+                dataset = RecipeSource(dataset, source.source)
             folders[source.shown_name] = dataset
         return cls(folders)
+
+    def split(self, name: str) -> Split:
+        """The split of all sources together.
+
+        Raises:
+            DataError: for a name that is not one of a split.
+        """
+        return SpannedSplit(name, [Span.whole(d.split(name)) for d in self.sources.values()])
+
+
+def _counts(split: Split) -> dict[str, Any]:
+    """A split's entry in a manifest, without shards."""
+    lengths = np.diff(split.document_starts(), append=split.token_count).tolist()
+    tokens: Counter[str] = Counter()
+    for licence, length in zip(split.document_provenance("license"), lengths, strict=True):
+        if licence is not None:
+            tokens[licence] += length
+    return {
+        "documents": split.document_count,
+        "tokens": split.token_count,
+        "bytes": split.byte_count,
+        **({TOKENS_BY: {"license": dict(sorted(tokens.items()))}} if tokens else {}),
+    }
 
 
 def _manifest(folders: Sequence[Dataset]) -> dict[str, Any]:
@@ -73,6 +144,14 @@ def _manifest(folders: Sequence[Dataset]) -> dict[str, Any]:
     }
 
 
+def _split(name: str, folders: Sequence[Dataset]) -> dict[str, Any]:
+    entries = [folder.manifest["splits"][name] for folder in folders]
+    return {
+        **{key: sum(entry[key] for entry in entries) for key in ("documents", "tokens", "bytes")},
+        **_by_license(folders, entries),
+    }
+
+
 def _by_license(
     folders: Sequence[Dataset], entries: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, dict[str, int]]]:
@@ -83,16 +162,3 @@ def _by_license(
     for folder, entry in zip(folders, entries, strict=True):
         tokens.update(entry.get(TOKENS_BY, {}).get("license", {folder.licence: entry["tokens"]}))
     return {TOKENS_BY: {"license": dict(sorted(tokens.items()))}}
-
-
-def _split(name: str, folders: Sequence[Dataset]) -> dict[str, Any]:
-    entries = [folder.manifest["splits"][name] for folder in folders]
-    return {
-        **{key: sum(entry[key] for entry in entries) for key in ("documents", "tokens", "bytes")},
-        **_by_license(folders, entries),
-        "shards": [
-            {**shard, "file": str((folder.path / shard["file"]).absolute())}
-            for folder, entry in zip(folders, entries, strict=True)
-            for shard in entry["shards"]
-        ],
-    }

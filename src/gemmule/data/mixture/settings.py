@@ -12,25 +12,27 @@ from gemmule.config import Config, nearest
 
 
 class MixtureSource(Config):
-    """One data folder of a mixture.
+    """One data folder of a mixture, or one source of a folder that a recipe made.
 
     Attributes:
         path: folder made by `gemmule data`.
-        name: name in tables, metrics and stages; None: the folder's name.
+        source: name of a source in the folder's recipe; None: the whole folder.
+        name: name in tables, metrics and stages; None: that of the source or of the folder.
         weight: share of the windows relative to the other sources' weights; 0 for a source that
             only a stage reads.
         max_epochs: how often the folder may be read at most; None: as often as its weight asks.
     """
 
     path: Path
+    source: str | None = None
     name: str | None = Field(default=None, min_length=1)
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     max_epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @property
     def shown_name(self) -> str:
-        """The name, given or that of the folder."""
-        return self.name or self.path.resolve().name
+        """The name, given or that of the source or folder."""
+        return self.name or self.source or self.path.resolve().name
 
 
 class MixtureStage(Config):
