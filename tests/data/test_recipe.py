@@ -40,7 +40,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "books" / f"{n:02d}.txt").write_text(text(n))
     (folder / "books" / "copy.txt").write_text(text(7))
     (folder / "books" / "near.txt").write_text(text(8) + "\nOne more sentence of it.")
-    (folder / "books" / "short.txt").write_text("Too short to keep.")
+    (folder / "books" / "short.txt").write_text("Too short to keep, ask ann@ship.org.")
     rows = [{"body": text(100 + n)} for n in range(40)] + [{"body": " "}, {"body": text(9)}]
     (folder / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -107,7 +107,9 @@ def test_the_funnel_adds_up(corpus: Path, pieces: Tokenizer, tmp_path: Path) -> 
     assert sum(source["tokens"] for source in sources.values()) == total
     by_reason = {example["reason"]: example for example in funnel["examples"]}
     assert by_reason.keys() == made.manifest["dropped"].keys()
-    assert by_reason["gopher_quality: min_words"]["excerpt"] == "Too short to keep."
+    assert (
+        by_reason["gopher_quality: min_words"]["excerpt"] == "Too short to keep, ask xxx@xxxx.xxx."
+    )
     near = by_reason["near-duplicate"]
     assert {near["key"], near["like"]} == {"books/08.txt#0", "books/near.txt#0"}
     assert not (tmp_path / "out/work").exists()

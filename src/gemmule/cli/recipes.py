@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from gemmule.model.tokenizer import Tokenizer
 
 
+_REASONS = 4  # shown of each stage
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeOptions(Options):
     """What a recipe is run with."""
@@ -105,14 +108,21 @@ def show(dataset: "Dataset", explain: int | None) -> None:
     from gemmule.data.recipe.run import PAGE
 
     funnel = files.read_json(dataset.path / FUNNEL)
-    rows = [["read", f"{funnel['total']['read'][0]:,}", f"{funnel['total']['read'][1]:,}", ""]]
+    total = funnel["total"]
+    rows = [["read", *(f"{n:,}" for n in total["read"])]]
+    lines = []
     for name in funnel["stages"]:
-        stage = funnel["total"]["stages"][name]
+        stage = total["stages"][name]
+        title = "usable text" if name == "read" else name
+        rows.append([title, *(f"{n:,}" for n in stage["passed"])])
         reasons = sorted(stage["dropped"].items(), key=lambda item: -item[1][0])
-        why = ", ".join(f"{documents:,} {reason}" for reason, (documents, _) in reasons[:3])
-        more = f", {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
-        rows.append([name, f"{stage['passed'][0]:,}", f"{stage['passed'][1]:,}", why + more])
-    table(["after", "documents", "bytes", "dropped"], rows, title=dataset.name)
+        why = [f"{documents:,} {reason}" for reason, (documents, _) in reasons]
+        more = [f"{len(why) - _REASONS} other reasons"] if len(why) > _REASONS else []
+        if why:
+            lines.append(f"{title}, dropped: {', '.join([*why[:_REASONS], *more])}")
+    table(["after", "documents", "bytes"], rows, title=f"{dataset.name}: what is left")
+    for line in lines:
+        print(line)
     counts: dict[tuple[str, str], int] = {}
     for example in funnel["examples"] if explain else []:
         key = (example["stage"], example["reason"])

@@ -40,7 +40,7 @@ def render(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> str:
         counts=_counts(funnel["total"]["stages"]),
         sources=_sources(manifest, funnel),
         near_duplicates=funnel["near_duplicates"],
-        examples=_examples(funnel["examples"]),
+        examples=_examples(funnel),
     )
 
 
@@ -55,6 +55,11 @@ def _size(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:,.3g} {_UNITS[-1]}"
+
+
+def _power_of_two(exponent: int) -> str:
+    """Bytes, as a label of few characters."""
+    return f"{2 ** (exponent % 10)} {('B', 'KiB', 'MiB', 'GiB')[exponent // 10]}"
 
 
 def _percent(part: float, whole: float) -> float:
@@ -92,7 +97,7 @@ def _lengths(lengths: Mapping[str, int]) -> list[dict[str, Any]]:
     most = max(lengths.values())
     return [
         {
-            "from": 2**exponent,
+            "from": _power_of_two(exponent),
             "count": lengths.get(str(exponent), 0),
             "height": _percent(lengths.get(str(exponent), 0), most),
         }
@@ -129,12 +134,19 @@ def _sources(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> list[dic
     return rows
 
 
-def _examples(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first examples of each reason."""
+def _examples(funnel: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first examples of each reason: by stage, the most frequent reason first."""
+    stages = funnel["total"]["stages"]
+
+    def place(example: Mapping[str, Any]) -> tuple[int, int, str]:
+        stage, reason = example["stage"], example["reason"]
+        return funnel["stages"].index(stage), -stages[stage]["dropped"][reason][0], reason
+
     groups = []
-    for (stage, reason), group in itertools.groupby(
-        examples, key=lambda e: (e["stage"], e["reason"])
-    ):
+    for _, group in itertools.groupby(sorted(funnel["examples"], key=place), key=place):
         shown = list(itertools.islice(group, _SHOWN))
-        groups.append({"stage": stage.replace("_", "-"), "reason": reason, "examples": shown})
+        stage, reason = shown[0]["stage"], shown[0]["reason"]
+        count = stages[stage]["dropped"][reason][0]
+        title = f"{stage.replace('_', '-')}: {reason}"
+        groups.append({"title": title, "count": count, "examples": shown})
     return groups

@@ -21,7 +21,7 @@ from gemmule import files
 from gemmule.data.corpus import SPLITS, assign_splits
 from gemmule.data.near_duplicates import join, resolve
 from gemmule.data.recipe.chunks import Chunk
-from gemmule.data.recipe.funnel import MOST_EXAMPLES, printable_excerpt, size
+from gemmule.data.recipe.funnel import MOST_EXAMPLES, excerpt, size
 from gemmule.data.recipe.links import EXACT, link_units, links_digest, read_links
 from gemmule.data.recipe.settings import Recipe
 from gemmule.data.recipe.shard_list import shard_list
@@ -157,11 +157,11 @@ class _Clusters:
                         "reason": reason,
                         "key": document.key,
                         "bytes": size(document.text),
-                        "excerpt": printable_excerpt(document.text),
+                        "excerpt": excerpt(document.text),
                         "like": stays[int(self.cluster_of[number])],
                     }
                 )
-        return examples
+        return sorted(examples, key=lambda example: (example["reason"], example["digest"]))
 
     def _names_of_representatives(self, wanted: npt.NDArray[np.int64]) -> dict[int, str]:
         names: dict[int, str] = {}

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gemmule.data.recipe.stage import Outcome
+from gemmule.data.redaction import hidden
 from gemmule.data.sources import Document
 
 MOST_EXAMPLES = 20
@@ -33,7 +34,7 @@ class Example:
         reason: why.
         key: where it came from, its source first.
         bytes: its size.
-        excerpt: its beginning.
+        excerpt: its beginning, without personal data once it leaves this process.
     """
 
     digest: str
@@ -86,8 +87,8 @@ class Tally:
         digest = hashlib.sha256(key.encode(errors="replace") + b"\0" + text).hexdigest()
         dropped[reason][0] += 1
         dropped[reason][1] += len(text)
-        excerpt = printable_excerpt(document.text)
-        self._examples.append(Example(digest, stage, reason, key, len(text), excerpt))
+        head = document.text[:_EXCERPT]
+        self._examples.append(Example(digest, stage, reason, key, len(text), head))
         if len(self._examples) > 50 * MOST_EXAMPLES:
             self._examples = fewest(self._examples)
 
@@ -100,7 +101,10 @@ class Tally:
 
     def examples(self) -> list[dict[str, Any]]:
         """Examples of each stage and reason, as JSON values."""
-        return [dataclasses.asdict(example) for example in fewest(self._examples)]
+        return [
+            {**dataclasses.asdict(example), "excerpt": excerpt(example.excerpt)}
+            for example in fewest(self._examples)
+        ]
 
 
 def size(text: str) -> int:
@@ -108,9 +112,9 @@ def size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
-def printable_excerpt(text: str) -> str:
-    """The beginning of a text, as JSON can hold it."""
-    return text[:_EXCERPT].encode(errors="replace").decode()
+def excerpt(text: str) -> str:
+    """The beginning of a text, with the shape of what could be personal data instead of it."""
+    return hidden(text[:_EXCERPT]).encode(errors="replace").decode()
 
 
 def fewest(examples: Iterable[Example]) -> list[Example]:

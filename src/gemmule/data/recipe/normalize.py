@@ -60,11 +60,17 @@ class Normalize(Stage):
                 return dropped("holds bytes that are not UTF-8, or half a surrogate pair")
             if self._settings.unicode != "none":
                 text = unicodedata.normalize(self._settings.unicode, text)
-        text = _LINE_ENDS.sub("\n", text)
+        # Nearly all text has little to correct, and to look for it costs less than a substitution.
+        ascii_only = text.isascii()
+        if "\r" in text or not ascii_only:
+            text = _LINE_ENDS.sub("\n", text)
         if self._settings.invisible:
             text = _INVISIBLE.sub("", text)
         if self._settings.spaces:
-            text = _BLANK_LINES.sub("\n\n\n", _TRAILING.sub("", text))
+            if " \n" in text or "\t\n" in text or text[-1:].isspace() or not ascii_only:
+                text = _TRAILING.sub("", text)
+            if "\n\n\n\n" in text:
+                text = _BLANK_LINES.sub("\n\n\n", text)
         if not text.strip():
             return dropped("empty")
         return Outcome(text, counts={} if text == document.text else {"changed": 1})

@@ -16,11 +16,12 @@ from gemmule.data.recipe.quality import QualitySettings
 from gemmule.data.recipe.redact import RedactSettings
 from gemmule.data.recipe.stage import StageSettings
 
-# The order in which stages run, whatever the order of their tables. The last three are about all
-# documents at once; those before them are functions of one document.
+# The order in which stages run, whatever the order of their tables. The last two are about all
+# documents at once; those before them are functions of one document. Sources are weighed against
+# each other by the run that reads them (data/mixture).
 ORDER = (
     "normalize", "language", "heuristics", "quality", "redact", "decontaminate",
-    "near_duplicates", "split", "mixture",
+    "near_duplicates", "split",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -29,8 +30,9 @@ class SourceSettings(Config):
     """One source of text: a [[sources]] table.
 
     Attributes:
-        name: name by which the manifest and [mixture] refer to it; letters, digits, ".", "_", "-".
-        path: a file, folder or glob pattern, as for `gemmule data`.
+        name: name by which the manifest and stages refer to it; letters, digits, ".", "_", "-".
+        path: a file, folder or glob pattern, as for `gemmule data`; "stdlib" is the embedded
+            corpus, Python's standard library.
         field: field or column of records that holds the text.
         license: its license, for the card.
         license_field: field or column of records that holds a document's own license.
@@ -83,7 +85,7 @@ class SplitSettings(Config):
 
 
 class Recipe(Config):
-    """A whole recipe. A stage whose table is absent is not run; the last three have defaults.
+    """A whole recipe. A stage whose table is absent is not run; the last two have defaults.
 
     Attributes:
         name: name of the corpus on a model card; None: the names of its sources.

@@ -25,6 +25,7 @@ from gemmule.data.sources import Source, find_source
 from gemmule.errors import DataError
 
 WORK, ARTIFACTS = "work", "artifacts"
+EMBEDDED = Path("stdlib")
 _UNIT_BYTES = 64 * 1024 * 1024  # of files, before the last one
 _PROBE = 65536  # bytes at either end of a file
 
@@ -77,8 +78,8 @@ class Work:
         left_out: dict[str, int] = {}
         for settings in recipe.sources:
             source = find_source(
-                settings.path, settings.field, settings.name, settings.license,
-                settings.license_field,
+                None if settings.path == EMBEDDED else settings.path,
+                settings.field, settings.name, settings.license, settings.license_field,
             )  # fmt: skip
             for reason, count in source.log.left_out.items():
                 left_out[reason] = left_out.get(reason, 0) + count
