@@ -15,6 +15,7 @@ from gemmule.data.benchmark_texts import Benchmark
 from gemmule.data.decontamination import Decontaminator, word_spans
 from gemmule.data.ngrams import N, NgramIndex, words
 from gemmule.data.recipe.decontaminate import DecontaminateSettings
+from gemmule.data.recipe.facts import facts
 from gemmule.data.sources import Document
 from gemmule.errors import ConfigError, DataError
 
@@ -182,3 +183,19 @@ def test_the_stage(tmp_path: Path) -> None:
     twice = DecontaminateSettings(benchmarks=(records(path), path))
     with pytest.raises(ConfigError, match="two benchmarks are named"):
         twice.fit(tmp_path / "twice")
+
+
+def test_what_a_card_says() -> None:
+    stages = [
+        {"name": "redact", "fingerprint": "a"},
+        {"name": "decontaminate", "fingerprint": "b", "n": 9, "benchmarks": [{"name": "A"}]},
+    ]
+    funnel = {
+        "redact": {"dropped": {}, "counts": {"e-mail address, replaced": 3}},
+        "decontaminate": {"dropped": {"text of a benchmark": [2, 500]}, "counts": {"A": 2}},
+    }
+    assert facts({"recipe": {"stages": stages, "funnel": funnel}}) == {
+        "decontaminated": {"n": 9, "benchmarks": [{"name": "A"}], "dropped": 2},
+        "redacted": {"e-mail address, replaced": 3},
+    }
+    assert facts({"recipe": {"stages": [], "funnel": {}}}) == facts({"name": "x"}) == {}

@@ -233,6 +233,24 @@ def test_a_chosen_licence_is_in_the_front_matter(tmp_path):
     assert "base_model" not in head
 
 
+def test_what_was_taken_out_of_the_text_is_said(tmp_path):
+    make_run(tmp_path / "run")
+    _, body = front_matter(write_card(tmp_path / "run"))
+    assert "decontaminated" not in body
+    file = tmp_path / "run/manifest.json"
+    manifest = json.loads(file.read_text())
+    benchmarks = [{"name": "ARC-e", "sha256": "12" * 32}, {"name": "PIQA", "sha256": "34" * 32}]
+    manifest["data"]["decontaminated"] = {"n": 13, "benchmarks": benchmarks, "dropped": 1234}
+    manifest["data"]["redacted"] = {"e-mail address, replaced": 2345, "payment card, removed": 6}
+    file.write_text(json.dumps(manifest))
+    page = read(write_card(tmp_path / "run")).text
+    assert "ARC-e (12121212), PIQA (34343434); by 13 words in a row; 1,234 documents" in page
+    assert "e-mail address, replaced: 2,345; payment card, removed: 6" in page
+    manifest["data"]["redacted"] = {}
+    file.write_text(json.dumps(manifest))
+    assert "none was found" in read(write_card(tmp_path / "run")).text
+
+
 def test_hostile_text_stays_text(tmp_path):
     sample = dict.fromkeys(("prompt", "scratch", "distilled", "teacher"), HOSTILE + "\ud800")
     root = tmp_path / "<b>run&"

@@ -61,6 +61,7 @@ def data(source: Run | Quickstart, model: Run, provenance: Provenance) -> Sectio
     ):
         rows.append((title, [provenance.take(model.manifest, f"data.{key}", title, form)]))
     rows += _by_license(model, provenance) + _by_source(model, provenance)
+    rows += _filtered(model, provenance)
     title = "tokenizer's fingerprint"
     rows.append((title, [provenance.take(model.manifest, "tokenizer", title, _short)]))
     if isinstance(source, Quickstart):
@@ -123,6 +124,29 @@ def _by_source(model: Run, provenance: Provenance) -> list[tuple[str, Sentence]]
             )
         )
     return rows
+
+
+def _filtered(model: Run, provenance: Provenance) -> list[tuple[str, Sentence]]:
+    """What was taken out of the text before training, where a recipe says so."""
+    rows: list[tuple[str, Sentence]] = []
+    for key, title, form in (
+        ("decontaminated", "decontaminated against", _benchmarks),
+        ("redacted", "personal data in the text", _redacted),
+    ):
+        if model.manifest.get(f"data.{key}") is not None:
+            rows.append((title, [provenance.take(model.manifest, f"data.{key}", title, form)]))
+    return rows
+
+
+def _benchmarks(value: Any) -> str:
+    names = [f"{each.get('name')} ({str(each.get('sha256'))[:8]})" for each in value["benchmarks"]]
+    documents = f"{value['dropped']:,} documents dropped"
+    return f"{', '.join(names)}; by {value['n']} words in a row; {documents}"
+
+
+def _redacted(value: Any) -> str:
+    kinds = [f"{what}: {count:,}" for what, count in sorted(value.items())]
+    return "; ".join(kinds) or "none was found"
 
 
 def procedure(model: Run, provenance: Provenance) -> Section:

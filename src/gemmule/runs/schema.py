@@ -118,6 +118,8 @@ class Corpus(Group):
         name: name for people.
         fingerprint: fingerprint of the tokenized text.
         tokens_by: tokens of the training split by "license" and "source", where documents say them.
+        decontaminated: benchmarks whose text was taken out, and words in a row that count.
+        redacted: number of values of personal data by kind and what became of them.
     """
 
     name: str | None = None
@@ -125,6 +127,8 @@ class Corpus(Group):
     language: Any = None
     fingerprint: str | None = None
     tokens_by: dict[str, dict[str, int]] | None = None
+    decontaminated: dict[str, Any] | None = None
+    redacted: dict[str, int] | None = None
 
 
 class Manifest(RunFile):

@@ -9,6 +9,7 @@ from gemmule.checkpoints.checkpoint import stored_fingerprint, weights_fingerpri
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.checkpoints.load import open_checkpoint
 from gemmule.data.dataset import TOKENS_BY, Dataset
+from gemmule.data.recipe.facts import facts
 from gemmule.errors import CheckpointError, ConfigError, DataError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.carbon import check_country
@@ -232,6 +233,7 @@ def _manifest(
             "documents": sum(s["documents"] for s in splits.values()),
             **{f"{name}_tokens": s["tokens"] for name, s in splits.items()},
             **({TOKENS_BY: splits["train"][TOKENS_BY]} if TOKENS_BY in splits["train"] else {}),
+            **facts(about),
         },
         "tokenizer": dataset.tokenizer.fingerprint,
         "parent": parents[0] if parents else None,
