@@ -498,3 +498,24 @@ def test_the_server_benchmark_runs(tmp_path: Path) -> None:
         assert 0 <= load["gemmule"]["gap_ms_p50"] <= load["gemmule"]["gap_ms_p99"]
     answers = figures["determinism"]["gemmule"]
     assert (answers["different_sets_of_answers"], answers["answers_that_differ"]) == (1, 0)
+
+
+def test_filters_find_what_was_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contestant of each part, in this process, on a little of the real text."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import data_filters
+
+    documents = data_filters.documents_of(None, 0.3)
+    pieces = data_filters.pieces_of(documents)
+    figures = {}
+    for part, materials in (
+        ("redaction", data_filters.redaction_materials(pieces)),
+        ("decontamination", data_filters.decontamination_materials(pieces)),
+        ("quality", data_filters.quality_materials(documents)),
+    ):
+        judge, (ours, *_) = data_filters.PARTS[part]
+        figures[part] = judge(data_filters.OURS[ours](materials)(), materials)
+    assert figures["redaction"]["recall"] > 0.8
+    assert figures["redaction"]["precision"] > 0.95
+    assert figures["decontamination"] == {"recall": 1.0, "false_alarms": 0, "planted": 13}
+    assert figures["quality"]["auc"] > 0.8

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from gemmule.data.personal_data_places import (
+    HOUSE,
+    IPV6,
+    NINE_DIGITS,
+    NINE_DIGITS_NAMED,
+    SIX_DIGITS,
+    SIX_DIGITS_NAMED,
     Place,
-    many_digits,
-    many_digits_or_house,
-    many_digits_or_ipv6,
     near,
 )
 
@@ -132,7 +135,7 @@ _Kind = tuple[str, str, re.Pattern[str], Check | None, Place]
 
 
 def _kind(
-    name: str, severity: str, pattern: str, check: Check | None = None, place: Place = many_digits
+    name: str, severity: str, pattern: str, check: Check | None = None, place: Place = NINE_DIGITS
 ) -> _Kind:
     return name, severity, re.compile(pattern), check, place
 
@@ -164,32 +167,36 @@ _PHONE, _IP, _STREET, _PERSON = "telephone number", "IP address", "street addres
 KINDS: tuple[_Kind, ...] = (
     _kind(_CARD, "high", r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)", _is_card),
     _kind(_BANK, "high", r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)",
-          _valid("iban")),
+          _valid("iban"), SIX_DIGITS_NAMED),
     *(
-        _kind(_ID, "high", pattern, _valid(*kinds))
-        for pattern, kinds in (
-            (r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", ("us.ssn",)),
-            (r"(?<![\w.])\d{3}\.\d{3}\.\d{3}-\d{2}(?!\w)", ("br.cpf",)),
-            (r"(?<!\w)756\.\d{4}\.\d{4}\.\d{2}(?!\w)", ("ch.ssn",)),
-            (r"(?<![\w-])\d{6}[-+A]\d{3}[0-9A-Y](?!\w)", ("fi.hetu", "se.personnummer", "dk.cpr")),
-            (r"(?<![\w-])\d{6}-\d{7}(?![\w-])", ("kr.rrn",)),
-            (r"(?<![\w-])\d{4} \d{4} \d{4}(?![\w-]| \d)", ("in_.aadhaar",)),
-            (r"(?<!\w)(?:\d{8}|[XYZ]-?\d{7})-[A-Z](?!\w)", ("es.dni", "es.nie")),
-            (r"(?<!\w)[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z](?!\w)", ("it.codicefiscale",)),
-            (r"(?<!\w)[A-Z]{4}\d{6}[HM][A-Z]{5}[0-9A-Z]\d(?!\w)", ("mx.curp",)),
-            (r"(?<!\w)[1-9]\d{16}[\dX](?!\w)", ("cn.ric",)),
+        _kind(_ID, "high", pattern, _valid(*kinds), place)
+        for pattern, kinds, place in (
+            (r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", ("us.ssn",), NINE_DIGITS),
+            (r"(?<![\w.])\d{3}\.\d{3}\.\d{3}-\d{2}(?!\w)", ("br.cpf",), NINE_DIGITS),
+            (r"(?<!\w)756\.\d{4}\.\d{4}\.\d{2}(?!\w)", ("ch.ssn",), NINE_DIGITS),
+            (r"(?<![\w-])\d{6}[-+A]\d{3}[0-9A-Y](?!\w)",
+             ("fi.hetu", "se.personnummer", "dk.cpr"), NINE_DIGITS),
+            (r"(?<![\w-])\d{6}-\d{7}(?![\w-])", ("kr.rrn",), NINE_DIGITS),
+            (r"(?<![\w-])\d{4} \d{4} \d{4}(?![\w-]| \d)", ("in_.aadhaar",), NINE_DIGITS),
+            (r"(?<!\w)(?:\d{8}|[XYZ]-?\d{7})-[A-Z](?!\w)", ("es.dni", "es.nie"), SIX_DIGITS),
+            (r"(?<!\w)[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z](?!\w)",
+             ("it.codicefiscale",), SIX_DIGITS_NAMED),
+            (r"(?<!\w)[A-Z]{4}\d{6}[HM][A-Z]{5}[0-9A-Z]\d(?!\w)", ("mx.curp",), SIX_DIGITS_NAMED),
+            (r"(?<!\w)[1-9]\d{16}[\dX](?!\w)", ("cn.ric",), NINE_DIGITS),
         )
     ),
     *(
         _kind(_ID, "high", rf"(?:{name})(?: (?:is|no|number|nr))?\.?[:# ]{{1,3}}({digits})(?!\w)",
-              _valid(*kinds))
+              _valid(*kinds), SIX_DIGITS_NAMED if "es.dni" in kinds else NINE_DIGITS_NAMED)
         for name, digits, kinds in _NAMED
     ),
     # British: only assigned letters, no check digit.
     _kind(_ID, "high",
-          r"(?<!\w)([A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D])(?!\w)"),
+          r"(?<!\w)([A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D])(?!\w)",
+          None, SIX_DIGITS),
     _kind("passport", "high",
-          r"(?i:passport)(?: (?:no|number|nr))?\.?[:# ]{1,3}([A-Z]{0,2}\d{6,9})(?!\w)"),
+          r"(?i:passport)(?: (?:no|number|nr))?\.?[:# ]{1,3}([A-Z]{0,2}\d{6,9})(?!\w)",
+          None, SIX_DIGITS_NAMED),
     # With the key itself: up to its last line, or as long as there are lines of base64.
     _kind("private key", "high",
           r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
@@ -209,21 +216,23 @@ KINDS: tuple[_Kind, ...] = (
           r"(?<![\w.+@-])[A-Za-z0-9][\w.+-]*@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}(?![\w@])",
           _is_address, _AT),
     _kind(_PHONE, "medium", r"(?<![\w.+-])\+[1-9]\d{0,2}(?:[ .()/-]{0,2}\d){7,13}(?![\w-])",
-          _is_telephone),
+          _is_telephone, SIX_DIGITS),
     _kind(_PHONE, "medium",
           r"(?<![\w.+-])(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-.])[2-9]\d{2}[-.]\d{4}(?![\w-]|\.\d)",
           _is_telephone),
     _kind(_PHONE, "medium",
           r"(?i)\b(?:tel|phone|telephone|mobile|fax|telefon|call)\b\.?[: ]{1,3}"
-          r"(0\d(?:[ .()/-]?\d){6,11}|[2-9]\d{2} [2-9]\d{2} \d{4})(?!\w)", _is_telephone),
-    _kind(_IP, "medium", r"(?<![\w.:-])\d{1,3}(?:\.\d{1,3}){3}(?![\w.-]*\w)", _is_public_ip),
+          r"(0\d(?:[ .()/-]?\d){6,11}|[2-9]\d{2} [2-9]\d{2} \d{4})(?!\w)", _is_telephone,
+          SIX_DIGITS_NAMED),
+    _kind(_IP, "medium", r"(?<![\w.:-])\d{1,3}(?:\.\d{1,3}){3}(?![\w.-]*\w)", _is_public_ip,
+          SIX_DIGITS),
     _kind(_IP, "medium",
           r"(?<![\w:.])[23][0-9A-Fa-f]{3}(?::{1,2}[0-9A-Fa-f]{1,4}){2,7}(?![\w:])", _is_public_ip,
-          many_digits_or_ipv6),
+          IPV6),
     _kind(_STREET, "medium",
           rf"(?<![\w.])\d{{1,5}}[A-Za-z]? (?!Th[ei]|In |On )"
           rf"(?:[A-Z][a-z'’-]+\.? ){{1,3}}(?:{_STREETS})(?![a-z])",
-          None, many_digits_or_house),
+          None, HOUSE),
     _kind(_STREET, "medium",
           r"\b[A-ZÄÖÜ][a-zäöüß-]+(?:straße|strasse|str\.|platz|allee|gasse) \d{1,4}[a-z]?(?!\w)",
           None, _STRASSE),

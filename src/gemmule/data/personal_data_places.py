@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 
 Windows = list[tuple[int, int]]
 
-# Six digits with at most two other characters in between; an IPv6 address; a house number. What
-# one of them runs into belongs to the first, so its windows are searched for the others, too.
+# Six digits or more with at most two other characters in between, and whether there are nine; an
+# IPv6 address; a house number. What one of them runs into belongs to the first, so the windows of
+# digits are searched for the others, too.
 _DIGITS = re.compile(
-    r"\d(?:((?:\D{0,2}\d){5,})|([0-9A-Fa-f]{3}:{1,2}[0-9A-Fa-f])|[A-Za-z]? [A-Z][a-z'’-]+\.? [A-Z])"
+    r"\d(?:(?:\D{0,2}\d){5}((?:\D{0,2}\d){3,})?(?:\D{0,2}\d)*()"
+    r"|([0-9A-Fa-f]{3}:{1,2}[0-9A-Fa-f])|[A-Za-z]? [A-Z][a-z'’-]+\.? [A-Z])"
 )
 
 
@@ -34,7 +36,7 @@ class Places:
             folded = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
         self.folded = folded
         self._windows: dict[Place, Windows] = {}
-        self._digits: tuple[Windows, Windows, Windows] | None = None
+        self._spans: dict[str, Windows] | None = None
 
     def windows(self, place: "Place") -> Windows:
         """The parts of the text that can hold data of such a place, in order, none overlapping."""
@@ -43,45 +45,55 @@ class Places:
         return self._windows[place]
 
     @property
-    def digits(self) -> tuple[Windows, Windows, Windows]:
-        """Windows around many digits; those and IPv6 addresses; those and house numbers."""
-        if self._digits is None:
-            many: Windows = []
-            addresses: Windows = []
-            houses: Windows = []
+    def spans(self) -> dict[str, Windows]:
+        """What _DIGITS matches: "six" digits or more, "nine" or more, "ipv6", "house"."""
+        if self._spans is None:
+            spans: dict[str, Windows] = {"six": [], "nine": [], "ipv6": [], "house": []}
             for match in _DIGITS.finditer(self.text):
-                start, end = match.span()
-                if match[1] is not None:
-                    many.append((start - 60, end + 60))
-                elif match[2] is not None:
-                    addresses.append((start - 2, end + 60))
+                if match[2] is not None:
+                    spans["six"].append(match.span())
+                    if match[1] is not None:
+                        spans["nine"].append(match.span())
                 else:
-                    houses.append((start - 8, end + 100))
-            size = len(self.text)
-            self._digits = (
-                _merged(many, size),
-                _merged(many + addresses, size),
-                _merged(many + houses, size),
-            )
-        return self._digits
+                    spans["house" if match[3] is None else "ipv6"].append(match.span())
+            self._spans = spans
+        return self._spans
 
 
 Place = Callable[[Places], Windows]
 
 
-def many_digits(places: Places) -> Windows:
-    """Around six digits with at most two other characters between them."""
-    return places.digits[0]
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """Around digits.
+
+    Attributes:
+        spans: names of the spans in `Places.spans`.
+        before: characters before them that belong to the window.
+        after: characters after them.
+    """
+
+    spans: tuple[str, ...]
+    before: int
+    after: int
+
+    def __call__(self, places: Places) -> Windows:
+        """The windows in a text."""
+        windows = [
+            (start - self.before, end + self.after)
+            for name in self.spans
+            for start, end in places.spans[name]
+        ]
+        return _merged(windows, len(places.text)) if windows else windows
 
 
-def many_digits_or_ipv6(places: Places) -> Windows:
-    """Where an IPv6 address can be."""
-    return places.digits[1]
-
-
-def many_digits_or_house(places: Places) -> Windows:
-    """Where a number and the name of a street can be."""
-    return places.digits[2]
+SIX_DIGITS = Digits(("six",), 8, 8)
+NINE_DIGITS = Digits(("nine",), 8, 8)
+# With the name of a number before it, or letters after it.
+SIX_DIGITS_NAMED = Digits(("six",), 60, 40)
+NINE_DIGITS_NAMED = Digits(("nine",), 60, 8)
+IPV6 = Digits(("six", "ipv6"), 8, 50)
+HOUSE = Digits(("six", "house"), 8, 100)
 
 
 @dataclasses.dataclass(frozen=True)
