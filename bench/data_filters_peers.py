@@ -10,11 +10,14 @@ from typing import Any
 
 from worker_side import Handler, Reply, serve
 
-# Its regular expressions for the kinds that gemmule has, too. Those it gives a score below this
-# are guesses that wait for a word nearby, which its language models would look for.
+# Its regular expressions for the kinds that gemmule looks for, too. Those it gives a score below
+# this are guesses that wait for a word nearby, which its language models would look for.
 _PRESIDIO = (
     "CreditCardRecognizer", "IbanRecognizer", "EmailRecognizer", "IpRecognizer", "UsSsnRecognizer",
-    "PhoneRecognizer",
+    "PhoneRecognizer", "UkNinoRecognizer", "UsPassportRecognizer", "NhsRecognizer",
+    "EsNifRecognizer", "ItFiscalCodeRecognizer", "AuTfnRecognizer", "PlPeselRecognizer",
+    "FiPersonalIdentityCodeRecognizer", "InAadhaarRecognizer", "CaSinRecognizer", "KrRrnRecognizer",
+    "SePersonnummerRecognizer", "TrNationalIdRecognizer", "DeTaxIdRecognizer",
 )  # fmt: skip
 _SCORE = 0.4
 Task = Callable[[], Any]

@@ -14,9 +14,9 @@ from gemmule.data.personal_data_places import (
     HOUSE,
     IPV6,
     NINE_DIGITS,
-    NINE_DIGITS_NAMED,
     SIX_DIGITS,
-    SIX_DIGITS_NAMED,
+    SIX_DIGITS_AND_LETTERS,
+    Digits,
     Place,
     near,
 )
@@ -140,7 +140,15 @@ def _kind(
     return name, severity, re.compile(pattern), check, place
 
 
-# What the patterns cannot match without. Those that end a token look far enough to see its end.
+# What the patterns cannot match without, besides digits.
+_NUMBER_NAMED = Digits(
+    ("six",), 60, 8,
+    ("ssn", "social", "nhs", "steuer", "idnr", "nir", "insee", "bsn", "burgerservice", "pesel",
+     "sin", "tfn", "tax file", "cpf", "dni", "nif", "nie", "kimlik"),
+)  # fmt: skip
+_PASSPORT = Digits(("six",), 24, 8, ("passport",))
+_CALL = Digits(("six",), 24, 8, ("tel", "phone", "mobile", "fax", "call"))
+# The same of those without digits. Where the end of a token matters, it is within the window.
 _BEGIN_KEY = near("-----BEGIN ", before=0, after=20_000)
 _ACCESS = near(
     r"AKIA", r"ASIA", r"gh[pousr]_", r"github_pat_", r"xox[abprs]-", r"AIza", r"sk_live_",
@@ -167,7 +175,7 @@ _PHONE, _IP, _STREET, _PERSON = "telephone number", "IP address", "street addres
 KINDS: tuple[_Kind, ...] = (
     _kind(_CARD, "high", r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)", _is_card),
     _kind(_BANK, "high", r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)",
-          _valid("iban"), SIX_DIGITS_NAMED),
+          _valid("iban"), SIX_DIGITS_AND_LETTERS),
     *(
         _kind(_ID, "high", pattern, _valid(*kinds), place)
         for pattern, kinds, place in (
@@ -180,14 +188,15 @@ KINDS: tuple[_Kind, ...] = (
             (r"(?<![\w-])\d{4} \d{4} \d{4}(?![\w-]| \d)", ("in_.aadhaar",), NINE_DIGITS),
             (r"(?<!\w)(?:\d{8}|[XYZ]-?\d{7})-[A-Z](?!\w)", ("es.dni", "es.nie"), SIX_DIGITS),
             (r"(?<!\w)[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z](?!\w)",
-             ("it.codicefiscale",), SIX_DIGITS_NAMED),
-            (r"(?<!\w)[A-Z]{4}\d{6}[HM][A-Z]{5}[0-9A-Z]\d(?!\w)", ("mx.curp",), SIX_DIGITS_NAMED),
+             ("it.codicefiscale",), SIX_DIGITS_AND_LETTERS),
+            (r"(?<!\w)[A-Z]{4}\d{6}[HM][A-Z]{5}[0-9A-Z]\d(?!\w)",
+             ("mx.curp",), SIX_DIGITS_AND_LETTERS),
             (r"(?<!\w)[1-9]\d{16}[\dX](?!\w)", ("cn.ric",), NINE_DIGITS),
         )
     ),
     *(
         _kind(_ID, "high", rf"(?:{name})(?: (?:is|no|number|nr))?\.?[:# ]{{1,3}}({digits})(?!\w)",
-              _valid(*kinds), SIX_DIGITS_NAMED if "es.dni" in kinds else NINE_DIGITS_NAMED)
+              _valid(*kinds), _NUMBER_NAMED)
         for name, digits, kinds in _NAMED
     ),
     # British: only assigned letters, no check digit.
@@ -196,7 +205,7 @@ KINDS: tuple[_Kind, ...] = (
           None, SIX_DIGITS),
     _kind("passport", "high",
           r"(?i:passport)(?: (?:no|number|nr))?\.?[:# ]{1,3}([A-Z]{0,2}\d{6,9})(?!\w)",
-          None, SIX_DIGITS_NAMED),
+          None, _PASSPORT),
     # With the key itself: up to its last line, or as long as there are lines of base64.
     _kind("private key", "high",
           r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
@@ -223,7 +232,7 @@ KINDS: tuple[_Kind, ...] = (
     _kind(_PHONE, "medium",
           r"(?i)\b(?:tel|phone|telephone|mobile|fax|telefon|call)\b\.?[: ]{1,3}"
           r"(0\d(?:[ .()/-]?\d){6,11}|[2-9]\d{2} [2-9]\d{2} \d{4})(?!\w)", _is_telephone,
-          SIX_DIGITS_NAMED),
+          _CALL),
     _kind(_IP, "medium", r"(?<![\w.:-])\d{1,3}(?:\.\d{1,3}){3}(?![\w.-]*\w)", _is_public_ip,
           SIX_DIGITS),
     _kind(_IP, "medium",

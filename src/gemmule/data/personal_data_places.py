@@ -63,7 +63,8 @@ class Places:
 Place = Callable[[Places], Windows]
 
 
-@dataclasses.dataclass(frozen=True)
+# Places are told apart by what they are, not by what they hold: hashing patterns takes long.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Digits:
     """Around digits.
 
@@ -71,11 +72,13 @@ class Digits:
         spans: names of the spans in `Places.spans`.
         before: characters before them that belong to the window.
         after: characters after them.
+        words: parts of words, in lower case, of which a window must hold one; empty: none.
     """
 
     spans: tuple[str, ...]
     before: int
     after: int
+    words: tuple[str, ...] = ()
 
     def __call__(self, places: Places) -> Windows:
         """The windows in a text."""
@@ -84,19 +87,23 @@ class Digits:
             for name in self.spans
             for start, end in places.spans[name]
         ]
-        return _merged(windows, len(places.text)) if windows else windows
+        if not windows:
+            return windows
+        merged = _merged(windows, len(places.text))
+        if not self.words:
+            return merged
+        find = places.folded.find
+        return [w for w in merged if any(find(word, *w) >= 0 for word in self.words)]
 
 
 SIX_DIGITS = Digits(("six",), 8, 8)
 NINE_DIGITS = Digits(("nine",), 8, 8)
-# With the name of a number before it, or letters after it.
-SIX_DIGITS_NAMED = Digits(("six",), 60, 40)
-NINE_DIGITS_NAMED = Digits(("nine",), 60, 8)
+SIX_DIGITS_AND_LETTERS = Digits(("six",), 16, 40)
 IPV6 = Digits(("six", "ipv6"), 8, 50)
 HOUSE = Digits(("six", "house"), 8, 100)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Near:
     """Around what any of some patterns match.
 
@@ -120,7 +127,7 @@ class Near:
             for pattern in self.patterns
             for match in pattern.finditer(text)
         ]
-        return _merged(windows, len(text))
+        return _merged(windows, len(text)) if windows else windows
 
 
 def near(*patterns: str, before: int, after: int, folded: bool = False) -> Near:
