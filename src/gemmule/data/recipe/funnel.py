@@ -21,6 +21,7 @@ from gemmule.data.sources import Document
 
 MOST_EXAMPLES = 20
 _EXCERPT = 400  # characters
+_LOOKED_AT = 2 * _EXCERPT  # for personal data, some of which the end of an excerpt would cut
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -87,7 +88,7 @@ class Tally:
         digest = hashlib.sha256(key.encode(errors="replace") + b"\0" + text).hexdigest()
         dropped[reason][0] += 1
         dropped[reason][1] += len(text)
-        head = document.text[:_EXCERPT]
+        head = document.text[:_LOOKED_AT]
         self._examples.append(Example(digest, stage, reason, key, len(text), head))
         if len(self._examples) > 50 * MOST_EXAMPLES:
             self._examples = fewest(self._examples)
@@ -114,7 +115,7 @@ def size(text: str) -> int:
 
 def excerpt(text: str) -> str:
     """The beginning of a text, with the shape of what could be personal data instead of it."""
-    return hidden(text[:_EXCERPT]).encode(errors="replace").decode()
+    return hidden(text[:_LOOKED_AT])[:_EXCERPT].encode(errors="replace").decode()
 
 
 def fewest(examples: Iterable[Example]) -> list[Example]:

@@ -46,6 +46,7 @@ def documents_before(recipe: Recipe, stage: str) -> Iterator[Document]:
 def _groups(recipe: Recipe) -> Iterator[list[Document]]:
     for settings in recipe.sources:
         source = find_source(settings.path, settings.field, settings.name, settings.license)
-        documents = source.documents(ReadLog(), source.is_one_text)
+        sections = source.is_one_text if settings.sections is None else settings.sections
+        documents = source.documents(ReadLog(), sections)
         while group := list(itertools.islice(documents, _AT_ONCE)):
             yield group
