@@ -82,15 +82,15 @@ def gemmule_redaction(materials: Mapping[str, Any]) -> data_filters_peers.Task:
 
 
 def judged_redaction(result: Any, materials: Mapping[str, Any]) -> dict[str, Any]:
-    data = found = alarms = 0
+    data = caught = alarms = 0
     for matches, spans in zip(result, materials["spans"], strict=True):
         for start, end, kind, severity in spans:
             if kind in KINDS:
                 hit = any(a < end and b > start for a, b in matches)
                 data += bool(severity)
-                found += bool(severity) and hit
+                caught += bool(severity) and hit
                 alarms += not severity and hit
-    return {"recall": found / data, "precision": found / max(1, found + alarms), "planted": data}
+    return {"recall": caught / data, "precision": caught / max(1, caught + alarms), "planted": data}
 
 
 def decontamination_materials(pieces: Sequence[str]) -> dict[str, Any]:

@@ -484,4 +484,9 @@ def test_the_templates_are_part_of_the_package():
     import gemmule.report
 
     folder = Path(gemmule.report.__file__).parent / "templates"
-    assert {p.name for p in folder.iterdir()} == {"README.md", "index.html", "card.css"}
+    assert {p.name for p in folder.iterdir()} == {
+        "README.md",
+        "index.html",
+        "card.css",
+        "data.html",
+    }
