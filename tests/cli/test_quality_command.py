@@ -59,7 +59,7 @@ def test_fit_and_preview(texts: Path, gemmule) -> None:
     assert MAIL not in (out / "report.json").read_text()
     assert json.loads((out / "report.json").read_text())["auc"] == report["auc"]
     shown = gemmule("quality", "preview", "--classifier", out, "--text", texts / "bad")
-    assert "a lower limit" in shown
+    assert "a limit drops what is below, or above" in shown
     recipe = texts / "data.toml"
     recipe.write_text(f'[[sources]]\nname = "all"\npath = "{texts}/*/*.txt"\n[normalize]\n')
     both = gemmule("quality", "preview", "--classifier", out, "--recipe", recipe, "--json")
@@ -73,7 +73,7 @@ def test_score(texts: Path, pieces: Tokenizer, gemmule) -> None:
     out = texts / "bits"
     ask = ["quality", "score", texts / "model", "--text", texts / "good", "--out", out]
     printed = gemmule(*ask)
-    assert "an upper limit" in printed
+    assert "a limit drops what is below, or above" in printed
     assert MAIL not in printed
     report = gemmule(*ask, "--json")
     assert report["documents"] == len(TeacherBits.open(out)) == 60

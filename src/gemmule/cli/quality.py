@@ -153,6 +153,6 @@ def _show(bands: list[dict[str, object]], title: str, as_json: bool, report: obj
     if as_json:
         print(json.dumps(report))
         return
-    table(*table_of(bands), title=title)
+    table(*table_of(bands), title=f"{title}; a limit drops what is below, or above")
     for line in example_lines(bands):
         console.print(line, markup=False)

@@ -22,7 +22,7 @@ _AT_ONCE = 256
 _LOOKED_AT = 4000  # characters in which personal data is looked for
 
 PROBABILITY_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-BITS_EDGES = tuple(n / 4 for n in range(1, 17))  # bits per byte
+BITS_EDGES = (*(n / 4 for n in range(1, 17)), 5.0, 6.0, 7.0, 8.0)  # bits per byte
 
 
 @dataclasses.dataclass
@@ -121,20 +121,20 @@ def classified(
 
 
 def table_of(bands: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table with a histogram."""
+    """Columns and rows of a table: a histogram, and what is below and above each band."""
     most = max(1, *(band["documents"] for band in bands))
     rows = [
         [
             f"{'' if band['from'] is None else format(band['from'], 'g')} … "
             f"{'' if band['to'] is None else format(band['to'], 'g')}",
             f"{band['documents']:,}",
-            "█" * round(24 * band["documents"] / most),
+            "█" * round(20 * band["documents"] / most),
             f"{band['below']:.1%}",
             f"{band['above']:.1%}",
         ]
         for band in bands
     ]
-    return ["score", "documents", "", "a lower limit drops", "an upper limit drops"], rows
+    return ["score", "documents", "", "below", "above"], rows
 
 
 def example_lines(bands: Sequence[dict[str, Any]]) -> list[str]:
