@@ -66,7 +66,8 @@ class Head:
     """Projection from final hidden states to soft-capped logits.
 
     Attributes:
-        weight_VD: the matrix, in Gemma 2 the tied embedding.
+        weight_VD: the matrix, in Gemma 2 the tied embedding; of a DTensor that tensor-parallel
+            ranks hold together, this rank's rows are taken, and `shard` is set.
         cap: final soft cap; None: no cap.
         vocab_size: number of real rows; the rows after them are padding and get neither probability
             nor gradient. None: all rows are real.
@@ -86,6 +87,10 @@ class Head:
     shard: Shard | None = None
 
     def __post_init__(self) -> None:
+        own = Shard.of(self.weight_VD)
+        if own is not None:
+            object.__setattr__(self, "weight_VD", own[0])
+            object.__setattr__(self, "shard", own[1])
         if self.shard is not None:
             self.shard.check(len(self.weight_VD))
 

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from gemmule.errors import ConfigError
 
+TENSOR_PARALLEL = "tp"  # dimension of a mesh: the ranks that compute the same tokens together
+
 
 def shard_bounds(vocab_size: int, ranks: int) -> list[int]:
     """First row of each rank's shard, and the end of the last: torch.chunk's split, as DTensor's.
@@ -54,6 +56,17 @@ class Shard:
 
     def __post_init__(self) -> None:
         shard_bounds(self.rows, self.group.size())
+
+    @staticmethod
+    def of(weight_VD: Tensor) -> "tuple[Tensor, Shard] | None":
+        """This rank's rows of a head that is a DTensor over tensor-parallel ranks, and their place.
+
+        None for any other tensor.
+        """
+        mesh = getattr(weight_VD, "device_mesh", None)
+        if mesh is None or mesh.mesh_dim_names != (TENSOR_PARALLEL,):
+            return None
+        return weight_VD.to_local(), Shard(mesh.get_group(), len(weight_VD))  # type: ignore[attr-defined]
 
     @property
     def rank(self) -> int:
