@@ -92,6 +92,21 @@ class World:
         """Whether this rank writes files and talks to the user."""
         return self.rank == 0
 
+    @property
+    def every(self) -> "World":
+        """All ranks, each by itself: this world, or the one that `in_groups` was asked of."""
+        return self
+
+    def in_groups(self, copies: int) -> "World":
+        """The same ranks with `copies` consecutive ones as one, since they compute the same.
+
+        Rank and size count groups, a sum counts a group once; all ranks call its methods.
+
+        Args:
+            copies: ranks of a group, a divisor of the size.
+        """
+        return self if copies == 1 else _InGroups(self, copies)
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sums over all ranks, in float64 and the same bits on every rank."""
         return list(values)
@@ -127,6 +142,29 @@ class World:
 
 
 SOLO = World()
+
+
+class _InGroups(World):
+    """Ranks in groups that compute the same."""
+
+    def __init__(self, world: World, copies: int) -> None:
+        self._world, self._copies = world, copies
+        self.rank, self.size = world.rank // copies, world.size // copies
+        self.local_rank, self.local_size = world.local_rank, world.local_size
+
+    @property
+    def every(self) -> World:
+        return self._world
+
+    @property
+    def first(self) -> bool:
+        return self._world.first
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [value / self._copies for value in self._world.sum(values)]
+
+    def barrier(self) -> None:
+        self._world.barrier()
 
 
 class _Group(World):

@@ -74,7 +74,7 @@ def train(
         recipe: model, source and objective; each rank's source yields its own part of every step.
         label: name on the progress bar.
         probes: measurements, the recipe's own among them.
-        world: ranks of the run.
+        world: ranks of the run; those that compute the same batches count as one.
 
     Raises:
         TrainingError: when loss or gradient is NaN or infinite; the weights are left as they were.
@@ -89,7 +89,7 @@ def train(
     report = Reporter(
         run.layout, world, label=label, total=total, step=state.step, done=state.tokens
     )
-    alone, saved, stopping = world.size == 1, time.monotonic(), False
+    alone, saved, stopping = world.every.size == 1, time.monotonic(), False
     metering = meter if world.local_rank == 0 else contextlib.nullcontext()
     micro_batches = config.data.micro_batches // world.size
     model.train()
@@ -129,7 +129,7 @@ def train(
             due = _overdue(saved, config) if alone else agreed.due
             ends = stopping or _complete(state, config)
             if ends or better or due or state.step % config.checkpoint.every == 0:
-                state.carbon = of_all_machines(meter, world).to_json()
+                state.carbon = of_all_machines(meter, world.every).to_json()
                 _save(run, states, recipe, optimizers, state, world)
                 saved = time.monotonic()
     states.wait()

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gemmule.errors import ConfigError
+from gemmule.losses.shard import TENSOR_PARALLEL
 from gemmule.model.gemma import Gemma
 from gemmule.runtime.world import World
 from gemmule.train.config import RunConfig
@@ -30,17 +31,19 @@ if TYPE_CHECKING:
 REPLICATE, SHARD = "dp_replicate", "dp_shard"  # dimensions of a mesh, by torchtitan's names
 
 
-def data_mesh(world: World, degree: int, device: str) -> "DeviceMesh":
+def data_mesh(world: World, degree: int, device: str, tensor: int = 1) -> "DeviceMesh":
     """The ranks in groups that hold a whole model each, in shards.
 
     Args:
-        world: all ranks, several of them.
+        world: ranks that have different batches.
         degree: ranks of a group; -1: all of them.
         device: "cpu" or "cuda".
+        tensor: tensor-parallel ranks for each of these, which have the same batches.
 
     Returns:
         A mesh of one dimension where there is one group, else of two: groups, ranks of a group.
-        Ranks that follow each other, and so those of one machine, are in one group.
+        Ranks that follow each other, and so those of one machine, are in one group. Tensor-parallel
+        ranks, if there are more than one, are the last dimension.
 
     Raises:
         ConfigError: when groups of this size do not use every rank.
@@ -53,10 +56,13 @@ def data_mesh(world: World, degree: int, device: str) -> "DeviceMesh":
             f"parallel.data_parallel_shard_degree = {degree}: {world.size} ranks cannot be divided "
             f"into groups of {degree}; use a divisor of {world.size}, or -1 for one group of all"
         )
-    if degree == world.size:
-        return init_device_mesh(device, (degree,), mesh_dim_names=(SHARD,))
-    groups = world.size // degree
-    return init_device_mesh(device, (groups, degree), mesh_dim_names=(REPLICATE, SHARD))
+    sizes: dict[str, int] = {}
+    if degree != world.size:
+        sizes[REPLICATE] = world.size // degree
+    sizes[SHARD] = degree
+    if tensor > 1:
+        sizes[TENSOR_PARALLEL] = tensor
+    return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 def check_sharding(config: RunConfig, world: World) -> None:
@@ -92,7 +98,8 @@ def shard(model: Gemma, mesh: "DeviceMesh", *, half: bool = False) -> None:
     Args:
         model: a language model of any size.
         mesh: mesh of one dimension, the ranks that share the weights; or of two, where the groups
-            along the first hold the same.
+            along the first hold the same. The last dimension may be that of tensor-parallel ranks,
+            which a model that `parallelize` (model/tensor_parallel.py) has divided has in common.
         half: whether blocks compute in bfloat16, and gather their weights so; gradients are added
             in fp32, and the shards stay what they are.
     """
@@ -105,6 +112,9 @@ def shard(model: Gemma, mesh: "DeviceMesh", *, half: bool = False) -> None:
 
     same = MixedPrecisionPolicy()
     halves = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    assert mesh.mesh_dim_names is not None
+    if TENSOR_PARALLEL in mesh.mesh_dim_names:
+        mesh = mesh[tuple(n for n in mesh.mesh_dim_names if n != TENSOR_PARALLEL)]
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=halves if half else same)
     fully_shard(model, mesh=mesh, mp_policy=same, reshard_after_forward=False)
@@ -122,7 +132,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_sharded(model):
+        if hasattr(model, "reshard"):  # by `shard`
             model.reshard()  # type: ignore[operator]
 
 
@@ -167,12 +177,16 @@ def local_square(model: nn.Module, world: World) -> float:
     return float(torch.stack(squares).sum()) if squares else 0.0
 
 
-def _copies(tensor: Tensor, world: World) -> int:
-    """How many ranks hold each entry."""
+def _copies(tensor: Tensor, world: World) -> float:
+    """How many ranks hold each entry, for each part of a batch that is different.
+
+    Below 1 where tensor-parallel ranks, which `world` counts as one, divide a tensor.
+    """
     if not is_shard(tensor):
         return world.size
     sizes, placements = tensor.device_mesh.shape, tensor.placements  # type: ignore[attr-defined]
-    return math.prod(n for n, p in zip(sizes, placements, strict=True) if p.is_replicate())
+    parts = math.prod(n for n, p in zip(sizes, placements, strict=True) if not p.is_replicate())
+    return world.size / parts
 
 
 def sum_gradients(model: nn.Module) -> None:

@@ -96,7 +96,7 @@ def reduce(
         stop: whether this rank was asked to stop.
         due: whether this rank's clock says that a training state is due.
     """
-    if world.size == 1:
+    if world.every.size == 1:
         return Agreement(means, None, stop, due)
     sharded = is_sharded(model)
     if not sharded:
