@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from collections.abc import Sequence
 
 import pytest
 
@@ -48,6 +49,22 @@ def test_alone_nothing_happens() -> None:
         assert entered is SOLO
     step = StepSums({"loss": 0.1, "targets": 3.0}, stop=True)
     assert step.over(SOLO) == step
+
+
+def test_a_group_that_computes_the_same_counts_once() -> None:
+    class Four(World):
+        rank, size, local_rank, local_size = 3, 4, 1, 2
+
+        def sum(self, values: Sequence[float]) -> list[float]:
+            return [self.size * value for value in values]
+
+    world = Four()
+    pairs = world.in_groups(2)
+    assert (pairs.rank, pairs.size, pairs.first, pairs.every) == (1, 2, False, world)
+    assert (pairs.local_rank, pairs.local_size) == (1, 2)
+    assert pairs.sum([0.1, 3.0]) == [0.2, 6.0]
+    assert world.in_groups(1) is world
+    assert SOLO.every is SOLO
 
 
 def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

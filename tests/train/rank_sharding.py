@@ -1,7 +1,8 @@
 """One rank of a sharded model: how it differs from a process alone.
 
 Arguments: ranks of a group that holds a model, and tensor-parallel ranks. The same micro-batches,
-one per group of tensor-parallel ranks, go through a whole model one after the other. Prints what was compared as JSON.
+one per group of tensor-parallel ranks, go through a whole model one after the other. Prints what
+was compared as JSON.
 """
 
 import json

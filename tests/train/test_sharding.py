@@ -37,6 +37,21 @@ def test_ranks_step_as_one_process(ranks: int, degree: int) -> None:
         assert result["weights"] < 2e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "degree"), [(2, -1), (4, -1), (4, 1)])
+def test_tensor_parallel_ranks_step_as_one_process(ranks: int, degree: int) -> None:
+    """Two of them; with four ranks there are two shards, or two copies, of each one's part."""
+    ended = run_ranks([str(SCRIPT), str(degree), "2"], ranks)
+    assert [rank.code for rank in ended] == [0] * ranks, [rank.err for rank in ended]
+    for rank in ended:
+        result = json.loads(rank.out)
+        assert result["held"] == pytest.approx(1 / (2 if degree == 1 else ranks), rel=0.05)
+        assert result["logits"] < 1e-5  # of up to 30
+        assert result["gradients"] < 5e-6
+        assert result["norm"] == pytest.approx(1, rel=1e-6)
+        assert result["weights"] < 1e-5
+
+
 def test_groups_that_do_not_use_every_rank() -> None:
     world = World()
     world.size = 6

@@ -14,11 +14,12 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.metrics import read_metrics
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
-from models import random_model, tiny_config
+from models import TINY, random_model, tiny_config
 from ranks import run_ranks
 
 SCRIPT = Path(__file__).parent / "rank_training.py"
 SHARDS = {"data_parallel_shard_degree": -1}
+TENSOR = {"tensor_parallel_degree": 2}
 
 Settings = Callable[..., dict[str, Any]]
 Runs = list[dict[str, Any]]
@@ -63,7 +64,8 @@ def runs(tiny: Settings, pieces: Tokenizer, tmp_path_factory: pytest.TempPathFac
     """A folder of runs by two ranks, and of some of them alone; results are in results.json."""
     folder = tmp_path_factory.mktemp("two")
     teacher = folder / "teacher"
-    save_model(random_model(tiny_config(vocab_size=pieces.vocab_size), 5), pieces, teacher)
+    shape = tiny_config(vocab_size=pieces.vocab_size, num_key_value_heads=2)
+    save_model(random_model(shape, 5), pieces, teacher)
     base: dict[str, Any] = {"steps": 6, "runtime": {"device": "cpu"}}
     taught = {**base, "steps": 3, "objective": {"teacher": str(teacher)}}
     planned = {
@@ -71,9 +73,14 @@ def runs(tiny: Settings, pieces: Tokenizer, tmp_path_factory: pytest.TempPathFac
         "shards": tiny(**base, parallel=SHARDS),
         "taught": tiny(**taught),
         "taught shards": tiny(**taught, parallel=SHARDS),
+        "tensor": tiny(**taught, model={**TINY, "num_key_value_heads": 2}, parallel=TENSOR),
+        "one head": tiny(**taught, parallel=TENSOR),
         "odd": tiny(**base, data={"batch_size": 5, "micro_batch_size": 1}),
     }
     listed = [{"settings": s, "out": str(folder / name)} for name, s in planned.items()]
+    stopped = str(folder / "tensor stopped")
+    listed.append({"settings": planned["tensor"], "out": stopped, "stop_at": 1})
+    listed.append({"settings": planned["tensor"], "out": stopped, "resume": True})
     for name in ("plain", "shards"):
         stopped = str(folder / f"{name} stopped")
         listed.append({"settings": planned[name], "out": stopped, "stop_at": 3})
@@ -82,7 +89,7 @@ def runs(tiny: Settings, pieces: Tokenizer, tmp_path_factory: pytest.TempPathFac
         listed.append({"settings": planned[name], "out": handed, "stop_at": 2})
     results = in_ranks(listed, folder)
     (folder / "results.json").write_text(json.dumps(results))
-    for name in ("plain", "taught"):
+    for name in ("plain", "taught", "tensor"):
         run_training(RunConfig.parse(planned[name]), folder / f"{name} alone")
     for name in ("plain", "shards"):
         out = folder / f"{name} handed on"
@@ -104,9 +111,16 @@ def test_two_ranks_end_with_the_bits_of_one_process(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("run", "alone"),
-    [("shards", "plain alone"), ("taught", "taught alone"), ("taught shards", "taught alone")],
+    [
+        ("shards", "plain alone"),
+        ("taught", "taught alone"),
+        ("taught shards", "taught alone"),
+        ("tensor", "tensor alone"),
+    ],
 )
-def test_shards_and_a_teacher_change_nothing(run: str, alone: str, runs: Path) -> None:
+def test_shards_tensor_parallel_and_a_teacher_change_nothing(
+    run: str, alone: str, runs: Path
+) -> None:
     assert losses(runs / run) == pytest.approx(losses(runs / alone), rel=1e-5)
     assert apart(runs / run, runs / alone) < 1e-4
 
@@ -116,9 +130,8 @@ def test_a_stopped_run_is_resumed_by_as_many_ranks_or_by_one(name: str, runs: Pa
     results = _results(runs)
     # The flag of a rank that is asked in the middle of a step comes with the next one.
     messages = [r for r in results if isinstance(r, str) and r.startswith("Interrupted")]
-    assert [m.split(" of ")[0] for m in messages] == [
-        "Interrupted: stopped after step 4", "Interrupted: stopped after step 3",
-    ] * 2  # fmt: skip
+    after = [m.split(" of ")[0].removeprefix("Interrupted: stopped after ") for m in messages]
+    assert after == ["step 2", *["step 4", "step 3"] * 2]
     # As many ranks: no bit differs.
     assert apart(runs / f"{name} stopped", runs / name) == 0
     assert losses(runs / f"{name} stopped") == losses(runs / name)
@@ -127,10 +140,17 @@ def test_a_stopped_run_is_resumed_by_as_many_ranks_or_by_one(name: str, runs: Pa
     assert apart(runs / f"{name} handed on", runs / name) < 1e-4
 
 
-def test_a_batch_that_cannot_be_shared_is_an_error(runs: Path) -> None:
-    (message,) = [r for r in _results(runs) if str(r).startswith("ConfigError")]
+def test_tensor_parallel_ranks_stop_together_and_go_on(runs: Path) -> None:
+    """Neither reads a batch of its own: the second, which is asked to stop, counts all the same."""
+    assert apart(runs / "tensor stopped", runs / "tensor") == 0
+    assert losses(runs / "tensor stopped") == losses(runs / "tensor")
+
+
+def test_a_batch_or_a_model_that_cannot_be_shared_is_an_error(runs: Path) -> None:
+    heads, message = [r for r in _results(runs) if str(r).startswith("ConfigError")]
     assert "data.batch_size = 5: 2 ranks cannot share a batch equally; set it to a mul" in message
-    assert not (runs / "odd").exists()
+    assert "tensor parallel over 2 ranks: the model has 1 key-value heads" in heads
+    assert not any((runs / name).exists() for name in ("odd", "one head"))
 
 
 def _results(runs: Path) -> Sequence[Any]:

@@ -56,6 +56,7 @@ def parallelize(model: Gemma, mesh: "DeviceMesh") -> None:
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
+        ParallelStyle,
         PrepareModuleInput,
         RowwiseParallel,
         parallelize_module,
@@ -66,11 +67,9 @@ def parallelize(model: Gemma, mesh: "DeviceMesh") -> None:
     whole = Replicate()
     plan = {"embed_tokens": RowwiseParallel(input_layouts=whole)}
     attention = (whole, None, None, None)
-    layer = {
+    layer: dict[str, ParallelStyle] = {
         # One DTensor for the three or two products, so that their gradients are added first.
-        "self_attn": PrepareModuleInput(
-            input_layouts=attention, desired_input_layouts=attention
-        ),
+        "self_attn": PrepareModuleInput(input_layouts=attention, desired_input_layouts=attention),
         "mlp": PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole),
         "self_attn.q_proj": ColwiseParallel(),
         "self_attn.k_proj": ColwiseParallel(),

@@ -376,13 +376,18 @@ class EvaluationConfig(Config):
 
 
 class ParallelConfig(Config):
-    """How the ranks of a run hold its model; each reads its own part of every batch.
+    """How the ranks of a run hold its model; a process alone holds all of it.
 
     Attributes:
+        tensor_parallel_degree: ranks that divide each layer and the vocabulary, and compute the
+            same part of every batch together; at most the number of key-value heads. Other ranks
+            read parts of their own.
         data_parallel_shard_degree: ranks that hold the weights, gradients and optimizer states
             together, in shards (FSDP2); 1: every rank holds all of them; -1: all ranks together.
+            Tensor-parallel ranks count as one, which holds its own part of them.
     """
 
+    tensor_parallel_degree: int = Field(default=1, ge=1)
     data_parallel_shard_degree: int = Field(default=1, ge=-1)
 
     @pydantic.field_validator("data_parallel_shard_degree")

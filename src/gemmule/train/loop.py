@@ -82,7 +82,7 @@ def train(
     """
     model, source, objective = recipe.model, recipe.source, recipe.objective
     optimizers = build_optimizers(model, config.optimizer, getattr(torch, config.runtime.dtype))
-    states = _states(run, config, model, world)
+    states = _states(run, config, model, world.every)
     state = _resume(run, states, recipe, optimizers, world)
     meter = EnergyMeter(config.runtime.country, state.carbon if world.first else None)
     total = config.steps * recipe.tokens_per_step

@@ -67,6 +67,10 @@ class Objective(Protocol):
         """The entry `objective` of manifest.json: "name", and the settings that define the loss."""
         ...
 
+    def models(self) -> Sequence[Gemma]:
+        """Further models, not trained: ranks that divide the trained one divide them too."""
+        return ()
+
     def prepare(self, device: str, compiled: bool) -> None:
         """Gets ready for training, before the first step.
 

@@ -29,7 +29,14 @@ from gemmule.train.probe import MakeProbe, Probe
 from gemmule.train.recipe import Cost, Recipe
 from gemmule.train.recipes import build_recipe
 from gemmule.train.sharded_export import save_sharded
-from gemmule.train.sharding import check_sharding, data_mesh, is_sharded, shard
+from gemmule.train.sharding import (
+    check_sharding,
+    data_ranks,
+    divide,
+    is_divided,
+    is_sharded,
+    rank_mesh,
+)
 
 # What a manifest's inputs are called in an error.
 _INPUTS: Mapping[str, str] = {
@@ -79,14 +86,16 @@ def run_training(
             config = load_run_config(layout.config)
         memory.keep_freed_memory()
         check_mixable(config)
+        ranks = data_ranks(config, world)
         dataset, given = open_data(config.data), config
-        config = config.model_copy(update={"data": given.data.shared_by(world.size)})
-        recipe = build_recipe(config, dataset, world)
+        config = config.model_copy(update={"data": given.data.shared_by(ranks.size)})
+        recipe = build_recipe(config, dataset, ranks)
         tokenizer = run_tokenizer(config, dataset)
         probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]
         _check_best(config, probes)
         check_country(config.runtime.country)
-        check_sharding(config, world)
+        divided = [recipe.model, *recipe.objective.models()]
+        check_sharding(config, [model.config for model in divided], world)
         config = _resolved(config, recipe, world)
         adapter = _adapter(config, recipe, tokenizer)
         manifest = _manifest(config, recipe, dataset, adapter)
@@ -103,7 +112,7 @@ def run_training(
         _prepare(config, recipe, world)
         ledger.note(country=config.runtime.country, flop_per_token=_flops_per_token(config, recipe))
         before = Cost() if recipe.begin is None else recipe.begin(layout, config.runtime)
-        state = train(run, config, recipe, label or out.resolve().name, probes, world)
+        state = train(run, config, recipe, label or out.resolve().name, probes, ranks)
         recipe.model.eval()
         result = _result(config, recipe, state, before)
         if is_sharded(recipe.model):
@@ -190,14 +199,16 @@ def _flops_per_token(config: RunConfig, recipe: Recipe) -> float:
 
 def _prepare(config: RunConfig, recipe: Recipe, world: World) -> None:
     """Moves the model and whatever the objective needs to the device, and compiles them."""
-    compiled, degree = bool(config.runtime.compile), config.parallel.data_parallel_shard_degree
-    if world.size == 1 or degree == 1:
+    compiled, half = bool(config.runtime.compile), config.runtime.dtype == "bfloat16"
+    if is_divided(config, world):
+        mesh = rank_mesh(config, world)
+        divide(recipe.model, mesh, compiled=compiled, half=half)
+        for model in recipe.objective.models():  # compiled by `prepare`
+            divide(model, mesh, compiled=False, half=half)
+    else:
         recipe.model.to(config.runtime.device)
-    if compiled:
-        torch_compile.compile_blocks(recipe.model.layers)
-    if world.size > 1 and degree != 1:  # moves each unit to the device
-        mesh = data_mesh(world, degree, config.runtime.device)
-        shard(recipe.model, mesh, half=config.runtime.dtype == "bfloat16")
+        if compiled:
+            torch_compile.compile_blocks(recipe.model.layers)
     recipe.objective.prepare(config.runtime.device, compiled)
 
 

@@ -11,7 +11,7 @@ torch's modules for it take most of a second to import, and are imported where t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from gemmule.errors import ConfigError
 from gemmule.losses.shard import TENSOR_PARALLEL
+from gemmule.model.config import GemmaConfig
 from gemmule.model.gemma import Gemma
+from gemmule.model.tensor_parallel import check_degree, parallelize
+from gemmule.runtime import torch_compile
 from gemmule.runtime.world import World
 from gemmule.train.config import RunConfig
 
@@ -65,13 +68,45 @@ def data_mesh(world: World, degree: int, device: str, tensor: int = 1) -> "Devic
     return init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
-def check_sharding(config: RunConfig, world: World) -> None:
+def data_ranks(config: RunConfig, world: World) -> World:
+    """The ranks of a run, those that compute the same batches as one.
+
+    Raises:
+        ConfigError: when there are not enough of them.
+    """
+    degree = config.parallel.tensor_parallel_degree
+    if world.size == 1:
+        return world
+    if world.size % degree:
+        raise ConfigError(
+            f"parallel.tensor_parallel_degree = {degree}: {world.size} ranks cannot be divided "
+            f"into groups of {degree}; start a multiple of {degree} ranks, or one"
+        )
+    return world.in_groups(degree)
+
+
+def is_divided(config: RunConfig, world: World) -> bool:
+    """Whether the ranks of a run hold parts of its model."""
+    parallel = config.parallel
+    return world.size > 1 and (
+        parallel.tensor_parallel_degree > 1 or parallel.data_parallel_shard_degree != 1
+    )
+
+
+def check_sharding(config: RunConfig, shapes: Iterable[GemmaConfig], world: World) -> None:
     """Refuses what shards cannot do.
+
+    Args:
+        config: settings of the run.
+        shapes: models that its ranks divide.
+        world: all ranks of the run.
 
     Raises:
         ConfigError: saying what to do instead.
     """
-    if world.size == 1 or config.parallel.data_parallel_shard_degree == 1:
+    for shape in shapes:
+        check_degree(shape, config.parallel.tensor_parallel_degree)
+    if not is_divided(config, world):
         return
     for name, wanted in (
         ("adapter", config.adapter),
@@ -80,8 +115,41 @@ def check_sharding(config: RunConfig, world: World) -> None:
         if wanted is not None:
             raise ConfigError(
                 f"{name} needs whole weights on every rank: set "
-                "parallel.data_parallel_shard_degree = 1, or leave it out"
+                "parallel.data_parallel_shard_degree = 1 and parallel.tensor_parallel_degree = 1, "
+                "or leave it out"
             )
+
+
+def rank_mesh(config: RunConfig, world: World) -> "DeviceMesh":
+    """The ranks of a run that divide its model, as the settings say.
+
+    Raises:
+        ConfigError: as `data_mesh` does.
+    """
+    parallel = config.parallel
+    return data_mesh(
+        data_ranks(config, world),
+        parallel.data_parallel_shard_degree,
+        config.runtime.device,
+        parallel.tensor_parallel_degree,
+    )
+
+
+def divide(model: Gemma, mesh: "DeviceMesh", *, compiled: bool, half: bool) -> None:
+    """Divides a model over ranks, in place, and compiles its blocks on the way.
+
+    Args:
+        model: model on the CPU; each unit is moved to the device.
+        mesh: of `data_mesh`.
+        compiled: whether to compile.
+        half: as in `shard`.
+    """
+    assert mesh.mesh_dim_names is not None
+    if TENSOR_PARALLEL in mesh.mesh_dim_names:
+        parallelize(model, mesh[TENSOR_PARALLEL])
+    if compiled:
+        torch_compile.compile_blocks(model.layers)
+    shard(model, mesh, half=half)
 
 
 def shard(model: Gemma, mesh: "DeviceMesh", *, half: bool = False) -> None:
