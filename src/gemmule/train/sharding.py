@@ -140,7 +140,7 @@ def divide(model: Gemma, mesh: "DeviceMesh", *, compiled: bool, half: bool) -> N
 
     Args:
         model: model on the CPU; each unit is moved to the device.
-        mesh: of `data_mesh`.
+        mesh: mesh that `data_mesh` returned.
         compiled: whether to compile.
         half: as in `shard`.
     """
