@@ -247,7 +247,11 @@ def test_what_was_taken_out_of_the_text_is_said(tmp_path):
     assert "ARC-e (12121212), PIQA (34343434); by 13 words in a row; 1,234 documents" in page
     assert "e-mail address, replaced: 2,345; payment card, removed: 6" in page
     manifest["data"]["redacted"] = {}
+    source = {"name": "web", "redacted": {"e-mail address, replaced": 77}}
+    manifest["mixture"] = {"stage_starts": [0], "sources": [{"name": "code"}, source]}
     file.write_text(json.dumps(manifest))
+    page = read(write_card(tmp_path / "run")).text
+    assert re.search(r"source web: personal data in the text\s+e-mail address, replaced: 77", page)
     assert "none was found" in read(write_card(tmp_path / "run")).text
 
 

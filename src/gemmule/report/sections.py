@@ -129,12 +129,17 @@ def _by_source(model: Run, provenance: Provenance) -> list[tuple[str, Sentence]]
 def _filtered(model: Run, provenance: Provenance) -> list[tuple[str, Sentence]]:
     """What was taken out of the text before training, where a recipe says so."""
     rows: list[tuple[str, Sentence]] = []
-    for key, title, form in (
-        ("decontaminated", "decontaminated against", _benchmarks),
-        ("redacted", "personal data in the text", _redacted),
-    ):
-        if model.manifest.get(f"data.{key}") is not None:
-            rows.append((title, [provenance.take(model.manifest, f"data.{key}", title, form)]))
+    places = {"data": ""}
+    for n, source in enumerate(model.manifest.get("mixture.sources") or []):
+        places[f"mixture.sources.{n}"] = f"source {source.get('name')}: "
+    for place, of in places.items():
+        for name, what, form in (
+            ("decontaminated", "decontaminated against", _benchmarks),
+            ("redacted", "personal data in the text", _redacted),
+        ):
+            key, title = f"{place}.{name}", of + what
+            if model.manifest.get(key) is not None:
+                rows.append((title, [provenance.take(model.manifest, key, title, form)]))
     return rows
 
 

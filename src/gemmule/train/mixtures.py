@@ -9,6 +9,7 @@ from gemmule.data.mixture.mixed_dataset import MixedDataset
 from gemmule.data.mixture.mixed_text import MixedText
 from gemmule.data.mixture.schedule import Schedule
 from gemmule.data.packed_text import sequence_count, too_few
+from gemmule.data.recipe.facts import facts
 from gemmule.errors import ConfigError, DataError
 from gemmule.train.config import DataConfig, DistillConfig, PretrainConfig, RunConfig
 
@@ -102,6 +103,7 @@ def describe(config: RunConfig, dataset: MixedDataset, schedule: Schedule) -> di
                 "corpus": folder.name,
                 "licence": folder.licence,
                 "fingerprint": folder.fingerprint,
+                **facts(folder.manifest),
                 "weights": [stage[n] for stage in schedule.weights],
                 **({} if settings.max_epochs is None else {"max_epochs": settings.max_epochs}),
                 **({"exhausted_after_step": exhausted[n]} if n in exhausted else {}),
