@@ -130,6 +130,21 @@ def test_27b_on_13t_tokens() -> None:
     assert fewer["hours"]["best"] > 2 * result["hours"]["best"]
 
 
+def test_where_the_teacher_computes() -> None:
+    placement = plan(student="9b", tokens=8 * 10**12, teacher="27b")["teacher_placement"]
+    beside, apart, recorded = placement["each"]
+    # A forward pass of 57 GFLOP a token next to 63 of training: nearly as many devices again.
+    assert 0.5 < placement["teacher_devices_per_student_device"] < 1.3
+    assert apart["bytes_per_token"] == 2 * 4608
+    assert recorded["device_hours"] == apart["device_hours"]
+    assert recorded["device_hours_further"] < 0.75 * beside["device_hours"]
+    assert beside["device_hours_further"] == beside["device_hours"]
+    assert placement["recording_pays_from"] == 2
+    first = {one["name"]: one["device_hours"] for one in placement["each"]}
+    assert first[placement["cheapest"]] == min(first.values())
+    assert plan(student="9b", tokens=10**12)["teacher_placement"] is None
+
+
 def test_a_teacher_costs_its_forward_pass() -> None:
     alone = plan(student="9b", tokens=10**12)
     taught = plan(student="9b", tokens=10**12, teacher="27b")

@@ -65,7 +65,7 @@ def parallelize(model: Gemma, mesh: "DeviceMesh") -> None:
     assert mesh.mesh_dim_names == (TENSOR_PARALLEL,)
     check_degree(model.config, mesh.size())
     whole = Replicate()
-    plan = {"embed_tokens": RowwiseParallel(input_layouts=whole)}
+    plan: dict[str, ParallelStyle] = {"embed_tokens": RowwiseParallel(input_layouts=whole)}
     attention = (whole, None, None, None)
     layer: dict[str, ParallelStyle] = {
         # One DTensor for the three or two products, so that their gradients are added first.

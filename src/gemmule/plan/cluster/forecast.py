@@ -16,6 +16,7 @@ from gemmule.plan.cluster.footprint import Footprint, footprint, goodput
 from gemmule.plan.cluster.published import PublishedRun, published_runs, whole_runs
 from gemmule.plan.cluster.request import DEFAULT_VOCAB, ClusterRequest
 from gemmule.plan.cluster.shapes import Shape
+from gemmule.plan.cluster.teacher_placement import placements
 from gemmule.plan.models import Planned, find
 from gemmule.plan.scaling import LawPoint
 from gemmule.runs.emissions.grid import national_grid
@@ -86,7 +87,8 @@ def forecast(
 
     Returns:
         JSON-able: cluster, student, teacher, run, layout, memory, step, tokens/s, mfu, goodput,
-        hours, energy, carbon, loss, nearest, alternatives and notes; see docs/plan-cluster.md.
+        hours, energy, carbon, loss, teacher_placement, nearest, alternatives and notes; see
+        docs/plan-cluster.md.
     """
     shape = Shape.of_gemma(student.name, student.config)
     of_teacher = None if teacher is None else Shape.of_gemma(teacher.name, teacher.config)
@@ -138,6 +140,9 @@ def forecast(
         },
         "carbon": _carbon(used, cluster, low, high, grid, grid_how),
         "loss": _loss(student, teacher, tokens),
+        "teacher_placement": None if of_teacher is None else placements(
+            best, shape, of_teacher, cluster, sequences, seq_len, request.dtype, tokens
+        ),
         "nearest": _about_run(nearest, seen),
         "alternatives": [_layout(one) | _memory(one, cluster) for one in _different(fitting)],
         "notes": _notes(request, cluster, best, sequences),

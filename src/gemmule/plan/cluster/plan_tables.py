@@ -41,6 +41,8 @@ def show_cluster_plan(plan: Mapping[str, Any]) -> None:
             for one in plan["alternatives"]
         ],
     )
+    if plan["teacher_placement"]:
+        _show_placement(plan["teacher_placement"])
     if plan["budget"]:
         _show_budget(plan["budget"])
     _show_sources(plan)
@@ -106,6 +108,22 @@ def _show_budget(budget: Mapping[str, Any]) -> None:
     )  # fmt: skip
     for note in budget["notes"]:
         console.print(f"left out: {note}", style="dim")
+
+
+def _show_placement(placement: Mapping[str, Any]) -> None:
+    table(
+        ["the teacher", "device-hours", "further students, each", "bytes per token"],
+        [
+            [one["name"], _count(one["device_hours"]), _count(one["device_hours_further"]),
+             f"{one['bytes_per_token']:,.0f}"]
+            for one in placement["each"]
+        ],
+    )  # fmt: skip
+    console.print(
+        f"Cheapest for one student: {placement['cheapest']}; recorded from "
+        f"{placement['recording_pays_from']} students on. Devices of its own: "
+        f"{placement['teacher_devices_per_student_device']:.2g} per device of the student."
+    )
 
 
 def _show_sources(plan: Mapping[str, Any]) -> None:
