@@ -80,7 +80,7 @@ int32_t gm_interface(void);
  * constant ("GM_PAGE"), by name; -1 for an unknown name. */
 int64_t gm_abi(const char *name);
 /* The best instruction set of this processor among those built: "portable", "avx2", "avx_vnni",
- * "avx512vnni", "amx". GEMMULE_ISA in the environment selects a lesser one. */
+ * "avx512vnni", "amx", and on ARM "dotprod", "i8mm". GEMMULE_ISA in the environment selects a lesser one. */
 const char *gm_isa(void);
 /* Selects an instruction set by name; 0, or -1 if it is not available. For tests. */
 int32_t gm_set_isa(const char *name);

@@ -9,6 +9,12 @@
 #include <cpuid.h>
 #endif
 
+#if defined(GEMMULE_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(GEMMULE_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #if defined(GEMMULE_X86) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -40,6 +46,25 @@ bool has_amx() {
 }
 #endif
 
+#ifdef GEMMULE_ARM
+#if defined(__APPLE__)
+bool has(const char* feature) {
+  int value = 0;
+  size_t bytes = sizeof value;
+  return sysctlbyname(feature, &value, &bytes, nullptr, 0) == 0 && value != 0;
+}
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(__linux__)
+// Bits of the kernel's list, which headers of an old system may not name yet.
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
+#endif
+
 const Kernels* offered(const char* name) {
   if (!std::strcmp(name, "portable")) return &kPortable;
 #ifdef GEMMULE_X86
@@ -57,6 +82,10 @@ const Kernels* offered(const char* name) {
   if (avx512 && !std::strcmp(name, "avx512vnni")) return &kAvx512;
   if (avx512 && !std::strcmp(name, "amx") && has_amx()) return &kAmx;
 #endif
+#ifdef GEMMULE_ARM
+  if (!std::strcmp(name, "dotprod") && has_dotprod()) return &kDotprod;
+  if (!std::strcmp(name, "i8mm") && has_dotprod() && has_i8mm()) return &kI8mm;
+#endif
   return nullptr;
 }
 
@@ -64,7 +93,7 @@ const Kernels* best() {
   const char* asked = std::getenv("GEMMULE_ISA");
   if (asked)
     if (const Kernels* table = offered(asked)) return table;
-  for (const char* name : {"amx", "avx512vnni", "avx_vnni", "avx2"})
+  for (const char* name : {"amx", "avx512vnni", "avx_vnni", "avx2", "i8mm", "dotprod"})
     if (const Kernels* table = offered(name)) return table;
   return &kPortable;
 }

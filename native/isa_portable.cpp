@@ -1,4 +1,8 @@
 // Plain C++ for any processor: what the other instruction sets are compared with.
+#ifdef __aarch64__
+#include <arm_neon.h>  // its multiply-add, which every such processor has
+#endif
+
 #include <cmath>
 #include <cstring>
 

@@ -112,5 +112,8 @@ extern const Kernels kPortable;
 #ifdef GEMMULE_X86
 extern const Kernels kAvx2, kAvxVnni, kAvxVnniEvex, kAvx512, kAmx;
 #endif
+#ifdef GEMMULE_ARM
+extern const Kernels kDotprod, kI8mm;
+#endif
 
 }  // namespace gemmule

@@ -11,7 +11,11 @@ typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef uint16_t h16u __attribute__((vector_size(32), aligned(2), may_alias));
 
 // Before a loop over an array of registers: GCC unrolls others too late to keep the array in them.
+#ifdef __clang__
+#define GM_UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define GM_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 constexpr int kPrefetchBytes = 2048;  // how far ahead weights are prefetched
 
@@ -31,6 +35,13 @@ inline v16 fma(v16 a, v16 b, v16 c) {
   } x{a}, y{b}, z{c};
   z.half[0] = _mm256_fmadd_ps(x.half[0], y.half[0], z.half[0]);
   z.half[1] = _mm256_fmadd_ps(x.half[1], y.half[1], z.half[1]);
+  return z.all;
+#elif defined(__aarch64__)
+  union Quarters {
+    v16 all;
+    float32x4_t part[4];
+  } x{a}, y{b}, z{c};
+  for (int i = 0; i < 4; ++i) z.part[i] = vfmaq_f32(z.part[i], x.part[i], y.part[i]);
   return z.all;
 #else
   return a * b + c;
@@ -152,6 +163,14 @@ inline v16 from_half(const uint16_t* p) {
   } z;
   z.half[0] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   z.half[1] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
+  return z.all;
+#elif defined(__aarch64__)
+  union Quarters {
+    v16 all;
+    float32x4_t part[4];
+  } z;
+  for (int i = 0; i < 4; ++i)
+    z.part[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
   return z.all;
 #else
   const i16 h = __builtin_convertvector(*reinterpret_cast<const h16u*>(p), i16);

@@ -7,6 +7,7 @@ does the work.
 
 import ctypes
 import os
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -22,10 +23,15 @@ from gemmule.quant.packed import PackedMatrix
 INTERFACE = 1  # the meaning of the fields, which their layout cannot show
 # Another build of it, such as one with sanitizers, can be named in the environment.
 PATH = files.expand(
-    os.environ.get("GEMMULE_LIBRARY") or Path(__file__).with_name("libgemmule_kernels.so")
+    os.environ.get("GEMMULE_LIBRARY")
+    or Path(__file__).with_name(
+        f"libgemmule_kernels.{'dylib' if sys.platform == 'darwin' else 'so'}"
+    )
 )
 _FORMAT_CODES = {"f32": 0, "bf16": 1, "int4": 4, "int6": 6, "int8": 8}
-INSTRUCTION_SETS = ("portable", "avx2", "avx_vnni", "avx512vnni", "amx")
+INSTRUCTION_SETS = (
+    "portable", "avx2", "avx_vnni", "avx512vnni", "amx", "dotprod", "i8mm",
+)  # fmt: skip
 
 
 class CMatrix(ctypes.Structure):
