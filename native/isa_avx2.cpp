@@ -263,6 +263,7 @@ void prepare(const gm_matrix& a, int64_t tile_a, const gm_matrix& b, int64_t til
   prepare_one(b, tile_b, 1, bytes, scales, out);
 }
 
+// Not inlined, or GCC keeps sums in memory.
 template <int M>
 [[gnu::noinline]] void nibble_rows(const uint8_t* bytes, int groups, const int8_t* q, int64_t q_stride,
                         const int32_t* group_sums, int64_t sums_stride, __m256i (&dot)[M][2]) {
@@ -300,7 +301,8 @@ template <int M>
 }
 
 template <int M>
-[[gnu::noinline]] void word_rows(const uint8_t* words, int columns, const int16_t* x, __m256i (&dot)[M][2]) {
+[[gnu::noinline]] void word_rows(const uint8_t* words, int columns, const int16_t* x,
+                                 __m256i (&dot)[M][2]) {
   __m256i sums[M][2];
   GM_UNROLL for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = _mm256_setzero_si256();
   for (int k = 0; k < columns; k += 2, words += 64) {

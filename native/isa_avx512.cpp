@@ -69,8 +69,8 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 
 const Kernels kAvx512 = {
     .name = "avx512vnni",
-    // Up to here, as with eight decoding sequences and some tokens of a prompt, unpacking a tile for each
-    // eight rows takes less time than unpacking panels: int4 with 64 rows 0.8 of it.
+    // Up to here, as with eight decoding sequences and some tokens of a prompt, unpacking a tile for
+    // each eight rows takes less time than unpacking panels: int4 with 64 rows 0.8 of it.
     .gemv_max_rows = 8 * kGemvRows,
     .panel_bytes = 1,
     .tile = avx512::tile,

@@ -52,7 +52,8 @@ void gemm_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t t
                const Inputs& in, int row0, int rows) {
   const int64_t second = p.up || tile + 1 >= tiles_of(*p.w) ? tile : tile + 1;
   Panel panel{};
-  k.prepare(*p.w, tile, p.up ? *p.up : *p.w, second, own.bytes.get(2 * kTile * in.columns * k.panel_bytes),
+  k.prepare(*p.w, tile, p.up ? *p.up : *p.w, second,
+            own.bytes.get(2 * kTile * in.columns * k.panel_bytes),
             own.scales.get(2 * kTile * in.blocks), &panel);
   for (int i = 0; i < 2 && second + 1 < last; ++i) {
     const gm_matrix& w = p.up && i == 1 ? *p.up : *p.w;
