@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemmule.data.near_duplicates import join, resolve
-from gemmule.data.recipe.links import _pairs
+from gemmule.data.recipe.links import pairs_of
 from gemmule.data.recipe.sorting import ENTRY, SortedRuns
 from gemmule.errors import DataError
 
@@ -55,7 +55,7 @@ def test_links_give_the_clusters_of_equal_keys(tmp_path: Path, run_entries: int)
     draw = random.Random(1)
     keys = np.array([draw.randrange(40) for _ in range(300)], np.uint64)
     cluster_of = np.arange(300)
-    for pairs in _pairs(filled(tmp_path, keys, run_entries).blocks()):
+    for pairs in pairs_of(filled(tmp_path, keys, run_entries).blocks()):
         join(cluster_of, pairs)
     resolve(cluster_of)
     first = {key: keys.tolist().index(key) for key in keys.tolist()}
@@ -66,4 +66,4 @@ def test_equal_first_halves_alone_are_no_link(tmp_path: Path) -> None:
     runs = SortedRuns(tmp_path)
     same = np.zeros(3, np.uint64)
     runs.add(same, np.array([1, 2, 2], np.uint64), np.arange(3))
-    assert np.concatenate(list(_pairs(runs.blocks()))).tolist() == [[1, 2]]
+    assert np.concatenate(list(pairs_of(runs.blocks()))).tolist() == [[1, 2]]

@@ -65,13 +65,18 @@ class Language(Stage):
         keep = self._settings.by_source.get(document.source, self._settings.keep)
         if not keep:
             return Outcome(document.text)
-        start = max(0, (len(document.text) - _READ) // 2)
-        language, confidence = self._identifier.classify(document.text[start : start + _READ])
+        language, confidence = self._identifier.classify(middle(document.text))
         if confidence < self._settings.min_confidence:
             return dropped("language is uncertain", {"uncertain": 1})
         if language not in keep:
             return dropped(f"language: {language}", {language: 1})
         return Outcome(document.text, counts={language: 1})
+
+
+def middle(text: str) -> str:
+    """The part of a text that is looked at: headers and footers are at its ends."""
+    start = max(0, (len(text) - _READ) // 2)
+    return text[start : start + _READ]
 
 
 @functools.cache

@@ -89,7 +89,7 @@ def _find(chunks: list[Chunk], name: str, record: Path, inputs: str, run_bytes: 
             runs.add(keys[some], np.zeros(int(some.sum()), np.uint64), numbers[some])
     count, digest = 0, hashlib.sha256()
     with files.atomic_path(record.with_suffix(".pairs")) as tmp, tmp.open("wb") as f:
-        for pairs in _pairs(runs.blocks()):
+        for pairs in pairs_of(runs.blocks()):
             data = pairs.astype(_PAIR).tobytes()
             f.write(data)
             digest.update(data)
@@ -99,7 +99,8 @@ def _find(chunks: list[Chunk], name: str, record: Path, inputs: str, run_bytes: 
     folder.rmdir()
 
 
-def _pairs(blocks: Iterator[Entries]) -> Iterator[npt.NDArray[np.int64]]:
+def pairs_of(blocks: Iterator[Entries]) -> Iterator[npt.NDArray[np.int64]]:
+    """Pairs [N, 2] of documents with the same key and second number, from sorted blocks."""
     before: Entries | None = None
     for block in blocks:
         joined = block if before is None else np.concatenate([before, block])
