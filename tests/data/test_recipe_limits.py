@@ -46,18 +46,24 @@ def test_a_worker_that_is_ended_is_an_error_and_not_a_wait(
 def test_a_document_of_two_million_characters(
     pieces: Tokenizer, text_folder: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for file in text_folder.iterdir():
-        (folder / file.name).symlink_to(file)
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=6)) for _ in range(5000)]
     lines = (" ".join(draw.choices(words, k=12)) + "." for _ in range(24_000))
-    (folder / "long.txt").write_text("\n".join(lines))
-    rules = {"rules": ["gopher_repetition", "c4", "fineweb", "code"]}
-    made = run_recipe(recipe(folder, heuristics=rules), pieces, tmp_path / "out", workers=1)
-    kept = made.manifest["recipe"]["funnel"]["near_duplicates"]["passed"]
-    assert kept[1] > 2_000_000
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long/long.txt").write_text("\n".join(lines))
+    rules = ["gopher_repetition", "c4", "fineweb", "code"]
+    wanted = Recipe.parse(
+        {
+            "sources": [
+                {"name": "short", "path": text_folder},
+                {"name": "long", "path": tmp_path / "long"},
+            ],
+            "normalize": {},
+            "heuristics": {"rules": rules, "by_source": {"short": []}},
+        }
+    )
+    made = run_recipe(wanted, pieces, tmp_path / "out", workers=1)
+    assert made.manifest["sources"]["long"]["bytes"] > 2_000_000
 
 
 def test_one_document_for_all_others(pieces: Tokenizer, tmp_path: Path) -> None:

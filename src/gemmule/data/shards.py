@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gemmule import files
 from gemmule.data.dataset import (
@@ -82,7 +83,9 @@ def make_shard(job: ShardJob, tokenizer: Tokenizer, folder: Path) -> dict[str, A
     done = _finished(path, path.with_suffix(".json"), text_digest, about)
     if done is not None:
         return done
-    documents = [_ids(document, tokenizer) for document in job.documents]
+    # As arrays: Python's integers of a whole shard would take half a gigabyte.
+    kind = token_type(tokenizer.vocab_size)
+    documents = [np.array(_ids(document, tokenizer), kind) for document in job.documents]
     facts = {"bytes": sum(map(len, text_bytes)), "text_sha256": text_digest}
     return write_shard(
         folder, job.file, documents, job.names, facts, tokenizer.vocab_size,
@@ -99,7 +102,7 @@ def _ids(document: Document, tokenizer: Tokenizer) -> list[int]:
 def write_shard(
     folder: Path,
     file: str,
-    documents: Sequence[Sequence[int]],
+    documents: Sequence[Sequence[int] | npt.NDArray[Any]],
     names: Sequence[str],
     facts: dict[str, Any],
     vocab_size: int,
