@@ -50,6 +50,7 @@ bench: install
 	$(BIN)/python bench/attention.py --json bench/results/attention.json
 	$(BIN)/python bench/checkpoints.py --json bench/results/checkpoints.json
 	$(BIN)/python bench/distill_loss.py --rounds 2 --steps 1 --json bench/results/distill_loss.json
+	$(BIN)/python bench/data.py --json bench/results/data.json
 	$(BIN)/python bench/plan.py --json bench/results/plan.json
 	$(BIN)/python bench/published_runs.py --json bench/results/published_runs.json
 	$(BIN)/python bench/int8_teacher.py --json bench/results/int8_teacher.json
