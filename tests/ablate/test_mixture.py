@@ -51,8 +51,18 @@ def test_a_sweep_measures_every_source_and_chooses_by_their_validation_loss(
     assert run_ablation(config, tmp_path / "out") == results
 
 
-def test_without_a_result_nothing_is_chosen() -> None:
-    assert chosen([{"arm": "1:1"}]) is None
+def test_nothing_is_chosen_before_all_runs_are_done() -> None:
+    """Else means over different seeds would be compared."""
+    rows = [
+        {"arm": arm, "seeds": 2, "done": done, "mean_source_nats": {"mean": loss}}
+        for arm, done, loss in (("1:1", 2, 5.0), ("2:1", 1, 4.0))
+    ]
+    assert chosen(rows) is None
+    rows[1]["done"] = 2
+    choice = chosen(rows)
+    assert choice is not None
+    assert choice["arm"] == "2:1"
+    assert "next is 1:1, 1.0000 behind" in choice["verdict"]
 
 
 def test_folders_of_one_name_are_called_by_their_paths() -> None:

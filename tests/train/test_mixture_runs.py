@@ -1,5 +1,6 @@
 """Runs over a mixture of data folders: settings, table, manifest, result, resuming, refusals."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from gemmule.report.card import write_card
 from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop
 from gemmule.train.config import RunConfig, load_run_config
+from gemmule.train.evaluate import pooled
 from gemmule.train.run import run_training
 
 Settings = Callable[..., dict[str, Any]]
@@ -139,6 +141,19 @@ def test_runs_that_cannot_read_a_mixture(
     with pytest.raises(ConfigError, match=message):
         run_training(RunConfig.parse({**mixed, **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_metrics_of_several_texts_are_pooled_by_their_sizes() -> None:
+    texts = [
+        {"nats_per_token": 2.0, "perplexity": 0.0, "bits_per_byte": 1.0, "tokens": 10},
+        {"nats_per_token": 4.0, "perplexity": 0.0, "bits_per_byte": 3.0, "tokens": 10},
+    ]
+    both = pooled(texts, [300, 100])
+    assert both["nats_per_token"] == pytest.approx(2.5)
+    assert both["perplexity"] == pytest.approx(math.exp(2.5))
+    # 600 nats over as many bits' bytes, and 400 nats over a third of their bits.
+    assert both["bits_per_byte"] == pytest.approx(1000 / (600 + 400 / 3))
+    assert both["tokens"] == 20
 
 
 def test_a_request_that_the_limits_cannot_fill(mixed: dict[str, Any], tmp_path: Path) -> None:

@@ -127,14 +127,13 @@ def _gains(
 
 
 def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The weights with the lowest mean validation loss of the sources; None without a result.
+    """The weights with the lowest mean validation loss of the sources; None before all runs are done.
 
-    Validation text chooses, so that the held-out losses of the runs are not those of a choice.
+    Means over other seeds would not be comparable. Validation text chooses, so that the held-out losses of the runs are not those of a choice.
     """
-    measured = [row for row in rows if "mean_source_nats" in row]
-    if not measured:
+    if any(row["done"] < row["seeds"] for row in rows):
         return None
-    order = sorted(measured, key=lambda row: float(row["mean_source_nats"]["mean"]))
+    order = sorted(rows, key=lambda row: float(row["mean_source_nats"]["mean"]))
     best = order[0]
     loss = f"{best['mean_source_nats']['mean']:.4f} nats/token"
     behind = ""
