@@ -127,9 +127,10 @@ def _gains(
 
 
 def chosen(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The weights with the lowest mean validation loss of the sources; None before all runs are done.
+    """The weights with the lowest mean validation loss of the sources.
 
-    Means over other seeds would not be comparable. Validation text chooses, so that the held-out losses of the runs are not those of a choice.
+    None before all runs are done: means over other seeds could not be compared. Validation text
+    chooses, so that held-out losses are those of text that nothing was chosen by.
     """
     if any(row["done"] < row["seeds"] for row in rows):
         return None
