@@ -1,0 +1,153 @@
+"""gemmule train under torchrun and with --nproc: whole commands, signals, restarts, two nodes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from gemmule.cli.processes import torchrun
+from gemmule.runs.metrics import read_metrics
+from ranks import PATHS
+
+Settings = Callable[..., dict[str, Any]]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
+SECONDS = 150
+
+
+def start(*command: object) -> subprocess.Popen[str]:
+    paths = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])
+    further = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [str(part) for part in command],
+        env={**os.environ, **further},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun has started, in the order of their ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(int(child) for child in children)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and read_metrics(run)[-1:]:
+            if read_metrics(run)[-1]["step"] >= step:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step}: {process.communicate(timeout=20)}")
+
+
+def model(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    settings = tiny(steps=150, checkpoint={"every": 10}, evaluation={"every": 100})
+    settings["runtime"] |= {"device": "cpu"}
+    path.write_text(tomli_w.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    code, _, err = ended(start(sys.executable, "-m", "gemmule", "train", config, "--out", out))
+    assert code == 0, err
+    return out
+
+
+def test_nproc_becomes_torchrun() -> None:
+    given = ["train", "a.toml", "--nproc", "2", "--out", "x", "--nproc=2"]
+    expected = ["-m", "gemmule", "train", "a.toml", "--out", "x"]
+    command = torchrun(2, given)
+    assert command[:3] == LAUNCHER
+    assert command[3:] == ["--standalone", "--nproc-per-node=2", *expected]
+
+
+@pytest.mark.slow
+def test_nproc_trains_as_one_process(config: Path, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train = [sys.executable, "-m", "gemmule", "train", config, "--out", out, "--json"]
+    code, printed, err = ended(start(*train, "--nproc", 2))
+    assert code == 0, err
+    result = json.loads(printed)  # printed once
+    assert result == json.loads((out / "result.json").read_text())
+    assert model(out) == model(alone)
+    assert len((out / "ledger.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_and_resumes(
+    config: Path, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "gemmule", "train"]
+    process = start(*LAUNCHER, *command, config, "--out", out)
+    wait_for_step(out, 40, process)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    code, _, err = ended(process)
+    assert code == 0, err
+    assert model(out) == model(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_all(
+    number: signal.Signals, config: Path, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["--standalone", "--nproc-per-node=2", "-m", "gemmule", "train"]
+    process = start(*LAUNCHER, *command, config, "--out", out)
+    wait_for_step(out, 40, process)
+    # A terminal sends Ctrl-C to the whole group; torchrun passes it on once more.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    code, _, err = ended(process)
+    assert code != 0
+    assert err.count("everything is saved in") >= 1, err
+    assert not (out / "result.json").exists()
+    code, _, err = ended(start(*LAUNCHER, *command, "--resume", "--out", out))
+    assert code == 0, err
+    assert model(out) == model(alone)
+
+
+@pytest.mark.slow
+def test_two_nodes(config: Path, alone: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "run"
+    place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    nodes = [
+        start(*LAUNCHER, *place, f"--node-rank={n}", "-m", "gemmule", "train", config, "--out", out)
+        for n in range(2)
+    ]
+    for code, _, err in [ended(node) for node in nodes]:
+        assert code == 0, err
+    assert model(out) == model(alone)
+    carbon = json.loads((out / "carbon.json").read_text())
+    assert carbon["how"]["machines"] == "the sum of 2"
