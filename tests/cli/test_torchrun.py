@@ -53,9 +53,9 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end and process.poll() is None:
-        if (run / "metrics.jsonl").exists() and read_metrics(run)[-1:]:
-            if read_metrics(run)[-1]["step"] >= step:
-                return
+        lines = read_metrics(run) if (run / "metrics.jsonl").exists() else []
+        if lines and lines[-1]["step"] >= step:
+            return
         time.sleep(0.05)
     raise AssertionError(f"no step {step}: {process.communicate(timeout=20)}")
 

@@ -26,7 +26,12 @@ def check_memory(config: RunConfig, shape: GemmaConfig) -> None:
         return  # a GPU refuses by itself, and at once
     states = 12 if config.optimizer.name == "muon" else 16
     width = 2 if config.runtime.dtype == "bfloat16" else 4
-    kept = shape.num_hidden_layers * (4 * shape.hidden_size + 3 * shape.intermediate_size) * width
+    of_block = {
+        "none": 4 * shape.hidden_size + 3 * shape.intermediate_size,
+        "selective": 3 * shape.hidden_size + 2 * shape.intermediate_size,
+        "full": shape.hidden_size,
+    }
+    kept = shape.num_hidden_layers * of_block[config.runtime.activation_checkpointing] * width
     need = shape.parameters * states
     need += config.data.micro_batch * config.data.seq_len * kept + config.data.tokens_per_step * 24
     if need > total:

@@ -20,6 +20,7 @@ from gemmule.runs.run_dir import RunDir
 from gemmule.runs.schema import Manifest, RunResult
 from gemmule.runtime import device, memory, torch_compile
 from gemmule.runtime.world import SOLO, World
+from gemmule.train.activation_checkpointing import checkpoint_blocks
 from gemmule.train.adapters.attach import Adapter, flops_saved_per_token, merge
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.initial_model import run_tokenizer
@@ -200,6 +201,7 @@ def _flops_per_token(config: RunConfig, recipe: Recipe) -> float:
 def _prepare(config: RunConfig, recipe: Recipe, world: World) -> None:
     """Moves the model and whatever the objective needs to the device, and compiles them."""
     compiled, half = bool(config.runtime.compile), config.runtime.dtype == "bfloat16"
+    checkpoint_blocks(recipe.model.layers, config.runtime.activation_checkpointing)
     if is_divided(config, world):
         mesh = rank_mesh(config, world)
         divide(recipe.model, mesh, compiled=compiled, half=half)
