@@ -24,6 +24,8 @@ def check_memory(config: RunConfig, shape: GemmaConfig) -> None:
     total = memory.machine()
     if total is None or config.runtime.device == "cuda" or torch.cuda.is_available():
         return  # a GPU refuses by itself, and at once
+    if config.parallel.data_parallel_shard_degree != 1:
+        return  # how many machines share it is not known here
     states = 12 if config.optimizer.name == "muon" else 16
     width = 2 if config.runtime.dtype == "bfloat16" else 4
     of_block = {
