@@ -18,7 +18,7 @@ from torch.utils.checkpoint import (
 from gemmule.model.gemma import Block
 
 Mode = Literal["none", "selective", "full"]
-_WITHOUT_DROPOUT = {"use_reentrant": False, "preserve_rng_state": False}
+_WITHOUT_DROPOUT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def checkpoint_blocks(blocks: Iterable[nn.Module], mode: Mode) -> None:
@@ -54,9 +54,7 @@ class SelectiveBlock(Block):
             return cast(Tensor, super().__call__(*args, **kwargs))
         return cast(
             Tensor,
-            checkpoint(
-                super().__call__, *args, context_fn=_contexts, **_WITHOUT_DROPOUT, **kwargs
-            ),
+            checkpoint(super().__call__, *args, context_fn=_contexts, **_WITHOUT_DROPOUT, **kwargs),
         )
 
 
