@@ -27,7 +27,6 @@ import typer
 from typer.models import ArgumentInfo
 
 from gemmule import files
-from gemmule.cli.processes import start_processes
 from gemmule.config import ModelName, expand_model
 from gemmule.errors import ConfigError, decoded
 
@@ -101,8 +100,6 @@ Processes = Annotated[
         "--nproc",
         metavar="N",
         help="Train with N processes of this machine, started by torchrun.",
-        callback=start_processes,
-        is_eager=True,
         min=1,
     ),
 ]

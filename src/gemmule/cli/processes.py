@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from gemmule.runtime import host
 
@@ -12,13 +12,11 @@ if TYPE_CHECKING:
     from gemmule.runtime.world import World
 
 
-def start_processes(count: int | None) -> int | None:
+def start_processes(count: int) -> NoReturn:
     """Replaces this process by torchrun, which starts `count` processes of the same command."""
-    if count is not None and count > 1:
-        # torchrun would set it to 1, with a warning.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.usable_cores() // count)))
-        os.execv(sys.executable, torchrun(count, sys.argv[1:]))
-    return count
+    # torchrun would set it to 1, with a warning.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.usable_cores() // count)))
+    os.execv(sys.executable, torchrun(count, sys.argv[1:]))
 
 
 def torchrun(count: int, arguments: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from gemmule.cli.options import (
     Processes,
     Resume,
 )
-from gemmule.cli.processes import ranks
+from gemmule.cli.processes import ranks, start_processes
 from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
 from gemmule.errors import ConfigError, decoded
@@ -40,7 +40,7 @@ def train(
     Example: gemmule train configs/train-1m.toml --set data.path=runs/data --out runs/mine
     """
     config, overrides, resume = restart(config, overrides, out, resume)
-    train_model(run_settings(config, overrides, out, resume), out, resume, as_json)
+    train_model(run_settings(config, overrides, out, resume), out, resume, as_json, nproc=nproc)
 
 
 @command(TRAIN)
@@ -82,7 +82,7 @@ def distill(
         with stoppable(RERUN):
             text.prepare(getattr(settings.objective, "teacher", None), settings.data.path)
 
-    train_model(settings, out, resume, as_json, prepare=prepare)
+    train_model(settings, out, resume, as_json, prepare=prepare, nproc=nproc)
 
 
 def distillation(teacher: str | None, targets: Path | None, cross_tokenizer: bool) -> list[str]:
@@ -133,6 +133,7 @@ def train_model(
     as_json: bool,
     *,
     prepare: Callable[[], None] = lambda: None,
+    nproc: int | None = None,
     further: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
     chats: bool = False,
 ) -> None:
@@ -144,6 +145,7 @@ def train_model(
         resume: whether to continue the run there.
         as_json: whether to print the result as JSON.
         prepare: what the first rank does before.
+        nproc: processes to start in place of this one, once settings and data are there.
         further: further lines to print of the result.
         chats: whether the model answers in turns.
     """
@@ -152,10 +154,16 @@ def train_model(
     how = "the same command with --resume continues from the last saved step"
     with stoppable(how, "train", out), ranks(settings.runtime.device) as world:
         from gemmule.evals.memorization.callback import memorization_probe
+        from gemmule.train.mixtures import open_data
         from gemmule.train.run import describe, run_training
 
         if world.first:
             prepare()
+        if nproc is not None and nproc > 1:
+            if world.size > 1:
+                raise ConfigError("--nproc starts processes by itself: leave it out with torchrun")
+            open_data(settings.data)
+            start_processes(nproc)
         world.barrier()
         probes = [memorization_probe]
         result = run_training(settings, out, resume=resume, make_probes=probes, world=world)
