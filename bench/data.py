@@ -107,8 +107,8 @@ def _lingua() -> Callable[[Sequence[str]], Verdicts]:
     detector = LanguageDetectorBuilder.from_all_languages().build()
 
     def verdicts(texts: Sequence[str]) -> Verdicts:
-        found = [detector.detect_language_of(middle(text)) for text in texts]
-        return [None if one is None else one.iso_code_639_1.name.lower() for one in found]
+        languages = [detector.detect_language_of(middle(text)) for text in texts]
+        return [None if one is None else one.iso_code_639_1.name.lower() for one in languages]
 
     return verdicts
 

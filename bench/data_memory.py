@@ -121,7 +121,7 @@ def run_whole(folder: Path, out: Path, limit: float | None) -> dict[str, Any]:
 
 
 def run_killed(folder: Path, out: Path, limit: float | None, kills: int, whole: float) -> int:
-    """Kills the recipe at random moments of `whole` seconds, each time anew; how often it did."""
+    """Kills runs that go on from each other at random moments; how often it came to that."""
     draw = random.Random(0)
     killed = 0
     for _ in range(kills):
