@@ -48,7 +48,7 @@ _UNSPACED = (
     (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )  # fmt: skip
 # Beyond the last ideographs there are only marks without a shape and private characters.
-_ASCII, _ALL = 128, 0x32400
+_ASCII, _MOST, _ALL = 128, 0x3000, 0x32400
 
 
 @functools.cache
@@ -60,11 +60,13 @@ def classes_of(codes: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """The classes of each character, as a sum of the constants above.
 
     Args:
-        codes: code points; as uint8 if all are ASCII, because the whole table takes half a second
-            to make.
+        codes: code points; as uint8 if all are ASCII. The whole table takes half a second to
+            make, so texts in alphabets do with a part of it.
     """
     if codes.dtype == np.uint8:
         return _classes(_ASCII)[codes]
+    if int(codes.max(initial=0)) < _MOST:  # alphabets and symbols
+        return _classes(_MOST)[codes]
     return _classes(_ALL)[np.minimum(codes, np.uint32(_ALL - 1))]
 
 
