@@ -25,7 +25,6 @@ from gemmule.model.config import PRESETS, preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.posttrain.recipes.sft import SftConfig
-from gemmule.runtime.config import RuntimeConfig
 from gemmule.train.adapters.settings import AdapterSettings
 from gemmule.train.config import (
     CheckpointConfig,
@@ -37,6 +36,7 @@ from gemmule.train.config import (
     ParallelConfig,
     RunConfig,
     ScheduleConfig,
+    TrainingRuntime,
     load_run_config,
 )
 
@@ -288,7 +288,7 @@ def written(default: Any) -> str:
         ("The group `schedule`", ScheduleConfig, set()),
         ("The group `evaluation`", EvaluationConfig, set()),
         ("The group `checkpoint`", CheckpointConfig, set()),
-        ("The group `runtime`", RuntimeConfig, set()),
+        ("The group `runtime`", TrainingRuntime, set()),
         ("The group `parallel`", ParallelConfig, set()),
         ("## Distilling", DistillConfig, set()),
     ],

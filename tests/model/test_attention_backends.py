@@ -1,18 +1,17 @@
 """The attention seam: backends agree, and a new one needs no change to the model."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from gemmule.model import gemma
 from gemmule.model.attention import AttentionBackend, AttentionLayer, plain_attention
 from gemmule.model.block_attention import block_attention
 from gemmule.model.config import GemmaConfig
+from gemmule.model.flex_attention import FlexAttention
 from gemmule.model.gemma import Gemma
 from gemmule.model.kv_cache import KVCache
 
@@ -37,32 +36,10 @@ def tokens_BT() -> Tensor:
     return torch.randint(V, (2, T), generator=torch.Generator().manual_seed(1))
 
 
-def flex(
-    layer: AttentionLayer, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, doc_ids_BT: Tensor | None
-) -> Tensor:
-    """A FlexAttention backend, as a user may write it."""
-
-    def cap(score: Tensor, *_: Tensor) -> Tensor:
-        return score if layer.cap is None else torch.tanh(score / layer.cap) * layer.cap
-
-    def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        allowed = q >= k
-        if layer.window is not None:
-            allowed = allowed & (q - k < layer.window)
-        return allowed if doc_ids_BT is None else allowed & (doc_ids_BT[b, q] == doc_ids_BT[b, k])
-
-    B, length, _, _ = q_BTNH.shape
-    block_mask = create_block_mask(mask, B, None, length, length, device=str(q_BTNH.device))
-    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
-    attend: Callable[..., Any] = flex_attention
-    out = attend(q, k, v, score_mod=cap, block_mask=block_mask, scale=layer.scale, enable_gqa=True)
-    return Tensor(out).transpose(1, 2)
-
-
 @torch.inference_mode()
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("backend", [block_attention, flex])
+@pytest.mark.parametrize("backend", [block_attention, FlexAttention(compiled=False)])
 def test_backends_are_the_plain_one(
     model: Gemma, tokens_BT: Tensor, backend: AttentionBackend, packed: bool
 ) -> None:
@@ -72,6 +49,53 @@ def test_backends_are_the_plain_one(
     assert plain.std() > 0.3
     wrong = model(tokens_BT, doc_ids_BT=torch.arange(T) // 20 + torch.zeros_like(tokens_BT))
     assert (wrong - plain).abs().max() > 1e-2  # the comparison can fail
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, as it traces
+@pytest.mark.parametrize("packed", [False, True])
+def test_flex_attention_has_the_plain_gradients(
+    model: Gemma, tokens_BT: Tensor, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch refuses a CPU, for which it has no kernel; its plain formulas are there all the same.
+    check = "torch.nn.attention.flex_attention._validate_device"
+    monkeypatch.setattr(check, lambda *_: None)
+    doc_ids = torch.tensor([[1] * 30 + [2] * 66, [1] * 96]) if packed else None
+    gradients = []
+    for attend in (plain_attention, FlexAttention(compiled=False)):
+        logits = model(tokens_BT, doc_ids_BT=doc_ids, attend=attend)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_BT.flatten())
+        gradients.append(torch.autograd.grad(loss, [*model.parameters()]))
+    for plain, flex in zip(*gradients, strict=True):
+        assert (plain - flex).abs().max() < 1e-5 + 1e-4 * plain.abs().max()
+
+
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_follows_a_change_of_documents(model: Gemma, tokens_BT: Tensor) -> None:
+    """Masks are kept for the layers of one pass, and not for the next."""
+    backend = FlexAttention(compiled=False)
+    for cut in (30, 60):
+        doc_ids = (torch.arange(T) >= cut).long().expand(2, T)
+        plain = model(tokens_BT, doc_ids_BT=doc_ids, attend=plain_attention)
+        assert (model(tokens_BT, doc_ids_BT=doc_ids, attend=backend) - plain).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_a_model_has_a_backend_of_its_own(model: Gemma, tokens_BT: Tensor) -> None:
+    calls: list[int] = []
+
+    def spy(layer: AttentionLayer, *args: Any) -> Tensor:
+        calls.append(layer.layer)
+        return block_attention(layer, *args)
+
+    before, model.attend = model.attend, spy
+    try:
+        model(tokens_BT)
+    finally:
+        model.attend = before
+    assert calls == [0, 1, 2, 3]
+    assert before is block_attention
 
 
 @torch.inference_mode()

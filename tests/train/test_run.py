@@ -103,6 +103,13 @@ def test_distilling_leaves_the_teacher_as_it_was(
     assert result["train_flops"] / 2 == pytest.approx(plain * 4 / 3)
 
 
+def test_flex_attention_is_for_gpus(tiny: Settings, tmp_path: Path) -> None:
+    config = RunConfig.parse(tiny(steps=1, runtime={"device": "cpu", "attention": "flex"}))
+    with pytest.raises(ConfigError, match="'flex': torch's FlexAttention computes no gradients"):
+        run_training(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_init_starts_from_a_model(tiny: Settings, teacher: Path, tmp_path: Path) -> None:
     config = RunConfig.parse(tiny(steps=1, model={"init": str(teacher)}))
     run_training(config, tmp_path / "run")

@@ -134,6 +134,9 @@ class Gemma(nn.Module):
     """Token ids to soft-capped logits; the head is the embedding's transpose.
 
     Parameter names are those of the HF checkpoint without its leading "model.".
+
+    Attributes:
+        attend: attention backend of whole sequences.
     """
 
     def __init__(self, config: GemmaConfig) -> None:
@@ -142,6 +145,7 @@ class Gemma(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attend: AttentionBackend = block_attention
         if not self.norm.weight.is_meta:  # where drawing does nothing, slowly
             self.init_weights()
 
@@ -167,7 +171,7 @@ class Gemma(nn.Module):
         positions_BT: Tensor | None = None,
         doc_ids_BT: Tensor | None = None,
         cache: KVCache | None = None,
-        attend: AttentionBackend = block_attention,
+        attend: AttentionBackend | None = None,
     ) -> Tensor:
         """Returns final hidden states [B, T, D], which the head reads.
 
@@ -177,10 +181,10 @@ class Gemma(nn.Module):
             doc_ids_BT: a token sees only tokens with its own number (packed documents; padding
                 has the number 0). None: each row is one document.
             cache: keys and values of earlier tokens; it takes in these tokens, and is the backend.
-            attend: attention backend without a cache.
+            attend: attention backend without a cache; None: the model's own.
         """
         T = tokens_BT.shape[1]
-        start = 0
+        start, attend = 0, attend or self.attend
         if cache is not None:
             start, attend = cache.length, cache
             doc_ids_BT = cache.begin(T, doc_ids_BT)
@@ -210,7 +214,7 @@ class Gemma(nn.Module):
         positions_BT: Tensor | None = None,
         doc_ids_BT: Tensor | None = None,
         cache: KVCache | None = None,
-        attend: AttentionBackend = block_attention,
+        attend: AttentionBackend | None = None,
     ) -> Tensor:
         """Returns soft-capped logits [B, T, V]; arguments as in `hidden_states`."""
         x_BTD = self.hidden_states(

@@ -398,6 +398,17 @@ class ParallelConfig(Config):
         return degree
 
 
+class TrainingRuntime(RuntimeConfig):
+    """How a training run uses the machine.
+
+    Attributes:
+        attention: attention of the trained model in whole sequences: "block", gemmule's own, or
+            "flex", torch's FlexAttention as a compiled kernel, for GPUs.
+    """
+
+    attention: Literal["block", "flex"] = "block"
+
+
 class CheckpointConfig(Config):
     """Training states, from which a stopped run is resumed.
 
@@ -444,7 +455,7 @@ class RunConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    runtime: TrainingRuntime = TrainingRuntime()
     parallel: ParallelConfig = ParallelConfig()
 
     @classmethod

@@ -189,6 +189,11 @@ def _resolved(config: RunConfig, recipe: Recipe, world: World) -> RunConfig:
     if wanted.dtype == "auto":
         wanted = wanted.model_copy(update={"dtype": recipe.auto_dtype})
     runtime = device.resolve(wanted, flops, world)
+    if runtime.attention == "flex" and runtime.device == "cpu":
+        raise ConfigError(
+            "runtime.attention = 'flex': torch's FlexAttention computes no gradients on a CPU; "
+            "leave it out, or set runtime.device = 'cuda'"
+        )
     return config.model_copy(update={"runtime": runtime})
 
 
@@ -202,6 +207,10 @@ def _prepare(config: RunConfig, recipe: Recipe, world: World) -> None:
     """Moves the model and whatever the objective needs to the device, and compiles them."""
     compiled, half = bool(config.runtime.compile), config.runtime.dtype == "bfloat16"
     checkpoint_blocks(recipe.model.layers, config.runtime.activation_checkpointing)
+    if config.runtime.attention == "flex":
+        from gemmule.model.flex_attention import FlexAttention  # imports torch's compiler
+
+        recipe.model.attend = FlexAttention(compiled=True)
     if is_divided(config, world):
         mesh = rank_mesh(config, world)
         divide(recipe.model, mesh, compiled=compiled, half=half)
