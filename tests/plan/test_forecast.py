@@ -249,7 +249,7 @@ def test_a_real_plan_from_the_command_line(
     forecast = json.loads(done.stdout)
     assert forecast.keys() == {
         "teacher", "student", "run", "machine", "calibration", "memory", "disk", "routes",
-        "energy_how", "scaling", "budget", "scarce_text", "notes",
+        "energy_how", "scaling", "budget", "scarce_text", "processes", "notes",
     }  # fmt: skip
     assert forecast["run"]["tokens"] == 240
     for part in ("teacher", "scratch", "distill"):
@@ -313,6 +313,21 @@ def test_a_budget_needs_a_meter(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(STEP, "watts", None)
     with pytest.raises(ConfigError, match="a budget needs the power of this machine"):
         plan(max_wh=10.0)
+
+
+def test_several_processes_are_printed(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gemmule.plan.processes.exchange_seconds", lambda *_: 0.5)
+    monkeypatch.setattr("gemmule.runtime.host.usable_cores", lambda: 1)
+    result = plan(nproc=2)
+    assert result["processes"]["together_seconds"] == 2.5  # two seconds alone, on one thread
+    show(result)
+    printed = capsys.readouterr().err
+    assert "a step of 2 processes takes 1.25 times as long as that of one" in printed
+    with pytest.raises(ConfigError, match="3 ranks cannot share a batch equally"):
+        plan(nproc=3)
+    assert plan()["processes"] is None
 
 
 def test_a_budget_is_printed(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,10 @@ class PlannedHere(Options):
         int | None,
         typer.Option(help="Training tokens of a preset teacher; default: 20 per parameter."),
     ] = None
+    nproc: Annotated[
+        int | None,
+        typer.Option(help="Number of processes of this machine that would share each batch."),
+    ] = None
     calibration_seconds: Annotated[
         float | None, typer.Option(help="Maximum duration of the measurements; default: 60.")
     ] = None

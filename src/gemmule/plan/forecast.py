@@ -7,6 +7,7 @@ from typing import Any
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.model.config import GemmaConfig
+from gemmule.plan import processes
 from gemmule.plan.budget import Budget, spend
 from gemmule.plan.calibrate import Calibration, CalibrationRequest, calibrate
 from gemmule.plan.calibration_worker import storage_specs
@@ -40,7 +41,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
 
     Returns:
         JSON-able: teacher, student, run, machine, calibration, memory, disk, routes, scaling,
-        budget, scarce_text and notes; see docs/plan.md.
+        budget, scarce_text, processes (None for one) and notes; see docs/plan.md.
 
     Raises:
         UserError: when a model, the corpus, a run or a setting cannot be used.
@@ -50,6 +51,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
     teacher, student = find_both(request.teacher, request.student, dataset, request.vocab_size)
     config = request.train_config(student.config)
     _check_context(config, teacher, student)
+    config.data.shared_by(request.nproc)
     runs, notes = read_runs(request.runs, dataset.fingerprint if dataset else None)
     check_country(config.runtime.country)
     corpus = _corpus(dataset)
@@ -96,6 +98,10 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
             corpus.train, dataset.fingerprint if dataset else None, teacher.config, student.config,
             request.runs,
         ),
+        "processes": None if request.nproc == 1 else processes.predict(
+            student.config, config, clock.scratch["step_seconds"], calibration.start["threads"],
+            request.nproc,
+        ).to_json(),
         "notes": [*calibration.notes, *notes],
     }  # fmt: skip
 

@@ -34,6 +34,7 @@ class PlanRequest(Config):
         settings: settings of the run, as in `gemmule train --set`: "data.batch_size=16".
         calibration_seconds: maximum duration of the measurements.
         max_wh, max_gco2e: budget of energy or carbon, for which the best loss is looked for.
+        nproc: processes of this machine that share each batch; their exchange is timed.
     """
 
     teacher: ModelName
@@ -49,6 +50,7 @@ class PlanRequest(Config):
     calibration_seconds: float = Field(default=SECONDS, gt=0, le=3600, allow_inf_nan=False)
     max_wh: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_gco2e: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    nproc: int = Field(default=1, ge=1, le=64)
 
     @pydantic.model_validator(mode="after")
     def _one_length_one_vocabulary(self) -> Self:

@@ -67,6 +67,8 @@ def show(plan: Mapping[str, Any]) -> None:
     )  # fmt: skip
     if plan["budget"] is not None:
         show_budget(plan["budget"])
+    if plan["processes"] is not None:
+        show_processes(plan["processes"])
     scarce, teacher = plan["scarce_text"], law["teacher_loss"]
     if scarce["rows"]:
         table(
@@ -111,6 +113,19 @@ def show_budget(budget: Mapping[str, Any], rows: int = 8) -> None:
     )  # fmt: skip
     for note in budget["notes"]:
         console.print(f"left out: {note}", style="dim")
+
+
+def show_processes(processes: Mapping[str, Any]) -> None:
+    """Prints what several processes would make of a step."""
+    table(
+        ["a step from scratch", "compute", "communication", "seconds"],
+        [
+            ["one process", "", "", f"{processes['alone_seconds']:.3f}"],
+            [f"{processes['count']} processes", f"{processes['compute_seconds']:.3f}",
+             f"{processes['communication_seconds']:.3f}", f"{processes['together_seconds']:.3f}"],
+        ],
+    )  # fmt: skip
+    console.print(processes["verdict"], style="dim")
 
 
 def _model(about: Mapping[str, Any]) -> str:
