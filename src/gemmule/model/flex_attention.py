@@ -52,7 +52,7 @@ class FlexAttention:
         )  # fmt: skip
         return Tensor.transpose(out_BNTH, 1, 2)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _mask(
         self, window: int | None, length: int, device: torch.device, doc_ids_BT: Tensor | None
     ) -> BlockMask:
