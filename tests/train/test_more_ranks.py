@@ -60,8 +60,9 @@ def test_shards_are_resumed_from_a_single_file(tiny: Settings, tmp_path: Path) -
     in_ranks([{"settings": tiny(**BASE), "out": str(out), "stop_at": 2}], tmp_path)
     config = (out / "config.toml").read_text()
     assert "data_parallel_shard_degree = 1" in config
-    (out / "config.toml").write_text(config.replace("_degree = 1", "_degree = -1"))
-    in_ranks([{"settings": settings, "out": str(out), "resume": True}], tmp_path)
+    (out / "config.toml").write_text(config.replace("shard_degree = 1", "shard_degree = -1"))
+    (result,) = in_ranks([{"settings": settings, "out": str(out), "resume": True}], tmp_path)
+    assert isinstance(result, dict), result
     assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
     assert apart(out, whole) < 1e-4
 

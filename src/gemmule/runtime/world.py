@@ -256,7 +256,7 @@ class _Group(World):
                 self.barrier()
             elif isinstance(error, RuntimeError) and not isinstance(error, GemmuleError):
                 # A collective of somewhere else, broken off because its partner has failed.
-                lost = self._failure_of_another(wait=0.0)
+                lost = self._failure_of_another(wait=0.0) or self._vanished(error)
         finally:
             if error is not None and lost is None and self._failure is None:
                 self._tell(error)
@@ -280,6 +280,16 @@ class _Group(World):
                     f"machine is gone ({first_line(e)}). Start again with --resume"
                 )
             raise failure from None
+
+    def _vanished(self, error: RuntimeError) -> RankError | None:
+        """The error for a collective whose partner was killed, by what its library says."""
+        said = str(error).lower()
+        if not any(words in said for words in ("remote worker", "closed by peer", "gloo", "nccl")):
+            return None
+        return RankError(
+            f"rank {self.rank} of {self.size} lost contact with another rank; which was killed, or "
+            f"whose machine is gone ({first_line(error)}). Start again with --resume"
+        )
 
     def _tell(self, error: BaseException) -> None:
         """Leaves the reason for the others, unless another rank has left one."""
