@@ -21,6 +21,7 @@ def normalized(text: str, **settings: object) -> str | None:
         ("\ufeffzero\u200bwidth so\u00adft \x00\x1b[1m", "zerowidth soft [1m"),
         ("end  \nof\t\nline", "end\nof\nline"),
         ("a\n\n\n\n\n\nb", "a\n\n\nb"),
+        ("e\u200b\u0301 e\x00\u0301", "é é"),
         ("👩\u200d💻 क्\u200dष", "👩\u200d💻 क्\u200dष"),
     ],
 )

@@ -55,17 +55,17 @@ class Normalize(Stage):
     def apply(self, document: Document) -> Outcome:
         """The document with its text in normal form."""
         text = document.text
-        if not text.isascii():
-            if _SURROGATE.search(text):
-                return dropped("holds bytes that are not UTF-8, or half a surrogate pair")
-            if self._settings.unicode != "none":
-                text = unicodedata.normalize(self._settings.unicode, text)
+        if not text.isascii() and _SURROGATE.search(text):
+            return dropped("holds bytes that are not UTF-8, or half a surrogate pair")
         # Nearly all text has little to correct, and to look for it costs less than a substitution.
         ascii_only = text.isascii()
         if "\r" in text or not ascii_only:
             text = _LINE_ENDS.sub("\n", text)
         if self._settings.invisible:
             text = _INVISIBLE.sub("", text)
+        if self._settings.unicode != "none" and not ascii_only:
+            # After what stood between a letter and its accent is gone.
+            text = unicodedata.normalize(self._settings.unicode, text)
         if self._settings.spaces:
             if " \n" in text or "\t\n" in text or text[-1:].isspace() or not ascii_only:
                 text = _TRAILING.sub("", text)
