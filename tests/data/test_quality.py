@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemmule.data import stdlib
 from gemmule.data.quality.bands import Bands, classified
 from gemmule.data.quality.classifier import WEIGHTS, Classifier
 from gemmule.data.quality.features import features, joined
@@ -261,3 +262,21 @@ def test_documents_as_the_stage_gets_them(tmp_path: Path) -> None:
     assert any(MAIL in text for text in texts)  # redaction comes after quality
     later = [document.text for document in documents_before(recipe, "decontaminate")]
     assert not any(MAIL in text for text in later)
+
+
+def test_documents_are_those_that_the_recipe_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.txt").write_text(" ")
+    (tmp_path / "long.txt").write_text("\n\n".join(f"Paragraph {n}." * 20 for n in range(400)))
+    (tmp_path / "module.py").write_text("import this\n")
+    monkeypatch.setattr(stdlib, "stdlib_files", lambda: [("this.py", tmp_path / "module.py")])
+    sources = [
+        {"name": "texts", "path": str(tmp_path / "*.txt"), "sections": True},
+        {"name": "python", "path": "stdlib"},
+    ]
+    recipe = Recipe.parse({"sources": sources}, "recipe")
+    documents = list(documents_before(recipe, "quality"))
+    assert len(documents) > 2
+    assert {document.source for document in documents} == {"texts", "python"}
+    assert all(document.text.strip() for document in documents)

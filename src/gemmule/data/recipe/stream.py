@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from gemmule.data.corpus import why_unusable
 from gemmule.data.read_log import ReadLog
 from gemmule.data.recipe.settings import ORDER, Recipe
-from gemmule.data.sources import Document, find_source
+from gemmule.data.recipe.work import open_source
+from gemmule.data.sources import Document
 
 _AT_ONCE = 256
 
@@ -45,8 +47,11 @@ def documents_before(recipe: Recipe, stage: str) -> Iterator[Document]:
 
 def _groups(recipe: Recipe) -> Iterator[list[Document]]:
     for settings in recipe.sources:
-        source = find_source(settings.path, settings.field, settings.name, settings.license)
-        sections = source.is_one_text if settings.sections is None else settings.sections
-        documents = source.documents(ReadLog(), sections)
+        source, in_sections = open_source(settings)
+        documents = (
+            dataclasses.replace(document, source=settings.name)
+            for document in source.documents(ReadLog(), in_sections)
+            if why_unusable(document.text) is None
+        )
         while group := list(itertools.islice(documents, _AT_ONCE)):
             yield group

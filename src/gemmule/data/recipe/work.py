@@ -77,13 +77,9 @@ class Work:
         units: list[Unit] = []
         left_out: dict[str, int] = {}
         for settings in recipe.sources:
-            source = find_source(
-                None if settings.path == EMBEDDED else settings.path,
-                settings.field, settings.name, settings.license, settings.license_field,
-            )  # fmt: skip
+            source, sections = open_source(settings)
             for reason, count in source.log.left_out.items():
                 left_out[reason] = left_out.get(reason, 0) + count
-            sections = source.is_one_text if settings.sections is None else settings.sections
             units += _units_of(source, settings, sections, len(units))
         return cls(out, recipe, tuple(units), left_out)
 
@@ -131,6 +127,19 @@ class Work:
     def chunks_digest(self) -> str:
         """SHA-256 over all chunks."""
         return sha256_of(*("".join(self.unit_record(unit)["chunks"]) for unit in self.units))
+
+
+def open_source(settings: SourceSettings) -> tuple[Source, bool]:
+    """The files of a recipe's source, and whether its documents are cut into sections.
+
+    Raises:
+        DataError: when there are none that can be read.
+    """
+    source = find_source(
+        None if settings.path == EMBEDDED else settings.path,
+        settings.field, settings.name, settings.license, settings.license_field,
+    )  # fmt: skip
+    return source, source.is_one_text if settings.sections is None else settings.sections
 
 
 def sha256_of(*parts: str) -> str:
