@@ -51,6 +51,18 @@ def test_a_recipe_from_the_command_line() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_records_that_could_not_be_read_are_named() -> None:
+    rows = [json.dumps({"text": f"A tale of ship {n}, and how she came home."}) for n in range(9)]
+    Path("log.jsonl").write_text("\n".join([*rows, "{broken", '{"title": "no text"}']))
+    Path("log.toml").write_text('[[sources]]\nname = "log"\npath = "log.jsonl"\n')
+    command = ("data", "--recipe", "log.toml", "--tokenizer", "tok", "--out", "log")
+    printed = gemmule(*command, "--workers", 1)
+    assert "malformed JSON line: 1" in printed
+    assert "no field 'text': 1" in printed
+    assert "malformed JSON line" in files.read_text(Path("log/page.html"))
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -30,6 +30,7 @@ def content() -> tuple[dict[str, Any], dict[str, Any]]:
         "splits": {"train": split, "validation": split, "heldout": split},
         "sources": {"web": {"license": None, "path": "web", "documents": 3, "bytes": 3070,
                             "tokens": 2100}},
+        "dropped": {"malformed JSON line": 4, "gopher_quality: min_words": 2},
     }  # fmt: skip
     return manifest, funnel
 
@@ -39,6 +40,8 @@ def test_every_figure_is_on_the_page() -> None:
     text = re.sub(r"<[^>]+>", "", page.partition("<body>")[2])
     assert "3 of 10 documents kept, 3.07 kB of 4 kB" in text
     assert re.search(r"5 c4: min_sentences; 2 gopher_quality: min_words", text)
+    assert "4 malformed JSON line" in text
+    assert text.count("2 gopher_quality: min_words") == 1
     assert "not stated" in text
     assert "en" in text
     assert "lines removed" in text

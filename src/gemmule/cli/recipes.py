@@ -104,13 +104,16 @@ def show(dataset: "Dataset", explain: int | None) -> None:
     """Prints the funnel, and examples of what was dropped."""
     from gemmule import files
     from gemmule.console import table
+    from gemmule.data.read_log import dropped_lines
     from gemmule.data.recipe.results import FUNNEL
     from gemmule.data.recipe.run import PAGE
+    from gemmule.report.data_page import not_read
 
     funnel = files.read_json(dataset.path / FUNNEL)
     total = funnel["total"]
     rows = [["read", *(f"{n:,}" for n in total["read"])]]
-    lines = []
+    unread = not_read(dataset.manifest, funnel)
+    lines = dropped_lines({**dataset.manifest, "dropped": unread})
     for name in funnel["stages"]:
         stage = total["stages"][name]
         title = "usable text" if name == "read" else name

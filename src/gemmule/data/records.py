@@ -128,7 +128,7 @@ def no_field(where: str, field: str, fields: Iterable[str]) -> str:
     names = ", ".join(map(printable, itertools.islice(fields, _FIELDS_SHOWN)))
     return (
         f"{where} has no field {field!r}; its fields are {names}: name the one that holds the text "
-        "with --field"
+        "with --field, or with field in a recipe"
     )
 
 

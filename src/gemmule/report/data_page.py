@@ -34,7 +34,7 @@ def render(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> str:
     return environment.get_template("data.html").render(
         manifest=manifest,
         total=funnel["total"],
-        stages=_stages(funnel),
+        stages=_stages(manifest, funnel),
         lengths=_lengths(funnel["total"]["lengths"]),
         languages=_languages(funnel["total"]["stages"]),
         counts=_counts(funnel["total"]["stages"]),
@@ -42,6 +42,12 @@ def render(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> str:
         near_duplicates=funnel["near_duplicates"],
         examples=_examples(funnel),
     )
+
+
+def not_read(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> dict[str, int]:
+    """Files and records of which no document was made, by reason: all that no stage dropped."""
+    staged = {why for stage in funnel["total"]["stages"].values() for why in stage["dropped"]}
+    return {why: n for why, n in manifest["dropped"].items() if why not in staged}
 
 
 def _count(number: int) -> str:
@@ -66,10 +72,11 @@ def _percent(part: float, whole: float) -> float:
     return round(100 * part / whole, 2) if whole else 0.0
 
 
-def _stages(funnel: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _stages(manifest: Mapping[str, Any], funnel: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each stage: what passed, as shares of what was read, and why the rest did not."""
     read = funnel["total"]["read"]
-    rows = [{"name": "read", "passed": read, "documents": 100.0, "bytes": 100.0, "reasons": []}]
+    unread = [(why, [n]) for why, n in not_read(manifest, funnel).items()]
+    rows = [{"name": "read", "passed": read, "documents": 100.0, "bytes": 100.0, "reasons": unread}]
     for name in funnel["stages"]:
         stage = funnel["total"]["stages"][name]
         if name == "read":
