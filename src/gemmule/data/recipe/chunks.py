@@ -160,7 +160,9 @@ class Chunk:
             with safe_open(path, framework="numpy") as f:
                 return np.asarray(f.get_tensor(name))
         except (OSError, SafetensorError) as e:
-            raise DataError(f"{path} is damaged ({e}): delete it and run the same again") from None
+            raise DataError(
+                f"{path} is damaged ({e}): delete {path.parent} and run the same again"
+            ) from None
 
     def contents(self) -> npt.NDArray[np.uint64]:
         """The two halves of each document's content hash, big-endian as numbers, [D, 2]."""
@@ -193,6 +195,6 @@ class Chunk:
         """
         if not _is_whole(self.path, self.record()):
             raise DataError(
-                f"{self.path}.safetensors does not match its checksum: delete it and run the same "
-                "again"
+                f"{self.path}.safetensors does not match its checksum: check the disk, delete "
+                f"{self.path.parent} and run the same again"
             )

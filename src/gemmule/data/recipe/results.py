@@ -173,7 +173,10 @@ def manifest_of(
         "notes": list(dict.fromkeys(notes)),
         "sources": sources,
         "recipe": {
-            "settings": work.recipe.model_dump(mode="json", exclude_none=True),
+            # Who has the key can undo placeholders by trying, and a manifest is passed on.
+            "settings": work.recipe.model_dump(
+                mode="json", exclude_none=True, exclude={"redact": {"key"}}
+            ),
             "stages": [
                 {"name": stage.name, "fingerprint": stage.fingerprint, **stage.about()}
                 for stage in stages
