@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gemmule.data.prepare as preparing
 from gemmule import files
 from gemmule.data.dataset import Dataset
 from gemmule.data.prepare import prepare
@@ -19,6 +20,7 @@ from gemmule.data.recipe.work import Work
 from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 
+GREEK = str.maketrans("etaoinbcdfghlmprsu", "ετάοιηβκδφγχλμπρσύ")  # two bytes each
 WORDS = ["the", "of", "and", "that", "ship", "captain", "harbour", "between", "wind", "never"]
 
 
@@ -81,6 +83,23 @@ def test_a_recipe_without_stages_is_gemmule_data(
     assert made.fingerprint == plain.fingerprint
     assert made.manifest["near_duplicates"] == plain.manifest["near_duplicates"] == 2
     assert made.manifest["dropped"] == plain.manifest["dropped"] == {"duplicate": 1}
+
+
+@pytest.mark.usefixtures("small")
+def test_shards_are_cut_as_by_gemmule_data_in_any_alphabet(
+    pieces: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "_MIN_SHARD_BYTES", 9000)
+    (tmp_path / "books").mkdir()
+    for n in range(24):
+        (tmp_path / "books" / f"{n:02d}.txt").write_text(text(n).translate(GREEK))
+    plain = prepare(tmp_path / "books", pieces, tmp_path / "plain")
+    made = run_recipe(
+        Recipe.parse({"sources": [{"name": "books", "path": tmp_path / "books"}]}),
+        pieces, tmp_path / "made", workers=1,
+    )  # fmt: skip
+    assert len(plain.manifest["splits"]["train"]["shards"]) > 3
+    assert made.fingerprint == plain.fingerprint
 
 
 @pytest.mark.usefixtures("small")

@@ -68,6 +68,7 @@ def make_chunk(job: ChunkJob, stages: Sequence[Stage]) -> str:
     arrays: dict[str, npt.NDArray[Any]] = {
         "text": np.frombuffer(b"".join(texts), np.uint8),
         "ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
+        "characters": np.array([len(document.text) for document in documents], np.int64),
         "contents": np.frombuffer(b"".join(digest_of(d.text) for d in documents), np.uint8).reshape(
             -1, 16
         ),
@@ -148,7 +149,7 @@ class Chunk:
         return files.read_object(self.path.with_suffix(".json"), DataError)
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """One of "text", "ends" [D], "contents" [D, 16] or "bands" [D, B].
+        """One of "text", "ends" [D], "characters" [D], "contents" [D, 16] or "bands" [D, B].
 
         Raises:
             DataError: when the file is damaged.

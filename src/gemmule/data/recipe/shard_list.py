@@ -1,4 +1,7 @@
-"""Which documents make which shard: it follows from their sizes and splits alone."""
+"""Which documents make which shard: it follows from their sizes and splits alone.
+
+Shards are cut where `gemmule data` cuts them, by characters.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,21 +31,23 @@ def shard_list(chunks: Sequence[Chunk], split_of: npt.NDArray[np.uint8]) -> dict
     limit = shard_bytes(total)
     shards: list[dict[str, Any]] = []
     open_shards: dict[int, dict[str, Any]] = {}
-    counts = [0] * len(SPLITS)
+    counts, characters = [0] * len(SPLITS), [0] * len(SPLITS)
     for chunk in chunks:
-        sizes, own = chunk.sizes().tolist(), split_of[chunk.slice].tolist()
-        for number, (size, split) in enumerate(zip(sizes, own, strict=True), chunk.first):
+        lengths, sizes = chunk.array("characters").tolist(), chunk.sizes().tolist()
+        rows = zip(lengths, sizes, split_of[chunk.slice].tolist(), strict=True)
+        for number, (length, size, split) in enumerate(rows, chunk.first):
             if split >= len(SPLITS):
                 continue
             shard = open_shards.get(split)
             if shard is None:
                 about = {"split": SPLITS[split], "index": counts[split], "first": number}
                 shard = open_shards[split] = {**about, "last": number, "documents": 0, "bytes": 0}
-                counts[split] += 1
+                counts[split], characters[split] = counts[split] + 1, 0
             shard["last"] = number
             shard["documents"] += 1
             shard["bytes"] += size
-            if shard["bytes"] >= limit:
+            characters[split] += length
+            if characters[split] >= limit:
                 shards.append(open_shards.pop(split))
     shards += [open_shards[split] for split in sorted(open_shards)]
     return {"shard_bytes": limit, "shards": shards}
