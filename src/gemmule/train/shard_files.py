@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from gemmule.runtime.world import World
+from gemmule.train.shard_index import ShardReader
 from gemmule.train.state_content import FURTHER, owner
 
 
@@ -29,7 +29,7 @@ def read_shards(
     Raises:
         OSError, ValueError, RuntimeError: when it cannot be read.
     """
-    reader = FileSystemReader(folder)
+    reader = ShardReader(folder)
     parameters = dict(model.named_parameters())
     parts: dict[str, Tensor] = {}
     for key, stored in reader.read_metadata().state_dict_metadata.items():
