@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gemmule.data.recipe.funnel import excerpt
 from gemmule.data.recipe.redact import KEY
 from gemmule.data.recipe.run import run_recipe
 from gemmule.data.recipe.settings import Recipe
+from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 
 pytest.importorskip("stdnum", reason="needs python-stdnum, of the extra eval")
@@ -87,6 +89,30 @@ def test_what_comes_out(recipe: dict[str, Any], pieces: Tokenizer, tmp_path: Pat
     funnel = data.manifest["recipe"]["funnel"]
     assert funnel["quality"]["dropped"]["unlike the good examples"][0] == 10
     assert sum(funnel["quality"]["counts"].values()) == 80
+
+
+def test_a_file_that_a_stage_names_has_changed(
+    recipe: dict[str, Any], pieces: Tokenizer, tmp_path: Path
+) -> None:
+    benchmark, classifier = tmp_path / "all.json", tmp_path / "classifier"
+    shutil.copy(recipe["decontaminate"]["benchmarks"][0], benchmark)
+    shutil.copytree(recipe["quality"]["classifier"], classifier)
+    named = {
+        "quality": {"classifier": classifier},
+        "decontaminate": {"benchmarks": [benchmark]},
+    }
+    wanted = Recipe.parse({**recipe, **named})
+    made = run_recipe(wanted, pieces, tmp_path / "out", workers=1)
+    assert run_recipe(wanted, pieces, tmp_path / "out", workers=1).fingerprint == made.fingerprint
+    for path in (benchmark, classifier / "classifier.json"):
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        with pytest.raises(OutputError, match=f"{path} as it was before it changed: choose anoth"):
+            run_recipe(wanted, pieces, tmp_path / "out", workers=1)
+        path.write_bytes(before)
+    benchmark.unlink()
+    with pytest.raises(DataError, match=r"\[decontaminate\] names .*: correct its path"):
+        run_recipe(wanted, pieces, tmp_path / "out", workers=1)
 
 
 def test_nothing_that_is_shown_has_personal_data(

@@ -20,6 +20,7 @@ from gemmule.runs.lock import is_lock, locked
 from gemmule.runtime import host
 
 PLAN = "plan.json"
+STAGE_FILES = "stage_files"  # of a recipe's plan: digests of the files that its stages name
 # Shards are the unit of parallel work and of resuming: about 32 in all, within these bounds.
 _MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 256 * 1024, 32 * 1024 * 1024
 
@@ -183,6 +184,11 @@ def _difference(existing: Any, plan: dict[str, Any]) -> str:
         return f"other text ({existing.get('name')})"
     if existing.get("tokenizer") != plan["tokenizer"]:
         return "the same text with another tokenizer"
+    before, now = existing.get(STAGE_FILES), plan.get(STAGE_FILES)
+    if before and now and before.keys() == now.keys():
+        for name, digest in now.items():
+            if before[name] != digest:
+                return f"{name} as it was before it changed"
     return "the same text with other settings"
 
 

@@ -34,6 +34,10 @@ class DecontaminateSettings(StageSettings):
     take_out: Literal["documents", "lines"] = "documents"
     n: int = pydantic.Field(default=N, ge=5, le=N)
 
+    def named_files(self) -> tuple[Path, ...]:
+        """The benchmarks."""
+        return self.benchmarks
+
     def fit(self, folder: Path) -> None:
         """Copies the benchmarks' texts, so that they cannot change while the recipe runs."""
         if not (folder / BENCHMARKS).is_file():

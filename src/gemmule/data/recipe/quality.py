@@ -47,14 +47,26 @@ class QualitySettings(StageSettings):
             raise ValueError("fewest_bits must be below most_bits")
         return self
 
+    def named_files(self) -> tuple[Path, ...]:
+        """What classifier and scores consist of."""
+        return tuple(folder / name for folder, names in self._artifacts() for name in names)
+
     def fit(self, folder: Path) -> None:
         """Copies the artifacts, so that they cannot change while the recipe runs."""
         if self.classifier is not None:
             Classifier.open(self.classifier)
-            _copy(self.classifier, folder, (classifiers.WEIGHTS, classifiers.ABOUT))
         if self.bits is not None:
             TeacherBits.open(self.bits)
-            _copy(self.bits, folder, (teacher_bits.SCORES, teacher_bits.ABOUT))
+        for source, names in self._artifacts():
+            _copy(source, folder, names)
+
+    def _artifacts(self) -> list[tuple[Path, tuple[str, ...]]]:
+        """Folders that are named, and the files in them."""
+        named = (
+            (self.classifier, (classifiers.WEIGHTS, classifiers.ABOUT)),
+            (self.bits, (teacher_bits.SCORES, teacher_bits.ABOUT)),
+        )
+        return [(folder, names) for folder, names in named if folder is not None]
 
     def open(self, folder: Path) -> Stage:
         """The stage."""

@@ -13,7 +13,7 @@ from gemmule import files
 from gemmule.console import Progress
 from gemmule.data.corpus import SPLITS
 from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
-from gemmule.data.prepare import claim
+from gemmule.data.prepare import PLAN, STAGE_FILES, claim
 from gemmule.data.recipe import results
 from gemmule.data.recipe.documents import assign_documents, read_documents
 from gemmule.data.recipe.filtering import filter_units, is_unit_done, settings_digest
@@ -114,7 +114,7 @@ def finish(work: Work, tokenizer: Tokenizer) -> None:
     """
     from gemmule.report import data_page  # tasks of other phases need none of it
 
-    plan = _plan(work, tokenizer)
+    plan = files.read_object(work.out / PLAN, DataError)  # files may have changed since the start
     manifest, funnel = results.manifest_of(work, tokenizer, plan, work.open_stages())
     files.write_json(work.out / results.FUNNEL, funnel)
     files.write_text(work.out / PAGE, data_page.render(manifest, funnel))
@@ -170,6 +170,7 @@ def run_phase(
 def _plan(work: Work, tokenizer: Tokenizer) -> dict[str, Any]:
     sources = work.recipe.sources
     licenses = dict.fromkeys(source.license or "not stated" for source in sources)
+    named = _digests(work.recipe)
     return {
         "format": FORMAT,
         "source_fingerprint": work.fingerprint,
@@ -177,7 +178,25 @@ def _plan(work: Work, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer": tokenizer.fingerprint,
         "name": work.recipe.name or " + ".join(source.name for source in sources),
         "licence": ", ".join(licenses),
+        **({STAGE_FILES: named} if named else {}),
     }
+
+
+def _digests(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of each file that a stage names."""
+    digests = {}
+    for name, table in recipe.stages():
+        for path in map(files.expand, table.named_files()):
+            if path.is_dir():
+                continue  # the stage says what to name instead
+            try:
+                digests[str(path)] = files.sha256_file(path)
+            except OSError as e:
+                raise DataError(
+                    f"[{name}] names {path}, which cannot be read ({e.strerror}): correct its path "
+                    "in the recipe"
+                ) from None
+    return digests
 
 
 def _check_filtered(work: Work) -> None:

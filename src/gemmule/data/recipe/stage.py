@@ -70,6 +70,10 @@ class StageSettings(Config, abc.ABC):
     each process that applies the stage calls `open`.
     """
 
+    def named_files(self) -> tuple[Path, ...]:
+        """Files outside the recipe that the artifact is made from."""
+        return ()
+
     def fit(self, folder: Path) -> None:
         """Makes the stage's artifact in a folder of its own, unless it is there already.
 
