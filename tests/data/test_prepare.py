@@ -101,6 +101,22 @@ def test_a_folder_that_is_being_written_is_refused(prepared, corpus_folder, toke
     assert not (out / ".lock").exists()
 
 
+def test_an_unfinished_folder_is_taken_over(prepared, corpus_folder, tokenizer, tmp_path):
+    out = tmp_path / "data"
+    other = train_tokenizer([p.read_text() for p in sorted(corpus_folder.iterdir())], 520)
+    prepare(corpus_folder / "1*.txt", other, out)
+    (out / "manifest.json").unlink()  # as if it had been killed before
+    with locked(out), pytest.raises(OutputError, match="is being written by process"):
+        prepare(corpus_folder, tokenizer, out, licence="CC0-1.0")
+    assert prepare(corpus_folder, tokenizer, out, licence="CC0-1.0").path == out
+    assert content(out) == content(prepared.path)
+    (out / "manifest.json").unlink()
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps({**plan, "recipe": "0"}))  # another kind of folder
+    with pytest.raises(OutputError, match="choose another folder"):
+        prepare(corpus_folder, tokenizer, out, licence="CC0-1.0")
+
+
 def test_a_folder_in_use_is_refused(prepared, corpus_folder, tokenizer, tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
     with pytest.raises(OutputError, match="holds other files"):

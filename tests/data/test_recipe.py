@@ -180,6 +180,11 @@ def test_an_empty_result_is_an_error(corpus: Path, pieces: Tokenizer, tmp_path: 
     wanted = recipe(corpus, heuristics={"gopher_quality": {"min_words": 10_000}})
     with pytest.raises(DataError, match=r"'books': nothing is left of 43 documents: .*min_words"):
         run_recipe(wanted, pieces, tmp_path / "out", workers=1)
+    # The corrected recipe takes the folder over: nothing of the first is left in it.
+    corrected = recipe(corpus, heuristics={"rules": ["gopher_quality"]})
+    made = run_recipe(corrected, pieces, tmp_path / "out", workers=1)
+    run_recipe(corrected, pieces, tmp_path / "new", workers=1)
+    assert content(made.path) == content(tmp_path / "new")
     wrong = Recipe.parse({"sources": [{"name": "web", "path": corpus / "web.jsonl"}]})
     with pytest.raises(DataError, match="no field 'text'; its fields are body"):
         run_recipe(wrong, pieces, tmp_path / "wrong", workers=1)

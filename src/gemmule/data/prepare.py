@@ -3,12 +3,13 @@
 import collections
 import concurrent.futures
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gemmule import files
-from gemmule.console import Progress
+from gemmule.console import Progress, console
 from gemmule.data.corpus import SPLITS, Corpus, NearDuplicates, read_corpus
 from gemmule.data.dataset import FORMAT, MANIFEST, MASK_CHECKSUM, TOKENS_BY, Dataset
 from gemmule.data.read_log import ReadLog
@@ -19,7 +20,7 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.lock import is_lock, locked
 from gemmule.runtime import host
 
-PLAN = "plan.json"
+PLAN, SHARDS, TOKENIZER = "plan.json", "shards", "tokenizer"
 STAGE_FILES = "stage_files"  # of a recipe's plan: digests of the files that its stages name
 # Shards are the unit of parallel work and of resuming: about 32 in all, within these bounds.
 _MIN_SHARD_BYTES, _MAX_SHARD_BYTES = 256 * 1024, 32 * 1024 * 1024
@@ -94,7 +95,7 @@ def prepare(
         return Dataset.open(out, tokenizer)
     with locked(out):
         if not claim(out, plan):
-            tokenizer.save(out / "tokenizer")
+            tokenizer.save(out / TOKENIZER)
             for unfinished in out.rglob(".*.tmp"):  # left by a run that was killed
                 unfinished.unlink()
             entries = _make_shards(
@@ -153,8 +154,20 @@ def shard_bytes(total: int) -> int:
     return min(max(total // 32, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
 
 
-def claim(out: Path, plan: dict[str, Any]) -> bool:
-    """Claims `out` for this plan; True if it already holds the complete result of the same plan."""
+def claim(out: Path, plan: dict[str, Any], stale: Sequence[str] = (SHARDS, TOKENIZER)) -> bool:
+    """Claims `out` for this plan; True if it already holds the complete result of the same plan.
+
+    A folder that another plan of the same kind began, but did not finish, is taken over: the caller
+    holds its lock.
+
+    Args:
+        out: the data folder.
+        plan: what it is to be made from.
+        stale: folders in it that are of no use to another plan.
+
+    Raises:
+        OutputError: when it holds something else.
+    """
     with files.writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         present = {entry.name for entry in out.iterdir() if not is_lock(entry)}
@@ -169,12 +182,25 @@ def claim(out: Path, plan: dict[str, Any]) -> bool:
         existing = files.read_json(out / PLAN)
     except ValueError:
         existing = None
-    if existing != plan:
+    if existing == plan:
+        return MANIFEST in present
+    if MANIFEST in present or not isinstance(existing, dict) or _kind(existing) != _kind(plan):
         raise OutputError(
             f"{out} already holds data made from {_difference(existing, plan)}: choose another "
             "folder or delete it"
         )
-    return MANIFEST in present
+    before = _difference(existing, plan)
+    console.print(f"{out}: begun from {before}, not finished: taken over", style="dim")
+    with files.writing_to(out):
+        for name in stale:
+            shutil.rmtree(out / name, ignore_errors=True)
+    files.write_json(out / PLAN, plan)
+    return False
+
+
+def _kind(plan: Mapping[str, Any]) -> bool:
+    """Whether a plan is that of a recipe."""
+    return "recipe" in plan
 
 
 def _difference(existing: Any, plan: dict[str, Any]) -> str:

@@ -13,14 +13,14 @@ from gemmule import files
 from gemmule.console import Progress
 from gemmule.data.corpus import SPLITS
 from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
-from gemmule.data.prepare import PLAN, STAGE_FILES, claim
+from gemmule.data.prepare import PLAN, SHARDS, STAGE_FILES, TOKENIZER, claim
 from gemmule.data.recipe import results
 from gemmule.data.recipe.documents import assign_documents, read_documents
 from gemmule.data.recipe.filtering import filter_units, is_unit_done, settings_digest
 from gemmule.data.recipe.links import find_links, link_units
 from gemmule.data.recipe.settings import Recipe
 from gemmule.data.recipe.sharding import make_shards
-from gemmule.data.recipe.work import Work, sha256_of
+from gemmule.data.recipe.work import ARTIFACTS, Work, sha256_of
 from gemmule.errors import DataError
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.lock import locked
@@ -29,7 +29,7 @@ from gemmule.runtime import host
 Phase = Literal["filter", "links", "documents", "shards"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 ALONE: tuple[Phase, ...] = ("documents",)  # phases that one process does
-TOKENIZER, SETTINGS, PAGE = "tokenizer", "recipe.toml", "page.html"
+SETTINGS, PAGE = "recipe.toml", "page.html"
 
 Executor = Callable[[Phase], None]
 
@@ -97,7 +97,8 @@ def start(work: Work, tokenizer: Tokenizer) -> None:
     Raises:
         OutputError: when the folder is in use, or is the result of another recipe.
     """
-    claim(work.out, _plan(work, tokenizer))
+    # The units in the folder of work know what they were made from.
+    claim(work.out, _plan(work, tokenizer), stale=(SHARDS, TOKENIZER, ARTIFACTS))
     for unfinished in work.out.rglob(".*.tmp"):  # left by a run that was killed
         unfinished.unlink()
     tokenizer.save(work.out / TOKENIZER)

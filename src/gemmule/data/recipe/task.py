@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from gemmule.data.recipe.run import PHASES, SETTINGS, TOKENIZER, Phase, finish, run_phase
+from gemmule.data.prepare import TOKENIZER
+from gemmule.data.recipe.run import PHASES, SETTINGS, Phase, finish, run_phase
 from gemmule.data.recipe.settings import Recipe
 from gemmule.data.recipe.work import Work
 from gemmule.errors import GemmuleError
