@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gemmule import files
+from gemmule.data.mixture.mixed_dataset import MixedDataset
 from gemmule.data.prepare import prepare
 from gemmule.errors import ConfigError, Interrupted
 from gemmule.evals.training_data import open_training_data
@@ -18,6 +20,7 @@ from gemmule.runs.metrics import read_metrics
 from gemmule.train import loop
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.evaluate import pooled
+from gemmule.train.mixtures import describe, open_data, schedule_of
 from gemmule.train.run import run_training
 
 Settings = Callable[..., dict[str, Any]]
@@ -82,6 +85,23 @@ def test_a_run_says_what_it_read_of_each_source(
     assert known.dataset.fingerprint == manifest["data"]["fingerprint"]
     assert known.reading is None
     assert "not counted for a mixture" in known.notes[0]
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 5])
+def test_the_step_of_a_source_s_last_window(mixed: dict[str, Any], windows: int) -> None:
+    (good,) = [s for s in mixed["data"]["mixture"] if "name" not in s]
+    config = RunConfig.parse(mixed)
+    dataset = open_data(config.data)
+    assert isinstance(dataset, MixedDataset)
+    whole = int(schedule_of(config, dataset).windows[1])
+    good["max_epochs"] = (windows + 0.5) / whole
+    config = RunConfig.parse(mixed)
+    schedule = schedule_of(config, dataset)
+    sources, _ = schedule.at(np.arange(schedule.rows))
+    last = int(np.flatnonzero(sources == 1)[-1])
+    (about,) = [s for s in describe(config, dataset, schedule)["sources"] if "max_epochs" in s]
+    assert (sources == 1).sum() == windows
+    assert about["exhausted_in_step"] == last // config.data.batch_size + 1
 
 
 def test_a_stopped_run_ends_in_the_same_bytes(

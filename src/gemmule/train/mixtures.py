@@ -93,7 +93,7 @@ def describe(config: RunConfig, dataset: MixedDataset, schedule: Schedule) -> di
     assert config.data.mixture is not None
     rows, epochs = schedule.before(schedule.rows), schedule.epochs(schedule.rows)
     batch, sources = config.data.batch_size, []
-    exhausted = {e.source: e.row // batch for e in schedule.exhausted if e.row < schedule.rows}
+    exhausted = {e.source: -(-e.row // batch) for e in schedule.exhausted if e.row < schedule.rows}
     for n, (settings, folder) in enumerate(
         zip(config.data.mixture, dataset.sources.values(), strict=True)
     ):
@@ -106,7 +106,7 @@ def describe(config: RunConfig, dataset: MixedDataset, schedule: Schedule) -> di
                 **facts(folder.manifest),
                 "weights": [stage[n] for stage in schedule.weights],
                 **({} if settings.max_epochs is None else {"max_epochs": settings.max_epochs}),
-                **({"exhausted_after_step": exhausted[n]} if n in exhausted else {}),
+                **({"exhausted_in_step": exhausted[n]} if n in exhausted else {}),
                 "corpus_tokens": int(schedule.windows[n]) * config.data.seq_len,
                 "tokens": int(rows[n]) * config.data.seq_len,
                 "epochs": round(float(epochs[n]), 4),
@@ -150,8 +150,8 @@ def announce(mixture: Mapping[str, Any]) -> None:
         steps = ", ".join(f"{step:,}" for step in mixture["stage_starts"][1:])
         console.print(f"shares change after step {steps}")
     for s in sources:
-        if "exhausted_after_step" in s:
+        if "exhausted_in_step" in s:
             console.print(
-                f"{s['name']} reaches its most epochs in step {s['exhausted_after_step'] + 1:,}: "
-                "from there its share goes to the others"
+                f"{s['name']} reaches its most epochs in step {s['exhausted_in_step']:,}: "
+                "from its last window on its share goes to the others"
             )

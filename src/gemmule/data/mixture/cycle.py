@@ -72,8 +72,9 @@ def cycle_of(weights: Sequence[float]) -> Cycle:
     counts = [count // divisor for count in counts]
     if sum(counts) > LONGEST:
         shown = ", ".join(f"{weight:g}" for weight in weights)
+        total = f"{sum(counts):,}" if sum(counts) < 10**9 else "more than a billion"
         raise ConfigError(
-            f"the weights {shown} repeat only after {sum(counts):,} windows: round them, to "
+            f"the weights {shown} repeat only after {total} windows: round them, to "
             "percent or to three digits"
         )
     return _filled(tuple(counts))
