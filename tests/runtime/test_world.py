@@ -1,11 +1,15 @@
 """The world of a run: alone, and as two processes over gloo."""
 
+import datetime
 import json
 import math
 import struct
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from torch.distributed import HashStore
 
 from gemmule.errors import ConfigError
 from gemmule.runtime import world
@@ -75,6 +79,23 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert World.from_env() is SOLO
+
+
+def test_processes_that_are_started_again_do_not_meet_those_before() -> None:
+    shared = HashStore()  # as torchrun's, which outlives them
+    starts = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as threads:
+            ranks = []
+            for rank in range(3):
+                seconds = datetime.timedelta(seconds=20)
+                ranks.append(threads.submit(world._start, shared, rank, 3, seconds))
+                time.sleep(0.1)  # the first one finds the words of those before
+        (start,) = {rank.result() for rank in ranks}
+        starts.append(start)
+    assert starts[0] != starts[1]
+    with pytest.raises(RuntimeError, match="rank 1 has not come"):
+        world._start(shared, 0, 2, datetime.timedelta(seconds=0.1))
 
 
 @pytest.mark.parametrize(

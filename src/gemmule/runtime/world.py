@@ -26,6 +26,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -193,7 +194,8 @@ class _Group(World):
         address = f"{place['MASTER_ADDR']}:{place['MASTER_PORT']}"
         meeting = datetime.timedelta(seconds=min(timeout, _MEETING))
         try:
-            store, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=meeting)))
+            shared, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=meeting)))
+            store = dist.PrefixStore(_start(shared, self.rank, self.size, meeting), shared)
             if cuda:
                 torch.cuda.set_device(self.local_rank)
             dist.init_process_group(
@@ -378,6 +380,40 @@ class StepSums:
         values, flagged = totals[: len(self.sums)], totals[len(self.sums) :]
         non_finite, stop, due = (count > 0 for count in flagged)
         return StepSums(dict(zip(self.sums, values, strict=True)), non_finite, stop, due)
+
+
+def _start(
+    store: "torch.distributed.Store", rank: int, size: int, timeout: datetime.timedelta
+) -> str:
+    """A prefix for the keys of this start of the processes, the same on every rank.
+
+    torchrun's store outlives the ranks: those it starts again would find the addresses, and the
+    failure, of those before. (Its count of restarts is not the same on every machine.) So each rank
+    says a word of its own and waits for the first rank's answer to that word.
+
+    Raises:
+        RuntimeError: when a rank does not come in time.
+    """
+    word = uuid.uuid4().hex
+    if rank:
+        store.set(f"gemmule/word/{rank}", word)
+        store.wait([f"gemmule/start/{word}"], timeout)
+        start = store.get(f"gemmule/start/{word}").decode()
+        store.set(f"{start}/here/{rank}", "")
+        return start
+    answered: dict[int, bytes] = {}
+    end = time.monotonic() + timeout.total_seconds()
+    while missing := [r for r in range(1, size) if not store.check([f"{word}/here/{r}"])]:
+        if time.monotonic() > end:
+            raise RuntimeError(f"rank {missing[0]} has not come")
+        for other in missing:
+            said = f"gemmule/word/{other}"
+            heard = store.get(said) if store.check([said]) else None
+            if heard and heard != answered.get(other):  # the word of an earlier start, at first
+                answered[other] = heard
+                store.set(f"gemmule/start/{heard.decode()}", word)
+        time.sleep(0.02)
+    return word
 
 
 def restarted() -> bool:
