@@ -1,5 +1,6 @@
 """Stand-ins for Slurm's commands, which run a rendered script for real on this machine."""
 
+import contextlib
 import os
 import re
 import signal
@@ -79,7 +80,7 @@ class Job:
         self.notice = options["signal"]
         self.shell = subprocess.Popen(
             ["bash", str(script)], env=environment, cwd=folder,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     def time_is_nearly_up(self) -> None:
@@ -93,7 +94,8 @@ class Job:
         try:
             self.shell.communicate(timeout=seconds)
         finally:
-            self.shell.kill()
+            with contextlib.suppress(ProcessLookupError):  # with what it has started
+                os.killpg(self.shell.pid, signal.SIGKILL)
         return self.shell.returncode
 
     @property

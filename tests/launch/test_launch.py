@@ -88,9 +88,12 @@ while :; do sleep 0.05; done
 
 
 def wait_for_ranks(job: Job) -> list[Path]:
-    """The logs of both tasks, once both have started."""
-    logs = [job.folder / f"task-{task}.log" for task in range(2)]
-    while not all(log.exists() and "started" in log.read_text() for log in logs):
+    """The logs of both tasks, once both have started and srun has written down both."""
+    logs, tasks = [job.folder / f"task-{task}.log" for task in range(2)], job.folder / "tasks"
+    while not (
+        all(log.exists() and "started" in log.read_text() for log in logs)
+        and len(tasks.read_text().split()) == 2
+    ):
         assert job.shell.poll() is None
         time.sleep(0.02)
     return logs
