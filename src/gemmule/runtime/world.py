@@ -195,7 +195,11 @@ class _Group(World):
         meeting = datetime.timedelta(seconds=min(timeout, _MEETING))
         try:
             shared, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=meeting)))
-            store = dist.PrefixStore(_start(shared, self.rank, self.size, meeting), shared)
+            start = _start(shared, self.rank, self.size, meeting)
+            store, self._store, self._watched = (
+                dist.PrefixStore(start, each)  # type: ignore[attr-defined]
+                for each in (shared, shared.clone(), shared.clone())
+            )
             if cuda:
                 torch.cuda.set_device(self.local_rank)
             dist.init_process_group(
@@ -209,8 +213,6 @@ class _Group(World):
             self._group = dist.new_group(
                 backend="gloo", timeout=datetime.timedelta(seconds=timeout)
             )
-            self._store = store.clone()
-            self._watched = store.clone()
         except (RuntimeError, OSError, ValueError) as e:
             raise RankError(
                 f"rank {self.rank} cannot reach the other processes at {address} within "
@@ -382,9 +384,7 @@ class StepSums:
         return StepSums(dict(zip(self.sums, values, strict=True)), non_finite, stop, due)
 
 
-def _start(
-    store: "torch.distributed.Store", rank: int, size: int, timeout: datetime.timedelta
-) -> str:
+def _start(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> str:
     """A prefix for the keys of this start of the processes, the same on every rank.
 
     torchrun's store outlives the ranks: those it starts again would find the addresses, and the
@@ -407,8 +407,8 @@ def _start(
         if time.monotonic() > end:
             raise RuntimeError(f"rank {missing[0]} has not come")
         for other in missing:
-            said = f"gemmule/word/{other}"
-            heard = store.get(said) if store.check([said]) else None
+            key = f"gemmule/word/{other}"
+            heard = store.get(key) if store.check([key]) else None
             if heard and heard != answered.get(other):  # the word of an earlier start, at first
                 answered[other] = heard
                 store.set(f"gemmule/start/{heard.decode()}", word)
