@@ -69,7 +69,8 @@ def local(out: Path, tasks: int, workers: int = 1) -> Executor:
 
 def _command(out: Path, phase: str, rank: int, tasks: int, workers: int) -> list[str]:
     module = [sys.executable, "-m", "gemmule.data.recipe.task"]
-    return [*module, str(out), phase, str(rank), str(tasks), "--workers", str(workers)]
+    share = [str(out), phase, str(rank), str(tasks)]
+    return [*module, *share, "--workers", str(workers), "--parent", str(os.getpid())]
 
 
 def _failed(phase: str, rank: int, tasks: int, code: int, error: str) -> str:

@@ -5,7 +5,10 @@ Whatever starts processes can run a recipe: everything that one needs is in the 
 """
 
 import argparse
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -52,13 +55,23 @@ def main() -> int:
     parser.add_argument("rank", type=int)
     parser.add_argument("tasks", type=int)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--parent", type=int, help="process with which this one ends")
     given = parser.parse_args()
+    if given.parent is not None:
+        threading.Thread(target=_follow, args=(given.parent,), daemon=True).start()
     try:
         run_task(given.out, given.phase, given.rank, given.tasks, given.workers)
     except GemmuleError as e:
         print(f"gemmule: {e}", file=sys.stderr)
         return e.exit_code
     return 0
+
+
+def _follow(parent: int) -> None:
+    """Ends this process when the one that started it has ended, however it did."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 if __name__ == "__main__":
