@@ -1,8 +1,13 @@
 """Recipes on several processes, on Slurm (a stand-in), and as steps of datatrove."""
 
+import contextlib
 import os
+import signal
 import stat
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +16,15 @@ import pytest
 
 from gemmule import files
 from gemmule.data.dataset import Dataset
-from gemmule.data.recipe import executors
+from gemmule.data.recipe import executors, slurm_jobs
 from gemmule.data.recipe.datatrove_steps import PhaseStep, StageStep
 from gemmule.data.recipe.heuristics.stage import HeuristicsSettings
 from gemmule.data.recipe.run import ALONE, PHASES, finish, run_phase, run_recipe, start
 from gemmule.data.recipe.settings import Recipe
 from gemmule.data.recipe.work import Work
-from gemmule.errors import DataError
+from gemmule.errors import DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.runs.lock import locked
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,7 @@ def test_slurm_runs_the_phases_one_after_the_other(
     jobs = executors.submit_to_slurm(recipe, pieces, out, 2, ["partition=cpu"])
     assert list(jobs) == [*PHASES, "finish"]
     assert list(jobs.values()) == ["41", "42", "43", "44", "45"]
+    assert files.read_json(out / slurm_jobs.JOBS) == jobs
     script = (out / executors.SCRIPT).read_text()
     assert "\n#SBATCH --partition=cpu\n" in script
     assert subprocess.run(["bash", "-n", out / executors.SCRIPT], check=False).returncode == 0
@@ -111,6 +118,103 @@ def test_slurm_runs_the_phases_one_after_the_other(
     assert "--array=0-0 --kill-on-invalid-dep=yes --dependency=afterok:42" in lines[2]
     assert Dataset.open(out).manifest == alone.manifest
     assert executors.submit_to_slurm(recipe, pieces, out, 2) == {}
+
+
+@pytest.mark.parametrize(
+    ("squeue", "message"),
+    [
+        ("echo 41; echo 42; echo 42", r"jobs 41, 42 of Slurm work on .*: .*scancel 41 42"),
+        ("echo no controller >&2; exit 1", r"nothing says .*\(squeue failed: no controller\)"),
+        (None, r"no squeue here\): .* or delete .*jobs\.json when they have"),
+        ("true", None),
+        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", None),
+    ],
+)
+def test_jobs_that_are_queued_keep_others_off(
+    squeue: str | None, message: str | None, recipe: Recipe, pieces: Tokenizer, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    work = Work.of(recipe, tmp_path / "data")
+    start(work, pieces)
+    slurm_jobs.keep(work.out, {"filter": "41", "links": "42"})
+    if squeue is not None:
+        (tmp_path / "squeue").write_text(f"#!/bin/bash\n{squeue}\n")
+        (tmp_path / "squeue").chmod(0o755)
+    path = "" if squeue is None else f"{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", f"{tmp_path}{path}")
+    if message is None:
+        start(work, pieces)
+        return
+    with pytest.raises(OutputError, match=message):
+        executors.submit_to_slurm(recipe, pieces, work.out, 2)
+    with pytest.raises(OutputError, match=message):
+        run_recipe(recipe, pieces, work.out, workers=1)
+
+
+def test_tasks_keep_others_off(recipe: Recipe, pieces: Tokenizer, tmp_path: Path) -> None:
+    work = Work.of(recipe, tmp_path / "data")
+    start(work, pieces)
+    half = work.folder / ".00000.json.7.tmp"
+    with locked(work.folder, "2/4"):
+        half.touch()
+        with pytest.raises(OutputError, match="work is being written by process"):
+            start(work, pieces)
+        with pytest.raises(OutputError, match="work is being written by process"):
+            run_phase(work, "filter", pieces, 1, 4, 1)
+        run_phase(work, "filter", pieces, 0, 4, 1)
+        assert half.exists()
+    start(work, pieces)
+    assert not half.exists()
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from gemmule.data.recipe.executors import local
+
+local(Path(sys.argv[1]), 1)("filter")
+"""
+
+
+def test_tasks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.toml")  # the task waits for what it is to read
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    with subprocess.Popen(command, start_new_session=True) as parent:
+        try:
+            writer = _soon(lambda: _writer(tmp_path / "recipe.toml"))
+            parent.kill()
+            parent.wait(30)
+            _soon(lambda: not _runs(parent.pid))
+            os.close(writer)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+
+
+def _soon(get: Callable[[], int]) -> int:
+    """What a function gives, once that is not 0, within a minute."""
+    for _ in range(600):
+        if value := get():
+            return value
+        time.sleep(0.1)
+    pytest.fail("it did not happen within a minute")
+
+
+def _writer(fifo: Path) -> int:
+    """A descriptor to write to a pipe, once a process reads it."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of a group is there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_without_slurm(

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from gemmule import files
+from gemmule.data.recipe import slurm_jobs
 from gemmule.data.recipe.run import ALONE, PHASES, Executor, Phase, is_complete, start
 from gemmule.data.recipe.settings import Recipe
 from gemmule.data.recipe.task import FINISH
@@ -138,6 +139,7 @@ def submit_to_slurm(
 
     Raises:
         DataError: when sbatch is not there or refuses a job.
+        OutputError: when jobs that were submitted before have not ended.
     """
     check_tasks(tasks)
     work = Work.of(recipe, out)
@@ -152,6 +154,7 @@ def submit_to_slurm(
         after = [f"--dependency=afterok:{list(jobs.values())[-1]}"] if jobs else []
         command = ["sbatch", "--parsable", f"--array=0-{count - 1}", "--kill-on-invalid-dep=yes"]
         jobs[phase] = _sbatch([*command, *after, str(out / SCRIPT), phase, str(count)])
+        slurm_jobs.keep(out, jobs)
     return jobs
 
 

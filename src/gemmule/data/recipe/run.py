@@ -4,6 +4,7 @@ The same recipe gives the same bytes for any number of processes and threads, an
 killed at any moment goes on when it is started again.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from gemmule.console import Progress
 from gemmule.data.corpus import SPLITS
 from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
 from gemmule.data.prepare import PLAN, SHARDS, STAGE_FILES, TOKENIZER, claim
-from gemmule.data.recipe import results
+from gemmule.data.recipe import results, slurm_jobs
 from gemmule.data.recipe.documents import assign_documents, read_documents
 from gemmule.data.recipe.filtering import filter_units, is_unit_done, settings_digest
 from gemmule.data.recipe.links import find_links, link_units
@@ -95,16 +96,19 @@ def start(work: Work, tokenizer: Tokenizer) -> None:
     """Claims the folder and fits the stages: what phases need, wherever they run.
 
     Raises:
-        OutputError: when the folder is in use, or is the result of another recipe.
+        OutputError: when the folder is in use, tasks or jobs of another call work on it, or it is
+            the result of another recipe.
     """
-    # The units in the folder of work know what they were made from.
-    claim(work.out, _plan(work, tokenizer), stale=(SHARDS, TOKENIZER, ARTIFACTS))
-    for unfinished in work.out.rglob(".*.tmp"):  # left by a run that was killed
-        unfinished.unlink()
-    tokenizer.save(work.out / TOKENIZER)
-    work.recipe.save(work.out / SETTINGS)
-    for name, table in work.recipe.stages():
-        table.fit(work.artifact(name))
+    slurm_jobs.refuse_if_queued(work.out)
+    with locked(work.folder) if work.folder.is_dir() else contextlib.nullcontext():
+        # The units in the folder of work know what they were made from.
+        claim(work.out, _plan(work, tokenizer), stale=(SHARDS, TOKENIZER, ARTIFACTS))
+        for unfinished in work.out.rglob(".*.tmp"):  # left by a run that was killed
+            unfinished.unlink()
+        tokenizer.save(work.out / TOKENIZER)
+        work.recipe.save(work.out / SETTINGS)
+        for name, table in work.recipe.stages():
+            table.fit(work.artifact(name))
 
 
 def finish(work: Work, tokenizer: Tokenizer) -> None:
@@ -120,6 +124,7 @@ def finish(work: Work, tokenizer: Tokenizer) -> None:
     files.write_json(work.out / results.FUNNEL, funnel)
     files.write_text(work.out / PAGE, data_page.render(manifest, funnel))
     files.write_json(work.out / MANIFEST, manifest)
+    slurm_jobs.forget(work.out)
     shutil.rmtree(work.folder)
 
 
@@ -142,6 +147,8 @@ def run_phase(
 ) -> None:
     """Does one process's share of a phase; the phases before it must be done.
 
+    The process holds the lock of its share in the folder of work.
+
     Args:
         work: the recipe at work, whose stages are fitted.
         phase: the phase.
@@ -153,8 +160,21 @@ def run_phase(
 
     Raises:
         DataError: when a phase before is not done, or a source cannot be read.
+        OutputError: when another process works on the same share.
     """
-    workers = workers or host.usable_cores()
+    with locked(work.folder, f"{rank + 1}/{tasks}"):
+        _do(work, phase, tokenizer, rank, tasks, workers or host.usable_cores(), progress)
+
+
+def _do(
+    work: Work,
+    phase: Phase,
+    tokenizer: Tokenizer,
+    rank: int,
+    tasks: int,
+    workers: int,
+    progress: Progress | None,
+) -> None:
     if phase == "filter":
         filter_units(work, work.open_stages(), work.units[rank::tasks], workers, progress)
     elif phase == "links":
