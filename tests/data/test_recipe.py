@@ -17,7 +17,7 @@ from gemmule.data.recipe import chunks, work
 from gemmule.data.recipe.run import PHASES, run_phase, run_recipe
 from gemmule.data.recipe.settings import Recipe
 from gemmule.data.recipe.work import Work
-from gemmule.errors import DataError, OutputError
+from gemmule.errors import ConfigError, DataError, OutputError
 from gemmule.model.tokenizer import Tokenizer
 
 GREEK = str.maketrans("etaoinbcdfghlmprsu", "ετάοιηβκδφγχλμπρσύ")  # two bytes each
@@ -160,8 +160,15 @@ def test_a_key_stays_out_of_the_manifest(corpus: Path, pieces: Tokenizer, tmp_pa
         recipe(corpus, redact={"key": "open sesame"}), pieces, tmp_path / "out", workers=1
     )
     assert made.manifest["recipe"]["settings"]["redact"]["high"] == "remove"
-    for name in ("manifest.json", "funnel.json", "page.html"):
-        assert "open sesame" not in files.read_text(tmp_path / "out" / name)
+    key = tmp_path / "out/artifacts/redact/key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert (b"open sesame" in path.read_bytes()) == (path == key), path
+    saved = Recipe.load(tmp_path / "out/recipe.toml")  # as tasks read it
+    assert run_recipe(saved, pieces, tmp_path / "out", workers=1).fingerprint == made.fingerprint
+    with pytest.raises(ConfigError, match=r"key_sha256, .* the key is not there: write key ="):
+        run_recipe(saved, pieces, tmp_path / "elsewhere", workers=1)
 
 
 def test_a_finished_folder_is_returned_and_another_recipe_refused(

@@ -174,9 +174,7 @@ def manifest_of(
         "sources": sources,
         "recipe": {
             # Who has the key can undo placeholders by trying, and a manifest is passed on.
-            "settings": work.recipe.model_dump(
-                mode="json", exclude_none=True, exclude={"redact": {"key"}}
-            ),
+            "settings": work.recipe.without_secrets().model_dump(mode="json", exclude_none=True),
             "stages": [
                 {"name": stage.name, "fingerprint": stage.fingerprint, **stage.about()}
                 for stage in stages

@@ -106,7 +106,7 @@ def start(work: Work, tokenizer: Tokenizer) -> None:
         for unfinished in work.out.rglob(".*.tmp"):  # left by a run that was killed
             unfinished.unlink()
         tokenizer.save(work.out / TOKENIZER)
-        work.recipe.save(work.out / SETTINGS)
+        work.recipe.without_secrets().save(work.out / SETTINGS)
         for name, table in work.recipe.stages():
             table.fit(work.artifact(name))
 
@@ -195,7 +195,7 @@ def _plan(work: Work, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "source_fingerprint": work.fingerprint,
-        "recipe": sha256_of(work.recipe.model_dump_json()),
+        "recipe": sha256_of(work.recipe.without_secrets().model_dump_json()),
         "tokenizer": tokenizer.fingerprint,
         "name": work.recipe.name or " + ".join(source.name for source in sources),
         "licence": ", ".join(licenses),

@@ -128,6 +128,12 @@ class Recipe(Config):
                     raise ValueError(f"{name}.by_source names {source!r}; {nearest(source, names)}")
         return self
 
+    def without_secrets(self) -> "Recipe":
+        """The recipe as it may be shown and passed on: with the digest of a key in its place."""
+        if self.redact is None:
+            return self
+        return self.model_copy(update={"redact": self.redact.without_key()})
+
     def stages(self) -> list[tuple[str, StageSettings]]:
         """The stages that are functions of one document, in order, with their settings."""
         tables = [(name, getattr(self, name, None)) for name in ORDER]
