@@ -197,6 +197,22 @@ def test_an_empty_result_is_an_error(corpus: Path, pieces: Tokenizer, tmp_path: 
         run_recipe(wrong, pieces, tmp_path / "wrong", workers=1)
 
 
+@pytest.mark.parametrize(("ending", "kind"), [("", "duplicate"), (" More.", "near-duplicate")])
+def test_a_source_of_duplicates_is_an_error(
+    ending: str, kind: str, pieces: Tokenizer, tmp_path: Path
+) -> None:
+    for name in ("books", "copies"):
+        (tmp_path / name).mkdir()
+    for n in range(30):
+        (tmp_path / f"books/{n}.txt").write_text(text(n, 90))
+        (tmp_path / f"books/0-{n}.txt").write_text(f"{text(0, 90)} {n}.")
+    (tmp_path / "copies/0.txt").write_text(text(0, 90) + ending)
+    sources = [{"name": name, "path": tmp_path / name} for name in ("books", "copies")]
+    wanted = Recipe.parse({"sources": sources, "near_duplicates": {"action": "drop"}})
+    with pytest.raises(DataError, match=rf"'copies': nothing is left .*\b1 {kind}.*remove"):
+        run_recipe(wanted, pieces, tmp_path / "out", workers=1)
+
+
 def test_a_phase_out_of_order_is_an_error(corpus: Path, pieces: Tokenizer, tmp_path: Path) -> None:
     at_work = Work.of(recipe(corpus), tmp_path / "out")
     for phase in PHASES[1:]:

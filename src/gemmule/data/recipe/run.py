@@ -16,7 +16,7 @@ from gemmule.data.corpus import SPLITS
 from gemmule.data.dataset import FORMAT, MANIFEST, Dataset
 from gemmule.data.prepare import PLAN, SHARDS, STAGE_FILES, TOKENIZER, claim
 from gemmule.data.recipe import results, slurm_jobs
-from gemmule.data.recipe.documents import assign_documents, read_documents
+from gemmule.data.recipe.documents import KINDS, assign_documents, read_documents
 from gemmule.data.recipe.filtering import filter_units, is_unit_done, settings_digest
 from gemmule.data.recipe.links import find_links, link_units
 from gemmule.data.recipe.settings import Recipe
@@ -231,9 +231,17 @@ def _check_filtered(work: Work) -> None:
 
 
 def _check_splits(work: Work) -> None:
+    """Refuses an empty source and an empty split: duplicates can leave nothing."""
     record, _ = read_documents(work)
-    totals = record["totals"].values()
-    counts = {split: sum(total[split][0] for total in totals) for split in SPLITS}
+    totals = record["totals"]
+    for name, total in totals.items():
+        if not any(total[split][0] for split in SPLITS):
+            numbers = ", ".join(f"{total[kind][0]:,} {kind}" for kind in KINDS.values())
+            raise DataError(
+                f"source {name!r}: nothing is left of it, because other documents are the same or "
+                f"nearly so ({numbers}): remove the source, or those that hold its text as well"
+            )
+    counts = {split: sum(total[split][0] for total in totals.values()) for split in SPLITS}
     if not all(counts.values()):
         raise DataError(
             f"{sum(counts.values())} document(s) are left: each of the {len(SPLITS)} splits needs "
