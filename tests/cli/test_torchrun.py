@@ -151,3 +151,23 @@ def test_two_nodes(config: Path, alone: Path, tmp_path: Path) -> None:
     assert model(out) == model(alone)
     carbon = json.loads((out / "carbon.json").read_text())
     assert carbon["how"]["machines"] == "the sum of 2"
+
+
+@pytest.mark.slow
+def test_a_killed_rank_of_two_nodes_is_started_again_and_resumes(
+    config: Path, alone: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "run"
+    place = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d"]
+    place += [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=both", "--local-addr=127.0.0.1"]
+    nodes = [
+        start(*LAUNCHER, *place, "-m", "gemmule", "train", config, "--out", out) for _ in range(2)
+    ]
+    wait_for_step(out, 40, nodes[0])
+    os.kill(ranks_of(nodes[1])[0], signal.SIGKILL)
+    for code, _, err in [ended(node) for node in nodes]:
+        assert code == 0, err
+    assert model(out) == model(alone)

@@ -51,7 +51,7 @@ class Shard:
         ConfigError: when a rank would have no row.
     """
 
-    group: dist.ProcessGroup
+    group: "dist.ProcessGroup"  # torch can be built without
     rows: int
 
     def __post_init__(self) -> None:

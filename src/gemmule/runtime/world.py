@@ -191,7 +191,7 @@ class _Group(World):
                 f"LOCAL_RANK is {self.local_rank} and this machine has "
                 f"{torch.cuda.device_count()} GPUs: start one process per GPU, or use device = cpu"
             )
-        address = f"{place['MASTER_ADDR']}:{place['MASTER_PORT']}"
+        address, began = f"{place['MASTER_ADDR']}:{place['MASTER_PORT']}", time.monotonic()
         meeting = datetime.timedelta(seconds=min(timeout, _MEETING))
         try:
             shared, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=meeting)))
@@ -215,8 +215,8 @@ class _Group(World):
             )
         except (RuntimeError, OSError, ValueError) as e:
             raise RankError(
-                f"rank {self.rank} cannot reach the other processes at {address} within "
-                f"{meeting.total_seconds():g} s ({first_line(e)}): check that all "
+                f"rank {self.rank} cannot reach the other processes at {address}, after "
+                f"{time.monotonic() - began:.0f} s ({first_line(e)}): check that all "
                 f"{self.size} were started and that MASTER_ADDR and MASTER_PORT are the first's"
             ) from None
         self._failure: RankError | None = None  # of another rank, once it is known
@@ -287,8 +287,8 @@ class _Group(World):
 
     def _vanished(self, error: RuntimeError) -> RankError | None:
         """The error for a collective whose partner was killed, by what its library says."""
-        said = str(error).lower()
-        if not any(words in said for words in ("remote worker", "closed by peer", "gloo", "nccl")):
+        text = str(error).lower()
+        if not any(words in text for words in ("remote worker", "closed by peer", "gloo", "nccl")):
             return None
         return RankError(
             f"rank {self.rank} of {self.size} lost contact with another rank; which was killed, or "
@@ -417,11 +417,13 @@ def _start(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> str
 
 
 def restarted() -> bool:
-    """Whether torchrun or Slurm has started this process again after its run had failed."""
-    counts = (
-        os.environ.get(name) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    )
-    return any(count not in (None, "", "0") for count in counts)
+    """Whether torchrun or Slurm may have started this process again after its run had failed.
+
+    Every rank has the same answer. torchrun's own count of restarts would differ: on the machines
+    whose ranks did not fail it stays 0. So where it may restart, it is taken to have done so.
+    """
+    names = ("TORCHELASTIC_MAX_RESTARTS", "SLURM_RESTART_COUNT")
+    return any(os.environ.get(name) not in (None, "", "0") for name in names)
 
 
 def _place(environment: Mapping[str, str]) -> dict[str, Any]:
