@@ -15,6 +15,8 @@ import pytest
 import tomli_w
 
 from gemmule.cli.processes import torchrun
+from gemmule.cli.train import start_or_resume
+from gemmule.errors import ConfigError
 from gemmule.runs.metrics import read_metrics
 from ranks import PATHS
 
@@ -87,6 +89,37 @@ def test_nproc_becomes_torchrun() -> None:
     command = torchrun(2, given)
     assert command[:3] == LAUNCHER
     assert command[3:] == ["--standalone", "--nproc-per-node=2", *expected]
+
+
+@pytest.mark.parametrize("how", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "option"])
+def test_a_restart_does_not_continue_another_run(
+    how: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, given = tmp_path / "run", ["objective.kind=pretrain", "seed=7"]
+    if how != "option":
+        monkeypatch.setenv(how, "1")
+    new, resumed = start_or_resume(config, given, out, False, how == "option")
+    assert not resumed  # there is no run yet
+    out.mkdir()
+    chosen = {"device": "cpu", "dtype": "float32", "compile": False, "threads": 2}
+    resolved = new.runtime.model_copy(update=chosen)
+    new.model_copy(update={"runtime": resolved}).save(out / "config.toml")
+    open_again = [*given, "runtime.dtype=auto", "runtime.compile=auto", "runtime.threads=0"]
+    settings, resumed = start_or_resume(config, open_again, out, False, how == "option")
+    assert resumed
+    assert settings.runtime.threads == 2
+    for other, message in [
+        ("seed=8", r"holds another run: its seed is 7, and 8 here\. .*--resume"),
+        ("data.path=there", "its data.path is '.*', and 'there' here"),
+        ("model.init=x", "its model.init is not set, and 'x' here"),
+        ("runtime.threads=1", "its runtime.threads is 2, and 1 here"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            start_or_resume(config, [*given, other], out, False, how == "option")
+    assert start_or_resume(None, None, out, True, False)[1]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not start_or_resume(config, ["seed=8"], out, False, False)[1]  # refused by the folder
 
 
 @pytest.mark.slow

@@ -58,7 +58,9 @@ def test_slurm_is_told_what_the_run_needs() -> None:
 
 def test_a_slurm_job_starts_the_run_and_then_continues_it(tmp_path: Path) -> None:
     out = tmp_path / "the run"
-    (tmp_path / "job.sh").write_text(render(request("slurm", str(out), setup="export HERE='a b'")))
+    command = (*TRAIN, str(out), "--max-wh", "5", "--json")
+    script = render(request("slurm", str(out), command=command, setup="export HERE='a b'"))
+    (tmp_path / "job.sh").write_text(script)
     programs = install(tmp_path / "programs", torchrun=RECORDING)
     given = []
     for restarts in range(2):
@@ -69,13 +71,12 @@ def test_a_slurm_job_starts_the_run_and_then_continues_it(tmp_path: Path) -> Non
         assert lines[0] == lines[1]
         given.append(lines[0])
         (tmp_path / "torchrun").unlink()
-        out.mkdir(exist_ok=True)
-        (out / "config.toml").touch()
     ranks = "--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=localhost:29500 "
-    words = "-m gemmule train configs/train-1m.toml --set data.path=/shared/my\\ data --out "
-    folder = str(out).replace(" ", "\\ ")
-    assert given[0] == f"{ranks}--rdzv-id=77-0 {words}{folder} "
-    assert given[1] == f"{ranks}--rdzv-id=77-1 -m gemmule train --resume --out {folder} "
+    words = "-m gemmule train --resume-if-started configs/train-1m.toml --set"
+    further = f"data.path=/shared/my\\ data --out {out} --max-wh 5 --json "
+    further = further.replace("the run", "the\\ run")
+    assert given[0] == f"{ranks}--rdzv-id=77-0 {words} {further}"
+    assert given[1] == f"{ranks}--rdzv-id=77-1 {words} {further}"  # its budget and --json too
     assert not job.requeued
 
 
@@ -138,13 +139,9 @@ def test_skypilot_starts_every_node(tmp_path: Path) -> None:
     place = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"}
     assert torchrun_of(tmp_path, task["run"], **place) == [
         "--nnodes=2", "--nproc-per-node=4", "--node-rank=1", "--master-addr=10.0.0.1",
-        "--master-port=29500", "-m", "gemmule", *TRAIN[:3], "data.path=/shared/my\\", "data",
-        "--out", str(out),
+        "--master-port=29500", "-m", "gemmule", "train", "--resume-if-started", *TRAIN[1:3],
+        "data.path=/shared/my\\", "data", "--out", str(out),
     ]  # fmt: skip
-    out.mkdir()
-    (out / "config.toml").touch()
-    resumed = torchrun_of(tmp_path, task["run"], **place)
-    assert resumed[6:] == ["gemmule", "train", "--resume", "--out", str(out)]
     alone = yaml.safe_load(render(request("sky", nodes=1, volume="s3://bucket/x:/shared")))
     assert alone["file_mounts"] == {"/shared": {"source": "s3://bucket/x", "mode": "MOUNT_CACHED"}}
 
@@ -167,7 +164,7 @@ def test_a_trainjob_runs_on_the_runtime_for_torch(tmp_path: Path) -> None:
     assert trainer["resourcesPerNode"] == {"limits": limits}
     assert trainer["command"] == ["bash", "-c"]
     words = torchrun_of(tmp_path, trainer["args"][0])  # torchrun reads PET_NNODES and the others
-    assert words[:4] == ["-m", "gemmule", *TRAIN[:2]]
+    assert words[:5] == ["-m", "gemmule", "train", "--resume-if-started", TRAIN[1]]
     (replicated,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"][
         "replicatedJobs"
     ]
@@ -222,8 +219,8 @@ def test_the_command_prints_or_writes_a_script(
         cli.main(["launch", *words])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    command = "distill --teacher t --out runs/x --set steps=5 --set data.path=d"
-    assert f"command=({command})" in printed
+    command = "--teacher t --out runs/x --set steps=5 --set data.path=d"
+    assert f"-m gemmule distill --resume-if-started {command} &" in printed
     with pytest.raises(SystemExit):
         cli.main(["launch", "--script", str(tmp_path / "job.sh"), *words])
     assert (tmp_path / "job.sh").read_text() == printed

@@ -94,6 +94,13 @@ Temperature = Annotated[
 
 # Runs.
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")]
+ResumeIfStarted = Annotated[
+    bool,
+    typer.Option(
+        "--resume-if-started",
+        help="Continue the run if its folder holds it, with these settings; else start it.",
+    ),
+]
 Processes = Annotated[
     int | None,
     typer.Option(

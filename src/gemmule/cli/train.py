@@ -16,6 +16,7 @@ from gemmule.cli.options import (
     Overrides,
     Processes,
     Resume,
+    ResumeIfStarted,
 )
 from gemmule.cli.processes import ranks, start_processes
 from gemmule.cli.teacher_text import TeacherText
@@ -32,6 +33,7 @@ def train(
     config: ConfigFile = None,
     overrides: Overrides = None,
     resume: Resume = False,
+    resume_if_started: ResumeIfStarted = False,
     nproc: Processes = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,8 +41,8 @@ def train(
 
     Example: gemmule train configs/train-1m.toml --set data.path=runs/data --out runs/mine
     """
-    config, overrides, resume = restart(config, overrides, out, resume)
-    train_model(run_settings(config, overrides, out, resume), out, resume, as_json, nproc=nproc)
+    settings, resume = start_or_resume(config, overrides, out, resume, resume_if_started)
+    train_model(settings, out, resume, as_json, nproc=nproc)
 
 
 @command(TRAIN)
@@ -63,6 +65,7 @@ def distill(
     ] = False,
     overrides: Overrides = None,
     resume: Resume = False,
+    resume_if_started: ResumeIfStarted = False,
     nproc: Processes = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,14 +78,15 @@ def distill(
     if resume:
         chosen.pop()
     given = [*(overrides or []), *chosen]
-    config, given, resume = restart(config, given, out, resume)
-    settings = run_settings(config, given, out, resume)
+    settings, resumed = start_or_resume(config, given, out, resume, resume_if_started)
 
     def prepare() -> None:
+        if resumed and not resume:  # the run has begun with that text
+            return
         with stoppable(RERUN):
             text.prepare(getattr(settings.objective, "teacher", None), settings.data.path)
 
-    train_model(settings, out, resume, as_json, prepare=prepare, nproc=nproc)
+    train_model(settings, out, resumed, as_json, prepare=prepare, nproc=nproc)
 
 
 def distillation(teacher: str | None, targets: Path | None, cross_tokenizer: bool) -> list[str]:
@@ -99,19 +103,33 @@ def override(key: str, value: object) -> str:
     return f"{key}={json.dumps(decoded(str(value)), ensure_ascii=False)}"
 
 
-def restart(
-    config: Path | None, overrides: Sequence[str] | None, out: Path, resume: bool
-) -> tuple[Path | None, list[str], bool]:
-    """The file of settings, those to override, and whether to resume, as given.
+def start_or_resume(
+    config: Path | None, overrides: Sequence[str] | None, out: Path, resume: bool, if_started: bool
+) -> tuple["RunConfig", bool]:
+    """The settings of a run, and whether to resume it.
 
     A process that torchrun or Slurm starts again with the same command goes on with its run.
+
+    Args:
+        config: file of settings.
+        overrides: settings that win.
+        out: folder of the run.
+        resume: whether to continue the run there, of which nothing else is given.
+        if_started: whether to continue it where there is one.
+
+    Raises:
+        UserError: when a setting is wrong, or the folder holds the run of other settings.
     """
     from gemmule.runs.layout import RunLayout
     from gemmule.runtime.world import restarted
 
-    if restarted() and RunLayout(out).config.is_file():
-        return None, [], True
-    return config, list(overrides or []), resume
+    settings = run_settings(config, list(overrides or []), out, resume)
+    if resume or not (if_started or restarted()) or not RunLayout(out).config.is_file():
+        return settings, resume
+    from gemmule.train.same_run import check_same_run
+
+    check_same_run(settings, out)
+    return run_settings(None, [], out, resume=True), True
 
 
 def run_settings(config: Path | None, overrides: list[str], out: Path, resume: bool) -> "RunConfig":

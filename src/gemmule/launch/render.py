@@ -1,8 +1,7 @@
 """Launch scripts from their templates.
 
-All three end in torchrun, start the run if its folder holds none and continue it otherwise. Every
-machine looks before its torchrun waits for the others, and no rank starts before all have come:
-so all of them see the same.
+All three end in torchrun and give the command --resume-if-started. Every rank looks before it waits
+for the others, and none writes before all have come: so all of them see the same.
 """
 
 import json
@@ -10,7 +9,6 @@ import json
 import jinja2
 
 from gemmule.launch.request import LaunchRequest
-from gemmule.runs.layout import RunLayout
 from gemmule.shell import quoted
 
 NOTICE = 120
@@ -40,17 +38,14 @@ def render(request: LaunchRequest) -> str:
         job=request.job,
         mounted=None if request.volume is None else request.mounted,
         bucket="://" in (request.volume or ""),
-        choose=_choose(request),
+        words=_words(request),
         notice=NOTICE,
         port=PORT,
     )
 
 
-def _choose(request: LaunchRequest) -> str:
-    """Shell lines that set `command`: to start the run, or to continue it."""
-    saved = quoted(str(RunLayout(request.out).config))
-    resume = " ".join(map(quoted, (request.command[0], "--resume", "--out", str(request.out))))
-    return (
-        f"command=({' '.join(map(quoted, request.command))})\n"
-        f"if [ -f {saved} ]; then command=({resume}); fi"
-    )
+def _words(request: LaunchRequest) -> str:
+    """The command for the shell; it starts the run, or continues it."""
+    verb, *words = request.command
+    option = "--resume-if-started"
+    return " ".join(map(quoted, [verb, *([] if option in words else [option]), *words]))

@@ -34,11 +34,10 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={{ notice - 20 }}
 {% if setup %}
 {{ setup }}
 {% endif %}
-{{ choose }}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --kill-on-bad-exit=0 torchrun --nnodes={{ nodes }} --nproc-per-node={{ nproc }} \
   --rdzv-backend=c10d --rdzv-endpoint="$head:{{ port }}" \
-  --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" -m gemmule "${command[@]}" &
+  --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" -m gemmule {{ words }} &
 while [ -n "$interrupted" ]; do  # by a signal, which ends `wait` before the ranks have ended
   interrupted=
   wait $!
