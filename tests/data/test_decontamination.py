@@ -153,7 +153,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("empty.jsonl", "no text"),
         ("half.jsonl", "not read completely"),
         ("book.pdf", "PDF files"),
-        ("missing.jsonl", "No such file"),
+        ("missing.jsonl", r"missing\.jsonl cannot be read: No such file"),
     ):
         with pytest.raises(DataError, match=message):
             benchmark_texts.read(tmp_path / name)

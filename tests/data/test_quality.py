@@ -149,7 +149,7 @@ def test_one_by_one_as_all_at_once(fitted) -> None:
 
 
 def test_files_that_are_no_classifier(fitted, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no classifier .* gemmule quality fit"):
+    with pytest.raises(DataError, match=r"no classifier \(No such file.* gemmule quality fit"):
         Classifier.open(tmp_path)
     folder = tmp_path / "changed"
     Classifier.open(fitted[0]).save(folder)

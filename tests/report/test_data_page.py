@@ -42,6 +42,9 @@ def test_every_figure_is_on_the_page() -> None:
     assert re.search(r"5 c4: min_sentences; 2 gopher_quality: min_words", text)
     assert "4 malformed JSON line" in text
     assert text.count("2 gopher_quality: min_words") == 1
+    assert "1 document and 700 tokens in train" in text
+    assert "heuristics: c4: min_sentences 5 documents" in " ".join(text.split())
+    assert data_page.title_of("language", "language: de") == "language: de"
     assert "not stated" in text
     assert "en" in text
     assert "lines removed" in text

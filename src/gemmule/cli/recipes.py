@@ -107,7 +107,7 @@ def show(dataset: "Dataset", explain: int | None) -> None:
     from gemmule.data.read_log import dropped_lines
     from gemmule.data.recipe.results import FUNNEL
     from gemmule.data.recipe.run import PAGE
-    from gemmule.report.data_page import not_read
+    from gemmule.report.data_page import not_read, title_of
 
     funnel = files.read_json(dataset.path / FUNNEL)
     total = funnel["total"]
@@ -131,7 +131,7 @@ def show(dataset: "Dataset", explain: int | None) -> None:
         key = (example["stage"], example["reason"])
         counts[key] = counts.get(key, 0) + 1
         if counts[key] == 1:
-            print(f"\n{example['stage']}, {example['reason']}:")
+            print(f"\n{title_of(example['stage'], example['reason'])}:")
         if counts[key] <= (explain or 0):
             like = f", like {example['like']}" if "like" in example else ""
             excerpt = " ".join(example["excerpt"].split())[:200]

@@ -75,7 +75,8 @@ def read(path: Path) -> list[Benchmark]:
             raise DataError(f"{path} holds no text of a benchmark")
         return [Benchmark(path.name, files.sha256_file(path), texts)]
     except (OSError, ValueError) as e:
-        raise DataError(f"the benchmark {path} cannot be read: {e}") from None
+        reason = getattr(e, "strerror", None) or e
+        raise DataError(f"the benchmark {path} cannot be read: {reason}") from None
 
 
 def leaves(value: Any) -> Iterator[str]:

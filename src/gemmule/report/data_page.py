@@ -154,6 +154,11 @@ def _examples(funnel: Mapping[str, Any]) -> list[dict[str, Any]]:
         shown = list(itertools.islice(group, _SHOWN))
         stage, reason = shown[0]["stage"], shown[0]["reason"]
         count = stages[stage]["dropped"][reason][0]
-        title = f"{stage.replace('_', '-')}: {reason}"
-        groups.append({"title": title, "count": count, "examples": shown})
+        groups.append({"title": title_of(stage, reason), "count": count, "examples": shown})
     return groups
+
+
+def title_of(stage: str, reason: str) -> str:
+    """The title of what a stage dropped for a reason, which may name the stage itself."""
+    stage = stage.replace("_", "-")
+    return reason if reason.startswith(f"{stage}: ") else f"{stage}: {reason}"

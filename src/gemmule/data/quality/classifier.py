@@ -76,8 +76,9 @@ class Classifier:
             about = files.read_object(folder / ABOUT, DataError)
             weights = load_file(folder / WEIGHTS)["weights"]
         except (OSError, SafetensorError, KeyError) as e:
+            reason = getattr(e, "strerror", None) or e
             raise DataError(
-                f"{folder} holds no classifier ({e}): make one with gemmule quality fit"
+                f"{folder} holds no classifier ({reason}): make one with gemmule quality fit"
             ) from None
         classifier = cls(weights, {k: v for k, v in about.items() if k not in _OWN})
         if weights.dtype != np.float32 or len(weights) != 2**classifier.bits + 1:

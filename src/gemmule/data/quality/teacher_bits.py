@@ -97,8 +97,9 @@ class TeacherBits:
             arrays = load_file(folder / SCORES)
             scores = cls(arrays["digests"], arrays["bits"], about)
         except (OSError, SafetensorError, KeyError) as e:
+            reason = getattr(e, "strerror", None) or e
             raise DataError(
-                f"{folder} holds no scores ({e}): make them with gemmule quality score"
+                f"{folder} holds no scores ({reason}): make them with gemmule quality score"
             ) from None
         if scores.fingerprint != about.get("fingerprint"):
             raise DataError(f"{folder / SCORES} is not what {ABOUT} describes: score again")
