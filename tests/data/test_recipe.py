@@ -179,6 +179,9 @@ def test_a_finished_folder_is_returned_and_another_recipe_refused(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert run_recipe(recipe(corpus), pieces, out, workers=1).fingerprint == made.fingerprint
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (out / "work/filter").mkdir(parents=True)  # a run that was killed at its very end
+    run_recipe(recipe(corpus), pieces, out, workers=1)
+    assert not (out / "work").exists()
     with pytest.raises(OutputError, match="other settings"):
         run_recipe(recipe(corpus, split={"heldout": 0.2}), pieces, out, workers=1)
 

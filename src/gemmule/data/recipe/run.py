@@ -80,6 +80,9 @@ def run_recipe(
                 else:
                     run_phase(work, phase, tokenizer, 0, 1, workers, progress)
             finish(work, tokenizer)
+    elif work.folder.is_dir():  # the last run was killed while it removed the folder
+        with locked(work.out):
+            shutil.rmtree(work.folder, ignore_errors=True)
     return Dataset.open(work.out, tokenizer)
 
 
