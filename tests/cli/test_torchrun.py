@@ -91,7 +91,7 @@ def test_nproc_becomes_torchrun() -> None:
     assert command[3:] == ["--standalone", "--nproc-per-node=2", *expected]
 
 
-@pytest.mark.parametrize("how", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "option"])
+@pytest.mark.parametrize("how", ["SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "option"])
 def test_a_restart_does_not_continue_another_run(
     how: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_restart_does_not_continue_another_run(
             start_or_resume(config, [*given, other], out, False, how == "option")
     assert start_or_resume(None, None, out, True, False)[1]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
     assert not start_or_resume(config, ["seed=8"], out, False, False)[1]  # refused by the folder
 
 
