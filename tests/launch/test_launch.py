@@ -237,6 +237,13 @@ def test_the_command_is_checked_before_it_waits_in_a_queue(
     assert "give --nproc to gemmule launch" in refusal(capsys, "--slurm", *train, "--nproc=2")
     three = ("--slurm", "--nodes", "3", *train, "--set", "data.batch_size=8")
     assert "3 ranks cannot share a batch equally" in refusal(capsys, *three)
+    four = ("--slurm", "--nodes", "2", "--nproc", "2", "--script", "/dev/null", *train)
+    groups = ("--set", "data.batch_size=1", "--set", "parallel.tensor_parallel_degree=4")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["launch", *four, *groups])  # one group, which computes the same rows
+    assert ended.value.code == 0
+    groups = ("--set", "data.batch_size=12", "--set", "parallel.tensor_parallel_degree=3")
+    assert "4 ranks cannot be divided into groups of 3" in refusal(capsys, *four, *groups)
     assert "did you mean" in refusal(capsys, "--slurm", *train, "--set", "stepz=5")
     assert "No such option: --foo" in refusal(capsys, "--slurm", *train, "--foo")
     assert "Missing option '--out'" in refusal(capsys, "--slurm", "train")

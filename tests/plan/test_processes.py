@@ -54,6 +54,14 @@ def test_shards_are_exchanged_in_each_pass(exchanges: list[bool]) -> None:
         predict(MODEL, sharded, alone=2.0, threads=4, count=3)
 
 
+def test_tensor_parallel_processes_share_a_batch_as_one(exchanges: list[bool]) -> None:
+    degrees = {"tensor_parallel_degree": 4, "data_parallel_shard_degree": -1}
+    together = predict(MODEL, run(parallel=degrees), alone=2.0, threads=4, count=4)
+    assert together.communication == 4 * 0.25  # all eight sequences, two at a time
+    with pytest.raises(ConfigError, match="6 ranks cannot be divided into groups of 4"):
+        predict(MODEL, run(parallel=degrees), alone=2.0, threads=4, count=6)
+
+
 def test_what_is_exchanged_is_the_whole_model() -> None:
     for sharded in (False, True):
         sizes = exchange_worker.sizes(MODEL, sharded)

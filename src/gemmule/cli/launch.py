@@ -90,7 +90,7 @@ def launch(
     values = {"scheduler": scheduler.chosen(), "command": training, **machines.given()}
     settings, values["out"] = _checked(training)
     request = LaunchRequest.parse(values, source="launch")
-    settings.data.shared_by(request.nodes * request.nproc)
+    settings.shared_by(request.nodes * request.nproc)
     text = render(request)
     if script is None:
         print(text, end="")

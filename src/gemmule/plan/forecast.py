@@ -51,7 +51,7 @@ def make_plan(request: PlanRequest, say: Callable[[str], None] | None = None) ->
     teacher, student = find_both(request.teacher, request.student, dataset, request.vocab_size)
     config = request.train_config(student.config)
     _check_context(config, teacher, student)
-    config.data.shared_by(request.nproc)
+    config.shared_by(request.nproc)
     runs, notes = read_runs(request.runs, dataset.fingerprint if dataset else None)
     check_country(config.runtime.country)
     corpus = _corpus(dataset)

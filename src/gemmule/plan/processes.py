@@ -69,12 +69,12 @@ def predict(
         ConfigError: when the processes cannot share a batch.
         ExchangeError: when the processes that time an exchange failed.
     """
-    shared = config.data.shared_by(count)
+    shared, groups = config.shared_by(count), config.data_ranks(count)
     cores = host.usable_cores()
     each = config.runtime.threads or max(1, cores // count)
     compute = alone * threads / min(cores, count * each)
     sharded = config.parallel.data_parallel_shard_degree != 1
-    passes = shared.batch_size // count // shared.micro_batch if sharded else 1
+    passes = shared.batch_size // groups // shared.micro_batch if sharded else 1
     return Together(count, alone, compute, passes * exchange_seconds(model, count, sharded))
 
 

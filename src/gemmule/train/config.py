@@ -458,6 +458,38 @@ class RunConfig(Config):
     runtime: TrainingRuntime = TrainingRuntime()
     parallel: ParallelConfig = ParallelConfig()
 
+    def data_ranks(self, ranks: int) -> int:
+        """How many of the ranks of a run read sequences of their own; each stands for a group.
+
+        A process alone holds the whole model, whatever the settings for several say.
+
+        Args:
+            ranks: all ranks of the run.
+
+        Raises:
+            ConfigError: when they cannot be divided into tensor-parallel groups.
+        """
+        degree = self.parallel.tensor_parallel_degree
+        if ranks == 1:
+            return 1
+        if ranks % degree:
+            raise ConfigError(
+                f"parallel.tensor_parallel_degree = {degree}: {ranks} ranks cannot be divided "
+                f"into groups of {degree}; start a multiple of {degree} ranks, or one"
+            )
+        return ranks // degree
+
+    def shared_by(self, ranks: int) -> DataConfig:
+        """The data settings of each of the ranks of a run, see `DataConfig.shared_by`.
+
+        Args:
+            ranks: all ranks of the run.
+
+        Raises:
+            ConfigError: when they cannot be divided into groups, or cannot share a batch equally.
+        """
+        return self.data.shared_by(self.data_ranks(ranks))
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "config") -> Self:
         """Validates `values`; without the group `objective`, the run is a pretraining run.

@@ -89,7 +89,7 @@ def run_training(
         check_mixable(config)
         ranks = data_ranks(config, world)
         dataset, given = open_data(config.data), config
-        config = config.model_copy(update={"data": given.data.shared_by(ranks.size)})
+        config = config.model_copy(update={"data": given.shared_by(world.size)})
         recipe = build_recipe(config, dataset, ranks)
         tokenizer = run_tokenizer(config, dataset)
         probes = [*recipe.probes, *_make(make_probes, config, recipe, dataset)]

@@ -72,17 +72,9 @@ def data_ranks(config: RunConfig, world: World) -> World:
     """The ranks of a run, those that compute the same batches as one.
 
     Raises:
-        ConfigError: when there are not enough of them.
+        ConfigError: when they cannot be divided into groups.
     """
-    degree = config.parallel.tensor_parallel_degree
-    if world.size == 1:
-        return world
-    if world.size % degree:
-        raise ConfigError(
-            f"parallel.tensor_parallel_degree = {degree}: {world.size} ranks cannot be divided "
-            f"into groups of {degree}; start a multiple of {degree} ranks, or one"
-        )
-    return world.in_groups(degree)
+    return world.in_groups(world.size // config.data_ranks(world.size))
 
 
 def is_divided(config: RunConfig, world: World) -> bool:
