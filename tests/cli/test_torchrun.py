@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 import tomli_w
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from gemmule.cli.processes import torchrun
+from gemmule import cli
+from gemmule.cli.app import stoppable
+from gemmule.cli.processes import again_with, print_error, torchrun
 from gemmule.cli.train import start_or_resume
-from gemmule.errors import ConfigError
+from gemmule.errors import ConfigError, Interrupted
 from gemmule.runs.metrics import read_metrics
+from gemmule.runtime.world import SOLO, World
 from ranks import PATHS
 
 Settings = Callable[..., dict[str, Any]]
@@ -120,6 +124,62 @@ def test_a_restart_does_not_continue_another_run(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
     assert not start_or_resume(config, ["seed=8"], out, False, False)[1]  # refused by the folder
+
+
+def test_a_batch_that_processes_cannot_share_starts_none(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("gemmule.cli.train.start_processes", pytest.fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", str(config), "--nproc", "7", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert "7 ranks cannot share a batch equally" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_hint_to_resume_has_the_processes(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
+    several, machines = World(), World()
+    several.size, several.local_size = 2, 2
+    machines.size, machines.local_size = 4, 2
+    for world, nproc, words in [
+        (SOLO, None, f"train --resume --out {tmp_path}"),
+        (SOLO, 3, f"train --resume --nproc 3 --out {tmp_path}"),
+        (several, None, f"train --resume --nproc 2 --out {tmp_path}"),
+        (machines, None, f"train --resume --out {tmp_path}, under torchrun as before"),
+    ]:
+        with (
+            pytest.raises(Interrupted) as stopped,
+            stoppable("saved", "train", tmp_path, again_with(world, nproc)),
+        ):
+            raise KeyboardInterrupt
+        assert str(stopped.value).endswith(words)
+
+
+def test_an_error_that_ranks_share_is_printed_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun does
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(held.port))
+    monkeypatch.setattr("gemmule.cli.processes._WAIT", 0.2)
+
+    def printed(rank: int, message: str) -> str:
+        monkeypatch.setenv("RANK", str(rank))
+        print_error(message)
+        return capsys.readouterr().err
+
+    assert printed(1, "bad") == "gemmule: bad\n"  # the first rank has none
+    assert printed(0, "bad") == "gemmule: bad\n"
+    assert printed(1, "bad") == ""
+    assert printed(1, "no disk") == "gemmule: no disk\n"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert printed(1, "bad") == "gemmule: bad\n"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from gemmule.cli import gate, merge  # noqa: F401  # isort: skip
 from gemmule.cli import plan, ablate, infer, serve, bench, doctor  # noqa: F401  # isort: skip
 from gemmule.cli import tasks, checkpoints, eval, ledger, report  # noqa: F401  # isort: skip
 from gemmule.cli.app import app
+from gemmule.cli.processes import print_error
 from gemmule.cli.unexpected import TRACEBACK, explain
 from gemmule.errors import ConfigError, GemmuleError, Interrupted
 from gemmule.runtime import streams
@@ -86,5 +87,5 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"gemmule: {message}", file=sys.stderr)
+    print_error(message)
     return code

@@ -53,23 +53,28 @@ def command(
 
 
 @contextmanager
-def stoppable(how: str, verb: str = "", out: Path = Path()) -> Iterator[None]:
+def stoppable(
+    how: str, verb: str = "", out: Path = Path(), nproc: int | None = 1
+) -> Iterator[None]:
     """Turns a Ctrl-C that nothing below handled into a message that says how to continue.
 
     Args:
         how: what continues, or what is left.
         verb: the command that takes --resume, if any; it is printed once there is a run to resume.
         out: folder of that run.
+        nproc: processes of this machine that the run has; None: it has several machines.
     """
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {how}{_resume(verb, out)}") from None
+        raise Interrupted(f"stopped; {how}{_resume(verb, out, nproc)}") from None
     except Interrupted as e:
-        raise Interrupted(f"{e}{_resume(verb, out)}") from None
+        raise Interrupted(f"{e}{_resume(verb, out, nproc)}") from None
 
 
-def _resume(verb: str, out: Path) -> str:
-    if verb and RunLayout(out).config.is_file():
-        return f": {shell.command(verb, '--resume', '--out', out)}"
-    return ""
+def _resume(verb: str, out: Path, nproc: int | None) -> str:
+    if not verb or not RunLayout(out).config.is_file():
+        return ""
+    processes = () if nproc in (1, None) else ("--nproc", str(nproc))
+    again = shell.command(verb, "--resume", *processes, "--out", out)
+    return f": {again}{', under torchrun as before' if nproc is None else ''}"

@@ -1,10 +1,12 @@
 """Commands that several processes run together: started by torchrun, or by --nproc."""
 
 import contextlib
+import datetime
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from gemmule.runtime import host
 
@@ -50,3 +52,57 @@ def ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator["World"]:
             yield world
         finally:
             console.quiet = before
+
+
+def again_with(world: "World", nproc: int | None) -> int | None:
+    """The --nproc that starts as many processes again; None where there are several machines.
+
+    Args:
+        world: the ranks.
+        nproc: processes that this one is to start, if it is none of several.
+    """
+    if world.size > world.local_size:
+        return None
+    return world.size if world.size > 1 else nproc or 1
+
+
+def print_error(message: str) -> None:
+    """Prints an error to stderr, once if the ranks that torchrun has started have the same one.
+
+    The first rank prints its own. Another waits for that, and prints what the first has not said.
+    """
+    rank = os.environ.get("RANK", "0")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        print(f"gemmule: {message}", file=sys.stderr)
+    elif rank == "0":
+        print(f"gemmule: {message}", file=sys.stderr)
+        with contextlib.suppress(RuntimeError, ValueError):
+            _printed().set(_FIRST, message.encode(errors="replace"))
+    elif not _first_printed(message.encode(errors="replace")):
+        print(f"gemmule: {message}", file=sys.stderr)
+
+
+_FIRST = "first rank's error"
+_WAIT = 10.0  # seconds for the first rank's error
+
+
+def _first_printed(message: bytes) -> bool:
+    """Whether the first rank has printed that message, or does so soon."""
+    end = time.monotonic() + _WAIT
+    with contextlib.suppress(RuntimeError, ValueError):
+        store = _printed()
+        while time.monotonic() < end:
+            if store.check([_FIRST]):
+                return bool(store.get(_FIRST) == message)
+            time.sleep(0.05)
+    return False
+
+
+def _printed() -> Any:
+    """What the ranks have printed since torchrun started them last, in the store that it holds."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    place, timeout = os.environ, datetime.timedelta(seconds=_WAIT)
+    store = TCPStore(place["MASTER_ADDR"], int(place["MASTER_PORT"]), timeout=timeout)
+    start = f"gemmule/{place.get('TORCHELASTIC_RUN_ID')}/{place.get('TORCHELASTIC_RESTART_COUNT')}"
+    return PrefixStore(start, store)

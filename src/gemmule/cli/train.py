@@ -18,7 +18,7 @@ from gemmule.cli.options import (
     Resume,
     ResumeIfStarted,
 )
-from gemmule.cli.processes import ranks, start_processes
+from gemmule.cli.processes import again_with, ranks, start_processes
 from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
 from gemmule.errors import ConfigError, decoded
@@ -170,7 +170,10 @@ def train_model(
     from gemmule.console import console, next_commands
 
     how = "the same command with --resume continues from the last saved step"
-    with stoppable(how, "train", out), ranks(settings.runtime.device) as world:
+    with (
+        ranks(settings.runtime.device) as world,
+        stoppable(how, "train", out, again_with(world, nproc)),
+    ):
         from gemmule.evals.memorization.callback import memorization_probe
         from gemmule.train.mixtures import open_data
         from gemmule.train.run import describe, run_training
@@ -181,6 +184,7 @@ def train_model(
             if world.size > 1:
                 raise ConfigError("--nproc starts processes by itself: leave it out with torchrun")
             open_data(settings.data)
+            settings.shared_by(nproc)
             start_processes(nproc)
         world.barrier()
         probes = [memorization_probe]
