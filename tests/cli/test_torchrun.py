@@ -17,9 +17,16 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gemmule import cli
 from gemmule.cli.app import stoppable
-from gemmule.cli.processes import again_with, print_error, torchrun
+from gemmule.cli.processes import (
+    Replacement,
+    again_with,
+    print_error,
+    start_processes,
+    torchrun,
+)
 from gemmule.cli.train import start_or_resume
 from gemmule.errors import ConfigError, Interrupted
+from gemmule.runs.ledger import activity
 from gemmule.runs.metrics import read_metrics
 from gemmule.runtime.world import SOLO, World
 from ranks import PATHS
@@ -87,12 +94,35 @@ def alone(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_nproc_becomes_torchrun() -> None:
-    given = ["train", "a.toml", "--nproc", "2", "--out", "x", "--nproc=2"]
-    expected = ["-m", "gemmule", "train", "a.toml", "--out", "x"]
-    command = torchrun(2, given)
+def test_nproc_becomes_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["train", "a.toml", "--nproc", "2", "--out", "x", "--nproc=2", "--text", "t"]
+    monkeypatch.setattr("sys.argv", ["gemmule", *given, "--text=t"])
+    with pytest.raises(Replacement) as started:
+        start_processes(2, without=["--text"])
+    command = torchrun(started.value.count, started.value.arguments)
     assert command[:3] == LAUNCHER
+    expected = ["-m", "gemmule", "train", "a.toml", "--out", "x"]
     assert command[3:] == ["--standalone", "--nproc-per-node=2", *expected]
+
+
+def test_processes_start_once_the_command_has_ended(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heartbeat would stay, with the number of a process that lives on, and be a killed run."""
+    given = ["train", str(config), "--out", str(tmp_path / "run"), "--nproc", "2"]
+    monkeypatch.setattr("sys.argv", ["gemmule", *given])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    activities: list[Any] = []
+
+    def execute(program: str, command: list[str]) -> None:
+        activities.append(activity.current())
+        raise OSError("replaced")
+
+    monkeypatch.setattr("os.execv", execute)
+    with pytest.raises(OSError, match="replaced"):
+        cli.main(given)
+    assert activities == [None]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("how", ["SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "option"])

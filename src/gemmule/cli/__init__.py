@@ -20,7 +20,7 @@ from gemmule.cli import gate, merge  # noqa: F401  # isort: skip
 from gemmule.cli import plan, ablate, infer, serve, bench, doctor  # noqa: F401  # isort: skip
 from gemmule.cli import tasks, checkpoints, eval, ledger, report  # noqa: F401  # isort: skip
 from gemmule.cli.app import app
-from gemmule.cli.processes import print_error
+from gemmule.cli.processes import Replacement, print_error
 from gemmule.cli.unexpected import TRACEBACK, explain
 from gemmule.errors import ConfigError, GemmuleError, Interrupted
 from gemmule.runtime import streams
@@ -61,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         with interruptible():
             code = _run(arguments)
             sys.stdout.flush()  # what it still holds may meet a full disk
+    except Replacement as e:
+        sys.stdout.flush()
+        e.start()
     except BrokenPipeError:  # the reader (head, say) has closed
         code = 0
     except KeyboardInterrupt:
@@ -77,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     try:
         app(arguments, standalone_mode=True)
+    except Replacement:
+        raise
     except SystemExit as e:
         if isinstance(e.__context__, BrokenPipeError):
             raise e.__context__ from None

@@ -14,11 +14,38 @@ if TYPE_CHECKING:
     from gemmule.runtime.world import World
 
 
-def start_processes(count: int) -> NoReturn:
-    """Replaces this process by torchrun, which starts `count` processes of the same command."""
-    # torchrun would set it to 1, with a warning.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.usable_cores() // count)))
-    os.execv(sys.executable, torchrun(count, sys.argv[1:]))
+class Replacement(SystemExit):
+    """Ends a command, which has succeeded, to go on as several processes in place of this one.
+
+    Raised rather than done at once: whatever the command has open is closed first.
+
+    Attributes:
+        count: number of processes.
+        arguments: gemmule's own.
+    """
+
+    def __init__(self, count: int, arguments: Sequence[str]) -> None:
+        super().__init__(0)
+        self.count, self.arguments = count, list(arguments)
+
+    def start(self) -> NoReturn:
+        """Replaces this process by torchrun."""
+        # torchrun would set it to 1, with a warning.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.usable_cores() // self.count)))
+        os.execv(sys.executable, torchrun(self.count, self.arguments))
+
+
+def start_processes(count: int, without: Sequence[str] = ()) -> NoReturn:
+    """Ends this command, to start `count` processes of the same command.
+
+    Args:
+        count: number of processes.
+        without: options, each with a value, that have been done with.
+
+    Raises:
+        Replacement: always; the command line starts them.
+    """
+    raise Replacement(count, _without(["--nproc", *without], sys.argv[1:]))
 
 
 def torchrun(count: int, arguments: Sequence[str]) -> list[str]:
@@ -26,18 +53,23 @@ def torchrun(count: int, arguments: Sequence[str]) -> list[str]:
 
     Args:
         count: number of processes.
-        arguments: gemmule's own, --nproc among them.
+        arguments: gemmule's own.
     """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc-per-node={count}", "-m", "gemmule", *arguments]
+
+
+def _without(options: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Arguments without some options and their values."""
     kept, skip = [], False
     for argument in arguments:
-        if skip or argument.startswith("--nproc="):
+        if skip:
             skip = False
-        elif argument == "--nproc":
+        elif argument in options:
             skip = True
-        else:
+        elif argument.partition("=")[0] not in options:
             kept.append(argument)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*launcher, f"--nproc-per-node={count}", "-m", "gemmule", *kept]
+    return kept
 
 
 @contextlib.contextmanager

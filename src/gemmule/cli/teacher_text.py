@@ -22,6 +22,11 @@ class TeacherText(Trimming):
     ] = None
     field: Field = None
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """These options, as they are given."""
+        return [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cls)]
+
     def prepare(self, teacher: str | None, data: Path) -> None:
         """Prepares the text in the folder `data`, if there is a text.
 
@@ -43,9 +48,10 @@ class TeacherText(Trimming):
             )
         from gemmule.console import console, counting, stage
         from gemmule.data.text_trim import Extent, compared, prepare_trimmed
+        from gemmule.runs.ledger import activity as ledger
         from gemmule.teachers.whole_tokenizer import gemma_tokenizer
 
-        with counting("preparing") as progress:
+        with ledger.activity("data", data), counting("preparing") as progress:
             full = gemma_tokenizer(teacher)
             _, result = prepare_trimmed(
                 full, self.text, data, Extent(**self.extent()), field=self.field,

@@ -86,7 +86,9 @@ def distill(
         with stoppable(RERUN):
             text.prepare(getattr(settings.objective, "teacher", None), settings.data.path)
 
-    train_model(settings, out, resumed, as_json, prepare=prepare, nproc=nproc)
+    train_model(
+        settings, out, resumed, as_json, prepare=prepare, prepared=text.names(), nproc=nproc
+    )
 
 
 def distillation(teacher: str | None, targets: Path | None, cross_tokenizer: bool) -> list[str]:
@@ -151,6 +153,7 @@ def train_model(
     as_json: bool,
     *,
     prepare: Callable[[], None] = lambda: None,
+    prepared: Sequence[str] = (),
     nproc: int | None = None,
     further: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: (),
     chats: bool = False,
@@ -163,6 +166,7 @@ def train_model(
         resume: whether to continue the run there.
         as_json: whether to print the result as JSON.
         prepare: what the first rank does before.
+        prepared: options that it has done with, which further processes do not get.
         nproc: processes to start in place of this one, once settings and data are there.
         further: further lines to print of the result.
         chats: whether the model answers in turns.
@@ -175,6 +179,7 @@ def train_model(
         stoppable(how, "train", out, again_with(world, nproc)),
     ):
         from gemmule.evals.memorization.callback import memorization_probe
+        from gemmule.runs.ledger import activity as ledger
         from gemmule.train.mixtures import open_data
         from gemmule.train.run import describe, run_training
 
@@ -185,7 +190,8 @@ def train_model(
                 raise ConfigError("--nproc starts processes by itself: leave it out with torchrun")
             open_data(settings.data)
             settings.shared_by(nproc)
-            start_processes(nproc)
+            ledger.drop()  # the run is theirs
+            start_processes(nproc, without=prepared)
         world.barrier()
         probes = [memorization_probe]
         result = run_training(settings, out, resume=resume, make_probes=probes, world=world)
