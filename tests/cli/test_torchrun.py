@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import tomli_w
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from gemmule import cli
 from gemmule.cli.app import stoppable
@@ -28,6 +30,7 @@ from gemmule.cli.train import start_or_resume
 from gemmule.errors import ConfigError, Interrupted
 from gemmule.runs.ledger import activity
 from gemmule.runs.metrics import read_metrics
+from gemmule.runtime import torchrun as quiet_torchrun
 from gemmule.runtime.world import SOLO, World
 from ranks import PATHS
 
@@ -100,7 +103,7 @@ def test_nproc_becomes_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Replacement) as started:
         start_processes(2, without=["--text"])
     command = torchrun(started.value.count, started.value.arguments)
-    assert command[:3] == LAUNCHER
+    assert command[:3] == [sys.executable, "-m", "gemmule.runtime.torchrun"]
     expected = ["-m", "gemmule", "train", "a.toml", "--out", "x"]
     assert command[3:] == ["--standalone", "--nproc-per-node=2", *expected]
 
@@ -188,6 +191,35 @@ def test_the_hint_to_resume_has_the_processes(tmp_path: Path) -> None:
         ):
             raise KeyboardInterrupt
         assert str(stopped.value).endswith(words)
+
+
+def test_torchrun_adds_nothing_to_the_error_of_a_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(error: Exception) -> tuple[int, str]:
+        def run() -> None:
+            raise error
+
+        monkeypatch.setattr("torch.distributed.run.main", run)
+        with pytest.raises(SystemExit) as ended:
+            quiet_torchrun.main()
+        return int(str(ended.value.code)), capsys.readouterr().err
+
+    def failed(code: int) -> Exception:
+        return ChildFailedError("gemmule", {1: ProcessFailure(1, 99, code, "<N/A>")})
+
+    assert end(failed(2)) == (2, "")
+    assert end(failed(-9)) == (1, "gemmule: rank 1 was ended by SIGKILL\n")
+    assert end(SignalException("stop", signal.SIGTERM)) == (130, "")
+
+
+@pytest.mark.slow
+def test_an_error_of_ranks_that_nproc_started_is_one_line(config: Path, tmp_path: Path) -> None:
+    train = [sys.executable, "-m", "gemmule", "train", config, "--out", tmp_path / "run"]
+    code, _, err = ended(start(*train, "--nproc", 2, "--set", f"model.init={tmp_path / 'none'}"))
+    assert code == 2
+    assert err.startswith("gemmule: nothing at "), err
+    assert len(err.splitlines()) == 1, err
 
 
 def test_an_error_that_ranks_share_is_printed_once(

@@ -55,7 +55,7 @@ def torchrun(count: int, arguments: Sequence[str]) -> list[str]:
         count: number of processes.
         arguments: gemmule's own.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher = [sys.executable, "-m", "gemmule.runtime.torchrun", "--standalone"]
     return [*launcher, f"--nproc-per-node={count}", "-m", "gemmule", *arguments]
 
 
