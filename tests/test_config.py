@@ -225,7 +225,8 @@ def test_the_config_of_an_earlier_run_is_read_as_what_it_means(tmp_path: Path) -
                                         "continuation_tokens": 50}},
         "checkpoint": {"every": 100, "minutes": 1.0, "keep": 1},
         "runtime": {"device": "cpu", "dtype": "float32", "compile": True, "threads": 2,
-                    "country": "FRA"},
+                    "country": "FRA", "attention": "block", "activation_checkpointing": "none"},
+        "parallel": {"data_parallel_shard_degree": 1, "tensor_parallel_degree": 1},
         "adapter": None,
     }  # fmt: skip
     assert load_run_config(path, ["data.path=elsewhere"]).data.path == Path("elsewhere")

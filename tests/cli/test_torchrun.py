@@ -103,9 +103,9 @@ def test_nproc_becomes_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Replacement) as started:
         start_processes(2, without=["--text"])
     command = torchrun(started.value.count, started.value.arguments)
-    assert command[:3] == [sys.executable, "-m", "gemmule.runtime.torchrun"]
+    assert command[:4] == [sys.executable, "-P", "-m", "gemmule.runtime.torchrun"]
     expected = ["-m", "gemmule", "train", "a.toml", "--out", "x"]
-    assert command[3:] == ["--standalone", "--nproc-per-node=2", *expected]
+    assert command[4:] == ["--standalone", "--nproc-per-node=2", *expected]
 
 
 def test_processes_start_once_the_command_has_ended(

@@ -30,6 +30,7 @@ class Replacement(SystemExit):
 
     def start(self) -> NoReturn:
         """Replaces this process by torchrun."""
+        os.environ["PYTHONSAFEPATH"] = "1"  # torchrun's processes, too, leave out this folder
         # torchrun would set it to 1, with a warning.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.usable_cores() // self.count)))
         os.execv(sys.executable, torchrun(self.count, self.arguments))
@@ -55,7 +56,7 @@ def torchrun(count: int, arguments: Sequence[str]) -> list[str]:
         count: number of processes.
         arguments: gemmule's own.
     """
-    launcher = [sys.executable, "-m", "gemmule.runtime.torchrun", "--standalone"]
+    launcher = [sys.executable, "-P", "-m", "gemmule.runtime.torchrun", "--standalone"]
     return [*launcher, f"--nproc-per-node={count}", "-m", "gemmule", *arguments]
 
 

@@ -16,7 +16,7 @@ from gemmule.runtime.world import SOLO, World
 from gemmule.train.config import RunConfig
 from gemmule.train.objective import Objective
 from gemmule.train.probe import Probe
-from gemmule.train.sharding import gathered
+from gemmule.train.sharding import gathered, is_sharded
 
 METRICS = ("nats_per_token", "perplexity", "bits_per_byte")
 
@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int = 16,
     max_tokens: int | None = None,
     compiled: bool = False,
+    half: bool = False,
     world: World = SOLO,
 ) -> dict[str, float]:
     """Measures the loss of `model` on a split, of which each rank reads a part.
@@ -46,6 +47,7 @@ def evaluate(
         batch_size: sequences per forward pass.
         max_tokens: number of tokens to read, spread evenly over the split; None: all.
         compiled: whether the element-wise part of the loss goes through torch.compile.
+        half: whether it computes in bfloat16 where training does.
         world: ranks that have the same model; all of them call this.
 
     Returns:
@@ -55,7 +57,11 @@ def evaluate(
     device = model.embed_tokens.weight.device
     byte_length_V = torch.from_numpy(tokenizer.token_bytes()).to(device)
     # Uses what training compiled; compiling more for a forward pass would not pay.
-    with torch.compiler.set_stance("eager_on_recompile"), gathered(model):
+    with (
+        torch.compiler.set_stance("eager_on_recompile"),
+        torch.autocast(device.type, torch.bfloat16, enabled=half),
+        gathered(model),
+    ):
         for batch in eval_batches(
             split, batch_size, seq_len, max_tokens, part=world.rank, parts=world.size
         ):
@@ -140,6 +146,8 @@ def _evaluation(
     """A function from a split and a number of tokens to metrics, and those of each source."""
 
     def measure_one(folder: Dataset, split: str, max_tokens: int | None) -> Metrics:
+        # Whole weights are in fp32. Shards are gathered as training gathers them.
+        half = config.runtime.dtype == "bfloat16" and is_sharded(model)
         return evaluate(
             model,
             folder.split(split),
@@ -148,6 +156,7 @@ def _evaluation(
             batch_size=config.data.micro_batch,
             max_tokens=max_tokens,
             compiled=objective.compiled,
+            half=half,
             world=world,
         )
 
