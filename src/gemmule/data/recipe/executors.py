@@ -69,7 +69,7 @@ def local(out: Path, tasks: int, workers: int = 1) -> Executor:
 
 
 def _command(out: Path, phase: str, rank: int, tasks: int, workers: int) -> list[str]:
-    module = [sys.executable, "-m", "gemmule.data.recipe.task"]
+    module = [sys.executable, "-P", "-m", "gemmule.data.recipe.task"]
     share = [str(out), phase, str(rank), str(tasks)]
     return [*module, *share, "--workers", str(workers), "--parent", str(os.getpid())]
 

@@ -11,5 +11,5 @@
 # A task that is killed or queued again goes on where it stopped.
 cd {{ folder }} || exit 1
 export PYTHONPATH={{ path }}
-exec {{ python }} -m gemmule.data.recipe.task {{ out }} \
+exec {{ python }} -P -m gemmule.data.recipe.task {{ out }} \
   "$1" "${SLURM_ARRAY_TASK_ID:-0}" "$2" --workers "${SLURM_CPUS_PER_TASK:-1}"
