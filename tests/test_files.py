@@ -25,6 +25,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert left(path.parent) == ["a.txt"]
 
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "null"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for path in (pipe, link):
+        with pytest.raises(OutputError, match="is a device or a pipe: name a file"):
+            files.write_text(path, "text")
+    assert not Path("/dev/null").is_file()
+    assert left(tmp_path) == ["null", "pipe"]
+
+
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a"
 

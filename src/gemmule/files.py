@@ -127,11 +127,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`; on success it is synced and renamed over `path`.
 
     On any failure the temporary file is removed and `path` stays as it was. A link stays a link.
+
+    Raises:
+        OutputError: when the disk refuses, or `path` is a device or a pipe, which root would lose.
     """
     if path.is_symlink() and path.exists():
         path = path.resolve()
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing_to(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OutputError(f"{path} is a device or a pipe: name a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield tmp

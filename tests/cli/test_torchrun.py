@@ -117,11 +117,13 @@ def test_processes_start_once_the_command_has_ended(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     activities: list[Any] = []
 
-    def execute(program: str, command: list[str]) -> None:
+    def execute(program: str, command: list[str], environment: dict[str, str]) -> None:
         activities.append(activity.current())
+        assert environment["PYTHONSAFEPATH"] == "1"
+        assert environment["OMP_NUM_THREADS"] == "1"
         raise OSError("replaced")
 
-    monkeypatch.setattr("os.execv", execute)
+    monkeypatch.setattr("os.execve", execute)
     with pytest.raises(OSError, match="replaced"):
         cli.main(given)
     assert activities == [None]

@@ -80,11 +80,12 @@ def attend64(
 
 
 def close(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
-    # Gradients of queries with one key are exactly zero and come out as rounding errors.
+    # Gradients of queries with one key are exactly zero and come out as rounding errors, up to
+    # some fp32 epsilons of the largest gradient.
     scale = max(b.norm().item() for b in expected)
     for a, b in zip(got, expected, strict=True):
         assert torch.isfinite(a).all()
-        assert (a.double() - b).norm() <= tolerance * (b.norm() + 0.1 * scale)
+        assert (a.double() - b).norm() <= tolerance * (b.norm() + 0.2 * scale)
 
 
 CAPS = st.sampled_from([None, 1.0, 50.0, LARGEST_SAFE_LOGIT, 61.0, 500.0])

@@ -30,10 +30,11 @@ class Replacement(SystemExit):
 
     def start(self) -> NoReturn:
         """Replaces this process by torchrun."""
-        os.environ["PYTHONSAFEPATH"] = "1"  # torchrun's processes, too, leave out this folder
-        # torchrun would set it to 1, with a warning.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.usable_cores() // self.count)))
-        os.execv(sys.executable, torchrun(self.count, self.arguments))
+        # torchrun's processes leave out the current folder, too. It would set the threads of each
+        # to 1, with a warning.
+        threads = {"OMP_NUM_THREADS": str(max(1, host.usable_cores() // self.count))}
+        environment = {**threads, **os.environ, "PYTHONSAFEPATH": "1"}
+        os.execve(sys.executable, torchrun(self.count, self.arguments), environment)
 
 
 def start_processes(count: int, without: Sequence[str] = ()) -> NoReturn:
