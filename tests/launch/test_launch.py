@@ -228,6 +228,7 @@ def test_the_command_prints_or_writes_a_script(
 
 def test_the_command_is_checked_before_it_waits_in_a_queue(
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     train = ("train", "--out", "runs/x", "--set", "data.path=d", "--set", "steps=5")
     assert "give one of --slurm, --sky and --kubeflow" in refusal(capsys, *train)
@@ -237,7 +238,7 @@ def test_the_command_is_checked_before_it_waits_in_a_queue(
     assert "give --nproc to gemmule launch" in refusal(capsys, "--slurm", *train, "--nproc=2")
     three = ("--slurm", "--nodes", "3", *train, "--set", "data.batch_size=8")
     assert "3 ranks cannot share a batch equally" in refusal(capsys, *three)
-    four = ("--slurm", "--nodes", "2", "--nproc", "2", "--script", "/dev/null", *train)
+    four = ("--slurm", "--nodes", "2", "--nproc", "2", "--script", str(tmp_path / "job.sh"), *train)
     groups = ("--set", "data.batch_size=1", "--set", "parallel.tensor_parallel_degree=4")
     with pytest.raises(SystemExit) as ended:
         cli.main(["launch", *four, *groups])  # one group, which computes the same rows
