@@ -234,6 +234,7 @@ def test_a_stage_is_a_step_of_a_pipeline() -> None:
     assert list(step(iter([kept]), 3, 4)) == [kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_phases_in_datatroves_executor(
     tasks: int, recipe: Recipe, pieces: Tokenizer, alone: Dataset, tmp_path: Path

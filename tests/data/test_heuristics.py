@@ -150,6 +150,7 @@ def sample() -> list[str]:
     return [text for text in [*texts, *pieces] if text.strip()]
 
 
+@pytest.mark.slow
 def test_verdicts_and_reasons_are_datatroves(monkeypatch: pytest.MonkeyPatch) -> None:
     """datatrove's filters, given our words: how those differ from spaCy's is in bench/data.py."""
     pytest.importorskip("datatrove", reason="datatrove is compared with where it is installed")
