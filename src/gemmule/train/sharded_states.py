@@ -39,8 +39,8 @@ class ShardedStates(StateFolder):
         # Of its own: an operation of a step at the same time would be taken for one of a save.
         timeout = datetime.timedelta(seconds=TIMEOUT)
         self._group = dist.new_group(backend="gloo", timeout=timeout)
-        self._writing: Future[Any] | None = None
-        self._at = Path()  # where the state lies that is being written
+        # Of the state that is being written: its end, where it lies, and its final place.
+        self._writing: tuple[Future[Any], Path, Path] | None = None
 
     def save(
         self,
@@ -64,7 +64,7 @@ class ShardedStates(StateFolder):
         writer = FileSystemWriter(tmp / SHARDS, overwrite=False)
         writing = async_save(saved, storage_writer=writer, process_group=self._group)
         assert isinstance(writing, Future)
-        self._writing, self._at = writing, tmp
+        self._writing = writing, tmp, path
 
     def wait(self) -> None:
         """Waits until every rank has written its part of the last state, which then gets its name.
@@ -74,8 +74,7 @@ class ShardedStates(StateFolder):
         """
         if self._writing is None:
             return
-        writing, self._writing = self._writing, None
-        path = self._at.with_name(self._at.name.rsplit(".", 2)[0].removeprefix("."))
+        (writing, tmp, path), self._writing = self._writing, None
         try:
             writing.result()
         except CheckpointException as e:
@@ -86,9 +85,9 @@ class ShardedStates(StateFolder):
             raise OutputError(f"cannot write {path}: rank {rank}: {first_line(error)}") from None
         if self.world.first:
             with files.writing_to(path):
-                for file in (*self._at.rglob("*"), self._at):
+                for file in (*tmp.rglob("*"), tmp):
                     if file.is_dir():
                         files.fsync_dir(file)
-                files.put_in_place(self._at, path)
+                files.put_in_place(tmp, path)
             self.drop_old()
         self.world.barrier()
