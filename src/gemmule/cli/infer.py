@@ -42,11 +42,11 @@ def generate(
     settings = _settings(sampling)
     settings["logprobs"] = logprobs
     lm = _load(model, serving)
+    if as_json:
+        print(json.dumps(_completion(lm, text, settings)))
+        return
+    stream = lm.stream(text, **settings)  # raises for a wrong setting before anything is printed
     with _counted(lm):
-        if as_json:
-            print(json.dumps(_completion(lm, text, settings)))
-            return
-        stream = lm.stream(text, **settings)  # raises for a wrong setting before it prints
         sys.stdout.write(text)
         for more in stream:
             sys.stdout.write(more)
@@ -92,8 +92,8 @@ def chat(
     from gemmule.infer.local_chat import LocalModel
 
     lm = _load(model, serving)
+    local = LocalModel(lm, _settings(sampling))
     with _counted(lm):
-        local = LocalModel(lm, _settings(sampling))
         TerminalChat(local, system=system, name=Path(model).name).run()
 
 
@@ -153,7 +153,8 @@ def _completion(lm: "LanguageModel", text: str, settings: "SamplingSettings") ->
     from gemmule import SamplingParams
 
     params = SamplingParams.of(settings)
-    (done,) = lm.complete([lm.tokenizer.encode(text, bos=True)], params)
+    with _counted(lm):
+        (done,) = lm.complete([lm.tokenizer.encode(text, bos=True)], params)
     result: dict[str, Any] = {"prompt": text, "text": done.text}
     if done.logprobs is not None:
 
