@@ -95,8 +95,7 @@ def launch(
     if script is None:
         print(text, end="")
     else:
-        with files.writing_to(script):
-            files.write_text(script, text)
+        files.write_text(script, text)
 
 
 def _checked(training: list[str]) -> "tuple[RunConfig, Path]":

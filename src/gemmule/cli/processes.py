@@ -105,15 +105,14 @@ def print_error(message: str) -> None:
 
     The first rank prints its own. Another waits for that, and prints what the first has not said.
     """
-    rank = os.environ.get("RANK", "0")
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        print(f"gemmule: {message}", file=sys.stderr)
-    elif rank == "0":
-        print(f"gemmule: {message}", file=sys.stderr)
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    first, text = os.environ.get("RANK", "0") == "0", message.encode(errors="replace")
+    if shared and not first and _first_printed(text):
+        return
+    print(f"gemmule: {message}", file=sys.stderr)
+    if shared and first:
         with contextlib.suppress(RuntimeError, ValueError):
-            _printed().set(_FIRST, message.encode(errors="replace"))
-    elif not _first_printed(message.encode(errors="replace")):
-        print(f"gemmule: {message}", file=sys.stderr)
+            _printed().set(_FIRST, text)
 
 
 _FIRST = "first rank's error"
