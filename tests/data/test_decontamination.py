@@ -93,7 +93,7 @@ def test_one_by_one_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         at_once = decontaminator.apply(texts)
         assert [decontaminator.apply([text])[0] for text in texts] == at_once
         with monkeypatch.context() as patch:
-            patch.setattr("gemmule.data.decontamination.BYTES_AT_ONCE", 700)
+            patch.setattr("gemmule.data.word_hashes.BYTES_AT_ONCE", 700)
             assert decontaminator.apply(texts) == at_once
 
 

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from gemmule.data import ngrams
+from gemmule.data import ngrams, word_hashes
 from gemmule.data.dataset import Dataset
 from gemmule.data.ngrams import N, NgramIndex, Overlap, training_text, words
 from gemmule.data.prepare import prepare
@@ -70,7 +70,7 @@ def expected(corpus: Dataset, texts: list[str]) -> dict[int, int]:
 @pytest.fixture(params=[2**18, 37], ids=["at once", "in pieces"])
 def pieces_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "_TOKENS_AT_ONCE", request.param)
-    monkeypatch.setattr(ngrams, "BYTES_AT_ONCE", 8 * request.param)
+    monkeypatch.setattr(word_hashes, "BYTES_AT_ONCE", 8 * request.param)
 
 
 @pytest.mark.usefixtures("pieces_of")

@@ -8,10 +8,10 @@ benchmarks. What goes through here has none of them.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from gemmule.data.ngrams import NgramIndex
-from gemmule.data.word_hashes import BYTES_AT_ONCE, JoinedTexts, encoded, normalize
+from gemmule.data.word_hashes import JoinedTexts, encoded, groups, normalize
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -45,8 +45,8 @@ class Decontaminator:
     def apply(self, texts: Sequence[str]) -> list[Decontaminated]:
         """What is left of each text."""
         grams: list[list[tuple[int, str]]] = [[] for _ in texts]
-        for first, group in _groups(texts):
-            for text, word, benchmark in self._index.matches(group):
+        for first, group in groups(normalize(encoded(text)) for text in texts):
+            for text, word, benchmark in self._index.matches(JoinedTexts(group)):
                 grams[first + text].append((word, benchmark))
         return [
             self._without(text, its) if its else Decontaminated(text)
@@ -63,18 +63,6 @@ class Decontaminator:
             benchmarks.update(benchmark for _, benchmark in grams)
         rest = None if self._whole or not text.strip() else text
         return Decontaminated(rest, tuple(sorted(benchmarks)))
-
-
-def _groups(texts: Sequence[str]) -> Iterator[tuple[int, JoinedTexts]]:
-    """Consecutive texts of about BYTES_AT_ONCE bytes, with the number of the first."""
-    group: list[bytes] = []
-    size = 0
-    for n, text in enumerate(texts, 1):
-        group.append(normalize(encoded(text)))
-        size += len(group[-1])
-        if size >= BYTES_AT_ONCE or n == len(texts):
-            yield n - len(group), JoinedTexts(group)
-            group, size = [], 0
 
 
 def _without_lines(text: str, grams: Iterable[int], n: int) -> str:

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from gemmule.data.dataset import Split
 from gemmule.data.word_hashes import (
     BREAK,
-    BYTES_AT_ONCE,
     Hashes,
     JoinedTexts,
     WordHashes,
     encoded,
+    groups,
     normalize,
 )  # fmt: skip
 from gemmule.model.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ class NgramIndex:
         ]
         self._short = np.zeros(len(normalized), bool)
         parts = []
-        for first, group in _groups(normalized):
+        for first, group in groups(normalized):
             text = JoinedTexts(group)
             self._short[first : first + len(group)] = text.word_counts < n
             hashes, documents, places = text.whole_grams(n)
@@ -184,20 +184,6 @@ class NgramIndex:
             overlaps[name] = Overlap(count, short, shared)
             first += count
         return overlaps
-
-
-def _groups(texts: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """Consecutive texts of about BYTES_AT_ONCE bytes, with the number of the first."""
-    group: list[bytes] = []
-    first = size = 0
-    for i, text in enumerate(texts):
-        group.append(text)
-        size += len(text) + 3
-        if size >= BYTES_AT_ONCE:
-            yield first, group
-            group, first, size = [], i + 1, 0
-    if group:
-        yield first, group
 
 
 def training_text(split: Split, tokenizer: Tokenizer) -> Iterator[tuple[bytes, int]]:

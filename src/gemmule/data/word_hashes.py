@@ -6,7 +6,7 @@ running sums over their hashes, so that a text costs the same for runs of any le
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,20 @@ class JoinedTexts(WordHashes):
         whole &= self.is_break[n - 1 :] == 0 if len(hashes) else True
         places = np.flatnonzero(whole)
         return hashes[places], self._text_of_word[places], places
+
+
+def groups(texts: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Consecutive texts of about BYTES_AT_ONCE bytes, with the number of the first."""
+    group: list[bytes] = []
+    first = size = 0
+    for i, text in enumerate(texts):
+        group.append(text)
+        size += len(text) + 3
+        if size >= BYTES_AT_ONCE:
+            yield first, group
+            group, first, size = [], i + 1, 0
+    if group:
+        yield first, group
 
 
 def running(values: Hashes, base: int) -> Hashes:

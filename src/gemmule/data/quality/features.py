@@ -8,12 +8,12 @@ Shapes: D documents, K features of all of them.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from gemmule.data.word_hashes import BYTES_AT_ONCE, JoinedTexts, encoded, normalize, spaced
+from gemmule.data.word_hashes import JoinedTexts, encoded, groups, normalize, spaced
 
 GRAMS = (1, 2)
 
@@ -54,7 +54,8 @@ class Features:
 
 def features(texts: Sequence[str], bits: int) -> Features:
     """The features of texts, in 2^bits buckets."""
-    return joined([features_of_group(group, bits) for group in _groups(texts)])
+    normalized = (normalize(encoded(spaced(text))) for text in texts)
+    return joined([features_of_group(group, bits) for _, group in groups(normalized)])
 
 
 def features_of_group(texts: Sequence[bytes], bits: int) -> Features:
@@ -78,16 +79,3 @@ def joined(parts: Iterable[Features]) -> Features:
     counts_D = np.concatenate([np.empty(0, np.int64), *(part.counts_D for part in parts)])
     buckets_K = np.concatenate([np.empty(0, np.int32), *(part.buckets_K for part in parts)])
     return Features(buckets_K, np.cumsum(counts_D) - counts_D, counts_D)
-
-
-def _groups(texts: Sequence[str]) -> Iterator[list[bytes]]:
-    group: list[bytes] = []
-    size = 0
-    for text in texts:
-        group.append(normalize(encoded(spaced(text))))
-        size += len(group[-1])
-        if size >= BYTES_AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
