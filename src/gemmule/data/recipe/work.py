@@ -11,6 +11,7 @@ digest of what it was made from, so a phase that is started again does only what
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -36,19 +37,30 @@ class Unit:
 
     Attributes:
         number: its place among all units.
-        source: name of the source.
+        settings: settings of the source.
         files: the source with these files alone.
         in_sections: whether its documents are cut into sections.
         size: bytes of the files.
-        fingerprint: SHA-256 over the names, sizes, and ends of the files.
     """
 
     number: int
-    source: str
+    settings: SourceSettings
     files: Source
     in_sections: bool
     size: int
-    fingerprint: str
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+        return self.settings.name
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, sizes, and ends of the files, which are read when it is asked."""
+        settings = self.settings
+        about = [settings.name, settings.field, settings.license_field, self.in_sections]
+        probes = [[file.key, file.kind, *_probe(file.path)] for file in self.files.files]
+        return sha256_of(*map(str, about), *map(json.dumps, probes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,15 +192,11 @@ def _units_of(
             sizes.append(0)
         groups[-1].append(file)
         sizes[-1] += _size(file.path)
-    units = []
-    for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
-        part = dataclasses.replace(source, files=tuple(group))
-        probes = [json.dumps([file.key, file.kind, *_probe(file.path)]) for file in group]
-        about = [settings.name, str(settings.field), str(settings.license_field), str(in_sections)]
-        units.append(
-            Unit(first + number, settings.name, part, in_sections, size, sha256_of(*about, *probes))
-        )
-    return units
+    parts = [dataclasses.replace(source, files=tuple(group)) for group in groups]
+    return [
+        Unit(number, settings, part, in_sections, size)
+        for number, (part, size) in enumerate(zip(parts, sizes, strict=True), first)
+    ]
 
 
 def _size(path: Path) -> int:
