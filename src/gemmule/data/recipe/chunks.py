@@ -172,7 +172,10 @@ class Chunk:
 
     def names(self) -> list[str]:
         """Where its documents came from, their source first."""
-        return [f"{self.source}/{name}" for name in self.record()["names"]]
+        return self._named(self.record())
+
+    def _named(self, record: dict[str, Any]) -> list[str]:
+        return [f"{self.source}/{name}" for name in record["names"]]
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """Bytes of each document [D]."""
@@ -182,7 +185,7 @@ class Chunk:
         """The documents; the names begin with their source."""
         text, ends = self.array("text").tobytes(), self.array("ends").tolist()
         record = self.record()
-        rows = zip([0, *ends], ends, self.names(), record["licenses"], strict=False)
+        rows = zip([0, *ends], ends, self._named(record), record["licenses"], strict=False)
         return [
             Document(name, text[start:end].decode(), source=self.source, licence=licence)
             for start, end, name, licence in rows

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemmule import files
 from gemmule.data.corpus import SPLITS
 from gemmule.data.dataset import FORMAT, TOKENS_BY
 from gemmule.data.prepare import describe_split, fingerprint_of
@@ -32,13 +31,12 @@ def funnels(work: Work) -> dict[str, dict[str, Any]]:
     left_out: dict[str, Counter[str]] = {}
     fields: dict[str, dict[str, None]] = {}
     for unit in work.units:
-        total = of_source.setdefault(unit.source, {"read": [0, 0], "stages": {}, "lengths": {}})
+        of_source.setdefault(unit.source, {"read": [0, 0], "stages": {}, "lengths": {}})
         record = work.unit_record(unit)
         left_out.setdefault(unit.source, Counter()).update(record["left_out"])
         fields.setdefault(unit.source, {}).update(dict.fromkeys(record["fields"]))
-        for number in range(len(record["documents"])):
-            path = work.unit_folder(unit) / f"{number:05d}.json"
-            add(total, files.read_object(path, DataError)["funnel"])
+    for chunk in work.chunks():
+        add(of_source[chunk.source], chunk.record()["funnel"])
     for settings in work.recipe.sources:
         name, total = settings.name, of_source[settings.name]
         if not total["read"][0]:
@@ -104,11 +102,9 @@ def full_funnel(work: Work, stages: Sequence[Stage], tokens: Mapping[str, int]) 
 
 def _examples(work: Work) -> list[dict[str, Any]]:
     examples: list[Example] = []
-    for unit in work.units:
-        for number in range(len(work.unit_record(unit)["documents"])):
-            path = work.unit_folder(unit) / f"{number:05d}.json"
-            examples += [Example(**each) for each in files.read_object(path, DataError)["examples"]]
-        examples = fewest(examples)
+    for chunk in work.chunks():
+        own = (Example(**each) for each in chunk.record()["examples"])
+        examples = fewest([*examples, *own])
     return [dataclasses.asdict(example) for example in examples]
 
 
