@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule import files
+from gemmule.data.quality import artifact
 from gemmule.data.quality.features import features
 from gemmule.data.quality.logistic import sigmoid
 from gemmule.errors import DataError
@@ -52,14 +53,8 @@ class Classifier:
 
     def save(self, folder: Path) -> None:
         """Writes it to a folder, which may exist."""
-        from safetensors.numpy import save_file
-
-        with files.writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with files.atomic_path(folder / WEIGHTS) as path:
-                save_file({"weights": self._stored}, path)
-            about = {"format": FORMAT, **self.about, "fingerprint": self.fingerprint}
-            files.write_json(folder / ABOUT, about)
+        about = {"format": FORMAT, **self.about, "fingerprint": self.fingerprint}
+        artifact.save(folder, (WEIGHTS, ABOUT), {"weights": self._stored}, about)
 
     @classmethod
     def open(cls, folder: Path) -> "Classifier":
@@ -68,18 +63,11 @@ class Classifier:
         Raises:
             DataError: when there is none, or it is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         folder = files.expand(folder)
-        try:
-            about = files.read_object(folder / ABOUT, DataError)
-            weights = load_file(folder / WEIGHTS)["weights"]
-        except (OSError, SafetensorError, KeyError) as e:
-            reason = getattr(e, "strerror", None) or e
-            raise DataError(
-                f"{folder} holds no classifier ({reason}): make one with gemmule quality fit"
-            ) from None
+        (weights,), about = artifact.load(
+            folder, (WEIGHTS, ABOUT), ("weights",), "classifier",
+            "make one with gemmule quality fit",
+        )  # fmt: skip
         classifier = cls(weights, {k: v for k, v in about.items() if k not in _OWN})
         if weights.dtype != np.float32 or len(weights) != 2**classifier.bits + 1:
             raise DataError(f"{folder / WEIGHTS} is not a classifier's: fit it again")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule import files
+from gemmule.data.quality import artifact
 from gemmule.errors import DataError
 
 SCORES, ABOUT = "bits.safetensors", "bits.json"
@@ -72,14 +73,9 @@ class TeacherBits:
 
     def save(self, folder: Path) -> None:
         """Writes them to a folder, which may exist."""
-        from safetensors.numpy import save_file
-
-        with files.writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with files.atomic_path(folder / SCORES) as path:
-                save_file({"digests": self._digests, "bits": self._bits}, path)
-            about = {"format": FORMAT, **self.about, "fingerprint": self.fingerprint}
-            files.write_json(folder / ABOUT, about)
+        about = {"format": FORMAT, **self.about, "fingerprint": self.fingerprint}
+        arrays: dict[str, npt.NDArray[Any]] = {"digests": self._digests, "bits": self._bits}
+        artifact.save(folder, (SCORES, ABOUT), arrays, about)
 
     @classmethod
     def open(cls, folder: Path) -> "TeacherBits":
@@ -88,19 +84,12 @@ class TeacherBits:
         Raises:
             DataError: when there is none, or it is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         folder = files.expand(folder)
-        try:
-            about = files.read_object(folder / ABOUT, DataError)
-            arrays = load_file(folder / SCORES)
-            scores = cls(arrays["digests"], arrays["bits"], about)
-        except (OSError, SafetensorError, KeyError) as e:
-            reason = getattr(e, "strerror", None) or e
-            raise DataError(
-                f"{folder} holds no scores ({reason}): make them with gemmule quality score"
-            ) from None
+        (digests, bits), about = artifact.load(
+            folder, (SCORES, ABOUT), ("digests", "bits"), "scores",
+            "make them with gemmule quality score",
+        )  # fmt: skip
+        scores = cls(digests, bits, about)
         if scores.fingerprint != about.get("fingerprint"):
             raise DataError(f"{folder / SCORES} is not what {ABOUT} describes: score again")
         return scores
