@@ -14,6 +14,7 @@ import pydantic
 from gemmule import stats
 from gemmule.config import Config
 from gemmule.console import Progress
+from gemmule.data.corpus import digest_of
 from gemmule.data.quality.bands import PROBABILITY_EDGES, Bands
 from gemmule.data.quality.classifier import Classifier
 from gemmule.data.quality.features import GRAMS, Features, features, joined
@@ -120,7 +121,7 @@ def _read(
     seen: set[bytes] = set()
     group: list[str] = []
     for document in _documents(path, config.field):
-        digest = hashlib.sha256(document.text.encode(errors="surrogatepass")).digest()[:16]
+        digest = digest_of(document.text)
         if digest in seen or not document.text.strip():
             continue
         seen.add(digest)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmule import files
+from gemmule.data.corpus import digest_of
 from gemmule.data.quality import artifact
 from gemmule.errors import DataError
 
@@ -22,8 +23,7 @@ FORMAT = 1
 
 def digest(text: str) -> int:
     """The first 8 bytes of the SHA-256 of a document's text."""
-    data = text.encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.sha256(data).digest()[:8])
+    return int.from_bytes(digest_of(text)[:8])
 
 
 class TeacherBits:
