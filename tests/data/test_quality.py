@@ -167,6 +167,10 @@ def test_examples_that_are_too_few(tmp_path: Path) -> None:
     config = examples(tmp_path, 40)
     with pytest.raises(DataError, match="holds 0 different documents"):
         fit(config.model_copy(update={"bad": config.good}))
+    for path in (config.good, config.bad):
+        path.write_text('{"text": " "}\n')
+    with pytest.raises(DataError, match="holds 0 different documents"):
+        fit(config)
 
 
 def test_bands_count_what_limits_drop() -> None:

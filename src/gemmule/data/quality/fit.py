@@ -85,9 +85,9 @@ def fit(config: FitConfig, progress: Progress | None = None) -> tuple[Classifier
     examples = _Examples()
     for path, good in ((config.good, True), (config.bad, False)):
         _read(path, good, config, examples, progress)
-    good_D, heldout_D = np.array(examples.good), np.array(examples.heldout)
+    good_D, heldout_D = np.array(examples.good, bool), np.array(examples.heldout, bool)
     both = _in_both(examples)
-    use_D = np.array([digest not in both for digest in examples.digests])
+    use_D = np.array([digest not in both for digest in examples.digests], bool)
     _check(good_D, heldout_D, use_D, config)
     whole = joined(examples.parts)
     train_D = use_D & ~heldout_D
@@ -161,8 +161,8 @@ def _check(
     config: FitConfig,
 ) -> None:
     for path, which in ((config.good, good_D), (config.bad, ~good_D)):
-        count = int((use_D & which).sum()) if len(use_D) else 0
-        held = int((use_D & which & heldout_D).sum()) if len(use_D) else 0
+        count = int((use_D & which).sum())
+        held = int((use_D & which & heldout_D).sum())
         if count < _LEAST or not 0 < held < count:
             raise DataError(
                 f"{path} holds {count} different documents, {held} of them held out: give at least "
