@@ -47,8 +47,7 @@ class DecontaminateSettings(StageSettings):
             if twice:
                 raise ConfigError(f"two benchmarks are named {twice[0]!r}: give each once")
             folder.mkdir(parents=True, exist_ok=True)
-            given = [Benchmark(b.name, b.sha256, b.texts).json() for b in benchmarks]
-            files.write_json(folder / BENCHMARKS, given)
+            files.write_json(folder / BENCHMARKS, [b.json() for b in benchmarks])
 
     def open(self, folder: Path) -> Stage:
         """The stage."""
