@@ -115,14 +115,13 @@ class _Clusters:
             np.minimum.at(self.smallest, clusters, chunk.contents()[kept, 0])
             unique, several = np.unique(clusters, return_counts=True)
             sizes[unique] = np.minimum(sizes[unique] + several, 2)  # 2: two or more
-        grouped = 0
+        action, grouped = work.recipe.near_duplicates.action, 0
         for chunk in chunks:
             own, clusters = split_of[chunk.slice], self.cluster_of[chunk.slice]
-            grouped += int(((sizes[clusters] > 1) & (own != DUPLICATE)).sum())
-            if work.recipe.near_duplicates.action == "drop":
-                others = self._representative(chunk) & (own != DUPLICATE)
-                own[~others & (own != DUPLICATE)] = NEAR_DUPLICATE
-        action = work.recipe.near_duplicates.action
+            kept = own != DUPLICATE
+            grouped += int(((sizes[clusters] > 1) & kept).sum())
+            if action == "drop":
+                own[kept & ~self._representative(chunk)] = NEAR_DUPLICATE
         self.grouped = None if action == "ignore" else grouped
 
     def _representative(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
