@@ -26,6 +26,7 @@ class Words:
     Attributes:
         ends_W: position in C after each word; `starts_W` that of its first character.
         first_T: number of each text's first word; one more element than there are texts.
+        counts_T: number of words of each text.
         flags_W: classes of the characters in each word (see characters.py), joined by "or".
 
     Args:
@@ -55,13 +56,8 @@ class Words:
             if len(self.starts_W)
             else np.empty(0, np.uint16)
         )
-        self._counts_T = np.diff(self.first_T)
+        self.counts_T = np.diff(self.first_T)
         self._sums: Hashes | None = None
-
-    @property
-    def counts_T(self) -> npt.NDArray[np.int64]:
-        """Number of words of each text."""
-        return self._counts_T
 
     def sum_by_text(self, values_W: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
         """Sums of a value of each word, by text."""
@@ -146,8 +142,7 @@ def most_frequent(repeats: Repeats, low: int, high: int, first_word: int) -> int
     if low == high:  # no run is repeated: the first one is as frequent as any
         return repeats.length(first_word, True)
     keys = repeats.keys[low:high]
-    values, places, counts = np.unique(keys, return_index=True, return_counts=True)
-    del values
+    _, places, counts = np.unique(keys, return_index=True, return_counts=True)
     most = counts.max()
     place = int(places[counts == most].min())
     return int(most) * repeats.length(int(repeats.first_W[low + place]), True)
