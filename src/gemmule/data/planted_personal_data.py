@@ -70,8 +70,12 @@ def plant(text: str, seed: int, pairs: int) -> tuple[str, list[Planted]]:
     return "".join((*parts, *lines[done:])), planted
 
 
+def _letters(draw: random.Random, alphabet: str, count: int) -> str:
+    return "".join(draw.choice(alphabet) for _ in range(count))
+
+
 def _digits(draw: random.Random, count: int) -> str:
-    return "".join(draw.choice(string.digits) for _ in range(count))
+    return _letters(draw, string.digits, count)
 
 
 def _luhn(digits: str) -> str:
@@ -109,10 +113,6 @@ def _cpf(draw: random.Random) -> str:
         digits.append(0 if rest < 2 else 11 - rest)
     d = "".join(map(str, digits))
     return f"{d[:3]}.{d[3:6]}.{d[6:9]}-{d[9:]}"
-
-
-def _letters(draw: random.Random, alphabet: str, count: int) -> str:
-    return "".join(draw.choice(alphabet) for _ in range(count))
 
 
 _BASE64 = string.ascii_letters + string.digits
