@@ -179,6 +179,19 @@ def _about(names: Sequence[str], provenance: Mapping[str, Sequence[str]]) -> dic
     return about
 
 
+def is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a shard's tokens and offsets have the checksums of its entry.
+
+    Raises:
+        OSError: when a file cannot be read.
+        KeyError: when the entry has no checksums.
+    """
+    return bool(
+        files.sha256_file(path) == entry["sha256"]
+        and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
+    )
+
+
 def _finished(
     path: Path, record: Path, text_digest: str, about: dict[str, Any]
 ) -> dict[str, Any] | None:
@@ -188,8 +201,7 @@ def _finished(
             entry["text_sha256"] == text_digest
             and MASK_CHECKSUM not in entry  # text alone has no mask
             and {key: entry.pop(key) for key in (NAMES, PROVENANCE) if key in entry} == about
-            and files.sha256_file(path) == entry["sha256"]
-            and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
+            and is_whole(path, entry)
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

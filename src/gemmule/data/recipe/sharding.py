@@ -15,7 +15,7 @@ from gemmule.data.dataset import NAMES, PROVENANCE
 from gemmule.data.recipe.chunks import Chunk
 from gemmule.data.recipe.documents import Splits, read_documents
 from gemmule.data.recipe.work import Work
-from gemmule.data.shards import ShardJob, make_shard
+from gemmule.data.shards import ShardJob, is_whole, make_shard
 from gemmule.data.sources import Document
 from gemmule.errors import DataError
 from gemmule.model.tokenizer import Tokenizer
@@ -130,8 +130,7 @@ def read_shards(work: Work) -> list[tuple[str, dict[str, Any]]]:
             for about in (NAMES, PROVENANCE):
                 entry.pop(about, None)
             whole = (
-                files.sha256_file(path) == entry["sha256"]
-                and files.sha256_file(path.with_suffix(".offsets")) == entry["offsets_sha256"]
+                is_whole(path, entry)
                 and entry["documents"] == shard["documents"]
                 and entry["bytes"] == shard["bytes"]
             )
