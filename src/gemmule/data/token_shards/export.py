@@ -8,7 +8,7 @@ import numpy as np
 
 from gemmule import files
 from gemmule.data.dataset import Dataset, Split
-from gemmule.data.token_shards.token_file import INDEX_TYPE
+from gemmule.data.token_shards.token_file import INDEX_TYPE, id_bytes
 from gemmule.errors import DataError, OutputError
 from gemmule.runs.lock import is_lock, locked
 
@@ -19,8 +19,8 @@ _BLOCK = 1 << 22  # tokens in memory at a time
 def export_datatrove(dataset: Dataset, out: Path) -> dict[str, Any]:
     """Writes each split of a data folder into a folder of .ds, .ds.index and .ds.metadata.
 
-    Documents are <bos> ids <eos>, in the data folder's order; ids have 2 bytes, or 4 from a
-    vocabulary of 65,536 on, as in datatrove. What was written is read again and compared.
+    Documents are <bos> ids <eos>, in the data folder's order; ids have 2 bytes, or 4 with a
+    vocabulary of more than 65,536, as in datatrove. What was written is read again and compared.
 
     Args:
         dataset: data without loss masks.
@@ -73,8 +73,7 @@ def _check_free(dataset: Dataset, out: Path) -> None:
 
 
 def _write(dataset: Dataset, split: Split, path: Path) -> dict[str, Any]:
-    vocab_size = dataset.manifest["vocab_size"]
-    width = 4 if vocab_size > 65536 else 2
+    width = id_bytes(dataset.manifest["vocab_size"])
     dtype = np.dtype(f"<u{width}")
     digest = hashlib.sha256()
     with files.atomic_path(path) as tmp, tmp.open("wb") as f:

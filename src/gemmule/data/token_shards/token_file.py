@@ -68,7 +68,7 @@ class TokenFile:
                 "move it away to train on all of them, or prepare conversations with gemmule sft"
             )
         ends = _index(path) if path.suffix == DATATROVE else _csv(path)
-        width = 2 if vocab_size <= 65536 else 4
+        width = id_bytes(vocab_size)
         if ends is not None:
             _check_order(path, ends)
             last = int(ends[-1]) if len(ends) else 0
@@ -94,6 +94,11 @@ class TokenFile:
         for end in _ends_by_eos(tokens, eos_id) if self.ends is None else self.ends.tolist():
             yield tokens[start:end].astype(np.int64)
             start = end
+
+
+def id_bytes(vocab_size: int) -> int:
+    """Bytes of an id, as datatrove and OLMo choose them."""
+    return 2 if vocab_size <= 65536 else 4
 
 
 def _check_order(path: Path, ends: npt.NDArray[np.int64]) -> None:
