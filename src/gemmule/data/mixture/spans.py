@@ -1,6 +1,7 @@
 """A split that consists of parts of others: one source of a recipe's folder, or several folders."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -54,6 +55,10 @@ class Span:
             )
         starts = np.append(split.document_starts(), split.token_count)
         return cls(split, range(first, last), int(starts[first]), int(starts[last]))
+
+    def part_of(self, values: Iterator[str | None]) -> Iterator[str | None]:
+        """Of a value for each of the split's documents, those of its own."""
+        return itertools.islice(values, self.documents.start, self.documents.stop)
 
 
 class SpannedSplit(Split):
@@ -111,13 +116,12 @@ class SpannedSplit(Split):
     def document_names(self) -> Iterator[str | None]:
         """Origin of each document, in order."""
         for span in self._spans:
-            yield from list(span.split.document_names())[span.documents.start : span.documents.stop]
+            yield from span.part_of(span.split.document_names())
 
     def document_provenance(self, kind: str) -> Iterator[str | None]:
         """The "license" or "source" of each document, in order; None where it is not recorded."""
         for span in self._spans:
-            values = list(span.split.document_provenance(kind))
-            yield from values[span.documents.start : span.documents.stop]
+            yield from span.part_of(span.split.document_provenance(kind))
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[Split, int, int]]:
         """The spans' tokens from start to stop: split, first token and the one after the last."""
