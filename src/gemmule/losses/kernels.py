@@ -43,13 +43,9 @@ def distillation_kernel(
     mix: float,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp at temperature 1 and soft loss, [C] each; the gradient lacks its label term."""
-    logits, slope = capped(raw_CV, cap)
-    teacher_logits, _ = capped(teacher_raw_CV, teacher_cap)
     centered = kind != "cross_entropy"
-    student, log_z_C1 = distribution(logits / temperature, cap and cap / temperature, centered)
-    teacher, _ = distribution(
-        teacher_logits / temperature, teacher_cap and teacher_cap / temperature, centered
-    )
+    student, log_z_C1, logits, slope = distribution(raw_CV, cap, temperature, centered)
+    teacher = distribution(teacher_raw_CV, teacher_cap, temperature, centered)[0]
     soft_C, soft_grad_CV = divergence_and_gradient(kind, mix, student, teacher)
     # The factor T^2 keeps the gradient's scale (Hinton et al., arXiv 1503.02531); one T
     # cancels against d(logit / T).
@@ -65,19 +61,25 @@ def distillation_kernel(
 
 
 def distribution(
-    logits_CV: Tensor, bound: float | None, centered: bool
-) -> tuple[Distribution, Tensor]:
-    """The softmax, and the log-sum-exp [C, 1] of the logits as given.
+    raw_CV: Tensor, cap: float | None, temperature: float, centered: bool
+) -> tuple[Distribution, Tensor, Tensor, Tensor]:
+    """The softmax at a temperature.
 
     When `centered`, the largest logit is subtracted first: log-probabilities near 0 stay accurate.
+
+    Returns:
+        The distribution, the log-sum-exp [C, 1] at that temperature, and what `capped` returns:
+        the logits at temperature 1, and their slope.
     """
+    logits, slope = capped(raw_CV, cap)
+    hot_CV = logits / temperature
     if not centered:
-        p_CV, log_z_C1 = softmax(logits_CV, bound)
-        return Distribution(logits_CV, log_z_C1, p_CV), log_z_C1
-    top_C1 = logits_CV.amax(-1, keepdim=True)
-    logits_CV = logits_CV - top_C1
-    p_CV, log_z_C1 = softmax(logits_CV, 0.0)
-    return Distribution(logits_CV, log_z_C1, p_CV), log_z_C1 + top_C1
+        p_CV, log_z_C1 = softmax(hot_CV, cap and cap / temperature)
+        return Distribution(hot_CV, log_z_C1, p_CV), log_z_C1, logits, slope
+    top_C1 = hot_CV.amax(-1, keepdim=True)
+    hot_CV = hot_CV - top_C1
+    p_CV, log_z_C1 = softmax(hot_CV, 0.0)
+    return Distribution(hot_CV, log_z_C1, p_CV), log_z_C1 + top_C1, logits, slope
 
 
 def sparse_kernel(

@@ -250,13 +250,9 @@ def _chained_kernel(
         and the student's probabilities at T and at 1 (None where it is not needed), times slope and
         weight.
     """
-    logits, slope = capped(raw_CV, cap)
-    teacher_logits, _ = capped(teacher_raw_CV, teacher_cap)
     centered = kind != "cross_entropy"
-    student, hot_C1 = distribution(logits / temperature, cap and cap / temperature, centered)
-    teacher, teacher_C1 = distribution(
-        teacher_logits / temperature, teacher_cap and teacher_cap / temperature, centered
-    )
+    student, hot_C1, logits, slope = distribution(raw_CV, cap, temperature, centered)
+    teacher, teacher_C1 = distribution(teacher_raw_CV, teacher_cap, temperature, centered)[:2]
     soft_C, grad_CV = divergence_and_gradient(kind, 0.0, student, teacher)
     scale = slope * weight_C[:, None]
     log_z_C1, cold_p = _cold(logits, hot_C1, cap, temperature, alpha, scale)
@@ -273,10 +269,8 @@ def _log_z_kernel(
     temperature: float,
 ) -> TokenValues:
     """Log-sum-exp of the student at 1 and at T, and of the teacher at T, [C] each."""
-    logits, _ = capped(raw_CV, cap)
-    teacher_logits, _ = capped(teacher_raw_CV, teacher_cap)
-    _, hot_C1 = distribution(logits / temperature, None, True)
-    _, teacher_C1 = distribution(teacher_logits / temperature, None, True)
+    _, hot_C1, logits, _ = distribution(raw_CV, cap, temperature, True)
+    teacher_C1 = distribution(teacher_raw_CV, teacher_cap, temperature, True)[1]
     log_z_C1 = hot_C1 if temperature == 1.0 else softmax(logits, cap)[1]
     return log_z_C1.squeeze(-1), hot_C1.squeeze(-1), teacher_C1.squeeze(-1)
 
@@ -300,10 +294,8 @@ def _mixture_kernel(
         The two sums [C]; and the student's probabilities: in the whole vocabulary at T, and within
         the shard at 1 (None where it is not needed), times slope and weight.
     """
-    logits, slope = capped(raw_CV, cap)
-    teacher_logits, _ = capped(teacher_raw_CV, teacher_cap)
-    student, hot_C1 = distribution(logits / temperature, None, True)
-    teacher, _ = distribution(teacher_logits / temperature, None, True)
+    student, hot_C1, logits, slope = distribution(raw_CV, cap, temperature, True)
+    teacher = distribution(teacher_raw_CV, teacher_cap, temperature, True)[0]
     p = student.p_CV * share_C1
     part, part_C, rest_C = mixture_sums(kind, mix, p, teacher.p_CV * teacher_share_C1)
     scale = slope * weight_C[:, None]
