@@ -40,10 +40,8 @@ def divergence_and_gradient(
         return student.log_z_C1.squeeze(-1) - total(q * student.logits_CV), p - q
     if kind not in CHAINED:
         part, part_C, rest_C = mixture_sums(kind, mix, p, q)
-        grad = part - p * part_C[:, None]
-        return mixture_loss(kind, mix, part_C, rest_C), (
-            1.0 - mix
-        ) * grad if kind == "jsd" else grad
+        loss_C, grad = mixture_loss(kind, mix, part_C, rest_C), part - p * part_C[:, None]
+        return loss_C, (1.0 - mix) * grad if kind == "jsd" else grad
     log_p, log_q = student.log_p(), teacher.log_p()
     if kind == "forward_kl":
         return total(q * (log_q - log_p)), p - q
