@@ -125,10 +125,7 @@ class Shard:
 
     def gather(self, *values_C: Tensor) -> tuple[Tensor, ...]:
         """Each of the values as all ranks have it, float64 [R, C], in one collective operation."""
-        mine = torch.stack([value.double() for value in values_C])
-        every = mine.new_empty(self.group.size(), *mine.shape)
-        dist.all_gather(list(every.unbind()), mine, group=self.group)
-        return every.unbind(1)
+        return self.every(torch.stack([value.double() for value in values_C])).unbind(1)
 
     def log_shares(self, log_z_RC: Tensor) -> tuple[Tensor, Tensor]:
         """From each shard's log-sum-exp: its log-probability [R, C], and the whole's [C]."""
