@@ -299,7 +299,8 @@ def _mixture_kernel(
     p = student.p_CV * share_C1
     part, part_C, rest_C = mixture_sums(kind, mix, p, teacher.p_CV * teacher_share_C1)
     scale = slope * weight_C[:, None]
-    _, cold_p = _cold(logits, hot_C1, cap, temperature, alpha, scale)
+    # `_log_z_kernel` has the log-sum-exp: without alpha there is nothing left to compute.
+    cold_p = _cold(logits, hot_C1, cap, temperature, alpha, scale)[1] if alpha else None
     raw_CV.copy_(part * scale)
     return (part_C, rest_C), p * scale, cold_p
 
