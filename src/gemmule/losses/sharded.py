@@ -218,8 +218,7 @@ def sharded_sparse_distillation(
     share_C = hot_log_p_RC.exp()[shard.rank]
     more = alpha if T == 1.0 else 0.0  # p of the next-token loss is then the same
     at_kept_CK = ((inside_C + more) * share_C).float()[:, None] * raw_CV.gather(1, index_CK)
-    terms = [(((outside_C + more) * share_C).float()[:, None], raw_CV)]
-    _combine(raw_CV, terms)
+    _combine(raw_CV, [(((outside_C + more) * share_C).float()[:, None], raw_CV)])
     if tail_C is not None:
         kept_CK = torch.where(any_C1, at_kept_CK.type_as(raw_CV), raw_CV.gather(1, index_CK))
         raw_CV.scatter_(1, index_CK, kept_CK)
