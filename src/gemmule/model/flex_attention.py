@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from gemmule.losses.soft_cap import soft_cap
 from gemmule.model.attention import AttentionLayer
 
 
@@ -43,7 +44,7 @@ class FlexAttention:
         cap = layer.cap
 
         def capped(score: Tensor, *_: Tensor) -> Tensor:
-            return score if cap is None else torch.tanh(score / cap) * cap
+            return soft_cap(score, cap)
 
         mask = self._mask(layer.window, q_BTNH.shape[1], q_BTNH.device, doc_ids_BT)
         out_BNTH = self._attend(
