@@ -35,11 +35,13 @@ from gemmule.train.optimizers import build_optimizers
 from gemmule.train.sharding import local, shard
 
 _TOKENS = 256  # of the step: communication does not depend on them
-# Collectives by the operation that torch dispatches: their name here, and which argument is whole.
+# Collectives by the operation that torch dispatches: which fields of Simulated have their number
+# and their bytes, and which argument is whole.
 _KINDS = {
-    "_allgather_base_": ("gathers", 0), "_reduce_scatter_base_": ("scatters", 1),
-    "allreduce_": ("reductions", 0),
-}  # fmt: skip
+    "_allgather_base_": ("gathers", "gathered", 0),
+    "_reduce_scatter_base_": ("scatters", "scattered", 1),
+    "allreduce_": ("reductions", "reduced", 0),
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def one_step(config: GemmaConfig, mesh: DeviceMesh | None, half: bool) -> Simula
         ]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         held = (_bytes([*model.parameters()]), _bytes(gradients), _bytes(states))
-    result = Simulated(*held, *collectives.counts.values(), *collectives.bytes.values())
+    result = Simulated(*held, **collectives.totals)
     seen = sum(counted.get_comm_counts().values())
     assert seen == result.gathers + result.scatters + result.reductions
     return result
@@ -166,21 +168,19 @@ def _bytes(tensors: Sequence[torch.Tensor]) -> int:
 
 
 class _Collectives(TorchDispatchMode):
-    """Counts collectives and adds up their bytes, by kind."""
+    """Counts collectives and adds up their bytes, by the fields of Simulated."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts = {"gathers": 0, "scatters": 0, "reductions": 0}
-        self.bytes = {"gathered": 0, "scattered": 0, "reduced": 0}
+        self.totals = {name: 0 for *names, _ in _KINDS.values() for name in names}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func.namespace == "c10d":
-            kind, index = _KINDS[func._schema.name.partition("::")[2]]
+            count, moved_bytes, index = _KINDS[func._schema.name.partition("::")[2]]
             whole = args[index]
             tensors = whole if isinstance(whole, list | tuple) else [whole]
-            name = dict(zip(self.counts, self.bytes, strict=True))[kind]
-            self.counts[kind] += 1
-            self.bytes[name] += sum(t.numel() * t.element_size() for t in tensors)
+            self.totals[count] += 1
+            self.totals[moved_bytes] += sum(t.numel() * t.element_size() for t in tensors)
         return func(*args, **(kwargs or {}))
