@@ -78,7 +78,7 @@ def step_work(shape: Shape, cluster: Cluster, layout: Layout, seq_len: int) -> S
         gather=layout.accumulate * _gather_seconds(shape, cluster, layout),
         tensor=_tensor_seconds(shape, cluster, layout, tokens * layout.tensor),
         context=_context_seconds(shape, cluster, layout, seq_len),
-        optimizer=_OPTIMIZER_BYTES * _local(shape, layout) / device.bandwidth,
+        optimizer=_OPTIMIZER_BYTES * sum(_local(shape, layout)) / device.bandwidth,
         bubble=(layout.pipeline - 1) / (max(1, layout.microbatches) * layout.virtual),
         ring=1 - 1 / layout.context if layout.ring else 0.0,
         doublings=math.log2(max(1.0, cluster.count / 8)),
@@ -94,10 +94,13 @@ def _elementwise(shape: Shape, layout: Layout) -> float:
     return again * shape.layers * block + _LOGIT_BYTES * shape.vocab
 
 
-def _local(shape: Shape, layout: Layout) -> float:
-    """Parameters on the device with the most, an even share of the blocks in a pipeline."""
+def _local(shape: Shape, layout: Layout) -> tuple[float, float]:
+    """Parameters on the device with the most: of its blocks, and of its part of the root unit.
+
+    A pipeline shares the blocks evenly; its first and last stage have one matrix of the root each.
+    """
     block, root = shape.elements(layout.tensor, layout.shards)
-    return block * shape.layers / layout.pipeline + root / (2 if layout.pipeline > 1 else 1)
+    return block * shape.layers / layout.pipeline, root / (2 if layout.pipeline > 1 else 1)
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,7 @@ def moved(shape: Shape, layout: Layout) -> Moved:
     than the model has. The root unit is gathered once in fp32 (gemmule), or its embedding and its
     head twice in bfloat16 (torchtitan): four bytes in both.
     """
-    block, root = shape.elements(layout.tensor, layout.shards)
-    blocks = block * shape.layers / layout.pipeline
-    root_share = root / (2 if layout.pipeline > 1 else 1)
+    blocks, root = _local(shape, layout)
     width = 4.0 if layout.dtype == "float32" else 2.0
     if layout.float8_gather:
         width = 1.0
@@ -132,9 +133,9 @@ def moved(shape: Shape, layout: Layout) -> Moved:
     gathers = 1 if layout.keep_gathered or layout.pipeline > 1 else 2
     shared = layout.shards if layout.shards > 1 else 0
     return Moved(
-        gathered=shared * (gathers * width * blocks + 4.0 * root_share),
-        scattered=shared * 4.0 * (blocks + root_share),
-        reduced=4.0 * (blocks + root_share) if layout.replicas > 1 else 0.0,
+        gathered=shared * (gathers * width * blocks + 4.0 * root),
+        scattered=shared * 4.0 * (blocks + root),
+        reduced=4.0 * (blocks + root) if layout.replicas > 1 else 0.0,
     )
 
 
