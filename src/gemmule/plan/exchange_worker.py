@@ -66,9 +66,9 @@ def main(spec: Mapping[str, Any]) -> None:
         for index, (elements, times) in enumerate(units):
             gathers = 1 if index == len(units) - 1 else 2  # the root unit stays gathered
             total += times * exchange(elements, sharded, world, gathers)
-        slowest = world.sum([total])[0] / world.size
+        mean = world.sum([total])[0] / world.size
         if world.first:
-            print(json.dumps({"seconds": slowest}))
+            print(json.dumps({"seconds": mean}))
 
 
 if __name__ == "__main__":
