@@ -36,7 +36,7 @@ def render(request: LaunchRequest) -> str:
     return environment.get_template(_FILES[request.scheduler]).render(
         **dict(request),
         job=request.job,
-        mounted=None if request.volume is None else request.mounted,
+        mounted=request.mounted,
         bucket="://" in (request.volume or ""),
         words=_words(request),
         notice=NOTICE,

@@ -8,7 +8,6 @@ import pydantic
 from pydantic import Field
 
 from gemmule.config import Config
-from gemmule.errors import ConfigError
 
 Scheduler = Literal["slurm", "sky", "kubeflow"]
 SCHEDULERS: dict[str, str] = {
@@ -66,9 +65,7 @@ class LaunchRequest(Config):
         for field, (schedulers, advice) in _ONLY.items():
             if getattr(self, field) and self.scheduler not in schedulers:
                 name = "option" if field == "options" else field
-                raise ValueError(
-                    f"--{name} is not for {SCHEDULERS[self.scheduler]}: {advice}"
-                )  # fmt: skip
+                raise ValueError(f"--{name} is not for {SCHEDULERS[self.scheduler]}: {advice}")
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"--name {self.name!r}: lower-case letters, digits and dashes, at most 50, "
@@ -102,7 +99,7 @@ class LaunchRequest(Config):
                 f"machines of {SCHEDULERS[self.scheduler]} lose their disks when they are "
                 "replaced: give --volume SOURCE:/PATH, and put the run below /PATH"
             )
-        if self.volume is not None:
+        if self.mounted is not None:
             source, mounted = self.mounted
             if "://" in source and self.scheduler == "kubeflow":
                 raise ValueError(f"--volume {source}: Kubernetes mounts a claim; give its name")
@@ -126,9 +123,7 @@ class LaunchRequest(Config):
         return f"gemmule-{words}"[:50].strip("-")
 
     @property
-    def mounted(self) -> tuple[str, str]:
+    def mounted(self) -> tuple[str, str] | None:
         """The shared storage (a bucket, or the name of a volume) and the path of its mount."""
         match = _VOLUME.fullmatch(self.volume or "")
-        if match is None:
-            raise ConfigError("no shared storage is given: use --volume SOURCE:/PATH")
-        return match["source"], match["path"]
+        return None if match is None else (match["source"], match["path"])
