@@ -280,10 +280,9 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true", help="little text: does it work at all?")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        harness.serve(lambda: data_filters_peers.build(args.worker, OURS))
-        return 0
-    return harness.run(args, measure, show)
+    return harness.run(
+        args, measure, show, lambda settings: data_filters_peers.build(settings, OURS)
+    )
 
 
 if __name__ == "__main__":

@@ -398,10 +398,7 @@ def show(report: Mapping[str, Any]) -> None:
 def main() -> int:
     """Command line; a worker when asked to be one."""
     args = harness.parse_arguments("distill_loss.py", __doc__.splitlines()[0], MODES, EXTRA_MODES)
-    if args.worker:
-        harness.serve(lambda: build(args.worker))
-        return 0
-    return harness.run(args, measure, show)
+    return harness.run(args, measure, show, build)
 
 
 if __name__ == "__main__":

@@ -241,10 +241,7 @@ def main() -> int:
         collectives(*map(int, sys.argv[2:]))
         return 0
     args = harness.parse_arguments("distributed.py", __doc__.splitlines()[0], MODES)
-    if args.worker:
-        harness.serve(lambda: build(args.worker))
-        return 0
-    return harness.run(args, measure, show)
+    return harness.run(args, measure, show, build)
 
 
 if __name__ == "__main__":

@@ -95,9 +95,6 @@ def main() -> int:
     add("--toy", action="store_true", help="tiny shapes: does it work at all?")
     add("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        harness.serve(lambda: build(args.worker))
-        return 0
     args.modes, args.benchmarks = args.modes.split(","), args.benchmarks.split(",")
     for mode in args.modes:
         if mode != OURS and not mode.removeprefix("hf-").isdecimal():
@@ -107,7 +104,7 @@ def main() -> int:
             parser.error(f"no benchmark {name!r}; there are: {', '.join(KINDS)}")
     if min(args.documents, args.rounds, args.threads) < 1:
         parser.error("--documents, --rounds and --threads must be at least 1")
-    return harness.run(args, measure, show)
+    return harness.run(args, measure, show, build)
 
 
 # Workers

@@ -27,7 +27,7 @@ from gemmule.errors import GemmuleError, UserError
 from gemmule.runtime import host
 from worker_side import Handler, Reply, peak_mb, serve
 
-__all__ = ["Handler", "Reply", "peak_mb", "serve"]  # a worker's side, by the same name
+__all__ = ["Handler", "Reply", "peak_mb"]  # a worker's side, by the same name
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -47,7 +47,7 @@ class Worker:
     shows) the same for compiling.
 
     Args:
-        script: the benchmark's file, which calls `serve` when it gets --worker.
+        script: the benchmark's file, which is a contestant when it gets --worker (see `run`).
         mode: which contestant.
         settings: JSON-able; handed to it.
         python: another interpreter to run it with.
@@ -178,8 +178,20 @@ def run(
     args: argparse.Namespace,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
     show: Callable[[Mapping[str, Any]], None],
+    build: Callable[[Mapping[str, Any]], Handler] | None = None,
 ) -> int:
-    """Measures, shows, writes; returns the exit status: 0, 1 (failed), 2 (the user's mistake)."""
+    """Measures, shows, writes; returns the exit status: 0, 1 (failed), 2 (the user's mistake).
+
+    Args:
+        args: the command line.
+        measure: makes the report, but for machine and versions.
+        show: prints it.
+        build: makes a contestant of its settings. With --worker this process is one, and nothing
+            else happens.
+    """
+    if build is not None and args.worker:
+        serve(lambda: build(args.worker))
+        return 0
     try:
         if args.json:  # a place that cannot be written to is found out now, not after minutes
             with files.writing_to(args.json):

@@ -65,15 +65,12 @@ def main() -> int:
     add("--markdown", type=Path, metavar="FILE", help="only print the tables of such a JSON file")
     add("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        harness.serve(lambda: build(args.worker))
-        return 0
     if args.markdown:
         print(markdown(files.read_json(args.markdown)))
         return 0
     if args.toy:
         args.preset, args.context = "1m", min(args.context, 512)
-    return harness.run(args, measure, lambda report: print(markdown(report)))
+    return harness.run(args, measure, lambda report: print(markdown(report)), build)
 
 
 # Workers

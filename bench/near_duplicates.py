@@ -262,10 +262,7 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        harness.serve(lambda: build(args.worker))
-        return 0
-    return harness.run(args, measure, show)
+    return harness.run(args, measure, show, build)
 
 
 if __name__ == "__main__":

@@ -254,15 +254,12 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true", help="tiny runs: does it work at all?")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        harness.serve(lambda: work(args.worker))
-        return 0
     if (args.data is None) != (args.teacher is None):
         parser.error("give --data and --teacher together, or neither")
     known = {case.name for case in CASES}
     if args.cases and not set(args.cases.split(",")) <= known:
         parser.error(f"no such case in {args.cases}; there are: {', '.join(sorted(known))}")
-    return harness.run(args, measure, show)
+    return harness.run(args, measure, show, work)
 
 
 if __name__ == "__main__":

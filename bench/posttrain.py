@@ -212,10 +212,7 @@ def show(report: Mapping[str, Any]) -> None:
 def main() -> int:
     """Command line; a worker when asked to be one."""
     args = harness.parse_arguments("posttrain.py", __doc__.splitlines()[0], MODES, MORE_MODES)
-    if args.worker:
-        harness.serve(lambda: build(args.worker))
-        return 0
-    return harness.run(args, measure, show)
+    return harness.run(args, measure, show, build)
 
 
 if __name__ == "__main__":

@@ -295,10 +295,7 @@ def show(report: Mapping[str, Any]) -> None:
 
 def main() -> int:
     args = arguments()
-    if args.worker:
-        harness.serve(lambda: build(args.worker))
-        return 0
-    return harness.run(args, measure, show)
+    return harness.run(args, measure, show, build)
 
 
 if __name__ == "__main__":
