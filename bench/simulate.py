@@ -17,13 +17,13 @@ from typing import Any
 from gemmule.files import write_text
 from gemmule.model.config import preset
 from gemmule.plan.cluster import efficiency
-from gemmule.plan.cluster.choice import estimate
+from gemmule.plan.cluster.choice import estimate, usable_bytes
 from gemmule.plan.cluster.devices import Cluster
 from gemmule.plan.cluster.layout import Layout
+from gemmule.plan.cluster.memory import STATE_BYTES
 from gemmule.plan.cluster.published import published_runs
 from gemmule.plan.cluster.shapes import Shape
 from gemmule.plan.cluster.simulation import fake_ranks, planned, simulate
-from gemmule.plan.cluster.step import step_work
 from gemmule.train.sharding import data_mesh
 
 PAGE = Path(__file__).parents[1] / "docs/scaling.md"
@@ -57,6 +57,11 @@ def kept(figures: dict[str, float]) -> float:
     return sum(figures[name] for name in ("parameters", "gradients", "states"))
 
 
+def collectives(figures: dict[str, float]) -> float:
+    """Number of collectives in a pass."""
+    return sum(figures[name] for name in ("gathers", "scatters", "reductions"))
+
+
 def ring_bytes(figures: dict[str, float], ranks: int, shards: int) -> float:
     """Bytes that a rank receives in a pass, its collectives being rings."""
     groups = ranks // shards
@@ -76,17 +81,10 @@ def counts_table(rows: list[dict[str, Any]]) -> list[str]:
         layout = "one process" if ranks == 1 else f"FSDP {shards}"
         if ranks > shards:
             layout = f"HSDP {ranks // shards} x {shards}"
-        cells = []
-        for what in ("gib", "count", "ring"):
-            for figures in (r["formula"], r["simulated"]):
-                count = figures["gathers"] + figures["scatters"] + figures["reductions"]
-                cells.append(
-                    {
-                        "gib": f"{kept(figures) / 2**30:,.3f}",
-                        "count": f"{count:,.0f}",
-                        "ring": f"{ring_bytes(figures, ranks, shards) / GB:,.2f}",
-                    }[what]
-                )
+        both = (r["formula"], r["simulated"])
+        cells = [f"{kept(figures) / 2**30:,.3f}" for figures in both]
+        cells += [f"{collectives(figures):,.0f}" for figures in both]
+        cells += [f"{ring_bytes(figures, ranks, shards) / GB:,.2f}" for figures in both]
         lines.append(f"| {r['model']} | {ranks:,} | {layout} | {' | '.join(cells)} |")
     return lines
 
@@ -106,7 +104,7 @@ def planned_table() -> list[str]:
             waiting = (one.seconds["communication"] + one.seconds["idle"]) / one.seconds["step"]
             gib = one.peak_bytes / 2**30
             text = layout.text.partition(",")[0] if ranks > 1 else "one process"
-            fits = "yes" if gib <= 0.94 * cluster.device.memory_gib else "no"
+            fits = "yes" if one.peak_bytes <= usable_bytes(cluster) else "no"
             lines.append(
                 f"| {name} | {ranks:,} | {text} | {gib:,.1f} | {fits} | {one.tokens:,.0f} | "
                 f"{waiting:.1%} |"
@@ -121,6 +119,7 @@ def published_table() -> list[str]:
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     runs = [run for run in published_runs() if run.memory_gib is not None]
+    fit = efficiency.fitted()
     for few in runs:
         for many in runs:
             same = (few.name, few.cluster.key, few.stack) == (
@@ -128,22 +127,18 @@ def published_table() -> list[str]:
             )  # fmt: skip
             if not same or few.cluster.count >= many.cluster.count:
                 continue
-            freed = [16 * (few.shape.parameters / run.layout.shards) / 2**30 for run in (few, many)]
+            freed = [
+                STATE_BYTES * (few.shape.parameters / run.layout.shards) / 2**30
+                for run in (few, many)
+            ]
             published = (few.memory_gib or 0) - (many.memory_gib or 0)
-            fit = efficiency.fitted()
-            speed = [step_tokens(run, fit) for run in (few, many)]
+            speed = [efficiency.predicted_tokens(fit, run) for run in (few, many)]
             lines.append(
                 f"| {few.name} | {few.cluster} to {many.cluster} | {published:.1f} | "
                 f"{freed[0] - freed[1]:.1f} | {many.tokens / few.tokens:.1%} | "
                 f"{speed[1] / speed[0]:.1%} |"
             )
     return lines
-
-
-def step_tokens(run: Any, fit: efficiency.Efficiency) -> float:
-    """Predicted tokens/s per device of a published run."""
-    work = step_work(run.shape, run.cluster, run.layout, run.seq_len)
-    return work.tokens / fit.seconds(work, efficiency.setting_of(run))["step"]
 
 
 def main() -> None:
