@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -211,6 +212,21 @@ def run(
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def write_tables(page: Path, tables: Mapping[str, Sequence[str]]) -> None:
+    """Puts tables into a page, each between its markers, as in <!-- NAME --> and <!-- end -->.
+
+    Args:
+        page: a file of Markdown.
+        tables: lines by name.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, lines in tables.items():
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        inside = "\n".join(lines) + "\n"
+        text = between.sub(lambda m, inside=inside: m[1] + inside + m[2], text)
+    files.write_text(page, text)
 
 
 def say(line: str) -> None:

@@ -10,9 +10,9 @@ with what the planner says now.
 
 import argparse
 import json
-import re
 from pathlib import Path
 
+import harness
 from gemmule.files import write_text
 from gemmule.plan.cluster import validation
 
@@ -38,12 +38,7 @@ def main() -> None:
         figures = {"summary": validation.summary(rows), "gemma_2": validation.gemma_2()}
         write_text(args.json, json.dumps(figures, indent=1) + "\n")
     if args.write:
-        page = PAGE.read_text(encoding="utf-8")
-        for name, lines in tables.items():
-            between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-            text = "\n".join(lines) + "\n"
-            page = between.sub(lambda m, text=text: m[1] + text + m[2], page)
-        write_text(PAGE, page)
+        harness.write_tables(PAGE, tables)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ counts, the same on every machine. Each model goes through training steps on fak
 import argparse
 import dataclasses
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
 
+import harness
 from gemmule.files import write_text
 from gemmule.model.config import preset
 from gemmule.plan.cluster import efficiency
@@ -156,15 +156,10 @@ def main() -> None:
                 write_text(args.json, json.dumps({"rows": rows}, indent=1) + "\n")
         return
     rows = json.loads(args.json.read_text(encoding="utf-8"))["rows"]
-    page = PAGE.read_text(encoding="utf-8")
     tables = {
         "counts": counts_table(rows), "planned": planned_table(), "published": published_table(),
     }  # fmt: skip
-    for name, lines in tables.items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = "\n".join(lines) + "\n"
-        page = between.sub(lambda m, text=text: m[1] + text + m[2], page)
-    write_text(PAGE, page)
+    harness.write_tables(PAGE, tables)
 
 
 if __name__ == "__main__":
