@@ -35,9 +35,11 @@ elif [ "$1" = requeue ]; then
   echo "$2" >>"$SLURM_FAKE/requeued"
 fi
 """
-# Shows what torchrun is asked to do, where a test does not need it done.
+# Shows what torchrun is asked to do, where a test does not need it done. A line is one write: every
+# node appends its own to the same file, at the same time.
 RECORDING = """#!/bin/bash
-{ printf '%q ' "$@"; echo; } >>"${SLURM_FAKE:-.}/torchrun"
+words=$(printf '%q ' "$@")
+echo "$words" >>"${SLURM_FAKE:-.}/torchrun"
 """
 
 
