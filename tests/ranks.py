@@ -9,8 +9,6 @@ from pathlib import Path
 
 import gemmule
 
-PATHS = [str(Path(gemmule.__file__).parent.parent), str(Path(__file__).parent)]
-
 
 @dataclass(frozen=True)
 class Ended:
@@ -27,6 +25,22 @@ class Ended:
     err: str
 
 
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def rank_environment() -> dict[str, str]:
+    """This process's environment, with gemmule, the tests' modules, loopback and one thread."""
+    paths = [str(Path(gemmule.__file__).parent.parent), str(Path(__file__).parent)]
+    return {
+        **os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+
+
 def run_ranks(
     arguments: list[str], size: int = 2, *, seconds: float = 120, **environment: str
 ) -> list[Ended]:
@@ -38,18 +52,14 @@ def run_ranks(
         seconds: after which what still runs is killed, and the test fails.
         environment: further variables.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")]), **environment,
+        **rank_environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), **environment,
     }  # fmt: skip
     ranks = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

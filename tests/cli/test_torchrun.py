@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ from gemmule.runs.ledger import activity
 from gemmule.runs.metrics import read_metrics
 from gemmule.runtime import torchrun as quiet_torchrun
 from gemmule.runtime.world import SOLO, World
-from ranks import PATHS
+from ranks import free_port, rank_environment
 
 Settings = Callable[..., dict[str, Any]]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
@@ -40,11 +39,9 @@ SECONDS = 150
 
 
 def start(*command: object) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])
-    further = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
         [str(part) for part in command],
-        env={**os.environ, **further},
+        env=rank_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -294,11 +291,9 @@ def test_a_stop_signal_saves_all(
 
 @pytest.mark.slow
 def test_two_nodes(config: Path, alone: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     out = tmp_path / "run"
-    place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    place += [f"--master-port={free_port()}"]
     nodes = [
         start(*LAUNCHER, *place, f"--node-rank={n}", "-m", "gemmule", "train", config, "--out", out)
         for n in range(2)
@@ -314,12 +309,10 @@ def test_two_nodes(config: Path, alone: Path, tmp_path: Path) -> None:
 def test_a_killed_rank_of_two_nodes_is_started_again_and_resumes(
     config: Path, alone: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     out = tmp_path / "run"
     place = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d"]
-    place += [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=both", "--local-addr=127.0.0.1"]
+    place += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=both"]
+    place += ["--local-addr=127.0.0.1"]
     nodes = [
         start(*LAUNCHER, *place, "-m", "gemmule", "train", config, "--out", out) for _ in range(2)
     ]

@@ -1,6 +1,5 @@
 """A Slurm job that really trains: two nodes on loopback, out of time, queued again, finished."""
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from schedulers import Job, install
 from gemmule.launch.render import render
 from gemmule.launch.request import LaunchRequest
 from gemmule.runs.metrics import read_metrics
+from ranks import free_port
 
 pytestmark = pytest.mark.slow
 STEPS = 400
@@ -38,9 +38,7 @@ def wait_for_steps(job: Job, run: Path) -> None:
 def test_a_job_is_stopped_in_time_and_finished_by_its_next_start(
     tiny: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr("gemmule.launch.render.PORT", free.getsockname()[1])
+    monkeypatch.setattr("gemmule.launch.render.PORT", free_port())
     settings = tiny(steps=STEPS, log_every=1, runtime={"device": "cpu", "compile": False})
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(settings))
     run = tmp_path / "run"
