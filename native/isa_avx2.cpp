@@ -240,27 +240,15 @@ void widen_int8(const uint8_t* data, int columns, uint8_t* words) {
   }
 }
 
-inline void prepare_one(const gm_matrix& w, int64_t at, int which, uint8_t* bytes, float* scales,
-                        Panel* out) {
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
-  const int columns = static_cast<int>(padded(w.columns, 64));
-  bytes += static_cast<int64_t>(which) * columns * kTile * 2;
-  scales += which * kTile;
-  out->format[which] = w.format;
-  out->tile[which] = bytes;
-  out->scale[which] = scales;
-  out->scale_step = 2 * kTile;
-  if (w.format == GM_INT4) return widen_int4(data, columns, bytes, scales);
-  if (w.format == GM_INT6) return widen_int6(data, columns, bytes, scales);
-  widen_int8(data, columns, bytes);
-  out->scale[which] = w.scales + at * kTile;
-  out->scale_step = 0;
-}
-
-void prepare(const gm_matrix& a, int64_t tile_a, const gm_matrix& b, int64_t tile_b, uint8_t* bytes,
-             float* scales, Panel* out) {
-  prepare_one(a, tile_a, 0, bytes, scales, out);
-  prepare_one(b, tile_b, 1, bytes, scales, out);
+const uint8_t* prepare(int format, const uint8_t* data, int columns, uint8_t* bytes,
+                       float* scales) {
+  if (format == GM_INT4)
+    widen_int4(data, columns, bytes, scales);
+  else if (format == GM_INT6)
+    widen_int6(data, columns, bytes, scales);
+  else
+    widen_int8(data, columns, bytes);
+  return bytes;
 }
 
 // Not inlined, or GCC keeps sums in memory.

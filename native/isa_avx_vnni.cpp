@@ -224,28 +224,12 @@ void widen_int6(const uint8_t* data, int columns, uint8_t* bytes, float* scales)
   }
 }
 
-inline void prepare_one(const gm_matrix& w, int64_t at, int which, uint8_t* bytes, float* scales,
-                        Panel* out) {
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
-  const int columns = static_cast<int>(padded(w.columns, 64));
-  if (w.format == GM_INT8) {
-    out->tile[which] = data;
-    out->scale[which] = w.scales + at * kTile;
-    out->scale_step = 0;
-    return;
-  }
-  bytes += static_cast<int64_t>(which) * columns * kTile;
-  const auto widen = w.format == GM_INT4 ? widen_int4 : widen_int6;
-  widen(data, columns, bytes, scales + which * kTile);
-  out->tile[which] = bytes;
-  out->scale[which] = scales + which * kTile;
-  out->scale_step = 2 * kTile;
-}
-
-void prepare(const gm_matrix& a, int64_t tile_a, const gm_matrix& b, int64_t tile_b, uint8_t* bytes,
-             float* scales, Panel* out) {
-  prepare_one(a, tile_a, 0, bytes, scales, out);
-  prepare_one(b, tile_b, 1, bytes, scales, out);
+const uint8_t* prepare(int format, const uint8_t* data, int columns, uint8_t* bytes,
+                       float* scales) {
+  if (format == GM_INT8) return data;
+  const auto widen = format == GM_INT4 ? widen_int4 : widen_int6;
+  widen(data, columns, bytes, scales);
+  return bytes;
 }
 
 // One superblock of both tiles for M rows.

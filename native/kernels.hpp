@@ -69,9 +69,11 @@ struct Kernels {
   // y[m][i] = row m0 + m of the inputs times row i of a tile, for m < rows <= kGemvRows.
   void (*tile)(const gm_matrix& w, int64_t tile, const Inputs& in, int m0, int rows,
                float (*y)[kTile]);
-  // Null if the instruction set has no `panel`.
-  void (*prepare)(const gm_matrix& a, int64_t tile_a, const gm_matrix& b, int64_t tile_b,
-                  uint8_t* bytes, float* scales, Panel* out);
+  // Unpacks a tile of a panel: weights into `bytes`, and each superblock's scales of int4 and int6
+  // into `scales`, 2 x kTile apart. Returns where the weights are, which is `data` if its layout is
+  // the panel's. Null if the instruction set has no `panel`.
+  const uint8_t* (*prepare)(int format, const uint8_t* data, int columns, uint8_t* bytes,
+                            float* scales);
   // c[m][0..31] = row m0 + m times both tiles of a panel.
   void (*panel)(const Panel& p, const Inputs& in, int m0, int rows, float* c);
   void (*quantize)(const Inputs& in, int row, int first_block, int last_block);

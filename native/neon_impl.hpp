@@ -285,26 +285,16 @@ void widen_int8(const uint8_t* data, int columns, int8_t* to) {
   }
 }
 
-inline void prepare_one(const gm_matrix& w, int64_t at, int which, uint8_t* bytes, float* scales,
-                        Panel* out) {
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
-  const int columns = static_cast<int>(padded(w.columns, 64));
-  int8_t* to = reinterpret_cast<int8_t*>(bytes) + static_cast<int64_t>(which) * columns * kTile;
-  scales += which * kTile;
-  out->tile[which] = reinterpret_cast<const uint8_t*>(to);
-  out->scale[which] = scales;
-  out->scale_step = 2 * kTile;
-  if (w.format == GM_INT4) return widen_int4(data, columns, to, scales);
-  if (w.format == GM_INT6) return widen_int6(data, columns, to, scales);
-  widen_int8(data, columns, to);
-  out->scale[which] = w.scales + at * kTile;
-  out->scale_step = 0;
-}
-
-void prepare(const gm_matrix& a, int64_t tile_a, const gm_matrix& b, int64_t tile_b, uint8_t* bytes,
-             float* scales, Panel* out) {
-  prepare_one(a, tile_a, 0, bytes, scales, out);
-  prepare_one(b, tile_b, 1, bytes, scales, out);
+const uint8_t* prepare(int format, const uint8_t* data, int columns, uint8_t* bytes,
+                       float* scales) {
+  int8_t* to = reinterpret_cast<int8_t*>(bytes);
+  if (format == GM_INT4)
+    widen_int4(data, columns, to, scales);
+  else if (format == GM_INT6)
+    widen_int6(data, columns, to, scales);
+  else
+    widen_int8(data, columns, to);
+  return bytes;
 }
 
 #ifdef __ARM_FEATURE_MATMUL_INT8

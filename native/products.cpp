@@ -51,12 +51,24 @@ void gemv_rows(const Kernels& k, const Product& p, int64_t tile, const Inputs& i
 void gemm_rows(const Kernels& k, ThreadBuffers& own, const Product& p, int64_t tile, int64_t last,
                const Inputs& in, int row0, int rows) {
   const int64_t second = p.up || tile + 1 >= tiles_of(*p.w) ? tile : tile + 1;
+  const gm_matrix* const of[2] = {p.w, p.up ? p.up : p.w};
+  const int64_t at[2] = {tile, second};
+  const int64_t tile_of_panel = static_cast<int64_t>(kTile) * in.columns * k.panel_bytes;
+  uint8_t* bytes = own.bytes.get(2 * tile_of_panel);
+  float* scales = own.scales.get(2 * kTile * in.blocks);
   Panel panel{};
-  k.prepare(*p.w, tile, p.up ? *p.up : *p.w, second,
-            own.bytes.get(2 * kTile * in.columns * k.panel_bytes),
-            own.scales.get(2 * kTile * in.blocks), &panel);
+  for (int i = 0; i < 2; ++i) {
+    const gm_matrix& w = *of[i];
+    const uint8_t* data = static_cast<const uint8_t*>(w.data) + at[i] * tile_bytes(w);
+    const bool per_row = w.format == GM_INT8;  // its scales, not per superblock
+    panel.format[i] = w.format;
+    panel.tile[i] = k.prepare(w.format, data, in.columns, bytes + i * tile_of_panel,
+                              scales + i * kTile);
+    panel.scale[i] = per_row ? w.scales + at[i] * kTile : scales + i * kTile;
+    panel.scale_step = per_row ? 0 : 2 * kTile;
+  }
   for (int i = 0; i < 2 && second + 1 < last; ++i) {
-    const gm_matrix& w = p.up && i == 1 ? *p.up : *p.w;
+    const gm_matrix& w = *of[i];
     const int64_t then = p.up ? tile + 1 : second + 1 + i;
     if (then >= last) break;
     panel.next[i] = static_cast<const uint8_t*>(w.data) + then * bytes_of_tile(w);

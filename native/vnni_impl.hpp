@@ -205,10 +205,9 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 }
 
 // int4 as bytes of multiplier x value + 128, in the layout of int8.
-inline void widen_int4(const uint8_t* data, int columns, uint8_t* bytes, float* scales,
-                  int64_t scale_step) {
+inline void widen_int4(const uint8_t* data, int columns, uint8_t* bytes, float* scales) {
   const __m512i low = _mm512_set1_epi8(15);
-  for (int k = 0; k < columns; k += kBlock, scales += scale_step) {
+  for (int k = 0; k < columns; k += kBlock, scales += 2 * kTile) {
     const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
     const uint8_t* head = data + groups * kInt4GroupBytes;
     const __m512i mults = loadi(head);
@@ -248,9 +247,8 @@ inline void widen_quad(const uint8_t* data, __m512i h0, __m512i h1, uint8_t* byt
 }
 
 // int6 as bytes of value + 128.
-inline void widen_int6(const uint8_t* data, int columns, uint8_t* bytes, float* scales,
-                       int64_t scale_step) {
-  for (int k = 0; k < columns; k += kBlock, scales += scale_step) {
+inline void widen_int6(const uint8_t* data, int columns, uint8_t* bytes, float* scales) {
+  for (int k = 0; k < columns; k += kBlock, scales += 2 * kTile) {
     const int groups = (columns - k < kBlock ? columns - k : kBlock) / kGroup;
     for (int g = 0; g < groups; ++g, data += kInt6GroupBytes, bytes += 512) {
       const __m512i h0 = loadi(data + 256), h1 = loadi(data + 320);
@@ -266,26 +264,10 @@ inline void widen_int6(const uint8_t* data, int columns, uint8_t* bytes, float* 
   }
 }
 
-inline void prepare_one(const gm_matrix& w, int64_t at, int which, uint8_t* bytes, float* scales,
-                        Panel* out) {
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
-  const int columns = static_cast<int>(padded(w.columns, 64));
-  if (w.format == GM_INT8) {
-    out->tile[which] = data;
-    out->scale[which] = w.scales + at * kTile;
-    out->scale_step = 0;
-    return;
-  }
-  bytes += static_cast<int64_t>(which) * columns * kTile;
-  const auto widen = w.format == GM_INT4 ? widen_int4 : widen_int6;
-  widen(data, columns, bytes, scales + which * kTile, 2 * kTile);
-  out->tile[which] = bytes;
-  out->scale[which] = scales + which * kTile;
-  out->scale_step = 2 * kTile;
-}
-
-void prepare(const gm_matrix& a, int64_t tile_a, const gm_matrix& b, int64_t tile_b, uint8_t* bytes,
-             float* scales, Panel* out) {
-  prepare_one(a, tile_a, 0, bytes, scales, out);
-  prepare_one(b, tile_b, 1, bytes, scales, out);
+const uint8_t* prepare(int format, const uint8_t* data, int columns, uint8_t* bytes,
+                       float* scales) {
+  if (format == GM_INT8) return data;
+  const auto widen = format == GM_INT4 ? widen_int4 : widen_int6;
+  widen(data, columns, bytes, scales);
+  return bytes;
 }
