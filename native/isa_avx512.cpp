@@ -55,14 +55,9 @@ inline void panel_rows(const Panel& p, const Inputs& in, int m0, int block, floa
 // A superblock of the weights is in the L1 cache for all rows.
 void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
   for (int block = 0; block < in.blocks; ++block)
-    for (int m = 0; m < rows;) {
-      const int left = rows - m, n = left >= 12 ? 12 : left >= 4 ? 4 : 1;
-      float* to = c + m * 32;
-      if (n == 12) panel_rows<12>(p, in, m0 + m, block, to);
-      if (n == 4) panel_rows<4>(p, in, m0 + m, block, to);
-      if (n == 1) panel_rows<1>(p, in, m0 + m, block, to);
-      m += n;
-    }
+    in_parts<12, 4, 1>(rows, [&]<int M>(int m) {
+      panel_rows<M>(p, in, m0 + m, block, c + m * 32);
+    });
 }
 
 }  // namespace avx512

@@ -165,16 +165,9 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
   if (w.format == GM_BF16) return dense<true>(w, at, in, m0, rows, y);
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
   const float* scales = w.scales + at * kTile;
-  while (rows > 0) {
-    const int n = rows >= 4 ? 4 : rows;
-    if (n == 4) tile_rows<4>(w.format, data, scales, in, m0, y);
-    if (n == 3) tile_rows<3>(w.format, data, scales, in, m0, y);
-    if (n == 2) tile_rows<2>(w.format, data, scales, in, m0, y);
-    if (n == 1) tile_rows<1>(w.format, data, scales, in, m0, y);
-    m0 += n;
-    y += n;
-    rows -= n;
-  }
+  in_parts<4, 3, 2, 1>(rows, [&]<int M>(int m) {
+    tile_rows<M>(w.format, data, scales, in, m0 + m, y + m);
+  });
 }
 
 // Panels hold, for each quad of columns, four bytes of value + 128 of each of sixteen rows, as int8
@@ -250,20 +243,9 @@ inline void panel_rows(const Panel& p, const Inputs& in, int m0, int block, floa
 // A superblock of the weights is in the L1 cache for all rows.
 void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
   for (int block = 0; block < in.blocks; ++block)
-    for (int m = 0; m < rows;) {
-      const int left = rows - m;
-      float* to = c + m * 2 * kTile;
-      if (left >= kRowsAtOnce) {
-        panel_rows<kRowsAtOnce>(p, in, m0 + m, block, to);
-        m += kRowsAtOnce;
-      } else if (left >= 3) {
-        panel_rows<3>(p, in, m0 + m, block, to);
-        m += 3;
-      } else {
-        panel_rows<1>(p, in, m0 + m, block, to);
-        m += 1;
-      }
-    }
+    in_parts<kRowsAtOnce, 3, 1>(rows, [&]<int M>(int m) {
+      panel_rows<M>(p, in, m0 + m, block, c + m * 2 * kTile);
+    });
 }
 
 }  // namespace GEMMULE_NAMESPACE

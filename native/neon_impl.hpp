@@ -202,15 +202,9 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
   if (w.format == GM_BF16) return dense<true>(w, at, in, m0, rows, y);
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + at * tile_bytes(w);
   const float* scales = w.scales + at * kTile;
-  while (rows > 0) {
-    const int n = rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-    if (n == 4) tile_rows<4>(w.format, data, scales, in, m0, y);
-    if (n == 2) tile_rows<2>(w.format, data, scales, in, m0, y);
-    if (n == 1) tile_rows<1>(w.format, data, scales, in, m0, y);
-    m0 += n;
-    y += n;
-    rows -= n;
-  }
+  in_parts<4, 2, 1>(rows, [&]<int M>(int m) {
+    tile_rows<M>(w.format, data, scales, in, m0 + m, y + m);
+  });
 }
 
 // Panels hold signed values. For dot products: of each quad of columns, four of each of sixteen rows.
