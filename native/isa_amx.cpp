@@ -108,25 +108,14 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 
 }  // namespace amx
 
-const Kernels kAmx = {
+constinit const Kernels kAmx = amx::with_rows({
     .name = "amx",
     .gemv_max_rows = kGemvRows,
     .panel_bytes = 1,
     .tile = amx::tile,
     .prepare = amx::prepare,
     .panel = amx::panel,
-    .quantize = amx::quantize,
-    .norm = amx::norm,
-    .gelu_times = amx::gelu_times,
-    .add = amx::add,
-    .rotate = amx::rotate,
-    .store = amx::store,
-    .attend = amx::attend,
-    .cap = amx::cap,
-    .argmax = amx::argmax,
-    .sum_exp = amx::sum_exp,
-    .read = amx::read,
     .release_tiles = amx::release_tiles,
-};
+});
 
 }  // namespace gemmule

@@ -333,25 +333,13 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 
 }  // namespace avx2
 
-const Kernels kAvx2 = {
+constinit const Kernels kAvx2 = avx2::with_rows({
     .name = "avx2",
     .gemv_max_rows = kGemvRows,
     .panel_bytes = 2,
     .tile = avx2::tile,
     .prepare = avx2::prepare,
     .panel = avx2::panel,
-    .quantize = avx2::quantize,
-    .norm = avx2::norm,
-    .gelu_times = avx2::gelu_times,
-    .add = avx2::add,
-    .rotate = avx2::rotate,
-    .store = avx2::store,
-    .attend = avx2::attend,
-    .cap = avx2::cap,
-    .argmax = avx2::argmax,
-    .sum_exp = avx2::sum_exp,
-    .read = avx2::read,
-    .release_tiles = nullptr,
-};
+});
 
 }  // namespace gemmule

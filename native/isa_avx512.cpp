@@ -62,7 +62,7 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 
 }  // namespace avx512
 
-const Kernels kAvx512 = {
+constinit const Kernels kAvx512 = avx512::with_rows({
     .name = "avx512vnni",
     // Up to here, as with eight decoding sequences and some tokens of a prompt, unpacking a tile for
     // each eight rows takes less time than unpacking panels: int4 with 64 rows 0.8 of it.
@@ -71,18 +71,6 @@ const Kernels kAvx512 = {
     .tile = avx512::tile,
     .prepare = avx512::prepare,
     .panel = avx512::panel,
-    .quantize = avx512::quantize,
-    .norm = avx512::norm,
-    .gelu_times = avx512::gelu_times,
-    .add = avx512::add,
-    .rotate = avx512::rotate,
-    .store = avx512::store,
-    .attend = avx512::attend,
-    .cap = avx512::cap,
-    .argmax = avx512::argmax,
-    .sum_exp = avx512::sum_exp,
-    .read = avx512::read,
-    .release_tiles = nullptr,
-};
+});
 
 }  // namespace gemmule

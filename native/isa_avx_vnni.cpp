@@ -250,25 +250,13 @@ void panel(const Panel& p, const Inputs& in, int m0, int rows, float* c) {
 
 }  // namespace GEMMULE_NAMESPACE
 
-const Kernels GEMMULE_TABLE = {
+constinit const Kernels GEMMULE_TABLE = GEMMULE_NAMESPACE::with_rows({
     .name = "avx_vnni",
     .gemv_max_rows = kGemvRows,
     .panel_bytes = 1,
     .tile = GEMMULE_NAMESPACE::tile,
     .prepare = GEMMULE_NAMESPACE::prepare,
     .panel = GEMMULE_NAMESPACE::panel,
-    .quantize = GEMMULE_NAMESPACE::quantize,
-    .norm = GEMMULE_NAMESPACE::norm,
-    .gelu_times = GEMMULE_NAMESPACE::gelu_times,
-    .add = GEMMULE_NAMESPACE::add,
-    .rotate = GEMMULE_NAMESPACE::rotate,
-    .store = GEMMULE_NAMESPACE::store,
-    .attend = GEMMULE_NAMESPACE::attend,
-    .cap = GEMMULE_NAMESPACE::cap,
-    .argmax = GEMMULE_NAMESPACE::argmax,
-    .sum_exp = GEMMULE_NAMESPACE::sum_exp,
-    .read = GEMMULE_NAMESPACE::read,
-    .release_tiles = nullptr,
-};
+});
 
 }  // namespace gemmule

@@ -15,25 +15,13 @@ namespace dotprod {
 
 }  // namespace dotprod
 
-const Kernels kDotprod = {
+constinit const Kernels kDotprod = dotprod::with_rows({
     .name = "dotprod",
     .gemv_max_rows = kGemvRows,
     .panel_bytes = 1,
     .tile = dotprod::tile,
     .prepare = dotprod::prepare,
     .panel = dotprod::panel,
-    .quantize = dotprod::quantize,
-    .norm = dotprod::norm,
-    .gelu_times = dotprod::gelu_times,
-    .add = dotprod::add,
-    .rotate = dotprod::rotate,
-    .store = dotprod::store,
-    .attend = dotprod::attend,
-    .cap = dotprod::cap,
-    .argmax = dotprod::argmax,
-    .sum_exp = dotprod::sum_exp,
-    .read = dotprod::read,
-    .release_tiles = nullptr,
-};
+});
 
 }  // namespace gemmule

@@ -15,25 +15,13 @@ namespace i8mm {
 
 }  // namespace i8mm
 
-const Kernels kI8mm = {
+constinit const Kernels kI8mm = i8mm::with_rows({
     .name = "i8mm",
     .gemv_max_rows = kGemvRows,
     .panel_bytes = 1,
     .tile = i8mm::tile,
     .prepare = i8mm::prepare,
     .panel = i8mm::panel,
-    .quantize = i8mm::quantize,
-    .norm = i8mm::norm,
-    .gelu_times = i8mm::gelu_times,
-    .add = i8mm::add,
-    .rotate = i8mm::rotate,
-    .store = i8mm::store,
-    .attend = i8mm::attend,
-    .cap = i8mm::cap,
-    .argmax = i8mm::argmax,
-    .sum_exp = i8mm::sum_exp,
-    .read = i8mm::read,
-    .release_tiles = nullptr,
-};
+});
 
 }  // namespace gemmule

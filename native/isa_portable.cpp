@@ -107,25 +107,10 @@ void tile(const gm_matrix& w, int64_t at, const Inputs& in, int m0, int rows, fl
 
 }  // namespace portable
 
-const Kernels kPortable = {
+constinit const Kernels kPortable = portable::with_rows({
     .name = "portable",
     .gemv_max_rows = kGemvRows,
-    .panel_bytes = 0,
     .tile = portable::tile,
-    .prepare = nullptr,
-    .panel = nullptr,
-    .quantize = portable::quantize,
-    .norm = portable::norm,
-    .gelu_times = portable::gelu_times,
-    .add = portable::add,
-    .rotate = portable::rotate,
-    .store = portable::store,
-    .attend = portable::attend,
-    .cap = portable::cap,
-    .argmax = portable::argmax,
-    .sum_exp = portable::sum_exp,
-    .read = portable::read,
-    .release_tiles = nullptr,
-};
+});
 
 }  // namespace gemmule

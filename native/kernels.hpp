@@ -64,8 +64,8 @@ struct Attend {
 
 struct Kernels {
   const char* name;
-  int gemv_max_rows;  // up to this many rows of inputs, `tile` is faster than `panel`
-  int panel_bytes;    // at most, for each weight of a panel
+  int gemv_max_rows;    // up to this many rows of inputs, `tile` is faster than `panel`
+  int panel_bytes = 0;  // at most, for each weight of a panel
   // y[m][i] = row m0 + m of the inputs times row i of a tile, for m < rows <= kGemvRows.
   void (*tile)(const gm_matrix& w, int64_t tile, const Inputs& in, int m0, int rows,
                float (*y)[kTile]);
@@ -73,24 +73,27 @@ struct Kernels {
   // into `scales`, 2 x kTile apart. Returns where the weights are, which is `data` if its layout is
   // the panel's. Null if the instruction set has no `panel`.
   const uint8_t* (*prepare)(int format, const uint8_t* data, int columns, uint8_t* bytes,
-                            float* scales);
+                            float* scales) = nullptr;
   // c[m][0..31] = row m0 + m times both tiles of a panel.
-  void (*panel)(const Panel& p, const Inputs& in, int m0, int rows, float* c);
-  void (*quantize)(const Inputs& in, int row, int first_block, int last_block);
-  void (*norm)(const float* x, const float* w, int n, float eps, float* out);
-  // Rows of 16 values, `stride` apart: gate becomes gelu(gate) x up.
-  void (*gelu_times)(float* gate, const float* up, int64_t stride, int rows);
-  void (*add)(float* x, const float* y, int n);
-  void (*rotate)(float* x, const float* cos, const float* sin, int half);
-  // Stores the key and value of one position and kv head in that head's part of their page.
-  void (*store)(const float* k, const float* v, int head_dim, int at, int cache, uint8_t* page);
-  void (*attend)(const Attend& a, int cache, float* scratch);
-  void (*cap)(float* x, int n, float cap);
-  int (*argmax)(const float* x, int n);
-  double (*sum_exp)(const float* x, int n);
-  int64_t (*read)(const uint8_t* data, int64_t bytes);
+  void (*panel)(const Panel& p, const Inputs& in, int m0, int rows, float* c) = nullptr;
   // Releases, in the caller's thread, the tile registers that `panel` configured; null if none.
-  void (*release_tiles)();
+  void (*release_tiles)() = nullptr;
+
+  // Set by `with_rows` of rows_impl.hpp.
+  void (*quantize)(const Inputs& in, int row, int first_block, int last_block) = nullptr;
+  void (*norm)(const float* x, const float* w, int n, float eps, float* out) = nullptr;
+  // Rows of 16 values, `stride` apart: gate becomes gelu(gate) x up.
+  void (*gelu_times)(float* gate, const float* up, int64_t stride, int rows) = nullptr;
+  void (*add)(float* x, const float* y, int n) = nullptr;
+  void (*rotate)(float* x, const float* cos, const float* sin, int half) = nullptr;
+  // Stores the key and value of one position and kv head in that head's part of their page.
+  void (*store)(const float* k, const float* v, int head_dim, int at, int cache,
+                uint8_t* page) = nullptr;
+  void (*attend)(const Attend& a, int cache, float* scratch) = nullptr;
+  void (*cap)(float* x, int n, float cap) = nullptr;
+  int (*argmax)(const float* x, int n) = nullptr;
+  double (*sum_exp)(const float* x, int n) = nullptr;
+  int64_t (*read)(const uint8_t* data, int64_t bytes) = nullptr;
 };
 
 // Counts calls from outside: a thread's tile configuration of an earlier call may be gone.

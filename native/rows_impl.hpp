@@ -421,3 +421,19 @@ inline void dense(const gm_matrix& w, int64_t tile, const Inputs& in, int m0, in
     m += M;
   }
 }
+
+// The table of an instruction set's products, with the kernels above.
+constexpr Kernels with_rows(Kernels table) {
+  table.quantize = quantize;
+  table.norm = norm;
+  table.gelu_times = gelu_times;
+  table.add = add;
+  table.rotate = rotate;
+  table.store = store;
+  table.attend = attend;
+  table.cap = cap;
+  table.argmax = argmax;
+  table.sum_exp = sum_exp;
+  table.read = read;
+  return table;
+}

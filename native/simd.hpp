@@ -17,17 +17,12 @@ typedef uint16_t h16u __attribute__((vector_size(32), aligned(2), may_alias));
 #define GM_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// Calls each.operator()<n>(first) for parts of `rows` rows: n is the first of kSizes, from large to 1,
-// that is not more than the rows left.
-template <int... kSizes, class Each>
-inline void in_parts(int rows, const Each& each) {
-  for (int first = 0; first < rows;) {
-    const int left = rows - first;
-    int taken = 0;
-    ((taken == 0 && left >= kSizes && (each.template operator()<kSizes>(first), taken = kSizes)),
-     ...);
-    first += taken;
-  }
+// Calls each.operator()<n>(first row) for parts of `rows` rows: as many of the first size as there are,
+// then of the smaller ones.
+template <int kSize, int... kSmaller, class Each>
+inline void in_parts(int rows, const Each& each, int first = 0) {
+  for (; rows - first >= kSize; first += kSize) each.template operator()<kSize>(first);
+  if constexpr (sizeof...(kSmaller) > 0) in_parts<kSmaller...>(rows, each, first);
 }
 
 constexpr int kPrefetchBytes = 2048;  // how far ahead weights are prefetched
