@@ -86,14 +86,22 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: float, note: str = "") -> None:
-        """Shows that `done` of the total is done, with a short note such as a loss."""
+    def update(self, done: float, note: str = "", total: float | None = None) -> None:
+        """Shows that `done` of the total is done, with a short note such as a loss.
+
+        Args:
+            done: the amount that is done.
+            note: shown after the rate.
+            total: the amount of work, if it is known better by now.
+        """
         now = time.monotonic()
+        self.total = self.total if total is None else total
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[0][0] > self.RATE_SECONDS:
             self._seen.popleft()
         if self._bar:
-            self._bar.update(self._task, completed=done, rate=self._rate(), note=note)
+            rate = self._rate()
+            self._bar.update(self._task, completed=done, total=self.total, rate=rate, note=note)
         elif now - self._printed >= self.PLAIN_SECONDS:
             self._printed = now
             percent = f"{done / self.total:4.0%}" if self.total else ""

@@ -98,6 +98,13 @@ def test_progress_in_plain_lines(lines: io.StringIO, clock: Clock) -> None:
     ]
 
 
+def test_a_total_that_is_known_better_by_now(lines: io.StringIO, clock: Clock) -> None:
+    with ProgressBar("training", 1000, "tok") as bar:
+        clock.now += 20
+        bar.update(100, total=200)  # short answers: far fewer tokens than were guessed
+    assert lines.getvalue().splitlines() == ["training  50% 5.0 tok/s, 20 s left"]
+
+
 def test_counting_waits_for_a_total(lines: io.StringIO, clock: Clock) -> None:
     with counting("tokenizing") as progress:
         progress(64, 0, "documents")

@@ -75,11 +75,17 @@ class Reporter:
         """Closes the event file and takes the progress bar away."""
         self._open.__exit__(kind, error, trace)
 
-    def progress(self, done: float, note: str = "") -> None:
-        """Moves the progress bar to `done`, with a short note such as the loss."""
+    def progress(self, done: float, note: str = "", total: float | None = None) -> None:
+        """Moves the progress bar to `done`, with a short note such as the loss.
+
+        Args:
+            done: work that is done, in the bar's unit.
+            note: shown after the rate.
+            total: all work, if it is known better by now.
+        """
         pulse()
         if self._bar is not None:
-            self._bar.update(done, note)
+            self._bar.update(done, note, total)
 
     def log(
         self, step: int, tokens: int, seconds: float, values: Mapping[str, float | str]

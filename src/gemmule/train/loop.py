@@ -113,7 +113,9 @@ def train(
             state.seconds, state.loader = state.seconds + elapsed, source.state()
 
             last = state.step == config.steps
-            report.progress(state.tokens, f"loss {agreed.means['loss']:.3f}")
+            # Answers and conversations differ in length: the steps so far tell what all will have.
+            expected = state.tokens * config.steps / state.step
+            report.progress(state.tokens, f"loss {agreed.means['loss']:.3f}", expected)
             if last or state.step % config.log_every == 0 or state.step == 1:
                 rates = {
                     "learning_rate": config.optimizer.learning_rate * factor,

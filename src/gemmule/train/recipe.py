@@ -68,8 +68,8 @@ class Recipe:
             "path" and "fingerprint"; a run is resumed only with the same ones.
         inputs: further entries of manifest.json, by name; one that has an "identity" must be the
             same when the run is resumed.
-        tokens_per_step: tokens of a step, or a good guess where steps differ: for the progress bar,
-            and to decide whether compiling pays.
+        tokens_per_step: tokens of a step, or a good guess where steps differ: to decide whether
+            compiling pays, and for the progress bar until the first step is done.
         auto_dtype: what runtime.dtype = "auto" stands for; "auto": the fastest on this machine.
         begin: called before the first step and whenever the run is resumed, with the run's folder
             and the resolved runtime. The model is on its device, with the weights that the run
