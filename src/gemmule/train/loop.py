@@ -113,9 +113,12 @@ def train(
             state.seconds, state.loader = state.seconds + elapsed, source.state()
 
             last = state.step == config.steps
-            # Answers and conversations differ in length: the steps so far tell what all will have.
-            expected = state.tokens * config.steps / state.step
-            report.progress(state.tokens, f"loss {agreed.means['loss']:.3f}", expected)
+            report.progress(
+                state.tokens,
+                f"loss {agreed.means['loss']:.3f}",
+                # Answers and conversations differ in length: as many per step as so far.
+                total=state.tokens * config.steps / state.step,
+            )
             if last or state.step % config.log_every == 0 or state.step == 1:
                 rates = {
                     "learning_rate": config.optimizer.learning_rate * factor,
