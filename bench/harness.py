@@ -52,13 +52,19 @@ class Worker:
         mode: which contestant.
         settings: JSON-able; handed to it.
         python: another interpreter to run it with.
+        environment: further variables.
 
     Raises:
         WorkerError: from any method, when the process dies.
     """
 
     def __init__(
-        self, script: str, mode: str, settings: Mapping[str, Any], python: str = sys.executable
+        self,
+        script: str,
+        mode: str,
+        settings: Mapping[str, Any],
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.mode = mode
         self.idle_cpu_seconds = 0.0
@@ -70,7 +76,12 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, **QUIET, "TORCHINDUCTOR_CACHE_DIR": self._cache.name},
+            env={
+                **os.environ,
+                **QUIET,
+                "TORCHINDUCTOR_CACHE_DIR": self._cache.name,
+                **(environment or {}),
+            },
         )
 
     def ask(self, **request: Any) -> Reply:

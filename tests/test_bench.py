@@ -94,6 +94,18 @@ def test_training_report_relates_speed_to_peers_and_to_matmul(reports: dict[str,
     assert len(report["matmul_gflops"]["repetitions"]) == 2
 
 
+def test_ways_to_wait_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import busy_cores
+
+    rates = {"default": {"alone": [9.0, 10.0, 11.0], "busy": [2.0, 5.0, 4.0]},
+             "passive": {"alone": [9.0, 9.0, 8.0], "busy": [6.0, 6.0, 7.0]}}  # fmt: skip
+    ways = busy_cores.summary(rates)
+    assert ways["default"]["share"] == 0.4
+    assert ways["passive"]["over_default"] == {"alone": 0.9, "busy": 1.5}
+    busy_cores.show({"settings": {"busy": 1}, "ways": ways})
+
+
 def test_attention_contestants_agree_and_sweep_over_lengths(reports: dict[str, Any]) -> None:
     report = reports["attention.py"]
     assert list(report["modes"]) == list(report["sweep"]) == ATTENTION_MODES

@@ -1,8 +1,10 @@
 """gemmule bench: figures are there and fit together; times themselves are never judged."""
 
 import json
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.quant import native
 from gemmule.speed import machine_peak, roofline
+from gemmule.speed.busy import busy_processes
 from gemmule.speed.settings import SpeedRequest
 from models import random_model
 
@@ -56,6 +59,30 @@ def test_the_command(model: Path, quantize: str | None) -> None:
     assert "peak memory" in shown
 
 
+def test_next_to_busy_processes(model: Path) -> None:
+    arguments = ["bench", str(model), "--prompt", "40", "--context", "16", "--batch", "1,3"]
+    arguments += ["--threads", "1", "--beside", "2"]
+    report = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
+    busy = report["busy"]
+    assert busy["processes"] == 2
+    assert [row["batch"] for row in busy["decode"]] == [1, 3]
+    assert all(share > 0 for share in (busy["prefill"], *(r["share"] for r in busy["decode"])))
+
+
+def test_busy_processes_use_cores_and_end() -> None:
+    own = psutil.Process()
+    earlier = set(own.children())
+    with busy_processes(2):
+        others = [child for child in own.children() if child not in earlier]
+        before = [sum(other.cpu_times()[:2]) for other in others]
+        while any(
+            sum(other.cpu_times()[:2]) == used for other, used in zip(others, before, strict=True)
+        ):
+            time.sleep(0.01)
+    assert len(others) == 2
+    assert not any(other.is_running() for other in others)
+
+
 @pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
 def test_a_runner_says_how_it_keeps_keys_and_values(cache: str) -> None:
     module = random_model()
@@ -84,6 +111,7 @@ def test_roofline_of_a_2b() -> None:
         (["--batch", "1,x"], "whole numbers with commas"),
         (["--batch", "0"], "each must be from 1 to 256"),
         (["--threads", "0"], "threads = 0"),
+        (["--beside", "-1"], "busy = -1"),
         (["--prompt", "5000"], "this model's context is 1024 tokens"),
         (["--quantize", "int3"], "int3"),
     ],

@@ -18,6 +18,7 @@ from gemmule.model.gemma import Gemma
 from gemmule.quant import native
 from gemmule.runtime import host, memory
 from gemmule.speed import machine_peak, roofline
+from gemmule.speed.busy import busy_processes
 from gemmule.speed.drive import Driver
 from gemmule.speed.settings import SpeedRequest
 
@@ -35,13 +36,38 @@ class _Times:
         load: loading the checkpoint and making the runner.
         prompt: the prompt, until the first token of its answer.
         steps: decoding steps, by batch size.
+        busy: prompts and steps again, next to busy processes; None if there were none.
         long: length of a long context, and steps there; None if there is no time for one.
     """
 
     load: float
     prompt: float
     steps: Mapping[int, list[float]]
+    busy: "_Rounds | None"
     long: tuple[int, list[float]] | None
+
+
+class _Rounds:
+    """Times of prompts and of decoding steps, round after round.
+
+    Args:
+        request: lengths and batch sizes.
+        note: how the times are taken, for the progress bar.
+    """
+
+    def __init__(self, request: SpeedRequest, note: str = "") -> None:
+        self.request, self.note = request, note
+        self.prompts: list[float] = []
+        self.steps: dict[int, list[float]] = {batch: [] for batch in request.batch}
+
+    def take(self, driver: Driver, stages: "_Stages") -> None:
+        """One more round."""
+        request = self.request
+        stages.begin(f"a prompt of {request.prompt} tokens{self.note}")
+        self.prompts.append(driver.prefill(request.prompt))
+        for batch in request.batch:
+            stages.begin(f"decoding, batch size {batch}{self.note}")
+            self.steps[batch] += driver.decode(batch, request.context, STEPS)
 
 
 class _Stages:
@@ -71,7 +97,8 @@ def measure(request: SpeedRequest, progress: Progress = lambda *_: None) -> dict
     threads = request.threads or host.usable_cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    stages = _Stages(3 + _ROUNDS * (1 + len(request.batch)), progress)
+    turns = _ROUNDS * (2 if request.busy else 1)
+    stages = _Stages(3 + turns * (1 + len(request.batch)), progress)
     try:
         return _measured(request, threads, stages)
     finally:
@@ -114,6 +141,7 @@ def _measured(request: SpeedRequest, threads: int, stages: _Stages) -> dict[str,
             for batch, seconds in times.steps.items()
         ],
         "long_context": _long(load, limits, times),
+        "busy": _busy(request.busy, times),
         "peak_bytes": peak,
     }
 
@@ -122,18 +150,16 @@ def _times(
     request: SpeedRequest, driver: Driver, model: Gemma, load_seconds: float, stages: _Stages
 ) -> _Times:
     driver.prefill(min(32, request.prompt))  # allocates memory and starts threads
-    prompts: list[float] = []
-    steps: dict[int, list[float]] = {batch: [] for batch in request.batch}
+    alone, contended = _Rounds(request), _Rounds(request, ", cores busy")
     for _ in range(_ROUNDS):
-        stages.begin(f"a prompt of {request.prompt} tokens")
-        prompts.append(driver.prefill(request.prompt))
-        for batch in request.batch:
-            stages.begin(f"decoding, batch size {batch}")
-            steps[batch] += driver.decode(batch, request.context, STEPS)
-    prompt = statistics.median(prompts)
+        alone.take(driver, stages)
+        if request.busy:
+            with busy_processes(request.busy):
+                contended.take(driver, stages)
+    prompt = statistics.median(alone.prompts)
     stages.begin("a long context")
     long = _long_context(request, driver, model, prompt / request.prompt)
-    return _Times(load_seconds, prompt, steps, long)
+    return _Times(load_seconds, prompt, alone.steps, contended if request.busy else None, long)
 
 
 def runner_of(model: Gemma, threads: int, cache: str | None = None) -> Runner:
@@ -203,6 +229,26 @@ def _decode(
         "share_of_floor": bound.seconds / seconds,
         "bound": bound.limit,
     }
+
+
+def _busy(processes: int, times: _Times) -> dict[str, Any] | None:
+    """Speeds next to busy processes, as shares of those alone."""
+    if times.busy is None:
+        return None
+    prompts, steps = times.busy.prompts, times.busy.steps
+    return {
+        "processes": processes,
+        "prefill": times.prompt / statistics.median(prompts),
+        "decode": [
+            {"batch": batch, "share": _total(times.steps[batch]) / _total(seconds)}
+            for batch, seconds in steps.items()
+        ],
+    }
+
+
+def _total(steps: list[float]) -> float:
+    """Seconds of the median of the rounds: a step that had to wait for a core counts as well."""
+    return statistics.median(sum(steps[n : n + STEPS]) for n in range(0, len(steps), STEPS))
 
 
 def _long(

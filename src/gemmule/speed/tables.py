@@ -35,6 +35,13 @@ def show(result: Mapping[str, Any]) -> None:
         name = f"decode after {decode['context']}{batch}"
         rows.append([name, *_row(decode, size(decode["bytes_per_token"]))])
     table(["", "tokens/s", "bytes/token", "roofline", "reached", "bound by"], rows)
+    if busy := result["busy"]:
+        rows = [[f"prefill of {prefill['tokens']}", f"{busy['prefill']:.0%}"]]
+        for row in busy["decode"]:
+            rows.append([f"decode, batch size {row['batch']}", f"{row['share']:.0%}"])
+        number = busy["processes"]
+        others = "one busy process" if number == 1 else f"{number} busy processes"
+        table(["", "of the speed alone"], rows, title=f"next to {others}")
     if lines := notes(result, cache):
         key_values([["note", line] for line in lines])
 
