@@ -3,6 +3,7 @@
 Times are never judged here: other work on the machine decides them.
 """
 
+import argparse
 import itertools
 import json
 import random
@@ -104,6 +105,25 @@ def test_ways_to_wait_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ways["default"]["share"] == 0.4
     assert ways["passive"]["over_default"] == {"alone": 0.9, "busy": 1.5}
     busy_cores.show({"settings": {"busy": 1}, "ways": ways})
+
+
+def test_the_funnel_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import data_funnel
+
+    (tmp_path / "texts").mkdir()
+    for number in range(40):
+        words = " ".join(f"word{number}x{place % 60}" for place in range(300))
+        (tmp_path / f"texts/{number}.txt").write_text("" if number == 7 else words)
+    recipe = tmp_path / "data.toml"
+    recipe.write_text('[[sources]]\nname = "a"\npath = "$corpora/texts"\n[normalize]\n')
+    places = {"corpora": tmp_path, "benchmarks": tmp_path}
+    report = data_funnel.measure(argparse.Namespace(recipe=recipe, **places))
+    data_funnel.show(report)
+    stages = report["funnel"]["total"]["stages"]
+    assert report["funnel"]["total"]["read"][0] == 40
+    assert stages["read"]["dropped"] == {"empty": [1, 0]}
+    assert stages["normalize"]["passed"][0] == 39
 
 
 def test_attention_contestants_agree_and_sweep_over_lengths(reports: dict[str, Any]) -> None:
