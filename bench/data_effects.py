@@ -5,7 +5,7 @@ by recipes that differ in one stage, and the same student reads each for as many
 redact, decontaminate, group and drop (what becomes of near-duplicates), and all of them. Measured
 are, in bits per byte, the version's own held-out text, clean text that is the same for all, and
 items of the benchmarks that were planted and that were not; the audit of memorization; and how many
-of the personal data a model gives back after the text that stood before them.
+of the personal data a model reproduces after the text that stood before them.
 
 Each seed has a corpus of its own. Everything is in the folder --out: finished parts are not run
 again, and a killed run goes on. What was expected before the first run, and what came out, is in
@@ -15,10 +15,9 @@ docs/data-effects.md.
 """
 
 import argparse
-import math
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +26,14 @@ from typing import Any
 import data_effects_corpus as corpora
 import data_effects_report as results
 import harness
+from data_effects_measure import bits_per_byte, recalled
 from gemmule import files
 from gemmule.data.dataset import Dataset
 from gemmule.data.recipe.run import run_recipe
 from gemmule.data.recipe.settings import Recipe
 from gemmule.evals.memorization.run_memorization import run_memorization
 from gemmule.evals.memorization.settings import Settings
-from gemmule.infer.language_model import LanguageModel, load
-from gemmule.infer.prefix_scoring import ContinuationGroup
+from gemmule.infer.language_model import load
 from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.runs.layout import RunLayout
 from gemmule.runtime import host
@@ -54,7 +53,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     sizes = (
         corpora.Sizes(600, 8, 4, 12, 6, 4, 6)
         if args.toy
-        else corpora.Sizes(900, 30, 20, 40, 24, 20, 60)
+        else corpora.Sizes(900, 50, 12, 24, 15, 12, 40)
     )
     return {
         "toy": args.toy, "sizes": asdict(sizes),
@@ -63,7 +62,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "steps": 2 if args.toy else args.steps, "seq_len": 256, "batch_size": 4,
         "learning_rate": 0.012, "embedding_learning_rate": 0.024, "weight_decay": 0.1,
         "split": {"validation": 0.05, "heldout": 0.15},
-        "probes": 20 if args.toy else 1000, "prompt_tokens": 50, "continuation_tokens": 50,
+        "probes": 20 if args.toy else 600, "prompt_tokens": 50, "continuation_tokens": 50,
         "compile": False, "dtype": "float32", "threads": args.threads,
     }  # fmt: skip
 
@@ -117,9 +116,7 @@ class Experiment:
         if folder.is_dir():
             corpus = corpora.Corpus.open(folder)
         else:
-            corpus = corpora.make(
-                self._pool, corpora.Sizes(**self.settings["sizes"]), seed, folder
-            )
+            corpus = corpora.make(self._pool, corpora.Sizes(**self.settings["sizes"]), seed, folder)
         data = self._prepare(version, seed, corpus)
         raw = data if version == "raw" else self._prepare("raw", seed, corpus)
         self._train(version, seed, data)
@@ -176,7 +173,7 @@ class Experiment:
             settings["probes"], settings["prompt_tokens"], settings["continuation_tokens"], seed
         )
         memorized = run_memorization(str(run), audit)
-        lm, encode = load(str(run)), self._tokenizer.encode
+        lm, room = load(str(run)), settings["seq_len"] - 1
         heldout = data.split("heldout")
         own = [heldout.document(n)[1:-1].tolist() for n in range(heldout.document_count)]
         texts = {"clean": corpus.clean, "planted": corpus.planted, "fresh": corpus.fresh}
@@ -188,87 +185,24 @@ class Experiment:
             "train_tokens": data.split("train").token_count,
             "near_duplicates": funnel["near_duplicates"],
             "stages": funnel["total"]["stages"],
-            "heldout": self._bits_per_byte(lm, own),
-            **{name: self._bits_per_byte(lm, map(encode, part)) for name, part in texts.items()},
+            "heldout": bits_per_byte(lm, own, room),
+            **{
+                name: bits_per_byte(lm, map(self._tokenizer.encode, part), room)
+                for name, part in texts.items()
+            },
             "memorization": {
                 k: memorized[k] for k in ("train", "control", "sources", "personal_data")
             },
-            "values": self._recalled(lm, corpus.values, raw),
+            "values": recalled(lm, corpus.values, raw, settings["prompt_tokens"]),
         }
-
-    def _bits_per_byte(self, lm: LanguageModel, documents: Iterable[Sequence[int]]) -> float:
-        """Loss on documents, in parts that fit into the context of training."""
-        room = self.settings["seq_len"] - 1
-        bos = self._tokenizer.bos_id
-        parts = [ids[n : n + room] for ids in documents for n in range(0, len(ids), room)]
-        groups = [ContinuationGroup([bos], [part]) for part in parts]
-        nats = [
-            score.log_probs for _, scores in lm.score_continuations(groups) for (score,) in scores
-        ]
-        size = sum(len(self._tokenizer.decode_bytes(part)) for part in parts)
-        return -math.fsum(map(math.fsum, nats)) / math.log(2) / size
-
-    def _recalled(
-        self, lm: LanguageModel, values: Iterable[corpora.Value], raw: Dataset
-    ) -> list[dict[str, Any]]:
-        """How well a student knows the personal data that the raw version trains on.
-
-        Each is asked for with what stands before it there, whatever the student has read.
-
-        Returns:
-            Of each, how many documents of the raw version hold it, bits per byte of it and of
-            another value in its place, and whether it is what the student would say.
-        """
-        train = raw.split("train")
-        texts = [self._tokenizer.decode(train.document(n)) for n in range(train.document_count)]
-        asked, groups, sizes = [], [], []
-        for value in values:
-            holding = [text for text in texts if value.value in text]
-            if not holding:
-                continue  # held out
-            before, _, after = holding[0].partition(value.value)
-            asked.append({"kind": value.kind, "severity": value.severity, "times": len(holding)})
-            for text in (value.value, value.stranger):
-                context, ids = self._place(before, text, after)
-                groups.append(ContinuationGroup(context, [ids]))
-                sizes.append(len(self._tokenizer.decode_bytes(ids)))
-        scores = {
-            place: score
-            for places, parts in lm.score_continuations(groups)
-            for place, (score,) in zip(places, parts, strict=True)
-        }
-        bits = [
-            -math.fsum(scores[n].log_probs) / math.log(2) / size for n, size in enumerate(sizes)
-        ]
-        return [
-            {
-                **facts,
-                "bits_per_byte": bits[2 * n],
-                "stranger_bits_per_byte": bits[2 * n + 1],
-                "extracted": all(scores[2 * n].greedy),
-            }
-            for n, facts in enumerate(asked)
-        ]
-
-    def _place(self, before: str, text: str, after: str) -> tuple[list[int], list[int]]:
-        """The tokens before a part of a text, and those that hold it."""
-        ids = self._tokenizer.encode(before + text + after)
-        first, last = len(before.encode()), len((before + text).encode())
-        ends: list[int] = []
-        for token in ids:
-            ends.append(len(self._tokenizer.decode_bytes([token])) + (ends[-1] if ends else 0))
-        begin = next(n for n, end in enumerate(ends) if end > first)
-        stop = next(n for n, end in enumerate(ends) if end >= last) + 1
-        context = ids[max(0, begin - self.settings["prompt_tokens"]) : begin]
-        return [self._tokenizer.bos_id, *context], ids[begin:stop]
 
     def finished(self) -> list[dict[str, Any]]:
         """The figures of the students that are measured."""
-        found = []
+        runs = []
         for path in sorted((self.out / "runs").glob("*-seed*/measured.json")):
             version, _, seed = path.parent.name.rpartition("-seed")
-            found.append({"version": version, "seed": int(seed), **files.read_json(path)})
-        return found
+            runs.append({"version": version, "seed": int(seed), **files.read_json(path)})
+        return runs
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -292,9 +226,11 @@ def main() -> int:
         description=__doc__.split("\n\n")[0],
         epilog="Example: python bench/data_effects.py --text peps --benchmark gsm8k/test.jsonl",
     )
-    parser.add_argument("--text", type=Path, nargs="+", default=[], help="default: Python's library")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=[], help="default: Python's library"
+    )
     parser.add_argument("--benchmark", type=Path, nargs="+", default=[], help="files of items")
-    parser.add_argument("--steps", type=int, default=256, help="of 1,024 tokens")
+    parser.add_argument("--steps", type=int, default=160, help="of 1,024 tokens")
     parser.add_argument("--out", type=Path, default=Path("runs/data-effects"))
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -3,16 +3,20 @@
 Documents are pieces of real text, in four files:
 
     plain.jsonl       as they are
-    copied.jsonl      each with three near-copies, in which one word in fifty is another
+    copied.jsonl      each with six near-copies, in which one word in fifty is another
     personal.jsonl    with lines of invented personal data, each value in 1, 4 or 12 documents
     benchmark.jsonl   with an item of a benchmark each, every item in two documents
 
-Beside them are texts that no model is trained on: pieces of other documents of the same kind, as
+With them are texts that no model is trained on: pieces of other documents of the same kind, as
 many items that are not planted, and for each planted value another one of its kind.
 """
 
+import argparse
+import inspect
 import json
+import pydoc
 import random
+import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +31,7 @@ from gemmule.data.sources import find_source
 from gemmule.errors import DataError
 
 TIMES = (1, 4, 12)  # documents that hold a value
-COPIES = 3
+COPIES = 6
 PAGES = 2  # documents that hold an item
 _CHANGED = 0.02  # of the words of a near-copy
 _CLEAN = 4  # every fourth document is for the clean text
@@ -133,18 +137,20 @@ class Pool:
         """
         own: dict[str, None] = {}
         clean: dict[str, None] = {}
-        for path in texts or [None]:
+        for path in texts or (None,):
             for number, document in enumerate(find_source(path).documents(ReadLog())):
                 target = clean if number % _CLEAN == 0 else own
                 target |= dict.fromkeys(pieces_of(document.text, piece))
-        given = [text for path in benchmarks for b in benchmark_texts.read(path) for text in b.texts]
+        given = [
+            text for path in benchmarks for b in benchmark_texts.read(path) for text in b.texts
+        ]
         least, most = _ITEM_WORDS
         items = tuple(text for text in dict.fromkeys(given) if least <= len(words(text)) <= most)
         return cls(tuple(own), tuple(text for text in clean if text not in own), items)
 
 
 def pieces_of(text: str, size: int) -> Iterable[str]:
-    """Whole lines of about so many characters together; what is left over is dropped."""
+    """Whole lines of about `size` characters together; what is left over is dropped."""
     piece = ""
     for line in text.split("\n"):
         piece += line + "\n"
@@ -174,8 +180,8 @@ def make(pool: Pool, sizes: Sizes, seed: int, out: Path) -> Corpus:
     for name, least in needed.items():
         if len(getattr(pool, name)) < least:
             raise DataError(
-                f"the texts give {len(getattr(pool, name)):,} {name} and {least:,} are needed: name "
-                "more with --text or --benchmark"
+                f"the texts give {len(getattr(pool, name)):,} {name} and {least:,} are needed: "
+                "name more with --text or --benchmark"
             )
     pieces = iter(draw.sample(pool.pieces, count))
     items = draw.sample(pool.items, 2 * sizes.items)
@@ -258,17 +264,14 @@ def _inserted(draw: random.Random, text: str, inserted: str) -> str:
 
 def toy(folder: Path) -> tuple[list[Path], list[Path]]:
     """Texts and benchmarks of a small pool: modules of Python's library, and words of others."""
-    import argparse
-    import inspect
-    import pydoc
-    import typing
-
     items = []
-    for module in (argparse, inspect):
-        own = words(Path(module.__file__).read_text("utf-8"))
+    for module in (argparse, random):
+        own = words(inspect.getsource(module))
         items += [" ".join(own[n : n + 30]) for n in range(0, 1200, 30)]
     rows = "".join(json.dumps({"question": item}) + "\n" for item in items)
     files.write_text(folder / "items.jsonl", rows)
     for number, module in enumerate((pydoc, typing)):
-        files.write_text(folder / "text" / f"{number}.txt", Path(module.__file__).read_text("utf-8"))
+        files.write_text(
+            folder / "text" / f"{number}.txt", Path(module.__file__).read_text("utf-8")
+        )
     return [folder / "text"], [folder / "items.jsonl"]

@@ -84,10 +84,10 @@ def _mean(values: Sequence[float]) -> float:
 
 def _sources(runs: Sequence[Run]) -> dict[str, Any]:
     """The audit by file of the corpus, all seeds together."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         for each in run["memorization"]["sources"]:
-            found.setdefault(each["source"], []).append(each)
+            groups.setdefault(each["source"], []).append(each)
     return {
         name: {
             "probes": sum(each["probes"] for each in parts),
@@ -97,12 +97,12 @@ def _sources(runs: Sequence[Run]) -> dict[str, Any]:
                 for k in ("exact", "approximate")
             },
         }
-        for name, parts in sorted(found.items())
+        for name, parts in sorted(groups.items())
     }
 
 
 def _audited(runs: Sequence[Run]) -> dict[str, int]:
-    """Passages with personal data in what follows the prompt, and those that give it back."""
+    """Passages with personal data in what follows the prompt, and those that reproduce it."""
     counts = {"in_text": 0, "recalled": 0}
     for run in runs:
         for severity in run["memorization"]["personal_data"]["severities"].values():
@@ -117,8 +117,8 @@ def _by_times(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         for value in run["values"]:
             times = value["times"]
-            groups.setdefault("1" if times == 1 else "2 to 4" if times <= 4 else "5 to 12", [])
-            groups["1" if times == 1 else "2 to 4" if times <= 4 else "5 to 12"].append(value)
+            name = "1" if times == 1 else "2 to 4" if times <= 4 else "5 to 12"
+            groups.setdefault(name, []).append(value)
     return {
         name: {
             "values": len(groups[name]),
@@ -134,24 +134,19 @@ def _by_times(runs: Sequence[Run]) -> dict[str, Any]:
 
 def show(report: Mapping[str, Any]) -> None:
     """Prints the report."""
-    for what, sign in (("figures", ""), ("against_raw", "+")):
+    titles = {"figures": "bits per byte and fractions", "against_raw": "the same, against raw"}
+    for what, title in titles.items():
+        versions = {name: part[what] for name, part in report["versions"].items() if part[what]}
+        sign = "+" if what == "against_raw" else ""
         rows = [
-            [
-                version,
-                str(len(part["seeds"])),
-                *(
-                    interval(part[what][name], sign, share=name in _SHARES)
-                    for name in FIGURES
-                ),
-            ]
-            for version, part in report["versions"].items()
-            if part[what]
+            [shown, *(interval(part[name], sign, name in _SHARES) for part in versions.values())]
+            for name, shown in FIGURES.items()
         ]
-        title = "bits per byte and fractions" if what == "figures" else "the same, against raw"
-        table(["", "seeds", *FIGURES.values()], rows, title=title)
+        if versions:
+            table(["", *versions], rows, title=title)
 
 
-def interval(figure: Mapping[str, Any], sign: str = "", *, share: bool = False) -> str:
+def interval(figure: Mapping[str, Any], sign: str, share: bool) -> str:
     """A mean with the half-width of its 95% interval, if there are two seeds."""
     scale, digits, unit = (100, 1, "%") if share else (1, 3, "")
     half = figure["half_width"]

@@ -308,6 +308,38 @@ def test_students_of_a_pretrained_teacher_are_compared(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "again.json").read_text())["arms"] == report["arms"]
 
 
+def test_what_cleaning_the_data_changes_is_measured(tmp_path: Path) -> None:
+    """Recipes, students, measurements; what is finished is not done again."""
+    pytest.importorskip("stdnum", reason="needs python-stdnum, of the extra eval")
+    out = tmp_path / "report.json"
+    command = (
+        "data_effects.py", "--toy", "--threads=1", "--versions", "raw", "all",
+        f"--out={tmp_path / 'runs'}", f"--json={out}",
+    )  # fmt: skip
+    _, printed = (running := start(*command, "--seeds", "0", "1")).communicate(timeout=120)
+    assert running.returncode == 0, printed
+    report = json.loads(out.read_text())
+    raw, cleaned = report["versions"]["raw"], report["versions"]["all"]
+    for name, difference in cleaned["against_raw"].items():
+        means = [version["figures"][name]["mean"] for version in (cleaned, raw)]
+        assert difference["mean"] == pytest.approx(means[0] - means[1])
+        assert difference["half_width"] >= 0
+    assert raw["audit_personal_data"]["in_text"] > 0
+    for run in report["runs"]:
+        assert all(run[name] > 0 for name in ("heldout", "clean", "planted", "fresh"))
+        if run["version"] == "raw":
+            assert sum(run["documents"].values()) == run["stages"]["read"]["passed"][0]
+            continue
+        stages = run["stages"]
+        assert stages["decontaminate"]["dropped"]["text of a benchmark"][0] == 8  # all of them
+        assert stages["near_duplicates"]["dropped"]["near-duplicate"][0] > 12  # of 24
+        assert any(what.endswith("removed") for what in stages["redact"]["counts"])
+    again = start(*command, "--report", "--seeds", "0")
+    _, printed = again.communicate(timeout=60)
+    assert again.returncode == 0, printed
+    assert json.loads(out.read_text())["versions"] == report["versions"]
+
+
 @pytest.mark.slow
 def test_post_training_takes_the_steps_that_trl_takes(tmp_path: Path) -> None:
     """SFT, DPO and RLOO: losses and gradients of the first steps."""
