@@ -2,10 +2,11 @@
 
 A corpus of real text, with planted personal data, items of benchmarks and near-copies, is prepared
 by recipes that differ in one stage, and the same student reads each for as many tokens: raw,
-redact, decontaminate, group and drop (what becomes of near-duplicates), and all of them. Measured
-are, in bits per byte, the version's own held-out text, clean text that is the same for all, and
-items of the benchmarks that were planted and that were not; the audit of memorization; and how many
-of the personal data a model reproduces after the text that stood before them.
+redact, decontaminate, group and drop (what becomes of near-duplicates), and all of them. Less text
+is then read more often; in the versions named "-passes" it is read as often as raw. Measured are,
+in bits per byte, the version's own held-out text, clean text that is the same for all, and items of
+the benchmarks that were planted and that were not; the audit of memorization; and how many of the
+personal data a model reproduces after the text that stood before them.
 
 Each seed has a corpus of its own. Everything is in the folder --out: finished parts are not run
 again, and a killed run goes on. What was expected before the first run, and what came out, is in
@@ -42,7 +43,11 @@ from gemmule.train.run import run_training
 
 _ACTIONS = {"group": "group", "drop": "drop", "all": "drop"}  # of the rest: "ignore"
 _REDACTED, _DECONTAMINATED = ("redact", "all"), ("decontaminate", "all")
-VERSIONS = ("raw", "redact", "decontaminate", "group", "drop", "all")
+_PASSES = "-passes"  # fewer steps: as many passes over what is left as raw has
+VERSIONS = (
+    "raw", "redact", "decontaminate", "group", "drop", "all",
+    "decontaminate-passes", "group-passes", "drop-passes", "all-passes",
+)  # fmt: skip
 _TOKENIZER_TEXTS = 3000
 _KEY = "the same for all seeds"
 
@@ -117,9 +122,13 @@ class Experiment:
             corpus = corpora.Corpus.open(folder)
         else:
             corpus = corpora.make(self._pool, corpora.Sizes(**self.settings["sizes"]), seed, folder)
-        data = self._prepare(version, seed, corpus)
-        raw = data if version == "raw" else self._prepare("raw", seed, corpus)
-        self._train(version, seed, data)
+        raw = self._prepare("raw", seed, corpus)
+        data = self._prepare(version.removesuffix(_PASSES), seed, corpus)
+        steps = self.settings["steps"]
+        if version.endswith(_PASSES):
+            share = data.split("train").token_count / raw.split("train").token_count
+            steps = max(1, round(steps * share))
+        self._train(version, seed, data, steps)
         files.write_json(measured, self._measure(version, seed, corpus, data, raw))
 
     def _measured(self, version: str, seed: int) -> Path:
@@ -139,17 +148,17 @@ class Experiment:
         out = self.out / "data" / f"{version}-seed{seed}"
         return run_recipe(Recipe.parse(recipe), self._tokenizer, out, workers=1)
 
-    def _train(self, version: str, seed: int, data: Dataset) -> None:
+    def _train(self, version: str, seed: int, data: Dataset, steps: int) -> None:
         settings = self.settings
         rates = ("learning_rate", "embedding_learning_rate", "weight_decay")
         values = {
-            "steps": settings["steps"],
+            "steps": steps,
             "seed": seed,
             "data": {"path": str(data.path), **{k: settings[k] for k in ("seq_len", "batch_size")}},
             "model": settings["model"],
             "optimizer": {k: settings[k] for k in rates},
             "evaluation": {
-                "every": settings["steps"], "tokens": settings["seq_len"],
+                "every": steps, "tokens": settings["seq_len"],
                 "heldout_tokens": settings["seq_len"],  # what counts is measured afterwards
             },
             "checkpoint": {"keep": 1, "minutes": 2.0},
@@ -199,9 +208,10 @@ class Experiment:
     def finished(self) -> list[dict[str, Any]]:
         """The figures of the students that are measured."""
         runs = []
-        for path in sorted((self.out / "runs").glob("*-seed*/measured.json")):
-            version, _, seed = path.parent.name.rpartition("-seed")
-            runs.append({"version": version, "seed": int(seed), **files.read_json(path)})
+        for version in VERSIONS:
+            for path in sorted((self.out / "runs").glob(f"{version}-seed*/measured.json")):
+                seed = int(path.parent.name.removeprefix(f"{version}-seed"))
+                runs.append({"version": version, "seed": seed, **files.read_json(path)})
         return runs
 
 

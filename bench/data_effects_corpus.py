@@ -271,7 +271,5 @@ def toy(folder: Path) -> tuple[list[Path], list[Path]]:
     rows = "".join(json.dumps({"question": item}) + "\n" for item in items)
     files.write_text(folder / "items.jsonl", rows)
     for number, module in enumerate((pydoc, typing)):
-        files.write_text(
-            folder / "text" / f"{number}.txt", Path(module.__file__).read_text("utf-8")
-        )
+        files.write_text(folder / "text" / f"{number}.txt", inspect.getsource(module))
     return [folder / "text"], [folder / "items.jsonl"]

@@ -50,7 +50,7 @@ def figures(run: Run) -> dict[str, float]:
 
 def summarize(runs: Sequence[Run]) -> dict[str, Any]:
     """The report, of as many runs as there are."""
-    versions: dict[str, Any] = {}
+    arms: dict[str, Any] = {}
     by_version: dict[str, dict[int, dict[str, float]]] = {}
     for run in runs:
         by_version.setdefault(run["version"], {})[run["seed"]] = figures(run)
@@ -59,7 +59,7 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
         mine = [run for run in runs if run["version"] == version]
         both = [seed for seed in by_seed if seed in raw and version != "raw"]
         names = list(next(iter(by_seed.values())))
-        versions[version] = {
+        arms[version] = {
             "seeds": list(by_seed),
             "train_tokens": stats.student_mean([run["train_tokens"] for run in mine]),
             "documents": stats.student_mean([sum(run["documents"].values()) for run in mine]),
@@ -75,7 +75,7 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
             "audit_personal_data": _audited(mine),
             "values": _by_times(mine),
         }
-    return {"versions": versions, "runs": list(runs)}
+    return {"arms": arms, "runs": list(runs)}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -136,7 +136,7 @@ def show(report: Mapping[str, Any]) -> None:
     """Prints the report."""
     titles = {"figures": "bits per byte and fractions", "against_raw": "the same, against raw"}
     for what, title in titles.items():
-        versions = {name: part[what] for name, part in report["versions"].items() if part[what]}
+        versions = {name: part[what] for name, part in report["arms"].items() if part[what]}
         sign = "+" if what == "against_raw" else ""
         rows = [
             [shown, *(interval(part[name], sign, name in _SHARES) for part in versions.values())]

@@ -313,13 +313,13 @@ def test_what_cleaning_the_data_changes_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("stdnum", reason="needs python-stdnum, of the extra eval")
     out = tmp_path / "report.json"
     command = (
-        "data_effects.py", "--toy", "--threads=1", "--versions", "raw", "all",
+        "data_effects.py", "--toy", "--threads=1", "--versions", "raw", "all-passes",
         f"--out={tmp_path / 'runs'}", f"--json={out}",
     )  # fmt: skip
     _, printed = (running := start(*command, "--seeds", "0", "1")).communicate(timeout=120)
     assert running.returncode == 0, printed
     report = json.loads(out.read_text())
-    raw, cleaned = report["versions"]["raw"], report["versions"]["all"]
+    raw, cleaned = report["arms"]["raw"], report["arms"]["all-passes"]
     for name, difference in cleaned["against_raw"].items():
         means = [version["figures"][name]["mean"] for version in (cleaned, raw)]
         assert difference["mean"] == pytest.approx(means[0] - means[1])
@@ -337,7 +337,7 @@ def test_what_cleaning_the_data_changes_is_measured(tmp_path: Path) -> None:
     again = start(*command, "--report", "--seeds", "0")
     _, printed = again.communicate(timeout=60)
     assert again.returncode == 0, printed
-    assert json.loads(out.read_text())["versions"] == report["versions"]
+    assert json.loads(out.read_text())["arms"] == report["arms"]
 
 
 @pytest.mark.slow
