@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from gemmule.checkpoints.huge_pages import HugePages
 from gemmule.errors import CheckpointError
 
 _DONT_NEED = getattr(mmap, "MADV_DONTNEED", -1)
@@ -23,6 +24,7 @@ class MappedFile:
     Attributes:
         path: the file.
         size: size in bytes.
+        huge_pages: turns the file's pages into huge ones where tensors stay views of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +45,7 @@ class MappedFile:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.huge_pages = HugePages(self._map, self._bytes.data_ptr())
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +64,10 @@ class MappedFile:
         """Bytes [start, stop) as a flat tensor; a copy only if they are not aligned."""
         raw = self.raw(start, stop)
         return (raw if start % dtype.itemsize == 0 else raw.clone()).view(dtype)
+
+    def prefer_huge_pages(self) -> None:
+        """Has what is not in memory yet read into huge pages, where the file system has them."""
+        self._advise(getattr(mmap, "MADV_HUGEPAGE", -1), 0, self.size)
 
     def release(self, start: int, stop: int) -> None:
         """Releases the pages of [start, stop), which stay in the system's cache."""

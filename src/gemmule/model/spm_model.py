@@ -1,11 +1,13 @@
 """SentencePiece's ModelProto as arrays: read in one pass, written without a message per piece.
 
 Gemma's vocabulary has 256,000 pieces, and protobuf's Python classes make an object of each. Pieces
-in the form that every writer uses are read directly; any other file goes through protobuf.
+in the form that every writer uses are found by numpy, and their texts decoded when they are asked
+for; any other file goes through protobuf.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,74 @@ class Piece(NamedTuple):
     kind: int
 
 
+class PieceTexts(Sequence[str]):
+    """Texts of the pieces in a serialized model, each decoded when it is asked for.
+
+    Args:
+        data: the serialized model; the texts are valid UTF-8.
+        starts: offset of each text, shape [pieces].
+        stops: offset of the end of each text, shape [pieces].
+    """
+
+    def __init__(
+        self, data: bytes, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    ) -> None:
+        self._data, self._starts, self._stops = data, starts, stops
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return self._all[i]
+        return self._data[self._starts[i] : self._stops[i]].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __eq__(self, other: object) -> bool:
+        return self._all == (other._all if isinstance(other, PieceTexts) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and self._find(text) is not None
+
+    def index(self, text: str, *_: int) -> int:
+        """The id of the first piece with this text.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        i = self._find(text)
+        if i is None:
+            raise ValueError(f"{text!r} is not a piece")
+        return i
+
+    def _find(self, text: str) -> int | None:
+        encoded = text.encode(errors="surrogatepass")
+        if len(encoded) > 127:
+            return None
+        encoded = bytes((_TEXT, len(encoded))) + encoded + bytes((_SCORE,))
+        at = -1
+        while (at := self._data.find(encoded, at + 1)) >= 0:
+            i = int(np.searchsorted(self._starts, at + 2))
+            if i < len(self) and self._starts[i] == at + 2:
+                return i
+        return None
+
+    @functools.cached_property
+    def _all(self) -> list[str]:
+        spans = zip(self._starts.tolist(), self._stops.tolist(), strict=True)
+        return [self._data[start:stop].decode() for start, stop in spans]
+
+
 class PieceModel:
     """A serialized ModelProto, and its content.
 
@@ -48,7 +118,7 @@ class PieceModel:
     def __init__(
         self,
         data: bytes,
-        pieces: list[str],
+        pieces: Sequence[str],
         scores: npt.NDArray[np.float32],
         kinds: bytes,
         specs: Any,
@@ -77,38 +147,41 @@ class PieceModel:
     @classmethod
     def _parse_plain(cls, data: bytes) -> Self | None:
         """Reads short pieces with text, score and type in this order; None: there are others."""
-        starts, at, end = [], 0, len(data) - 1
-        while at < end and data[at] == _MESSAGE:
-            starts.append(at)
-            at += data[at + 1] + 2  # a longer size has another form, which is noticed below
-        if not starts or at > len(data):
-            return None
         content = np.frombuffer(data, np.uint8)
-        heads = np.array(starts, np.int64)
+        heads = np.flatnonzero((content[:-2] == _MESSAGE) & (content[2:] == _TEXT))
+        heads = heads[heads < len(data) - _HEAD]
         sizes, texts = content[heads + 1].astype(np.int64), heads + _HEAD
-        if sizes.max() > 127 or sizes.min() < _HEAD - 2:
-            return None
-        stops = texts + content[texts - 1]
+        stops = texts + content[heads + 3]
         tails = heads + 2 + sizes - stops
-        typed = tails == _TAIL
-        if (
-            not (typed | (tails == _TAIL - 2)).all()
-            or (content[heads + 2] != _TEXT).any()
-            or (content[stops] != _SCORE).any()
-            or (content[stops[typed] + 5] != _KIND).any()
-        ):
+        # What looks like a head within a text is no piece: each one begins where the last ended.
+        plausible = (sizes < 128) & ((tails == _TAIL) | (tails == _TAIL - 2))
+        plausible &= content[np.minimum(stops, len(data) - 1)] == _SCORE
+        heads, sizes, texts, stops, tails = (
+            values[plausible] for values in (heads, sizes, texts, stops, tails)
+        )
+        breaks = np.flatnonzero(np.diff(heads) != sizes[:-1] + 2)
+        count = int(breaks[0]) + 1 if len(breaks) else len(heads)
+        if not count or heads[0] != 0 or heads[count - 1] + sizes[count - 1] + 2 > len(data):
             return None
-        kinds = np.full(len(starts), NORMAL, np.uint8)
+        texts, stops, typed = texts[:count], stops[:count], tails[:count] == _TAIL
+        end = int(heads[count - 1] + sizes[count - 1]) + 2
+        if (content[stops[typed] + 5] != _KIND).any():
+            return None
+        kinds = np.full(count, NORMAL, np.uint8)
         kinds[typed] = content[stops[typed] + 6]
         if kinds.min() < NORMAL or kinds.max() > BYTE:  # protobuf drops such a value
             return None
         specs = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
-            data[at:]
+            data[end:]
         )
         if specs.pieces:
             return None
         scores = np.stack([content[stops + byte] for byte in range(1, 5)], axis=1)
-        pieces = [data[a:b].decode() for a, b in zip(texts.tolist(), stops.tolist(), strict=True)]
+        ascii_between = content[:end].copy()
+        for byte in range(1, 5):  # then all but the texts is ASCII, and each must be valid alone
+            ascii_between[stops + byte] = 0
+        ascii_between.tobytes().decode()
+        pieces = PieceTexts(data, texts, stops)
         offsets = np.where(typed, stops + 6, -1)
         return cls(data, pieces, scores.view("<f4")[:, 0], kinds.tobytes(), specs, offsets)
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, overload
 
@@ -28,6 +28,7 @@ from gemmule.model import (
     spm_train,
     tokenizer_json,
     tokenizer_model,
+    tokenizer_stamp,
 )
 from gemmule.model.added_tokens import AddedToken, Splitter
 from gemmule.model.chat_template import ChatTemplate, RenderedChat, is_gemmas, train_mask
@@ -200,7 +201,11 @@ class Tokenizer:
         if not path.is_dir():
             return cls._read(path)
         declared = read_declared_tokens(path)
-        if (path / tokenizer_json.FILE).is_file():
+        known = tokenizer_stamp.read(path, declared)
+        if known is not None:
+            model, own = known
+            tokenizer = cls(model, str(path / tokenizer_json.FILE), added_tokens=own)
+        elif (path / tokenizer_json.FILE).is_file():
             tokenizer = cls._read_json(path / tokenizer_json.FILE, declared)
         else:
             tokenizer = cls._read_model(path / tokenizer_model.FILE, declared)
@@ -294,6 +299,13 @@ class Tokenizer:
         with files.atomic_path(folder / tokenizer_model.FILE) as tmp:
             tmp.write_bytes(self._parsed.data)
 
+    @classmethod
+    def write_stamp(cls, folder: Path) -> None:
+        """Makes `load` of a folder that `save` wrote several times as fast (tokenizer_stamp.py)."""
+        declared = read_declared_tokens(folder)
+        full = cls._read_json(folder / tokenizer_json.FILE, declared)
+        tokenizer_stamp.write(folder, declared, full._parsed, full.added_tokens)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the pieces, their types and scores, and of added tokens.
@@ -373,26 +385,30 @@ class Tokenizer:
     @functools.cached_property
     def is_control(self) -> list[bool]:
         """Whether each id never stands for text."""
-        control = [kind in (CONTROL, UNKNOWN) for kind in self._types]
+        kinds = np.frombuffer(self._types, np.uint8)
+        control: list[bool] = ((kinds == CONTROL) | (kinds == UNKNOWN)).tolist()
         control[:FIRST_TEXT_ID] = [True] * FIRST_TEXT_ID
         for token in self.added_tokens:
             control[token.id] = token.special
         return control
 
     @functools.cached_property
-    def _shown(self) -> list[bytes]:
+    def _shown(self) -> Mapping[int, bytes]:
         """The bytes of each id, control ids spelled out."""
-        shown = [piece.replace(SPACE, " ").encode() for piece in self._pieces]
-        shown[FIRST_BYTE_ID:FIRST_LEARNED_ID] = [bytes((byte,)) for byte in range(256)]
-        return shown
+        return _LazyBytes(self._bytes_of)
 
     @functools.cached_property
-    def _text(self) -> list[bytes]:
+    def _text(self) -> Mapping[int, bytes]:
         """The bytes of each id; none for a control id."""
-        return [
-            b"" if control else shown
-            for control, shown in zip(self.is_control, self._shown, strict=True)
-        ]
+        return _LazyBytes(self._text_of)
+
+    def _bytes_of(self, i: int) -> bytes:
+        if FIRST_BYTE_ID <= i < FIRST_LEARNED_ID:
+            return bytes((i - FIRST_BYTE_ID,))
+        return self._pieces[i].replace(SPACE, " ").encode()
+
+    def _text_of(self, i: int) -> bytes:
+        return b"" if self.is_control[i] else self._shown[i]
 
     def decode_bytes(self, ids: Iterable[int], control: bool = False) -> bytes:
         """The UTF-8 bytes of `ids`; a token may end in the middle of a character.
@@ -423,7 +439,7 @@ class Tokenizer:
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         """The number of UTF-8 bytes of each token, shape [vocab_size]; 0 for control ids."""
-        return np.array([len(b) for b in self._text], dtype=np.int64)
+        return np.array([len(self._text[i]) for i in range(self.vocab_size)], dtype=np.int64)
 
     @overload
     def render_chat(
@@ -519,6 +535,21 @@ class Tokenizer:
             else:
                 ids += self.encode(part.translate(chat.guards))
         return ids
+
+
+class _LazyBytes(dict[int, bytes]):
+    """Bytes by id, made when they are first asked for: an answer has few of 256,000 tokens."""
+
+    def __init__(self, make: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, i: int) -> bytes:
+        self[i] = made = self._make(i)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._make,)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

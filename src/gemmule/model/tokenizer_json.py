@@ -341,7 +341,7 @@ def _scores(size: int, order: MergeOrder, kinds: bytes) -> npt.NDArray[np.float3
 
 def agree(ours: PieceModel, other: PieceModel) -> bool:
     """Whether a tokenizer.model is another spelling of what a tokenizer.json holds."""
-    if ours.pieces != other.pieces:
+    if other.pieces != ours.pieces:
         return False
     kinds = np.frombuffer(ours.kinds, np.uint8)
     differs = kinds != np.frombuffer(other.kinds, np.uint8)
@@ -362,7 +362,10 @@ def _builds_any(model: PieceModel, ids: list[int]) -> bool:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model.data)
     except RuntimeError:
         return True
-    return any(processor.encode(model.pieces[i].replace(SPACE, " ")) == [i] for i in ids)
+    texts = [model.pieces[i].replace(SPACE, " ") for i in ids]
+    return any(
+        len(got) == 1 and got[0] == i for i, got in zip(ids, processor.encode(texts), strict=True)
+    )
 
 
 def _check_repetitions(tokens: list[AddedToken], source: str) -> None:

@@ -16,6 +16,9 @@ class QuantizedGemma(Gemma):
     Args:
         model: the packed model, whose matrices are used without a copy.
         plain: use the reference arithmetic instead of kernels, for comparisons.
+
+    Attributes:
+        file: the file that the matrices are views of; None: they are in memory.
     """
 
     def __init__(self, model: QuantizedModel, plain: bool = False) -> None:
@@ -29,6 +32,7 @@ class QuantizedGemma(Gemma):
             owner = self.get_submodule(name.removesuffix(".weight"))
             assert isinstance(owner, RMSNorm)
             owner.weight = nn.Parameter(norm, requires_grad=False)
+        self.file = model.file
         self.embed_tokens = PackedEmbedding(model.matrices[EMBEDDING])  # type: ignore[assignment]
         self.packed_head = PackedLinear(model.matrices[EMBEDDING], plain)
 

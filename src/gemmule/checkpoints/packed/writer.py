@@ -45,7 +45,10 @@ def save_quantized(
 def write_into(model: QuantizedModel, folder: Path, advance: Advance = lambda _: None) -> None:
     """Writes `model` into an empty folder, file by file."""
     write([safetensors_layout(SINGLE, _entries(model))], folder, advance)
-    write_configs(config_json(model), known(model.tokenizer), folder)
+    tokenizer = known(model.tokenizer)
+    write_configs(config_json(model), tokenizer, folder)
+    if tokenizer is not None:
+        tokenizer.write_stamp(folder)
     if model.measured:
         files.write_json(folder / MEASURED, dict(model.measured))
 
