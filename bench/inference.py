@@ -8,7 +8,8 @@ process of its own, and those that are compared take turns; figures are medians:
   computed and left. batched8: eight sequences at once, all their tokens.
 - prefill: a prompt of 512 tokens, to the first token of its answer.
 - load: from opening the file, which is in the system's cache, to the first token after a prompt of
-  16; in a fresh process each time, its imports not counted. memory: that process's largest resident
+  16; in a fresh process each time, its imports not counted (--load-only measures this alone: two
+  minutes). memory: that process's largest resident
   size, imports and pages of mapped files included; what imports alone take is listed as well.
 - context: a step near 8192 positions over one at 128, by default and with keys and values in int8.
 
@@ -61,6 +62,7 @@ def main() -> int:
     add("--steps", type=int, default=16, help="decoded tokens of one turn")
     add("--context", type=int, default=8192, help="the long context; 0 leaves it out")
     add("--transformers", action="store_true", help="also transformers in bf16: 5 GB more memory")
+    add("--load-only", action="store_true", help="leave out all but loading and its memory")
     add("--toy", action="store_true", help="tiny shapes: does it work at all?")
     add("--markdown", type=Path, metavar="FILE", help="only print the tables of such a JSON file")
     add("--worker", type=json.loads, help=argparse.SUPPRESS)
@@ -124,15 +126,15 @@ class Gemmule:
         """See llama_worker.py, here and below."""
         from gemmule.checkpoints.load import load_to_run
 
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         self.model, _ = load_to_run(self.settings["file"])
         runner = self.runner(None)
         self.driver = self.drive.Driver(runner, cache_tokens=SHORT * SEQUENCES)
         self.driver.prefill(request["tokens"])
-        seconds = time.perf_counter() - began
+        seconds, spent = time.perf_counter() - began, time.process_time() - spent
         return {
-            "seconds": seconds, "peak_mb": harness.peak_mb(), "imports_mb": self.imports_mb,
-            "runner": type(runner).__name__,
+            "seconds": seconds, "cpu_seconds": spent, "peak_mb": harness.peak_mb(),
+            "imports_mb": self.imports_mb, "runner": type(runner).__name__,
         }  # fmt: skip
 
     def runner(self, cache: str | None) -> Any:
@@ -260,7 +262,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     pythons = llama_pythons(args.llama_python)
     settings: dict[str, Any] = {
         "preset": args.preset, "parameters": config.parameters, "threads": args.threads,
-        "rounds": args.rounds, "steps": args.steps, "toy": args.toy,
+        "rounds": args.rounds, "steps": args.steps, "toy": args.toy, "load_only": args.load_only,
         "short_context": 32 if args.toy else 128, "prompt": 64 if args.toy else 512,
         "batched_context": 32, "sequences": SEQUENCES, "short": SHORT,
         "context": min(args.context, config.max_position_embeddings),
@@ -373,6 +375,12 @@ def _pair(
         for name in _rotated(list(made), i):
             with worker(name) as fresh:
                 loads[name].append(fresh.ask(what="load", tokens=FIRST))
+    about = {
+        name: {key: of[key] for key in ("format", "head", "bits_per_weight", "bytes")}
+        for name, of in made.items()
+    }
+    if settings["load_only"]:
+        return {name: {**about[name], **_load_figures(loads[name])} for name in made}
     with ExitStack() as stack:
         names = [*made, *([TRANSFORMERS] if with_transformers else [])]
         workers = [stack.enter_context(worker(name)) for name in names]
@@ -397,9 +405,7 @@ def _pair(
         idle = {each.mode: each.idle_cpu_seconds for each in workers}
     return {
         name: {
-            **{key: made[name][key] for key in ("format", "head", "bits_per_weight", "bytes")
-               if name in made},
-            **_figures(name, loads.get(name, []), replies, settings),
+            **about.get(name, {}), **_figures(name, loads.get(name, []), replies, settings),
             "idle_cpu_seconds": idle[name],
         }
         for name in names
@@ -423,6 +429,20 @@ def _long(workers: Sequence[harness.Worker], settings: Mapping[str, Any]) -> dic
     return harness.take_turns(workers, turns, what="long", steps=steps)[0]
 
 
+def _load_figures(loads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians of fresh processes; `load_cpu_seconds` is what other work changes least."""
+    medians = {
+        "load_seconds": "seconds", "load_cpu_seconds": "cpu_seconds", "peak_rss_mb": "peak_mb",
+        "imports_rss_mb": "imports_mb",
+    }  # fmt: skip
+    kept = ("resident_mb", "version", "system", "runner")
+    return {
+        **{name: harness.median([reply[key] for reply in loads]) for name, key in medians.items()},
+        "load_repetitions": [reply["seconds"] for reply in loads],
+        **{key: loads[-1][key] for key in kept if key in loads[-1]},
+    }
+
+
 def _figures(
     name: str,
     loads: Sequence[Mapping[str, Any]],
@@ -430,14 +450,7 @@ def _figures(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Medians of one contestant, with the repetitions."""
-    figures: dict[str, Any] = {}
-    if loads:
-        figures["load_seconds"] = harness.median([reply["seconds"] for reply in loads])
-        figures["load_repetitions"] = [reply["seconds"] for reply in loads]
-        figures["peak_rss_mb"] = harness.median([reply["peak_mb"] for reply in loads])
-        figures["imports_rss_mb"] = harness.median([reply["imports_mb"] for reply in loads])
-        kept = ("resident_mb", "version", "system", "runner")
-        figures |= {key: loads[-1][key] for key in kept if key in loads[-1]}
+    figures = _load_figures(loads) if loads else {}
     seconds = [reply["seconds"] for reply in replies["prefill"][name]]
     figures["prefill_tokens_per_second"] = settings["prompt"] / harness.median(seconds)
     figures["prefill_repetitions"] = seconds
@@ -466,11 +479,13 @@ def ratios(modes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         ("prefill_int8", "int8", "prefill_tokens_per_second", max),
         ("batched8_int4", "int4", "batched8_tokens_per_second", max),
         ("load_int4", "int4", "load_seconds", min),
+        ("load_int8", "int8", "load_seconds", min),
         ("memory_int4", "int4", "peak_rss_mb", min),
     )
     ratios = {}
     for name, form, key, best in wanted:
-        builds = [m[key] for mode, m in modes.items() if f"llama.cpp {PAIRS[form]}" in mode]
+        mode = f"llama.cpp {PAIRS[form]}"
+        builds = [m[key] for name, m in modes.items() if mode in name and key in m]
         if builds:
             ratios[name] = harness.rounded(modes[f"gemmule {form}"][key] / best(builds))
     for name, key in (
@@ -512,8 +527,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         head = f", head {m['head']}" if "head" in m else ""
         lines.append(
             f"| {name}{head} | {_cell(m, 'bits_per_weight', '.3f')} "
-            f"| {m['decode_tokens_per_second']:.2f} | {m['batched8_tokens_per_second']:.1f} "
-            f"| {m['prefill_tokens_per_second']:.1f} | {_cell(m, 'load_seconds', '.2f')} "
+            f"| {_cell(m, 'decode_tokens_per_second', '.2f')} "
+            f"| {_cell(m, 'batched8_tokens_per_second', '.1f')} "
+            f"| {_cell(m, 'prefill_tokens_per_second', '.1f')} "
+            f"| {_cell(m, 'load_seconds', '.2f')} "
             f"| {memory} | {', '.join(long)} |"
         )
     lines += ["", "| ours over the best build of llama.cpp | |", "|---|---|"]

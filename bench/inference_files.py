@@ -44,7 +44,10 @@ def tokenizer_of(rows: int) -> Tokenizer:
 
 def ours(folder: Path, config: GemmaConfig, form: str, head: str) -> dict[str, Any]:
     """A quantized folder, made where it is not there yet; what it is."""
-    about = {"config": config.model_dump(mode="json"), "format": form, "head": head}
+    about = {
+        "config": config.model_dump(mode="json"), "format": form, "head": head,
+        "tokenizer": "stamped",
+    }  # fmt: skip
     place = folder / f"gemmule-{form}-{head}"
     if _known(place.with_suffix(".json"), about, place):
         return dict(files.read_json(place.with_suffix(".json")))

@@ -5,6 +5,8 @@ time, which other work on the machine changes least:
 
 - gemmule: Tokenizer.load of a tokenizer.json;
 - gemmule-model: Tokenizer.load of the tokenizer.model that gemmule writes from it;
+- gemmule-folder: Tokenizer.load of a folder with both, as gemmule writes them;
+- gemmule-stamped: of such a folder with a stamp, as in quantized models;
 - protobuf: that tokenizer.model through protobuf's Python classes, as gemmule read it before;
 - tokenizers, sentencepiece: the libraries, with the same two files.
 
@@ -37,7 +39,10 @@ from gemmule.errors import ConfigError
 from gemmule.model.spm_model import CONTROL, UNKNOWN
 from gemmule.model.spm_train import FIRST_TEXT_ID, SPACE
 
-MODES = ("gemmule", "gemmule-model", "protobuf", "tokenizers", "sentencepiece")
+MODES = (
+    "gemmule", "gemmule-model", "gemmule-folder", "gemmule-stamped", "protobuf", "tokenizers",
+    "sentencepiece",
+)  # fmt: skip
 LOADS = 3  # of which the quickest counts, in one turn
 _SEED = 0
 
@@ -179,6 +184,14 @@ def _gemmule_model(json_file: Path, model_file: Path) -> Encode:
     return _gemmule(model_file, model_file)
 
 
+def _gemmule_folder(json_file: Path, model_file: Path) -> Encode:
+    return _gemmule(model_file.parent, model_file)
+
+
+def _gemmule_stamped(json_file: Path, model_file: Path) -> Encode:
+    return _gemmule(model_file.parent / "stamped", model_file)
+
+
 def _tokenizers(json_file: Path, model_file: Path) -> Encode:
     import tokenizers
 
@@ -215,6 +228,8 @@ def _protobuf(json_file: Path, model_file: Path) -> Encode:
 LOADERS: Mapping[str, Callable[[Path, Path], Encode]] = {
     "gemmule": _gemmule,
     "gemmule-model": _gemmule_model,
+    "gemmule-folder": _gemmule_folder,
+    "gemmule-stamped": _gemmule_stamped,
     "protobuf": _protobuf,
     "tokenizers": _tokenizers,
     "sentencepiece": _sentencepiece,
@@ -235,7 +250,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         file = Path(work) / "json/tokenizer.json"
         file.parent.mkdir()
         shutil.copyfile(source, file)
-        Tokenizer.load(file).save(Path(work))
+        tokenizer = Tokenizer.load(file)
+        for folder in (Path(work), Path(work) / "stamped"):
+            folder.mkdir(exist_ok=True)
+            tokenizer.save(folder)
+        Tokenizer.write_stamp(folder)
         compared = compare(file, texts)
         listed = Path(work) / "texts.json"
         listed.write_text(json.dumps(every))

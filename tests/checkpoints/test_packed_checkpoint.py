@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from gemmule.checkpoints import quality
+from gemmule.checkpoints import huge_pages, quality
 from gemmule.checkpoints.checkpoint import of_model
 from gemmule.checkpoints.convert import convert
 from gemmule.checkpoints.describe import describe
@@ -29,9 +29,14 @@ from gemmule.checkpoints.packed.reader import QuantizedModel, is_quantized, load
 from gemmule.checkpoints.packed.writer import save_quantized
 from gemmule.checkpoints.quality import compare, read_quantized, read_streamed
 from gemmule.errors import CheckpointError, ConfigError, OutputError, UserError
+from gemmule.infer.runners.native_runner import NativeRunner
+from gemmule.model import tokenizer_stamp
 from gemmule.model.config import preset
 from gemmule.model.gemma import Gemma
 from gemmule.model.tokenizer import Tokenizer
+from gemmule.model.tokenizer_files import read_declared_tokens
+from gemmule.quant import native
+from gemmule.speed.drive import Driver
 from models import TOKENS, random_model
 
 KINDS = [
@@ -355,6 +360,36 @@ def test_scales_of_int4_must_be_numbers(broken: Path) -> None:
         load_quantized(broken)
     with pytest.raises(CheckpointError, match="NaN or Inf"):
         load_model(broken)
+
+
+def test_a_folder_is_stamped(folder: Path, tokenizer: Tokenizer) -> None:
+    stamped = tokenizer_stamp.read(folder, read_declared_tokens(folder))
+    assert stamped is not None
+    assert Tokenizer(stamped[0]).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the kernels")
+def test_huge_pages_begin_with_the_first_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huge_pages, "_helps", lambda: True)
+    monkeypatch.setattr(huge_pages, "_is_huge", lambda *_: False)
+    monkeypatch.setattr(huge_pages, "HUGE", 2**12)  # the model has less than a huge page
+    moved = []
+    replace = huge_pages._replace
+    monkeypatch.setattr(huge_pages, "_replace", lambda *a: moved.append(a) or replace(*a))
+    model = load_quantized(folder)
+    assert model.huge_pages is not None
+    before = {name: matrix.dequantize() for name, matrix in model.matrices.items()}
+    driver = Driver(NativeRunner(QuantizedGemma(model)), cache_tokens=512)
+    assert not moved
+    driver.prefill(8)
+    model.huge_pages.wait()
+    (where,) = moved
+    data = model.matrices["layers.0.self_attn.q_proj.weight"].data
+    assert where[0] <= data.data_ptr() + data.nbytes < where[0] + where[1] + 2**12
+    for name, matrix in model.matrices.items():
+        assert torch.equal(matrix.dequantize(), before[name])
 
 
 @given(st.data())

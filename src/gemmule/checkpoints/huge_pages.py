@@ -28,6 +28,8 @@ _MAPPINGS = Path("/proc/self/smaps")
 class HugePages:
     """The huge pages of one mapping, which are made at most once.
 
+    From then on the file's pages must not be released: these would be lost.
+
     Args:
         mapping: the mapping, which is kept until all is done.
         address: where it is.

@@ -18,7 +18,7 @@ class QuantizedGemma(Gemma):
         plain: use the reference arithmetic instead of kernels, for comparisons.
 
     Attributes:
-        file: the file that the matrices are views of; None: they are in memory.
+        huge_pages: the model's.
     """
 
     def __init__(self, model: QuantizedModel, plain: bool = False) -> None:
@@ -32,7 +32,7 @@ class QuantizedGemma(Gemma):
             owner = self.get_submodule(name.removesuffix(".weight"))
             assert isinstance(owner, RMSNorm)
             owner.weight = nn.Parameter(norm, requires_grad=False)
-        self.file = model.file
+        self.huge_pages = model.huge_pages
         self.embed_tokens = PackedEmbedding(model.matrices[EMBEDDING])  # type: ignore[assignment]
         self.packed_head = PackedLinear(model.matrices[EMBEDDING], plain)
 

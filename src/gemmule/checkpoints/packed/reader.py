@@ -21,6 +21,7 @@ from torch import Tensor
 from gemmule import files
 from gemmule.checkpoints.checkpoint import Checkpoint
 from gemmule.checkpoints.hf.config import from_hf, read_object
+from gemmule.checkpoints.huge_pages import HugePages
 from gemmule.checkpoints.locate import locate
 from gemmule.checkpoints.mapped_file import MappedFile
 from gemmule.checkpoints.safetensors_file import PREFIX, MappedTensor, read_header
@@ -48,6 +49,7 @@ EMBEDDING = "embed_tokens.weight"
 _LAYER = re.compile(r"layers\.(?:0|[1-9]\d{0,8})\.(.+)")
 _CODES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNED = 64  # bytes of a cache line
+_READERS = 4  # threads: a file that is not in memory yet is read faster by several
 _EXPONENT = 0x7F80  # of a bf16; all of it is set in what is not a number
 
 
@@ -63,7 +65,8 @@ class QuantizedModel:
         matrices: the matrices by our parameter names.
         norms: the norm weights by our parameter names, fp32.
         measured: the measured loss, as in quantization.json; empty: not measured.
-        file: the file that the matrices are views of; None: they are in memory.
+        huge_pages: makes huge pages of the file that the matrices are views of; None: they are in
+            memory.
     """
 
     config: GemmaConfig
@@ -73,7 +76,7 @@ class QuantizedModel:
     matrices: Mapping[str, PackedMatrix]
     norms: Mapping[str, Tensor]
     measured: Mapping[str, Any] = field(default_factory=dict)
-    file: MappedFile | None = None
+    huge_pages: HugePages | None = None
 
     @property
     def nbytes(self) -> int:
@@ -293,8 +296,8 @@ def _aligned(data: Tensor) -> Tensor:
 def load_quantized(path: str | Path) -> QuantizedModel:
     """Loads a quantized model and keeps its matrices packed.
 
-    The matrices are views of the mapped file, so that the first step can begin at once; `file`
-    turns its pages into huge ones when that is done.
+    The matrices are views of the mapped file, so that the first step can begin at once;
+    `huge_pages` makes the later ones faster.
 
     Args:
         path: as for open_checkpoint.
@@ -306,15 +309,15 @@ def load_quantized(path: str | Path) -> QuantizedModel:
     folder = locate(path).path
     if not is_quantized(folder):
         raise CheckpointError(f"{path} is not a quantized model: make one with gemmule quantize")
-    with open_quantized(folder) as checkpoint, ThreadPoolExecutor(1) as pool:
+    with open_quantized(folder) as checkpoint, ThreadPoolExecutor(_READERS) as pool:
         checkpoint.weights()  # all there, and of the right shape
         assert checkpoint.quantized is not None
         tokenizer = pool.submit(lambda: checkpoint.tokenizer_if_any)  # at the same time
         packed = {n: t for n, t in checkpoint.tensors.items() if isinstance(t, PackedTensor)}
-        file = next((tensor.file for tensor in packed.values()), None)
-        if file is not None:
-            file.prefer_huge_pages()
-        matrices = {name: tensor.matrix() for name, tensor in packed.items()}
+        file = next(iter(packed.values())).file
+        file.prefer_huge_pages()
+        read = pool.map(PackedTensor.matrix, packed.values())
+        matrices = dict(zip(packed, read, strict=True))
         norms: dict[str, Tensor] = {}
         for name, tensor in checkpoint.tensors.items():
             if name == EMBEDDING and name not in packed:
@@ -326,7 +329,7 @@ def load_quantized(path: str | Path) -> QuantizedModel:
         about = checkpoint.quantized
         return QuantizedModel(
             checkpoint.config, tokenizer.result(), about["format"], about["head"], matrices, norms,
-            about["measured"], file,
+            about["measured"], file.huge_pages,
         )  # fmt: skip
 
 

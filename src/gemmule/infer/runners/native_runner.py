@@ -112,7 +112,7 @@ class NativeRunner:
         self._parameters = self.config.parameters
         self._one_thread = native.threads(1) if threads is None else self._threads
         self._module, self._cache = model, CACHES[cache]
-        self._file = model.file if isinstance(model, QuantizedGemma) else None
+        self._huge_pages = model.huge_pages if isinstance(model, QuantizedGemma) else None
         self._referenced: list[object] = []  # what the pointers in the struct below point to
         self._model = self._c_model()
         self.cache_format = cache
@@ -237,9 +237,9 @@ class NativeRunner:
         threads = self._one_thread if small else self._threads
         done = native.loaded().gm_run(threads.handle, self._model, step)
         threads.check(done, f"a step of {first[-1]} tokens")
-        if self._file is not None:  # the first token has come; now the pages for the others
-            self._file.huge_pages.start()
-            self._file = None
+        if self._huge_pages is not None:  # not before the first token, which they would delay
+            self._huge_pages.start()
+            self._huge_pages = None
         for i in masked:  # a mask may allow fewer than asked for
             top[i] = int((ids_OK[i, : top[i]] >= 0).sum())
         return _Results(top, rows, ids_OK, logits_OK, target_O, log_z_O, logits_RV)
