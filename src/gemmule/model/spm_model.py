@@ -153,7 +153,7 @@ class PieceModel:
         sizes, texts = content[heads + 1].astype(np.int64), heads + _HEAD
         stops = texts + content[heads + 3]
         tails = heads + 2 + sizes - stops
-        # What looks like a head within a text is no piece: each one begins where the last ended.
+        # What looks like a head within a text is not a piece: each one begins where the last ended.
         plausible = (sizes < 128) & ((tails == _TAIL) | (tails == _TAIL - 2))
         plausible &= content[np.minimum(stops, len(data) - 1)] == _SCORE
         heads, sizes, texts, stops, tails = (

@@ -63,10 +63,10 @@ def write(
 
 
 def _of(folder: Path, model: bytes, declared: DeclaredTokens) -> dict[str, object]:
-    said = json.dumps(dataclasses.asdict(declared)).encode()
+    tokens = json.dumps(dataclasses.asdict(declared)).encode()
     return {
         "version": _VERSION,
         tokenizer_json.FILE: files.sha256_file(folder / tokenizer_json.FILE),
         tokenizer_model.FILE: hashlib.sha256(model).hexdigest(),
-        "declared": hashlib.sha256(said).hexdigest(),
+        "declared": hashlib.sha256(tokens).hexdigest(),
     }
