@@ -1,5 +1,7 @@
 """A mapped file turned into huge pages: contents and addresses stay, whoever reads them."""
 
+import copy
+import pickle
 import sys
 import threading
 from pathlib import Path
@@ -83,6 +85,12 @@ def test_systems_without_huge_pages_are_left_alone(file, tmp_path, monkeypatch, 
     mapped.huge_pages.start()
     mapped.huge_pages.wait()
     assert huge_pages._helps() is False
+
+
+def test_a_copy_has_none(file):
+    mapped = MappedFile(file)
+    assert copy.deepcopy(mapped.huge_pages) is None
+    assert pickle.loads(pickle.dumps(mapped.huge_pages)) is None
 
 
 def test_huge_pages_of_a_mapping_are_counted(tmp_path, monkeypatch):

@@ -40,6 +40,10 @@ class HugePages:
         self._address, self._nbytes = address, len(mapping)
         self._thread: threading.Thread | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """None in a copy, or in another process: its tensors are in memory of its own."""
+        return type(None), ()
+
     def start(self) -> None:
         """Begins, in a thread, unless it was begun before; returns at once."""
         if self._thread is None:
