@@ -79,7 +79,13 @@ class TrainingError(GemmuleError):
 
 
 class RankError(GemmuleError):
-    """Another process of the same run has failed, or cannot be reached."""
+    """Another process of the same run has failed, or cannot be reached.
+
+    Attributes:
+        gone: ranks that have vanished without a word.
+    """
+
+    gone: tuple[int, ...] = ()
 
 
 class EngineError(GemmuleError):

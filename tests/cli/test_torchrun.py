@@ -165,7 +165,7 @@ def test_a_batch_that_processes_cannot_share_starts_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr("gemmule.cli.train.start_processes", pytest.fail)
+    monkeypatch.setattr("gemmule.cli.processes.start_processes", pytest.fail)
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", str(config), "--nproc", "7", "--out", str(tmp_path / "run")])
     assert ended.value.code == 2

@@ -27,7 +27,7 @@ from gemmule.runs import metrics
 from gemmule.runs.ledger import activity
 from gemmule.runs.run_dir import RunDir
 from gemmule.teachers import logit_store as stores
-from gemmule.teachers import record
+from gemmule.teachers import record, record_session
 from gemmule.train import loop, state
 from gemmule.train.config import RunConfig
 
@@ -89,7 +89,7 @@ MOMENTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "model": (running, "_save", {"before": nothing}),
     "result": (running, "_save", {"after": nothing}),
     "line": (activity.Activity, "_write", {"before": nothing}),
-    "recording": (record, "batch_of", {"before": nothing}),
+    "recording": (record_session, "batch_of", {"before": nothing}),
     "before a shard": (stores, "write_shard", {"before": nothing}),
     "after a shard": (stores, "write_shard", {"after": nothing}),
     "before a shard's rename": (Path, "replace", {"before": nothing}),
@@ -107,7 +107,7 @@ def arrange(where: str, at: int) -> None:
 
 def replace_batches(at: int) -> None:
     """SIGTERM as the at-th batch of windows is read for recording."""
-    plain, count = record.batch_of, 0
+    plain, count = record_session.batch_of, 0
 
     def batch_of(*args: Any) -> Any:
         nonlocal count
@@ -116,7 +116,7 @@ def replace_batches(at: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(*args)
 
-    record.batch_of = batch_of  # type: ignore[attr-defined]
+    record_session.batch_of = batch_of  # type: ignore[attr-defined]
 
 
 def child(request: dict[str, Any]) -> int:

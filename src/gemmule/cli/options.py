@@ -19,9 +19,9 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 from typer.models import ArgumentInfo
@@ -106,7 +106,7 @@ Processes = Annotated[
     typer.Option(
         "--nproc",
         metavar="N",
-        help="Train with N processes of this machine, started by torchrun.",
+        help="Share the work among N processes of this machine, started by torchrun.",
         min=1,
     ),
 ]
@@ -122,6 +122,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 class Options:
     """Base of the groups: a subclass is a keyword-only dataclass of options."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The group of a command's options by name; those that are not of the group are left."""
+        return cls(**{field.name: values[field.name] for field in _fields(cls)})
 
     def given(self) -> dict[str, Any]:
         """The options that have a value, by name; those left out at a default of None are not."""
@@ -203,7 +208,9 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in _fields(kind)})
+            values[name] = kind.of(values)
+            for field in _fields(kind):
+                del values[field.name]
         command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

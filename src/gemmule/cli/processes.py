@@ -5,9 +5,10 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from gemmule.errors import ConfigError
 from gemmule.runtime import host
 
 if TYPE_CHECKING:
@@ -35,6 +36,31 @@ class Replacement(SystemExit):
         threads = {"OMP_NUM_THREADS": str(max(1, host.usable_cores() // self.count))}
         environment = {**threads, **os.environ, "PYTHONSAFEPATH": "1"}
         os.execve(sys.executable, torchrun(self.count, self.arguments), environment)
+
+
+def share_out(
+    nproc: int | None, world: "World", check: Callable[[], object], without: Sequence[str] = ()
+) -> None:
+    """Where --nproc is given, goes on as that many processes; then waits for the other ranks.
+
+    Args:
+        nproc: the option; None: this process is the only one, or one of torchrun's.
+        world: the ranks.
+        check: raises if the processes would fail; a mistake is then told by one.
+        without: options, each with a value, that have been done with.
+
+    Raises:
+        ConfigError: for --nproc under torchrun.
+    """
+    if nproc is not None and nproc > 1:
+        from gemmule.runs.ledger import activity as ledger
+
+        if world.size > 1:
+            raise ConfigError("--nproc starts processes by itself: leave it out with torchrun")
+        check()
+        ledger.drop()  # the run is theirs
+        start_processes(nproc, without)
+    world.barrier()
 
 
 def start_processes(count: int, without: Sequence[str] = ()) -> NoReturn:
@@ -103,31 +129,36 @@ def again_with(world: "World", nproc: int | None) -> int | None:
 def print_error(message: str) -> None:
     """Prints an error to stderr, once if the ranks that torchrun has started have the same one.
 
-    The first rank prints its own. Another waits for that, and prints what the first has not said.
+    The first rank prints its own. Another waits for that, and prints what no rank has said yet.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    first, text = os.environ.get("RANK", "0") == "0", message.encode(errors="replace")
-    if shared and not first and _first_printed(text):
+    first = os.environ.get("RANK", "0") == "0"
+    if shared and not first and _is_printed(message):
         return
     print(f"gemmule: {message}", file=sys.stderr)
     if shared and first:
         with contextlib.suppress(RuntimeError, ValueError):
-            _printed().set(_FIRST, text)
+            _printed().set(_FIRST, message.encode(errors="replace"))
 
 
 _FIRST = "first rank's error"
 _WAIT = 10.0  # seconds for the first rank's error
 
 
-def _first_printed(message: bytes) -> bool:
-    """Whether the first rank has printed that message, or does so soon."""
+def _is_printed(message: str) -> bool:
+    """Whether another rank has printed a message, or what it says, or the first does so soon."""
     end = time.monotonic() + _WAIT
     with contextlib.suppress(RuntimeError, ValueError):
         store = _printed()
         while time.monotonic() < end:
             if store.check([_FIRST]):
-                return bool(store.get(_FIRST) == message)
+                first = store.get(_FIRST).decode()
+                # Its stop by a budget says more; that it failed ends with why.
+                if message in first or message.endswith(f": {first.splitlines()[0]}"):
+                    return True
+                break
             time.sleep(0.05)
+        return bool(store.add(message, 1) > 1)
     return False
 
 

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemmule.cli.app import RERUN, TRAIN, command, stoppable
-from gemmule.cli.options import AsJson, Data, Options, Out, Overrides
+from gemmule.cli.options import AsJson, Data, Options, Out, Overrides, Processes
+from gemmule.cli.processes import ranks, share_out
 from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
+
+if TYPE_CHECKING:
+    from gemmule.teachers.record import RecordConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,19 @@ class Extent(Options):
     part: Annotated[
         str | None, typer.Option(help="Record only this part, as in 2/4, next to other processes.")
     ] = None
+
+
+def recording(
+    teacher: str, data: Path, targets: Targets, extent: Extent, overrides: Sequence[str] | None
+) -> "RecordConfig":
+    """The settings of a recording, from the options of gemmule record."""
+    from gemmule.config import assign
+    from gemmule.teachers.record import RecordConfig
+
+    values: dict[str, Any] = {
+        "teacher": teacher, "data": data, "targets": targets.given(), **extent.given(),
+    }  # fmt: skip
+    return RecordConfig.parse(assign(values, overrides or []))
 
 
 @command(TRAIN, "teacher-check")
@@ -89,27 +107,28 @@ def record(
     extent: Extent,
     text: TeacherText,
     overrides: Overrides = None,
+    nproc: Processes = None,
     as_json: AsJson = False,
 ) -> None:
     """Record a teacher's predictions on a corpus once, for any number of students.
 
     If it is stopped, the same command continues from there; with a larger --tokens it appends.
-    Several processes or machines can record into one folder, each with its own --part.
+    Processes without a connection can record into one folder, each with its own --part.
 
     Example: gemmule record runs/big --data runs/data --out runs/targets
     """
-    from gemmule.config import assign
     from gemmule.console import key_values
-    from gemmule.teachers.record import RecordConfig, describe
+    from gemmule.teachers.record import describe, open_text
     from gemmule.teachers.record import record as run
 
-    values: dict[str, Any] = {
-        "teacher": teacher, "data": data, "targets": targets.given(), **extent.given(),
-    }  # fmt: skip
-    config = RecordConfig.parse(assign(values, overrides or []))
-    with stoppable(RERUN):
-        text.prepare(config.teacher, config.data)
-        result = run(config, out)
+    config = recording(teacher, data, targets, extent, overrides)
+    with ranks(config.device) as world, stoppable(RERUN):
+        if world.first:
+            text.prepare(config.teacher, config.data)
+        share_out(nproc, world, lambda: open_text(config), text.names())
+        result = run(config, out, world)
+    if not world.first:
+        return
     if as_json:
         print(json.dumps(result))
     else:

@@ -18,7 +18,7 @@ from gemmule.cli.options import (
     Resume,
     ResumeIfStarted,
 )
-from gemmule.cli.processes import again_with, ranks, start_processes
+from gemmule.cli.processes import again_with, ranks, share_out
 from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
 from gemmule.errors import ConfigError, decoded
@@ -179,20 +179,17 @@ def train_model(
         stoppable(how, "train", out, again_with(world, nproc)),
     ):
         from gemmule.evals.memorization.callback import memorization_probe
-        from gemmule.runs.ledger import activity as ledger
         from gemmule.train.mixtures import open_data
         from gemmule.train.run import describe, run_training
 
         if world.first:
             prepare()
-        if nproc is not None and nproc > 1:
-            if world.size > 1:
-                raise ConfigError("--nproc starts processes by itself: leave it out with torchrun")
+
+        def check() -> None:
             open_data(settings.data)
-            settings.shared_by(nproc)
-            ledger.drop()  # the run is theirs
-            start_processes(nproc, without=prepared)
-        world.barrier()
+            settings.shared_by(nproc or 1)
+
+        share_out(nproc, world, check, prepared)
         probes = [memorization_probe]
         result = run_training(settings, out, resume=resume, make_probes=probes, world=world)
     if not world.first:

@@ -194,7 +194,7 @@ def total(sessions: Iterable[Energy]) -> Energy | None:
     """
     sums: Energy | None = None
     for session in sessions:
-        if sums is None:
+        if sums is None or not sums.sessions:
             sums = session
         elif session.sessions:
             sums = _sum(sums, session)

@@ -7,10 +7,16 @@ say, that it was killed, is one line here. The exit status is that of the first 
 import logging
 import signal
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from gemmule.errors import GemmuleError, Interrupted
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 _LOGS = ("multiprocessing.api", "agent.server.api")  # of torch.distributed.elastic
+_TOGETHER = 10  # seconds in which ranks notice that another was killed
 
 
 def main() -> None:
@@ -26,12 +32,30 @@ def main() -> None:
     except SignalException:  # the ranks were told
         raise SystemExit(Interrupted.exit_code) from None
     except ChildFailedError as e:
-        rank, failure = e.get_first_failure()
+        rank, failure = _first(e.failures)
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             print(f"gemmule: rank {rank} was ended by {name}", file=sys.stderr)
             raise SystemExit(GemmuleError.exit_code) from None
         raise SystemExit(failure.exitcode) from None
+
+
+def _first(failures: "Mapping[int, ProcessFailure]") -> "tuple[int, ProcessFailure]":
+    """The failure that the others follow from, with its rank.
+
+    Times are whole seconds, and ranks that lose their partner end in the same one: it is the rank
+    that was killed. torchrun itself stops the others by SIGTERM, and half a minute later by
+    SIGKILL.
+    """
+    first = min(failure.timestamp for failure in failures.values())
+
+    def order(rank: int) -> tuple[bool, int]:
+        failure = failures[rank]
+        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        return not (killed and failure.timestamp - first <= _TOGETHER), failure.timestamp
+
+    rank = min(failures, key=order)
+    return rank, failures[rank]
 
 
 if __name__ == "__main__":

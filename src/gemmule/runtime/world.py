@@ -14,7 +14,8 @@ the store that the processes met at and closes its connections, which ends a col
 that others are blocked in: they raise one `RankError` naming the rank and its reason. A rank that
 does not come to a collective operation, being busy or blocked in one of its own, is ended by a
 watching thread after `grace` seconds. A rank that vanishes without a word (SIGKILL, a lost machine)
-closes its connections too; where even that fails, operations end at the timeout.
+closes its connections too, and is named because it answers no roll call; where even that fails,
+operations end at the timeout.
 """
 
 import contextlib
@@ -31,10 +32,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from gemmule.errors import ConfigError, GemmuleError, RankError, first_line
+from gemmule.errors import ConfigError, GemmuleError, Interrupted, RankError, first_line
+from gemmule.runtime.roll_call import LEFT, Answering, RollCall
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 TIMEOUT = 1800.0
 """Seconds an operation waits for other ranks: the first rank may be evaluating or saving."""
@@ -43,7 +46,9 @@ _MEETING = 300.0  # seconds for all processes to come up
 _GRACE = 30.0
 _POLL = 0.5  # seconds between looks at whether another rank has failed
 _LINGER = 5.0  # seconds the rank that holds the store stays for the others to read it
-_FAILURE, _LEFT = "gemmule/failure", "gemmule/left"
+_ANSWER = 3.0  # seconds for the answer of a rank that lives
+_FAILURE = "gemmule/failure"
+_AGAIN = "Start again; what is saved is kept (train and distill continue with --resume)"
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -123,6 +128,25 @@ class World:
             RankError: naming the ranks that did not come.
         """
 
+    @property
+    def failed(self) -> bool:
+        """Whether another rank is known to have failed; not collective."""
+        return False
+
+    def check(self, seconds: float = _ANSWER) -> None:
+        """Asks whether all ranks still live; not collective.
+
+        Args:
+            seconds: how long to wait for their answers.
+
+        Raises:
+            RankError: when one has failed, or is gone.
+        """
+
+    def notes(self) -> "Store | None":
+        """A new store of keys and values that all ranks see; None: there is one rank."""
+        return None
+
     def device(self, kind: str) -> "torch.device":
         """The device of this rank: "cpu", or the GPU of its local rank for "cuda"."""
         import torch
@@ -166,6 +190,16 @@ class _InGroups(World):
 
     def barrier(self) -> None:
         self._world.barrier()
+
+    @property
+    def failed(self) -> bool:
+        return self._world.failed
+
+    def check(self, seconds: float = _ANSWER) -> None:
+        self._world.check(seconds)
+
+    def notes(self) -> "Store | None":
+        return self._world.notes()
 
 
 class _Group(World):
@@ -221,6 +255,7 @@ class _Group(World):
             ) from None
         self._failure: RankError | None = None  # of another rank, once it is known
         self._leaving = threading.Event()
+        self._stores = 0
         self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
         self._watcher.start()
 
@@ -245,6 +280,24 @@ class _Group(World):
                 wait_all_ranks=True,
             )
 
+    @property
+    def failed(self) -> bool:
+        """Whether another rank is known to have failed."""
+        return self._failure_of_another(wait=0.0) is not None
+
+    def check(self, seconds: float = _ANSWER) -> None:
+        """Asks whether all ranks still live."""
+        gone = self._gone(seconds)
+        if gone is not None:
+            raise gone
+
+    def notes(self) -> "Store":
+        """A new store of keys and values that all ranks see; they make it in the same order."""
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        self._stores += 1
+        return PrefixStore(f"gemmule/notes/{self._stores}", self._store)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -261,9 +314,13 @@ class _Group(World):
             elif isinstance(error, RuntimeError) and not isinstance(error, GemmuleError):
                 # A collective of somewhere else, broken off because its partner has failed.
                 lost = self._failure_of_another(wait=0.0) or self._vanished(error)
+            elif isinstance(error, KeyboardInterrupt | Interrupted):
+                # torchrun stops all once one was killed. That another was stopped is no failure.
+                gone = self._gone(_ANSWER)
+                lost = gone if gone is not None and gone.gone else None
         finally:
-            if error is not None and lost is None and self._failure is None:
-                self._tell(error)
+            if error is not None and self._failure is None:
+                self._tell(lost or error)
             self._leaving.set()
             dist.destroy_process_group()  # closes the connections, which wakes the others
             self._part()
@@ -276,12 +333,11 @@ class _Group(World):
         try:
             yield
         except RuntimeError as e:
-            failure = self._failure_of_another(wait=5.0)
+            failure = self._gone(_ANSWER) or self._failure_of_another(wait=2.0)
             if failure is None:
                 failure = RankError(
                     f"rank {self.rank} of {self.size} lost contact with another rank after "
-                    f"{time.monotonic() - began:.0f} s; which was killed, or hangs, or whose "
-                    f"machine is gone ({first_line(e)}). Start again with --resume"
+                    f"{time.monotonic() - began:.0f} s, which hangs ({first_line(e)}). {_AGAIN}"
                 )
             raise failure from None
 
@@ -290,18 +346,37 @@ class _Group(World):
         text = str(error).lower()
         if not any(words in text for words in ("remote worker", "closed by peer", "gloo", "nccl")):
             return None
+        return self._gone(_ANSWER) or RankError(
+            f"rank {self.rank} of {self.size} lost contact with another rank "
+            f"({first_line(error)}). {_AGAIN}"
+        )
+
+    def _gone(self, seconds: float) -> RankError | None:
+        """The error that another rank left, or one that names ranks without a sign of life."""
+        try:
+            call, end = RollCall(self._store, self.rank, self.size), time.monotonic() + seconds
+            while (failure := self._failure_of_another(wait=0.0)) is None and call.missing():
+                if time.monotonic() >= end:
+                    return _killed(call.missing(), self.size)
+                time.sleep(0.05)
+        except RuntimeError:
+            return self._without_store()
+        return failure
+
+    def _without_store(self) -> RankError:
         return RankError(
-            f"rank {self.rank} of {self.size} lost contact with another rank; which was killed, or "
-            f"whose machine is gone ({first_line(error)}). Start again with --resume"
+            f"rank {self.rank} of {self.size} lost contact with the first rank, which was killed "
+            f"or whose machine is gone. {_AGAIN}"
         )
 
     def _tell(self, error: BaseException) -> None:
         """Leaves the reason for the others, unless another rank has left one."""
         reason = f"{type(error).__name__}: {first_line(error)}" if str(error) else repr(error)
         where = f"{socket.gethostname()}, process {os.getpid()}"
-        value = json.dumps({"rank": self.rank, "where": where, "reason": reason})
+        gone = error.gone if isinstance(error, RankError) else ()
+        value = {"rank": self.rank, "where": where, "reason": reason, "gone": gone}
         with contextlib.suppress(RuntimeError):  # the one that holds the store is gone
-            self._store.compare_set(_FAILURE, "", value)
+            self._store.compare_set(_FAILURE, "", json.dumps(value))
 
     def _failure_of_another(self, wait: float) -> RankError | None:
         """The error that another rank left; waits some seconds for it to arrive."""
@@ -319,6 +394,8 @@ class _Group(World):
     def _named(self, failure: Mapping[str, Any]) -> RankError | None:
         if failure["rank"] == self.rank:
             return None
+        if failure["gone"]:  # the same message on all ranks
+            return _killed(failure["gone"], self.size)
         return RankError(
             f"rank {failure['rank']} of {self.size} ({failure['where']}) failed, which ends this "
             f"one: {failure['reason']}"
@@ -331,24 +408,23 @@ class _Group(World):
         """
         self._watcher.join(timeout=_LINGER)  # it may be waiting for a reply
         with contextlib.suppress(RuntimeError):
-            self._store.set(f"{_LEFT}/{self.rank}", "")
-            all_left = [f"{_LEFT}/{rank}" for rank in range(self.size)]
+            self._store.set(f"{LEFT}/{self.rank}", "")
+            all_left = [f"{LEFT}/{rank}" for rank in range(self.size)]
             end = time.monotonic() + _LINGER
             while self.first and not self._store.check(all_left) and time.monotonic() < end:
                 time.sleep(0.02)
 
     def _watch(self) -> None:
         """Ends this process when another has failed and this one does not notice."""
+        answering = Answering(self._watched, self.rank)
         while not self._leaving.wait(_POLL):
             try:
+                answering.answer()
                 if not self._watched.check([_FAILURE]):
                     continue
                 error = self._named(json.loads(self._watched.get(_FAILURE)))
             except RuntimeError:
-                error = RankError(
-                    f"rank {self.rank} of {self.size} lost contact with the first rank, which was "
-                    "killed or whose machine is gone. Start again with --resume"
-                )
+                error = self._without_store()
             self._failure = self._failure or error
             if error is None or self._leaving.wait(self._grace):
                 return
@@ -382,6 +458,19 @@ class StepSums:
         values, flagged = totals[: len(self.sums)], totals[len(self.sums) :]
         non_finite, stop, due = (count > 0 for count in flagged)
         return StepSums(dict(zip(self.sums, values, strict=True)), non_finite, stop, due)
+
+
+def _killed(ranks: Sequence[int], size: int) -> RankError:
+    """The error for ranks that give no sign of life."""
+    names = ", ".join(map(str, ranks))
+    what = (
+        f"rank {names} of {size} is gone: it was killed, or its machine is gone"
+        if len(ranks) == 1
+        else f"ranks {names} of {size} are gone: they were killed, or their machines are gone"
+    )
+    error = RankError(f"{what}. {_AGAIN}")
+    error.gone = tuple(ranks)
+    return error
 
 
 def _start(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> str:

@@ -271,11 +271,13 @@ class Store:
     def recording(self) -> dict[str, Any]:
         """Cost of all recordings together: seconds, energy_wh, gco2e; None where unknown.
 
+        Seconds are those of all processes, energy is that of their machines.
         And dropped_probability, of a teacher with more tokens than the data: mean, maximum and
         number of the tokens that were measured; else None.
         """
         sessions = self.sessions()
-        energy = carbon.total(Energy.parse(s["carbon"], str(self.path)) for s in sessions)
+        metered = [s["carbon"] for s in sessions if s["carbon"] is not None]  # once per machine
+        energy = carbon.total(Energy.parse(value, str(self.path)) for value in metered)
         return {
             "seconds": round(sum(s["seconds"] for s in sessions), 3),
             "energy_wh": None if energy is None else energy.energy_wh,

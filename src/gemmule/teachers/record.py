@@ -1,47 +1,43 @@
 """Records a teacher: its predictions for every token of a corpus go into a logit store.
 
-Sequences are recorded in order and in batches. They are written as a shard when a unit of sequences
-is complete, when a minute has passed, or when recording is stopped. A shard is written atomically,
-and the store knows which sequences it holds: the same command continues with the missing ones.
-Several processes or machines can record different units into one folder.
+The store knows which sequences it holds: the same command continues with the missing ones. Ranks
+share them out, and so can processes without a connection, each of which records a part.
 """
 
+import contextlib
 import datetime
 import itertools
-import os
-import time
+import socket
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pydantic
-import torch
 from pydantic import Field
 
 from gemmule import files
 from gemmule.config import ModelName
-from gemmule.console import ProgressBar, duration
+from gemmule.console import duration
 from gemmule.data.dataset import Dataset, Split
-from gemmule.data.packed_text import batch_of, sequence_count, too_few
-from gemmule.errors import ConfigError, DataError, Interrupted, OutputError, UserError
+from gemmule.data.packed_text import sequence_count, too_few
+from gemmule.errors import ConfigError, DataError, OutputError
 from gemmule.runs import run_dir
-from gemmule.runs.carbon import EnergyMeter, check_country
+from gemmule.runs.carbon import check_country
 from gemmule.runs.ledger import activity as ledger
 from gemmule.runs.lock import locked
 from gemmule.runtime import device, host, memory
 from gemmule.runtime.config import RuntimeConfig
-from gemmule.runtime.signals import Stop, stop_signals
+from gemmule.runtime.world import SOLO, World
 from gemmule.teachers import logit_store as stores
 from gemmule.teachers import precision
 from gemmule.teachers.completions import CompletionServer
 from gemmule.teachers.endpoint import REQUESTS, EndpointTeacher, check_spec
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import is_address, open_teacher
+from gemmule.teachers.record_session import UNIT, RecordSession
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.teachers.teacher import LocalTeacher, Teacher
 
-UNIT = 128  # sequences that belong to the same part, and to one shard at most
 SPLIT = "train"
 
 
@@ -90,12 +86,14 @@ class RecordConfig(RuntimeConfig):
         return unit % int(of) == int(which) - 1
 
 
-def record(config: RecordConfig, out: Path) -> dict[str, Any]:
+def record(config: RecordConfig, out: Path, world: World = SOLO) -> dict[str, Any]:
     """Records into the folder `out`, or continues the store that is there.
 
     Args:
         config: settings. A larger `tokens` than before appends.
         out: a new folder, or a store of the same teacher, data, targets, sequence length and seed.
+        world: ranks that share out the sequences, each of which calls this; the first one makes
+            and locks the folder.
 
     Returns:
         Content of the store and cost of this call, as `summary` describes them, and
@@ -104,6 +102,36 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
     Raises:
         UserError: when a setting, the data, the teacher or the folder cannot be used.
         Interrupted: when stopped; everything recorded is saved.
+        RankError: when another rank has failed.
+    """
+    dataset, sequences = open_text(config)
+    teacher = _open_teacher(config, dataset)
+    memory.keep_freed_memory()
+    there = world.agree(world.first and (out / stores.MANIFEST).is_file())
+    if there and config.dtype == "auto":  # the same on another machine
+        saved = stores.read_manifest(out)["teacher"].get("precision", "float32")
+        config = config.model_copy(update={"dtype": saved})
+    flops = teacher.forward_flops_per_token(config.seq_len) * sequences * config.seq_len
+    check_country(config.country)
+    config = device.resolve(config, flops, world)
+    precision.check_int8(config.int8, config.device)
+    manifest = _manifest(config, teacher, dataset, sequences)
+    with contextlib.ExitStack() as stack:
+        if world.first:
+            stack.enter_context(locked(out, config.part))
+            _claim(out, manifest, there)
+        world.barrier()
+        if not world.first:
+            _check_claimed(out, manifest)
+        done = _record(config, out, teacher, dataset.split(SPLIT), world)
+        return {**done, "teacher_flops": flops}
+
+
+def open_text(config: RecordConfig) -> tuple[Dataset, int]:
+    """The data of a recording, and how many of its sequences are recorded.
+
+    Raises:
+        DataError: when it cannot be read, or is shorter than one sequence.
     """
     dataset = Dataset.open(config.data)
     split = dataset.split(SPLIT)
@@ -112,34 +140,23 @@ def record(config: RecordConfig, out: Path) -> dict[str, Any]:
         sequences = min(sequences, -(-config.tokens // config.seq_len))
     if sequences < 1:
         raise DataError(too_few(split, config.seq_len))
-    teacher = _open_teacher(config, dataset)
-    memory.keep_freed_memory()
-    there = (out / stores.MANIFEST).is_file()
-    if there and config.dtype == "auto":  # the same on another machine
-        saved = stores.read_manifest(out)["teacher"].get("precision", "float32")
-        config = config.model_copy(update={"dtype": saved})
-    flops = teacher.forward_flops_per_token(config.seq_len) * sequences * config.seq_len
-    check_country(config.country)
-    config = device.resolve(config, flops)
-    precision.check_int8(config.int8, config.device)
-    manifest = _manifest(config, teacher, dataset, sequences)
-    with locked(out, config.part):
-        _claim(out, manifest, there)
-        return {**_record(config, out, teacher, split), "teacher_flops": flops}
+    return dataset, sequences
 
 
-def _record(config: RecordConfig, out: Path, teacher: Teacher, split: Split) -> dict[str, Any]:
+def _record(
+    config: RecordConfig, out: Path, teacher: Teacher, split: Split, world: World
+) -> dict[str, Any]:
     """Records the sequences of this part that the store in `out` lacks."""
     store = Store.open(out)
     if isinstance(teacher, LocalTeacher):
         precision.prepare(
             teacher, config, int8=config.int8, tokens=config.batch_size * config.seq_len
         )
-    session = _Session(config, out, store, teacher, split)
-    session.run()
+    session = RecordSession(config, store, teacher, split, world)
+    session.run(_missing(config, store, world))
     done = Store.open(out)
     ledger.note(product=done.identity)
-    if not done.gaps() and config.part == "1/1":
+    if world.first and not done.gaps() and config.part == "1/1":
         files.remove_leftovers(out / stores.SHARDS)
     return summary(done, session)
 
@@ -203,6 +220,35 @@ def _claim(out: Path, manifest: dict[str, Any], there: bool) -> None:
         files.write_json(out / stores.MANIFEST, {**saved, "windows": manifest["windows"]})
 
 
+def _check_claimed(out: Path, manifest: dict[str, Any]) -> None:
+    """Refuses to add to a store of the first rank that is not what this rank would record."""
+    if not (out / stores.MANIFEST).is_file():
+        raise OutputError(
+            f"{out} is not there on {socket.gethostname()}: all machines write into one folder; "
+            "put it on storage that they share, or record --part 1/2, 2/2, … without a connection"
+        )
+    saved = stores.read_manifest(out)
+    if stores.identity(saved) != stores.identity(manifest):
+        raise OutputError(
+            f"this rank, on {socket.gethostname()}, would record something else than the first one "
+            f"({'; '.join(_differences(saved, manifest))}): give all ranks the same files"
+        )
+
+
+def _missing(config: RecordConfig, store: Store, world: World) -> list[range]:
+    """Sequences of this part that the first rank misses, in pieces that end at a unit's border."""
+    # The ranks would see the folder at different moments, and on different machines.
+    gaps = store.gaps() if world.first else []
+    (count,) = world.sum([len(gaps)])
+    edges = [float(edge) for gap in gaps for edge in gap] or [0.0] * (2 * int(count))
+    edges = world.sum(edges)
+    pieces = []
+    for first, stop in zip(map(int, edges[::2]), map(int, edges[1::2]), strict=True):
+        borders = range((first // UNIT + 1) * UNIT, stop, UNIT)
+        pieces += [range(*piece) for piece in itertools.pairwise([first, *borders, stop])]
+    return [piece for piece in pieces if config.includes(piece.start // UNIT)]
+
+
 def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     differences = []
     for part in ("targets", "teacher", "tokenizer", "corpus", "packing", "seed", "vocab_size"):
@@ -233,104 +279,7 @@ def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-class _Session:
-    """The work of one call on a store."""
-
-    def __init__(
-        self, config: RecordConfig, out: Path, store: Store, teacher: Teacher, split: Split
-    ) -> None:
-        self.config, self.out, self.store, self.teacher = config, out, store, teacher
-        self.split, self.tokens, self.seconds = split, 0, 0.0
-        self.began = datetime.datetime.now(datetime.UTC)
-        self.meter = EnergyMeter(config.country)
-
-    def run(self) -> None:
-        """Records the missing sequences of this part."""
-        todo = [run for run in _missing(self.store) if self.config.includes(run[0] // UNIT)]
-        total = sum(stop - first for first, stop in todo) * self.store.seq_len
-        if not total:
-            return
-        with (
-            stop_signals() as stop,
-            self.meter,
-            ProgressBar("recording", total, "tok") as bar,
-            torch.compiler.set_stance("eager_on_recompile"),
-        ):
-            for first, end in todo:
-                self._record(first, end, stop, bar)
-                if stop.requested and self.tokens < total:
-                    raise Interrupted(
-                        f"stopped; {self.tokens:,} more tokens are saved in {self.out}: the same "
-                        "command continues from there"
-                    )
-
-    def _record(self, first: int, end: int, stop: Stop, bar: ProgressBar) -> None:
-        """Records consecutive sequences of one unit."""
-        done: list[bytes] = []
-        written = time.monotonic()
-        for start in range(first, end, self.config.batch_size):
-            began = time.perf_counter()
-            try:
-                done += self._encoded(range(start, min(start + self.config.batch_size, end)))
-            except UserError as e:  # a server went away: its earlier answers are kept
-                if done:
-                    self._write(first, done)
-                raise ConfigError(
-                    f"{e} What is recorded is kept: the same command continues from there."
-                ) from None
-            self.seconds += time.perf_counter() - began
-            ledger.pulse()
-            bar.update(self.tokens + len(done) * self.store.seq_len)
-            overdue = time.monotonic() - written > self.config.shard_minutes * 60
-            if overdue or stop.requested or first + len(done) == end:
-                self._write(first, done)
-                first, done, written = first + len(done), [], time.monotonic()
-            if stop.requested:
-                return
-
-    def _encoded(self, indices: range) -> list[bytes]:
-        """The encoded targets of a batch of sequences."""
-        spec, seed = self.store.spec, self.store.manifest["seed"]
-        batch = batch_of(self.split, np.array(indices), self.store.seq_len).to(self.config.device)
-        half = self.config.dtype == "bfloat16"
-        with torch.autocast(self.config.device, torch.bfloat16, enabled=half):
-            kept = self.teacher.targets(
-                batch, [spec.choice(seed, i) for i in indices], spec.temperature
-            )
-        return [self.store.codec.encode(targets) for targets in kept]
-
-    def _write(self, first: int, sequences: list[bytes]) -> None:
-        """Writes a shard, then the cost of the session up to now into a file of its own."""
-        stores.write_shard(self.out, self.store.identity, first, sequences)
-        self.tokens += len(sequences) * self.store.seq_len
-        per_token = self.teacher.forward_flops_per_token(self.store.seq_len)
-        ledger.note(tokens_in=self.tokens, flop_per_token=per_token)
-        name = f"{self.began:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
-        energy = self.meter.reading().to_json()
-        value = {
-            "began": self.began.isoformat(timespec="seconds"),
-            "part": self.config.part,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 3),
-            "tokens_per_second": round(self.tokens / self.seconds, 1),
-            "machine": host.machine(),
-            "carbon": energy,
-        }
-        if self.teacher.dropped is not None:
-            value["dropped_probability"] = self.teacher.dropped.to_json()
-        files.write_json(self.out / stores.SESSIONS / name, value)
-
-
-def _missing(store: Store) -> list[tuple[int, int]]:
-    """Runs of sequences that are still to be recorded, split at the borders of units."""
-    runs: list[tuple[int, int]] = []
-    for first, stop in store.gaps():
-        borders = range((first // UNIT + 1) * UNIT, stop, UNIT)
-        runs += itertools.pairwise([first, *borders, stop])
-    return runs
-
-
-def summary(store: Store, session: "_Session | None" = None) -> dict[str, Any]:
+def summary(store: Store, session: RecordSession | None = None) -> dict[str, Any]:
     """Content and cost of a store, for people and programs."""
     return {
         "path": str(store.path),
@@ -341,8 +290,7 @@ def summary(store: Store, session: "_Session | None" = None) -> dict[str, Any]:
         "missing_tokens": (store.sequences - store.recorded) * store.seq_len,
         "bytes_per_token": round(store.bytes_per_token, 2),
         "shards": len(store.shards),
-        "tokens_per_second": None if session is None or not session.tokens
-        else round(session.tokens / session.seconds, 1),
+        "tokens_per_second": None if session is None else session.tokens_per_second,
         **store.recording(),
     }  # fmt: skip
 
