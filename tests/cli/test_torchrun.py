@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from gemmule import cli
+from gemmule.checkpoints.hf.writer import save_model
 from gemmule.cli.app import stoppable
 from gemmule.cli.processes import (
     Replacement,
@@ -27,10 +28,12 @@ from gemmule.cli.processes import (
 )
 from gemmule.cli.train import start_or_resume
 from gemmule.errors import ConfigError, Interrupted
+from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.ledger import activity
 from gemmule.runs.metrics import read_metrics
 from gemmule.runtime import torchrun as quiet_torchrun
 from gemmule.runtime.world import SOLO, World
+from models import random_model, tiny_config
 from ranks import free_port, rank_environment
 
 Settings = Callable[..., dict[str, Any]]
@@ -204,11 +207,21 @@ def test_torchrun_adds_nothing_to_the_error_of_a_rank(
             quiet_torchrun.main()
         return int(str(ended.value.code)), capsys.readouterr().err
 
-    def failed(code: int) -> Exception:
-        return ChildFailedError("gemmule", {1: ProcessFailure(1, 99, code, "<N/A>")})
+    def failed(*ends: tuple[int, int]) -> Exception:
+        """Exit status and time of ranks 1, 2, …"""
+        failures = {}
+        for rank, (code, seconds) in enumerate(ends, 1):
+            failures[rank] = ProcessFailure(rank, 99, code, "<N/A>")
+            failures[rank].timestamp = 1000 + seconds
+        return ChildFailedError("gemmule", failures)
 
-    assert end(failed(2)) == (2, "")
-    assert end(failed(-9)) == (1, "gemmule: rank 1 was ended by SIGKILL\n")
+    killed = (1, "gemmule: rank 2 was ended by SIGKILL\n")
+    assert end(failed((2, 0))) == (2, "")
+    assert end(failed((-9, 0))) == (1, "gemmule: rank 1 was ended by SIGKILL\n")
+    assert end(failed((1, 0), (-9, 0), (130, 0))) == killed  # they noticed in the same second
+    assert end(failed((1, 0), (-9, 1), (-15, 0))) == killed
+    assert end(failed((2, 0), (-15, 0))) == (2, "")  # torchrun stopped the other
+    assert end(failed((2, 0), (-9, 31))) == (2, "")  # and ended it half a minute later
     assert end(SignalException("stop", signal.SIGTERM)) == (130, "")
 
 
@@ -236,11 +249,16 @@ def test_an_error_that_ranks_share_is_printed_once(
         return capsys.readouterr().err
 
     assert printed(1, "bad") == "gemmule: bad\n"  # the first rank has none
+    assert printed(2, "bad") == ""
     assert printed(0, "bad") == "gemmule: bad\n"
     assert printed(1, "bad") == ""
     assert printed(1, "no disk") == "gemmule: no disk\n"
+    assert printed(2, "no disk") == ""
+    assert printed(1, "rank 0 of 2 (here) failed, which ends this one: ConfigError: bad") == ""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert printed(1, "bad") == "gemmule: bad\n"
+    assert printed(0, "1 of 1 Wh are used; stopped; saved") != ""
+    assert printed(1, "stopped; saved") == ""
 
 
 @pytest.mark.slow
@@ -321,3 +339,66 @@ def test_a_killed_rank_of_two_nodes_is_started_again_and_resumes(
     for code, _, err in [ended(node) for node in nodes]:
         assert code == 0, err
     assert model(out) == model(alone)
+
+
+@pytest.fixture(scope="module")
+def record(
+    prepared: Path, pieces: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> list[object]:
+    """A command that records for some seconds, but for --out."""
+    teacher = tmp_path_factory.mktemp("teacher")
+    save_model(random_model(tiny_config(vocab_size=pieces.vocab_size)), pieces, teacher)
+    further = ["dtype=float32", "compile=false", "device=cpu", "threads=1", "batch_size=1"]
+    settings = [word for setting in further for word in ("--set", setting)]
+    return ["record", teacher, "--data", prepared, "--seq-len", 6, *settings, "--out"]
+
+
+def shards(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store / "shards").iterdir()}
+
+
+@pytest.mark.slow
+def test_nproc_records_as_one_process(record: list[object], tmp_path: Path) -> None:
+    gemmule = [sys.executable, "-m", "gemmule"]
+    code, _, err = ended(start(*gemmule, *record, tmp_path / "one"))
+    assert code == 0, err
+    code, printed, err = ended(start(*gemmule, *record, tmp_path / "two", "--nproc", 2, "--json"))
+    assert code == 0, err
+    result = json.loads(printed)  # printed once
+    assert result["missing_tokens"] == 0
+    assert shards(tmp_path / "two") == shards(tmp_path / "one")
+    (line,) = (tmp_path / "two" / "ledger.jsonl").read_text().splitlines()
+    assert json.loads(line)["tokens_in"] == result["tokens"]
+    code, _, err = ended(start(*gemmule, *record, tmp_path / "two", "--nproc", 2, "--draws", 3))
+    assert code == 2
+    (said,) = err.splitlines()
+    assert "is a record of something else (draws: 50 there, 3 now)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [False, True])
+def test_a_recording_that_loses_a_rank_or_reaches_its_budget(
+    budget: bool, record: list[object], tmp_path: Path
+) -> None:
+    gemmule, out = [sys.executable, "-m", "gemmule"], tmp_path / "two"
+    limit = ["--max-gco2e", 1e-4] if budget else []
+    process = start(*gemmule, *record, out, "--nproc", 2, "--set", "shard_minutes=1e-3", *limit)
+    if not budget:
+        end = time.monotonic() + SECONDS
+        while not list(out.glob("shards/*.targets")) and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(ranks_of(process)[1], signal.SIGKILL)
+    code, _, err = ended(process)
+    if budget:
+        assert code == 130
+        (said,) = err.splitlines()
+        assert "g CO2e are used; stopped; " in said
+    else:
+        assert code == 1
+        first, second = sorted(err.splitlines())
+        assert first.startswith("gemmule: rank 1 of 2 is gone: it was killed, or its machine is")
+        assert second == "gemmule: rank 1 was ended by SIGKILL"
+    assert list(out.glob("shards/*.targets"))
+    code, printed, err = ended(start(*gemmule, *record, out, "--json"))
+    assert code == 0, err
+    assert json.loads(printed)["missing_tokens"] == 0

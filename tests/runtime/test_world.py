@@ -13,6 +13,7 @@ from torch.distributed import HashStore
 
 from gemmule.errors import ConfigError
 from gemmule.runtime import world
+from gemmule.runtime.roll_call import LEFT, Answering, RollCall
 from gemmule.runtime.world import SOLO, StepSums, World
 from ranks import Ended, run_ranks
 
@@ -191,7 +192,61 @@ world.sum([1.0])
 """)
     assert second.code == -9
     assert first.code == 1
-    assert first.err.count("gemmule: rank 0 of 2 lost contact with another rank") == 1
+    assert first.err.count("gemmule: rank 1 of 2 is gone: it was killed, or its machine is") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_by_all() -> None:
+    """By one that waits for it, one that computes, and one that torchrun stops for its sake."""
+    code = """
+import os, signal, sys, time
+from gemmule.errors import GemmuleError
+from gemmule.runtime.world import World
+try:
+    with World.from_env("cpu", timeout=60) as world:
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if world.rank == 2:
+            time.sleep(2)
+        if world.rank == 3:
+            raise KeyboardInterrupt
+        world.sum([1.0])
+except GemmuleError as e:
+    print(f"gemmule: {e}", file=sys.stderr)
+    raise SystemExit(e.exit_code) from None
+"""
+    ranks = run_ranks(["-c", code], 4)
+    assert [rank.code for rank in ranks] == [1, -9, 1, 1], ranks
+    for rank in (ranks[0], *ranks[2:]):
+        assert rank.err.count("gemmule: rank 1 of 4 is gone: it was killed") == 1, rank.err
+
+
+def test_a_stop_is_no_failure() -> None:
+    """Each rank is stopped by itself, and none takes that of the other for a reason."""
+    both = in_ranks("""
+from gemmule.errors import Interrupted
+time.sleep(world.rank)
+raise Interrupted(f"stopped; saved by {world.rank}")
+""")
+    assert [rank.code for rank in both] == [130, 130], both
+    assert [f"saved by {i}" in rank.err for i, rank in enumerate(both)] == [True, True]
+
+
+def test_a_roll_call() -> None:
+    store = HashStore()
+    threads = [Answering(store, rank) for rank in range(3)]
+    call = RollCall(store, 0, 4)
+    assert call.missing() == [1, 2, 3]
+    threads[1].answer()
+    assert call.missing() == [2, 3]
+    store.set(f"{LEFT}/3", "")
+    threads[2].answer()
+    assert call.missing() == []
+    again = RollCall(store, 2, 4)
+    assert again.missing() == [0, 1]  # the answer to an earlier call is none
+    for thread in threads:
+        thread.answer()
+    assert again.missing() == []
 
 
 def test_a_rank_that_is_busy_is_ended_after_the_grace() -> None:

@@ -53,7 +53,7 @@ def meter() -> MachineMeter:
 
 def main(recordings: list[dict[str, Any]]) -> None:
     gemmule.runs.carbon.start_tracker = meter  # type: ignore[assignment]
-    shared_work._CALL_AFTER = 0.5
+    shared_work._CALL_AFTER, shared_work._PATIENCE = 0.5, 5.0
     try:
         with World.from_env("cpu", timeout=60) as world:
             for recording in recordings:

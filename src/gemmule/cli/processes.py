@@ -153,8 +153,9 @@ def _is_printed(message: str) -> bool:
         while time.monotonic() < end:
             if store.check([_FIRST]):
                 first = store.get(_FIRST).decode()
+                reason, _, _ = first.partition("\n")
                 # Its stop by a budget says more; that it failed ends with why.
-                if message in first or message.endswith(f": {first.splitlines()[0]}"):
+                if message in first or message.endswith(f": {reason}"):
                     return True
                 break
             time.sleep(0.05)
