@@ -226,6 +226,16 @@ def test_the_command_prints_or_writes_a_script(
     assert (tmp_path / "job.sh").read_text() == printed
 
 
+def test_a_recording_continues_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    record = ["record", "runs/big", "--data", "d", "--out", "runs/targets", "--draws", "9"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["launch", "--slurm", "--nodes", "2", "--nproc", "4", *record])
+    assert ended.value.code == 0
+    assert f"-m gemmule {' '.join(record)} &" in capsys.readouterr().out
+    assert "draws" in refusal(capsys, "--slurm", *record[:-1], "0")
+    assert "give --nproc to gemmule launch" in refusal(capsys, "--slurm", *record, "--nproc=2")
+
+
 def test_the_command_is_checked_before_it_waits_in_a_queue(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

@@ -9,14 +9,12 @@ import typer
 from gemmule import files
 from gemmule.cli.app import TRAIN, app, command
 from gemmule.cli.options import Options
+from gemmule.cli.teachers import Extent, Targets, recording
 from gemmule.cli.train import distillation
 from gemmule.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gemmule.train.config import RunConfig
-
-# Commands that train on several processes, and write a run that --resume continues.
-_TRAINING = ("train", "distill")
+    from gemmule.launch.request import LaunchRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,14 +68,14 @@ class Machines(Options):
 def launch(
     scheduler: Scheduler,
     machines: Machines,
-    training: Annotated[
+    shared: Annotated[
         list[str], typer.Argument(metavar="COMMAND...", help="gemmule's command, from its verb on.")
     ],
     script: Annotated[
         Path | None, typer.Option(help="File to write; default: standard output.")
     ] = None,
 ) -> None:
-    """Print a script that starts a training run on many machines, or continues it.
+    """Print a script that trains, or records a teacher, on many machines.
 
     Starting it again continues the run. Its settings are checked here, before it waits in a queue.
 
@@ -87,10 +85,10 @@ def launch(
     from gemmule.launch.render import render
     from gemmule.launch.request import LaunchRequest
 
-    values = {"scheduler": scheduler.chosen(), "command": training, **machines.given()}
-    settings, values["out"] = _checked(training)
-    request = LaunchRequest.parse(values, source="launch")
-    settings.shared_by(request.nodes * request.nproc)
+    given = _options(shared)
+    values = {"scheduler": scheduler.chosen(), "command": shared, **machines.given()}
+    request = LaunchRequest.parse({**values, "out": given["out"]}, source="launch")
+    _check(request, given)
     text = render(request)
     if script is None:
         print(text, end="")
@@ -98,26 +96,44 @@ def launch(
         files.write_text(script, text)
 
 
-def _checked(training: list[str]) -> "tuple[RunConfig, Path]":
-    """The settings and the folder of the run that a command makes.
+def _options(shared: list[str]) -> dict[str, Any]:
+    """The options of the command that the processes share.
 
     Raises:
-        ConfigError: when it is not a training command, or its settings would be refused.
+        ConfigError: when they could not share it, or could not start it again.
     """
-    from gemmule.train.config import load_run_config
+    from gemmule.launch.request import CONTINUED_BY
 
-    verb, *words = training
-    if verb not in _TRAINING:
+    verb, *words = shared
+    if verb not in CONTINUED_BY:
+        *names, last = CONTINUED_BY
         raise ConfigError(
-            f"gemmule {verb} does not run on many machines: {' and '.join(_TRAINING)} do"
+            f"gemmule {verb} does not run on many machines: {', '.join(names)} and {last} do"
         )
     if any(word.partition("=")[0] == "--nproc" for word in words):  # it starts processes at once
         raise ConfigError("give --nproc to gemmule launch, before the command")
     group: Any = typer.main.get_command(app)
-    values = group.commands[verb].make_context(f"gemmule {verb}", words).params
-    if values["resume"]:
+    values: dict[str, Any] = group.commands[verb].make_context(f"gemmule {verb}", words).params
+    if values.get("resume"):
         raise ConfigError("leave --resume out: the script continues the run where there is one")
+    return values
+
+
+def _check(request: "LaunchRequest", values: dict[str, Any]) -> None:
+    """Refuses a command whose settings would be refused.
+
+    Raises:
+        UserError: as the command would.
+    """
+    from gemmule.train.config import load_run_config
+
+    verb = request.command[0]
+    if verb == "record":
+        targets, extent = Targets.of(values), Extent.of(values)
+        recording(values["teacher"], values["data"], targets, extent, values["overrides"])
+        return
     chosen = list(values["overrides"] or [])
     if verb == "distill":
         chosen += distillation(values["teacher"], values["targets"], values["cross_tokenizer"])
-    return load_run_config(values["config"], chosen), values["out"]
+    settings = load_run_config(values["config"], chosen)
+    settings.shared_by(request.nodes * request.nproc)

@@ -1,14 +1,15 @@
 """Launch scripts from their templates.
 
-All three end in torchrun and give the command --resume-if-started. Every rank looks before it waits
-for the others, and none writes before all have come: so all of them see the same.
+All three end in torchrun. A run of training gets --resume-if-started: every rank looks before it
+waits for the others, and none writes before all have come, so all of them see the same. A recording
+continues by itself.
 """
 
 import json
 
 import jinja2
 
-from gemmule.launch.request import LaunchRequest
+from gemmule.launch.request import CONTINUED_BY, LaunchRequest
 from gemmule.shell import quoted
 
 NOTICE = 120
@@ -47,5 +48,5 @@ def render(request: LaunchRequest) -> str:
 def _words(request: LaunchRequest) -> str:
     """The command for the shell; it starts the run, or continues it."""
     verb, *words = request.command
-    option = "--resume-if-started"
-    return " ".join(map(quoted, [verb, *([] if option in words else [option]), *words]))
+    options = [option for option in CONTINUED_BY[verb] if option not in words]
+    return " ".join(map(quoted, [verb, *options, *words]))

@@ -13,6 +13,11 @@ Scheduler = Literal["slurm", "sky", "kubeflow"]
 SCHEDULERS: dict[str, str] = {
     "slurm": "Slurm", "sky": "SkyPilot", "kubeflow": "Kubeflow Trainer",
 }  # fmt: skip
+CONTINUED_BY: dict[str, tuple[str, ...]] = {
+    "train": ("--resume-if-started",), "distill": ("--resume-if-started",), "record": (),
+}  # fmt: skip
+"""Commands that several processes share, and the options that continue what is there."""
+
 # Options that only some schedulers use, and what to do with the others.
 _ONLY: dict[str, tuple[tuple[Scheduler, ...], str]] = {
     "options": (("slurm",), "edit the YAML for what gemmule has no option for"),
@@ -30,8 +35,8 @@ class LaunchRequest(Config):
 
     Attributes:
         scheduler: what starts the processes.
-        command: the training command, from its verb on.
-        out: folder of the run, as in the command.
+        command: the command, one of CONTINUED_BY, from its verb on.
+        out: the folder that it writes, as in the command.
         name: name of the job; None: made from the folder's.
         nodes: machines.
         nproc: processes per machine, each with a GPU of its own where `gpu` is given.
