@@ -154,4 +154,4 @@ rank_training.main(json.load(open(sys.argv[1])))
     first, second = run_ranks(["-c", code], seconds=60)
     assert second.code == -9
     assert first.code != 0
-    assert "lost contact with" in first.out + first.err
+    assert "rank 1 of 2 is gone: it was killed" in first.out + first.err

@@ -208,9 +208,10 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         for name, kind in groups.items():
-            values[name] = kind.of(values)
-            for field in _fields(kind):
+            group = kind.of(values)
+            for field in _fields(kind):  # one of which may have the group's name
                 del values[field.name]
+            values[name] = group
         command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

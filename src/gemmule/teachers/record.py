@@ -120,7 +120,7 @@ def record(config: RecordConfig, out: Path, world: World = SOLO) -> dict[str, An
         if world.first:
             stack.enter_context(locked(out, config.part))
             _claim(out, manifest, there)
-        world.barrier()
+        world.agree(True)  # the folder is there; torch writes errors of a barrier to the log
         if not world.first:
             _check_claimed(out, manifest)
         done = _record(config, out, teacher, dataset.split(SPLIT), world)
