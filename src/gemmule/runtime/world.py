@@ -315,7 +315,7 @@ class _Group(World):
                 # A collective of somewhere else, broken off because its partner has failed.
                 lost = self._failure_of_another(wait=0.0) or self._vanished(error)
             elif isinstance(error, KeyboardInterrupt | Interrupted):
-                # torchrun stops all once one was killed. That another was stopped is no failure.
+                # torchrun stops all once one was killed. A stop of another rank does not count.
                 gone = self._gone(_ANSWER)
                 lost = gone if gone is not None and gone.gone else None
         finally:
