@@ -39,7 +39,8 @@ from gemmule.model.gemma import Gemma
 from gemmule.runtime import host, memory, torch_compile
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.logit_store import Store
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.train.config import OptimizerConfig, RunConfig
 from gemmule.train.objective import Objective

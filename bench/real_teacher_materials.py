@@ -33,7 +33,8 @@ from gemmule.runtime.threads import set_up_torch
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.mapped import MappedTeacher
 from gemmule.teachers.open import open_teacher
-from gemmule.teachers.record import RecordConfig, record, summary
+from gemmule.teachers.record import record, summary
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.teacher import LocalTeacher
 from gemmule.teachers.transformers_model import import_transformers
 

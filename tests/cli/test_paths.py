@@ -13,7 +13,7 @@ from gemmule import cli, files
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.teachers.record import RecordConfig
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.train.config import RunConfig
 
 Settings = Callable[..., dict[str, Any]]

@@ -27,7 +27,7 @@ from gemmule.runs import metrics
 from gemmule.runs.ledger import activity
 from gemmule.runs.run_dir import RunDir
 from gemmule.teachers import logit_store as stores
-from gemmule.teachers import record, record_session
+from gemmule.teachers import record, record_config, record_session
 from gemmule.train import loop, state
 from gemmule.train.config import RunConfig
 
@@ -144,7 +144,7 @@ def child(request: dict[str, Any]) -> int:
         return 0
     if "record" in request:
         try:
-            record.record(record.RecordConfig.parse(request["record"]), out)
+            record.record(record_config.RecordConfig.parse(request["record"]), out)
         except GemmuleError as e:
             sys.stderr.write(f"{e}\n")
             return e.exit_code

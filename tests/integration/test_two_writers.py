@@ -26,7 +26,8 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.quantize import quantize
 from gemmule.quickstart import QuickstartConfig, run_quickstart
 from gemmule.runs.lock import locked, locked_output
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from models import TINY, random_model, tiny_config
 
 Settings = Callable[..., dict[str, Any]]

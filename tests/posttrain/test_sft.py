@@ -26,7 +26,8 @@ from gemmule.posttrain.recipes import sft
 from gemmule.posttrain.recipes.sft import SftConfig
 from gemmule.posttrain.rendering import Rendered, render_conversation
 from gemmule.runtime.config import RuntimeConfig
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.train.config import RunConfig, load_run_config
 from gemmule.train.objectives.next_token import NextToken

@@ -19,7 +19,8 @@ from gemmule.runs.power.machine import MachineMeter, Source
 from gemmule.runtime import shared_work
 from gemmule.runtime.world import World
 from gemmule.teachers import record_session
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 
 plain = record_session.batch_of
 

@@ -21,7 +21,8 @@ from gemmule.teachers.completions import CompletionServer
 from gemmule.teachers.endpoint import EndpointTeacher
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.logit_store import Store
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.teachers.verify_store import verify
 from models import fresh_model, tiny_config

@@ -10,7 +10,8 @@ import pytest
 
 from gemmule.errors import ConfigError, OutputError
 from gemmule.teachers.logit_store import Store
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.verify_store import verify
 
 pytestmark = pytest.mark.usefixtures("no_meter")

@@ -20,7 +20,8 @@ from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.mapped import MappedTeacher
 from gemmule.teachers.open import open_teacher
-from gemmule.teachers.record import RecordConfig, describe, record, summary
+from gemmule.teachers.record import describe, record, summary
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.verify_store import verify
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training

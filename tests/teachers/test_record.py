@@ -22,7 +22,8 @@ from gemmule.errors import (
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.logit_store import Store
-from gemmule.teachers.record import RecordConfig, describe, record
+from gemmule.teachers.record import describe, record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.target_spec import TargetSpec
 from gemmule.teachers.verify_store import verify
 from gemmule.train.config import RunConfig

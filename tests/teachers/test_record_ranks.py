@@ -15,7 +15,8 @@ from gemmule.runs.carbon import Energy, total
 from gemmule.runtime.world import World
 from gemmule.teachers import record as recording
 from gemmule.teachers.logit_store import Store
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from models import random_model, tiny_config
 from ranks import Ended, run_ranks
 
@@ -148,8 +149,7 @@ def test_a_rank_that_would_record_something_else(
         rank, size, local_rank, local_size = 1, 2, 1, 2
 
         def agree(self, answer: bool) -> bool:
-            assert not answer
-            return True
+            return True  # the first rank has found a store
 
     with pytest.raises(OutputError, match=r"something else than the first .*seed: 0 there, 4 now"):
         record(RecordConfig.parse(settings(seed=4)), alone, Second())

@@ -24,7 +24,8 @@ from gemmule.model.tokenizer import Tokenizer
 from gemmule.teachers.gemma import GemmaTeacher
 from gemmule.teachers.logit_store import Store
 from gemmule.teachers.open import open_foreign_teacher, open_teacher
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.same_tokenizer import probe_texts
 from gemmule.teachers.transformers_model import TransformersTeacher
 from gemmule.teachers.verify_store import verify

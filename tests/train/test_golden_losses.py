@@ -16,7 +16,8 @@ from gemmule import files
 from gemmule.data.prepare import prepare
 from gemmule.model.tokenizer import Tokenizer
 from gemmule.runs.metrics import read_metrics
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 

@@ -10,7 +10,8 @@ from test_two_ranks import SCRIPT, SHARDS, apart, in_ranks, losses
 
 from gemmule.checkpoints.hf.writer import save_model
 from gemmule.model.tokenizer import Tokenizer
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 from models import random_model, tiny_config

@@ -40,7 +40,8 @@ from gemmule.runs.schema import Manifest
 from gemmule.runs.schema_evals import SizeFactors
 from gemmule.runtime import torch_compile
 from gemmule.teachers.open import open_teacher
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.train.config import DataConfig, RunConfig
 from gemmule.train.run import run_training
 

@@ -15,7 +15,7 @@ from gemmule.cli.teacher_text import TeacherText
 from gemmule.config import ModelName
 
 if TYPE_CHECKING:
-    from gemmule.teachers.record import RecordConfig
+    from gemmule.teachers.record_config import RecordConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def recording(
 ) -> "RecordConfig":
     """The settings of a recording, from the options of gemmule record."""
     from gemmule.config import assign
-    from gemmule.teachers.record import RecordConfig
+    from gemmule.teachers.record_config import RecordConfig
 
     values: dict[str, Any] = {
         "teacher": teacher, "data": data, "targets": targets.given(), **extent.given(),

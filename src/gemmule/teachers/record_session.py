@@ -11,7 +11,6 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,12 +28,8 @@ from gemmule.runtime.signals import stop_signals
 from gemmule.runtime.world import World
 from gemmule.teachers import logit_store as stores
 from gemmule.teachers.logit_store import Store
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.teachers.teacher import Teacher
-
-if TYPE_CHECKING:
-    from gemmule.teachers.record import RecordConfig
-
-UNIT = 128  # sequences that belong to the same part, and to one shard at most
 
 
 class RecordSession:
@@ -53,7 +48,7 @@ class RecordSession:
     """
 
     def __init__(
-        self, config: "RecordConfig", store: Store, teacher: Teacher, split: Split, world: World
+        self, config: RecordConfig, store: Store, teacher: Teacher, split: Split, world: World
     ) -> None:
         self._config, self._store, self._teacher = config, store, teacher
         self._split, self._world = split, world

@@ -24,7 +24,8 @@ from gemmule.data.dataset import Dataset
 from gemmule.data.packed_text import sequence_count
 from gemmule.runs.layout import RunLayout
 from gemmule.runs.ledger import activity as ledger
-from gemmule.teachers.record import RecordConfig, record
+from gemmule.teachers.record import record
+from gemmule.teachers.record_config import RecordConfig
 from gemmule.train.config import RunConfig
 from gemmule.train.run import run_training
 
