@@ -34,10 +34,18 @@ class SharedWork:
         self._alone = itertools.count()
 
     def next(self) -> int:
-        """The number of a piece that no other rank has; they rise by one over all ranks."""
+        """The number of a piece that no other rank has; they rise by one over all ranks.
+
+        Raises:
+            RankError: when the store is gone.
+        """
         if self._store is None:
             return next(self._alone)
-        return int(self._store.add("pieces", 1)) - 1
+        try:
+            return int(self._store.add("pieces", 1)) - 1
+        except RuntimeError:
+            self._world.check()
+            raise
 
     @property
     def stopping(self) -> bool:
