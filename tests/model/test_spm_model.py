@@ -36,7 +36,7 @@ def test_pieces_come_back(texts):
     for text in texts:
         assert text in parsed.pieces
         assert parsed.pieces.index(text) == texts.index(text)
-    for text in ("", "none of them", "\ud800", "x" * 200, "BPE"):
+    for text in {"", "none of them", "\ud800", "x" * 200, "BPE"}.difference(texts):
         assert text not in parsed.pieces
         with pytest.raises(ValueError, match="is not"):
             parsed.pieces.index(text)
