@@ -1,7 +1,7 @@
 """Turns a mapped file's pages into huge ones while others read them.
 
 A model that is mapped starts at once, but each step then reads it through pages of 4 KiB, which
-takes a fifth longer than through pages of 2 MiB. File systems with large folios (ext4 from Linux
+takes up to twice as long as through pages of 2 MiB. File systems with large folios (ext4 from Linux
 6.16, XFS) give a mapped file huge pages by themselves. Elsewhere a thread copies one piece after
 the other into anonymous huge pages and moves them over the file's. Addresses and contents stay the
 same, so that readers notice nothing. Only on Linux.

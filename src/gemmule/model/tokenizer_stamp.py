@@ -1,7 +1,7 @@
 """A note next to tokenizer.json that tokenizer.model, which is read faster, holds the same.
 
 Reading a tokenizer.json of 256,000 pieces and comparing it with the tokenizer.model next to it
-takes five times as long as reading the latter alone. Who writes a folder does so once and leaves a
+takes four times as long as reading the latter alone. Who writes a folder does so once and leaves a
 stamp: the SHA-256 of both files, what the other files said about tokens, and the added tokens that
 came of it. A stamp whose files have changed since counts for nothing.
 """
