@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -45,7 +45,7 @@ TIMEOUT = 1800.0
 _MEETING = 300.0  # seconds for all processes to come up
 _GRACE = 30.0
 _POLL = 0.5  # seconds between looks at whether another rank has failed
-_LINGER = 5.0  # seconds the rank that holds the store stays for the others to read it
+_LINGER = 15.0  # seconds the rank that holds the store stays for the others to read it
 _ANSWER = 3.0  # seconds for the answer of a rank that lives
 _FAILURE = "gemmule/failure"
 _AGAIN = "Start again; what is saved is kept (train and distill continue with --resume)"
@@ -230,6 +230,7 @@ class _Group(World):
         try:
             shared, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=meeting)))
             start = _start(shared, self.rank, self.size, meeting)
+            self._server = shared  # on the first rank, the store lives as long as this does
             store, self._store, self._watched = (
                 dist.PrefixStore(start, each)  # type: ignore[attr-defined]
                 for each in (shared, shared.clone(), shared.clone())
@@ -322,8 +323,10 @@ class _Group(World):
             if error is not None and self._failure is None:
                 self._tell(lost or error)
             self._leaving.set()
+            del self._group  # or its connections stay open
             dist.destroy_process_group()  # closes the connections, which wakes the others
-            self._part()
+            ended = lost or error
+            self._part(ended.gone if isinstance(ended, RankError) else ())
         if lost is not None:
             raise lost from error
 
@@ -401,15 +404,18 @@ class _Group(World):
             f"one: {failure['reason']}"
         )
 
-    def _part(self) -> None:
+    def _part(self, gone: Collection[int]) -> None:
         """Says that this rank has left; the rank that holds the store is the last to leave.
+
+        Args:
+            gone: ranks that will not say so.
 
         `set` waits for no reply, which the first rank might not be there to send.
         """
         self._watcher.join(timeout=_LINGER)  # it may be waiting for a reply
         with contextlib.suppress(RuntimeError):
             self._store.set(f"{LEFT}/{self.rank}", "")
-            all_left = [f"{LEFT}/{rank}" for rank in range(self.size)]
+            all_left = [f"{LEFT}/{rank}" for rank in range(self.size) if rank not in gone]
             end = time.monotonic() + _LINGER
             while self.first and not self._store.check(all_left) and time.monotonic() < end:
                 time.sleep(0.02)
@@ -429,6 +435,8 @@ class _Group(World):
             if error is None or self._leaving.wait(self._grace):
                 return
             print(f"gemmule: {error}", file=sys.stderr, flush=True)
+            with contextlib.suppress(RuntimeError):
+                self._watched.set(f"{LEFT}/{self.rank}", "")
             os._exit(error.exit_code)
 
 
