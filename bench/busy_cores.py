@@ -12,6 +12,7 @@ contestant; `over_default` is a contestant's speed over the default's, in both s
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from typing import Any
 import harness
 import train
 from gemmule.console import table
+from gemmule.errors import ConfigError
 from gemmule.speed.busy import busy_processes
 
 # Environments. GNU's own number is 300,000 spins, some milliseconds, or 1,000 where there are more
@@ -37,6 +39,9 @@ WAYS: dict[str, dict[str, str]] = {
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything of the report but machine and versions."""
+    given = [name for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ]
+    if given:
+        raise ConfigError(f"{given[0]} is set, which every contestant would inherit: unset it")
     settings = train.settings_of(args)
     script = str(Path(train.__file__))
     with ExitStack() as stack:

@@ -33,7 +33,7 @@ WORDING = [
     (r"\b(?:whoever|whomever)\b", "name who or what it is"),
     (r"\b(?:somebody|nobody)\b", 'write "someone", "another user", "no one", or name the thing'),
     (r"\balike\b", 'write "the same", "equal" or "both"'),
-    (r"(?<!--)\bbeside\b", 'write "next to", "alongside" or "with"'),
+    (r"(?<!--)\bbeside\b(?!:)", 'write "next to", "alongside" or "with"'),
     (r"\blikeliest\b", 'write "most likely" or "top-k"'),
     (r"\bin (?:any|what|whatever) company\b",
      'write "whatever else is in the batch" or "batch-invariant"'),

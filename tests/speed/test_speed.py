@@ -113,7 +113,7 @@ def test_roofline_of_a_2b() -> None:
         (["--batch", "1,x"], "whole numbers with commas"),
         (["--batch", "0"], "each must be from 1 to 256"),
         (["--threads", "0"], "threads = 0"),
-        (["--beside", "-1"], "busy = -1"),
+        (["--beside", "-1"], "beside = -1"),
         (["--prompt", "5000"], "this model's context is 1024 tokens"),
         (["--quantize", "int3"], "int3"),
     ],

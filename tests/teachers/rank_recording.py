@@ -1,8 +1,9 @@
 """One rank of several recordings, one after the other, as a list of them says.
 
 Argument: a file of JSON, a list of recordings: "settings", "out", and optionally the number of the
-batch before which the second rank alone gets SIGTERM ("stop_at") or SIGKILL ("kill_at"). Prints,
-line by line, what became of each: the result, or the kind of the error and its message.
+batch before which the second rank alone gets SIGTERM ("stop_at") or SIGKILL ("kill_at"), and
+whether no rank ends its first batch before both have begun one ("together"). Prints, line by line,
+what became of each: the result, or the kind of the error and its message.
 """
 
 import json
@@ -31,7 +32,9 @@ def run(recording: Mapping[str, Any], world: World) -> Any:
     def batch_of(*args: Any) -> Any:
         nonlocal batches
         batches += 1
-        time.sleep(0.03)  # so that none has done all before the other begins
+        if batches == 1 and recording.get("together"):
+            begin_together(Path(recording["out"]), world)
+        time.sleep(0.03)  # neither has done all before the other is through with its first
         for moment, number in (("stop_at", signal.SIGTERM), ("kill_at", signal.SIGKILL)):
             if batches == recording.get(moment) and world.rank == 1:
                 signal.raise_signal(number)
@@ -44,6 +47,15 @@ def run(recording: Mapping[str, Any], world: World) -> Any:
         raise
     except GemmuleError as e:
         return f"{type(e).__name__}: {e}"
+
+
+def begin_together(out: Path, world: World) -> None:
+    """Waits until both ranks are here."""
+    (out.parent / f"{out.name}-{world.rank}").touch()
+    end = time.monotonic() + 30
+    while not (out.parent / f"{out.name}-{1 - world.rank}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def meter() -> MachineMeter:

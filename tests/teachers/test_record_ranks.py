@@ -77,10 +77,10 @@ def sequences(folder: Path) -> list[bytes]:
 def test_two_ranks(settings: Settings, alone: Path, tmp_path: Path) -> None:
     names = ["fresh", "stopped", "stopped", "grown", "grown", "parts", "parts", "killed"]
     changes: list[dict[str, Any]] = [
-        {}, {"stop_at": 3}, {}, {"tokens": SEQ_LEN * 40}, {}, {"part": "1/2"}, {"part": "2/2"},
-        {"kill_at": 2},
+        {"together": True}, {"together": True, "stop_at": 3}, {}, {"tokens": SEQ_LEN * 40}, {},
+        {"part": "1/2"}, {"part": "2/2"}, {"together": True, "kill_at": 2},
     ]  # fmt: skip
-    moments = ("stop_at", "kill_at")
+    moments = ("together", "stop_at", "kill_at")
     recordings = [
         {
             "out": str(tmp_path / name),

@@ -39,6 +39,7 @@ class HugePages:
         self._mapping: mmap.mmap | None = mapping
         self._address, self._nbytes = address, len(mapping)
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """None in a copy, or in another process: its tensors are in memory of its own."""
@@ -46,7 +47,9 @@ class HugePages:
 
     def start(self) -> None:
         """Begins, in a thread, unless it was begun before; returns at once."""
-        if self._thread is None:
+        with self._lock:
+            if self._thread is not None:
+                return
             self._thread = threading.Thread(target=self._run, name="huge pages", daemon=True)
             self._thread.start()
 

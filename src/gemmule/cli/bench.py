@@ -19,9 +19,7 @@ class Measured(Options):
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt, for prefill.")] = 512
     context: Annotated[int, typer.Option(help="Tokens already in the cache, for decode.")] = 128
     batch: Annotated[str, typer.Option(help="Batch sizes for decode, as in 1,8.")] = "1,8"
-    busy: Annotated[
-        int, typer.Option("--beside", help="Measure again next to that many busy processes.")
-    ] = 0
+    beside: Annotated[int, typer.Option(help="Measure again next to that many busy processes.")] = 0
 
 
 @command(RUN)

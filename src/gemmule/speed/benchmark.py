@@ -97,7 +97,7 @@ def measure(request: SpeedRequest, progress: Progress = lambda *_: None) -> dict
     threads = request.threads or host.usable_cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    turns = _ROUNDS * (2 if request.busy else 1)
+    turns = _ROUNDS * (2 if request.beside else 1)
     stages = _Stages(3 + turns * (1 + len(request.batch)), progress)
     try:
         return _measured(request, threads, stages)
@@ -141,7 +141,7 @@ def _measured(request: SpeedRequest, threads: int, stages: _Stages) -> dict[str,
             for batch, seconds in times.steps.items()
         ],
         "long_context": _long(load, limits, times),
-        "busy": _busy(request.busy, times),
+        "busy": _busy(request.beside, times),
         "peak_bytes": peak,
     }
 
@@ -153,13 +153,13 @@ def _times(
     alone, contended = _Rounds(request), _Rounds(request, ", cores busy")
     for _ in range(_ROUNDS):
         alone.take(driver, stages)
-        if request.busy:
-            with busy_processes(request.busy):
+        if request.beside:
+            with busy_processes(request.beside):
                 contended.take(driver, stages)
     prompt = statistics.median(alone.prompts)
     stages.begin("a long context")
     long = _long_context(request, driver, model, prompt / request.prompt)
-    return _Times(load_seconds, prompt, alone.steps, contended if request.busy else None, long)
+    return _Times(load_seconds, prompt, alone.steps, contended if request.beside else None, long)
 
 
 def runner_of(model: Gemma, threads: int, cache: str | None = None) -> Runner:

@@ -5,14 +5,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# Ends with the process that started it, however that one ends.
+# Its input ends with the process that started it, however that one ends.
 _BUSY = """
-import os
-parent = os.getppid()
+import os, sys, threading
+def follow():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=follow, daemon=True).start()
 print("busy", flush=True)
-while os.getppid() == parent:
-    for _ in range(1_000_000):
-        pass
+while True:
+    pass
 """
 
 
@@ -22,7 +24,11 @@ def busy_processes(count: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             process = stack.enter_context(
-                subprocess.Popen([sys.executable, "-P", "-c", _BUSY], stdout=subprocess.PIPE)
+                subprocess.Popen(
+                    [sys.executable, "-P", "-c", _BUSY],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
             )
             stack.callback(process.kill)
             assert process.stdout is not None

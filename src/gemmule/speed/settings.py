@@ -21,7 +21,7 @@ class SpeedRequest(Config):
         prompt: tokens of the prompt, for prefill.
         context: tokens already in the cache, for decode.
         batch: batch sizes for decode.
-        busy: number of busy processes, one thread each, next to which all is measured once more;
+        beside: number of busy processes, one thread each, next to which all is measured once more;
             0: it is measured alone only.
     """
 
@@ -31,7 +31,7 @@ class SpeedRequest(Config):
     prompt: int = Field(default=512, ge=1)
     context: int = Field(default=128, ge=1)
     batch: tuple[int, ...] = (1, 8)
-    busy: int = Field(default=0, ge=0, le=256)
+    beside: int = Field(default=0, ge=0, le=256)
 
     @pydantic.field_validator("batch", mode="before")
     @classmethod
