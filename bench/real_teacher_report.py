@@ -216,7 +216,7 @@ def _curve(
         axes.plot(x, values, **style, linestyle="", alpha=0.3, markersize=3)
     means = [sum(values) / len(values) for values in zip(*losses, strict=True)]
     axes.plot(x, means, **style, linestyle=line, linewidth=1.7, markersize=5, markeredgecolor=PAPER)
-    below = line != "-"  # dashed lines end where others go on
+    below = not scratch and (line != "-" or arm["epochs"] < 4)  # where others go on to the right
     axes.annotate(
         label, (x[-1], means[-1]), xytext=(0, -14) if below else (6, -3),
         textcoords="offset points", ha="right" if below else "left",
