@@ -317,16 +317,17 @@ class _Group(World):
                 lost = self._failure_of_another(wait=0.0) or self._vanished(error)
             elif isinstance(error, KeyboardInterrupt | Interrupted):
                 # torchrun stops all once one was killed. A stop of another rank does not count.
-                gone = self._gone(_ANSWER)
-                lost = gone if gone is not None and gone.gone else None
+                failure = self._gone(_ANSWER)
+                lost = failure if failure is not None and failure.gone else None
         finally:
-            if error is not None and self._failure is None:
-                self._tell(lost or error)
+            ended = lost or error
+            gone = ended.gone if isinstance(ended, RankError) else ()
+            if ended is not None and self._failure is None:
+                self._tell(ended, gone)
             self._leaving.set()
             del self._group  # or its connections stay open
             dist.destroy_process_group()  # closes the connections, which wakes the others
-            ended = lost or error
-            self._part(ended.gone if isinstance(ended, RankError) else ())
+            self._part(gone)
         if lost is not None:
             raise lost from error
 
@@ -372,11 +373,10 @@ class _Group(World):
             f"or whose machine is gone. {_AGAIN}"
         )
 
-    def _tell(self, error: BaseException) -> None:
+    def _tell(self, error: BaseException, gone: Collection[int]) -> None:
         """Leaves the reason for the others, unless another rank has left one."""
         reason = f"{type(error).__name__}: {first_line(error)}" if str(error) else repr(error)
         where = f"{socket.gethostname()}, process {os.getpid()}"
-        gone = error.gone if isinstance(error, RankError) else ()
         value = {"rank": self.rank, "where": where, "reason": reason, "gone": gone}
         with contextlib.suppress(RuntimeError):  # the one that holds the store is gone
             self._store.compare_set(_FAILURE, "", json.dumps(value))
