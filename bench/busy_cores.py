@@ -23,6 +23,7 @@ import harness
 import train
 from gemmule.console import table
 from gemmule.errors import ConfigError
+from gemmule.runtime.openmp import SETTINGS
 from gemmule.speed.busy import busy_processes
 
 # Environments. GNU's own number is 300,000 spins, some milliseconds, or 1,000 where there are more
@@ -39,7 +40,7 @@ WAYS: dict[str, dict[str, str]] = {
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything of the report but machine and versions."""
-    given = [name for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ]
+    given = [name for name in SETTINGS if name in os.environ]
     if given:
         raise ConfigError(f"{given[0]} is set, which every contestant would inherit: unset it")
     settings = train.settings_of(args)
