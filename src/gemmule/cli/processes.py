@@ -39,14 +39,14 @@ class Replacement(SystemExit):
 
 
 def share_out(
-    nproc: int | None, world: "World", check: Callable[[], object], without: Sequence[str] = ()
+    nproc: int | None, world: "World", check: Callable[[int], object], without: Sequence[str] = ()
 ) -> None:
     """Where --nproc is given, goes on as that many processes; then waits for the other ranks.
 
     Args:
         nproc: the option; None: this process is the only one, or one of torchrun's.
         world: the ranks.
-        check: raises if the processes would fail; a mistake is then told by one.
+        check: raises if that many processes would fail; a mistake is then told by one.
         without: options, each with a value, that have been done with.
 
     Raises:
@@ -57,7 +57,7 @@ def share_out(
 
         if world.size > 1:
             raise ConfigError("--nproc starts processes by itself: leave it out with torchrun")
-        check()
+        check(nproc)
         ledger.drop()  # the run is theirs
         start_processes(nproc, without)
     world.barrier()

@@ -125,7 +125,7 @@ def record(
     with ranks(config.device) as world, stoppable(RERUN):
         if world.first:
             text.prepare(config.teacher, config.data)
-        share_out(nproc, world, lambda: open_text(config), text.names())
+        share_out(nproc, world, lambda _: open_text(config), text.names())
         result = run(config, out, world)
     if not world.first:
         return

@@ -185,9 +185,9 @@ def train_model(
         if world.first:
             prepare()
 
-        def check() -> None:
+        def check(count: int) -> None:
             open_data(settings.data)
-            settings.shared_by(nproc or 1)
+            settings.shared_by(count)
 
         share_out(nproc, world, check, prepared)
         probes = [memorization_probe]
