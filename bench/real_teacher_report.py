@@ -169,16 +169,23 @@ def draw(report: Mapping[str, Any]) -> str:
     with svg.figures("the plot", INK, INK_2) as (canvas_of, _):
         canvas = canvas_of(figsize=(9.2, 4.2), facecolor=PAPER, layout="constrained")
         left, right = canvas.subplots(1, 2, sharey=True)
-        for name, arm in report["arms"].items():
-            if arm["preset"] != "1m" or arm["alpha"] or arm["source"] == "online":
-                continue  # the table has them
+        arms = {  # the table has the others
+            name: arm
+            for name, arm in report["arms"].items()
+            if arm["preset"] == "1m" and not arm["alpha"] and arm["source"] != "online"
+        }
+        longest = max((a["epochs"] for a in arms.values() if a["source"] == "stored"), default=0)
+        for name, arm in arms.items():
             mine = [run["points"] for run in report["runs"] if run["arm"] == name]
             before = arm["teacher_flops"]
-            _curve(left, name, arm, mine, [p["epoch"] for p in mine[0]])
-            _curve(right, name, arm, mine, [(p["flops"] + before) / 1e12 for p in mine[0]])
+            below = arm["source"] == "stored" and arm["epochs"] < longest  # that one goes on
+            epochs = [p["epoch"] for p in mine[0]]
+            flops = [(p["flops"] + before) / 1e12 for p in mine[0]]
+            _curve(left, name, arm, mine, epochs, below=below)
+            _curve(right, name, arm, mine, flops, below=below)
             if before:
                 shared = [(p["flops"] + before / SHARED_BY) / 1e12 for p in mine[0]]
-                _curve(right, f"{name}, recording shared", arm, mine, shared, "--")
+                _curve(right, f"{name}, recording shared", arm, mine, shared, "--", below=True)
         for name, teacher in report["teachers"].items():
             loss = teacher["heldout"]["bits_per_byte"]
             for axes in (left, right):
@@ -207,8 +214,10 @@ def _curve(
     seeds: Sequence[Sequence[Point]],
     x: Sequence[float],
     line: str = "-",
+    *,
+    below: bool = False,
 ) -> None:
-    """The mean over seeds, named at its end, and faintly each seed."""
+    """The mean over seeds, named at its end or below it, and faintly each seed."""
     scratch = arm["source"] == "text"
     style = {"color": SCRATCH if scratch else DISTILLED, "marker": "s" if scratch else "o"}
     losses = [[point["heldout"] for point in points] for points in seeds]
@@ -216,7 +225,6 @@ def _curve(
         axes.plot(x, values, **style, linestyle="", alpha=0.3, markersize=3)
     means = [sum(values) / len(values) for values in zip(*losses, strict=True)]
     axes.plot(x, means, **style, linestyle=line, linewidth=1.7, markersize=5, markeredgecolor=PAPER)
-    below = not scratch and (line != "-" or arm["epochs"] < 4)  # where others go on to the right
     axes.annotate(
         label, (x[-1], means[-1]), xytext=(0, -14) if below else (6, -3),
         textcoords="offset points", ha="right" if below else "left",
