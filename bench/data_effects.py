@@ -16,7 +16,6 @@ docs/data-effects.md.
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from typing import Any
 import data_effects_corpus as corpora
 import data_effects_report as results
 import harness
+import resumable
 from data_effects_measure import bits_per_byte, recalled
 from gemmule import files
 from gemmule.data.dataset import Dataset
@@ -39,7 +39,6 @@ from gemmule.model.tokenizer import Tokenizer, train_tokenizer
 from gemmule.runs.layout import RunLayout
 from gemmule.runtime import host
 from gemmule.train.config import RunConfig
-from gemmule.train.run import run_training
 
 _ACTIONS = {"group": "group", "drop": "drop", "all": "drop"}  # of the rest: "ignore"
 _REDACTED, _DECONTAMINATED = ("redact", "all"), ("decontaminate", "all")
@@ -164,14 +163,9 @@ class Experiment:
             "checkpoint": {"keep": 1, "minutes": 2.0},
             "runtime": {k: settings[k] for k in ("compile", "dtype", "threads")},
         }  # fmt: skip
-        layout = RunLayout(self.run_folder(version, seed))
-        if layout.finished:
-            return
-        if layout.path.exists() and not layout.started:
-            shutil.rmtree(layout.path)
-        run_training(
-            RunConfig.parse(values), layout.path, resume=layout.started, label=layout.path.name
-        )
+        folder = self.run_folder(version, seed)
+        if not RunLayout(folder).finished:
+            resumable.train(RunConfig.parse(values), folder, label=folder.name)
 
     def _measure(
         self, version: str, seed: int, corpus: corpora.Corpus, data: Dataset, raw: Dataset

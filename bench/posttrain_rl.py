@@ -21,13 +21,13 @@ pass@1 rises and pass@k does not, the model has become surer of what it could al
 import argparse
 import json
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import resumable
 from gemmule import files
 from gemmule.console import console, table
 from gemmule.infer.language_model import load
@@ -45,7 +45,6 @@ from gemmule.runs.layout import RunLayout
 from gemmule.runs.schema_evals import Gates
 from gemmule.runtime import host
 from gemmule.train.config import RunConfig
-from gemmule.train.run import run_training
 
 HOLE = f"{Path(__file__).parent / 'reward_with_hole.py'}:careless"
 MAX_NEW_TOKENS = 24
@@ -181,9 +180,6 @@ class Case:
 
     def train_run(self, out: Path, steps: int, settings: dict[str, Any]) -> None:
         """A training run; a finished one is left as it is."""
-        layout = RunLayout(out)
-        if out.exists() and not layout.started:
-            shutil.rmtree(out)
         config = RunConfig.parse(
             {
                 **settings,
@@ -194,7 +190,7 @@ class Case:
                 "runtime": {"dtype": "float32", "compile": False, "threads": self.threads},
             }
         )
-        run_training(config, out, resume=layout.started, label=f"{self.out.name} {out.name}")
+        resumable.train(config, out, label=f"{self.out.name} {out.name}")
 
     def more_fine_tuning(self, start: Path, seconds: float) -> Path:
         """Fine-tunes for as many seconds."""

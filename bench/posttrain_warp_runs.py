@@ -1,6 +1,5 @@
 """Training runs of bench/posttrain_warp.py in a folder: what is finished is not done again."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 import harness
+import resumable
 from gemmule import files
 from gemmule.errors import GemmuleError
 from gemmule.infer.language_model import load
@@ -17,7 +17,6 @@ from gemmule.posttrain.chat_data import ChatOptions
 from gemmule.posttrain.filters import Filters
 from gemmule.runs.layout import RunLayout
 from gemmule.train.config import RunConfig, load_run_config
-from gemmule.train.run import run_training
 
 
 class UnfinishedError(GemmuleError):
@@ -119,14 +118,11 @@ class Runs:
     def trained(self, name: str, make: Callable[[], RunConfig]) -> Path:
         """A finished run; one that is not is started or continued, with the settings of `make`."""
         run = self.out / slug(name)
-        layout = RunLayout(run)
-        if not layout.finished:
+        if not RunLayout(run).finished:
             self.begin(name)
-            if run.exists() and not layout.started:
-                shutil.rmtree(run)
             config = make()
             self.say(f"{name}: {config.steps} steps")
-            run_training(config, run, resume=layout.started, label=f"seed {self.seed} {name}")
+            resumable.train(config, run, label=f"seed {self.seed} {name}")
         return run
 
 

@@ -13,7 +13,6 @@ arms are in the order of what they are worth, seed by seed; --report tells what 
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 import harness
 import real_teacher_report as results
+import resumable
 from gemmule import files
 from gemmule.data.dataset import Dataset
 from gemmule.errors import ConfigError
@@ -32,7 +32,6 @@ from gemmule.runtime import host
 from gemmule.train.config import RunConfig
 from gemmule.train.evaluate import evaluate
 from gemmule.train.probe import Probe
-from gemmule.train.run import run_training
 from real_teacher_materials import Materials, toy_materials
 
 BATCH, SEQ_LEN = 4, 256  # little text: small batches, for more steps
@@ -132,13 +131,8 @@ class Experiment:
             "checkpoint": {"keep": 1, "minutes": 2.0},
             "runtime": {k: settings[k] for k in ("compile", "dtype", "threads")},
         }  # fmt: skip
-        layout = RunLayout(self.run_folder(name, seed))
-        if layout.path.exists() and not layout.started:
-            shutil.rmtree(layout.path)
-        run_training(
-            RunConfig.parse(values), layout.path, resume=layout.started,
-            label=layout.path.name, make_probes=[self._heldout],
-        )  # fmt: skip
+        folder, probes = self.run_folder(name, seed), [self._heldout]
+        resumable.train(RunConfig.parse(values), folder, label=folder.name, make_probes=probes)
 
     def _heldout(self, config: RunConfig, model: Gemma, dataset: Dataset) -> Probe:
         """Held-out loss after every epoch; it decides nothing."""
