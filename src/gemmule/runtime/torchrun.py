@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gemmule.errors import GemmuleError, Interrupted
+from gemmule.errors import GemmuleError, Interrupted, RankError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -44,15 +44,17 @@ def _first(failures: "Mapping[int, ProcessFailure]") -> "tuple[int, ProcessFailu
     """The failure that the others follow from, with its rank.
 
     Times are whole seconds, and ranks that lose their partner end in the same one: it is the rank
-    that was killed. torchrun itself stops the others by SIGTERM, and half a minute later by
-    SIGKILL.
+    that was killed, or one that did not end as ranks do whose partner has failed. torchrun itself
+    stops the others by SIGTERM, and half a minute later by SIGKILL.
     """
     first = min(failure.timestamp for failure in failures.values())
 
-    def order(rank: int) -> tuple[bool, int]:
+    def order(rank: int) -> tuple[bool, int, bool]:
         failure = failures[rank]
         killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        return not (killed and failure.timestamp - first <= _TOGETHER), failure.timestamp
+        follows = failure.exitcode in (RankError.exit_code, -signal.SIGTERM)
+        alone = not (killed and failure.timestamp - first <= _TOGETHER)
+        return alone, failure.timestamp, follows
 
     rank = min(failures, key=order)
     return rank, failures[rank]

@@ -46,6 +46,7 @@ _MEETING = 300.0  # seconds for all processes to come up
 _GRACE = 30.0
 _POLL = 0.5  # seconds between looks at whether another rank has failed
 _LINGER = 15.0  # seconds the rank that holds the store stays for the others to read it
+_LEAD = 1.0  # seconds that a rank which has failed ends before those that end because of it
 _ANSWER = 8.0  # seconds for the answer of a rank that lives
 _FAILURE = "gemmule/failure"
 _AGAIN = "Start again; what is saved is kept (train and distill continue with --resume)"
@@ -328,6 +329,8 @@ class _Group(World):
             del self._group  # or its connections stay open
             dist.destroy_process_group()  # closes the connections, which wakes the others
             self._part(gone)
+            if self._failure is not None and not gone:
+                time.sleep(_LEAD)  # torchrun reports the exit status of the rank that ends first
         if lost is not None:
             raise lost from error
 
