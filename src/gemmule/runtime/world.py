@@ -330,7 +330,9 @@ class _Group(World):
             dist.destroy_process_group()  # closes the connections, which wakes the others
             self._part(gone)
             if self._failure is not None and not gone:
-                time.sleep(_LEAD)  # torchrun reports the exit status of the rank that ends first
+                # torchrun reports the exit status of the rank that ends first, and stops the rest.
+                with contextlib.suppress(KeyboardInterrupt):
+                    time.sleep(_LEAD)
         if lost is not None:
             raise lost from error
 
